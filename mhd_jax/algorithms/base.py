@@ -1,0 +1,56 @@
+"""What a factory of an algorithm promises: resolved hyperparameters, and one object per setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+
+from mhd_jax.types import Algorithm, ConfigError
+
+
+def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+    """Marks a function of hyperparameters as an algorithm's factory, named like the function.
+
+    Equal arguments give the identical `Algorithm`, so that runs that differ in their data,
+    graph or seed alone share one compiled program.
+    """
+    signature = inspect.signature(build)
+
+    def build_named(**arguments) -> Algorithm:
+        algorithm = build(**arguments)
+        return dataclasses.replace(algorithm, name=build.__name__, hyperparameters=arguments)
+
+    cached = functools.lru_cache(maxsize=None)(build_named)
+
+    @functools.wraps(build)
+    def wrapped(*args, **kwargs) -> Algorithm:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(
+                f"{build.__name__}: {error}; it takes {', '.join(signature.parameters) or 'nothing'}."
+            ) from error
+        bound.apply_defaults()
+        try:
+            return cached(**bound.arguments)
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+            return build_named(**bound.arguments)
+
+    return wrapped
+
+
+def hyperparameters(build: Callable[..., Algorithm]) -> dict[str, object]:
+    """Names and default values of a factory's hyperparameters."""
+    return {
+        name: parameter.default for name, parameter in inspect.signature(build).parameters.items()
+    }
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

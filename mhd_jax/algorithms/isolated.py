@@ -1,0 +1,66 @@
+"""Training alone (the MHD paper's "Separate") and all together in one place, the two bounds.
+
+    L_i = CE(z_i(x), y) on the private batch
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mhd_jax.algorithms.base import factory, require
+from mhd_jax.groups import all_params, all_stats, apply_gradients, forward, init_state, over_clients, predict
+from mhd_jax.losses import private_cross_entropy
+from mhd_jax.random import Purpose
+from mhd_jax.types import Algorithm, Batch, Metrics, State
+
+
+@factory
+def isolated(label_smoothing: float = 0.1) -> Algorithm:
+    """Each client learns from its private data alone: the lower bound.
+
+    Args:
+      label_smoothing: of the private cross-entropy, in [0, 1).
+    """
+    return _private_only(label_smoothing, pooled=False)
+
+
+@factory
+def supervised(label_smoothing: float = 0.1) -> Algorithm:
+    """One client holds all private data and sees K·B of it in a step: the upper bound.
+
+    Args:
+      label_smoothing: of the cross-entropy, in [0, 1).
+    """
+    return _private_only(label_smoothing, pooled=True)
+
+
+def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+
+    def init(key, clients, sample_batch: Batch) -> State:
+        return init_state(key, clients, sample_batch, num_heads=1)
+
+    def train_step(state: State, batch: Batch, graph: jax.Array) -> tuple[State, Metrics]:
+        del graph
+
+        def loss(params):
+            outputs, stats = forward(
+                state, params, all_stats(state), batch.inputs, train=Purpose.DROPOUT
+            )
+            losses = over_clients(private_cross_entropy, (0, 0, 0, None))(
+                outputs.logits[:, :, 0], batch.labels, batch.mask, label_smoothing
+            )
+            return losses.sum(), (losses, stats)
+
+        gradients, (losses, stats) = jax.grad(loss, has_aux=True)(all_params(state))
+        metrics = {"loss": losses, "private_loss": losses, "edges": jnp.zeros((), jnp.int32)}
+        return apply_gradients(state, gradients, stats), metrics
+
+    return Algorithm(
+        init=init,
+        train_step=train_step,
+        predict=predict,
+        edge_bytes=lambda state, batch: {},
+        pooled=pooled,
+    )

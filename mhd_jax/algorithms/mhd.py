@@ -1,0 +1,249 @@
+"""Multi-Headed Distillation: Zhmoginov et al., CVPR 2023, arXiv 2211.15774.
+
+Client i has a backbone φ_i and heads z_i^0 (main), z_i^1 … z_i^m (auxiliary). At each step
+
+    L_i = CE(z_i^0(x), y)                                                  private batch
+        + ν_emb · mean_x mean_{j∈S_i} ‖ē_i(x) − sg ē_j(x)‖²                public batch
+        + ν_aux · Σ_{k=1..m} mean_x CE(softmax z_i^k(x), sg softmax z_q^{k−1}(x))
+
+with ē = φ/‖φ‖, S_i the Δ neighbours drawn at this step and q = q(i, k, x) the candidate in
+S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns from heads of
+rank k−1, so knowledge travels one hop further with every rank, while the main head, which
+sees private labels only, stays sharp on the client's own data.
+
+Left open by the paper and chosen here: the own head is among the candidates
+(`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
+a client without a teacher keeps its private loss and, through its own candidates, its
+auxiliary one.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax import exchange, random
+from mhd_jax.algorithms.base import factory, require
+from mhd_jax.exchange import TARGET_SELECTIONS, TargetSelection, Teachers
+from mhd_jax.groups import (
+    all_params,
+    all_stats,
+    apply_gradients,
+    forward,
+    forward_teachers,
+    init_state,
+    over_clients,
+    predict,
+)
+from mhd_jax.losses import distillation, embedding_distance, private_cross_entropy
+from mhd_jax.metrics import prediction_entropy
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.random import Purpose
+from mhd_jax.types import Algorithm, Batch, ConfigError, Metrics, State
+
+
+@factory
+def mhd(
+    num_aux_heads: int = 3,
+    num_targets: int | str = 1,
+    nu_aux: float = 0.3,
+    nu_emb: float = 0.1,
+    target_selection: str | TargetSelection = "most_confident",
+    include_self: bool = True,
+    same_level: bool = False,
+    temperature: float = 1.0,
+    public_batch: str = "shared",
+    public_updates_stats: bool = False,
+    label_smoothing: float = 0.1,
+) -> Algorithm:
+    """Multi-Headed Distillation.
+
+    Args:
+      num_aux_heads: m; 0 is naive distillation, where the main head itself learns from the
+        neighbours' main heads with weight `nu_aux`.
+      num_targets: Δ, neighbours drawn per client and step, or "all".
+      nu_aux: weight of the auxiliary heads' distillation.
+      nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
+      target_selection: "most_confident", "random", "mean", or a function of the candidates
+        (see `mhd_jax.exchange.TargetSelection`).
+      include_self: whether a client's own head is among its candidates.
+      same_level: whether the neighbours' heads of rank k are candidates for head k too.
+      temperature: T of student's and targets' softmax in the distillation; confidence is
+        always that of T = 1.
+      public_batch: "shared": all clients see the same public samples in a step;
+        "independent": each its own, on which its teachers then run.
+      public_updates_stats: whether public samples update BatchNorm statistics too.
+      label_smoothing: of the private cross-entropy; the paper's is 0.
+
+    Raises:
+      ConfigError: a value out of range, or (at `init`) embeddings of unequal width.
+    """
+    for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
+        require(value >= low, f"{name} must be at least {low}, not {value}.")
+    require(num_aux_heads >= 0, f"num_aux_heads must be at least 0, not {num_aux_heads}.")
+    require(
+        num_targets == "all" or (isinstance(num_targets, int) and num_targets >= 1),
+        f"num_targets must be a positive integer or 'all', not {num_targets!r}.",
+    )
+    require(temperature > 0, f"temperature must be positive, not {temperature}.")
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require(
+        public_batch in ("shared", "independent"),
+        f"public_batch must be 'shared' or 'independent', not {public_batch!r}.",
+    )
+    require(
+        callable(target_selection) or target_selection in TARGET_SELECTIONS,
+        f"unknown target_selection {target_selection!r}; "
+        f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
+    )
+    select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type,assignment]
+    num_heads = num_aux_heads + 1
+    first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns from others
+    num_ranks = max(num_aux_heads, 1)  # how many heads learn, and how many teach
+    # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
+    own_included = include_self and num_aux_heads > 0
+    same_level_included = same_level and num_aux_heads > 0
+
+    def init(key: Array, clients, sample_batch: Batch) -> State:
+        state = init_state(key, clients, sample_batch, num_heads)
+        if nu_emb > 0:
+            _require_equal_widths(state)
+        return state
+
+    def candidates(own: Outputs, taught: Outputs, valid: Array) -> tuple[Array, Array | None, Array]:
+        """One client's candidates: logits [N, P, R, C], embeddings [N, P, D], valid [N]."""
+        lower = taught.logits[:, :, :num_ranks]
+        logits, embeddings, taken = [lower], [taught.embeddings], [valid]
+        if own_included:
+            logits.append(own.logits[None, :, :num_ranks])
+            embeddings.append(None if own.embeddings is None else own.embeddings[None])
+            taken.append(jnp.ones(1, bool))
+        if same_level_included:
+            logits.append(taught.logits[:, :, 1:])
+            embeddings.append(taught.embeddings)
+            taken.append(valid)
+        is_candidate = jnp.concatenate(taken)
+
+        def join(parts: list[Array]) -> Array:  # nothing of an empty slot gets through
+            joined = jnp.concatenate(parts)
+            keep = is_candidate.reshape((-1,) + (1,) * (joined.ndim - 1))
+            return jnp.where(keep, joined, 0)
+
+        joined_embeddings = None if embeddings[0] is None else join(embeddings)  # type: ignore[arg-type]
+        return join(logits), joined_embeddings, is_candidate
+
+    def client_loss(
+        private: Outputs,
+        labels: Array,
+        mask: Array,
+        public: Outputs,
+        taught: Outputs,
+        valid: Array,
+        key: Array,
+    ) -> Metrics:
+        """L_i and its parts; `public` [P, …] is the client's own, `taught` [T, P, …] its teachers'."""
+        terms = {
+            "private_loss": private_cross_entropy(
+                private.logits[:, 0], labels, mask, label_smoothing
+            )
+        }
+        loss = terms["private_loss"]
+        constant = jax.lax.stop_gradient(public)
+        if nu_emb > 0:
+            terms["emb_loss"] = embedding_distance(public.embeddings, taught.embeddings, valid)  # type: ignore[arg-type]
+            loss += nu_emb * terms["emb_loss"]
+        if nu_aux > 0:
+            logits, embeddings, is_candidate = candidates(constant, taught, valid)
+            targets = jax.lax.stop_gradient(
+                select(key, logits / temperature, embeddings, is_candidate)
+            )
+            learned = distillation(public.logits[:, first_student:], targets, temperature)
+            terms["aux_loss"] = jnp.where(is_candidate.any(), learned, 0)
+            loss += nu_aux * terms["aux_loss"]
+        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1])
+        return {"loss": loss, **terms}
+
+    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
+
+        def total_loss(params):
+            private, stats = forward(
+                state, params, all_stats(state), batch.inputs, train=Purpose.DROPOUT
+            )
+            public, public_stats = forward(
+                state,
+                params,
+                stats if public_updates_stats else all_stats(state),
+                batch.public_inputs,
+                train=Purpose.PUBLIC_DROPOUT,
+                shared_inputs=batch.public_is_shared,
+            )
+            constant = jax.lax.stop_gradient(public)
+            teachers = exchange.draw_teachers(
+                state, graph, exchange.finite_clients(constant), num_targets
+            )
+            taught = teacher_outputs(state, params, constant, teachers, batch)
+            terms = over_clients(client_loss)(
+                private, batch.labels, batch.mask, public, taught, teachers.valid, keys
+            )
+            # Clients share no parameters and teachers are constants, so the gradient of the
+            # sum is each client's own gradient.
+            return terms["loss"].sum(), (
+                {**terms, "edges": teachers.valid.sum(dtype=jnp.int32)},
+                public_stats if public_updates_stats else stats,
+            )
+
+        gradients, (metrics, stats) = jax.grad(total_loss, has_aux=True)(all_params(state))
+        return apply_gradients(state, gradients, stats), metrics
+
+    def teacher_outputs(
+        state: State, params, public: Outputs, teachers: Teachers, batch: Batch
+    ) -> Outputs:
+        """What S_i says about i's public samples, [K, T, P, …]."""
+        if batch.public_is_shared:
+            # Teachers at the present step: what they said as students, gathered.
+            return exchange.gather(public, teachers.positions)
+        return forward_teachers(
+            state,
+            jax.lax.stop_gradient(params),
+            all_stats(state),
+            teachers.positions,
+            batch.public_inputs,
+            train=Purpose.PUBLIC_DROPOUT,
+        )
+
+    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
+        num_samples = batch.public_indices.shape[-1]
+        params = state.groups[0].params["heads"]["kernel"]
+        _, width, num_classes = params.shape[1:]
+        size = params.dtype.itemsize
+        crossing = {"logits": num_samples * (num_ranks + same_level_included) * num_classes * size}
+        if nu_emb > 0:
+            crossing["embeddings"] = num_samples * width * size
+        if not batch.public_is_shared:
+            crossing["indices"] = num_samples * batch.public_indices.dtype.itemsize
+        return crossing
+
+    return Algorithm(
+        init=init,
+        train_step=train_step,
+        predict=predict,
+        edge_bytes=edge_bytes,
+        num_heads=num_heads,
+        public_batch=public_batch,
+    )
+
+
+def _require_equal_widths(state: State) -> None:
+    widths = {
+        group.members: group.params["heads"]["kernel"].shape[2] for group in state.groups
+    }
+    if len(set(widths.values())) > 1:
+        listed = "; ".join(
+            f"clients {', '.join(map(str, members))}: {width}" for members, width in widths.items()
+        )
+        raise ConfigError(
+            f"nu_emb > 0 compares embeddings, which must have one width, but they have {listed}. "
+            "Set nu_emb to 0, or give the clients backbones of one embedding width."
+        )

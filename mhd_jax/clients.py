@@ -1,0 +1,273 @@
+"""Who takes part: groups of one architecture, private data, label distributions, the public set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+from flax import linen as nn
+
+from mhd_jax.data.partition import IID, Partition, PrimaryLabels
+from mhd_jax.data.sources import Dataset
+from mhd_jax.models import MODELS, ClientModel
+from mhd_jax.types import ConfigError
+
+ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientGroup:
+    """Clients of one architecture.
+
+    Attributes:
+      name: of the architecture, for reports.
+      backbone: a Flax module that maps a batch to an embedding.
+      members: positions of its clients on the client axis, ascending.
+      optimizer: their optimizer; None takes the run's.
+    """
+
+    name: str
+    backbone: nn.Module
+    members: tuple[int, ...]
+    optimizer: optax.GradientTransformation | None = None
+
+    def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
+        """The backbone with its heads."""
+        return ClientModel(self.backbone, num_heads, num_classes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clients:
+    """Everything that the participants bring, on the host.
+
+    Attributes:
+      data: the data set, whose test split is everyone's.
+      groups: clients by architecture.
+      owner: the client of each training sample, int [N]; −1 where nobody has it.
+      public: rows of the training samples that form the unlabelled public set, int [M].
+      label_distributions: each client's private labels as frequencies [K, C].
+      settings: how they were made, for `config.json`.
+    """
+
+    data: Dataset
+    groups: tuple[ClientGroup, ...]
+    owner: np.ndarray
+    public: np.ndarray
+    label_distributions: np.ndarray
+    settings: dict[str, Any]
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return len(self.label_distributions)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.data.num_classes
+
+    @property
+    def num_public(self) -> int:
+        """M, samples in the public set."""
+        return len(self.public)
+
+    @property
+    def model_names(self) -> list[str]:
+        """The architecture of each client."""
+        names = {i: group.name for group in self.groups for i in group.members}
+        return [names[i] for i in range(self.num_clients)]
+
+    def private(self, client: int) -> np.ndarray:
+        """Rows of one client's private samples."""
+        return np.flatnonzero(self.owner == client)
+
+    def label_counts(self) -> np.ndarray:
+        """Private samples by client and class, int [K, C]."""
+        counts = np.zeros((self.num_clients, self.num_classes), int)
+        owned = self.owner >= 0
+        np.add.at(counts, (self.owner[owned], self.data.labels[owned]), 1)
+        return counts
+
+    def pooled(self) -> Clients:
+        """One client that holds all private data.
+
+        Its label distribution is the mean of the clients', so that its β_priv is the mean
+        over theirs. The architecture must be one.
+        """
+        if len(self.groups) > 1:
+            raise ConfigError(
+                "pooled training needs one architecture, but the clients have "
+                f"{', '.join(group.name for group in self.groups)}."
+            )
+        return dataclasses.replace(
+            self,
+            groups=(dataclasses.replace(self.groups[0], members=(0,)),),
+            owner=np.where(self.owner >= 0, 0, -1),
+            label_distributions=self.label_distributions.mean(axis=0, keepdims=True),
+        )
+
+    def with_optimizer(self, optimizer: optax.GradientTransformation) -> Clients:
+        """The same clients, where groups without an optimizer take this one."""
+        groups = tuple(
+            dataclasses.replace(group, optimizer=group.optimizer or optimizer)
+            for group in self.groups
+        )
+        return dataclasses.replace(self, groups=groups)
+
+
+def make_clients(
+    data: Dataset,
+    num_clients: int = 8,
+    model: ModelChoice = "mlp",
+    *,
+    partition: Partition | None = None,
+    public_fraction: float = 0.1,
+    norm: str | None = None,
+    seed: int = 0,
+) -> Clients:
+    """Deals a data set's training samples to clients.
+
+    Args:
+      data: from `mhd_jax.data.load`.
+      num_clients: K.
+      model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
+        returns an embedding, or one of these for each client, as a list or a dict by client.
+      partition: who owns which sample; by default primary labels, 2 for each client (fewer
+        where there are fewer classes), with skew 100.
+      public_fraction: γ, the share of the training samples set aside without labels.
+      norm: of the models given by name; None takes each model's default.
+      seed: of the split.
+
+    Returns:
+      Clients whose private sets, public set and test set are disjoint.
+
+    Raises:
+      ConfigError: settings that cannot work, named.
+    """
+    if num_clients < 1:
+        raise ConfigError(f"num_clients must be at least 1, not {num_clients}.")
+    if not 0 <= public_fraction < 1:
+        raise ConfigError(f"public_fraction must be in [0, 1), not {public_fraction}.")
+    if partition is None:
+        partition = PrimaryLabels(labels_per_client=min(2, data.num_classes))
+    groups = _groups(model, num_clients, norm, data.input_shape)
+
+    num_samples = len(data.labels)
+    order = np.random.default_rng([seed, 0]).permutation(num_samples)
+    public = np.sort(order[: round(public_fraction * num_samples)])
+    private = np.setdiff1d(np.arange(num_samples), public, assume_unique=True)
+    owner = np.full(num_samples, -1)
+    rng = np.random.default_rng([seed, 1])
+    dealt = np.asarray(partition(data.labels[private], num_clients, data.num_classes, rng))
+    if dealt.shape != private.shape or not np.issubdtype(dealt.dtype, np.integer):
+        raise ConfigError(
+            f"the partition must return one integer for each of the {len(private)} private samples."
+        )
+    if dealt.size and (dealt.min() < -1 or dealt.max() >= num_clients):
+        raise ConfigError(
+            f"the partition must return owners in −1 … {num_clients - 1}, but they span "
+            f"{dealt.min()} … {dealt.max()}."
+        )
+    owner[private] = dealt
+
+    clients = Clients(data, groups, owner, public, np.zeros((num_clients, data.num_classes)), {})
+    counts = clients.label_counts()
+    sizes = counts.sum(axis=1)
+    if (sizes == 0).any():
+        raise ConfigError(
+            f"client {int(np.argmin(sizes))} got no private samples; use fewer than "
+            f"{num_clients} clients, a smaller public_fraction, or another partition or seed."
+        )
+    return dataclasses.replace(
+        clients,
+        label_distributions=counts / sizes[:, None],
+        settings={
+            "dataset": data.name,
+            "dataset_digest": data.digest(),
+            "num_clients": num_clients,
+            "models": [f"{group.name}:{len(group.members)}" for group in groups],
+            "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
+            "partition": repr(partition) if isinstance(partition, PrimaryLabels | IID) else "custom",
+            "public_fraction": public_fraction,
+            "split_seed": seed,
+        },
+    )
+
+
+def _groups(
+    model: ModelChoice, num_clients: int, norm: str | None, input_shape: tuple[int, ...]
+) -> tuple[ClientGroup, ...]:
+    """Clients by architecture, groups in the order of their first client."""
+    choices = _model_of_each(model, num_clients)
+    members: dict[Any, list[int]] = {}
+    for client, choice in enumerate(choices):
+        members.setdefault(choice, []).append(client)
+    groups = []
+    for choice, positions in members.items():
+        if isinstance(choice, str):
+            name, backbone = choice, build_backbone(choice, norm, input_shape)
+        elif isinstance(choice, nn.Module):
+            name, backbone = type(choice).__name__.lower(), choice
+        else:
+            raise ConfigError(
+                f"a model is a name or a Flax module that returns an embedding, not {choice!r}."
+            )
+        groups.append(ClientGroup(name, backbone, tuple(positions)))
+    return tuple(groups)
+
+
+def _model_of_each(model: ModelChoice, num_clients: int) -> list[Any]:
+    if isinstance(model, Mapping):
+        missing = sorted(set(range(num_clients)) ^ set(model))
+        if missing:
+            raise ConfigError(
+                f"the model mapping must name clients 0 … {num_clients - 1}; check {missing[:10]}."
+            )
+        return [model[client] for client in range(num_clients)]
+    if isinstance(model, str):
+        parts = [part.strip() for part in model.split(",")]
+        if len(parts) == 1 and ":" not in model:
+            return [model] * num_clients
+        choices: list[Any] = []
+        for part in parts:
+            name, _, count = part.partition(":")
+            if not count.isdigit():
+                raise ConfigError(
+                    f"cannot read the model {model!r}; write one name, or counts that add up, like "
+                    "resnet18:4,resnet34:4."
+                )
+            choices += [name] * int(count)
+    elif isinstance(model, Sequence):
+        choices = list(model)
+    else:
+        return [model] * num_clients
+    if len(choices) != num_clients:
+        raise ConfigError(
+            f"the models are for {len(choices)} clients, but there are {num_clients}."
+        )
+    return choices
+
+
+def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...]) -> nn.Module:
+    """The backbone of that name for samples of `input_shape`.
+
+    Raises:
+      ConfigError: an unknown name, a norm that it does not know, or inputs that are no images.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")
+    spec = MODELS[name]
+    norm = norm or spec.norms[0]
+    if norm not in spec.norms:
+        raise ConfigError(
+            f"{name} does not know the norm {norm!r}; choose one of {', '.join(spec.norms)}."
+        )
+    if spec.images and len(input_shape) != 3:
+        raise ConfigError(
+            f"{name} needs images [height, width, channels], but samples have shape "
+            f"{list(input_shape)}; use mlp or your own module."
+        )
+    return spec.build(norm, input_shape)

@@ -1,0 +1,5 @@
+"""Data sets: where they come from, who owns what, and how batches are drawn."""
+
+from mhd_jax.data.sources import Dataset, arrays, load
+
+__all__ = ["Dataset", "arrays", "load"]

@@ -1,0 +1,101 @@
+"""Batches drawn on the device, inside the compiled step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from mhd_jax import random
+from mhd_jax.data.shuffle import shuffled
+from mhd_jax.types import Batch
+
+PyTree = Any
+
+
+@struct.dataclass
+class DeviceData:
+    """Training data where the step runs.
+
+    Attributes:
+      inputs: all private samples, arrays [N, ...]; integers are scaled at the draw.
+      labels: int32 [N].
+      indices: rows of each client's samples, int32 [K, n_max], padded with 0.
+      sizes: how many samples each client has, int32 [K].
+      public_inputs: the public set, arrays [M, ...].
+    """
+
+    inputs: PyTree
+    labels: Array
+    indices: Array
+    sizes: Array
+    public_inputs: PyTree
+
+    @property
+    def num_public(self) -> int:
+        """M, the size of the public set."""
+        return jax.tree.leaves(self.public_inputs)[0].shape[0]
+
+
+def as_float(inputs: PyTree) -> PyTree:
+    """Samples as the models see them: uint8 pixels become floats in [0, 1], the rest stays."""
+
+    def scale(a: Array) -> Array:
+        return a.astype(jnp.float32) / 255 if a.dtype == jnp.uint8 else a
+
+    return jax.tree.map(scale, inputs)
+
+
+def draw_batch(
+    data: DeviceData,
+    key: Array,
+    client_ids: Array,
+    step: Array,
+    batch_size: int,
+    public_batch_size: int,
+    independent_public: bool,
+) -> Batch:
+    """The batch of one step, a function of (key, step, client ids) alone.
+
+    A client reads its samples as an endless stream of shuffled epochs, B a step, so that all
+    see equally many samples whatever they hold. The public set is one more stream, common to
+    all clients or (`independent_public`) one for each.
+
+    Returns:
+      A `Batch`; the mask is 0 for a client without private samples.
+    """
+    keys = random.client_keys(key, random.Purpose.PRIVATE_ORDER, client_ids)
+    step = step.astype(jnp.uint32)
+    positions = step * jnp.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
+
+    def one_client(key: Array, indices: Array, size: Array) -> tuple[Array, Array]:
+        samples = shuffled(key, positions, jnp.maximum(size, 1))
+        return indices[samples], jnp.full(batch_size, size > 0, jnp.float32)
+
+    rows, mask = jax.vmap(one_client)(keys, data.indices, data.sizes)
+
+    public_rows = jnp.zeros(0, jnp.int32)
+    if public_batch_size:
+        positions = step * jnp.uint32(public_batch_size) + jnp.arange(
+            public_batch_size, dtype=jnp.uint32
+        )
+        if independent_public:
+            keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
+            public_rows = jax.vmap(shuffled, (0, None, None))(keys, positions, data.num_public)
+        else:
+            public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
+            public_rows = shuffled(public_key, positions, data.num_public)
+
+    def take(tree: PyTree, rows: Array) -> PyTree:
+        return as_float(jax.tree.map(lambda a: a[rows], tree))
+
+    return Batch(
+        inputs=take(data.inputs, rows),
+        labels=data.labels[rows],
+        mask=mask,
+        public_inputs=take(data.public_inputs, public_rows),
+        public_indices=public_rows,
+    )

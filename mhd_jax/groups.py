@@ -1,0 +1,194 @@
+"""The client axis: code written for one client is mapped over stacked clients here, only here.
+
+Groups of different architectures compute apart and meet in client order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from mhd_jax import random
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.types import Batch, GroupState, PyTree, State
+
+
+def over_clients(fn: Callable, in_axes: int | Sequence[int | None] = 0) -> Callable:
+    """Maps a function of one client over the client axis."""
+    return jax.vmap(fn, in_axes=in_axes)
+
+
+def take_members(tree: PyTree, members: tuple[int, ...], num_clients: int) -> PyTree:
+    """Rows of a group's members of arrays [K, ...] in client order."""
+    if members == tuple(range(num_clients)):
+        return tree
+    index = np.asarray(members)
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> PyTree:
+    """Joins per-group trees of arrays [k, ...] into one of arrays [K, ...] in client order."""
+    members = [position for group in groups for position in group.members]
+    if members == list(range(len(members))) and len(parts) == 1:
+        return parts[0]
+    order = np.argsort(members)
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[order], *parts)
+
+
+def init_state(key: Array, clients, sample_batch: Batch, num_heads: int) -> State:
+    """Fresh clients: each draws its own parameters from its own key.
+
+    Args:
+      key: the run's base key.
+      clients: `mhd_jax.clients.Clients` whose groups have an optimizer.
+      sample_batch: a batch, for the shape of one client's inputs.
+      num_heads: H.
+    """
+    client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
+    keys = random.client_keys(key, random.Purpose.INIT, client_ids)
+    sample = jax.tree.map(lambda a: a[0], sample_batch.inputs)
+    groups = []
+    for group in clients.groups:
+        model = group.client_model(num_heads, clients.num_classes)
+        members = np.asarray(group.members)
+        params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
+        opt_state = over_clients(group.optimizer.init)(params)
+        groups.append(GroupState(params, stats, opt_state, model, group.optimizer, group.members))
+    return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups))
+
+
+def all_params(state: State) -> tuple[PyTree, ...]:
+    """Parameters group by group, the argument to differentiate by."""
+    return tuple(group.params for group in state.groups)
+
+
+def all_stats(state: State) -> tuple[PyTree, ...]:
+    """Normalisation statistics group by group."""
+    return tuple(group.stats for group in state.groups)
+
+
+def forward(
+    state: State,
+    params: tuple[PyTree, ...],
+    stats: tuple[PyTree, ...],
+    inputs: PyTree,
+    *,
+    train: random.Purpose | None = None,
+    shared_inputs: bool = False,
+) -> tuple[Outputs, tuple[PyTree, ...]]:
+    """Outputs of all clients in client order.
+
+    Args:
+      state: gives the models and, in training mode, the step's dropout keys.
+      params: group by group, as `all_params` lists them.
+      stats: group by group, as `all_stats` lists them.
+      inputs: [K, N, ...], or [N, ...] with `shared_inputs`.
+      train: which dropout keys a pass in training mode draws; None is evaluation mode.
+      shared_inputs: whether all clients see the same samples.
+
+    Returns:
+      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (None where widths
+      differ), and the groups' statistics after the pass.
+    """
+    keys = None
+    if train is not None:
+        keys = random.client_keys(state.key, train, state.client_ids, state.step)
+    in_axes = (0, 0, None if shared_inputs else 0, None if keys is None else 0)
+    outputs, new_stats = [], []
+    for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
+
+        def members(tree: PyTree, group: GroupState = group) -> PyTree:
+            return take_members(tree, group.members, state.num_clients)
+
+        group_outputs, updated = over_clients(group.model.apply, in_axes)(
+            group_params,
+            group_stats,
+            inputs if shared_inputs else members(inputs),
+            keys if keys is None else members(keys),
+        )
+        outputs.append(group_outputs)
+        new_stats.append(updated)
+    return in_client_order(_without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+
+
+def forward_teachers(
+    state: State,
+    params: tuple[PyTree, ...],
+    stats: tuple[PyTree, ...],
+    teachers: Array,
+    inputs: PyTree,
+    train: random.Purpose,
+) -> Outputs:
+    """Outputs of each client's teachers on the client's own samples.
+
+    Args:
+      state, params, stats: as for `forward`.
+      teachers: positions of the teachers, int32 [K, T].
+      inputs: [K, P, ...].
+      train: the teachers run in the mode, and with the keys, of their own training pass.
+
+    Returns:
+      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
+    """
+    keys = random.client_keys(state.key, train, state.client_ids, state.step)
+
+    def one_slot(slot: Array) -> Outputs:  # [K], one teacher for each client
+        joined = None
+        for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
+            row_of = np.zeros(state.num_clients, np.int32)
+            row_of[list(group.members)] = np.arange(len(group.members))
+            rows = jnp.asarray(row_of)[slot]
+            outputs, _ = over_clients(group.model.apply)(
+                jax.tree.map(lambda a, rows=rows: a[rows], group_params),
+                jax.tree.map(lambda a, rows=rows: a[rows], group_stats),
+                inputs,
+                keys[slot],
+            )
+            if joined is None:
+                joined = outputs
+                continue
+            outputs, joined = _without_unequal_embeddings([outputs, joined])
+            here = np.isin(np.arange(state.num_clients), group.members)
+            joined = jax.tree.map(
+                lambda new, old, here=jnp.asarray(here)[slot]: jnp.where(
+                    here.reshape(here.shape + (1,) * (new.ndim - 1)), new, old
+                ),
+                outputs,
+                joined,
+            )
+        return joined
+
+    outputs = jax.lax.map(one_slot, teachers.T)  # one slot at a time bounds the memory
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
+
+
+def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
+    widths = {part.embeddings if part.embeddings is None else part.embeddings.shape[-1] for part in outputs}
+    if len(widths) == 1:
+        return list(outputs)
+    return [part.replace(embeddings=None) for part in outputs]
+
+
+def apply_gradients(
+    state: State, gradients: tuple[PyTree, ...], stats: tuple[PyTree, ...]
+) -> State:
+    """One optimizer step of every client, each with its own optimizer state."""
+    groups = []
+    for group, grads, new_stats in zip(state.groups, gradients, stats, strict=True):
+        updates, opt_state = over_clients(group.optimizer.update)(
+            grads, group.opt_state, group.params
+        )
+        params = optax.apply_updates(group.params, updates)
+        groups.append(group.replace(params=params, stats=new_stats, opt_state=opt_state))
+    return state.replace(step=state.step + 1, groups=tuple(groups))
+
+
+def predict(state: State, inputs: PyTree) -> Array:
+    """Logits [K, N, H, C] of all clients on the same inputs [N, ...], in evaluation mode."""
+    outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)
+    return outputs.logits

@@ -1,0 +1,67 @@
+"""Losses of one client, as standalone functions of its outputs and its targets."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+EMBEDDING_EPSILON = 1e-6
+
+
+def private_cross_entropy(logits: Array, labels: Array, mask: Array, label_smoothing: float) -> Array:
+    """CE(z(x), y) over the private batch, averaged over the samples that the mask keeps.
+
+    Args:
+      logits: [B, C] of the main head.
+      labels: int [B].
+      mask: float [B].
+      label_smoothing: mass spread uniformly over the classes (0 is the MHD paper's form).
+
+    Returns:
+      A scalar; 0 where the mask keeps nothing.
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    targets = optax.smooth_labels(targets, label_smoothing)
+    losses = optax.softmax_cross_entropy(logits, targets)
+    mask = mask.astype(logits.dtype)
+    return (losses * mask).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def distillation(logits: Array, targets: Array, temperature: float = 1.0) -> Array:
+    """Σ_k mean_x CE(softmax(z^k(x)/T), target^k(x)), the auxiliary term of MHD.
+
+    Multiplied by T², which keeps the gradient's size comparable over temperatures
+    (Hinton et al., 2015); at the paper's T = 1 it changes nothing.
+
+    Args:
+      logits: [P, R, C] of the R heads that learn.
+      targets: probabilities [P, R, C], constants.
+      temperature: T.
+    """
+    losses = optax.softmax_cross_entropy(logits / temperature, targets)
+    return temperature**2 * losses.mean(axis=0).sum()
+
+
+def normalise_embedding(embeddings: Array) -> Array:
+    """φ / ‖φ‖ along the last axis, with finite gradients where φ = 0."""
+    squares = jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True)
+    return embeddings * jax.lax.rsqrt(squares + EMBEDDING_EPSILON)
+
+
+def embedding_distance(embeddings: Array, teachers: Array, valid: Array) -> Array:
+    """mean_x mean_{j∈S} ‖ē(x) − ē_j(x)‖², the embedding term of MHD.
+
+    Args:
+      embeddings: [P, D] of the client.
+      teachers: [T, P, D], constants.
+      valid: which of the T rows are teachers, bool [T].
+
+    Returns:
+      A scalar; 0 where there is no teacher.
+    """
+    own = normalise_embedding(embeddings)
+    teachers = normalise_embedding(jnp.where(valid[:, None, None], teachers, 0))
+    distances = jnp.sum(jnp.square(own - teachers), axis=-1).mean(axis=-1)  # [T]
+    return jnp.where(valid, distances, 0).sum() / jnp.maximum(valid.sum(), 1)

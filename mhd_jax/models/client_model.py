@@ -1,0 +1,98 @@
+"""A client's network: a backbone that returns an embedding, and H linear heads on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+PyTree = Any
+
+
+@struct.dataclass
+class Outputs:
+    """What a client says about N samples: `logits` [N, H, C] and `embeddings` [N, D].
+
+    `embeddings` is None where clients of unequal embedding width speak together.
+    """
+
+    logits: jax.Array
+    embeddings: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientModel:
+    """Architecture of one client; parameters live outside.
+
+    Attributes:
+      backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`.
+      num_heads: H; head 0 is the main head.
+      num_classes: C.
+    """
+
+    backbone: nn.Module
+    num_heads: int
+    num_classes: int
+
+    def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        """Draws parameters and normalisation statistics of one client.
+
+        Args:
+          key: the client's own key.
+          inputs: a batch of samples, for its shapes.
+
+        Returns:
+          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C].
+
+        Raises:
+          TypeError: the backbone does not return an array [N, D].
+        """
+        backbone_key, head_key = jax.random.split(key)
+        embeddings, variables = self.backbone.init_with_output(
+            {"params": backbone_key, "dropout": backbone_key}, inputs, train=False
+        )
+        num_samples = jax.tree.leaves(inputs)[0].shape[0]
+        shape = getattr(embeddings, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != num_samples:
+            raise TypeError(
+                f"{type(self.backbone).__name__} must map a batch to an embedding of shape [N, D] "
+                f"(here N = {num_samples}), but it returned "
+                f"{type(embeddings).__name__ if shape is None else f'shape {list(shape)}'}; "
+                "leave the classifier to the heads and return the last hidden activation."
+            )
+        width = shape[1]
+        # Fan-in is D for every head: draw the heads as one [D, H·C] matrix, then lay them apart.
+        flat = nn.initializers.lecun_normal()(
+            head_key, (width, self.num_heads * self.num_classes), embeddings.dtype
+        )
+        kernel = flat.reshape(width, self.num_heads, self.num_classes).transpose(1, 0, 2)
+        bias = jnp.zeros((self.num_heads, self.num_classes), embeddings.dtype)
+        params = {
+            "backbone": variables.get("params", {}),
+            "heads": {"kernel": kernel, "bias": bias},
+        }
+        return params, variables.get("batch_stats", {})
+
+    def apply(
+        self, params: PyTree, stats: PyTree, inputs: PyTree, key: jax.Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        """One client's outputs on `inputs` [N, ...], and its statistics after them.
+
+        With a `key` (for dropout and the like) the backbone runs in training mode;
+        without one in evaluation mode, which leaves `stats` as they are.
+        """
+        variables = {"params": params["backbone"], "batch_stats": stats}
+        if key is None:
+            embeddings = self.backbone.apply(variables, inputs, train=False)
+        else:
+            embeddings, updates = self.backbone.apply(
+                variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+            )
+            stats = updates.get("batch_stats", stats)
+        heads = params["heads"]
+        logits = jnp.einsum("nd,hdc->nhc", embeddings, heads["kernel"]) + heads["bias"]
+        return Outputs(logits, embeddings), stats

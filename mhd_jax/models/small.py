@@ -1,0 +1,63 @@
+"""Small backbones: an MLP, a convolutional net for tiny images, and LeNet-5."""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn
+from jax import Array
+
+from mhd_jax.models.norms import normalise
+
+
+class MLP(nn.Module):
+    """Dense layers, each normalised and activated; the last one's output is the embedding."""
+
+    widths: tuple[int, ...] = (128, 64)
+    norm: str = "layer"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[N, …] -> [N, widths[-1]]."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths:
+            x = normalise(self.norm, train)(nn.Dense(width)(x))
+        return x
+
+
+class CNN(nn.Module):
+    """Two 3×3 convolutions with 2×2 pooling and a dense layer, for inputs like the 8×8 digits."""
+
+    channels: tuple[int, ...] = (16, 32)
+    width: int = 64
+    norm: str = "group"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[N, h, w, channels] -> [N, width]."""
+        for channels in self.channels:
+            x = nn.Conv(channels, (3, 3), use_bias=self.norm == "none")(x)
+            x = normalise(self.norm, train)(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling; 61,706 parameters with 10 classes on 28×28×1.
+
+    Inputs smaller than 28×28 are resized to it.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[N, h, w, channels] -> [N, 84]."""
+        del train
+        height, width = max(x.shape[1], 28), max(x.shape[2], 28)
+        if x.shape[1:3] != (height, width):
+            x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear")
+        x = nn.relu(nn.Conv(6, (5, 5), padding="SAME")(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Conv(16, (5, 5), padding="VALID")(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(120)(x))
+        return nn.relu(nn.Dense(84)(x))

@@ -1,0 +1,118 @@
+"""The records that every part of the library shares.
+
+Axis names used in all docstrings: K clients, B private batch, P public batch,
+H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+
+from mhd_jax.models.client_model import ClientModel
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work. The message names the setting and says what to do."""
+
+
+@struct.dataclass
+class Batch:
+    """What all clients see in one step.
+
+    Attributes:
+      inputs: private samples, a pytree of arrays [K, B, ...].
+      labels: private labels, int32 [K, B].
+      mask: 1 for real private samples and 0 for padding, float [K, B].
+      public_inputs: public samples, [P, ...] when all clients share them,
+        [K, P, ...] when each client draws its own.
+      public_indices: positions of the public samples in the public set, int32
+        [P] or [K, P].
+    """
+
+    inputs: PyTree
+    labels: jax.Array
+    mask: jax.Array
+    public_inputs: PyTree
+    public_indices: jax.Array
+
+    @property
+    def public_is_shared(self) -> bool:
+        """Whether all clients see the same public samples in this step."""
+        return self.public_indices.ndim == 1
+
+
+@struct.dataclass
+class GroupState:
+    """Clients of one architecture, stacked: every array has a leading axis of the group's size."""
+
+    params: PyTree
+    stats: PyTree
+    opt_state: PyTree
+    model: ClientModel = struct.field(pytree_node=False)
+    optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
+    members: tuple[int, ...] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class State:
+    """Everything that evolves in a run.
+
+    Attributes:
+      step: number of steps taken, int32 [].
+      key: the run's base key; it never changes, see `mhd_jax.random`.
+      client_ids: who sits at each position of the client axis, int32 [K]. Keys
+        derive from the id, so a client keeps its randomness wherever it sits.
+      groups: clients by architecture; `members` gives their positions.
+      extra: what one algorithm keeps beside (consensus estimates, teacher pools).
+    """
+
+    step: jax.Array
+    key: jax.Array
+    client_ids: jax.Array
+    groups: tuple[GroupState, ...]
+    extra: PyTree = ()
+
+    @property
+    def num_clients(self) -> int:
+        """K, the length of the client axis."""
+        return self.client_ids.shape[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Algorithm:
+    """One way of learning together, as pure and un-jitted functions.
+
+    Attributes:
+      init: `(key, clients, sample_batch) -> State`; raises `ConfigError` where the
+        clients cannot take part (unequal architectures or embeddings, say).
+      train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
+        scalar or has one entry per client [K]; `metrics["edges"]` counts the edges
+        that carried a message in this step (int32).
+      predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
+      edge_bytes: `(state, batch) -> {type: bytes}`, what one such edge carries in one
+        step; shapes suffice, arrays are not read.
+      num_heads: H.
+      public_batch: "shared" when all clients see the same public samples in a step,
+        "independent" when each draws its own, None when it needs no public set.
+      pooled: whether one client holds all private data (the upper bound).
+      name, hyperparameters: filled in by the factory that made it.
+    """
+
+    init: Callable[[jax.Array, Any, Batch], State]
+    train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
+    predict: Callable[[State, PyTree], jax.Array]
+    edge_bytes: Callable[[State, Batch], dict[str, int]]
+    num_heads: int = 1
+    public_batch: str | None = None
+    pooled: bool = False
+    name: str = "unnamed"
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
