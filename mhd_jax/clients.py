@@ -48,6 +48,8 @@ class Clients:
       groups: clients by architecture.
       owner: the client of each training sample, int [N]; −1 where nobody has it.
       public: rows of the training samples that form the unlabelled public set, int [M].
+      validation: rows set aside with labels, for whatever must not be chosen on the test
+        split, int [V].
       label_distributions: each client's private labels as frequencies [K, C].
       settings: how they were made, for `config.json`.
     """
@@ -56,6 +58,7 @@ class Clients:
     groups: tuple[ClientGroup, ...]
     owner: np.ndarray
     public: np.ndarray
+    validation: np.ndarray
     label_distributions: np.ndarray
     settings: dict[str, Any]
 
@@ -83,6 +86,10 @@ class Clients:
     def private(self, client: int) -> np.ndarray:
         """Rows of one client's private samples."""
         return np.flatnonzero(self.owner == client)
+
+    def validation_samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels of the validation rows."""
+        return self.data.inputs[self.validation], self.data.labels[self.validation]
 
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""
@@ -125,6 +132,7 @@ def make_clients(
     *,
     partition: Partition | None = None,
     public_fraction: float = 0.1,
+    validation_fraction: float = 0.0,
     norm: str | None = None,
     seed: int = 0,
 ) -> Clients:
@@ -138,27 +146,34 @@ def make_clients(
       partition: who owns which sample; by default primary labels, 2 for each client (fewer
         where there are fewer classes), with skew 100.
       public_fraction: γ, the share of the training samples set aside without labels.
+      validation_fraction: the share of the training samples set aside with labels, for
+        choosing settings or checkpoints.
       norm: of the models given by name; None takes each model's default.
       seed: of the split.
 
     Returns:
-      Clients whose private sets, public set and test set are disjoint.
+      Clients whose private sets, public set, validation set and test set are disjoint.
 
     Raises:
       ConfigError: settings that cannot work, named.
     """
     if num_clients < 1:
         raise ConfigError(f"num_clients must be at least 1, not {num_clients}.")
-    if not 0 <= public_fraction < 1:
-        raise ConfigError(f"public_fraction must be in [0, 1), not {public_fraction}.")
+    for name, fraction in (
+        ("public_fraction", public_fraction),
+        ("validation_fraction", validation_fraction),
+        ("public_fraction + validation_fraction", public_fraction + validation_fraction),
+    ):
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"{name} must be in [0, 1), not {fraction}.")
     if partition is None:
         partition = PrimaryLabels(labels_per_client=min(2, data.num_classes))
     groups = _groups(model, num_clients, norm, data.input_shape)
 
     num_samples = len(data.labels)
     order = np.random.default_rng([seed, 0]).permutation(num_samples)
-    public = np.sort(order[: round(public_fraction * num_samples)])
-    private = np.setdiff1d(np.arange(num_samples), public, assume_unique=True)
+    bounds = np.cumsum([round(public_fraction * num_samples), round(validation_fraction * num_samples)])
+    public, validation, private = (np.sort(part) for part in np.split(order, bounds))
     owner = np.full(num_samples, -1)
     rng = np.random.default_rng([seed, 1])
     dealt = np.asarray(partition(data.labels[private], num_clients, data.num_classes, rng))
@@ -173,7 +188,7 @@ def make_clients(
         )
     owner[private] = dealt
 
-    clients = Clients(data, groups, owner, public, np.zeros((num_clients, data.num_classes)), {})
+    clients = Clients(data, groups, owner, public, validation, np.zeros((num_clients, data.num_classes)), {})
     counts = clients.label_counts()
     sizes = counts.sum(axis=1)
     if (sizes == 0).any():
@@ -192,6 +207,7 @@ def make_clients(
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
             "partition": repr(partition) if isinstance(partition, PrimaryLabels | IID) else "custom",
             "public_fraction": public_fraction,
+            "validation_fraction": validation_fraction,
             "split_seed": seed,
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,6 +41,21 @@ class DeviceData:
         return jax.tree.leaves(self.public_inputs)[0].shape[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """Sizes of one step's batch.
+
+    Attributes:
+      private: B, for each client.
+      public: P; 0 draws none.
+      independent_public: whether each client draws its own public samples.
+    """
+
+    private: int
+    public: int = 0
+    independent_public: bool = False
+
+
 def as_float(inputs: PyTree) -> PyTree:
     """Samples as the models see them: uint8 pixels become floats in [0, 1], the rest stays."""
 
@@ -50,44 +66,35 @@ def as_float(inputs: PyTree) -> PyTree:
 
 
 def draw_batch(
-    data: DeviceData,
-    key: Array,
-    client_ids: Array,
-    step: Array,
-    batch_size: int,
-    public_batch_size: int,
-    independent_public: bool,
+    data: DeviceData, key: Array, client_ids: Array, step: Array, spec: BatchSpec
 ) -> Batch:
     """The batch of one step, a function of (key, step, client ids) alone.
 
     A client reads its samples as an endless stream of shuffled epochs, B a step, so that all
     see equally many samples whatever they hold. The public set is one more stream, common to
-    all clients or (`independent_public`) one for each.
+    all clients or (`spec.independent_public`) one for each.
 
     Returns:
       A `Batch`; the mask is 0 for a client without private samples.
     """
+    positions = _positions(step, spec.private)
     keys = random.client_keys(key, random.Purpose.PRIVATE_ORDER, client_ids)
-    step = step.astype(jnp.uint32)
-    positions = step * jnp.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
 
     def one_client(key: Array, indices: Array, size: Array) -> tuple[Array, Array]:
         samples = shuffled(key, positions, jnp.maximum(size, 1))
-        return indices[samples], jnp.full(batch_size, size > 0, jnp.float32)
+        return indices[samples], jnp.full(spec.private, size > 0, jnp.float32)
 
     rows, mask = jax.vmap(one_client)(keys, data.indices, data.sizes)
 
-    public_rows = jnp.zeros(0, jnp.int32)
-    if public_batch_size:
-        positions = step * jnp.uint32(public_batch_size) + jnp.arange(
-            public_batch_size, dtype=jnp.uint32
-        )
-        if independent_public:
-            keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
-            public_rows = jax.vmap(shuffled, (0, None, None))(keys, positions, data.num_public)
-        else:
-            public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
-            public_rows = shuffled(public_key, positions, data.num_public)
+    positions = _positions(step, spec.public)
+    if spec.public == 0:
+        public_rows = jnp.zeros(0, jnp.int32)
+    elif spec.independent_public:
+        keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
+        public_rows = jax.vmap(shuffled, (0, None, None))(keys, positions, data.num_public)
+    else:
+        public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
+        public_rows = shuffled(public_key, positions, data.num_public)
 
     def take(tree: PyTree, rows: Array) -> PyTree:
         return as_float(jax.tree.map(lambda a: a[rows], tree))
@@ -99,3 +106,8 @@ def draw_batch(
         public_inputs=take(data.public_inputs, public_rows),
         public_indices=public_rows,
     )
+
+
+def _positions(step: Array, size: int) -> Array:
+    """Where a stream that gives `size` samples a step stands, uint32 [size]."""
+    return step.astype(jnp.uint32) * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)

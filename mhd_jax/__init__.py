@@ -1,0 +1,32 @@
+"""mhd_jax: decentralized learning by distillation, simulated as pure JAX functions."""
+
+from mhd_jax import algorithms, data, exchange, optim, topology
+from mhd_jax.callbacks import Callback
+from mhd_jax.clients import Clients, make_clients
+from mhd_jax.data import partition
+from mhd_jax.simulate import DivergedError, InterruptedRun, Result, simulate
+from mhd_jax.topology import Topology
+from mhd_jax.types import Algorithm, Batch, ConfigError, State
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Batch",
+    "Callback",
+    "Clients",
+    "ConfigError",
+    "DivergedError",
+    "InterruptedRun",
+    "Result",
+    "State",
+    "Topology",
+    "algorithms",
+    "data",
+    "exchange",
+    "make_clients",
+    "optim",
+    "partition",
+    "simulate",
+    "topology",
+]

@@ -1,0 +1,229 @@
+"""A run's folder: its settings, its metrics line by line, its checkpoints, its summary.
+
+    config.json    settings that decide the results, and the environment they ran in
+    metrics.jsonl  one line for each evaluation
+    checkpoints/   everything that evolves, by orbax
+    summary.json   written once, when the run has finished
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax.types import ConfigError, PyTree
+
+_VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunFolder:
+    """One run on disk. Opening it checks that it is this run's, and writes nothing into another's."""
+
+    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
+        """Opens `path` for a run with these settings, or makes it.
+
+        Args:
+          path: the folder.
+          settings: what decides the run's results, JSON-like.
+
+        Raises:
+          ConfigError: the folder holds something else, or a run with other settings.
+        """
+        self.path = pathlib.Path(path)
+        self._manager = None
+        settings = jsonable(settings)
+        config = self.path / "config.json"
+        if config.exists():
+            self._check(settings)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"{self.path} exists and is not a run's folder; choose another workdir."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the workdir {self.path}: {error.strerror}.") from error
+        write_json(config, {"settings": settings, "environment": environment()})
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        stored = read_json(self.path / "config.json").get("settings")
+        if not isinstance(stored, dict):
+            raise ConfigError(f"{self.path / 'config.json'} is not a run's; choose another workdir.")
+        differing = [
+            f"{key} is {stored.get(key)!r} there and {settings.get(key)!r} now"
+            for key in sorted(stored.keys() | settings.keys())
+            if stored.get(key) != settings.get(key)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
+                "Choose another workdir, or the same settings to resume it."
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def manager(self):
+        """The orbax manager of `checkpoints/`, made when first needed."""
+        if self._manager is None:
+            import orbax.checkpoint as ocp  # slow to import, and not every run saves
+
+            self._manager = ocp.CheckpointManager(
+                (self.path / "checkpoints").absolute(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
+            )
+        return self._manager
+
+    def save(self, step: int, carry: PyTree) -> None:
+        """Saves everything that evolves; a second save of one step does nothing."""
+        import orbax.checkpoint as ocp
+
+        if self.manager.latest_step() != step:
+            self.manager.save(step, args=ocp.args.StandardSave(carry))
+
+    def restore(self, like: PyTree) -> PyTree | None:
+        """The latest checkpoint in the shapes of `like`, or None where there is none."""
+        import orbax.checkpoint as ocp
+
+        if not (self.path / "checkpoints").exists():
+            return None
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Ends the checkpoint manager's threads."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def history(self, until: int) -> list[dict[str, Any]]:
+        """The evaluations up to step `until`; later lines, and a torn last one, are dropped from the file."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        records = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record["step"] > until:
+                break
+            records.append(record)
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        if text != file.read_text(encoding="utf-8"):
+            _write_text(file, text)
+        return records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, which marks the run as finished."""
+        self.wait()
+        write_json(self.path / "summary.json", summary)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and code that a run was made with."""
+    versions = {}
+    for package in _VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "backend": device.platform,
+        "device": device.device_kind,
+        "num_devices": jax.device_count(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; "+" marks uncommitted changes."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(here), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "-uno") else commit
+
+
+def jsonable(value: Any) -> Any:
+    """`value` in JSON's types: arrays become lists, NaN becomes null, infinity "inf", functions their names."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, np.ndarray | jax.Array):
+        return jsonable(np.asarray(value).tolist())
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if callable(value):
+        return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
+    return value
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file; `ConfigError` where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON in one move: a reader never sees half of it."""
+    _write_text(path, json.dumps(jsonable(content), indent=2) + "\n")
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

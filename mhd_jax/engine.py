@@ -1,0 +1,149 @@
+"""The compiled pieces of a run: many training steps in one dispatch, and the evaluation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from mhd_jax.clients import Clients
+from mhd_jax.data.batching import BatchSpec, DeviceData, as_float, draw_batch
+from mhd_jax.metrics import correct_by_class
+from mhd_jax.topology import Topology
+from mhd_jax.types import Algorithm, Metrics, PyTree, State
+
+
+@struct.dataclass
+class Carry:
+    """What goes from dispatch to dispatch, and into a checkpoint.
+
+    Attributes:
+      state: the clients.
+      sums: the metrics, summed over the steps since the last evaluation.
+      count: how many steps that are, int32 [].
+    """
+
+    state: State
+    sums: Metrics
+    count: Array
+
+    def reset(self) -> Carry:
+        """The same state, with nothing summed."""
+        return self.replace(
+            sums=jax.tree.map(jnp.zeros_like, self.sums), count=jnp.zeros((), jnp.int32)
+        )
+
+
+@struct.dataclass
+class EvaluationSet:
+    """Labelled samples in chunks: `inputs` [n, N, ...], `labels` and `mask` [n, N]."""
+
+    inputs: PyTree
+    labels: Array
+    mask: Array
+
+
+def device_data(clients: Clients) -> DeviceData:
+    """The clients' training data on the device."""
+    rows = [clients.private(client) for client in range(clients.num_clients)]
+    private = np.concatenate(rows)
+    sizes = np.array([len(r) for r in rows], np.int32)
+    starts = np.cumsum(sizes) - sizes
+    table = starts[:, None] + np.arange(max(sizes.max(), 1))
+    table = np.where(np.arange(table.shape[1]) < sizes[:, None], table, 0)
+    return DeviceData(
+        inputs=jnp.asarray(clients.data.inputs[private]),
+        labels=jnp.asarray(clients.data.labels[private]),
+        indices=jnp.asarray(table, jnp.int32),
+        sizes=jnp.asarray(sizes),
+        public_inputs=jnp.asarray(clients.data.inputs[clients.public]),
+    )
+
+
+def evaluation_set(inputs: np.ndarray, labels: np.ndarray, batch_size: int) -> EvaluationSet:
+    """Samples in chunks of at most `batch_size`, the last one padded."""
+    chunks = -(-len(labels) // batch_size)
+    batch_size = -(-len(labels) // chunks)
+    padding = chunks * batch_size - len(labels)
+
+    def chunked(a: np.ndarray) -> Array:
+        padded = np.concatenate([a, np.repeat(a[:1], padding, axis=0)])
+        return jnp.asarray(padded.reshape((chunks, batch_size) + a.shape[1:]))
+
+    mask = np.arange(chunks * batch_size) < len(labels)
+    return EvaluationSet(
+        chunked(inputs), chunked(labels), jnp.asarray(mask.reshape(chunks, batch_size))
+    )
+
+
+def initial_carry(
+    algorithm: Algorithm,
+    clients: Clients,
+    topology: Topology,
+    data: DeviceData,
+    spec: BatchSpec,
+    seed: int,
+) -> Carry:
+    """A new run's state. Only here are parameters drawn."""
+
+    def init(key: Array, data: DeviceData) -> Carry:
+        ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
+        batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
+        state = algorithm.init(key, clients, batch)
+        _, metrics = jax.eval_shape(algorithm.train_step, state, batch, topology.at(0))
+        sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), metrics)
+        return Carry(state, sums, jnp.zeros((), jnp.int32))
+
+    return jax.jit(init)(jax.random.key(seed), data)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("train_step", "schedule", "spec"), donate_argnames=("carry",)
+)
+def dispatch(
+    carry: Carry,
+    data: DeviceData,
+    adjacency: Array,
+    num_steps: Array,
+    *,
+    train_step: Callable[[State, object, Array], tuple[State, Metrics]],
+    schedule: Callable[[Array, Array], Array],
+    spec: BatchSpec,
+) -> Carry:
+    """Takes `num_steps` steps. The count and the graph are traced: neither compiles anew when it changes."""
+
+    def one_step(_, carry: Carry) -> Carry:
+        state = carry.state
+        batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
+        state, metrics = train_step(state, batch, schedule(adjacency, state.step))
+        return Carry(state, jax.tree.map(jnp.add, carry.sums, metrics), carry.count + 1)
+
+    return jax.lax.fori_loop(0, num_steps, one_step, carry)
+
+
+@functools.partial(jax.jit, static_argnames=("predict", "num_classes"))
+def count_correct(
+    state: State,
+    samples: EvaluationSet,
+    *,
+    predict: Callable[[State, PyTree], Array],
+    num_classes: int,
+) -> tuple[Array, Array]:
+    """Correct answers int32 [K, H, C], and samples int32 [C], by class."""
+
+    def one_chunk(total: Array, chunk: EvaluationSet) -> tuple[Array, None]:
+        logits = predict(state, as_float(chunk.inputs))
+        correct = correct_by_class(logits, chunk.labels, chunk.mask, num_classes)
+        return total + correct, None
+
+    first = jax.tree.map(lambda a: a[0], samples.inputs)
+    num_clients, _, num_heads, _ = jax.eval_shape(lambda x: predict(state, as_float(x)), first).shape
+    zeros = jnp.zeros((num_clients, num_heads, num_classes), jnp.int32)
+    correct, _ = jax.lax.scan(one_chunk, zeros, samples)
+    labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)
+    return correct, jnp.bincount(labels, length=num_classes + 1)[:num_classes]
