@@ -1,0 +1,276 @@
+"""What people look at: figures, and self-contained HTML pages of a run or a comparison."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mhd_jax.clients import Clients
+
+METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
+_MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
+
+Record = Mapping[str, Any]
+
+
+def write(folder: pathlib.Path, summary: Record, history: Sequence[Record], clients: Clients) -> None:
+    """Writes a finished run's figures and its `report.html`."""
+    figures = {
+        "accuracy": accuracy_figure(history, summary["algorithm"]),
+        "data_split": data_split_figure(clients.label_counts(), clients.data.class_names),
+        "per_class_accuracy": per_class_figure(summary, clients.data.class_names),
+    }
+    _save(folder, figures)
+    page = _template("run.html").render(
+        summary=summary,
+        settings=_flat(summary["settings"]),
+        figures={name: _as_data_uri(figure) for name, figure in figures.items()},
+        sizes=clients.label_counts().sum(axis=1),
+        clients=clients,
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def write_comparison(
+    folder: pathlib.Path,
+    table: Sequence[Record],
+    histories: Mapping[str, Sequence[Sequence[Record]]],
+    notes: Sequence[str],
+    settings: Record,
+) -> None:
+    """Writes a comparison's figures and its `report.html`.
+
+    Args:
+      folder: where to.
+      table: one row for each algorithm, from `experiments.compare`.
+      histories: by algorithm, one history for each seed.
+      notes: what a reader must know beside the figures.
+      settings: the common settings.
+    """
+    figures = {
+        "comparison": comparison_figure(table),
+        "accuracy": comparison_curves(histories),
+    }
+    _save(folder, figures)
+    page = _template("comparison.html").render(
+        table=table,
+        figures={name: _as_data_uri(figure) for name, figure in figures.items()},
+        notes=notes,
+        settings=_flat(settings),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def head_colours(num_heads: int) -> list[Any]:
+    """One colour for each head: black for the main one, then viridis by rank."""
+    viridis = matplotlib.colormaps["viridis"]
+    return ["black", *(viridis(x) for x in np.linspace(0.15, 0.85, max(num_heads - 1, 1)))]
+
+
+def accuracy_figure(history: Sequence[Record], title: str) -> Figure:
+    """β_sh and β_priv over steps: the mean over clients of each head, with the clients' range."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    heads = list(history[-1]["beta_sh"])
+    steps = [record["step"] for record in history]
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+            each = _numbers([record["per_client"][metric][head] for record in history])
+            axis.fill_between(
+                steps, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.1, linewidth=0
+            )
+            axis.plot(
+                steps,
+                _numbers([record[metric][head] for record in history]),
+                color=colour,
+                marker="." if len(steps) < 30 else None,
+                label=head,
+            )
+        _accuracy_axis(axis, label)
+    axes[0].legend(title="head", fontsize="small")
+    figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
+    return figure
+
+
+def data_split_figure(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Private samples by client and class."""
+    figure = Figure(figsize=_heat_map_size(counts), layout="constrained")
+    axis = figure.subplots()
+    _heat_map(figure, axis, counts, class_names, "samples", "{:.0f}", "Blues", None)
+    axis.set_title("Private samples of each client")
+    return figure
+
+
+def per_class_figure(summary: Record, class_names: Sequence[str]) -> Figure:
+    """Test accuracy by client and class at the end: the main head and the last one."""
+    heads = list(summary["beta_sh"])
+    shown = heads[:1] if len(heads) == 1 else [heads[0], heads[-1]]
+    panels = [
+        _numbers([client["per_class_accuracy"][head] for client in summary["per_client"]])
+        for head in shown
+    ]
+    width, height = _heat_map_size(panels[0])
+    figure = Figure(figsize=(width * len(shown), height), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, head, panel in zip(axes, shown, panels, strict=True):
+        _heat_map(figure, axis, panel, class_names, "accuracy", "{:.2f}", "viridis", (0, 1))
+        axis.set_title(f"{summary['algorithm']}: test accuracy, {head}")
+    return figure
+
+
+def comparison_figure(table: Sequence[Record]) -> Figure:
+    """Main and last head of every algorithm, mean ± std over seeds."""
+    figure = Figure(figsize=(10, 0.9 + 0.55 * len(table)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for row, entry in enumerate(table):
+            heads = list(entry[metric])
+            shown = {"main": heads[0]} if len(heads) == 1 else {"main": heads[0], "last": heads[-1]}
+            for offset, (kind, head) in zip((-0.17, 0.17), shown.items(), strict=False):
+                value = entry[metric][head]
+                if value["mean"] is None:
+                    continue
+                colour = "black" if kind == "main" else head_colours(2)[1]
+                y = row + (0 if len(shown) == 1 else offset)
+                axis.errorbar(value["mean"], y, xerr=value["std"], color=colour, fmt="o", capsize=3)
+                axis.annotate(
+                    f"{head} {value['mean']:.2f}",
+                    (value["mean"], y),
+                    xytext=(0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize="x-small",
+                    color=colour,
+                )
+        axis.set_yticks(range(len(table)), [entry["algorithm"] for entry in table])
+        axis.set_ylim(len(table) - 0.4, -0.6)
+        axis.set_xlim(0, 1.05)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    seeds = table[0]["seeds"]
+    figure.suptitle(f"Mean over clients and {seeds} seed{'s' * (seeds > 1)}, ± std over seeds")
+    return figure
+
+
+def comparison_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) -> Figure:
+    """Accuracy over steps of every algorithm's last head, mean ± std over seeds."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(histories)))
+    styles = ("-", "--", "-.", ":")
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for i, (name, runs) in enumerate(histories.items()):
+            head = list(runs[0][-1][metric])[-1]
+            values = _numbers([[record[metric][head] for record in run] for run in runs])
+            steps = [record["step"] for record in runs[0]]
+            mean, std = values.mean(axis=0), values.std(axis=0)
+            axis.plot(
+                steps, mean, styles[i % len(styles)], color=colours[i], label=f"{name} ({head})"
+            )
+            axis.fill_between(
+                steps, mean - std, mean + std, color=colours[i], alpha=0.15, linewidth=0
+            )
+        _accuracy_axis(axis, label)
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def _accuracy_axis(axis: Axes, label: str) -> None:
+    axis.set_xlabel("step")
+    axis.set_ylabel(label)
+    axis.set_ylim(0, 1.02)
+    axis.grid(alpha=0.3)
+
+
+def _heat_map_size(values: np.ndarray) -> tuple[float, float]:
+    rows, columns = values.shape
+    return min(2.2 + 0.5 * columns, 14), min(1.4 + 0.35 * rows, 12)
+
+
+def _heat_map(
+    figure: Figure,
+    axis: Axes,
+    values: np.ndarray,
+    class_names: Sequence[str],
+    label: str,
+    number: str,
+    colours: str,
+    limits: tuple[float, float] | None,
+) -> None:
+    low, high = limits or (0, np.nanmax(values))
+    image = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    figure.colorbar(image, ax=axis, label=label)
+    axis.set_xlabel("class")
+    axis.set_ylabel("client")
+    if len(class_names) <= 20:
+        long = max(map(len, class_names)) > 3
+        axis.set_xticks(range(len(class_names)), class_names, rotation=45 if long else 0)
+    if len(values) <= 20:
+        axis.set_yticks(range(len(values)))
+    if values.size <= _MOST_ANNOTATED:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                r, g, b, _ = image.cmap(image.norm(value))
+                dark = 0.3 * r + 0.59 * g + 0.11 * b < 0.5
+                axis.text(
+                    column,
+                    row,
+                    number.format(value),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "black",
+                )
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """An array of floats in which None is NaN."""
+    return np.array(values, dtype=float)
+
+
+def _save(folder: pathlib.Path, figures: Mapping[str, Figure]) -> None:
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def _as_data_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _flat(settings: Record, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mhd_jax"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["accuracy"] = lambda x: "–" if x is None else f"{x:.3f}"
+    environment.filters["bytes"] = _bytes
+    return environment.get_template(name)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
