@@ -29,11 +29,10 @@ def write(folder: pathlib.Path, summary: Record, history: Sequence[Record], clie
         "data_split": data_split_figure(clients.label_counts(), clients.data.class_names),
         "per_class_accuracy": per_class_figure(summary, clients.data.class_names),
     }
-    _save(folder, figures)
     page = _template("run.html").render(
         summary=summary,
         settings=_flat(summary["settings"]),
-        figures={name: _as_data_uri(figure) for name, figure in figures.items()},
+        figures=_save(folder, figures),
         sizes=clients.label_counts().sum(axis=1),
         clients=clients,
     )
@@ -60,10 +59,9 @@ def write_comparison(
         "comparison": comparison_figure(table),
         "accuracy": comparison_curves(histories),
     }
-    _save(folder, figures)
     page = _template("comparison.html").render(
         table=table,
-        figures={name: _as_data_uri(figure) for name, figure in figures.items()},
+        figures=_save(folder, figures),
         notes=notes,
         settings=_flat(settings),
     )
@@ -237,15 +235,15 @@ def _numbers(values: Any) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
-def _save(folder: pathlib.Path, figures: Mapping[str, Figure]) -> None:
+def _save(folder: pathlib.Path, figures: Mapping[str, Figure]) -> dict[str, str]:
+    """Writes figures as PNG files, and returns them as data URIs for a page."""
+    uris = {}
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-
-
-def _as_data_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        (folder / f"{name}.png").write_bytes(buffer.getvalue())
+        uris[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return uris
 
 
 def _flat(settings: Record, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Runs several algorithms on the same clients and seeds, and puts them in one table.
+
+  python -m experiments.compare --algorithms=isolated,naive,mhd,supervised --seeds=3 \
+      --topology=complete --steps=2000 --workdir=runs/compare
+
+Flags are those of experiments.train; a hyperparameter applies to the algorithms that have it.
+The same command again takes up what was cut and only reads what has finished.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+from rich.console import Console
+
+import mhd_jax as mhd
+from experiments import flags as run_flags
+from experiments.comparison import compare, rich_table
+
+_ALGORITHMS = flags.DEFINE_list(
+    "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
+run_flags.define("Folder of the comparison; by default runs/compare.")
+flags.adopt_module_key_flags(run_flags)
+
+
+def main() -> None:
+    """Compares by the flags."""
+    names = [name.strip() for name in _ALGORITHMS.value]
+    if not names or len(set(names)) < len(names):
+        raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")
+    algorithms, notes = [], []
+    for name in names:
+        algorithm, unused = run_flags.algorithm(name, strict=False)
+        algorithms.append(algorithm)
+        if unused:
+            notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
+    settings = run_flags.settings()
+    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/compare")
+    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    rows = compare(settings, algorithms, seeds, workdir, notes)
+    console = Console()
+    console.print(rich_table(rows, f"mean over clients, {len(seeds)} seed(s)"))
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_flags.run(main)

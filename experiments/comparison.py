@@ -1,0 +1,122 @@
+"""Several algorithms on the same clients, splits, seeds and evaluation, and the table of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import mhd_jax as mhd
+from experiments.settings import RunSettings
+from mhd_jax import report
+from mhd_jax.callbacks import ShowProgress
+from mhd_jax.checkpoint import write_json
+
+Row = dict[str, Any]
+
+
+def compare(
+    settings: RunSettings,
+    algorithms: Sequence[mhd.Algorithm],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    notes: Sequence[str] = (),
+) -> list[Row]:
+    """Runs every algorithm with every seed; a run that has finished before is only read.
+
+    Args:
+      settings: what all runs share.
+      algorithms: each with its own hyperparameters.
+      seeds: of data split and training.
+      workdir: gets ALGORITHM/seed_N for each run, table.json, table.md, plots and report.html.
+      notes: sentences to print below the table.
+
+    Returns:
+      One row for each algorithm, as in table.json.
+
+    Raises:
+      mhd.ConfigError: settings that cannot work, or a workdir of something else.
+    """
+    if (workdir / "config.json").exists():
+        raise mhd.ConfigError(f"{workdir} holds a single run; choose another workdir.")
+    rows, histories = [], {}
+    total = len(algorithms) * len(seeds)
+    for algorithm in algorithms:
+        results = []
+        for seed in seeds:
+            number = len(rows) * len(seeds) + len(results) + 1
+            label = f"[{number}/{total}] {algorithm.name}, seed {seed}"
+            folder = workdir / algorithm.name / f"seed_{seed}"
+            results.append(settings.simulate(algorithm, seed, folder, [ShowProgress(label)]))
+        rows.append(summarise(algorithm.name, [result.summary for result in results]))
+        histories[algorithm.name] = [result.history for result in results]
+    described = {**dataclasses.asdict(settings), "partition": repr(settings.partition)}
+    content = {"settings": described, "seeds": list(seeds), "rows": rows, "notes": list(notes)}
+    write_json(workdir / "table.json", content)
+    (workdir / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
+    report.write_comparison(workdir, rows, histories, notes, described)
+    return rows
+
+
+def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
+    """One algorithm's row: means and standard deviations (n − 1) over seeds."""
+
+    def spread(values: list[float | None]) -> dict[str, float | None]:
+        known = [value for value in values if value is not None]
+        if not known:
+            return {"mean": None, "std": None}
+        std = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+        return {"mean": float(np.mean(known)), "std": std}
+
+    accuracies = {
+        metric: {
+            head: spread([summary[metric][head] for summary in summaries])
+            for head in summaries[0][metric]
+        }
+        for metric in report.METRICS
+    }
+    seconds = float(np.median([summary["timing"]["seconds_per_step"] for summary in summaries]))
+    return {
+        "algorithm": name,
+        "seeds": len(summaries),
+        **accuracies,
+        "total_bytes": float(np.mean([s["communication"]["total_bytes"] for s in summaries])),
+        "seconds_per_step": seconds,
+    }
+
+
+def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """The table as Markdown: one line for each algorithm and head."""
+    lines = ["| algorithm | head | β_sh | β_priv |", "|---|---|---|---|"]
+    for row in rows:
+        for head in row["beta_sh"]:
+            cells = [_cell(row[metric][head]) for metric in report.METRICS]
+            lines.append(f"| {row['algorithm']} | {head} | {cells[0]} | {cells[1]} |")
+    seeds = rows[0]["seeds"]
+    lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def rich_table(rows: Sequence[Row], title: str) -> Table:
+    """The table for the terminal."""
+    table = Table("algorithm", "head", "β_sh", "β_priv", "MB sent", "ms/step", title=title)
+    for row in rows:
+        for i, head in enumerate(row["beta_sh"]):
+            first = i == 0
+            table.add_row(
+                row["algorithm"] if first else "",
+                head,
+                *(_cell(row[metric][head]) for metric in report.METRICS),
+                f"{row['total_bytes'] / 1e6:.1f}" if first else "",
+                f"{1000 * row['seconds_per_step']:.2f}" if first else "",
+                end_section=i == len(row["beta_sh"]) - 1,
+            )
+    return table
+
+
+def _cell(value: Mapping[str, float | None]) -> str:
+    return "–" if value["mean"] is None else f"{value['mean']:.3f} ± {value['std']:.3f}"

@@ -1,0 +1,271 @@
+"""The flags that the binaries share, and how they become settings.
+
+An algorithm's hyperparameters are flags by themselves: their names, types and defaults are
+its factory's. Only their help is written here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+
+import mhd_jax as mhd
+from experiments.settings import RunSettings
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.data.partition import PARTITIONS, Partition
+from mhd_jax.exchange import TARGET_SELECTIONS
+from mhd_jax.models import MODELS, NORMS
+from mhd_jax.optim import SCHEDULES
+from mhd_jax.topology import TOPOLOGIES
+
+FLAGS = flags.FLAGS
+
+HYPERPARAMETER_HELP = {
+    "num_aux_heads": "m, auxiliary heads of each client; 0 is naive distillation.",
+    "num_targets": "Δ, teachers drawn for each client and step, or 'all'.",
+    "nu_aux": "Weight of the auxiliary heads' distillation.",
+    "nu_emb": "Weight of the embeddings' distillation; 0 sends no embeddings.",
+    "nu_naive": "Weight of naive distillation.",
+    "target_selection": "Which candidate a head learns from, for each public sample.",
+    "include_self": "Whether a client's own head is among its candidates.",
+    "same_level": "Whether the neighbours' heads of the same rank are candidates too.",
+    "temperature": "Temperature of the distillation's softmax.",
+    "public_batch": "Whether all clients see the same public samples in a step.",
+    "public_updates_stats": "Whether public samples update BatchNorm statistics.",
+    "label_smoothing": "Label smoothing of the private cross-entropy.",
+}
+_CHOICES = {"target_selection": list(TARGET_SELECTIONS), "public_batch": ["shared", "independent"]}
+_SETTINGS = {field.name: field.default for field in dataclasses.fields(RunSettings)}
+_OPTIMIZER_FLAGS = {field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)}
+_PARTITION_FLAGS = {
+    name: {field.name: field.default for field in dataclasses.fields(cls)}
+    for name, cls in PARTITIONS.items()
+}
+
+
+def define(workdir_help: str) -> None:
+    """Defines the flags of a run, all but the choice of algorithms.
+
+    The binary adopts them, so that its --help shows them:
+    `absl.flags.adopt_module_key_flags(experiments.flags)`.
+    """
+    flags.DEFINE_string("dataset", _SETTINGS["dataset"], "Data set: digits (embedded).")
+    flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
+    flags.DEFINE_string(
+        "topology",
+        _SETTINGS["topology"],
+        f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of a "
+        ".npy matrix.",
+    )
+    flags.DEFINE_enum(
+        "partition", "primary_labels", list(PARTITIONS), "How private data is dealt to clients."
+    )
+    primary = _PARTITION_FLAGS["primary_labels"]
+    flags.DEFINE_integer(
+        "labels_per_client",
+        primary["labels_per_client"],
+        "Primary labels of each client (partition primary_labels).",
+    )
+    flags.DEFINE_float(
+        "skew",
+        primary["skew"],
+        "How much likelier a client gets samples of its primary labels: weight 1 + skew; 0 is "
+        "iid, inf gives primary labels only (partition primary_labels).",
+    )
+    flags.DEFINE_enum(
+        "assignment",
+        primary["assignment"],
+        ["balanced", "random"],
+        "How primary labels are assigned (partition primary_labels).",
+    )
+    flags.DEFINE_float(
+        "public_fraction",
+        _SETTINGS["public_fraction"],
+        "Share of the training samples set aside, without labels, as the public set.",
+    )
+    flags.DEFINE_float(
+        "validation_fraction",
+        _SETTINGS["validation_fraction"],
+        "Share of the training samples set aside with labels, to choose settings on.",
+    )
+    flags.DEFINE_string(
+        "model",
+        _SETTINGS["model"],
+        f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like "
+        "resnet18:4,resnet34:4.",
+    )
+    flags.DEFINE_enum(
+        "norm", None, NORMS, "Normalisation of the backbone; by default the model's own."
+    )
+    flags.DEFINE_integer("steps", _SETTINGS["steps"], "Training steps.")
+    flags.DEFINE_float(
+        "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
+    )
+    flags.DEFINE_integer(
+        "batch_size", _SETTINGS["batch_size"], "B, private samples of a client in a step."
+    )
+    flags.DEFINE_integer(
+        "public_batch_size", _SETTINGS["public_batch_size"], "P, public samples in a step."
+    )
+    flags.DEFINE_float("learning_rate", _OPTIMIZER_FLAGS["learning_rate"], "Peak learning rate.")
+    flags.DEFINE_float("momentum", _OPTIMIZER_FLAGS["momentum"], "Momentum of SGD.")
+    flags.DEFINE_bool("nesterov", _OPTIMIZER_FLAGS["nesterov"], "Whether momentum is Nesterov's.")
+    flags.DEFINE_float(
+        "weight_decay", _OPTIMIZER_FLAGS["weight_decay"], "L2 weight decay on all parameters."
+    )
+    flags.DEFINE_enum(
+        "schedule", _OPTIMIZER_FLAGS["schedule"], SCHEDULES, "How the learning rate falls."
+    )
+    flags.DEFINE_integer(
+        "warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up."
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the data split and of training; the first of several.")
+    flags.DEFINE_integer("eval_every", _SETTINGS["eval_every"], "Steps between evaluations.")
+    flags.DEFINE_integer(
+        "eval_batch_size", _SETTINGS["eval_batch_size"], "Test samples evaluated at once."
+    )
+    flags.DEFINE_integer(
+        "checkpoint_every", None, "Steps between checkpoints; by default --eval_every."
+    )
+    flags.DEFINE_integer(
+        "steps_per_dispatch",
+        None,
+        "Steps that the device takes between two looks of the host; by default about half a "
+        "second's. Results do not depend on it.",
+    )
+    flags.DEFINE_string("workdir", None, workdir_help)
+    for name, default in _all_hyperparameters().items():
+        _define_hyperparameter(name, default)
+
+
+def _all_hyperparameters() -> dict[str, Any]:
+    """Hyperparameters of all algorithms, with the default of the first that has one."""
+    found: dict[str, Any] = {}
+    for build in ALGORITHMS.values():
+        for name, default in hyperparameters(build).items():
+            found.setdefault(name, default)
+    return found
+
+
+def _define_hyperparameter(name: str, default: Any) -> None:
+    users = [key for key, build in ALGORITHMS.items() if name in hyperparameters(build)]
+    text = f"{HYPERPARAMETER_HELP[name]} ({', '.join(users)})"
+    if name in _CHOICES:
+        flags.DEFINE_enum(name, default, _CHOICES[name], text)
+    elif isinstance(default, bool):
+        flags.DEFINE_bool(name, default, text)
+    elif isinstance(default, float):
+        flags.DEFINE_float(name, default, text)
+    elif name == "num_targets":
+        flags.DEFINE_string(name, str(default), text)
+    else:
+        flags.DEFINE_integer(name, default, text)
+
+
+def settings() -> RunSettings:
+    """The run that the flags describe.
+
+    Raises:
+      mhd.ConfigError: flags that contradict each other, or values that cannot work.
+    """
+    _refuse_both("steps", "epochs")
+    values = {
+        name: FLAGS[name].value
+        for name in _SETTINGS
+        if name not in ("partition", "optimizer")
+    }
+    optimizer = mhd.optim.SGD(**{name: FLAGS[name].value for name in _OPTIMIZER_FLAGS})
+    return RunSettings(**values, partition=_partition(), optimizer=optimizer)
+
+
+def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
+    """The algorithm of that name with the hyperparameters given as flags.
+
+    Args:
+      name: a key of `ALGORITHMS`.
+      strict: whether to refuse flags that it does not use.
+
+    Returns:
+      It, and the names of the flags given that it does not use.
+
+    Raises:
+      mhd.ConfigError: an unknown name, a value that cannot work, or an unused flag.
+    """
+    if name not in ALGORITHMS:
+        raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
+    known = hyperparameters(ALGORITHMS[name])
+    given = [key for key in _all_hyperparameters() if FLAGS[key].present]
+    built = ALGORITHMS[name](**{key: _value(key) for key in given if key in known})
+    unused = [key for key in given if key not in known]
+    if FLAGS["public_batch_size"].present and not built.public_batch:
+        unused.append("public_batch_size")
+    if strict and unused:
+        raise mhd.ConfigError(
+            f"{', '.join('--' + key for key in unused)} "
+            f"{'is' if len(unused) == 1 else 'are'} not used by --algorithm={name}; "
+            "leave out what does not apply, or choose another algorithm."
+        )
+    return built, unused
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
+
+    Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
+    diverged, 130 for one that was interrupted.
+    """
+
+    def wrapped(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise mhd.ConfigError(
+                    f"unexpected argument {argv[1]!r}; flags are written --name=value."
+                )
+            main()
+        except mhd.ConfigError as error:
+            _exit(f"error: {error}", 2)
+        except mhd.DivergedError as error:
+            _exit(f"error: {error}", 3)
+        except mhd.InterruptedRun as stop:
+            _exit(str(stop), 130)
+        except KeyboardInterrupt:
+            _exit("interrupted", 130)
+
+    app.run(wrapped)
+
+
+def _exit(sentence: str, status: int) -> None:
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
+
+
+def _value(name: str) -> Any:
+    value = FLAGS[name].value
+    if name != "num_targets" or value == "all":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
+
+
+def _partition() -> Partition:
+    chosen = FLAGS["partition"].value
+    fields = _PARTITION_FLAGS[chosen]
+    for name, others in _PARTITION_FLAGS.items():
+        for field in others:
+            if FLAGS[field].present and field not in fields:
+                raise mhd.ConfigError(
+                    f"--{field} belongs to --partition={name}, not to --partition={chosen}; "
+                    "leave one of them out."
+                )
+    return PARTITIONS[chosen](**{field: FLAGS[field].value for field in fields})
+
+
+def _refuse_both(one: str, other: str) -> None:
+    if FLAGS[one].present and FLAGS[other].present:
+        raise mhd.ConfigError(f"give --{one} or --{other}, not both.")

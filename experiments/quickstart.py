@@ -1,0 +1,43 @@
+"""The main job in under two minutes: isolated training, naive distillation and MHD on real digits.
+
+Eight clients hold scikit-learn's handwritten digits, each mostly two of the ten classes.
+They learn on a complete graph by sharing predictions on a tenth of the data, without labels.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+from rich.console import Console
+
+import mhd_jax as mhd
+from experiments import flags as run_flags
+from experiments.comparison import compare, rich_table
+from experiments.settings import RunSettings
+
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
+
+
+def main() -> None:
+    """Runs the demo and prints its table."""
+    console = Console()
+    console.print(__doc__, markup=False)
+    algorithms = [mhd.algorithms.isolated(), mhd.algorithms.naive(), mhd.algorithms.mhd()]
+    workdir = pathlib.Path(_WORKDIR.value)
+    settings = RunSettings(steps=_STEPS.value)
+    rows = compare(settings, algorithms, range(_SEEDS.value), workdir)
+    console.print(rich_table(rows, "mean over 8 clients"))
+    console.print(
+        "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
+        "digits. Auxiliary heads learn from the heads one rank below, the main head from the "
+        "client's own labels.",
+        markup=False,
+    )
+    console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_flags.run(main)

@@ -1,0 +1,74 @@
+"""What a binary's flags come to: one frozen record, from which runs are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import mhd_jax as mhd
+from mhd_jax.data.partition import Partition
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """A run but for its algorithm and its seed; names as on the command line."""
+
+    dataset: str = "digits"
+    num_clients: int = 8
+    topology: str = "complete"
+    partition: Partition = mhd.partition.PrimaryLabels()
+    public_fraction: float = 0.1
+    validation_fraction: float = 0.0
+    model: str = "mlp"
+    norm: str | None = None
+    steps: int = 2000
+    epochs: float | None = None
+    batch_size: int = 32
+    public_batch_size: int = 64
+    optimizer: mhd.optim.SGD = mhd.optim.SGD()
+    eval_every: int = 200
+    eval_batch_size: int = 500
+    checkpoint_every: int | None = None
+    steps_per_dispatch: int | None = None
+
+    def clients(self, seed: int) -> mhd.Clients:
+        """The clients of one seed: their data split derives from it."""
+        return mhd.make_clients(
+            mhd.data.load(self.dataset),
+            self.num_clients,
+            self.model,
+            partition=self.partition,
+            public_fraction=self.public_fraction,
+            validation_fraction=self.validation_fraction,
+            norm=self.norm,
+            seed=seed,
+        )
+
+    def simulate(
+        self,
+        algorithm: mhd.Algorithm,
+        seed: int,
+        workdir: pathlib.Path,
+        callbacks: Sequence[Any],
+    ) -> mhd.Result:
+        """One run, saved in `workdir`."""
+        return mhd.simulate(
+            mhd.topology.named(self.topology, self.num_clients),
+            self.clients(seed),
+            algorithm,
+            steps=self.steps,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            public_batch_size=self.public_batch_size,
+            optimizer=self.optimizer,
+            seed=seed,
+            eval_every=self.eval_every,
+            eval_batch_size=self.eval_batch_size,
+            checkpoint_every=self.checkpoint_every,
+            steps_per_dispatch=self.steps_per_dispatch,
+            workdir=workdir,
+            callbacks=callbacks,
+            progress=False,
+        )

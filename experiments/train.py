@@ -1,0 +1,50 @@
+"""Trains clients that learn from each other, and reports what each of them knows.
+
+  python -m experiments.train --algorithm=mhd --dataset=digits --num_clients=8 \
+      --topology=ring --labels_per_client=2 --skew=100 --steps=2000 --workdir=runs/mhd
+
+The work folder holds the settings, the metrics, the checkpoints, the plots and
+report.html. The same command again resumes a run that was cut. --flagfile=FILE reads flags
+from a file, one a line.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import flags as run_flags
+from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.callbacks import ShowProgress
+
+_ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
+run_flags.define("Folder of the run; by default runs/ALGORITHM.")
+flags.adopt_module_key_flags(run_flags)
+
+
+def main() -> None:
+    """Trains by the flags."""
+    algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
+    settings = run_flags.settings()
+    workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
+    result = settings.simulate(algorithm, flags.FLAGS.seed, workdir, [ShowProgress()])
+
+    console = Console()
+    summary = result.summary
+    if result.started_at == summary["steps"]:
+        console.print(f"{workdir} holds this run, finished; nothing was changed.", markup=False)
+    elif result.started_at:
+        console.print(f"resumed at step {result.started_at}")
+    table = Table("head", "β_sh", "β_priv", title=f"{algorithm.name}, mean over clients")
+    for head, value in summary["beta_sh"].items():
+        own = summary["beta_priv"][head]
+        table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
+    console.print(table)
+    console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_flags.run(main)
