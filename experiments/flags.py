@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
@@ -220,6 +220,8 @@ def run(main: Callable[[], None]) -> None:
     """
 
     def wrapped(argv: Sequence[str]) -> None:
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax tells every detail of a save
         try:
             if len(argv) > 1:
                 raise mhd.ConfigError(

@@ -83,10 +83,6 @@ class Clients:
         names = {i: group.name for group in self.groups for i in group.members}
         return [names[i] for i in range(self.num_clients)]
 
-    def private(self, client: int) -> np.ndarray:
-        """Rows of one client's private samples."""
-        return np.flatnonzero(self.owner == client)
-
     def validation_samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels of the validation rows."""
         return self.data.inputs[self.validation], self.data.labels[self.validation]

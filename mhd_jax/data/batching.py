@@ -22,16 +22,17 @@ class DeviceData:
     """Training data where the step runs.
 
     Attributes:
-      inputs: all private samples, arrays [N, ...]; integers are scaled at the draw.
+      inputs: all private samples, client by client, arrays [N, ...]; uint8 is scaled at the
+        draw.
       labels: int32 [N].
-      indices: rows of each client's samples, int32 [K, n_max], padded with 0.
+      starts: the first row of each client's samples, int32 [K].
       sizes: how many samples each client has, int32 [K].
       public_inputs: the public set, arrays [M, ...].
     """
 
     inputs: PyTree
     labels: Array
-    indices: Array
+    starts: Array
     sizes: Array
     public_inputs: PyTree
 
@@ -80,11 +81,11 @@ def draw_batch(
     positions = _positions(step, spec.private)
     keys = random.client_keys(key, random.Purpose.PRIVATE_ORDER, client_ids)
 
-    def one_client(key: Array, indices: Array, size: Array) -> tuple[Array, Array]:
+    def one_client(key: Array, start: Array, size: Array) -> tuple[Array, Array]:
         samples = shuffled(key, positions, jnp.maximum(size, 1))
-        return indices[samples], jnp.full(spec.private, size > 0, jnp.float32)
+        return start + samples, jnp.full(spec.private, size > 0, jnp.float32)
 
-    rows, mask = jax.vmap(one_client)(keys, data.indices, data.sizes)
+    rows, mask = jax.vmap(one_client)(keys, data.starts, data.sizes)
 
     positions = _positions(step, spec.public)
     if spec.public == 0:
