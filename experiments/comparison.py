@@ -43,10 +43,11 @@ def compare(
     """
     if (workdir / "config.json").exists():
         raise mhd.ConfigError(f"{workdir} holds a single run; choose another workdir.")
-    rows, histories = [], {}
+    rows: list[Row] = []
+    histories: dict[str, list[list[dict[str, Any]]]] = {}
     total = len(algorithms) * len(seeds)
     for algorithm in algorithms:
-        results = []
+        results: list[mhd.Result] = []
         for seed in seeds:
             number = len(rows) * len(seeds) + len(results) + 1
             label = f"[{number}/{total}] {algorithm.name}, seed {seed}"

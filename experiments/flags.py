@@ -39,9 +39,11 @@ HYPERPARAMETER_HELP = {
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
 _CHOICES = {"target_selection": list(TARGET_SELECTIONS), "public_batch": ["shared", "independent"]}
-_SETTINGS = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-_OPTIMIZER_FLAGS = {field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)}
-_PARTITION_FLAGS = {
+_SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
+_OPTIMIZER_FLAGS: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
+}
+_PARTITION_FLAGS: dict[str, dict[str, Any]] = {
     name: {field.name: field.default for field in dataclasses.fields(cls)}
     for name, cls in PARTITIONS.items()
 }
@@ -173,12 +175,8 @@ def settings() -> RunSettings:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
     """
     _refuse_both("steps", "epochs")
-    values = {
-        name: FLAGS[name].value
-        for name in _SETTINGS
-        if name not in ("partition", "optimizer")
-    }
-    optimizer = mhd.optim.SGD(**{name: FLAGS[name].value for name in _OPTIMIZER_FLAGS})
+    values = {name: _flag(name) for name in _SETTINGS if name not in ("partition", "optimizer")}
+    optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
     return RunSettings(**values, partition=_partition(), optimizer=optimizer)
 
 
@@ -245,8 +243,12 @@ def _exit(sentence: str, status: int) -> None:
     sys.exit(status)
 
 
+def _flag(name: str) -> Any:
+    return FLAGS[name].value
+
+
 def _value(name: str) -> Any:
-    value = FLAGS[name].value
+    value = _flag(name)
     if name != "num_targets" or value == "all":
         return value
     try:
@@ -256,7 +258,7 @@ def _value(name: str) -> Any:
 
 
 def _partition() -> Partition:
-    chosen = FLAGS["partition"].value
+    chosen = _flag("partition")
     fields = _PARTITION_FLAGS[chosen]
     for name, others in _PARTITION_FLAGS.items():
         for field in others:
@@ -265,7 +267,7 @@ def _partition() -> Partition:
                     f"--{field} belongs to --partition={name}, not to --partition={chosen}; "
                     "leave one of them out."
                 )
-    return PARTITIONS[chosen](**{field: FLAGS[field].value for field in fields})
+    return PARTITIONS[chosen](**{field: _flag(field) for field in fields})
 
 
 def _refuse_both(one: str, other: str) -> None:

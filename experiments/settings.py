@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import mhd_jax as mhd
-from mhd_jax.data.partition import Partition
+from mhd_jax.data.partition import Partition, PrimaryLabels
+from mhd_jax.optim import SGD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class RunSettings:
     dataset: str = "digits"
     num_clients: int = 8
     topology: str = "complete"
-    partition: Partition = mhd.partition.PrimaryLabels()
+    partition: Partition = PrimaryLabels()
     public_fraction: float = 0.1
     validation_fraction: float = 0.0
     model: str = "mlp"
@@ -27,7 +28,7 @@ class RunSettings:
     epochs: float | None = None
     batch_size: int = 32
     public_batch_size: int = 64
-    optimizer: mhd.optim.SGD = mhd.optim.SGD()
+    optimizer: SGD = SGD()
     eval_every: int = 200
     eval_batch_size: int = 500
     checkpoint_every: int | None = None

@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Callback:
@@ -31,7 +38,10 @@ class Callback:
 
 class _Function(Callback):
     def __init__(self, function: Callable[[Mapping[str, Any]], None]):
-        self.on_evaluation = function
+        self._function = function
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        self._function(record)
 
 
 class Callbacks(Callback):
@@ -79,7 +89,7 @@ class ShowProgress(Callback):
         self._label = label
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._task = None
+        self._task = TaskID(0)
         self._rate = 0.0
         self._steps = 0
 

@@ -1,9 +1,9 @@
 """A run's folder: its settings, its metrics line by line, its checkpoints, its summary.
 
-    config.json    settings that decide the results, and the environment they ran in
-    metrics.jsonl  one line for each evaluation
-    checkpoints/   everything that evolves, by orbax
-    summary.json   written once, when the run has finished
+config.json    settings that decide the results, and the environment they ran in
+metrics.jsonl  one line for each evaluation
+checkpoints/   everything that evolves, by orbax
+summary.json   written once, when the run has finished
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class RunFolder:
         """
         self.path = pathlib.Path(path)
         self._manager = None
-        settings = jsonable(settings)
+        described = jsonable(settings)
         config = self.path / "config.json"
         if config.exists():
-            self._check(settings)
+            self._check(described)
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
@@ -54,12 +54,14 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make the workdir {self.path}: {error.strerror}.") from error
-        write_json(config, {"settings": settings, "environment": environment()})
+        write_json(config, {"settings": described, "environment": environment()})
 
     def _check(self, settings: dict[str, Any]) -> None:
         stored = read_json(self.path / "config.json").get("settings")
         if not isinstance(stored, dict):
-            raise ConfigError(f"{self.path / 'config.json'} is not a run's; choose another workdir.")
+            raise ConfigError(
+                f"{self.path / 'config.json'} is not a run's; choose another workdir."
+            )
         differing = [
             f"{key} is {stored.get(key)!r} there and {settings.get(key)!r} now"
             for key in sorted(stored.keys() | settings.keys())
@@ -150,7 +152,7 @@ class RunFolder:
 
 def environment() -> dict[str, Any]:
     """Versions, device and code that a run was made with."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _VERSIONED:
         try:
             versions[package] = importlib.metadata.version(package)

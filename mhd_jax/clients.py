@@ -168,7 +168,9 @@ def make_clients(
 
     num_samples = len(data.labels)
     order = np.random.default_rng([seed, 0]).permutation(num_samples)
-    bounds = np.cumsum([round(public_fraction * num_samples), round(validation_fraction * num_samples)])
+    bounds = np.cumsum(
+        [round(public_fraction * num_samples), round(validation_fraction * num_samples)]
+    )
     public, validation, private = (np.sort(part) for part in np.split(order, bounds))
     owner = np.full(num_samples, -1)
     rng = np.random.default_rng([seed, 1])
@@ -184,7 +186,9 @@ def make_clients(
         )
     owner[private] = dealt
 
-    clients = Clients(data, groups, owner, public, validation, np.zeros((num_clients, data.num_classes)), {})
+    clients = Clients(
+        data, groups, owner, public, validation, np.zeros((num_clients, data.num_classes)), {}
+    )
     counts = clients.label_counts()
     sizes = counts.sum(axis=1)
     if (sizes == 0).any():
@@ -201,7 +205,9 @@ def make_clients(
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
-            "partition": repr(partition) if isinstance(partition, PrimaryLabels | IID) else "custom",
+            "partition": repr(partition)
+            if isinstance(partition, PrimaryLabels | IID)
+            else "custom",
             "public_fraction": public_fraction,
             "validation_fraction": validation_fraction,
             "split_seed": seed,

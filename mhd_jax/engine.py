@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -34,8 +35,8 @@ class Carry:
 
     def reset(self) -> Carry:
         """The same state, with nothing summed."""
-        return self.replace(
-            sums=jax.tree.map(jnp.zeros_like, self.sums), count=jnp.zeros((), jnp.int32)
+        return dataclasses.replace(
+            self, sums=jax.tree.map(jnp.zeros_like, self.sums), count=jnp.zeros((), jnp.int32)
         )
 
 
@@ -117,7 +118,7 @@ def dispatch(
 ) -> Carry:
     """Takes `num_steps` steps. The count and the graph are traced: neither compiles anew when it changes."""
 
-    def one_step(_, carry: Carry) -> Carry:
+    def one_step(_: Array, carry: Carry) -> Carry:
         state = carry.state
         batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
         state, metrics = train_step(state, batch, schedule(adjacency, state.step))
@@ -142,7 +143,9 @@ def count_correct(
         return total + correct, None
 
     first = jax.tree.map(lambda a: a[0], samples.inputs)
-    num_clients, _, num_heads, _ = jax.eval_shape(lambda x: predict(state, as_float(x)), first).shape
+    num_clients, _, num_heads, _ = jax.eval_shape(
+        lambda x: predict(state, as_float(x)), first
+    ).shape
     zeros = jnp.zeros((num_clients, num_heads, num_classes), jnp.int32)
     correct, _ = jax.lax.scan(one_chunk, zeros, samples)
     labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)

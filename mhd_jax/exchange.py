@@ -22,7 +22,9 @@ class Teachers:
     valid: Array
 
 
-def draw_teachers(state: State, adjacency: Array, available: Array, num_targets: int | str) -> Teachers:
+def draw_teachers(
+    state: State, adjacency: Array, available: Array, num_targets: int | str
+) -> Teachers:
     """Draws `num_targets` neighbours of every client, without replacement.
 
     The draw is per client and step; a larger weight A[i, j] makes j likelier. It is the

@@ -5,7 +5,9 @@ Groups of different architectures compute apart and meet in client order.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> Py
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[order], *parts)
 
 
-def init_state(key: Array, clients, sample_batch: Batch, num_heads: int) -> State:
+def init_state(key: Array, clients: Any, sample_batch: Batch, num_heads: int) -> State:
     """Fresh clients: each draws its own parameters from its own key.
 
     Args:
@@ -136,42 +138,47 @@ def forward_teachers(
       `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
     """
     keys = random.client_keys(state.key, train, state.client_ids, state.step)
+    group_of = np.zeros(state.num_clients, np.int32)
+    row_of = np.zeros(state.num_clients, np.int32)
+    for i, group in enumerate(state.groups):
+        group_of[list(group.members)] = i
+        row_of[list(group.members)] = np.arange(len(group.members))
 
     def one_slot(slot: Array) -> Outputs:  # [K], one teacher for each client
-        joined = None
+        rows = jnp.asarray(row_of)[slot]
+        parts = []  # every group's answer for all K; the teacher's own group is picked below
         for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
-            row_of = np.zeros(state.num_clients, np.int32)
-            row_of[list(group.members)] = np.arange(len(group.members))
-            rows = jnp.asarray(row_of)[slot]
-            outputs, _ = over_clients(group.model.apply)(
-                jax.tree.map(lambda a, rows=rows: a[rows], group_params),
-                jax.tree.map(lambda a, rows=rows: a[rows], group_stats),
-                inputs,
-                keys[slot],
+            rows_here = jnp.minimum(rows, len(group.members) - 1)
+            parts.append(
+                over_clients(group.model.apply)(
+                    take_rows(group_params, rows_here),
+                    take_rows(group_stats, rows_here),
+                    inputs,
+                    keys[slot],
+                )[0]
             )
-            if joined is None:
-                joined = outputs
-                continue
-            outputs, joined = _without_unequal_embeddings([outputs, joined])
-            here = np.isin(np.arange(state.num_clients), group.members)
-            joined = jax.tree.map(
-                lambda new, old, here=jnp.asarray(here)[slot]: jnp.where(
-                    here.reshape(here.shape + (1,) * (new.ndim - 1)), new, old
-                ),
-                outputs,
-                joined,
-            )
-        return joined
+        return over_clients(_pick_part)(
+            jnp.asarray(group_of)[slot], *_without_unequal_embeddings(parts)
+        )
 
     outputs = jax.lax.map(one_slot, teachers.T)  # one slot at a time bounds the memory
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
 
 
+def take_rows(tree: PyTree, rows: Array) -> PyTree:
+    """Rows of every array of a tree."""
+    return jax.tree.map(lambda a: a[rows], tree)
+
+
+def _pick_part(which: Array, *parts: Outputs) -> Outputs:
+    return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
+
+
 def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
-    widths = {part.embeddings if part.embeddings is None else part.embeddings.shape[-1] for part in outputs}
-    if len(widths) == 1:
+    shapes = {None if part.embeddings is None else part.embeddings.shape for part in outputs}
+    if len(shapes) == 1:
         return list(outputs)
-    return [part.replace(embeddings=None) for part in outputs]
+    return [dataclasses.replace(part, embeddings=None) for part in outputs]
 
 
 def apply_gradients(
@@ -184,8 +191,10 @@ def apply_gradients(
             grads, group.opt_state, group.params
         )
         params = optax.apply_updates(group.params, updates)
-        groups.append(group.replace(params=params, stats=new_stats, opt_state=opt_state))
-    return state.replace(step=state.step + 1, groups=tuple(groups))
+        groups.append(
+            dataclasses.replace(group, params=params, stats=new_stats, opt_state=opt_state)
+        )
+    return dataclasses.replace(state, step=state.step + 1, groups=tuple(groups))
 
 
 def predict(state: State, inputs: PyTree) -> Array:

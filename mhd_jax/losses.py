@@ -10,7 +10,9 @@ from jax import Array
 EMBEDDING_EPSILON = 1e-6
 
 
-def private_cross_entropy(logits: Array, labels: Array, mask: Array, label_smoothing: float) -> Array:
+def private_cross_entropy(
+    logits: Array, labels: Array, mask: Array, label_smoothing: float
+) -> Array:
     """CE(z(x), y) over the private batch, averaged over the samples that the mask keeps.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TypeAlias
 
 import optax
 
@@ -72,7 +73,7 @@ class SGD:
         return _build_sgd(self, steps)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay)
@@ -82,7 +83,7 @@ def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
     )
 
 
-Optimizer = SGD | optax.GradientTransformation
+Optimizer: TypeAlias = SGD | optax.GradientTransformation
 
 
 def build(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:

@@ -22,7 +22,9 @@ _MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
 Record = Mapping[str, Any]
 
 
-def write(folder: pathlib.Path, summary: Record, history: Sequence[Record], clients: Clients) -> None:
+def write(
+    folder: pathlib.Path, summary: Record, history: Sequence[Record], clients: Clients
+) -> None:
     """Writes a finished run's figures and its `report.html`."""
     figures = {
         "accuracy": accuracy_figure(history, summary["algorithm"]),

@@ -26,7 +26,7 @@ import numpy as np
 
 from mhd_jax import optim, report
 from mhd_jax import topology as topologies
-from mhd_jax.algorithms import mhd
+from mhd_jax.algorithms.mhd import mhd
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable, read_json
 from mhd_jax.clients import Clients

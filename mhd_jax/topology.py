@@ -66,7 +66,7 @@ def from_array(adjacency: Any, name: str = "custom") -> Topology:
         raise ConfigError(
             f"an adjacency matrix must have shape [K, K] or [T, K, K], not {list(shape)}."
         )
-    matrices = matrices.reshape((-1,) + shape[-2:])
+    matrices = matrices.reshape((-1, *shape[-2:]))
     if not np.isfinite(matrices).all():
         raise ConfigError("an adjacency matrix must be finite, but this one has NaN or infinity.")
     if (matrices < 0).any():

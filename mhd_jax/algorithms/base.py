@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from mhd_jax.types import Algorithm, ConfigError
 
@@ -18,14 +19,14 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
     """
     signature = inspect.signature(build)
 
-    def build_named(**arguments) -> Algorithm:
+    def build_named(**arguments: Any) -> Algorithm:
         algorithm = build(**arguments)
         return dataclasses.replace(algorithm, name=build.__name__, hyperparameters=arguments)
 
-    cached = functools.lru_cache(maxsize=None)(build_named)
+    cached = functools.cache(build_named)
 
     @functools.wraps(build)
-    def wrapped(*args, **kwargs) -> Algorithm:
+    def wrapped(*args: Any, **kwargs: Any) -> Algorithm:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:

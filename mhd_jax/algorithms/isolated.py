@@ -1,18 +1,29 @@
 """Training alone (the MHD paper's "Separate") and all together in one place, the two bounds.
 
-    L_i = CE(z_i(x), y) on the private batch
+L_i = CE(z_i(x), y) on the private batch
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mhd_jax.algorithms.base import factory, require
-from mhd_jax.groups import all_params, all_stats, apply_gradients, forward, init_state, over_clients, predict
+from mhd_jax.groups import (
+    all_params,
+    all_stats,
+    apply_gradients,
+    forward,
+    init_state,
+    over_clients,
+    predict,
+)
 from mhd_jax.losses import private_cross_entropy
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
 
 
 @factory
@@ -38,13 +49,13 @@ def supervised(label_smoothing: float = 0.1) -> Algorithm:
 def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
     require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
 
-    def init(key, clients, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         return init_state(key, clients, sample_batch, num_heads=1)
 
-    def train_step(state: State, batch: Batch, graph: jax.Array) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
 
-        def loss(params):
+        def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, PyTree]]:
             outputs, stats = forward(
                 state, params, all_stats(state), batch.inputs, train=Purpose.DROPOUT
             )

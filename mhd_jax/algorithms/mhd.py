@@ -19,6 +19,8 @@ auxiliary one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -40,7 +42,7 @@ from mhd_jax.losses import distillation, embedding_distance, private_cross_entro
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, ConfigError, Metrics, State
+from mhd_jax.types import Algorithm, Batch, ConfigError, Metrics, PyTree, State
 
 
 @factory
@@ -97,7 +99,7 @@ def mhd(
         f"unknown target_selection {target_selection!r}; "
         f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
     )
-    select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type,assignment]
+    select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type]
     num_heads = num_aux_heads + 1
     first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns from others
     num_ranks = max(num_aux_heads, 1)  # how many heads learn, and how many teach
@@ -105,13 +107,15 @@ def mhd(
     own_included = include_self and num_aux_heads > 0
     same_level_included = same_level and num_aux_heads > 0
 
-    def init(key: Array, clients, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads)
         if nu_emb > 0:
             _require_equal_widths(state)
         return state
 
-    def candidates(own: Outputs, taught: Outputs, valid: Array) -> tuple[Array, Array | None, Array]:
+    def candidates(
+        own: Outputs, taught: Outputs, valid: Array
+    ) -> tuple[Array, Array | None, Array]:
         """One client's candidates: logits [N, P, R, C], embeddings [N, P, D], valid [N]."""
         lower = taught.logits[:, :, :num_ranks]
         logits, embeddings, taken = [lower], [taught.embeddings], [valid]
@@ -167,7 +171,7 @@ def mhd(
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
 
-        def total_loss(params):
+        def total_loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Metrics, PyTree]]:
             private, stats = forward(
                 state, params, all_stats(state), batch.inputs, train=Purpose.DROPOUT
             )
@@ -198,7 +202,7 @@ def mhd(
         return apply_gradients(state, gradients, stats), metrics
 
     def teacher_outputs(
-        state: State, params, public: Outputs, teachers: Teachers, batch: Batch
+        state: State, params: tuple[PyTree, ...], public: Outputs, teachers: Teachers, batch: Batch
     ) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
         if batch.public_is_shared:
@@ -236,9 +240,7 @@ def mhd(
 
 
 def _require_equal_widths(state: State) -> None:
-    widths = {
-        group.members: group.params["heads"]["kernel"].shape[2] for group in state.groups
-    }
+    widths = {group.members: group.params["heads"]["kernel"].shape[2] for group in state.groups}
     if len(set(widths.values())) > 1:
         listed = "; ".join(
             f"clients {', '.join(map(str, members))}: {width}" for members, width in widths.items()

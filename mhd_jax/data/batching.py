@@ -88,14 +88,15 @@ def draw_batch(
     rows, mask = jax.vmap(one_client)(keys, data.starts, data.sizes)
 
     positions = _positions(step, spec.public)
+    num_public = jnp.asarray(data.num_public)
     if spec.public == 0:
         public_rows = jnp.zeros(0, jnp.int32)
     elif spec.independent_public:
         keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
-        public_rows = jax.vmap(shuffled, (0, None, None))(keys, positions, data.num_public)
+        public_rows = jax.vmap(shuffled, (0, None, None))(keys, positions, num_public)
     else:
         public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
-        public_rows = shuffled(public_key, positions, data.num_public)
+        public_rows = shuffled(public_key, positions, num_public)
 
     def take(tree: PyTree, rows: Array) -> PyTree:
         return as_float(jax.tree.map(lambda a: a[rows], tree))

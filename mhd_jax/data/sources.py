@@ -50,7 +50,7 @@ class Dataset:
         return sha.hexdigest()[:16]
 
 
-def load(source: Any = "digits", **options) -> Dataset:
+def load(source: Any = "digits", **options: Any) -> Dataset:
     """Loads a data set by name, or takes `(images, labels)` arrays (options as for `arrays`).
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
@@ -151,7 +151,9 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[np.ndarray, np.ndar
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
     if images.dtype != np.uint8:
-        if not (np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)):
+        if not (
+            np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)
+        ):
             raise ConfigError(f"{prefix}images must be numbers, not {images.dtype}.")
         images = images.astype(np.float32)
         if not np.isfinite(images).all():

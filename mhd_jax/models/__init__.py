@@ -39,9 +39,7 @@ def _imagenet_resnet(blocks: tuple[int, ...]) -> Callable[[str, tuple[int, ...]]
 
 
 MODELS: dict[str, ModelSpec] = {
-    "mlp": ModelSpec(
-        lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False
-    ),
+    "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none")),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet20": ModelSpec(
@@ -51,4 +49,14 @@ MODELS: dict[str, ModelSpec] = {
     "resnet34": ModelSpec(_imagenet_resnet((3, 4, 6, 3)), CONV_NORMS),
 }
 
-__all__ = ["CNN", "MLP", "MODELS", "NORMS", "ClientModel", "LeNet5", "ModelSpec", "Outputs", "ResNet"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "MODELS",
+    "NORMS",
+    "ClientModel",
+    "LeNet5",
+    "ModelSpec",
+    "Outputs",
+    "ResNet",
+]

@@ -87,7 +87,7 @@ class ClientModel:
         """
         variables = {"params": params["backbone"], "batch_stats": stats}
         if key is None:
-            embeddings = self.backbone.apply(variables, inputs, train=False)
+            embeddings: Any = self.backbone.apply(variables, inputs, train=False)
         else:
             embeddings, updates = self.backbone.apply(
                 variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jax import Array
 from flax import linen as nn
+from jax import Array
 
-from mhd_jax.models.norms import normalise
+from mhd_jax.models.norms import Layer, normalise
 
 
 class BasicBlock(nn.Module):
@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """[N, h, w, c] -> [N, h/stride, w/stride, channels]."""
 
-        def norm(activate: bool):
+        def norm(activate: bool) -> Layer:
             return normalise(self.norm, train, num_groups=self.num_groups, activate=activate)
 
         strides = (self.stride, self.stride)

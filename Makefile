@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
+	$(BIN)/python -m experiments.quickstart
+
+test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: $(VENV)/installed  ## The studies that the suite leaves out.
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed  ## Formatting, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,91 @@
+"""What many tests share: tiny clients, tiny batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import mhd_jax as mhd
+from mhd_jax.clients import ClientGroup, Clients
+from mhd_jax.types import Batch
+
+NUM_CLASSES = 3
+FEATURES = 4
+
+
+class Linear(nn.Module):
+    """A backbone of one matrix without bias: [N, F] -> [N, D]."""
+
+    width: int = 5
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dense(self.width, use_bias=False, param_dtype=x.dtype)(x)
+
+
+def tiny_dataset(num_samples=60, seed=0, dtype=np.float32):
+    """Three Gaussian blobs in four dimensions."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % NUM_CLASSES
+    inputs = rng.normal(size=(num_samples, FEATURES)) + 2 * np.eye(FEATURES)[labels]
+    data = mhd.data.arrays(inputs.astype(np.float32), labels)
+    return data
+
+
+def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwargs) -> Clients:
+    """Clients with a linear backbone; `groups` splits them as [(backbone, members), ...]."""
+    kwargs.setdefault("partition", mhd.partition.iid())
+    clients = mhd.make_clients(
+        tiny_dataset(kwargs.pop("num_samples", 60)), num_clients, model or Linear(), **kwargs
+    )
+    if groups is not None:
+        import dataclasses
+
+        clients = dataclasses.replace(
+            clients,
+            groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),
+        )
+    return clients.with_optimizer(optimizer or optax.sgd(0.1))
+
+
+def tiny_batch(
+    num_clients=4, batch_size=6, public_size=7, seed=0, dtype=jnp.float32, shared=True
+) -> Batch:
+    """A random batch; the last client's last sample is masked."""
+    rng = np.random.default_rng(seed)
+    public = (public_size,) if shared else (num_clients, public_size)
+    mask = np.ones((num_clients, batch_size))
+    mask[-1, -1] = 0
+    return Batch(
+        inputs=jnp.asarray(rng.normal(size=(num_clients, batch_size, FEATURES)), dtype),
+        labels=jnp.asarray(rng.integers(0, NUM_CLASSES, (num_clients, batch_size))),
+        mask=jnp.asarray(mask, dtype),
+        public_inputs=jnp.asarray(rng.normal(size=(*public, FEATURES)), dtype),
+        public_indices=jnp.zeros(public, jnp.int32),
+    )
+
+
+def assert_trees_close(a, b, **tolerance):
+    """Equal structure, and values within numpy.testing's tolerance."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b
+    )
+
+
+def assert_trees_equal(a, b):
+    """Equal structure, and values bit for bit; typed keys by their data."""
+
+    def raw(x):
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if is_key else x)
+
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
+
+
+@pytest.fixture
+def float64():
+    """64-bit arithmetic, for comparisons with NumPy."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,297 @@
+"""MHD's loss and gradient against NumPy computations written from the equations alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax import exchange, groups
+from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
+
+K = 4
+GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def cross_entropy(z, target):
+    return -(target * np.log(softmax(z))).sum(axis=-1)
+
+
+def outputs_of(params, x):
+    """Embedding [N, D] and logits [N, H, C] of one client, sample by sample and head by head."""
+    embedding = x @ params["backbone"]["Dense_0"]["kernel"]
+    kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
+    logits = np.stack([embedding @ kernel[h] + bias[h] for h in range(len(kernel))], axis=1)
+    return embedding, logits
+
+
+def reference_targets(i, params, xs, neighbours, m, include_self, same_level, selection, t):
+    """Targets [P, m or 1, C] of client i: a loop over samples, heads and candidates."""
+    targets = np.zeros((len(xs), max(m, 1), NUM_CLASSES))
+    any_candidate = False
+    for p, x in enumerate(xs):
+        for k in range(1, m + 1) if m else [0]:
+            teacher_rank = max(k - 1, 0)
+            candidates = [(j, teacher_rank) for j in neighbours]
+            if include_self and m:
+                candidates.append((i, teacher_rank))
+            if same_level and m:
+                candidates += [(j, k) for j in neighbours]
+            if not candidates:
+                continue
+            any_candidate = True
+            said = [softmax(outputs_of(params[j], x[None])[1][0, h] / t) for j, h in candidates]
+            if selection == "mean":
+                target = np.mean(said, axis=0)
+            else:
+                target = said[int(np.argmax([s.max() for s in said]))]
+            targets[p, max(k - 1, 0)] = target
+    return targets, any_candidate
+
+
+def reference_loss(own, batch, i, xs, targets, any_candidate, teacher_embeddings, m, settings):
+    """L_i as a function of the client's own parameters, everything else constant."""
+    smoothing, t = settings["label_smoothing"], settings["temperature"]
+    _, logits = outputs_of(own, np.asarray(batch.inputs[i]))
+    hard = np.eye(NUM_CLASSES)[np.asarray(batch.labels[i])]
+    soft = (1 - smoothing) * hard + smoothing / NUM_CLASSES
+    mask = np.asarray(batch.mask[i])
+    loss = (cross_entropy(logits[:, 0], soft) * mask).sum() / mask.sum()
+
+    embedding, logits = outputs_of(own, xs)
+    if any_candidate:
+        learners = logits[:, 1:] if m else logits[:, :1]
+        per_head = [
+            t**2 * cross_entropy(learners[:, k] / t, targets[:, k]).mean() for k in range(max(m, 1))
+        ]
+        loss += settings["nu_aux"] * sum(per_head)
+    if teacher_embeddings:
+
+        def unit(e):
+            return e / np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+
+        distances = [((unit(embedding) - unit(e)) ** 2).sum(-1).mean() for e in teacher_embeddings]
+        loss += settings["nu_emb"] * np.mean(distances)
+    return loss
+
+
+def numeric_gradient(function, tree, step=1e-6):
+    """Central differences over every entry of a nested dict of arrays."""
+    if not isinstance(tree, dict):
+        gradient = np.zeros_like(tree)
+        for index in np.ndindex(tree.shape):
+            kept = tree[index]
+            tree[index] = kept + step
+            up = function()
+            tree[index] = kept - step
+            down = function()
+            tree[index] = kept
+            gradient[index] = (up - down) / (2 * step)
+        return gradient
+    return {key: numeric_gradient(function, value, step) for key, value in tree.items()}
+
+
+DEFAULTS = {
+    "num_aux_heads": 2,
+    "num_targets": "all",
+    "nu_aux": 0.7,
+    "nu_emb": 0.4,
+    "label_smoothing": 0.1,
+    "temperature": 1.0,
+}
+CASES = {
+    "defaults": {},
+    "one teacher": {"num_targets": 1},
+    "two teachers": {"num_targets": 2, "num_aux_heads": 3},
+    "more targets than neighbours": {"num_targets": 9},
+    "naive": {"num_aux_heads": 0, "nu_emb": 0.0},
+    "naive with embeddings": {"num_aux_heads": 0},
+    "one head": {"num_aux_heads": 1},
+    "own head not a candidate": {"include_self": False},
+    "same level": {"same_level": True},
+    "same level, one teacher, own head out": {
+        "same_level": True,
+        "include_self": False,
+        "num_targets": 1,
+    },
+    "mean of candidates": {"target_selection": "mean"},
+    "temperature": {"temperature": 2.5},
+    "no embeddings": {"nu_emb": 0.0},
+    "embeddings alone": {"nu_aux": 0.0},
+    "plain cross-entropy": {"label_smoothing": 0.0},
+    "independent public batches": {"public_batch": "independent"},
+    "independent, two teachers": {"public_batch": "independent", "num_targets": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_the_equations(case, float64):
+    settings = {**DEFAULTS, **CASES[case]}
+    shared = settings.get("public_batch", "shared") == "shared"
+    algorithm = mhd.algorithms.mhd(**settings)
+    # With plain gradient descent at rate 1 the step is minus the gradient.
+    clients = tiny_clients(K, optimizer=optax.sgd(1.0))
+    batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    new_state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+
+    everyone = jnp.ones(K, bool)
+    teachers = exchange.draw_teachers(
+        state, jnp.asarray(GRAPH), everyone, settings["num_targets"]
+    )
+    stacked = jax.tree.map(np.asarray, state.groups[0].params)
+    params = [jax.tree.map(lambda a, i=i: a[i].copy(), stacked) for i in range(K)]
+    m = settings["num_aux_heads"]
+    for i in range(K):
+        neighbours = np.asarray(teachers.positions[i])[np.asarray(teachers.valid[i])]
+        wanted = GRAPH[i].sum()
+        if settings["num_targets"] != "all":
+            wanted = min(wanted, settings["num_targets"])
+        assert len(set(neighbours)) == wanted and all(GRAPH[i, j] > 0 for j in neighbours)
+        xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
+        targets, any_candidate = reference_targets(
+            i,
+            params,
+            xs,
+            neighbours,
+            m,
+            settings.get("include_self", True),
+            settings.get("same_level", False),
+            settings.get("target_selection"),
+            settings["temperature"],
+        )
+        teacher_embeddings = [outputs_of(params[j], xs)[0] for j in neighbours]
+        own = params[i]
+
+        def loss(own=own, i=i, xs=xs, t=targets, c=any_candidate, e=teacher_embeddings):
+            return reference_loss(own, batch, i, xs, t, c, e, m, settings)
+
+        np.testing.assert_allclose(metrics["loss"][i], loss(), rtol=1e-9)
+        expected = numeric_gradient(loss, own)
+        actual = jax.tree.map(
+            lambda old, new, i=i: np.asarray(old[i] - new[i]),
+            state.groups[0].params,
+            new_state.groups[0].params,
+        )
+        jax.tree.map(
+            lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected
+        )
+    drawn = int(teachers.valid.sum())
+    assert int(metrics["edges"]) == drawn
+
+
+def test_random_selection_takes_one_candidate_for_each_sample_and_head():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(4, 200, 2, NUM_CLASSES)))
+    valid = jnp.array([True, False, True, True])
+    chosen = exchange.random_candidate(jax.random.key(0), logits, None, valid)
+    said = softmax(np.asarray(logits))
+    is_from = np.isclose(said, np.asarray(chosen)[None], atol=1e-6).all(axis=-1)  # [N, P, R]
+    assert (is_from.sum(axis=0) == 1).all()
+    counts = is_from.sum(axis=(1, 2))
+    assert counts[1] == 0
+    # 400 draws over 3 candidates: each near 133, with a standard deviation of 9.4.
+    assert (np.abs(counts[[0, 2, 3]] - 400 / 3) < 5 * 9.43).all()
+
+
+def test_a_selection_rule_of_ones_own():
+    def least_confident(key, logits, embeddings, valid):
+        assert embeddings.shape == (logits.shape[0], logits.shape[1], 5)
+        probabilities = jax.nn.softmax(logits)
+        score = jnp.where(valid[:, None, None], -probabilities.max(-1), -jnp.inf)
+        best = score.argmax(axis=0)
+        return jnp.take_along_axis(probabilities, best[None, ..., None], axis=0)[0]
+
+    clients, batch = tiny_clients(K), tiny_batch(K)
+    losses = {}
+    for rule in (least_confident, "most_confident"):
+        algorithm = mhd.algorithms.mhd(target_selection=rule, num_targets="all")
+        state = algorithm.init(jax.random.key(0), clients, batch)
+        _, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+        losses[rule] = metrics["aux_loss"]
+    assert np.isfinite(losses[least_confident]).all()
+    # Client 3 has no teacher, and only its own head to choose from.
+    differs = np.asarray(losses[least_confident] != losses["most_confident"])
+    np.testing.assert_array_equal(differs, [True, True, True, False])
+
+
+def test_step_equals_a_loop_over_clients():
+    """The stacked step against one client at a time, each with its own model call and optimizer."""
+    algorithm = mhd.algorithms.mhd(num_targets=2, nu_emb=0.2)
+    tx = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.01))
+    clients, batch = tiny_clients(K, optimizer=tx), tiny_batch(K)
+    state = algorithm.init(jax.random.key(1), clients, batch)
+    new_state, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+    teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), jnp.ones(K, bool), 2)
+    model, stacked = state.groups[0].model, state.groups[0].params
+    each = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(K)]
+    said = [model.apply(p, {}, batch.public_inputs)[0] for p in each]
+    for i in range(K):
+        chosen = [int(j) for j, v in zip(teachers.positions[i], teachers.valid[i], strict=True) if v]
+        candidates = [jax.nn.softmax(said[j].logits[:, :-1]) for j in (*chosen, i)]
+        confidence = jnp.stack([c.max(-1) for c in candidates])
+        best = confidence.argmax(0)
+
+        def loss(p, i=i, candidates=candidates, best=best, chosen=chosen):
+            private = model.apply(p, {}, batch.inputs[i])[0].logits[:, 0]
+            labels = optax.smooth_labels(jax.nn.one_hot(batch.labels[i], NUM_CLASSES), 0.1)
+            ce = optax.softmax_cross_entropy(private, labels)
+            total = jnp.average(ce, weights=batch.mask[i])
+            public = model.apply(p, {}, batch.public_inputs)[0]
+            for k in range(1, 4):
+                stacked_targets = jnp.stack([c[:, k - 1] for c in candidates])
+                target = jnp.take_along_axis(stacked_targets, best[None, :, k - 1, None], 0)[0]
+                total += 0.3 * optax.softmax_cross_entropy(public.logits[:, k], target).mean()
+            unit = lambda e: e / jnp.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+            for j in chosen:
+                gap = unit(public.embeddings) - unit(said[j].embeddings)
+                total += 0.2 / len(chosen) * (gap**2).sum(-1).mean()
+            return total
+
+        updates, _ = tx.update(jax.grad(loss)(each[i]), tx.init(each[i]), each[i])
+        expected = optax.apply_updates(each[i], updates)
+        jax.tree.map(
+            lambda a, e, i=i: np.testing.assert_allclose(a[i], e, rtol=2e-4, atol=2e-6),
+            new_state.groups[0].params,
+            expected,
+        )
+
+
+def test_fresh_teachers_equal_a_second_forward_pass():
+    """Gathered student outputs against teachers that run again on the same samples."""
+    shared = tiny_batch(K)
+    copies = jnp.broadcast_to(shared.public_inputs, (K, *shared.public_inputs.shape))
+    own = shared.replace(public_inputs=copies, public_indices=jnp.zeros((K, 7), jnp.int32))
+    algorithm = mhd.algorithms.mhd(num_targets=2)
+    state = algorithm.init(jax.random.key(0), tiny_clients(K), shared)
+    gathered, _ = jax.jit(algorithm.train_step)(state, shared, jnp.asarray(GRAPH))
+    recomputed, _ = jax.jit(algorithm.train_step)(state, own, jnp.asarray(GRAPH))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        groups.all_params(gathered),
+        groups.all_params(recomputed),
+    )
+
+
+def test_fresh_teachers_add_no_forward_pass():
+    """The compiled cost of MHD on a graph is that of MHD without one: teachers cost no matmul."""
+    batch = tiny_batch(K)
+
+    def matmuls(algorithm):
+        state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
+        jaxpr = str(jax.make_jaxpr(algorithm.train_step)(state, batch, jnp.asarray(GRAPH)))
+        return jaxpr.count("dot_general")
+
+    all_teachers = matmuls(mhd.algorithms.mhd(num_targets="all", nu_emb=0.0))
+    # The same terms with a rule that looks at no teacher at all.
+    uniform = mhd.algorithms.mhd(
+        nu_emb=0.0,
+        target_selection=lambda key, logits, embeddings, valid: jnp.full(logits.shape[1:], 1 / 3),
+    )
+    assert all_teachers == matmuls(uniform)
