@@ -1,5 +1,7 @@
 """What many tests share: tiny clients, tiny batches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +27,12 @@ class Linear(nn.Module):
         return nn.Dense(self.width, use_bias=False, param_dtype=x.dtype)(x)
 
 
-def tiny_dataset(num_samples=60, seed=0, dtype=np.float32):
+def tiny_dataset(num_samples=60, seed=0):
     """Three Gaussian blobs in four dimensions."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num_samples) % NUM_CLASSES
     inputs = rng.normal(size=(num_samples, FEATURES)) + 2 * np.eye(FEATURES)[labels]
-    data = mhd.data.arrays(inputs.astype(np.float32), labels)
-    return data
+    return mhd.data.arrays(inputs.astype(np.float32), labels)
 
 
 def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwargs) -> Clients:
@@ -41,8 +42,6 @@ def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwarg
         tiny_dataset(kwargs.pop("num_samples", 60)), num_clients, model or Linear(), **kwargs
     )
     if groups is not None:
-        import dataclasses
-
         clients = dataclasses.replace(
             clients,
             groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),

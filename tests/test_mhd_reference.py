@@ -142,9 +142,7 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
     new_state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
 
     everyone = jnp.ones(K, bool)
-    teachers = exchange.draw_teachers(
-        state, jnp.asarray(GRAPH), everyone, settings["num_targets"]
-    )
+    teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), everyone, settings["num_targets"])
     stacked = jax.tree.map(np.asarray, state.groups[0].params)
     params = [jax.tree.map(lambda a, i=i: a[i].copy(), stacked) for i in range(K)]
     m = settings["num_aux_heads"]
@@ -179,9 +177,7 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
             state.groups[0].params,
             new_state.groups[0].params,
         )
-        jax.tree.map(
-            lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected
-        )
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected)
     drawn = int(teachers.valid.sum())
     assert int(metrics["edges"]) == drawn
 
@@ -233,7 +229,9 @@ def test_step_equals_a_loop_over_clients():
     each = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(K)]
     said = [model.apply(p, {}, batch.public_inputs)[0] for p in each]
     for i in range(K):
-        chosen = [int(j) for j, v in zip(teachers.positions[i], teachers.valid[i], strict=True) if v]
+        chosen = [
+            int(j) for j, v in zip(teachers.positions[i], teachers.valid[i], strict=True) if v
+        ]
         candidates = [jax.nn.softmax(said[j].logits[:, :-1]) for j in (*chosen, i)]
         confidence = jnp.stack([c.max(-1) for c in candidates])
         best = confidence.argmax(0)

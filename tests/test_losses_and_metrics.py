@@ -1,0 +1,130 @@
+"""Losses, accuracies and optimizers against their definitions in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax import losses, metrics
+from mhd_jax.engine import count_correct, evaluation_set
+
+RNG = np.random.default_rng(0)
+
+
+def test_private_cross_entropy_masks_and_smooths():
+    logits, labels = RNG.normal(size=(4, 3)), np.array([0, 2, 1, 1])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for smoothing in (0.0, 0.2):
+        soft = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+        each = -(soft * log_p).sum(-1)
+        for mask in ([1, 1, 1, 1], [1, 0, 1, 0]):
+            mask = np.array(mask, float)
+            actual = losses.private_cross_entropy(
+                jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask), smoothing
+            )
+            np.testing.assert_allclose(actual, (each * mask).sum() / mask.sum(), rtol=1e-5)
+    nothing = losses.private_cross_entropy(
+        jnp.asarray(logits), jnp.asarray(labels), jnp.zeros(4), 0.0
+    )
+    assert nothing == 0
+
+
+def test_a_dead_embedding_has_finite_gradients():
+    gradient = jax.grad(
+        lambda e: losses.embedding_distance(e, jnp.ones((1, 2, 3)), jnp.array([True]))
+    )(jnp.zeros((2, 3)))
+    assert np.isfinite(gradient).all()
+
+
+def test_embedding_distance_of_opposite_directions_is_four():
+    own, valid = jnp.array([[3.0, 0.0]]), jnp.array([True, False])
+    teachers = jnp.array([[[-5.0, 0.0]], [[jnp.nan, 0.0]]])
+    np.testing.assert_allclose(losses.embedding_distance(own, teachers, valid), 4, rtol=1e-5)
+    assert losses.embedding_distance(own, teachers, jnp.array([False, False])) == 0
+
+
+def test_entropy_of_the_mean_prediction():
+    constant = jnp.tile(jnp.array([50.0, 0, 0, 0]), (5, 1))
+    spread = 50 * jnp.eye(4)
+    np.testing.assert_allclose(metrics.prediction_entropy(constant), 0, atol=1e-6)
+    np.testing.assert_allclose(metrics.prediction_entropy(spread), 1, rtol=1e-6)
+
+
+def test_betas_by_their_definition():
+    """Against a loop over samples, with a class that the test set lacks and a client without labels."""
+    num_clients, num_heads, num_classes, n = 3, 2, 4, 37
+    labels = RNG.integers(0, 3, n).astype(np.int32)  # class 3 has no test sample
+    answers = RNG.integers(0, num_classes, (num_clients, n, num_heads))
+    table = jnp.asarray(np.eye(num_classes)[answers])  # logits by client and sample
+
+    samples = evaluation_set(np.arange(n, dtype=np.float32)[:, None], labels, batch_size=10)
+    assert samples.labels.shape == (4, 10)
+
+    def predict(state, inputs):
+        return jnp.take(table, inputs[:, 0].astype(int), axis=1)
+
+    correct, total = count_correct(None, samples, predict=predict, num_classes=num_classes)
+    np.testing.assert_array_equal(total, np.bincount(labels, minlength=4))
+    with np.errstate(invalid="ignore"):
+        per_class = np.asarray(correct) / np.asarray(total)
+    distributions = np.array([[0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75], [0, 0, 0, 0]])
+    sh, priv = metrics.beta_sh(per_class), metrics.beta_priv(per_class, distributions)
+    for k in range(num_clients):
+        for h in range(num_heads):
+            accuracy = [
+                np.mean([answers[k, i, h] == c for i in range(n) if labels[i] == c])
+                for c in range(3)
+            ]
+            np.testing.assert_allclose(sh[k, h], np.mean(accuracy), rtol=1e-6)
+            expected = {
+                0: (accuracy[0] + accuracy[1]) / 2,
+                1: accuracy[2],  # class 3 cannot be measured
+                2: np.nan,
+            }[k]
+            np.testing.assert_allclose(priv[k, h], expected, rtol=1e-6)
+
+
+def test_schedules():
+    cosine = mhd.optim.SGD(learning_rate=1.0).rate(100)
+    np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1, 0.5, 0], atol=1e-6)
+    step = mhd.optim.SGD(learning_rate=1.0, schedule="step").rate(100)
+    np.testing.assert_allclose(
+        [step(0), step(49), step(51), step(76)], [1, 1, 0.1, 0.01], rtol=1e-6
+    )
+    warm = mhd.optim.SGD(learning_rate=1.0, schedule="constant", warmup_steps=10).rate(100)
+    np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(99)], [0, 0.5, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_equals_its_equations(nesterov):
+    settings = mhd.optim.SGD(0.1, 0.9, nesterov, weight_decay=0.01, schedule="constant")
+    tx = settings.build(10)
+    x, m = np.array([1.0, -2.0]), np.zeros(2)
+    params = jnp.asarray(x)
+    state = tx.init(params)
+    for gradient in ([0.3, 0.1], [-0.2, 0.5], [0.0, 0.4]):
+        g = np.array(gradient) + 0.01 * x
+        m = 0.9 * m + g
+        x = x - 0.1 * (g + 0.9 * m if nesterov else m)
+        updates, state = tx.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, x, rtol=1e-5)
+    assert settings.build(10) is tx
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"momentum": 1.0}, "momentum must be in"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+    ],
+)
+def test_bad_optimizers_are_refused(settings, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.optim.SGD(**settings)

@@ -1,0 +1,315 @@
+"""The host loop: results do not depend on how it is cut into dispatches, sessions or folders."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import optax
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax import engine
+from mhd_jax.algorithms import ALGORITHMS
+from tests.conftest import FEATURES, NUM_CLASSES, Linear, assert_trees_equal, tiny_dataset
+
+SETTINGS = {
+    "steps": 20,
+    "eval_every": 5,
+    "batch_size": 4,
+    "public_batch_size": 8,
+    "eval_batch_size": 5,
+}
+
+
+def clients(num_clients=4, **kwargs):
+    kwargs = {"partition": mhd.partition.iid(), "public_fraction": 0.3, **kwargs}
+    return mhd.make_clients(tiny_dataset(), num_clients, Linear(), **kwargs)
+
+
+def run(algorithm="mhd", topology="ring", who=None, **kwargs):
+    return mhd.simulate(topology, who or clients(), ALGORITHMS[algorithm](), **SETTINGS | kwargs)
+
+
+def results(history):
+    """What must repeat: everything but the clock."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+def test_two_arguments_suffice():
+    data = mhd.data.load("digits")
+    small = dataclasses.replace(
+        data,
+        inputs=data.inputs[:300],
+        labels=data.labels[:300],
+        test_inputs=data.test_inputs[:40],
+        test_labels=data.test_labels[:40],
+    )
+    seen = []
+    result = mhd.simulate(
+        mhd.topology.ring(4), mhd.make_clients(small, 4), steps=20, callbacks=[seen.append]
+    )
+    assert result.summary["algorithm"] == "mhd"
+    assert list(result.summary["beta_sh"]) == ["main", "aux_1", "aux_2", "aux_3"]
+    assert seen == result.history and seen[-1]["step"] == 20
+    assert result.plot().axes
+
+
+def test_it_learns():
+    """Blobs that one matrix separates: a trivial task, end to end."""
+    result = run(steps=300, eval_every=300, optimizer=mhd.optim.SGD(0.1))
+    assert min(result.summary["beta_sh"].values()) > 0.85
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_dispatches_do_not_change_the_result(name):
+    whole = run(name, steps_per_dispatch=1000)
+    single = run(name, steps_per_dispatch=1)
+    assert results(whole.history) == results(single.history)
+    assert_trees_equal(whole.state, single.state)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_run_that_was_stopped_equals_one_that_never_was(name, tmp_path):
+    whole = run(name, workdir=tmp_path / "whole", checkpoint_every=3)
+
+    class StopAt(mhd.Callback):
+        def on_steps(self, step, steps_per_second):
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(mhd.InterruptedRun, match="stopped at step 7 of 20.*resumes"):
+        run(name, workdir=tmp_path / "cut", callbacks=[StopAt()], steps_per_dispatch=1)
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    resumed = run(name, workdir=tmp_path / "cut", checkpoint_every=3)
+    assert resumed.started_at == 7
+    assert results(resumed.history) == results(whole.history)
+    assert_trees_equal(resumed.state, whole.state)
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == resumed.history
+    assert [record["step"] for record in resumed.history] == [5, 10, 15, 20]
+    skip = ("timing",)
+    assert {k: v for k, v in resumed.summary.items() if k not in skip} == {
+        k: v for k, v in whole.summary.items() if k not in skip
+    }
+
+
+def test_a_crash_between_a_line_and_its_checkpoint_repeats_no_line(tmp_path):
+    whole = run()
+
+    class Crash(mhd.Callback):
+        def on_evaluation(self, record):
+            if record["step"] == 10:
+                raise OSError("the power went out")
+
+    with pytest.raises(OSError, match="power"):
+        run(workdir=tmp_path, callbacks=[Crash()])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 15, "bet')  # a torn line
+    resumed = run(workdir=tmp_path)
+    assert resumed.started_at == 5
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert results(map(json.loads, lines)) == results(whole.history)
+
+
+def test_a_finished_run_is_read_and_left_alone(tmp_path):
+    first = run(workdir=tmp_path)
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+    again = run(workdir=tmp_path)
+    assert again.started_at == 20
+    assert again.history == first.history
+    assert again.summary == json.loads((tmp_path / "summary.json").read_text())
+    assert_trees_equal(again.state, first.state)
+    assert before == {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+    assert set(files) == {f for f in tmp_path.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seed": 1}, "seed is 0 there and 1 now"),
+        ({"topology": "chain"}, "topology is .*ring.* there and .*chain"),
+        ({"algorithm": "naive"}, "algorithm is 'mhd' there and 'naive' now"),
+        ({"optimizer": mhd.optim.SGD(0.1)}, "optimizer is .*0.03.* now"),
+        ({"steps": 30}, "steps is 20 there and 30 now"),
+    ],
+)
+def test_another_runs_folder_is_refused_and_not_touched(change, sentence, tmp_path):
+    (tmp_path / "config.json").write_text("")
+    run(workdir=tmp_path / "run", steps=20)
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        run(workdir=tmp_path / "run", **change)
+    assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+
+
+def test_other_folders_are_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("five years of work")
+    with pytest.raises(mhd.ConfigError, match="is not a run's folder"):
+        run(workdir=tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(mhd.ConfigError, match="cannot be read"):
+        run(workdir=tmp_path)
+    (tmp_path / "config.json").write_text('{"other": 1}')
+    with pytest.raises(mhd.ConfigError, match="is not a run's"):
+        run(workdir=tmp_path)
+    with pytest.raises(mhd.ConfigError, match="cannot make the workdir"):
+        run(workdir=tmp_path / "thesis.txt" / "deeper")
+    assert (tmp_path / "thesis.txt").read_text() == "five years of work"
+
+
+def test_the_run_folder_and_its_summary(tmp_path):
+    who = clients(validation_fraction=0.2)
+    result = run(who=who, workdir=tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "report.html",
+        "accuracy.png",
+        "data_split.png",
+        "per_class_accuracy.png",
+    }
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["settings"]["hyperparameters"]["num_aux_heads"] == 3
+    assert config["environment"]["versions"]["jax"] == jax.__version__
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["num_clients"] == 4
+    heads = ["main", "aux_1", "aux_2", "aux_3"]
+    assert list(summary["beta_sh"]) == list(summary["beta_priv"]) == heads
+    assert set(summary["validation"]) == {"beta_sh", "beta_priv", "per_client"}
+    per_class = np.array(
+        [[c["per_class_accuracy"][h] for h in heads] for c in summary["per_client"]]
+    )
+    assert per_class.shape == (4, 4, NUM_CLASSES)
+    for h, head in enumerate(heads):
+        np.testing.assert_allclose(summary["beta_sh"][head], per_class[:, h].mean())
+        own = (per_class[:, h] * who.label_distributions).sum(axis=1)
+        np.testing.assert_allclose(summary["beta_priv"][head], own.mean())
+        each = [c["beta_priv"][head] for c in summary["per_client"]]
+        np.testing.assert_allclose(each, own)
+    # 20 steps, 4 clients on a ring, one teacher each; 8 public samples; 5 features.
+    edges = 20 * 4
+    logits, embeddings = 8 * 3 * NUM_CLASSES * 4, 8 * 5 * 4
+    assert summary["communication"] == {
+        "bytes_per_step_per_edge": logits + embeddings,
+        "total_bytes": edges * (logits + embeddings),
+        "by_type": {"logits": edges * logits, "embeddings": edges * embeddings},
+        "edges_used": edges,
+    }
+    assert set(summary["timing"]) == {
+        "compile_seconds",
+        "seconds_per_step",
+        "steps_per_second",
+        "peak_memory_bytes",
+    }
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert f"{summary['beta_sh']['main']:.3f}" in page
+    assert result.summary == summary
+
+
+def test_supervised_pools_the_same_budget():
+    result = run("supervised", steps=200, eval_every=200, optimizer=mhd.optim.SGD(0.1))
+    assert result.summary["num_clients"] == 4 and len(result.summary["per_client"]) == 1
+    assert result.state.num_clients == 1
+    assert result.summary["beta_sh"]["main"] > 0.85
+
+
+def test_epochs_count_private_samples():
+    who = clients()
+    samples = int((who.owner >= 0).sum())
+    result = run(who=who, epochs=3, eval_every=1000)
+    assert result.summary["steps"] == round(3 * samples / (4 * 4))
+
+
+def test_graphs_and_seeds_share_one_program():
+    run(topology="ring")
+    compiled = engine.dispatch._cache_size()
+    run(topology="complete", seed=5)
+    run(topology=1 - np.eye(4), who=clients(seed=3))
+    run(topology=nx.star_graph(3), steps=20)
+    assert engine.dispatch._cache_size() == compiled
+
+
+def test_the_hot_loop_moves_nothing_to_the_host():
+    result = run(steps=5)
+    carry = engine.Carry(result.state, {"x": jnp.zeros(())}, jnp.zeros((), jnp.int32))
+    who = clients()
+    data = engine.device_data(who)
+    topology = mhd.topology.ring(4)
+    num_steps = jnp.int32(3)
+    carry = carry.replace(
+        sums={k: jnp.zeros(4) for k in ("loss", "private_loss")} | {"edges": jnp.int32(0)}
+    )
+    alone = ALGORITHMS["isolated"]()
+    state = alone.init(
+        jax.random.key(0),
+        who.with_optimizer(optax.sgd(0.1)),
+        mhd.Batch(jnp.ones((4, 2, FEATURES)), *[jnp.zeros((4, 2))] * 2, None, jnp.zeros(0)),
+    )
+    carry = carry.replace(state=state)
+    with jax.transfer_guard("disallow"):
+        carry = engine.dispatch(
+            carry,
+            data,
+            topology.adjacency,
+            num_steps,
+            train_step=alone.train_step,
+            schedule=topology.schedule,
+            spec=mhd.data.batching.BatchSpec(2),
+        )
+        jax.block_until_ready(carry)
+    assert int(carry.count) == 3
+
+
+def test_divergence_is_named():
+    with pytest.raises(mhd.DivergedError, match=r"client 0, 1, 2, 3 is no longer finite at step"):
+        run("isolated", optimizer=optax.sgd(1e20), steps=40)
+
+
+def test_collapse_is_warned_of():
+    constant = np.zeros((60, FEATURES), np.float32)  # every sample alike: every answer alike
+    data = mhd.data.arrays(constant, np.arange(60) % 3)
+    skewed = mhd.partition.primary_labels(1, skew=float("inf"))
+    who = mhd.make_clients(data, 3, Biased(), partition=skewed, public_fraction=0.3)
+    with pytest.warns(UserWarning, match="distillation has collapsed"):
+        mhd.simulate(
+            "complete",
+            who,
+            mhd.algorithms.mhd(num_aux_heads=0, nu_aux=0.0, label_smoothing=0.0),
+            **SETTINGS | {"steps": 100, "eval_every": 100},
+            optimizer=optax.sgd(1.0),
+        )
+
+
+class Biased(Linear):
+    """Sees a constant beside its input, so that it can answer at all."""
+
+    def __call__(self, x, train: bool = False):
+        return jnp.ones((x.shape[0], 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"eval_every": 0}, "eval_every must be at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1"),
+        ({"steps": 2**31}, r"must stay below 2\^32"),
+        ({"who": clients(public_fraction=0.0)}, "set public_fraction above 0"),
+        ({"topology": mhd.topology.ring(5)}, "has 5 clients, but there are 4"),
+    ],
+)
+def test_bad_settings_are_refused(settings, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        run(**settings)
