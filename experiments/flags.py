@@ -7,11 +7,9 @@ its factory's. Only their help is written here.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
@@ -49,101 +47,6 @@ _PARTITION_FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-def define(workdir_help: str) -> None:
-    """Defines the flags of a run, all but the choice of algorithms.
-
-    The binary adopts them, so that its --help shows them:
-    `absl.flags.adopt_module_key_flags(experiments.flags)`.
-    """
-    flags.DEFINE_string("dataset", _SETTINGS["dataset"], "Data set: digits (embedded).")
-    flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
-    flags.DEFINE_string(
-        "topology",
-        _SETTINGS["topology"],
-        f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of a "
-        ".npy matrix.",
-    )
-    flags.DEFINE_enum(
-        "partition", "primary_labels", list(PARTITIONS), "How private data is dealt to clients."
-    )
-    primary = _PARTITION_FLAGS["primary_labels"]
-    flags.DEFINE_integer(
-        "labels_per_client",
-        primary["labels_per_client"],
-        "Primary labels of each client (partition primary_labels).",
-    )
-    flags.DEFINE_float(
-        "skew",
-        primary["skew"],
-        "How much likelier a client gets samples of its primary labels: weight 1 + skew; 0 is "
-        "iid, inf gives primary labels only (partition primary_labels).",
-    )
-    flags.DEFINE_enum(
-        "assignment",
-        primary["assignment"],
-        ["balanced", "random"],
-        "How primary labels are assigned (partition primary_labels).",
-    )
-    flags.DEFINE_float(
-        "public_fraction",
-        _SETTINGS["public_fraction"],
-        "Share of the training samples set aside, without labels, as the public set.",
-    )
-    flags.DEFINE_float(
-        "validation_fraction",
-        _SETTINGS["validation_fraction"],
-        "Share of the training samples set aside with labels, to choose settings on.",
-    )
-    flags.DEFINE_string(
-        "model",
-        _SETTINGS["model"],
-        f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like "
-        "resnet18:4,resnet34:4.",
-    )
-    flags.DEFINE_enum(
-        "norm", None, NORMS, "Normalisation of the backbone; by default the model's own."
-    )
-    flags.DEFINE_integer("steps", _SETTINGS["steps"], "Training steps.")
-    flags.DEFINE_float(
-        "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
-    )
-    flags.DEFINE_integer(
-        "batch_size", _SETTINGS["batch_size"], "B, private samples of a client in a step."
-    )
-    flags.DEFINE_integer(
-        "public_batch_size", _SETTINGS["public_batch_size"], "P, public samples in a step."
-    )
-    flags.DEFINE_float("learning_rate", _OPTIMIZER_FLAGS["learning_rate"], "Peak learning rate.")
-    flags.DEFINE_float("momentum", _OPTIMIZER_FLAGS["momentum"], "Momentum of SGD.")
-    flags.DEFINE_bool("nesterov", _OPTIMIZER_FLAGS["nesterov"], "Whether momentum is Nesterov's.")
-    flags.DEFINE_float(
-        "weight_decay", _OPTIMIZER_FLAGS["weight_decay"], "L2 weight decay on all parameters."
-    )
-    flags.DEFINE_enum(
-        "schedule", _OPTIMIZER_FLAGS["schedule"], SCHEDULES, "How the learning rate falls."
-    )
-    flags.DEFINE_integer(
-        "warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up."
-    )
-    flags.DEFINE_integer("seed", 0, "Seed of the data split and of training; the first of several.")
-    flags.DEFINE_integer("eval_every", _SETTINGS["eval_every"], "Steps between evaluations.")
-    flags.DEFINE_integer(
-        "eval_batch_size", _SETTINGS["eval_batch_size"], "Test samples evaluated at once."
-    )
-    flags.DEFINE_integer(
-        "checkpoint_every", None, "Steps between checkpoints; by default --eval_every."
-    )
-    flags.DEFINE_integer(
-        "steps_per_dispatch",
-        None,
-        "Steps that the device takes between two looks of the host; by default about half a "
-        "second's. Results do not depend on it.",
-    )
-    flags.DEFINE_string("workdir", None, workdir_help)
-    for name, default in _all_hyperparameters().items():
-        _define_hyperparameter(name, default)
-
-
 def _all_hyperparameters() -> dict[str, Any]:
     """Hyperparameters of all algorithms, with the default of the first that has one."""
     found: dict[str, Any] = {}
@@ -166,6 +69,92 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_string(name, str(default), text)
     else:
         flags.DEFINE_integer(name, default, text)
+
+
+flags.DEFINE_string("dataset", _SETTINGS["dataset"], "Data set: digits (embedded).")
+flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
+flags.DEFINE_string(
+    "topology",
+    _SETTINGS["topology"],
+    f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of a "
+    ".npy matrix.",
+)
+flags.DEFINE_enum(
+    "partition", "primary_labels", list(PARTITIONS), "How private data is dealt to clients."
+)
+primary = _PARTITION_FLAGS["primary_labels"]
+flags.DEFINE_integer(
+    "labels_per_client",
+    primary["labels_per_client"],
+    "Primary labels of each client (partition primary_labels).",
+)
+flags.DEFINE_float(
+    "skew",
+    primary["skew"],
+    "How much likelier a client gets samples of its primary labels: weight 1 + skew; 0 is "
+    "iid, inf gives primary labels only (partition primary_labels).",
+)
+flags.DEFINE_enum(
+    "assignment",
+    primary["assignment"],
+    ["balanced", "random"],
+    "How primary labels are assigned (partition primary_labels).",
+)
+flags.DEFINE_float(
+    "public_fraction",
+    _SETTINGS["public_fraction"],
+    "Share of the training samples set aside, without labels, as the public set.",
+)
+flags.DEFINE_float(
+    "validation_fraction",
+    _SETTINGS["validation_fraction"],
+    "Share of the training samples set aside with labels, to choose settings on.",
+)
+flags.DEFINE_string(
+    "model",
+    _SETTINGS["model"],
+    f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like resnet18:4,resnet34:4.",
+)
+flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
+flags.DEFINE_integer("steps", _SETTINGS["steps"], "Training steps.")
+flags.DEFINE_float(
+    "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
+)
+flags.DEFINE_integer(
+    "batch_size", _SETTINGS["batch_size"], "B, private samples of a client in a step."
+)
+flags.DEFINE_integer(
+    "public_batch_size", _SETTINGS["public_batch_size"], "P, public samples in a step."
+)
+flags.DEFINE_float("learning_rate", _OPTIMIZER_FLAGS["learning_rate"], "Peak learning rate.")
+flags.DEFINE_float("momentum", _OPTIMIZER_FLAGS["momentum"], "Momentum of SGD.")
+flags.DEFINE_bool("nesterov", _OPTIMIZER_FLAGS["nesterov"], "Whether momentum is Nesterov's.")
+flags.DEFINE_float(
+    "weight_decay", _OPTIMIZER_FLAGS["weight_decay"], "L2 weight decay on all parameters."
+)
+flags.DEFINE_enum(
+    "schedule", _OPTIMIZER_FLAGS["schedule"], SCHEDULES, "How the learning rate falls."
+)
+flags.DEFINE_integer("warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up.")
+flags.DEFINE_integer("seed", 0, "Seed of the data split and of training; the first of several.")
+flags.DEFINE_integer("eval_every", _SETTINGS["eval_every"], "Steps between evaluations.")
+flags.DEFINE_integer(
+    "eval_batch_size", _SETTINGS["eval_batch_size"], "Test samples evaluated at once."
+)
+flags.DEFINE_integer(
+    "checkpoint_every", None, "Steps between checkpoints; by default --eval_every."
+)
+flags.DEFINE_integer(
+    "steps_per_dispatch",
+    None,
+    "Steps that the device takes between two looks of the host; by default about half a "
+    "second's. Results do not depend on it.",
+)
+flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
+)
+for name, default in _all_hyperparameters().items():
+    _define_hyperparameter(name, default)
 
 
 def settings() -> RunSettings:
@@ -208,39 +197,6 @@ def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
             "leave out what does not apply, or choose another algorithm."
         )
     return built, unused
-
-
-def run(main: Callable[[], None]) -> None:
-    """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
-
-    Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
-    diverged, 130 for one that was interrupted.
-    """
-
-    def wrapped(argv: Sequence[str]) -> None:
-        if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax tells every detail of a save
-        try:
-            if len(argv) > 1:
-                raise mhd.ConfigError(
-                    f"unexpected argument {argv[1]!r}; flags are written --name=value."
-                )
-            main()
-        except mhd.ConfigError as error:
-            _exit(f"error: {error}", 2)
-        except mhd.DivergedError as error:
-            _exit(f"error: {error}", 3)
-        except mhd.InterruptedRun as stop:
-            _exit(str(stop), 130)
-        except KeyboardInterrupt:
-            _exit("interrupted", 130)
-
-    app.run(wrapped)
-
-
-def _exit(sentence: str, status: int) -> None:
-    print(sentence, file=sys.stderr)
-    sys.exit(status)
 
 
 def _flag(name: str) -> Any:

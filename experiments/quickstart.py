@@ -12,8 +12,8 @@ from absl import flags
 from rich.console import Console
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
 from experiments.comparison import compare, rich_table
+from experiments.launch import run
 from experiments.settings import RunSettings
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_flags.run(main)
+    run(main)

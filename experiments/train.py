@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import flags as run_flags
+from experiments.launch import run
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.callbacks import ShowProgress
 
 _ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
-run_flags.define("Folder of the run; by default runs/ALGORITHM.")
 flags.adopt_module_key_flags(run_flags)
 
 
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_flags.run(main)
+    run(main)

@@ -31,7 +31,7 @@ def tiny_dataset(num_samples=60, seed=0):
     """Three Gaussian blobs in four dimensions."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num_samples) % NUM_CLASSES
-    inputs = rng.normal(size=(num_samples, FEATURES)) + 2 * np.eye(FEATURES)[labels]
+    inputs = rng.normal(size=(num_samples, FEATURES)) + 4 * np.eye(FEATURES)[labels]
     return mhd.data.arrays(inputs.astype(np.float32), labels)
 
 

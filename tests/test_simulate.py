@@ -15,6 +15,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax import engine
 from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.data.batching import BatchSpec
 from tests.conftest import FEATURES, NUM_CLASSES, Linear, assert_trees_equal, tiny_dataset
 
 SETTINGS = {
@@ -82,7 +83,7 @@ def test_a_run_that_was_stopped_equals_one_that_never_was(name, tmp_path):
             if step == 7:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(mhd.InterruptedRun, match="stopped at step 7 of 20.*resumes"):
+    with pytest.raises(mhd.InterruptedRun, match=r"stopped at step 7 of 20.*resumes"):
         run(name, workdir=tmp_path / "cut", callbacks=[StopAt()], steps_per_dispatch=1)
     assert not (tmp_path / "cut" / "summary.json").exists()
     resumed = run(name, workdir=tmp_path / "cut", checkpoint_every=3)
@@ -240,34 +241,24 @@ def test_graphs_and_seeds_share_one_program():
 
 
 def test_the_hot_loop_moves_nothing_to_the_host():
-    result = run(steps=5)
-    carry = engine.Carry(result.state, {"x": jnp.zeros(())}, jnp.zeros((), jnp.int32))
-    who = clients()
-    data = engine.device_data(who)
-    topology = mhd.topology.ring(4)
+    who, topology, spec = clients(), mhd.topology.ring(4), BatchSpec(4, 8)
+    algorithm, data = mhd.algorithms.mhd(), engine.device_data(who)
+    carry = engine.initial_carry(
+        algorithm, who.with_optimizer(optax.sgd(0.1)), topology, data, spec, seed=0
+    )
     num_steps = jnp.int32(3)
-    carry = carry.replace(
-        sums={k: jnp.zeros(4) for k in ("loss", "private_loss")} | {"edges": jnp.int32(0)}
-    )
-    alone = ALGORITHMS["isolated"]()
-    state = alone.init(
-        jax.random.key(0),
-        who.with_optimizer(optax.sgd(0.1)),
-        mhd.Batch(jnp.ones((4, 2, FEATURES)), *[jnp.zeros((4, 2))] * 2, None, jnp.zeros(0)),
-    )
-    carry = carry.replace(state=state)
     with jax.transfer_guard("disallow"):
         carry = engine.dispatch(
             carry,
             data,
             topology.adjacency,
             num_steps,
-            train_step=alone.train_step,
+            train_step=algorithm.train_step,
             schedule=topology.schedule,
-            spec=mhd.data.batching.BatchSpec(2),
+            spec=spec,
         )
         jax.block_until_ready(carry)
-    assert int(carry.count) == 3
+    assert int(carry.count) == int(carry.state.step) == 3
 
 
 def test_divergence_is_named():

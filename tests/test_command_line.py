@@ -1,0 +1,201 @@
+"""The binaries, as a user types them."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import compare, launch, train
+from experiments import flags as run_flags
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = ["--steps=6", "--eval_every=3", "--batch_size=4", "--num_clients=3", "--model=mlp"]
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """Runs a binary's main in this process and gives its status and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(binary, *arguments):
+        with flagsaver.flagsaver():
+            for name in flags.FLAGS:
+                flags.FLAGS[name].present = 0
+            monkeypatch.setattr(sys, "argv", [binary.__name__, *arguments])
+            with pytest.raises(SystemExit) as ended:
+                launch.run(binary.main)
+        printed = capfd.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def python(*arguments, **kwargs):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        **kwargs,
+    )
+
+
+def test_train_saves_resumes_and_leaves_a_finished_run_alone(call):
+    arguments = [*SMALL, "--algorithm=mhd", "--topology=chain", "--nu_emb=0", "--workdir=w"]
+    status, out, _ = call(train, *arguments)
+    assert status == 0 and "aux_3" in out and "report: w/report.html" in out
+    summary = json.loads(pathlib.Path("w/summary.json").read_text())
+    assert summary["steps"] == 6 and summary["settings"]["topology"]["name"] == "chain"
+    assert summary["communication"]["by_type"].keys() == {"logits"}
+    status, out, _ = call(train, *arguments)
+    assert status == 0 and "w holds this run, finished; nothing was changed." in out
+    status, _, err = call(train, *arguments, "--seed=1")
+    assert status == 2 and "w holds a run with other settings" in err
+    assert err.strip().count("\n") == 0
+
+
+def test_flags_from_a_file(call):
+    pathlib.Path("preset.flags").write_text("--algorithm=isolated\n# a comment\n--steps=3\n")
+    status, _, _ = call(train, *SMALL, "--flagfile=preset.flags", "--workdir=w")
+    assert status == 0
+    summary = json.loads(pathlib.Path("w/summary.json").read_text())
+    assert (summary["algorithm"], summary["steps"]) == ("isolated", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, cnn"),
+        (["--dataset=mnits"], "unknown dataset 'mnits'"),
+        (["--topology=rnig"], "unknown topology 'rnig'"),
+        (["--topology=none.npy"], "no topology file 'none.npy'"),
+        (["--topology=four.txt"], "topology four has 4 clients, but there are 3"),
+        (["--labels_per_client=11"], "labels_per_client is 11, but there are only 10 classes"),
+        (["--public_fraction=0"], "set public_fraction above 0"),
+        (["--partition=iid", "--skew=3"], "--skew belongs to --partition=primary_labels"),
+        (["--steps=5", "--epochs=1"], "give --steps or --epochs, not both"),
+        (["--algorithm=isolated", "--nu_emb=1"], "--nu_emb is not used by --algorithm=isolated"),
+        (
+            ["--algorithm=isolated", "--public_batch_size=8", "--num_targets=2"],
+            "--num_targets, --public_batch_size are not used by",
+        ),
+        (["--num_targets=some"], "--num_targets is a number or 'all', not 'some'"),
+        (["--learning_rate=-1"], "learning_rate must be positive"),
+        (["mhd"], "unexpected argument 'mhd'; flags are written --name=value"),
+        (["--workdir=mine"], "mine exists and is not a run's folder"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(call, arguments, sentence):
+    pathlib.Path("four.txt").write_text("0 1\n1 2\n2 3\n")
+    pathlib.Path("mine").mkdir()
+    pathlib.Path("mine/notes.txt").write_text("keep me")
+    before = sorted(pathlib.Path().rglob("*"))
+    status, out, err = call(train, "--num_clients=3", *arguments)
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and sentence in err and err.count("\n") == 1
+    assert sorted(pathlib.Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--stepz=5", "Unknown command line flag 'stepz'. Did you mean: steps"),
+        ("--steps=many", "steps"),
+        ("--algorithm=mdh", "value should be one of"),
+    ],
+)
+def test_flags_that_do_not_parse(call, argument, sentence):
+    status, _, err = call(train, argument)
+    assert status == 1 and sentence in err
+
+
+def test_compare_puts_all_in_one_table(call):
+    arguments = [*SMALL, "--algorithms=isolated,mhd,supervised", "--seeds=2", "--num_aux_heads=2"]
+    status, out, _ = call(compare, *arguments, "--workdir=c")
+    assert status == 0 and "isolated does not use --num_aux_heads." in out
+    table = json.loads(pathlib.Path("c/table.json").read_text())
+    assert [row["algorithm"] for row in table["rows"]] == ["isolated", "mhd", "supervised"]
+    for row in table["rows"]:
+        runs = [
+            json.loads(pathlib.Path(f"c/{row['algorithm']}/seed_{s}/summary.json").read_text())
+            for s in (0, 1)
+        ]
+        for metric in ("beta_sh", "beta_priv"):
+            for head, value in row[metric].items():
+                a, b = (summary[metric][head] for summary in runs)
+                assert value["mean"] == pytest.approx((a + b) / 2)
+                assert value["std"] == pytest.approx(abs(a - b) / 2**0.5)
+    markdown = pathlib.Path("c/table.md").read_text()
+    assert markdown.count("| mhd | aux_") == 2
+    page = pathlib.Path("c/report.html").read_text()
+    assert page.count("data:image/png") == 2
+    before = pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns
+    assert call(compare, *arguments, "--workdir=c")[0] == 0
+    assert pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--algorithms=mhd,mhd"], "each algorithm once"),
+        (["--algorithms=mhd,mdh"], "unknown algorithm 'mdh'"),
+        (["--algorithms="], "at least one"),
+    ],
+)
+def test_compare_refuses(call, arguments, sentence):
+    status, _, err = call(compare, *arguments)
+    assert status == 2 and sentence in err
+
+
+def test_a_comparison_does_not_enter_a_runs_folder(call):
+    assert call(train, *SMALL, "--algorithm=isolated", "--workdir=w")[0] == 0
+    status, _, err = call(compare, "--workdir=w")
+    assert status == 2 and "w holds a single run" in err
+
+
+def test_every_hyperparameter_has_its_help():
+    for build in ALGORITHMS.values():
+        assert set(hyperparameters(build)) <= set(run_flags.HYPERPARAMETER_HELP)
+
+
+def test_help_tells_a_newcomer():
+    process = python("-m", "experiments.train", "--help")
+    text, _ = process.communicate(timeout=120)
+    assert "python -m experiments.train --algorithm=mhd" in text
+    assert "--topology: Who may learn from whom" in text
+    assert "--nu_aux: Weight of the auxiliary heads' distillation. (mhd)" in text
+
+
+def test_interrupt_and_resume(tmp_path):
+    command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
+    command += ["--steps=1000000", "--eval_every=500", "--learning_rate=0.01"]
+    process = python(*command, cwd=tmp_path)
+    metrics = tmp_path / "w" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while not metrics.exists() and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, text
+    assert "the same command resumes it" in text
+    saved = max(int(d.name) for d in (tmp_path / "w" / "checkpoints").iterdir())
+    assert f"stopped at step {saved} of 1000000" in text
+
+
+def test_quickstart_at_toy_size(tmp_path):
+    process = python("-m", "experiments.quickstart", "--steps=4", "--seeds=1", cwd=tmp_path)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    rows = json.loads((tmp_path / "runs" / "demo" / "table.json").read_text())["rows"]
+    assert [row["algorithm"] for row in rows] == ["isolated", "naive", "mhd"]
+    assert "aux_3" in text and "report: runs/demo/report.html" in text
