@@ -4,9 +4,10 @@ from mhd_jax import algorithms, data, exchange, optim, topology
 from mhd_jax.callbacks import Callback
 from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
-from mhd_jax.simulate import DivergedError, InterruptedRun, Result, simulate
+from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun
+from mhd_jax.simulate import Result, simulate
 from mhd_jax.topology import Topology
-from mhd_jax.types import Algorithm, Batch, ConfigError, State
+from mhd_jax.types import Algorithm, Batch, State
 
 __version__ = "0.1.0"
 

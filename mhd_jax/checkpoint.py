@@ -21,7 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax.types import ConfigError, PyTree
+from mhd_jax.errors import ConfigError
+from mhd_jax.types import PyTree
 
 _VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -30,38 +31,43 @@ class RunFolder:
     """One run on disk. Opening it checks that it is this run's, and writes nothing into another's."""
 
     def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
-        """Opens `path` for a run with these settings, or makes it.
+        """Checks that `path` is, or can become, the folder of a run with these settings.
 
         Args:
-          path: the folder.
+          path: the folder; `create` makes it.
           settings: what decides the run's results, JSON-like.
 
         Raises:
           ConfigError: the folder holds something else, or a run with other settings.
         """
         self.path = pathlib.Path(path)
-        self._manager = None
-        described = jsonable(settings)
-        config = self.path / "config.json"
-        if config.exists():
-            self._check(described)
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        self._settings = jsonable(settings)
+        self._manager: Any = None
+        if self._config.exists():
+            self._check(self._settings)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
                 f"{self.path} exists and is not a run's folder; choose another workdir."
             )
+
+    @property
+    def _config(self) -> pathlib.Path:
+        return self.path / "config.json"
+
+    def create(self) -> None:
+        """Makes the folder, where it is not this run's already."""
+        if self._config.exists():
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make the workdir {self.path}: {error.strerror}.") from error
-        write_json(config, {"settings": described, "environment": environment()})
+        write_json(self._config, {"settings": self._settings, "environment": environment()})
 
     def _check(self, settings: dict[str, Any]) -> None:
-        stored = read_json(self.path / "config.json").get("settings")
+        stored = read_json(self._config).get("settings")
         if not isinstance(stored, dict):
-            raise ConfigError(
-                f"{self.path / 'config.json'} is not a run's; choose another workdir."
-            )
+            raise ConfigError(f"{self._config} is not a run's; choose another workdir.")
         differing = [
             f"{key} is {stored.get(key)!r} there and {settings.get(key)!r} now"
             for key in sorted(stored.keys() | settings.keys())

@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from mhd_jax.data.partition import IID, Partition, PrimaryLabels
 from mhd_jax.data.sources import Dataset
+from mhd_jax.errors import ConfigError
 from mhd_jax.models import MODELS, ClientModel
-from mhd_jax.types import ConfigError
 
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 

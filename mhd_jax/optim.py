@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import optax
 
-from mhd_jax.types import ConfigError
+from mhd_jax.errors import ConfigError
 
 SCHEDULES = ("cosine", "constant", "step")
 

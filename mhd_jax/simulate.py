@@ -40,20 +40,13 @@ from mhd_jax.engine import (
     evaluation_set,
     initial_carry,
 )
+from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
 from mhd_jax.topology import Topology
-from mhd_jax.types import Algorithm, Batch, ConfigError, State
+from mhd_jax.types import Algorithm, Batch, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
-
-
-class DivergedError(RuntimeError):
-    """A loss is no longer finite."""
-
-
-class InterruptedRun(KeyboardInterrupt):
-    """The run was asked to stop, and has saved itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +181,7 @@ def simulate(
         carry = initial_carry(algorithm, clients, topology, run.data, run.spec, seed)
         history: list[dict[str, Any]] = []
         if folder is not None:
+            folder.create()  # nothing is written for clients that init refuses
             carry = folder.restore(carry) or carry
             history = folder.history(until=int(carry.state.step))
             if folder.finished:

@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 from flax import struct
 
-from mhd_jax.types import ConfigError
+from mhd_jax.errors import ConfigError
 
 Schedule = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -20,10 +20,6 @@ PyTree = Any
 Metrics = dict[str, jax.Array]
 
 
-class ConfigError(ValueError):
-    """Settings that cannot work. The message names the setting and says what to do."""
-
-
 @struct.dataclass
 class Batch:
     """What all clients see in one step.

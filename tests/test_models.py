@@ -113,7 +113,7 @@ class Images(nn.Module):
     ],
 )
 def test_backbones_that_return_no_embedding_are_refused(backbone, inputs, sentence):
-    with pytest.raises(TypeError, match=sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
         ClientModel(backbone, 1, 3).init(jax.random.key(0), inputs)
 
 

@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from mhd_jax.types import Algorithm, ConfigError
+from mhd_jax.errors import ConfigError
+from mhd_jax.types import Algorithm
 
 
 def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:

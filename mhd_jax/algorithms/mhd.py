@@ -27,6 +27,7 @@ from jax import Array
 
 from mhd_jax import exchange, random
 from mhd_jax.algorithms.base import factory, require
+from mhd_jax.errors import ConfigError
 from mhd_jax.exchange import TARGET_SELECTIONS, TargetSelection, Teachers
 from mhd_jax.groups import (
     all_params,
@@ -42,7 +43,7 @@ from mhd_jax.losses import distillation, embedding_distance, private_cross_entro
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, ConfigError, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
 
 
 @factory

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mhd_jax.types import ConfigError
+from mhd_jax.errors import ConfigError
 
 Partition = Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]
 

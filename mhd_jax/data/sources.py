@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mhd_jax.types import ConfigError
+from mhd_jax.errors import ConfigError
 
 EMBEDDED = ("digits",)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from mhd_jax.errors import ConfigError
+
 PyTree = Any
 
 
@@ -49,7 +51,7 @@ class ClientModel:
           `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C].
 
         Raises:
-          TypeError: the backbone does not return an array [N, D].
+          ConfigError: the backbone does not return an array [N, D].
         """
         backbone_key, head_key = jax.random.split(key)
         embeddings, variables = self.backbone.init_with_output(
@@ -58,7 +60,7 @@ class ClientModel:
         num_samples = jax.tree.leaves(inputs)[0].shape[0]
         shape = getattr(embeddings, "shape", None)
         if shape is None or len(shape) != 2 or shape[0] != num_samples:
-            raise TypeError(
+            raise ConfigError(
                 f"{type(self.backbone).__name__} must map a batch to an embedding of shape [N, D] "
                 f"(here N = {num_samples}), but it returned "
                 f"{type(embeddings).__name__ if shape is None else f'shape {list(shape)}'}; "

@@ -1,0 +1,15 @@
+"""What goes wrong in ways that a user can mend."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work. The message names the setting and says what to do."""
+
+
+class DivergedError(RuntimeError):
+    """A loss is no longer finite."""
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """The run was asked to stop, and has saved itself."""
