@@ -96,7 +96,7 @@ def accuracy_figure(history: Sequence[Record], title: str) -> Figure:
                 label=head,
             )
         _accuracy_axis(axis, label)
-    axes[0].legend(title="head", fontsize="small")
+    axes[0].legend(title="head", fontsize="small", loc="lower right")
     figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
     return figure
 
@@ -145,7 +145,7 @@ def comparison_figure(table: Sequence[Record]) -> Figure:
                 axis.annotate(
                     f"{head} {value['mean']:.2f}",
                     (value["mean"], y),
-                    xytext=(0, 5),
+                    xytext=(0, 5 if kind == "main" else -12),
                     textcoords="offset points",
                     ha="center",
                     fontsize="x-small",
@@ -180,7 +180,7 @@ def comparison_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) -> Fi
                 steps, mean - std, mean + std, color=colours[i], alpha=0.15, linewidth=0
             )
         _accuracy_axis(axis, label)
-    axes[0].legend(fontsize="small")
+    axes[0].legend(fontsize="small", loc="lower right")
     return figure
 
 
