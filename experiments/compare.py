@@ -1,4 +1,4 @@
-"""Runs several algorithms on the same clients and seeds, and puts them in one table.
+r"""Runs several algorithms on the same clients and seeds, and puts them in one table.
 
   python -m experiments.compare --algorithms=isolated,naive,mhd,supervised --seeds=3 \
       --topology=complete --steps=2000 --workdir=runs/compare

@@ -1,4 +1,4 @@
-"""Trains clients that learn from each other, and reports what each of them knows.
+r"""Trains clients that learn from each other, and reports what each of them knows.
 
   python -m experiments.train --algorithm=mhd --dataset=digits --num_clients=8 \
       --topology=ring --labels_per_client=2 --skew=100 --steps=2000 --workdir=runs/mhd

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax import Array
 
 from mhd_jax.models.norms import Layer, normalise
+from mhd_jax.ops import Conv
 
 
 class BasicBlock(nn.Module):
@@ -27,12 +28,12 @@ class BasicBlock(nn.Module):
             return normalise(self.norm, train, num_groups=self.num_groups, activate=activate)
 
         strides = (self.stride, self.stride)
-        y = nn.Conv(self.channels, (3, 3), strides, padding=1, use_bias=False)(x)
+        y = Conv(self.channels, (3, 3), strides, padding=1, use_bias=False)(x)
         y = norm(activate=True)(y)
-        y = nn.Conv(self.channels, (3, 3), padding=1, use_bias=False)(y)
+        y = Conv(self.channels, (3, 3), padding=1, use_bias=False)(y)
         y = norm(activate=False)(y)
         if x.shape != y.shape:
-            x = norm(activate=False)(nn.Conv(self.channels, (1, 1), strides, use_bias=False)(x))
+            x = norm(activate=False)(Conv(self.channels, (1, 1), strides, use_bias=False)(x))
         return x + y if self.norm.startswith("evonorm") else nn.relu(x + y)
 
 
@@ -57,9 +58,9 @@ class ResNet(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """[N, h, w, c] -> [N, channels[-1]]."""
         if self.stem == "imagenet":
-            x = nn.Conv(self.channels[0], (7, 7), (2, 2), padding=3, use_bias=False)(x)
+            x = Conv(self.channels[0], (7, 7), (2, 2), padding=3, use_bias=False)(x)
         else:
-            x = nn.Conv(self.channels[0], (3, 3), padding=1, use_bias=False)(x)
+            x = Conv(self.channels[0], (3, 3), padding=1, use_bias=False)(x)
         x = normalise(self.norm, train, num_groups=self.num_groups)(x)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

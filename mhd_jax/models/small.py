@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import Array
 
 from mhd_jax.models.norms import normalise
+from mhd_jax.ops import Conv
 
 
 class MLP(nn.Module):
@@ -35,7 +36,7 @@ class CNN(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """[N, h, w, channels] -> [N, width]."""
         for channels in self.channels:
-            x = nn.Conv(channels, (3, 3), use_bias=self.norm == "none")(x)
+            x = Conv(channels, (3, 3), use_bias=self.norm == "none")(x)
             x = normalise(self.norm, train)(x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         return nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
@@ -54,9 +55,9 @@ class LeNet5(nn.Module):
         height, width = max(x.shape[1], 28), max(x.shape[2], 28)
         if x.shape[1:3] != (height, width):
             x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear")
-        x = nn.relu(nn.Conv(6, (5, 5), padding="SAME")(x))
+        x = nn.relu(Conv(6, (5, 5), padding="SAME")(x))
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = nn.relu(nn.Conv(16, (5, 5), padding="VALID")(x))
+        x = nn.relu(Conv(16, (5, 5), padding="VALID")(x))
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(120)(x))

@@ -1,0 +1,138 @@
+"""The per-client convolution equals JAX's own, and its gradients to second order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from mhd_jax.ops import conv_general_dilated
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# kernel, strides, padding, dilation, groups, input size, channels, features
+CASES = {
+    "3x3": ((3, 3), (1, 1), "SAME", (1, 1), 1, (6, 6), 4, 6),
+    "valid": ((3, 3), (1, 1), "VALID", (1, 1), 1, (6, 5), 4, 6),
+    "stride 2, same": ((3, 3), (2, 2), "SAME", (1, 1), 1, (8, 8), 4, 6),
+    "stride 2, explicit": ((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1, (8, 7), 4, 6),
+    "strided 1x1": ((1, 1), (2, 2), "VALID", (1, 1), 1, (8, 7), 4, 6),
+    "stem": ((7, 7), (2, 2), ((3, 3), (3, 3)), (1, 1), 1, (12, 12), 3, 8),
+    "stride 3, uneven": ((2, 3), (3, 2), ((0, 1), (2, 0)), (1, 1), 1, (9, 8), 2, 3),
+    "dilated": ((3, 3), (1, 1), "SAME", (2, 2), 1, (7, 7), 4, 6),
+    "dilated and strided": ((3, 2), (2, 1), "VALID", (2, 3), 1, (9, 9), 4, 6),
+    "groups": ((3, 3), (1, 1), "SAME", (1, 1), 2, (6, 6), 4, 6),
+    "depthwise, stride 2": ((3, 3), (2, 2), "SAME", (1, 1), 4, (6, 6), 4, 4),
+    "more padding than kernel": ((2, 2), (1, 1), ((3, 2), (0, 3)), (1, 1), 1, (4, 4), 2, 3),
+}
+K, N = 3, 2
+
+
+def functions(case):
+    """Our convolution and JAX's, and matching arguments of one client in float64."""
+    kernel, strides, padding, dilation, groups, size, channels, features = CASES[case]
+
+    def call(conv):
+        return lambda x, w: conv(
+            x,
+            w,
+            strides,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=NHWC,
+            feature_group_count=groups,
+        )
+
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(K, N, *size, channels)))
+    w = jnp.asarray(rng.normal(size=(K, *kernel, channels // groups, features)))
+    return call(conv_general_dilated), call(lax.conv_general_dilated), x, w
+
+
+def assert_close(actual, expected):
+    scale = max(float(jnp.abs(e).max()) for e in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12 * scale),
+        actual,
+        expected,
+    )
+
+
+def second_order(conv):
+    """A scalar of the first gradients, whose gradients need every rule of the rules."""
+
+    def inner(x, w):
+        return jnp.sin(conv(x, w)).sum()
+
+    def outer(x, w):
+        gx, gw = jax.grad(inner, argnums=(0, 1))(x, w)
+        return (gx**2).sum() + jnp.cos(gw).sum()
+
+    return jax.grad(outer, argnums=(0, 1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_client(case, float64):
+    ours, plain, x, w = functions(case)
+    loss = lambda conv: lambda x, w: jnp.sin(conv(x, w)).sum()
+    for conv in (lambda f: f, lambda f: jax.grad(loss(f), argnums=(0, 1)), second_order):
+        assert_close(jax.jit(conv(ours))(x[0], w[0]), jax.jit(conv(plain))(x[0], w[0]))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_many_clients(case, axes, float64):
+    ours, plain, x, w = functions(case)
+    x = x if axes[0] == 0 else x[0]
+    w = w if axes[1] == 0 else w[0]
+    for conv in (
+        lambda f: f,
+        lambda f: jax.grad(lambda x, w: jnp.sin(f(x, w)).sum(), argnums=(0, 1)),
+        second_order,
+    ):
+        assert_close(
+            jax.jit(jax.vmap(conv(ours), axes))(x, w), jax.jit(jax.vmap(conv(plain), axes))(x, w)
+        )
+
+
+def test_gradients_of_mapped_sums_and_nested_maps(float64):
+    ours, plain, x, w = functions("3x3")
+    both = jnp.stack([x, 2 * x])
+    for f in (
+        lambda conv: jax.vmap(jax.vmap(conv), (0, None))(both, w),
+        lambda conv: jax.grad(lambda w: jnp.sin(jax.vmap(conv)(x, w)).sum())(w),
+        lambda conv: jax.grad(lambda w: jnp.sin(jax.vmap(conv, (None, 0))(x[0], w)).sum())(w),
+    ):
+        assert_close(jax.jit(lambda f=f: f(ours))(), jax.jit(lambda f=f: f(plain))())
+
+
+def test_it_serves_flax_and_passes_on_what_it_does_not_know():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    for settings in ({"strides": 2}, {"input_dilation": 2, "padding": 1}, {"padding": "CIRCULAR"}):
+        plain = nn.Conv(4, (3, 3), **settings)
+        ours = nn.Conv(4, (3, 3), conv_general_dilated=conv_general_dilated, **settings)
+        variables = plain.init(jax.random.key(1), x)
+        np.testing.assert_allclose(
+            ours.apply(variables, x), plain.apply(variables, x), rtol=1e-5, atol=1e-5
+        )
+    line = nn.Conv(4, (3,), conv_general_dilated=conv_general_dilated)
+    assert line.init_with_output(jax.random.key(0), x[:, 0])[0].shape == (2, 8, 4)
+
+
+def test_on_cpus_loops_hold_plain_convolutions_only():
+    """Inside a loop XLA's CPU backend leaves other forms slow: no groups, no dilated or strided kernel-gradients."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the form of the convolutions matters on CPUs")
+    ours, _, x, w = functions("stride 2, same")
+    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
+
+    def steps(w):
+        grad = jax.vmap(jax.grad(lambda w, x: (ours(x, w) ** 2).sum()))
+        return lax.fori_loop(0, 3, lambda _, w: w - 0.1 * grad(w, x), w)
+
+    text = jax.jit(steps).lower(w).compile().as_text()
+    convolutions = [line for line in text.splitlines() if " convolution(" in line]
+    assert convolutions
+    for line in convolutions:
+        assert "dim_labels=b01f_01io->b01f" in line and "feature_group_count" not in line
+        assert "lhs_dilate" not in line and "rhs_dilate" not in line
