@@ -63,37 +63,53 @@ def gather(outputs: Outputs, positions: Array) -> Outputs:
     return jax.tree.map(lambda a: a[positions], outputs)
 
 
-# Target selection. Each rule is a pure function of one client's candidates:
-#   (key, logits [N, P, R, C], embeddings [N, P, D] or None, valid [N]) -> targets [P, R, C]
-# for R heads that learn; the targets are probabilities. Rows that are not valid hold zeros.
-TargetSelection = Callable[[Array, Array, Array | None, Array], Array]
+@struct.dataclass
+class Candidates:
+    """What one client may learn from on its public batch: N candidates for R heads.
+
+    Attributes:
+      logits: [N, P, R, C].
+      probabilities: softmax of the logits over the distillation's temperature, [N, P, R, C]:
+        what a target is made of.
+      embeddings: [N, P, D], or None where widths differ between clients.
+      valid: which of the N rows are candidates, bool [N]; the others hold zeros.
+    """
+
+    logits: Array
+    probabilities: Array
+    embeddings: Array | None
+    valid: Array
 
 
-def most_confident(key: Array, logits: Array, embeddings: Array | None, valid: Array) -> Array:
+# A target selection is a pure function (key, candidates of one client) -> targets [P, R, C],
+# which are probabilities.
+TargetSelection = Callable[[Array, Candidates], Array]
+
+
+def most_confident(key: Array, candidates: Candidates) -> Array:
     """The candidate with the largest Λ(z) = max_c softmax(z)_c, for each sample and head."""
-    del key, embeddings
-    probabilities = jax.nn.softmax(logits)
-    return _pick(probabilities, probabilities.max(axis=-1), valid)
+    del key
+    return _pick(candidates, jax.nn.softmax(candidates.logits).max(axis=-1))
 
 
-def random_candidate(key: Array, logits: Array, embeddings: Array | None, valid: Array) -> Array:
+def random_candidate(key: Array, candidates: Candidates) -> Array:
     """A candidate drawn uniformly, for each sample and head."""
-    del embeddings
-    return _pick(jax.nn.softmax(logits), jax.random.uniform(key, logits.shape[:-1]), valid)
+    return _pick(candidates, jax.random.uniform(key, candidates.logits.shape[:-1]))
 
 
-def mean_of_candidates(key: Array, logits: Array, embeddings: Array | None, valid: Array) -> Array:
+def mean_of_candidates(key: Array, candidates: Candidates) -> Array:
     """The mean of the candidates' probabilities."""
-    del key, embeddings
-    weights = valid / jnp.maximum(valid.sum(), 1)
-    return jnp.einsum("n,nprc->prc", weights.astype(logits.dtype), jax.nn.softmax(logits))
+    del key
+    weights = candidates.valid / jnp.maximum(candidates.valid.sum(), 1)
+    probabilities = candidates.probabilities
+    return jnp.einsum("n,nprc->prc", weights.astype(probabilities.dtype), probabilities)
 
 
-def _pick(probabilities: Array, scores: Array, valid: Array) -> Array:
-    """Rows of [N, P, R, C] with the largest score [N, P, R] among the valid."""
-    scores = jnp.where(valid[:, None, None], scores, -jnp.inf)
+def _pick(candidates: Candidates, scores: Array) -> Array:
+    """The probabilities of the valid candidate with the largest score [N, P, R]."""
+    scores = jnp.where(candidates.valid[:, None, None], scores, -jnp.inf)
     best = jnp.argmax(scores, axis=0)
-    return jnp.take_along_axis(probabilities, best[None, ..., None], axis=0)[0]
+    return jnp.take_along_axis(candidates.probabilities, best[None, ..., None], axis=0)[0]
 
 
 TARGET_SELECTIONS: dict[str, TargetSelection] = {

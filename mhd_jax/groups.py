@@ -1,12 +1,9 @@
-"""The client axis: code written for one client is mapped over stacked clients here, only here.
-
-Groups of different architectures compute apart and meet in client order.
-"""
+"""Groups of clients: those of one architecture compute together, and all meet in client order."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,13 +13,10 @@ import optax
 from jax import Array
 
 from mhd_jax import random
+from mhd_jax.execution import over_clients
+from mhd_jax.losses import private_cross_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.types import Batch, GroupState, PyTree, State
-
-
-def over_clients(fn: Callable, in_axes: int | Sequence[int | None] = 0) -> Callable:
-    """Maps a function of one client over the client axis."""
-    return jax.vmap(fn, in_axes=in_axes)
 
 
 def take_members(tree: PyTree, members: tuple[int, ...], num_clients: int) -> PyTree:
@@ -116,6 +110,45 @@ def forward(
         outputs.append(group_outputs)
         new_stats.append(updated)
     return in_client_order(_without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+
+
+def private_gradients(
+    state: State, batch: Batch, label_smoothing: float
+) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
+    """Every client's gradient of CE(z^0(x), y) on its private batch, in one pass for each client.
+
+    Returns:
+      Gradients and statistics after the pass, group by group, and the losses [K].
+    """
+    keys = random.client_keys(state.key, random.Purpose.DROPOUT, state.client_ids, state.step)
+    gradients, new_stats, losses = [], [], []
+    for group in state.groups:
+
+        def one_client(
+            params: PyTree,
+            stats: PyTree,
+            inputs: PyTree,
+            labels: Array,
+            mask: Array,
+            key: Array,
+            group: GroupState = group,
+        ) -> tuple[PyTree, PyTree, Array]:
+            def loss(params: PyTree) -> tuple[Array, PyTree]:
+                outputs, updated = group.model.apply(params, stats, inputs, key)
+                main = outputs.logits[:, 0]
+                return private_cross_entropy(main, labels, mask, label_smoothing), updated
+
+            (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+            return gradient, updated, value
+
+        own = take_members(
+            (batch.inputs, batch.labels, batch.mask, keys), group.members, state.num_clients
+        )
+        gradient, updated, value = over_clients(one_client)(group.params, group.stats, *own)
+        gradients.append(gradient)
+        new_stats.append(updated)
+        losses.append(value)
+    return tuple(gradients), tuple(new_stats), in_client_order(losses, state.groups)
 
 
 def forward_teachers(

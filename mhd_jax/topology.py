@@ -6,6 +6,7 @@ a networkx DiGraph or a directed edge list with an edge u → v lets v learn fro
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -81,17 +82,25 @@ def from_array(adjacency: Any, name: str = "custom") -> Topology:
 
 
 def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
-    """A topology from a networkx graph, nodes in their order; edge weights are kept.
+    """A topology from a networkx graph; edge weights are kept.
+
+    Nodes 0 … K − 1 are the clients of that number; other nodes are numbered in their order.
 
     An edge u → v of a DiGraph lets v learn from u.
     """
     if graph.number_of_nodes() == 0:
         raise ConfigError("the graph has no nodes; it needs one for each client.")
     # networkx has the row as an edge's source; a receiver is our row.
-    matrix = nx.to_numpy_array(graph, weight="weight").T
+    numbered = set(graph) == set(range(len(graph)))
+    nodes = range(len(graph)) if numbered else None
+    try:
+        matrix = nx.to_numpy_array(graph, nodelist=nodes, weight="weight").T
+    except ValueError as error:
+        raise ConfigError(f"the graph's edge weights must be numbers: {error}.") from error
     return from_array(matrix, name or graph.name or type(graph).__name__.lower())
 
 
+@functools.lru_cache(maxsize=64)  # the same function is the same schedule, and compiles once
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
     """A topology from a traceable function of the step (int32 []) to weights [K, K]."""
 
@@ -117,11 +126,11 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
     return Topology(jnp.zeros((1, num_clients, num_clients)), schedule, name)
 
 
-def from_file(path: str | os.PathLike) -> Topology:
+def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topology:
     """A topology from a file: `.npy` ([K, K] or [T, K, K]), or else an undirected edge list.
 
     An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; `#`
-    starts a comment. The highest client that occurs sets K.
+    starts a comment. `num_clients` is K; without it the highest client that occurs sets K.
 
     Raises:
       ConfigError: no such file, or a line that is not an edge, named by its number.
@@ -159,7 +168,7 @@ def from_file(path: str | os.PathLike) -> Topology:
     if max(graph) > 100_000:
         raise ConfigError(f"{path} names client {max(graph)}: more clients than can be simulated.")
     ordered = nx.Graph(name=name)
-    ordered.add_nodes_from(range(max(graph) + 1))
+    ordered.add_nodes_from(range(max(max(graph) + 1, num_clients or 0)))
     ordered.add_edges_from(graph.edges(data=True))
     return from_networkx(ordered, name)
 
@@ -203,7 +212,7 @@ def named(name: str, num_clients: int) -> Topology:
     if name in TOPOLOGIES:
         return TOPOLOGIES[name](num_clients)
     if os.path.isfile(name) or os.path.splitext(name)[1]:
-        return check_size(from_file(name), num_clients)
+        return check_size(from_file(name, num_clients), num_clients)
     raise ConfigError(
         f"unknown topology {name!r}; choose one of {', '.join(TOPOLOGIES)}, or give the path of "
         "an edge list or a .npy file."

@@ -42,6 +42,14 @@ def test_orders_look_uniform():
     assert ((pairs - expected) ** 2 / expected).sum() < 131 + 6 * 16.2
 
 
+def test_large_sets_lose_no_sample():
+    """Sums of hashes near 2³² must not wrap before they are reduced."""
+    size = 4_000_000
+    positions = jnp.arange(53 * size, 54 * size, dtype=jnp.uint32)
+    epoch = np.asarray(stream(jax.random.key(2), positions, jnp.asarray(size)))
+    assert (np.bincount(epoch, minlength=size) == 1).all()
+
+
 def test_streams_of_different_keys_differ():
     positions = jnp.arange(100, dtype=jnp.uint32)
     a, b = (stream(jax.random.key(k), positions, jnp.asarray(100)) for k in (0, 1))

@@ -46,11 +46,12 @@ def reference_targets(i, params, xs, neighbours, m, include_self, same_level, se
             if not candidates:
                 continue
             any_candidate = True
-            said = [softmax(outputs_of(params[j], x[None])[1][0, h] / t) for j, h in candidates]
+            logits = [outputs_of(params[j], x[None])[1][0, h] for j, h in candidates]
+            said = [softmax(z / t) for z in logits]
             if selection == "mean":
                 target = np.mean(said, axis=0)
             else:
-                target = said[int(np.argmax([s.max() for s in said]))]
+                target = said[int(np.argmax([softmax(z).max() for z in logits]))]
             targets[p, max(k - 1, 0)] = target
     return targets, any_candidate
 
@@ -182,11 +183,21 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
     assert int(metrics["edges"]) == drawn
 
 
+def test_candidates_are_chosen_at_temperature_one():
+    """A broad winner and a narrow one swap places when tempered."""
+    z = jnp.array([[4.0, 3.5, *[-9.0] * 8], [3.0, *[0.0] * 9]])[:, None, None]
+    at = lambda t: jax.nn.softmax(z / t)
+    assert at(1).max(-1).ravel().argmax() == 1 and at(4).max(-1).ravel().argmax() == 0
+    candidates = exchange.Candidates(z, at(4), None, jnp.ones(2, bool))
+    np.testing.assert_array_equal(exchange.most_confident(None, candidates), at(4)[1])
+
+
 def test_random_selection_takes_one_candidate_for_each_sample_and_head():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(4, 200, 2, NUM_CLASSES)))
     valid = jnp.array([True, False, True, True])
-    chosen = exchange.random_candidate(jax.random.key(0), logits, None, valid)
+    candidates = exchange.Candidates(logits, jax.nn.softmax(logits), None, valid)
+    chosen = exchange.random_candidate(jax.random.key(0), candidates)
     said = softmax(np.asarray(logits))
     is_from = np.isclose(said, np.asarray(chosen)[None], atol=1e-6).all(axis=-1)  # [N, P, R]
     assert (is_from.sum(axis=0) == 1).all()
@@ -197,12 +208,12 @@ def test_random_selection_takes_one_candidate_for_each_sample_and_head():
 
 
 def test_a_selection_rule_of_ones_own():
-    def least_confident(key, logits, embeddings, valid):
-        assert embeddings.shape == (logits.shape[0], logits.shape[1], 5)
-        probabilities = jax.nn.softmax(logits)
-        score = jnp.where(valid[:, None, None], -probabilities.max(-1), -jnp.inf)
-        best = score.argmax(axis=0)
-        return jnp.take_along_axis(probabilities, best[None, ..., None], axis=0)[0]
+    def least_confident(key, candidates):
+        assert candidates.embeddings.shape == (*candidates.logits.shape[:2], 5)
+        score = -jax.nn.softmax(candidates.logits).max(-1)
+        score = jnp.where(candidates.valid[:, None, None], score, -jnp.inf)
+        best = score.argmax(axis=0)[None, ..., None]
+        return jnp.take_along_axis(candidates.probabilities, best, axis=0)[0]
 
     clients, batch = tiny_clients(K), tiny_batch(K)
     losses = {}
@@ -290,6 +301,6 @@ def test_fresh_teachers_add_no_forward_pass():
     # The same terms with a rule that looks at no teacher at all.
     uniform = mhd.algorithms.mhd(
         nu_emb=0.0,
-        target_selection=lambda key, logits, embeddings, valid: jnp.full(logits.shape[1:], 1 / 3),
+        target_selection=lambda key, candidates: jnp.full(candidates.logits.shape[1:], 1 / 3),
     )
     assert all_teachers == matmuls(uniform)

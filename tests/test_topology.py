@@ -34,6 +34,18 @@ def test_a_directed_edge_teaches_its_target():
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [2.5, 0, 0], [0, 0, 0]])
 
 
+def test_numbered_nodes_keep_their_numbers():
+    graph = nx.Graph([(0, 2), (2, 1), (1, 3)])
+    np.testing.assert_array_equal(
+        mhd.topology.from_networkx(graph).at(0),
+        [[0, 0, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 0]],
+    )
+    named = nx.Graph([("ann", "bob"), ("bob", "cem")])
+    np.testing.assert_array_equal(
+        mhd.topology.from_networkx(named).at(0), nx.to_numpy_array(nx.path_graph(3))
+    )
+
+
 def test_matrices_cycle_over_steps():
     matrices = np.stack([1 - np.eye(3), np.zeros((3, 3))])
     topology = mhd.topology.from_array(matrices)
@@ -58,6 +70,7 @@ def test_files(tmp_path):
     topology = mhd.topology.named(str(edges), 4)
     np.testing.assert_array_equal(topology.at(0), expected)
     assert topology.name == "mine"
+    assert not mhd.topology.named(str(edges), 6).at(0)[4:].any()  # clients without edges
     np.save(tmp_path / "m.npy", expected)
     np.testing.assert_array_equal(mhd.topology.named(str(tmp_path / "m.npy"), 4).at(0), expected)
 
@@ -83,6 +96,7 @@ def _write(path, text):
         (lambda p: [["a"]], "array of numbers"),
         (lambda p: np.zeros((5, 5)), "has 5 clients, but there are 4"),
         (lambda p: nx.Graph(), "no nodes"),
+        (lambda p: nx.Graph([(0, 1, {"weight": "far"})]), "weights must be numbers"),
         (lambda p: nx.cycle_graph(3), "has 3 clients, but there are 4"),
         (lambda p: "rign", "unknown topology 'rign'; choose one of complete"),
         (lambda p: str(p / "none.txt"), "no topology file"),
@@ -91,6 +105,7 @@ def _write(path, text):
         (lambda p: _write(p / "c.txt", "0 1 2 3\n"), "line 1: expected two clients"),
         (lambda p: _write(p / "d.txt", "# none\n"), "holds no edges"),
         (lambda p: _write(p / "e.txt", "0 0\n0 3\n"), "self-loops"),
+        (lambda p: _write(p / "g.txt", "0 1\n0 7\n"), "has 8 clients, but there are 4"),
         (lambda p: _write(p / "f.npy", "not numpy"), "not a readable .npy"),
         (lambda p: lambda t: np.zeros((3, 3)), r"returns shape \[3, 3\], but 4 clients"),
         (lambda p: lambda t: [1] if t else [2], "cannot be traced"),

@@ -7,23 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax.algorithms.base import factory, require
-from mhd_jax.groups import (
-    all_params,
-    all_stats,
-    apply_gradients,
-    forward,
-    init_state,
-    over_clients,
-    predict,
-)
-from mhd_jax.losses import private_cross_entropy
-from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.groups import apply_gradients, init_state, predict, private_gradients
+from mhd_jax.types import Algorithm, Batch, Metrics, State
 
 
 @factory
@@ -55,16 +44,7 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
 
-        def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, PyTree]]:
-            outputs, stats = forward(
-                state, params, all_stats(state), batch.inputs, train=Purpose.DROPOUT
-            )
-            losses = over_clients(private_cross_entropy, (0, 0, 0, None))(
-                outputs.logits[:, :, 0], batch.labels, batch.mask, label_smoothing
-            )
-            return losses.sum(), (losses, stats)
-
-        gradients, (losses, stats) = jax.grad(loss, has_aux=True)(all_params(state))
+        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
         metrics = {"loss": losses, "private_loss": losses, "edges": jnp.zeros((), jnp.int32)}
         return apply_gradients(state, gradients, stats), metrics
 

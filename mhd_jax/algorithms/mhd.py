@@ -19,6 +19,7 @@ auxiliary one.
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ from jax import Array
 from mhd_jax import exchange, random
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.errors import ConfigError
-from mhd_jax.exchange import TARGET_SELECTIONS, TargetSelection, Teachers
+from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
+from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import (
     all_params,
     all_stats,
@@ -36,10 +38,10 @@ from mhd_jax.groups import (
     forward,
     forward_teachers,
     init_state,
-    over_clients,
     predict,
+    private_gradients,
 )
-from mhd_jax.losses import distillation, embedding_distance, private_cross_entropy
+from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.random import Purpose
@@ -72,8 +74,8 @@ def mhd(
         (see `mhd_jax.exchange.TargetSelection`).
       include_self: whether a client's own head is among its candidates.
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
-      temperature: T of student's and targets' softmax in the distillation; confidence is
-        always that of T = 1.
+      temperature: T of student's and targets' softmax in the distillation; candidates are
+        chosen by their confidence at T = 1.
       public_batch: "shared": all clients see the same public samples in a step;
         "independent": each its own, on which its teachers then run.
       public_updates_stats: whether public samples update BatchNorm statistics too.
@@ -86,7 +88,7 @@ def mhd(
         require(value >= low, f"{name} must be at least {low}, not {value}.")
     require(num_aux_heads >= 0, f"num_aux_heads must be at least 0, not {num_aux_heads}.")
     require(
-        num_targets == "all" or (isinstance(num_targets, int) and num_targets >= 1),
+        num_targets == "all" or (isinstance(num_targets, numbers.Integral) and num_targets >= 1),
         f"num_targets must be a positive integer or 'all', not {num_targets!r}.",
     )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
@@ -114,12 +116,9 @@ def mhd(
             _require_equal_widths(state)
         return state
 
-    def candidates(
-        own: Outputs, taught: Outputs, valid: Array
-    ) -> tuple[Array, Array | None, Array]:
-        """One client's candidates: logits [N, P, R, C], embeddings [N, P, D], valid [N]."""
-        lower = taught.logits[:, :, :num_ranks]
-        logits, embeddings, taken = [lower], [taught.embeddings], [valid]
+    def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
+        """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
+        logits, embeddings, taken = [taught.logits[:, :, :num_ranks]], [taught.embeddings], [valid]
         if own_included:
             logits.append(own.logits[None, :, :num_ranks])
             embeddings.append(None if own.embeddings is None else own.embeddings[None])
@@ -135,48 +134,37 @@ def mhd(
             keep = is_candidate.reshape((-1,) + (1,) * (joined.ndim - 1))
             return jnp.where(keep, joined, 0)
 
-        joined_embeddings = None if embeddings[0] is None else join(embeddings)  # type: ignore[arg-type]
-        return join(logits), joined_embeddings, is_candidate
+        joined = join(logits)
+        return Candidates(
+            logits=joined,
+            probabilities=jax.nn.softmax(joined / temperature),
+            embeddings=None if embeddings[0] is None else join(embeddings),  # type: ignore[arg-type]
+            valid=is_candidate,
+        )
 
-    def client_loss(
-        private: Outputs,
-        labels: Array,
-        mask: Array,
-        public: Outputs,
-        taught: Outputs,
-        valid: Array,
-        key: Array,
-    ) -> Metrics:
-        """L_i and its parts; `public` [P, …] is the client's own, `taught` [T, P, …] its teachers'."""
-        terms = {
-            "private_loss": private_cross_entropy(
-                private.logits[:, 0], labels, mask, label_smoothing
-            )
-        }
-        loss = terms["private_loss"]
-        constant = jax.lax.stop_gradient(public)
+    def public_loss(
+        own: Outputs, taught: Outputs, valid: Array, key: Array
+    ) -> tuple[Array, Metrics]:
+        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's."""
+        constant = jax.lax.stop_gradient(own)
+        loss, terms = jnp.zeros(()), {}
         if nu_emb > 0:
-            terms["emb_loss"] = embedding_distance(public.embeddings, taught.embeddings, valid)  # type: ignore[arg-type]
+            terms["emb_loss"] = embedding_distance(own.embeddings, taught.embeddings, valid)  # type: ignore[arg-type]
             loss += nu_emb * terms["emb_loss"]
         if nu_aux > 0:
-            logits, embeddings, is_candidate = candidates(constant, taught, valid)
-            targets = jax.lax.stop_gradient(
-                select(key, logits / temperature, embeddings, is_candidate)
-            )
-            learned = distillation(public.logits[:, first_student:], targets, temperature)
-            terms["aux_loss"] = jnp.where(is_candidate.any(), learned, 0)
+            choice = candidates(constant, taught, valid)
+            targets = jax.lax.stop_gradient(select(key, choice))
+            learned = distillation(own.logits[:, first_student:], targets, temperature)
+            terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
             loss += nu_aux * terms["aux_loss"]
         terms["public_entropy"] = prediction_entropy(constant.logits[:, -1])
-        return {"loss": loss, **terms}
+        return loss, {"public_loss": loss, **terms}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
+        private, stats, private_losses = private_gradients(state, batch, label_smoothing)
 
-        def total_loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Metrics, PyTree]]:
-            private, stats = forward(
-                state, params, all_stats(state), batch.inputs, train=Purpose.DROPOUT
-            )
-            public, public_stats = forward(
+        def on_public_samples(params: tuple[PyTree, ...]) -> tuple[Outputs, tuple[PyTree, ...]]:
+            return forward(
                 state,
                 params,
                 stats if public_updates_stats else all_stats(state),
@@ -184,34 +172,39 @@ def mhd(
                 train=Purpose.PUBLIC_DROPOUT,
                 shared_inputs=batch.public_is_shared,
             )
-            constant = jax.lax.stop_gradient(public)
-            teachers = exchange.draw_teachers(
-                state, graph, exchange.finite_clients(constant), num_targets
-            )
-            taught = teacher_outputs(state, params, constant, teachers, batch)
-            terms = over_clients(client_loss)(
-                private, batch.labels, batch.mask, public, taught, teachers.valid, keys
-            )
-            # Clients share no parameters and teachers are constants, so the gradient of the
-            # sum is each client's own gradient.
-            return terms["loss"].sum(), (
-                {**terms, "edges": teachers.valid.sum(dtype=jnp.int32)},
-                public_stats if public_updates_stats else stats,
-            )
 
-        gradients, (metrics, stats) = jax.grad(total_loss, has_aux=True)(all_params(state))
-        return apply_gradients(state, gradients, stats), metrics
+        said, pull_back, public_stats = jax.vjp(on_public_samples, all_params(state), has_aux=True)
+        messages = everywhere(said)
+        teachers = exchange.draw_teachers(
+            state, graph, exchange.finite_clients(messages), num_targets
+        )
+        taught = teacher_outputs(state, messages, teachers, batch)
+        keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
+        # Teachers are constants: each client's gradient starts at its own outputs.
+        at_outputs, terms = over_clients(jax.grad(public_loss, has_aux=True))(
+            said, taught, teachers.valid, keys
+        )
+        (public,) = pull_back(at_outputs)
+        gradients = jax.tree.map(jnp.add, private, public)
+        metrics = {
+            **terms,
+            "private_loss": private_losses,
+            "loss": private_losses + terms["public_loss"],
+            "edges": teachers.valid.sum(dtype=jnp.int32),
+        }
+        new_stats = public_stats if public_updates_stats else stats
+        return apply_gradients(state, gradients, new_stats), metrics
 
     def teacher_outputs(
-        state: State, params: tuple[PyTree, ...], public: Outputs, teachers: Teachers, batch: Batch
+        state: State, messages: Outputs, teachers: Teachers, batch: Batch
     ) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
         if batch.public_is_shared:
             # Teachers at the present step: what they said as students, gathered.
-            return exchange.gather(public, teachers.positions)
+            return exchange.gather(messages, teachers.positions)
         return forward_teachers(
             state,
-            jax.lax.stop_gradient(params),
+            all_params(state),
             all_stats(state),
             teachers.positions,
             batch.public_inputs,

@@ -42,9 +42,9 @@ def shuffled(key: Array, position: Array, size: Array) -> Array:
         for i in range(_ROUNDS):
             salt = round_keys[i] + epoch * jnp.uint32(0x9E3779B9)
             if i % 2:
-                column = (column + _mix(row ^ salt)) % columns
+                column = (column + _mix(row ^ salt) % columns) % columns
             else:
-                row = (row + _mix(column ^ salt)) % rows
+                row = (row + _mix(column ^ salt) % rows) % rows
         return row * columns + column
 
     def walk(value: Array) -> Array:

@@ -1,0 +1,126 @@
+"""How a function of one client runs for all of them: at once, in chunks, across devices.
+
+Algorithms are written with `over_clients` and know nothing of this. The engine chooses an
+`Execution` and traces the program under it; without one, all clients are vmapped at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "clients"
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Static choices about the client axis.
+
+    Attributes:
+      chunk: clients of one device that are computed together; the others wait their turn.
+        None takes all.
+      mesh: devices along the axis "clients"; None leaves everything on one.
+    """
+
+    chunk: int | None = None
+    mesh: Mesh | None = None
+
+    @property
+    def num_shards(self) -> int:
+        """Devices that the client axis is spread over."""
+        return 1 if self.mesh is None else self.mesh.devices.size
+
+    def sharding(self, by_client: bool) -> NamedSharding | None:
+        """Where arrays live: split along their leading client axis, or whole on every device."""
+        if self.mesh is None:
+            return None
+        return NamedSharding(self.mesh, PartitionSpec(AXIS) if by_client else PartitionSpec())
+
+
+_AT_ONCE = Execution()
+_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution", default=_AT_ONCE)
+
+
+@contextlib.contextmanager
+def under(execution: Execution) -> Iterator[None]:
+    """Traces what is inside with this execution."""
+    token = _current.set(execution)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def over_clients(fn: Callable, in_axes: int | Sequence[int | None] = 0) -> Callable:
+    """Maps a function of one client over the client axis: the one place where that happens.
+
+    Args:
+      fn: takes one client's arguments, returns a tree of arrays.
+      in_axes: for each argument 0 (it has a client axis in front) or None (all clients share it).
+
+    Returns:
+      A function of stacked arguments whose results have a client axis in front.
+    """
+
+    def mapped(*arguments: Any) -> Any:
+        axes = [in_axes] * len(arguments) if isinstance(in_axes, int) else list(in_axes)
+        execution = _current.get()
+
+        def on_one_device(*local: Any) -> Any:
+            return _in_chunks(fn, axes, execution.chunk, local)
+
+        if execution.mesh is None:
+            return on_one_device(*arguments)
+        specs = tuple(PartitionSpec(AXIS) if axis == 0 else PartitionSpec() for axis in axes)
+        return jax.shard_map(
+            on_one_device,
+            mesh=execution.mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,
+        )(*arguments)
+
+    return mapped
+
+
+def _in_chunks(
+    fn: Callable, axes: Sequence[int | None], chunk: int | None, arguments: Sequence[Any]
+) -> Any:
+    stacked = [a for a, axis in zip(arguments, axes, strict=True) if axis == 0]
+    size = jax.tree.leaves(stacked)[0].shape[0]
+    if chunk is None or chunk >= size:
+        return jax.vmap(fn, in_axes=tuple(axes))(*arguments)
+
+    def one_client(mine: Sequence[Any]) -> Any:
+        own = iter(mine)
+        return fn(
+            *(
+                next(own) if axis == 0 else shared
+                for shared, axis in zip(arguments, axes, strict=True)
+            )
+        )
+
+    return jax.lax.map(one_client, stacked, batch_size=None if chunk == 1 else chunk)
+
+
+def everywhere(tree: Any) -> Any:
+    """Brings arrays that are split by client to every device whole: what crosses edges does."""
+    sharding = _current.get().sharding(by_client=False)
+    if sharding is None:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
+
+
+def client_mesh(num_devices: int) -> Mesh | None:
+    """The first devices in a row along the client axis; None for a single one."""
+    if num_devices == 1:
+        return None
+    return jax.make_mesh(
+        (num_devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:num_devices]
+    )
