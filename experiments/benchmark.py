@@ -61,7 +61,7 @@ def dispatch() -> Row:
         mhd.optim.SGD().build(2000)
     )
     data = engine.device_data(clients)
-    carry = engine.initial_carry(algorithm, clients, topology, data, spec, seed=0)
+    carry = engine.initial_carry(algorithm, clients, data, spec, seed=0)
     state = carry.state
     batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
     graph = topology.at(0)

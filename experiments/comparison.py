@@ -14,7 +14,7 @@ import mhd_jax as mhd
 from experiments.settings import RunSettings
 from mhd_jax import report
 from mhd_jax.callbacks import ShowProgress
-from mhd_jax.checkpoint import write_json
+from mhd_jax.checkpoint import jsonable, read_json, write_json
 
 Row = dict[str, Any]
 
@@ -41,8 +41,11 @@ def compare(
     Raises:
       mhd.ConfigError: settings that cannot work, or a workdir of something else.
     """
-    if (workdir / "config.json").exists():
-        raise mhd.ConfigError(f"{workdir} holds a single run; choose another workdir.")
+    described = jsonable({**dataclasses.asdict(settings), "partition": repr(settings.partition)})
+    names = [algorithm.name for algorithm in algorithms]
+    _check_folder(workdir, described, names, seeds)
+    for algorithm in algorithms:  # before hours are spent on the first
+        settings.check(algorithm, seeds[0])
     rows: list[Row] = []
     histories: dict[str, list[list[dict[str, Any]]]] = {}
     total = len(algorithms) * len(seeds)
@@ -55,12 +58,31 @@ def compare(
             results.append(settings.simulate(algorithm, seed, folder, [ShowProgress(label)]))
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
         histories[algorithm.name] = [result.history for result in results]
-    described = {**dataclasses.asdict(settings), "partition": repr(settings.partition)}
     content = {"settings": described, "seeds": list(seeds), "rows": rows, "notes": list(notes)}
     write_json(workdir / "table.json", content)
     (workdir / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
     report.write_comparison(workdir, rows, histories, notes, described)
     return rows
+
+
+def _check_folder(
+    workdir: pathlib.Path, settings: Row, names: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Refuses a folder whose table would lose rows, seeds or its meaning."""
+    if (workdir / "config.json").exists():
+        raise mhd.ConfigError(f"{workdir} holds a single run; choose another workdir.")
+    if not (workdir / "table.json").exists():
+        return
+    stored = read_json(workdir / "table.json")
+    differing = [key for key in settings if stored["settings"].get(key) != settings[key]]
+    lost = [row["algorithm"] for row in stored["rows"] if row["algorithm"] not in names]
+    lost += [f"seed {seed}" for seed in stored["seeds"] if seed not in seeds]
+    if differing or lost:
+        what = f"other settings ({', '.join(differing)})" if differing else ", ".join(lost)
+        raise mhd.ConfigError(
+            f"{workdir} holds a comparison with {what}; choose another workdir"
+            + ("." if differing else ", or name these too.")
+        )
 
 
 def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
@@ -70,7 +92,7 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
         known = [value for value in values if value is not None]
         if not known:
             return {"mean": None, "std": None}
-        std = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+        std = float(np.std(known, ddof=1)) if len(known) > 1 else None
         return {"mean": float(np.mean(known)), "std": std}
 
     accuracies = {
@@ -120,4 +142,7 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def _cell(value: Mapping[str, float | None]) -> str:
-    return "–" if value["mean"] is None else f"{value['mean']:.3f} ± {value['std']:.3f}"
+    if value["mean"] is None:
+        return "–"
+    spread = "" if value["std"] is None else f" ± {value['std']:.3f}"
+    return f"{value['mean']:.3f}{spread}"

@@ -116,7 +116,7 @@ flags.DEFINE_string(
     f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like resnet18:4,resnet34:4.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
-flags.DEFINE_integer("steps", _SETTINGS["steps"], "Training steps.")
+flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
 flags.DEFINE_float(
     "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
 )
@@ -150,6 +150,15 @@ flags.DEFINE_integer(
     "Steps that the device takes between two looks of the host; by default about half a "
     "second's. Results do not depend on it.",
 )
+flags.DEFINE_integer(
+    "client_chunk",
+    None,
+    "Clients of one device that are computed together; fewer take less memory. By default "
+    "chosen by model and backend.",
+)
+flags.DEFINE_integer(
+    "num_devices", None, "Devices that share the clients; by default all, at most one a client."
+)
 flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
 )
@@ -163,7 +172,6 @@ def settings() -> RunSettings:
     Raises:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
     """
-    _refuse_both("steps", "epochs")
     values = {name: _flag(name) for name in _SETTINGS if name not in ("partition", "optimizer")}
     optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
     return RunSettings(**values, partition=_partition(), optimizer=optimizer)
@@ -224,8 +232,3 @@ def _partition() -> Partition:
                     "leave one of them out."
                 )
     return PARTITIONS[chosen](**{field: _flag(field) for field in fields})
-
-
-def _refuse_both(one: str, other: str) -> None:
-    if FLAGS[one].present and FLAGS[other].present:
-        raise mhd.ConfigError(f"give --{one} or --{other}, not both.")

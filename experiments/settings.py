@@ -10,6 +10,7 @@ from typing import Any
 import mhd_jax as mhd
 from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.optim import SGD
+from mhd_jax.run import prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RunSettings:
     validation_fraction: float = 0.0
     model: str = "mlp"
     norm: str | None = None
-    steps: int = 2000
+    steps: int | None = None
     epochs: float | None = None
     batch_size: int = 32
     public_batch_size: int = 64
@@ -33,6 +34,8 @@ class RunSettings:
     eval_batch_size: int = 500
     checkpoint_every: int | None = None
     steps_per_dispatch: int | None = None
+    client_chunk: int | None = None
+    num_devices: int | None = None
 
     def clients(self, seed: int) -> mhd.Clients:
         """The clients of one seed: their data split derives from it."""
@@ -56,20 +59,33 @@ class RunSettings:
     ) -> mhd.Result:
         """One run, saved in `workdir`."""
         return mhd.simulate(
-            mhd.topology.named(self.topology, self.num_clients),
-            self.clients(seed),
-            algorithm,
-            steps=self.steps,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            public_batch_size=self.public_batch_size,
-            optimizer=self.optimizer,
-            seed=seed,
-            eval_every=self.eval_every,
-            eval_batch_size=self.eval_batch_size,
+            *self._who_and_how(algorithm, seed),
+            **self._training(seed),
             checkpoint_every=self.checkpoint_every,
             steps_per_dispatch=self.steps_per_dispatch,
             workdir=workdir,
             callbacks=callbacks,
             progress=False,
         )
+
+    def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
+        """Raises `mhd.ConfigError` where such a run could not start."""
+        prepare(*self._who_and_how(algorithm, seed), **self._training(seed))
+
+    def _who_and_how(self, algorithm: mhd.Algorithm, seed: int) -> tuple[Any, ...]:
+        topology = mhd.topology.named(self.topology, self.num_clients)
+        return topology, self.clients(seed), algorithm
+
+    def _training(self, seed: int) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "public_batch_size": self.public_batch_size,
+            "optimizer": self.optimizer,
+            "seed": seed,
+            "eval_every": self.eval_every,
+            "eval_batch_size": self.eval_batch_size,
+            "client_chunk": self.client_chunk,
+            "num_devices": self.num_devices,
+        }

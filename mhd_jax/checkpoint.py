@@ -54,6 +54,10 @@ class RunFolder:
     def _config(self) -> pathlib.Path:
         return self.path / "config.json"
 
+    @property
+    def _metrics(self) -> pathlib.Path:
+        return self.path / "metrics.jsonl"
+
     def create(self) -> None:
         """Makes the folder, where it is not this run's already."""
         if self._config.exists():
@@ -96,24 +100,28 @@ class RunFolder:
             )
         return self._manager
 
-    def save(self, step: int, carry: PyTree) -> None:
+    def save(self, step: int, carry: PyTree, seconds: float) -> None:
         """Saves everything that evolves; a second save of one step does nothing."""
         import orbax.checkpoint as ocp
 
         if self.manager.latest_step() != step:
-            self.manager.save(step, args=ocp.args.StandardSave(carry))
+            content = {"carry": carry, "seconds": np.float64(seconds)}
+            self.manager.save(step, args=ocp.args.StandardSave(content))
 
-    def restore(self, like: PyTree) -> PyTree | None:
-        """The latest checkpoint in the shapes of `like`, or None where there is none."""
+    def restore(self, like: PyTree) -> tuple[PyTree, float] | None:
+        """The latest checkpoint, as `like` has its shapes and places, and the seconds trained.
+
+        None where there is none.
+        """
         import orbax.checkpoint as ocp
 
-        if not (self.path / "checkpoints").exists():
+        if not (self.path / "checkpoints").exists() or self.manager.latest_step() is None:
             return None
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        content = self.manager.restore(
+            self.manager.latest_step(),
+            args=ocp.args.StandardRestore({"carry": like, "seconds": np.float64(0)}),
+        )
+        return content["carry"], float(content["seconds"])
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -126,29 +134,33 @@ class RunFolder:
             self._manager.close()
             self._manager = None
 
-    def history(self, until: int) -> list[dict[str, Any]]:
-        """The evaluations up to step `until`; later lines, and a torn last one, are dropped from the file."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
+    def history(self) -> list[dict[str, Any]]:
+        """The evaluations so far; a torn last line is left out."""
         records = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if record["step"] > until:
-                break
-            records.append(record)
+        if self._metrics.exists():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return records
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drops what `metrics.jsonl` holds beyond `step`; returns the evaluations up to it."""
+        records = [record for record in self.history() if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in records)
-        if text != file.read_text(encoding="utf-8"):
-            _write_text(file, text)
+        if self._metrics.exists() and text != self._metrics.read_text(encoding="utf-8"):
+            _write_text(self._metrics, text)
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """What `finish` wrote."""
+        return read_json(self.path / "summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""

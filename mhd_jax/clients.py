@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +12,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from mhd_jax.data.partition import IID, Partition, PrimaryLabels
-from mhd_jax.data.sources import Dataset
+from mhd_jax.data.partition import IID, PARTITIONS, Partition, PrimaryLabels
+from mhd_jax.data.sources import Dataset, load
 from mhd_jax.errors import ConfigError
+from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
 
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
@@ -112,6 +115,25 @@ class Clients:
             label_distributions=self.label_distributions.mean(axis=0, keepdims=True),
         )
 
+    def padded(self, multiple: int) -> Clients:
+        """The same clients, and in each group inactive ones up to a multiple.
+
+        Inactive clients sit behind all others, hold no samples and have no labels.
+        """
+        position = self.num_clients
+        groups = []
+        for group in self.groups:
+            missing = -len(group.members) % multiple
+            extra = tuple(range(position, position + missing))
+            groups.append(dataclasses.replace(group, members=group.members + extra))
+            position += missing
+        nobody = np.zeros((position - self.num_clients, self.num_classes))
+        return dataclasses.replace(
+            self,
+            groups=tuple(groups),
+            label_distributions=np.concatenate([self.label_distributions, nobody]),
+        )
+
     def with_optimizer(self, optimizer: optax.GradientTransformation) -> Clients:
         """The same clients, where groups without an optimizer take this one."""
         groups = tuple(
@@ -122,11 +144,11 @@ class Clients:
 
 
 def make_clients(
-    data: Dataset,
+    data: Dataset | str,
     num_clients: int = 8,
     model: ModelChoice = "mlp",
     *,
-    partition: Partition | None = None,
+    partition: Partition | str | None = None,
     public_fraction: float = 0.1,
     validation_fraction: float = 0.0,
     norm: str | None = None,
@@ -135,11 +157,11 @@ def make_clients(
     """Deals a data set's training samples to clients.
 
     Args:
-      data: from `mhd_jax.data.load`.
+      data: from `mhd_jax.data.load`, or what it takes.
       num_clients: K.
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
         returns an embedding, or one of these for each client, as a list or a dict by client.
-      partition: who owns which sample; by default primary labels, 2 for each client (fewer
+      partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
         where there are fewer classes), with skew 100.
       public_fraction: γ, the share of the training samples set aside without labels.
       validation_fraction: the share of the training samples set aside with labels, for
@@ -153,8 +175,11 @@ def make_clients(
     Raises:
       ConfigError: settings that cannot work, named.
     """
-    if num_clients < 1:
-        raise ConfigError(f"num_clients must be at least 1, not {num_clients}.")
+    data = load(data)
+    if not isinstance(num_clients, numbers.Integral) or num_clients < 1:
+        raise ConfigError(f"num_clients must be an integer and at least 1, not {num_clients!r}.")
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ConfigError(f"seed must be an integer and at least 0, not {seed!r}.")
     for name, fraction in (
         ("public_fraction", public_fraction),
         ("validation_fraction", validation_fraction),
@@ -162,8 +187,7 @@ def make_clients(
     ):
         if not 0 <= fraction < 1:
             raise ConfigError(f"{name} must be in [0, 1), not {fraction}.")
-    if partition is None:
-        partition = PrimaryLabels(labels_per_client=min(2, data.num_classes))
+    partition = _partition(partition, data.num_classes)
     groups = _groups(model, num_clients, norm, data.input_shape)
 
     num_samples = len(data.labels)
@@ -201,18 +225,35 @@ def make_clients(
         label_distributions=counts / sizes[:, None],
         settings={
             "dataset": data.name,
-            "dataset_digest": data.digest(),
+            "dataset_digest": array_digest(
+                data.inputs, data.labels, data.test_inputs, data.test_labels
+            ),
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
             "partition": repr(partition)
             if isinstance(partition, PrimaryLabels | IID)
             else "custom",
+            "split_digest": array_digest(owner, public, validation),
             "public_fraction": public_fraction,
             "validation_fraction": validation_fraction,
             "split_seed": seed,
         },
     )
+
+
+def _partition(partition: Any, num_classes: int) -> Partition:
+    if partition is None:
+        return PrimaryLabels(labels_per_client=min(2, num_classes))
+    if isinstance(partition, str):
+        if partition not in PARTITIONS:
+            raise ConfigError(
+                f"unknown partition {partition!r}; choose one of {', '.join(PARTITIONS)}."
+            )
+        return PARTITIONS[partition]()
+    if partition in PARTITIONS.values():  # named, but not called
+        return partition()
+    return partition
 
 
 def _groups(
@@ -222,19 +263,34 @@ def _groups(
     choices = _model_of_each(model, num_clients)
     members: dict[Any, list[int]] = {}
     for client, choice in enumerate(choices):
+        if isinstance(choice, nn.Module):
+            _check_module(choice)
+        elif not isinstance(choice, str):
+            raise ConfigError(
+                f"a model is a name or a Flax module that returns an embedding, not {choice!r}."
+            )
         members.setdefault(choice, []).append(client)
     groups = []
     for choice, positions in members.items():
         if isinstance(choice, str):
             name, backbone = choice, build_backbone(choice, norm, input_shape)
-        elif isinstance(choice, nn.Module):
-            name, backbone = type(choice).__name__.lower(), choice
         else:
-            raise ConfigError(
-                f"a model is a name or a Flax module that returns an embedding, not {choice!r}."
-            )
+            name, backbone = type(choice).__name__.lower(), choice
         groups.append(ClientGroup(name, backbone, tuple(positions)))
     return tuple(groups)
+
+
+def _check_module(module: nn.Module) -> None:
+    name = type(module).__name__
+    try:
+        hash(module)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} cannot be hashed ({error}); give its attributes as tuples, not lists."
+        ) from error
+    parameters = inspect.signature(type(module).__call__).parameters
+    if "train" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
 
 
 def _model_of_each(model: ModelChoice, num_clients: int) -> list[Any]:

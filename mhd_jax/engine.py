@@ -14,8 +14,9 @@ from jax import Array
 
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, DeviceData, as_float, draw_batch
+from mhd_jax.errors import ConfigError
+from mhd_jax.execution import AT_ONCE, Execution, under
 from mhd_jax.metrics import correct_by_class
-from mhd_jax.topology import Topology
 from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 
@@ -49,18 +50,19 @@ class EvaluationSet:
     mask: Array
 
 
-def device_data(clients: Clients) -> DeviceData:
-    """The clients' training data on the device."""
+def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
+    """The clients' training data where the steps run."""
     by_client = np.argsort(clients.owner, kind="stable")
     by_client = by_client[np.count_nonzero(clients.owner < 0) :]
     sizes = clients.label_counts().sum(axis=1)
-    return DeviceData(
-        inputs=jnp.asarray(clients.data.inputs[by_client]),
-        labels=jnp.asarray(clients.data.labels[by_client]),
-        starts=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
-        sizes=jnp.asarray(sizes, jnp.int32),
-        public_inputs=jnp.asarray(clients.data.inputs[clients.public]),
+    data = DeviceData(
+        inputs=clients.data.inputs[by_client],
+        labels=clients.data.labels[by_client],  # type: ignore[arg-type]
+        starts=(np.cumsum(sizes) - sizes).astype(np.int32),
+        sizes=sizes.astype(np.int32),
+        public_inputs=clients.data.inputs[clients.public],
     )
+    return jax.device_put(data, execution.sharding(by_client=False))
 
 
 def evaluation_set(inputs: np.ndarray, labels: np.ndarray, batch_size: int) -> EvaluationSet:
@@ -82,29 +84,55 @@ def evaluation_set(inputs: np.ndarray, labels: np.ndarray, batch_size: int) -> E
 def initial_carry(
     algorithm: Algorithm,
     clients: Clients,
-    topology: Topology,
     data: DeviceData,
     spec: BatchSpec,
     seed: int,
+    execution: Execution = AT_ONCE,
+    *,
+    abstract: bool = False,
 ) -> Carry:
-    """A new run's state. Only here are parameters drawn."""
+    """A new run's state, or (`abstract`) only its shapes, types and places."""
 
     def init(key: Array, data: DeviceData) -> Carry:
-        ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
-        batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
-        state = algorithm.init(key, clients, batch)
-        _, metrics = jax.eval_shape(algorithm.train_step, state, batch, topology.at(0))
+        with under(execution):
+            ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
+            batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
+            state = algorithm.init(key, clients, batch)
+            graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
+            _, metrics = jax.eval_shape(algorithm.train_step, state, batch, graph)
+        if not {"loss", "edges"} <= metrics.keys():
+            raise ConfigError(
+                f"the metrics of {algorithm.name} must hold 'loss' and 'edges', but are "
+                f"{', '.join(metrics)}."
+            )
         sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), metrics)
         return Carry(state, sums, jnp.zeros((), jnp.int32))
 
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(init, key, data)
+    places = carry_shardings(shapes, execution)
+    if abstract:
+        return jax.tree.map(
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
+        )
     # A model's many random draws take XLA's CPU backend long to optimise, and run but once
     # (ResNet-20: 12 s against 2 s).
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return jax.jit(init, compiler_options=options)(jax.random.key(seed), data)
+    return jax.jit(init, out_shardings=places, compiler_options=options)(key, data)
+
+
+def carry_shardings(carry: Carry, execution: Execution) -> Carry:
+    """Where each array of a carry lives: what a client owns is split by client, the rest whole."""
+    whole, split = (execution.sharding(by_client=by) for by in (False, True))
+    places = jax.tree.map(lambda _: whole, carry)
+    groups = jax.tree.map(lambda _: split, carry.state.groups)
+    return dataclasses.replace(places, state=dataclasses.replace(places.state, groups=groups))
 
 
 @functools.partial(
-    jax.jit, static_argnames=("train_step", "schedule", "spec"), donate_argnames=("carry",)
+    jax.jit,
+    static_argnames=("train_step", "schedule", "spec", "execution"),
+    donate_argnames=("carry",),
 )
 def dispatch(
     carry: Carry,
@@ -115,25 +143,34 @@ def dispatch(
     train_step: Callable[[State, object, Array], tuple[State, Metrics]],
     schedule: Callable[[Array, Array], Array],
     spec: BatchSpec,
+    execution: Execution = AT_ONCE,
 ) -> Carry:
     """Takes `num_steps` steps. The count and the graph are traced: neither compiles anew when it changes."""
+
+    num_clients = carry.state.num_clients
+    places = carry_shardings(carry, execution)
 
     def one_step(_: Array, carry: Carry) -> Carry:
         state = carry.state
         batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
-        state, metrics = train_step(state, batch, schedule(adjacency, state.step))
-        return Carry(state, jax.tree.map(jnp.add, carry.sums, metrics), carry.count + 1)
+        graph = schedule(adjacency, state.step)
+        inactive = num_clients - graph.shape[0]
+        state, metrics = train_step(state, batch, jnp.pad(graph, (0, inactive)))
+        after = Carry(state, jax.tree.map(jnp.add, carry.sums, metrics), carry.count + 1)
+        return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
 
-    return jax.lax.fori_loop(0, num_steps, one_step, carry)
+    with under(execution):
+        return jax.lax.fori_loop(0, num_steps, one_step, carry)
 
 
-@functools.partial(jax.jit, static_argnames=("predict", "num_classes"))
+@functools.partial(jax.jit, static_argnames=("predict", "num_classes", "execution"))
 def count_correct(
     state: State,
     samples: EvaluationSet,
     *,
     predict: Callable[[State, PyTree], Array],
     num_classes: int,
+    execution: Execution = AT_ONCE,
 ) -> tuple[Array, Array]:
     """Correct answers int32 [K, H, C], and samples int32 [C], by class."""
 
@@ -142,11 +179,10 @@ def count_correct(
         correct = correct_by_class(logits, chunk.labels, chunk.mask, num_classes)
         return total + correct, None
 
-    first = jax.tree.map(lambda a: a[0], samples.inputs)
-    num_clients, _, num_heads, _ = jax.eval_shape(
-        lambda x: predict(state, as_float(x)), first
-    ).shape
-    zeros = jnp.zeros((num_clients, num_heads, num_classes), jnp.int32)
-    correct, _ = jax.lax.scan(one_chunk, zeros, samples)
+    with under(execution):
+        first = jax.tree.map(lambda a: a[0], samples.inputs)
+        logits = jax.eval_shape(lambda x: predict(state, as_float(x)), first)
+        zeros = jnp.zeros((logits.shape[0], logits.shape[2], num_classes), jnp.int32)
+        correct, _ = jax.lax.scan(one_chunk, zeros, samples)
     labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)
     return correct, jnp.bincount(labels, length=num_classes + 1)[:num_classes]

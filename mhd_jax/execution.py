@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 AXIS = "clients"
 
@@ -36,15 +43,15 @@ class Execution:
         """Devices that the client axis is spread over."""
         return 1 if self.mesh is None else self.mesh.devices.size
 
-    def sharding(self, by_client: bool) -> NamedSharding | None:
+    def sharding(self, by_client: bool) -> Sharding:
         """Where arrays live: split along their leading client axis, or whole on every device."""
         if self.mesh is None:
-            return None
+            return SingleDeviceSharding(jax.devices()[0])
         return NamedSharding(self.mesh, PartitionSpec(AXIS) if by_client else PartitionSpec())
 
 
-_AT_ONCE = Execution()
-_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution", default=_AT_ONCE)
+AT_ONCE = Execution()
+_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution", default=AT_ONCE)
 
 
 @contextlib.contextmanager
@@ -111,9 +118,9 @@ def _in_chunks(
 
 def everywhere(tree: Any) -> Any:
     """Brings arrays that are split by client to every device whole: what crosses edges does."""
-    sharding = _current.get().sharding(by_client=False)
-    if sharding is None:
+    if _current.get().mesh is None:
         return tree
+    sharding = _current.get().sharding(by_client=False)
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
 
 

@@ -141,7 +141,9 @@ def comparison_figure(table: Sequence[Record]) -> Figure:
                     continue
                 colour = "black" if kind == "main" else head_colours(2)[1]
                 y = row + (0 if len(shown) == 1 else offset)
-                axis.errorbar(value["mean"], y, xerr=value["std"], color=colour, fmt="o", capsize=3)
+                axis.errorbar(
+                    value["mean"], y, xerr=value["std"] or 0.0, color=colour, fmt="o", capsize=3
+                )
                 axis.annotate(
                     f"{head} {value['mean']:.2f}",
                     (value["mean"], y),

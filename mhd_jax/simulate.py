@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 import resource
 import signal
@@ -21,32 +20,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from mhd_jax import optim, report
-from mhd_jax import topology as topologies
-from mhd_jax.algorithms.mhd import mhd
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
-from mhd_jax.checkpoint import RunFolder, jsonable, read_json
+from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
-from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import (
-    Carry,
-    EvaluationSet,
-    count_correct,
-    device_data,
-    dispatch,
-    evaluation_set,
-    initial_carry,
-)
-from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun
-from mhd_jax.metrics import beta_priv, beta_sh, head_names
-from mhd_jax.topology import Topology
-from mhd_jax.types import Algorithm, Batch, State
+from mhd_jax.engine import Carry
+from mhd_jax.errors import DivergedError, InterruptedRun
+from mhd_jax.metrics import head_names
+from mhd_jax.run import Run, prepare, require_counts
+from mhd_jax.types import Algorithm, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
+
+Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +44,14 @@ class Result:
     Attributes:
       summary: as in `summary.json`.
       history: one record for each evaluation, as in `metrics.jsonl`.
-      state: the state at the end.
+      state: the state at the end; None for a finished run whose checkpoints are gone.
       started_at: the step at which this process took it up: 0 for a new run, `steps` for
         one that had finished before.
     """
 
     summary: dict[str, Any]
     history: list[dict[str, Any]]
-    state: State
+    state: State | None
     started_at: int = 0
 
     def plot(self):
@@ -74,9 +62,9 @@ class Result:
 def simulate(
     topology: Any,
     clients: Clients,
-    algorithm: Algorithm | None = None,
+    algorithm: Algorithm | str | None = None,
     *,
-    steps: int = 2000,
+    steps: int | None = None,
     epochs: float | None = None,
     batch_size: int = 32,
     public_batch_size: int = 64,
@@ -85,9 +73,11 @@ def simulate(
     eval_every: int = 200,
     eval_batch_size: int = 500,
     steps_per_dispatch: int | None = None,
+    client_chunk: int | None = None,
+    num_devices: int | None = None,
     workdir: str | pathlib.Path | None = None,
     checkpoint_every: int | None = None,
-    callbacks: Sequence[Callback | Callable[[Mapping[str, Any]], None]] = (),
+    callbacks: Watcher | Sequence[Watcher] = (),
     progress: bool | None = None,
 ) -> Result:
     """Lets clients learn from each other over a graph.
@@ -96,8 +86,8 @@ def simulate(
       topology: who may learn from whom: a Topology, weights [K, K] or [T, K, K], a networkx
         graph, a traceable function of the step, or a name ("ring").
       clients: from `make_clients`.
-      algorithm: from `mhd_jax.algorithms`; MHD with its defaults if None.
-      steps: how many.
+      algorithm: from `mhd_jax.algorithms`, or a name; MHD with its defaults if None.
+      steps: how many; 2,000 if neither these nor epochs are given.
       epochs: instead of `steps`: passes over the private data, averaged over clients.
       batch_size: B, private samples of one client in a step.
       public_batch_size: P, public samples in a step; unused by algorithms without them.
@@ -108,6 +98,10 @@ def simulate(
       eval_batch_size: test samples evaluated at once.
       steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
         Results do not depend on it.
+      client_chunk: clients of one device that are computed together; None chooses. It trades
+        memory for speed, and changes results within floating-point tolerance.
+      num_devices: devices that share the clients; None takes all, but no more than clients.
+        Results are equal within floating-point tolerance.
       workdir: the run's folder. A second start resumes where the first was cut, and only
         reads a run that has finished.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
@@ -122,93 +116,64 @@ def simulate(
       DivergedError: a client's loss is no longer finite.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
     """
-    algorithm = algorithm or mhd()
-    optimizer = optim.SGD() if optimizer is None else optimizer
-    topology = topologies.as_topology(topology, clients.num_clients)
-    if epochs is not None:
-        private_samples = int((clients.owner >= 0).sum())
-        steps = max(1, round(epochs * private_samples / (clients.num_clients * batch_size)))
-    checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
-    _check(
-        algorithm,
+    run = prepare(
+        topology,
         clients,
-        {
-            "steps": steps,
-            "batch_size": batch_size,
-            "public_batch_size": public_batch_size,
-            "eval_every": eval_every,
-            "eval_batch_size": eval_batch_size,
-            "checkpoint_every": checkpoint_every,
-            "steps_per_dispatch": 1 if steps_per_dispatch is None else steps_per_dispatch,
-        },
+        algorithm,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        public_batch_size=public_batch_size,
+        optimizer=optimizer,
+        seed=seed,
+        eval_every=eval_every,
+        eval_batch_size=eval_batch_size,
+        client_chunk=client_chunk,
+        num_devices=num_devices,
     )
-    settings = {
-        "algorithm": algorithm.name,
-        "hyperparameters": algorithm.hyperparameters,
-        "topology": {"name": topology.name, "digest": _digest(topology)},
-        "clients": clients.settings,
-        "optimizer": dataclasses.asdict(optimizer) if isinstance(optimizer, optim.SGD) else "optax",
-        "steps": steps,
-        "batch_size": batch_size,
-        "public_batch_size": public_batch_size if algorithm.public_batch else None,
-        "eval_every": eval_every,
-        "seed": seed,
-    }
-    everyone = clients
-    if algorithm.pooled:  # the same number of private samples in a step, in one place
-        clients = clients.pooled()
-        topology = topologies.empty(1)
-        batch_size *= everyone.num_clients
-    clients = clients.with_optimizer(optim.build(optimizer, steps))
-    run = _Run(
-        algorithm=algorithm,
-        clients=clients,
-        topology=topology,
-        spec=BatchSpec(
-            batch_size,
-            public_batch_size if algorithm.public_batch else 0,
-            algorithm.public_batch == "independent",
-        ),
-        data=device_data(clients),
-        test=evaluation_set(clients.data.test_inputs, clients.data.test_labels, eval_batch_size),
-        validation=None
-        if not len(clients.validation)
-        else evaluation_set(*clients.validation_samples(), eval_batch_size),
+    checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
+    require_counts(
+        checkpoint_every=checkpoint_every,
+        steps_per_dispatch=1 if steps_per_dispatch is None else steps_per_dispatch,
     )
-    watch = Callbacks([*callbacks, *_progress_bar(progress)])
-    folder = None if workdir is None else RunFolder(workdir, settings)
+    plan = Plan(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
+    folder = None if workdir is None else RunFolder(workdir, run.settings)
+    watchers = [callbacks] if callable(callbacks) or isinstance(callbacks, Callback) else callbacks
+    watch = Callbacks([*watchers, *_progress_bar(progress)])
     try:
-        carry = initial_carry(algorithm, clients, topology, run.data, run.spec, seed)
-        history: list[dict[str, Any]] = []
-        if folder is not None:
-            folder.create()  # nothing is written for clients that init refuses
-            carry = folder.restore(carry) or carry
-            history = folder.history(until=int(carry.state.step))
-            if folder.finished:
-                summary = read_json(folder.path / "summary.json")
-                return Result(summary, history, carry.state, started_at=steps)
-        started_at = int(carry.state.step)
-        watch.on_start(settings, started_at)
-        with _stop_requests(active=folder is not None) as stop_requested:
-            carry, compile_seconds = _train(
-                run,
-                carry,
-                history,
-                Plan(steps, eval_every, checkpoint_every, steps_per_dispatch),
-                folder,
-                watch,
-                stop_requested,
-            )
-        state = carry.state
-        summary = _summary(run, state, settings, everyone, history, compile_seconds)
-        if folder is not None:
-            report.write(folder.path, summary, history, everyone)
-            folder.finish(summary)
-        return Result(summary, history, state, started_at)
+        if folder is not None and folder.finished:
+            restored = folder.restore(run.carry)
+            state = None if restored is None else restored[0].state
+            return Result(folder.summary(), folder.history(), state, started_at=run.steps)
+        return _carry_out(run, plan, folder, watch)
     finally:
         watch.on_end()
         if folder is not None:
             folder.close()
+
+
+def _carry_out(run: Run, plan: Plan, folder: RunFolder | None, watch: Callback) -> Result:
+    """Takes a run from its start, or its last checkpoint, to its end."""
+    carry, seconds, history = None, 0.0, []
+    if folder is not None:
+        folder.create()
+        restored = folder.restore(run.carry)
+        if restored is not None:
+            carry, seconds = restored
+        history = folder.rewind(0 if carry is None else int(carry.state.step))
+    if carry is None:
+        carry = run.start()
+    started_at = int(carry.state.step)
+    watch.on_start(run.settings, started_at)
+    with _stop_requests(active=folder is not None) as stop_requested:
+        carry, compile_seconds, seconds = _train(
+            run, plan, carry, seconds, history, folder, watch, stop_requested
+        )
+    summary = _summary(run, carry.state, history, compile_seconds, seconds)
+    if folder is not None:
+        report.write(folder.path, summary, history, run.everyone)
+        folder.finish(summary)
+    return Result(summary, history, carry.state, started_at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,88 +199,27 @@ class Plan:
         return min(self.steps, *((step // n + 1) * n for n in every))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What does not change during a run."""
-
-    algorithm: Algorithm
-    clients: Clients
-    topology: Topology
-    spec: BatchSpec
-    data: DeviceData
-    test: EvaluationSet
-    validation: EvaluationSet | None
-
-    def advance(self, carry: Carry, num_steps: int) -> Carry:
-        """Takes steps; `carry` is used up."""
-        return dispatch(
-            carry,
-            self.data,
-            self.topology.adjacency,
-            jnp.int32(num_steps),
-            train_step=self.algorithm.train_step,
-            schedule=self.topology.schedule,
-            spec=self.spec,
-        )
-
-    def per_class_accuracy(self, state: State, samples: EvaluationSet) -> np.ndarray:
-        """Accuracies [K, H, C]; NaN for a class without samples."""
-        correct, total = count_correct(
-            state, samples, predict=self.algorithm.predict, num_classes=self.clients.num_classes
-        )
-        correct, total = np.asarray(correct), np.asarray(total)
-        return np.divide(
-            correct, total, out=np.full(correct.shape, np.nan), where=np.asarray(total > 0)
-        )
-
-    def accuracies(self, state: State, samples: EvaluationSet) -> dict[str, Any]:
-        """β_sh and β_priv by head: means over clients, and each client's."""
-        per_class = self.per_class_accuracy(state, samples)
-        betas = {
-            "beta_sh": beta_sh(per_class),
-            "beta_priv": beta_priv(per_class, self.clients.label_distributions),
-        }
-        names = head_names(per_class.shape[1])
-        means = {
-            metric: {
-                name: float(np.nanmean(values[:, h])) if np.isfinite(values[:, h]).any() else None
-                for h, name in enumerate(names)
-            }
-            for metric, values in betas.items()
-        }
-        each = {
-            metric: {name: values[:, h] for h, name in enumerate(names)}
-            for metric, values in betas.items()
-        }
-        return {**means, "per_client": jsonable(each)}
-
-    def edge_bytes(self, state: State) -> dict[str, int]:
-        """What one edge carries in one step, by type."""
-        batch = jax.eval_shape(self._some_batch, state)
-        return self.algorithm.edge_bytes(state, batch)
-
-    def _some_batch(self, state: State) -> Batch:
-        return draw_batch(self.data, state.key, state.client_ids, state.step, self.spec)
-
-
 def _train(
-    run: _Run,
-    carry: Carry,
-    history: list[dict[str, Any]],
+    run: Run,
     plan: Plan,
+    carry: Carry,
+    seconds: float,
+    history: list[dict[str, Any]],
     folder: RunFolder | None,
     watch: Callback,
     stop_requested: Callable[[], bool],
-) -> tuple[Carry, float]:
-    """Runs to the end of the plan; adds to `history`. Returns the carry and the seconds of compilation."""
+) -> tuple[Carry, float, float]:
+    """Trains to the end of the plan, adding to `history`.
+
+    Returns:
+      The carry, the seconds of compilation, and those of training, earlier ones included.
+    """
     started = time.perf_counter()
-    carry = run.advance(carry, 0)  # compiles, and takes no step
-    jax.block_until_ready(carry)
+    carry = jax.block_until_ready(run.advance(carry, 0))  # compiles, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
 
     step = int(carry.state.step)
-    seconds = history[-1]["seconds"] if history else 0.0
     edges = history[-1]["edges"] if history else 0
     pace = _Pace(plan.per_dispatch)
     while step < plan.steps:
@@ -326,10 +230,10 @@ def _train(
         pace.observe(num_steps, elapsed)
         seconds += elapsed
         step += num_steps
-        _require_finite(carry, step)
-        watch.on_steps(step, pace.rate)
+        _require_finite(run, carry, step)
+        record = None
         if plan.evaluates_at(step):
-            train, new_edges = _means(carry)
+            train, new_edges = run.means(carry)
             edges += new_edges
             record = {
                 "step": step,
@@ -340,22 +244,25 @@ def _train(
             }
             if run.validation is not None:
                 record["validation"] = run.accuracies(carry.state, run.validation)
-            _warn_of_collapse(record)
             carry = carry.reset()
             history.append(record)
             if folder is not None:
                 folder.append(record)
-            watch.on_evaluation(record)
         stopping = stop_requested() and step < plan.steps
         if folder is not None and (plan.saves_at(step) or stopping):
-            folder.save(step, carry)
-        if stopping:
-            folder.wait()  # type: ignore[union-attr]
+            folder.save(step, carry, seconds)
+        # Watchers come last: what they may raise loses nothing.
+        watch.on_steps(step, pace.rate)
+        if record is not None:
+            _warn_of_collapse(record)
+            watch.on_evaluation(record)
+        if stopping and folder is not None:
+            folder.wait()
             raise InterruptedRun(
-                f"stopped at step {step} of {plan.steps}; everything is saved in {folder.path}, "  # type: ignore[union-attr]
+                f"stopped at step {step} of {plan.steps}; everything is saved in {folder.path}, "
                 "and the same command resumes it"
             )
-    return carry, compile_seconds
+    return carry, compile_seconds, seconds
 
 
 class _Pace:
@@ -374,16 +281,8 @@ class _Pace:
         self._next = max(1, min(int(self.rate * _SECONDS_PER_DISPATCH), 8 * self._next))
 
 
-def _means(carry: Carry) -> tuple[dict[str, float | None], int]:
-    """Metrics as means over steps and clients, and the number of edges used."""
-    sums = jax.device_get(carry.sums)
-    edges = int(sums.pop("edges", 0))
-    count = int(carry.count)
-    return {name: float(np.mean(total)) / count for name, total in sums.items()}, edges
-
-
-def _require_finite(carry: Carry, step: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(np.atleast_1d(carry.sums["loss"])))
+def _require_finite(run: Run, carry: Carry, step: int) -> None:
+    bad = run.diverged(carry)
     if bad.size:
         raise DivergedError(
             f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step}; "
@@ -400,40 +299,6 @@ def _warn_of_collapse(record: Mapping[str, Any]) -> None:
             "collapsed. Lower nu_aux, num_targets or the learning rate.",
             stacklevel=2,
         )
-
-
-def _check(
-    algorithm: Algorithm,
-    clients: Clients,
-    positive: Mapping[str, int],
-) -> None:
-    for name, value in positive.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}.")
-    if algorithm.public_batch and clients.num_public == 0:
-        raise ConfigError(
-            f"{algorithm.name} distills on public samples, but there are none; "
-            "set public_fraction above 0."
-        )
-    # Positions in the sample streams are 32-bit.
-    most = max(
-        positive["batch_size"] * (clients.num_clients if algorithm.pooled else 1),
-        positive["public_batch_size"],
-    )
-    if positive["steps"] * most >= 2**32:
-        raise ConfigError(
-            f"steps × batch size must stay below 2^32, but it is {positive['steps'] * most:,}; "
-            "take fewer steps."
-        )
-
-
-def _digest(topology: Topology) -> str:
-    """Tells graphs apart: the first steps' matrices, hashed."""
-    horizon = topology.adjacency.shape[0] if topology.schedule is topologies.cycle else 16
-    sha = hashlib.sha256()
-    for step in range(horizon):
-        sha.update(np.asarray(topology.at(step)).tobytes())
-    return sha.hexdigest()[:16]
 
 
 def _progress_bar(progress: bool | None) -> list[Callback]:
@@ -462,27 +327,25 @@ def _stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
 
 
 def _summary(
-    run: _Run,
+    run: Run,
     state: State,
-    settings: Mapping[str, Any],
-    everyone: Clients,
     history: Sequence[Mapping[str, Any]],
     compile_seconds: float,
+    seconds: float,
 ) -> dict[str, Any]:
     last = history[-1]
-    steps = settings["steps"]
     per_class = run.per_class_accuracy(state, run.test)
     names = head_names(per_class.shape[1])
-    edge_bytes = run.edge_bytes(state)
+    edge_bytes = run.edge_bytes()
     each = last["per_client"]
-    models = everyone.model_names
+    models = run.everyone.model_names
     return jsonable(
         {
-            "algorithm": settings["algorithm"],
-            "dataset": everyone.data.name,
-            "num_clients": everyone.num_clients,
-            "steps": steps,
-            "seed": settings["seed"],
+            "algorithm": run.algorithm.name,
+            "dataset": run.everyone.data.name,
+            "num_clients": run.everyone.num_clients,
+            "steps": run.steps,
+            "seed": run.seed,
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
@@ -505,11 +368,11 @@ def _summary(
             },
             "timing": {
                 "compile_seconds": compile_seconds,
-                "seconds_per_step": last["seconds"] / steps,
-                "steps_per_second": steps / last["seconds"],
+                "seconds_per_step": seconds / run.steps,
+                "steps_per_second": run.steps / seconds,
                 "peak_memory_bytes": _peak_memory(),
             },
-            "settings": settings,
+            "settings": run.settings,
         }
     )
 

@@ -83,7 +83,7 @@ def test_flags_from_a_file(call):
         (["--labels_per_client=11"], "labels_per_client is 11, but there are only 10 classes"),
         (["--public_fraction=0"], "set public_fraction above 0"),
         (["--partition=iid", "--skew=3"], "--skew belongs to --partition=primary_labels"),
-        (["--steps=5", "--epochs=1"], "give --steps or --epochs, not both"),
+        (["--steps=5", "--epochs=1"], "give steps or epochs, not both"),
         (["--algorithm=isolated", "--nu_emb=1"], "--nu_emb is not used by --algorithm=isolated"),
         (
             ["--algorithm=isolated", "--public_batch_size=8", "--num_targets=2"],
@@ -142,6 +142,27 @@ def test_compare_puts_all_in_one_table(call):
     before = pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns
     assert call(compare, *arguments, "--workdir=c")[0] == 0
     assert pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns == before
+
+
+def test_a_comparison_is_not_overwritten_by_another(call):
+    first = ["--algorithms=isolated", "--seeds=1", "--workdir=c"]
+    assert call(compare, *SMALL, *first)[0] == 0
+    before = pathlib.Path("c/table.json").read_bytes()
+    for change, sentence in (
+        (["--algorithms=supervised"], "a comparison with isolated; choose another"),
+        (["--seed=5"], "a comparison with seed 0; choose another"),
+        (["--steps=7"], "other settings (steps)"),
+    ):
+        status, _, err = call(compare, *SMALL, *first, *change)
+        assert status == 2 and sentence in err
+        assert pathlib.Path("c/table.json").read_bytes() == before
+
+
+def test_compare_fails_before_it_trains(call):
+    models = "--model=mlp:2,cnn:1"
+    status, _, err = call(compare, *SMALL, models, "--algorithms=isolated,supervised")
+    assert status == 2 and "pooled training needs one architecture" in err
+    assert not pathlib.Path("runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ import mhd_jax as mhd
 from mhd_jax.data.batching import BatchSpec, as_float, draw_batch
 from mhd_jax.data.shuffle import shuffled
 from mhd_jax.engine import device_data
+from mhd_jax.fingerprint import array_digest
 from tests.conftest import tiny_clients, tiny_dataset
 
 stream = jax.jit(shuffled)
@@ -103,7 +105,7 @@ def test_pixels_are_scaled_and_other_numbers_are_not():
 
 def test_digits_have_a_fixed_stratified_split():
     a, b = mhd.data.load("digits"), mhd.data.load("digits")
-    assert a.digest() == b.digest()
+    assert array_digest(a.inputs, a.test_labels) == array_digest(b.inputs, b.test_labels)
     assert a.inputs.shape == (1437, 8, 8, 1) and a.test_inputs.shape == (360, 8, 8, 1)
     assert a.inputs.min() == 0 and a.inputs.max() == 1
     counts = np.bincount(a.test_labels)
@@ -209,6 +211,26 @@ def test_own_arrays_and_mixed_models():
     assert [group.members for group in by_id.groups] == [(0, 2), (1,)]
 
 
+def test_pixels_of_any_integer_type_and_splits_of_ones_own():
+    x, y = np.arange(48).reshape(12, 2, 2) % 256, np.arange(12) % 3
+    data = mhd.data.load(((x, y), (x[:3], y[:3])))
+    assert data.inputs.dtype == np.uint8 and len(data.test_labels) == 3
+    assert mhd.data.load([x, y]).inputs.dtype == np.uint8
+    assert mhd.data.arrays(x * 100, y).inputs.dtype == np.float32
+
+
+class Listed(nn.Module):
+    widths: list
+
+    def __call__(self, x, train=False):
+        return x
+
+
+class Trainless(nn.Module):
+    def __call__(self, x):
+        return x
+
+
 X, Y = np.zeros((12, 2), np.float32), np.arange(12) % 3
 
 
@@ -244,7 +266,12 @@ def test_bad_data_is_refused(make, sentence):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"num_clients": 0}, "num_clients must be at least 1"),
+        ({"num_clients": 0}, "num_clients must be an integer and at least 1"),
+        ({"num_clients": 2.0}, "num_clients must be an integer"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"partition": "iidd"}, "unknown partition 'iidd'"),
+        ({"model": Listed([3])}, "Listed cannot be hashed"),
+        ({"model": Trainless()}, "must take `train: bool`"),
         ({"num_clients": 40}, "got no private samples; use fewer"),
         ({"public_fraction": 1.0}, "public_fraction must be in"),
         ({"public_fraction": -0.1}, "public_fraction must be in"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -15,8 +16,17 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax import engine
 from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.checkpoint import RunFolder
 from mhd_jax.data.batching import BatchSpec
-from tests.conftest import FEATURES, NUM_CLASSES, Linear, assert_trees_equal, tiny_dataset
+from mhd_jax.run import prepare
+from tests.conftest import (
+    FEATURES,
+    NUM_CLASSES,
+    Linear,
+    assert_trees_close,
+    assert_trees_equal,
+    tiny_dataset,
+)
 
 SETTINGS = {
     "steps": 20,
@@ -25,6 +35,9 @@ SETTINGS = {
     "public_batch_size": 8,
     "eval_batch_size": 5,
 }
+
+
+PREPARED = {**SETTINGS, "eval_every": 20}
 
 
 def clients(num_clients=4, **kwargs):
@@ -80,7 +93,7 @@ def test_a_run_that_was_stopped_equals_one_that_never_was(name, tmp_path):
 
     class StopAt(mhd.Callback):
         def on_steps(self, step, steps_per_second):
-            if step == 7:
+            if step == 6:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(mhd.InterruptedRun, match=r"stopped at step 7 of 20.*resumes"):
@@ -104,15 +117,15 @@ def test_a_crash_between_a_line_and_its_checkpoint_repeats_no_line(tmp_path):
 
     class Crash(mhd.Callback):
         def on_evaluation(self, record):
-            if record["step"] == 10:
+            if record["step"] == 15:
                 raise OSError("the power went out")
 
     with pytest.raises(OSError, match="power"):
-        run(workdir=tmp_path, callbacks=[Crash()])
+        run(workdir=tmp_path, callbacks=[Crash()], checkpoint_every=10)
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 15, "bet')  # a torn line
+        file.write('{"step": 20, "bet')  # a torn line
     resumed = run(workdir=tmp_path)
-    assert resumed.started_at == 5
+    assert resumed.started_at == 10
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert results(map(json.loads, lines)) == results(whole.history)
 
@@ -138,6 +151,8 @@ def test_a_finished_run_is_read_and_left_alone(tmp_path):
         ({"algorithm": "naive"}, "algorithm is 'mhd' there and 'naive' now"),
         ({"optimizer": mhd.optim.SGD(0.1)}, "optimizer is .*0.03.* now"),
         ({"steps": 30}, "steps is 20 there and 30 now"),
+        ({"optimizer": optax.sgd(0.1)}, "optimizer is"),
+        ({"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) % k)}, "clients is"),
     ],
 )
 def test_another_runs_folder_is_refused_and_not_touched(change, sentence, tmp_path):
@@ -147,6 +162,95 @@ def test_another_runs_folder_is_refused_and_not_touched(change, sentence, tmp_pa
     with pytest.raises(mhd.ConfigError, match=sentence):
         run(workdir=tmp_path / "run", **change)
     assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"optimizer": optax.sgd(0.1)}, {"optimizer": optax.sgd(0.2)}),
+        (
+            {"topology": lambda t: jnp.where(t < 100, 1, 0) * jnp.ones((4, 4))},
+            {"topology": lambda t: jnp.ones((4, 4))},
+        ),
+        (
+            {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) % k)},
+            {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) // 8 % k)},
+        ),
+    ],
+)
+def test_users_own_functions_are_told_apart(one, other, tmp_path):
+    run("isolated", workdir=tmp_path, **one)
+    assert run("isolated", workdir=tmp_path, **one).started_at == 20
+    with pytest.raises(mhd.ConfigError, match="holds a run with other settings"):
+        run("isolated", workdir=tmp_path, **other)
+
+
+def test_own_selection_rules_are_told_apart(tmp_path):
+    def with_rule(value):
+        rule = lambda key, candidates: jnp.full(candidates.logits.shape[1:], value)
+        algorithm = mhd.algorithms.mhd(target_selection=rule)
+        return mhd.simulate("ring", clients(), algorithm, workdir=tmp_path, **SETTINGS)
+
+    with_rule(1 / 3)
+    assert with_rule(1 / 3).started_at == 20
+    with pytest.raises(mhd.ConfigError, match="program is"):
+        with_rule(1 / 4)
+
+
+def test_a_finished_run_without_checkpoints_keeps_its_history(tmp_path):
+    first = run(workdir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    again = run(workdir=tmp_path)
+    assert again.state is None and again.history == first.history
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+def test_names_serve_wherever_objects_do():
+    digits = mhd.make_clients("digits", 3, partition="iid")
+    assert digits.num_clients == 3
+    by_name = mhd.simulate("ring", clients(), "isolated", **SETTINGS)
+    assert results(by_name.history) == results(run("isolated").history)
+    not_called = mhd.simulate("ring", clients(), mhd.algorithms.isolated, **SETTINGS)
+    assert results(not_called.history) == results(by_name.history)
+    with pytest.raises(mhd.ConfigError, match="unknown algorithm 'mdh'"):
+        mhd.simulate("ring", clients(), "mdh")
+    with pytest.raises(mhd.ConfigError, match="an algorithm is one of"):
+        mhd.simulate("ring", clients(), 3)
+
+
+def test_training_time_survives_an_interruption(tmp_path):
+    class Stop(mhd.Callback):
+        def on_steps(self, step, steps_per_second):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(mhd.InterruptedRun):
+        run("isolated", workdir=tmp_path, callbacks=Stop(), steps_per_dispatch=3, eval_every=20)
+    folder = RunFolder(tmp_path, json.loads((tmp_path / "config.json").read_text())["settings"])
+    _, seconds = folder.restore(prepare("ring", clients(), "isolated", **PREPARED).carry)
+    folder.close()
+    resumed = run("isolated", workdir=tmp_path, eval_every=20)
+    assert resumed.summary["timing"]["seconds_per_step"] * 20 > seconds > 0
+
+
+def test_a_metric_that_the_engine_needs_is_asked_for():
+    alone = mhd.algorithms.isolated()
+
+    def quiet(state, batch, graph):
+        state, metrics = alone.train_step(state, batch, graph)
+        return state, {"edges": metrics["edges"]}
+
+    with pytest.raises(mhd.ConfigError, match="must hold 'loss' and 'edges', but are edges"):
+        mhd.simulate("ring", clients(), dataclasses.replace(alone, train_step=quiet), **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_chunks_of_clients_give_the_same_results(name):
+    whole = run(name)
+    for chunk in (1, 3):
+        parts = run(name, client_chunk=chunk)
+        assert_trees_close(parts.state.groups, whole.state.groups, rtol=1e-4, atol=1e-6)
 
 
 def test_other_folders_are_refused(tmp_path):
@@ -227,7 +331,7 @@ def test_supervised_pools_the_same_budget():
 def test_epochs_count_private_samples():
     who = clients()
     samples = int((who.owner >= 0).sum())
-    result = run(who=who, epochs=3, eval_every=1000)
+    result = run(who=who, steps=None, epochs=3, eval_every=1000)
     assert result.summary["steps"] == round(3 * samples / (4 * 4))
 
 
@@ -243,9 +347,7 @@ def test_graphs_and_seeds_share_one_program():
 def test_the_hot_loop_moves_nothing_to_the_host():
     who, topology, spec = clients(), mhd.topology.ring(4), BatchSpec(4, 8)
     algorithm, data = mhd.algorithms.mhd(), engine.device_data(who)
-    carry = engine.initial_carry(
-        algorithm, who.with_optimizer(optax.sgd(0.1)), topology, data, spec, seed=0
-    )
+    carry = engine.initial_carry(algorithm, who.with_optimizer(optax.sgd(0.1)), data, spec, seed=0)
     num_steps = jnp.int32(3)
     with jax.transfer_guard("disallow"):
         carry = engine.dispatch(
@@ -291,11 +393,20 @@ class Biased(Linear):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"eval_every": 0}, "eval_every must be at least 1"),
-        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
-        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1"),
+        ({"steps": 0}, "steps must be an integer and at least 1"),
+        ({"batch_size": 0}, "batch_size must be an integer and at least 1"),
+        ({"eval_every": 0}, "eval_every must be an integer and at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be an integer and at least 1"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be an integer and at least 1"),
+        ({"batch_size": 4.0}, "batch_size must be an integer"),
+        ({"epochs": 1}, "give steps or epochs, not both"),
+        ({"steps": None, "epochs": float("nan")}, "epochs must be a positive number"),
+        ({"steps": None, "epochs": -1}, "epochs must be a positive number"),
+        ({"seed": -1}, "seed must be an integer in 0"),
+        ({"seed": 2**32}, "seed must be an integer in 0"),
+        ({"optimizer": 0.1}, "an optimizer is mhd_jax.optim.SGD"),
+        ({"num_devices": 99}, "num_devices is 99, but there are"),
+        ({"client_chunk": 0}, "client_chunk must be an integer"),
         ({"steps": 2**31}, r"must stay below 2\^32"),
         ({"who": clients(public_fraction=0.0)}, "set public_fraction above 0"),
         ({"topology": mhd.topology.ring(5)}, "has 5 clients, but there are 4"),

@@ -174,7 +174,7 @@ def mhd(
             )
 
         said, pull_back, public_stats = jax.vjp(on_public_samples, all_params(state), has_aux=True)
-        messages = everywhere(said)
+        messages = everywhere(said)  # all that crosses devices, as it is all that crosses edges
         teachers = exchange.draw_teachers(
             state, graph, exchange.finite_clients(messages), num_targets
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -41,17 +40,12 @@ class Dataset:
         """Shape of one sample."""
         return self.inputs.shape[1:]
 
-    def digest(self) -> str:
-        """A short SHA-256 of all samples and labels, which tells data sets apart."""
-        sha = hashlib.sha256()
-        for array in (self.inputs, self.labels, self.test_inputs, self.test_labels):
-            sha.update(f"{array.dtype}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).data)
-        return sha.hexdigest()[:16]
-
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
-    """Loads a data set by name, or takes `(images, labels)` arrays (options as for `arrays`).
+    """Loads a data set by name, or takes arrays (options as for `arrays`).
+
+    Arrays come as `(images, labels)`, or with a test split as
+    `((images, labels), (test_images, test_labels))`.
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
     split of 360.
@@ -61,14 +55,17 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     """
     if isinstance(source, Dataset):
         return source
-    if isinstance(source, tuple) and len(source) == 2:
-        return arrays(*source, **options)
+    if isinstance(source, tuple | list) and len(source) == 2:
+        train, test = source
+        if isinstance(train, tuple) and isinstance(test, tuple):
+            return arrays(*train, *test, **options)
+        return arrays(train, test, **options)
     if source == "digits":
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
     raise ConfigError(
-        f"unknown dataset {source!r}; choose one of {', '.join(EMBEDDED)}, "
+        f"unknown dataset {_shown(source)}; choose one of {', '.join(EMBEDDED)}, "
         "or give your own (images, labels) arrays."
     )
 
@@ -86,8 +83,8 @@ def arrays(
     """A data set from the user's own arrays.
 
     Args:
-      images: [N, ...]; uint8 pixels are scaled to [0, 1] on the device, floats are taken
-        as they are.
+      images: [N, ...]; integers in 0 … 255 are pixels, scaled to [0, 1] on the device;
+        other numbers are taken as they are.
       labels: integers [N] in 0 … C − 1.
       test_images, test_labels: the test split; without them `test_fraction` of the samples
         is set aside, stratified by class and always the same.
@@ -150,6 +147,8 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[np.ndarray, np.ndar
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
+    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
+        images = images.astype(np.uint8)  # pixels, whatever their type
     if images.dtype != np.uint8:
         if not (
             np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)
@@ -159,3 +158,7 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[np.ndarray, np.ndar
         if not np.isfinite(images).all():
             raise ConfigError(f"{prefix}images hold NaN or infinity; clean them first.")
     return images, labels.astype(np.int32)
+
+
+def _shown(source: Any) -> str:
+    return repr(source) if isinstance(source, str) else f"of type {type(source).__name__}"

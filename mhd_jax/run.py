@@ -1,0 +1,368 @@
+"""A run made ready: settings checked, data on the device, every choice resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mhd_jax import optim
+from mhd_jax import topology as topologies
+from mhd_jax.algorithms import ALGORITHMS, mhd
+from mhd_jax.checkpoint import jsonable
+from mhd_jax.clients import Clients
+from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
+from mhd_jax.engine import (
+    Carry,
+    EvaluationSet,
+    count_correct,
+    device_data,
+    dispatch,
+    evaluation_set,
+    initial_carry,
+)
+from mhd_jax.errors import ConfigError
+from mhd_jax.execution import Execution, client_mesh
+from mhd_jax.fingerprint import array_digest, program_digest
+from mhd_jax.metrics import beta_priv, beta_sh, head_names
+from mhd_jax.topology import Topology
+from mhd_jax.types import Algorithm, State
+
+MAX_SEED = 2**32
+DEFAULT_STEPS = 2000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What does not change during a run.
+
+    Attributes:
+      algorithm, topology: resolved.
+      everyone: the clients as given.
+      clients: those who train: pooled into one, or padded to fill the devices.
+      num_active: how many of these are real.
+      spec: the sizes of a step's batch.
+      execution: how the client axis is computed.
+      steps: how many.
+      seed: of training.
+      data, test, validation: on the device.
+      carry: shapes, types and places of everything that evolves.
+      settings: what decides the results, for `config.json`.
+    """
+
+    algorithm: Algorithm
+    topology: Topology
+    everyone: Clients
+    clients: Clients
+    num_active: int
+    spec: BatchSpec
+    execution: Execution
+    steps: int
+    seed: int
+    data: DeviceData
+    test: EvaluationSet
+    validation: EvaluationSet | None
+    carry: Carry
+    settings: Mapping[str, Any]
+
+    def start(self) -> Carry:
+        """A new run's state."""
+        return initial_carry(
+            self.algorithm,
+            self.clients,
+            self.data,
+            self.spec,
+            self.seed,
+            self.execution,
+        )
+
+    def advance(self, carry: Carry, num_steps: int) -> Carry:
+        """Takes steps; `carry` is used up."""
+        return dispatch(
+            carry,
+            self.data,
+            self.topology.adjacency,
+            jnp.int32(num_steps),
+            train_step=self.algorithm.train_step,
+            schedule=self.topology.schedule,
+            spec=self.spec,
+            execution=self.execution,
+        )
+
+    def means(self, carry: Carry) -> tuple[dict[str, float], int]:
+        """Metrics as means over steps and clients, and the number of edges used."""
+        sums = jax.device_get(carry.sums)
+        edges = int(sums.pop("edges"))
+        means = {
+            name: float(np.mean(np.atleast_1d(total)[: self.num_active])) / int(carry.count)
+            for name, total in sums.items()
+        }
+        return means, edges
+
+    def diverged(self, carry: Carry) -> np.ndarray:
+        """Clients whose loss is not finite."""
+        losses = np.atleast_1d(carry.sums["loss"])[: self.num_active]
+        return np.flatnonzero(~np.isfinite(losses))
+
+    def per_class_accuracy(self, state: State, samples: EvaluationSet) -> np.ndarray:
+        """Accuracies [K, H, C]; NaN for a class without samples."""
+        counts = count_correct(
+            state,
+            samples,
+            predict=self.algorithm.predict,
+            num_classes=self.clients.num_classes,
+            execution=self.execution,
+        )
+        correct, total = (np.asarray(count) for count in counts)
+        correct = correct[: self.num_active]
+        return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
+
+    def accuracies(self, state: State, samples: EvaluationSet) -> dict[str, Any]:
+        """β_sh and β_priv by head: means over clients, and each client's."""
+        per_class = self.per_class_accuracy(state, samples)
+        own_labels = self.clients.label_distributions[: self.num_active]
+        betas = {"beta_sh": beta_sh(per_class), "beta_priv": beta_priv(per_class, own_labels)}
+        names = head_names(per_class.shape[1])
+        means = {
+            metric: {
+                name: float(np.nanmean(values[:, h])) if np.isfinite(values[:, h]).any() else None
+                for h, name in enumerate(names)
+            }
+            for metric, values in betas.items()
+        }
+        each = {
+            metric: {name: values[:, h] for h, name in enumerate(names)}
+            for metric, values in betas.items()
+        }
+        return {**means, "per_client": jsonable(each)}
+
+    def edge_bytes(self) -> dict[str, int]:
+        """What one edge carries in one step, by type."""
+        state = self.carry.state
+        batch = jax.eval_shape(
+            functools.partial(draw_batch, spec=self.spec),
+            self.data,
+            state.key,
+            state.client_ids,
+            state.step,
+        )
+        return self.algorithm.edge_bytes(state, batch)
+
+
+def prepare(
+    topology: Any,
+    clients: Clients,
+    algorithm: Algorithm | str | None = None,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 32,
+    public_batch_size: int = 64,
+    optimizer: optim.Optimizer | None = None,
+    seed: int = 0,
+    eval_every: int = 200,
+    eval_batch_size: int = 500,
+    client_chunk: int | None = None,
+    num_devices: int | None = None,
+) -> Run:
+    """Checks settings and makes a run ready; arguments as for `mhd_jax.simulate`.
+
+    Raises:
+      ConfigError: settings that cannot work.
+    """
+    algorithm = _resolved(algorithm)
+    optimizer = optim.SGD() if optimizer is None else optimizer
+    counts = {
+        "batch_size": batch_size,
+        "public_batch_size": public_batch_size,
+        "eval_every": eval_every,
+        "eval_batch_size": eval_batch_size,
+        "client_chunk": 1 if client_chunk is None else client_chunk,
+        "num_devices": 1 if num_devices is None else num_devices,
+    }
+    require_counts(**counts)
+    steps = _steps(steps, epochs, clients, batch_size)
+    require_counts(steps=steps)
+    require_seed(seed)
+    if algorithm.public_batch and clients.num_public == 0:
+        raise ConfigError(
+            f"{algorithm.name} distills on public samples, but there are none; "
+            "set public_fraction above 0."
+        )
+    topology = topologies.as_topology(topology, clients.num_clients)
+    settings = {
+        "algorithm": algorithm.name,
+        "hyperparameters": algorithm.hyperparameters,
+        "topology": {"name": topology.name, "digest": _graph_digest(topology)},
+        "clients": clients.settings,
+        "optimizer": _described(optimizer, steps),
+        "steps": steps,
+        "batch_size": batch_size,
+        "public_batch_size": public_batch_size if algorithm.public_batch else None,
+        "eval_every": eval_every,
+        "seed": seed,
+    }
+    everyone = clients
+    if algorithm.pooled:  # the same number of private samples in a step, in one place
+        clients = clients.pooled()
+        topology = topologies.empty(1)
+        batch_size *= everyone.num_clients
+    spec = BatchSpec(
+        batch_size,
+        public_batch_size if algorithm.public_batch else 0,
+        algorithm.public_batch == "independent",
+    )
+    # Positions in the sample streams are 32-bit.
+    if steps * max(spec.private, spec.public) >= 2**32:
+        raise ConfigError(
+            f"steps × batch size must stay below 2^32, but it is "
+            f"{steps * max(spec.private, spec.public):,}; take fewer steps."
+        )
+    own = {
+        ",".join(map(str, group.members)): _described(group.optimizer, steps)
+        for group in clients.groups
+        if group.optimizer is not None
+    }
+    if own:
+        settings["optimizers"] = own
+    clients = clients.with_optimizer(optim.build(optimizer, steps))
+    num_active = clients.num_clients
+    execution = _execution(clients, client_chunk, num_devices)
+    clients = clients.padded(execution.num_shards)
+    data = device_data(clients, execution)
+    arguments = (algorithm, clients, data, spec, seed, execution)
+    carry = initial_carry(*arguments, abstract=True)
+    if any(callable(value) for value in algorithm.hyperparameters.values()):
+        ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
+        batch = jax.eval_shape(
+            functools.partial(draw_batch, spec=spec),
+            data,
+            carry.state.key,
+            ids,
+            carry.state.step,
+        )
+        graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
+        settings["program"] = program_digest(algorithm.train_step, carry.state, batch, graph)
+    test = clients.data.test_inputs, clients.data.test_labels
+    return Run(
+        algorithm=algorithm,
+        topology=topology,
+        everyone=everyone,
+        clients=clients,
+        num_active=num_active,
+        spec=spec,
+        execution=execution,
+        steps=steps,
+        seed=seed,
+        data=data,
+        test=evaluation_set(*test, eval_batch_size),
+        validation=evaluation_set(*clients.validation_samples(), eval_batch_size)
+        if len(clients.validation)
+        else None,
+        carry=carry,
+        settings=settings,
+    )
+
+
+def require_counts(**values: Any) -> None:
+    """Raises `ConfigError` unless each value is an integer of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ConfigError(f"{name} must be an integer and at least 1, not {value!r}.")
+
+
+def require_seed(seed: Any) -> None:
+    """Raises `ConfigError` unless `seed` is an integer that JAX's keys tell apart."""
+    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < MAX_SEED:
+        raise ConfigError(f"seed must be an integer in 0 … 2^32 − 1, not {seed!r}.")
+
+
+def _resolved(algorithm: Any) -> Algorithm:
+    if algorithm is None:
+        return mhd()
+    if isinstance(algorithm, str):
+        if algorithm not in ALGORITHMS:
+            raise ConfigError(
+                f"unknown algorithm {algorithm!r}; choose among {', '.join(ALGORITHMS)}."
+            )
+        return ALGORITHMS[algorithm]()
+    if callable(algorithm) and algorithm in ALGORITHMS.values():
+        return algorithm()
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(
+            f"an algorithm is one of mhd_jax.algorithms, or its name, not {algorithm!r}."
+        )
+    return algorithm
+
+
+def _steps(steps: int | None, epochs: float | None, clients: Clients, batch_size: int) -> int:
+    if epochs is None:
+        return DEFAULT_STEPS if steps is None else steps
+    if steps is not None:
+        raise ConfigError("give steps or epochs, not both.")
+    if not (isinstance(epochs, numbers.Real) and math.isfinite(epochs) and epochs > 0):
+        raise ConfigError(f"epochs must be a positive number, not {epochs!r}.")
+    private_samples = int((clients.owner >= 0).sum())
+    return max(1, round(float(epochs) * private_samples / (clients.num_clients * batch_size)))
+
+
+def _described(optimizer: Any, steps: int) -> Any:
+    """An optimizer in settings: its fields, or a digest of what it computes."""
+    if isinstance(optimizer, optim.SGD):
+        return dataclasses.asdict(optimizer)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(
+            f"an optimizer is mhd_jax.optim.SGD(...) or an optax transformation, not {optimizer!r}."
+        )
+    sample = {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    try:
+        digest = program_digest(
+            lambda g, p: optimizer.update(g, optimizer.init(p), p), sample, sample
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"the optimizer's update must need gradients, state and parameters only: {error}."
+        ) from error
+    return {"optax": digest}
+
+
+def _graph_digest(topology: Topology) -> str:
+    if topology.schedule is topologies.cycle:
+        return array_digest(np.asarray(topology.adjacency))
+    return program_digest(topology.at, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def _execution(clients: Clients, client_chunk: int | None, num_devices: int | None) -> Execution:
+    """How to compute the client axis, by what was measured (see PERFORMANCE in the README).
+
+    CPUs compute convolutional clients one after the other on each device, which keeps one
+    client's activations in the cache; all else runs all of a device's clients at once.
+    """
+    available = jax.device_count()
+    if num_devices is not None and num_devices > available:
+        raise ConfigError(
+            f"num_devices is {num_devices}, but there are {available}; on CPUs set "
+            "jax_num_cpu_devices before JAX starts."
+        )
+    devices = min(num_devices or available, clients.num_clients)
+    if client_chunk is None and jax.default_backend() == "cpu" and _has_convolutions(clients):
+        client_chunk = 1
+    return Execution(client_chunk, client_mesh(devices))
+
+
+def _has_convolutions(clients: Clients) -> bool:
+    sample = jax.ShapeDtypeStruct((1, *clients.data.input_shape), jnp.float32)
+    for group in clients.groups:
+        model = group.client_model(1, clients.num_classes)
+        params, _ = jax.eval_shape(model.init, jax.random.key(0), sample)
+        if any(leaf.ndim >= 4 for leaf in jax.tree.leaves(params)):
+            return True
+    return False
