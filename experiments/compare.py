@@ -16,14 +16,15 @@ from rich.console import Console
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
+from experiments import launch
 from experiments.comparison import compare, rich_table
-from experiments.launch import run
 
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
@@ -49,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    launch.run(main)

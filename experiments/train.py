@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import flags as run_flags
-from experiments.launch import run
+from experiments import launch
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.callbacks import ShowProgress
 
 _ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    launch.run(main)

@@ -124,9 +124,12 @@ def initial_carry(
 def carry_shardings(carry: Carry, execution: Execution) -> Carry:
     """Where each array of a carry lives: what a client owns is split by client, the rest whole."""
     whole, split = (execution.sharding(by_client=by) for by in (False, True))
-    places = jax.tree.map(lambda _: whole, carry)
-    groups = jax.tree.map(lambda _: split, carry.state.groups)
-    return dataclasses.replace(places, state=dataclasses.replace(places.state, groups=groups))
+    state = dataclasses.replace(
+        jax.tree.map(lambda _: whole, carry.state),
+        groups=jax.tree.map(lambda _: split, carry.state.groups),
+    )
+    sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
+    return Carry(state, sums, whole)
 
 
 @functools.partial(

@@ -222,7 +222,7 @@ def test_names_serve_wherever_objects_do():
 def test_training_time_survives_an_interruption(tmp_path):
     class Stop(mhd.Callback):
         def on_steps(self, step, steps_per_second):
-            if step == 4:
+            if step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(mhd.InterruptedRun):

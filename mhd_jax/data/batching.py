@@ -12,6 +12,7 @@ from jax import Array
 
 from mhd_jax import random
 from mhd_jax.data.shuffle import shuffled
+from mhd_jax.execution import over_clients
 from mhd_jax.types import Batch
 
 PyTree = Any
@@ -85,7 +86,7 @@ def draw_batch(
         samples = shuffled(key, positions, jnp.maximum(size, 1))
         return start + samples, jnp.full(spec.private, size > 0, jnp.float32)
 
-    rows, mask = jax.vmap(one_client)(keys, data.starts, data.sizes)
+    rows, mask = over_clients(one_client)(keys, data.starts, data.sizes)
 
     positions = _positions(step, spec.public)
     num_public = jnp.asarray(data.num_public)
@@ -93,7 +94,7 @@ def draw_batch(
         public_rows = jnp.zeros(0, jnp.int32)
     elif spec.independent_public:
         keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
-        public_rows = jax.vmap(shuffled, (0, None, None))(keys, positions, num_public)
+        public_rows = over_clients(shuffled, (0, None, None))(keys, positions, num_public)
     else:
         public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
         public_rows = shuffled(public_key, positions, num_public)
