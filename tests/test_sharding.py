@@ -1,0 +1,123 @@
+"""Clients spread over devices learn what they learn on one. Eight virtual CPU devices, in a process of their own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+PROGRAM = """
+import json, re, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp
+import numpy as np
+import mhd_jax as mhd
+from mhd_jax import engine
+from mhd_jax.run import prepare
+
+data = mhd.data.load("digits")
+kwargs = dict(steps=12, eval_every=6, batch_size=8, public_batch_size=16)
+CASES = {
+    "mhd": ("ring", 8, "mlp", "mhd"),
+    "fewer clients than devices": ("ring", 3, "mlp", "mhd"),
+    "padded": ("complete", 12, "mlp", mhd.algorithms.mhd(num_targets=2)),
+    "mixed and padded": ("ring", 12, "mlp:5,cnn:7", "naive"),
+    "convolutions": ("ring", 8, "cnn", mhd.algorithms.mhd(public_batch="independent")),
+    "isolated": ("empty", 8, "mlp", "isolated"),
+    "supervised": ("empty", 8, "mlp", "supervised"),
+}
+
+def run(case, num_devices, workdir=None):
+    topology, num_clients, model, algorithm = CASES[case]
+    clients = mhd.make_clients(data, num_clients, model, partition="iid")
+    result = mhd.simulate(topology, clients, algorithm, num_devices=num_devices, workdir=workdir,
+                          **kwargs)
+    last = result.history[-1]
+    devices = {d.id for leaf in jax.tree.leaves(result.state.groups) for d in leaf.devices()}
+    split = all(
+        leaf.addressable_shards[0].data.shape[0] * len(devices) == leaf.shape[0]
+        for leaf in jax.tree.leaves(result.state.groups)
+    )
+    return {"train": last["train"], "per_client": last["per_client"], "edges": last["edges"],
+            "devices": len(devices), "split": split, "clients": len(result.summary["per_client"])}
+
+results = {case: [run(case, 1), run(case, None)] for case in CASES}
+
+def text(case):
+    topology, num_clients, model, algorithm = CASES[case]
+    clients = mhd.make_clients(data, num_clients, model, partition="iid")
+    run = prepare(topology, clients, algorithm, **kwargs)
+    carry = run.start()
+    lowered = engine.dispatch.lower(
+        carry, run.data, run.topology.adjacency, jnp.int32(1), train_step=run.algorithm.train_step,
+        schedule=run.topology.schedule, spec=run.spec, execution=run.execution)
+    collective = r"= (\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    return re.findall(collective, lowered.compile().as_text())
+
+results["collectives"] = {case: text(case) for case in ("mhd", "isolated")}
+
+folder = sys.argv[1]
+eight = run("mhd", 8, folder)
+one = mhd.simulate("ring", mhd.make_clients(data, 8, "mlp", partition="iid"), "mhd", workdir=folder,
+                   num_devices=1, **kwargs)
+results["restored on one device"] = one.started_at == 12 and one.state.num_clients == 8
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = pathlib.Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    folder = tmp_path_factory.mktemp("sharded") / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("case", "devices"),
+    [
+        ("mhd", 8),
+        ("fewer clients than devices", 3),
+        ("padded", 8),
+        ("mixed and padded", 8),
+        ("convolutions", 8),
+        ("isolated", 8),
+        ("supervised", 1),
+    ],
+)
+def test_sharded_equals_unsharded(case, devices, results):
+    one, many = results[case]
+    assert (one["devices"], many["devices"]) == (1, devices)
+    assert many["split"]  # every array of every client's state lives on one device only
+    assert one["edges"] == many["edges"] and one["clients"] == many["clients"]
+    for name, value in one["train"].items():
+        np.testing.assert_allclose(many["train"][name], value, rtol=1e-3, atol=1e-4)
+    for metric in ("beta_sh", "beta_priv"):
+        for head, values in one["per_client"][metric].items():
+            # An answer near a tie may change sides: at most a few of 360 test samples.
+            np.testing.assert_allclose(many["per_client"][metric][head], values, atol=0.02)
+
+
+def test_only_predictions_cross_devices(results):
+    """K = 8, P = 16, H = 4, C = 10, D = 64; the draw's mask and count are all that is left."""
+    crossing = [shape.split("{")[0] for shape, _ in results["collectives"]["mhd"]]
+    assert set(crossing) <= {"f32[8,16,4,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]", "s32[]"}
+    assert {"f32[8,16,4,10]", "f32[8,16,64]"} <= set(crossing)
+    assert results["collectives"]["isolated"] == []
+
+
+def test_a_checkpoint_moves_to_another_number_of_devices(results):
+    assert results["restored on one device"]
