@@ -1,6 +1,6 @@
 """Measures speed as ratios within one run, each beside its target.
 
-  python -m experiments.benchmark --rows=dispatch --output=bench.json
+  python -m experiments.benchmark --rows=cpu_vs_loop,cpu_floor --output=bench.json
 
 Times are medians over several repetitions after warm-up, compilation apart. The output is a
 JSON list of {"row", "value", "unit", "target", "met", "detail"}.
@@ -8,24 +8,38 @@ JSON list of {"row", "value", "unit", "target", "met", "detail"}.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
+import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
+from flax import linen as nn
 from rich.console import Console
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments.launch import run
+from experiments.launch import run as launch
 from mhd_jax import engine
-from mhd_jax.data.batching import BatchSpec, draw_batch
+from mhd_jax.clients import build_backbone
+from mhd_jax.data.batching import draw_batch
+from mhd_jax.execution import Execution, client_mesh, over_clients, under
+from mhd_jax.losses import private_cross_entropy
+from mhd_jax.models import ClientModel, resnet
+from mhd_jax.run import Run, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +70,12 @@ def alternating_medians(*calls: Callable[[], Any], repetitions: int = 9) -> list
 def dispatch() -> Row:
     """One dispatch of 100 steps against 100 calls of the jitted step on a fixed batch: the demo's MHD."""
     steps = 100
-    algorithm, topology, spec = mhd.algorithms.mhd(), mhd.topology.complete(8), BatchSpec(32, 64)
-    clients = mhd.make_clients(mhd.data.load("digits"), 8).with_optimizer(
-        mhd.optim.SGD().build(2000)
-    )
-    data = engine.device_data(clients)
-    carry = engine.initial_carry(algorithm, clients, data, spec, seed=0)
+    run = prepare("complete", mhd.make_clients("digits", 8), "mhd", num_devices=1)
+    carry = run.start()
     state = carry.state
-    batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
-    graph = topology.at(0)
-    step = jax.jit(algorithm.train_step)
+    batch = draw_batch(run.data, state.key, state.client_ids, state.step, run.spec)
+    graph = run.topology.at(0)
+    step = jax.jit(run.algorithm.train_step)
 
     def one_by_one() -> Any:
         current = state
@@ -76,15 +86,7 @@ def dispatch() -> Row:
     holder = [jax.tree.map(jnp.copy, carry)]  # a dispatch uses its carry up
 
     def dispatched() -> Any:
-        holder[0] = engine.dispatch(
-            holder[0],
-            data,
-            topology.adjacency,
-            jnp.int32(steps),
-            train_step=algorithm.train_step,
-            schedule=topology.schedule,
-            spec=spec,
-        )
+        holder[0] = run.advance(holder[0], steps)
         return holder[0]
 
     together, apart = alternating_medians(dispatched, one_by_one)
@@ -93,18 +95,314 @@ def dispatch() -> Row:
     return Row("dispatch", ratio, "times the time of the calls", "≤ 1.3", ratio <= 1.3, detail)
 
 
-ROWS: dict[str, Callable[[], Row]] = {"dispatch": dispatch}
+# ResNet-20 with EvoNorm on 32×32×3, batch 32: 16 clients train alone, with plain SGD.
 
-_ROWS = flags.DEFINE_multi_enum("rows", None, list(ROWS), "Rows to measure; by default all.")
+_CLIENTS, _BATCH = 16, 32
+
+
+def _gradient_step(model: ClientModel) -> Callable[[Any, jax.Array, jax.Array], Any]:
+    """One client's step: forward, backward, SGD."""
+
+    def step(params: Any, inputs: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            outputs, _ = model.apply(params, {}, inputs, jax.random.key(0))
+            mask = jnp.ones(len(labels))
+            return private_cross_entropy(outputs.logits[:, 0], labels, mask, 0.0)
+
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+
+    return step
+
+
+@functools.cache
+def _resnet20() -> dict[str, Any]:
+    """The clients, their data, and the single-client step with XLA's own convolution."""
+    model = ClientModel(build_backbone("resnet20", "evonorm", (32, 32, 3)), 1, 10)
+    keys = jax.random.split(jax.random.key(0), _CLIENTS)
+    inputs = jax.random.normal(jax.random.key(1), (_CLIENTS, _BATCH, 32, 32, 3))
+    labels = jax.random.randint(jax.random.key(2), (_CLIENTS, _BATCH), 0, 10)
+    init = jax.jit(lambda keys, x: jax.vmap(model.init, (0, None))(keys, x)[0])
+    params = init(keys, inputs[0])
+    plain = _gradient_step(model)
+    first = jax.tree.map(lambda a: a[0], (params, inputs, labels))
+    with mock.patch.object(resnet, "Conv", nn.Conv):
+        one_client = jax.jit(plain).lower(*first).compile()
+    analysis: Any = one_client.cost_analysis()
+    flops = _CLIENTS * analysis["flops"]
+    return {
+        "model": model,
+        "arrays": (params, inputs, labels),
+        "each": [
+            jax.tree.map(lambda a, i=i: a[i], (params, inputs, labels)) for i in range(_CLIENTS)
+        ],
+        "one_client": one_client,
+        "flops": flops,
+    }
+
+
+@functools.cache
+def _engine_step_seconds() -> float:
+    """A step of all 16 clients as the engine runs it, inside a loop over steps."""
+    setting = _resnet20()
+    execution = Execution(1 if jax.default_backend() == "cpu" else None, client_mesh(_devices()))
+    arrays = jax.device_put(setting["arrays"], execution.sharding(by_client=True))
+    step = _gradient_step(setting["model"])
+
+    @jax.jit
+    def steps(params: Any, inputs: jax.Array, labels: jax.Array, count: jax.Array) -> Any:
+        with under(execution):
+            return jax.lax.fori_loop(
+                0, count, lambda _, p: over_clients(step)(p, inputs, labels), params
+            )
+
+    return alternating_medians(lambda: steps(*arrays, jnp.int32(2)), repetitions=5)[0] / 2
+
+
+def _devices() -> int:
+    return min(jax.device_count(), _CLIENTS)
+
+
+@functools.cache
+def _matmul_ceiling() -> float:
+    """FLOP/s of a large float32 matrix product on the whole machine."""
+    size = 4096
+    a = jnp.ones((size, size))
+    product = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / alternating_medians(lambda: product(a))[0]
+
+
+def cpu_vs_loop() -> Row:
+    """The engine's step against a Python loop of one jitted single-client step."""
+    setting = _resnet20()
+
+    def loop() -> Any:
+        return [setting["one_client"](*arguments) for arguments in setting["each"]]
+
+    apart = alternating_medians(loop, repetitions=5)[0]
+    together = _engine_step_seconds()
+    ratio = apart / together
+    detail = {"engine_seconds": together, "loop_seconds": apart, "devices": _devices()}
+    return _cpu_row("cpu_vs_loop", ratio, "times faster", "≥ 1.3", ratio >= 1.3, detail)
+
+
+def cpu_vs_vmap() -> Row:
+    """The engine's step against plain vmap of the plain convolution (its best case: outside a loop)."""
+    setting = _resnet20()
+    step = _gradient_step(setting["model"])
+    with mock.patch.object(resnet, "Conv", nn.Conv):
+        vmapped = jax.jit(jax.vmap(step)).lower(*setting["arrays"]).compile()
+    plain = alternating_medians(lambda: vmapped(*setting["arrays"]), repetitions=1)[0]
+    together = _engine_step_seconds()
+    ratio = plain / together
+    detail = {"engine_seconds": together, "vmap_seconds": plain}
+    return _cpu_row("cpu_vs_vmap", ratio, "times faster", "≥ 5", ratio >= 5, detail)
+
+
+def cpu_floor() -> Row:
+    """The step's arithmetic at the matmul ceiling, over the time that it takes."""
+    together, ceiling = _engine_step_seconds(), _matmul_ceiling()
+    fraction = _resnet20()["flops"] / ceiling / together
+    detail = {
+        "engine_seconds": together,
+        "gflop": _resnet20()["flops"] / 1e9,
+        "ceiling_gflops": ceiling / 1e9,
+    }
+    return _cpu_row("cpu_floor", fraction, "of the ceiling", "≥ 0.5", fraction >= 0.5, detail)
+
+
+def small_vs_loop() -> Row:
+    """64 clients with the demo's MLP, batch 32, alone: the engine against a loop of jitted steps."""
+    num_clients, steps = 64, 20
+    model = ClientModel(build_backbone("mlp", None, (8, 8, 1)), 1, 10)
+    inputs = jax.random.normal(jax.random.key(1), (num_clients, _BATCH, 8, 8, 1))
+    labels = jax.random.randint(jax.random.key(2), (num_clients, _BATCH), 0, 10)
+    keys = jax.random.split(jax.random.key(0), num_clients)
+    params = jax.jit(lambda k, x: jax.vmap(model.init, (0, None))(k, x)[0])(keys, inputs[0])
+    execution = Execution(None, client_mesh(min(jax.device_count(), num_clients)))
+    arrays = jax.device_put((params, inputs, labels), execution.sharding(by_client=True))
+    step = _gradient_step(model)
+
+    @jax.jit
+    def engine_steps(params: Any, inputs: jax.Array, labels: jax.Array, count: jax.Array) -> Any:
+        with under(execution):
+            return jax.lax.fori_loop(
+                0, count, lambda _, p: over_clients(step)(p, inputs, labels), params
+            )
+
+    one_client = jax.jit(step)
+    each = [jax.tree.map(lambda a, i=i: a[i], (params, inputs, labels)) for i in range(num_clients)]
+    together, apart = alternating_medians(
+        lambda: engine_steps(*arrays, jnp.int32(steps)),
+        lambda: [one_client(*arguments) for arguments in each],
+    )
+    together /= steps
+    ratio = apart / together
+    detail = {"engine_ms": 1e3 * together, "loop_ms": 1e3 * apart}
+    return Row("small_vs_loop", ratio, "times faster", "≥ 5", ratio >= 5, detail)
+
+
+def _dispatch_seconds(run: Run, steps: int, repetitions: int) -> float:
+    holder = [run.advance(run.start(), 0)]
+
+    def advance() -> Any:
+        holder[0] = run.advance(holder[0], steps)
+        return holder[0]
+
+    return alternating_medians(advance, repetitions=repetitions)[0] / steps
+
+
+def mhd_overhead() -> Row:
+    """MHD against isolated training on as many samples (private + public), ResNet-20 with GroupNorm, K = 8."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4000, 32, 32, 3)).astype(np.uint8)
+    data = mhd.data.arrays(images, np.arange(4000) % 10)
+    clients = mhd.make_clients(data, 8, "resnet20", norm="group", partition="iid")
+    private, public = 32, 32
+    settings: dict[str, Any] = {"public_batch_size": public, "steps": 1000}
+    together = prepare("complete", clients, "mhd", batch_size=private, **settings)
+    alone = prepare("empty", clients, "isolated", batch_size=private + public, **settings)
+    times = [_dispatch_seconds(run, steps=1, repetitions=5) for run in (together, alone)]
+    ratio = times[0] / times[1]
+    detail = {"mhd_seconds": times[0], "isolated_seconds": times[1], "graph": "complete"}
+    return Row("mhd_overhead", ratio, "times the time", "≤ 1.10", ratio <= 1.1, detail)
+
+
+def compile_growth() -> Row:
+    """Compile time of the MHD train step with LeNet-5: 64 clients over 4."""
+    seconds = {}
+    with _no_compilation_cache():
+        for num_clients in (4, 64):
+            clients = mhd.make_clients("digits", num_clients, "lenet5", partition="iid")
+            run = prepare("ring", clients, "mhd", steps=10)
+            carry = run.start()
+            started = time.perf_counter()
+            jax.block_until_ready(run.advance(carry, 0))
+            seconds[num_clients] = time.perf_counter() - started
+    ratio = seconds[64] / seconds[4]
+    detail = {f"seconds_{k}": value for k, value in seconds.items()}
+    return Row("compile_growth", ratio, "times the time", "≤ 1.5", ratio <= 1.5, detail)
+
+
+def compile_cache() -> Row:
+    """A second start's compilation over the first one's, with the cache on disk: two processes."""
+    program = (
+        "import sys; from experiments import train; from experiments.launch import run; "
+        "sys.argv = sys.argv[:1] + sys.argv[1:]; run(train.main)"
+    )
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for start in ("first", "second"):
+            workdir = pathlib.Path(folder) / start
+            arguments = [f"--workdir={workdir}", f"--compilation_cache={folder}/cache", "--steps=1"]
+            command = [sys.executable, "-c", program, *arguments]
+            subprocess.run(command, check=True, capture_output=True)
+            summary = json.loads((workdir / "summary.json").read_text())
+            seconds.append(summary["timing"]["compile_seconds"])
+    ratio = seconds[1] / seconds[0]
+    detail = {"first_seconds": seconds[0], "second_seconds": seconds[1]}
+    return Row("compile_cache", ratio, "of the first", "≤ 0.25", ratio <= 0.25, detail)
+
+
+def sharded() -> Row:
+    """Bytes that cross devices in a step of MHD beside the predictions."""
+    if jax.device_count() == 1:
+        return _unmeasured("sharded", "bytes", "0", "there is one device")
+    clients = mhd.make_clients("digits", 8)
+    run = prepare("complete", clients, "mhd", steps=10)
+    carry = run.start()
+    text = (
+        engine.dispatch.lower(
+            carry,
+            run.data,
+            run.topology.adjacency,
+            jnp.int32(1),
+            train_step=run.algorithm.train_step,
+            schedule=run.topology.schedule,
+            spec=run.spec,
+            execution=run.execution,
+        )
+        .compile()
+        .as_text()
+    )
+    pattern = r"= (\w+)\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all|collective-permute)"
+    found = [
+        (kind, tuple(int(n) for n in dims.split(",") if n))
+        for kind, dims in re.findall(pattern, str(text))
+    ]
+    params = {leaf.shape for leaf in jax.tree.leaves(run.carry.state.groups)}
+    replicated = [dims for _, dims in found if dims in params and len(dims) > 1]
+    others = [dims for _, dims in found if 64 not in dims]
+    size = 4 * sum(int(np.prod(dims)) for dims in others)
+    detail = {"collectives": [f"{kind}{list(dims)}" for kind, dims in found]}
+    met = not replicated and size <= 1024
+    return Row("sharded", size, "bytes a step", "predictions alone, no parameters", met, detail)
+
+
+def _cpu_row(
+    name: str, value: float, unit: str, target: str, met: bool, detail: dict[str, Any]
+) -> Row:
+    if jax.default_backend() != "cpu":
+        return _unmeasured(name, unit, target, "this row is about CPUs")
+    return Row(name, value, unit, target, met, detail)
+
+
+def _unmeasured(name: str, unit: str, target: str, why: str) -> Row:
+    return Row(name, None, unit, target, None, {"reason": why})
+
+
+def _later(name: str, unit: str, target: str, why: str) -> Callable[[], Row]:
+    return lambda: _unmeasured(name, unit, target, why)
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    enabled = jax.config.read("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+
+
+_NO_ALGORITHM = "the algorithm is not there yet"
+_NO_GPU = "no measurement for GPUs is written yet"
+ROWS: dict[str, Callable[[], Row]] = {
+    "cpu_vs_loop": cpu_vs_loop,
+    "cpu_vs_vmap": cpu_vs_vmap,
+    "cpu_floor": cpu_floor,
+    "cpu_gossip": _later("cpu_gossip", "of the ceiling", "≥ 0.48", _NO_ALGORITHM),
+    "cpu_ccl": _later("cpu_ccl", "of the ceiling", "≥ 0.48", _NO_ALGORITHM),
+    "small_vs_loop": small_vs_loop,
+    "mhd_overhead": mhd_overhead,
+    "dispatch": dispatch,
+    "compile_growth": compile_growth,
+    "compile_cache": compile_cache,
+    "memory": _later("memory", "of the estimate", "≤ 1.3", "no measurement is written yet"),
+    "gpu_resnet34": _later("gpu_resnet34", "of the rate", "≥ 0.8", _NO_GPU),
+    "gpu_small": _later("gpu_small", "times faster", "≥ 8", _NO_GPU),
+    "sharded": sharded,
+}
+
+_ROWS = flags.DEFINE_list("rows", list(ROWS), "Rows to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the rows as JSON.")
 
 
 def main() -> None:
     """Measures by the flags."""
+    unknown = [name for name in _ROWS.value if name not in ROWS]
+    if unknown or not _ROWS.value:
+        raise mhd.ConfigError(f"--rows takes {', '.join(ROWS)}; unknown: {', '.join(unknown)}.")
     device = jax.devices()[0]
-    table = Table("row", "value", "unit", "target", "met", title=f"{device.device_kind}")
+    table = Table(
+        "row",
+        "value",
+        "unit",
+        "target",
+        "met",
+        title=f"{jax.device_count()} × {device.device_kind}",
+    )
     rows = []
-    for name in _ROWS.value or ROWS:
+    for name in _ROWS.value:
         row = ROWS[name]()
         rows.append(row)
         table.add_row(
@@ -121,4 +419,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    launch(main)

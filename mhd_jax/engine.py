@@ -129,7 +129,7 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
         groups=jax.tree.map(lambda _: split, carry.state.groups),
     )
     sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
-    return Carry(state, sums, whole)
+    return Carry(state, sums, whole)  # type: ignore[arg-type]  # places, in a carry's shape
 
 
 @functools.partial(
