@@ -37,12 +37,16 @@ class EvoNormS0(nn.Module):
         else:
             v = self.param("v", nn.initializers.ones, (channels,))
             gated = x * jax.nn.sigmoid(v * x)
-        grouped = x.reshape(x.shape[:-1] + (self.num_groups, channels // self.num_groups))
-        axes = (*range(1, x.ndim - 1), x.ndim)
-        deviation = jnp.sqrt(grouped.var(axis=axes, keepdims=True) + self.epsilon)
-        deviation = jnp.broadcast_to(deviation, deviation.shape[:-1] + (grouped.shape[-1],))
-        deviation = deviation.reshape(deviation.shape[:-2] + (channels,))
-        return gated / deviation * scale + bias
+        # Channels are the fastest axis: sums over positions first, then over a group's few
+        # channels, are what compilers vectorise.
+        positions = tuple(range(1, x.ndim - 1))
+        moments = jnp.stack([x.mean(axis=positions), jnp.square(x).mean(axis=positions)])
+        moments = moments.reshape(2, x.shape[0], self.num_groups, -1).mean(axis=-1)
+        variance = jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
+        inverse = jax.lax.rsqrt(variance + self.epsilon)  # [N, groups]
+        inverse = jnp.repeat(inverse, channels // self.num_groups, axis=-1)
+        inverse = inverse.reshape(x.shape[0], *(1,) * len(positions), channels)
+        return gated * (inverse * scale) + bias
 
 
 def normalise(kind: str, train: bool, *, num_groups: int = 8, activate: bool = True) -> Layer:
