@@ -344,4 +344,9 @@ def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...]) ->
             f"{name} needs images [height, width, channels], but samples have shape "
             f"{list(input_shape)}; use mlp or your own module."
         )
+    if spec.images and min(input_shape[:2]) < spec.least_side:
+        raise ConfigError(
+            f"{name} needs images of at least {spec.least_side} × {spec.least_side} pixels, but "
+            f"samples have {input_shape[0]} × {input_shape[1]}; use mlp or enlarge them."
+        )
     return spec.build(norm, input_shape)

@@ -117,6 +117,12 @@ def test_backbones_that_return_no_embedding_are_refused(backbone, inputs, senten
         ClientModel(backbone, 1, 3).init(jax.random.key(0), inputs)
 
 
+def test_images_too_small_for_a_net_are_refused():
+    data = mhd.data.arrays(np.zeros((20, 2, 3, 1)), np.arange(20) % 2)
+    with pytest.raises(mhd.ConfigError, match="at least 4 × 4 pixels, but samples have 2 × 3"):
+        mhd.make_clients(data, 2, "cnn")
+
+
 def test_clients_start_from_different_parameters():
     clients = mhd.make_clients(mhd.data.load("digits"), 3).with_optimizer(mhd.optim.SGD().build(1))
     batch = mhd.Batch(

@@ -72,7 +72,8 @@ def mhd(
       nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
       target_selection: "most_confident", "random", "mean", or a function of the candidates
         (see `mhd_jax.exchange.TargetSelection`).
-      include_self: whether a client's own head is among its candidates.
+      include_self: whether a client's own head is among its candidates (where it learns from
+        auxiliary heads: m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
       temperature: T of student's and targets' softmax in the distillation; candidates are
         chosen by their confidence at T = 1.
@@ -91,6 +92,10 @@ def mhd(
         num_targets == "all" or (isinstance(num_targets, numbers.Integral) and num_targets >= 1),
         f"num_targets must be a positive integer or 'all', not {num_targets!r}.",
     )
+    require(
+        num_aux_heads > 0 or not same_level,
+        "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
+    )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
     require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
     require(
@@ -108,7 +113,6 @@ def mhd(
     num_ranks = max(num_aux_heads, 1)  # how many heads learn, and how many teach
     # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
     own_included = include_self and num_aux_heads > 0
-    same_level_included = same_level and num_aux_heads > 0
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads)
@@ -123,7 +127,7 @@ def mhd(
             logits.append(own.logits[None, :, :num_ranks])
             embeddings.append(None if own.embeddings is None else own.embeddings[None])
             taken.append(jnp.ones(1, bool))
-        if same_level_included:
+        if same_level:
             logits.append(taught.logits[:, :, 1:])
             embeddings.append(taught.embeddings)
             taken.append(valid)
@@ -216,7 +220,7 @@ def mhd(
         params = state.groups[0].params["heads"]["kernel"]
         _, width, num_classes = params.shape[1:]
         size = params.dtype.itemsize
-        crossing = {"logits": num_samples * (num_ranks + same_level_included) * num_classes * size}
+        crossing = {"logits": num_samples * (num_ranks + same_level) * num_classes * size}
         if nu_emb > 0:
             crossing["embeddings"] = num_samples * width * size
         if not batch.public_is_shared:

@@ -23,11 +23,13 @@ class ModelSpec:
       build: `(norm, input_shape) -> module`.
       norms: the norms that it knows, its default first.
       images: whether inputs must be [height, width, channels].
+      least_side: the fewest pixels of an image's height and width.
     """
 
     build: Callable[[str, tuple[int, ...]], nn.Module]
     norms: tuple[str, ...]
     images: bool = True
+    least_side: int = 1
 
 
 def _imagenet_resnet(blocks: tuple[int, ...]) -> Callable[[str, tuple[int, ...]], nn.Module]:
@@ -40,7 +42,7 @@ def _imagenet_resnet(blocks: tuple[int, ...]) -> Callable[[str, tuple[int, ...]]
 
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
-    "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none")),
+    "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet20": ModelSpec(
         lambda norm, shape: ResNet((3, 3, 3), (16, 32, 64), norm=norm), CONV_NORMS
