@@ -18,6 +18,7 @@ from mhd_jax.data.partition import PARTITIONS, Partition
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
+from mhd_jax.run import COMPUTE_DTYPES
 from mhd_jax.topology import TOPOLOGIES
 
 FLAGS = flags.FLAGS
@@ -149,6 +150,12 @@ flags.DEFINE_integer(
     None,
     "Steps that the device takes between two looks of the host; by default about half a "
     "second's. Results do not depend on it.",
+)
+flags.DEFINE_enum(
+    "compute_dtype",
+    _SETTINGS["compute_dtype"],
+    COMPUTE_DTYPES,
+    "In which backbones compute; parameters, heads and losses stay in float32.",
 )
 flags.DEFINE_integer(
     "client_chunk",

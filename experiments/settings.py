@@ -32,6 +32,7 @@ class RunSettings:
     optimizer: SGD = SGD()
     eval_every: int = 200
     eval_batch_size: int = 500
+    compute_dtype: str = "float32"
     checkpoint_every: int | None = None
     steps_per_dispatch: int | None = None
     client_chunk: int | None = None
@@ -86,6 +87,7 @@ class RunSettings:
             "seed": seed,
             "eval_every": self.eval_every,
             "eval_batch_size": self.eval_batch_size,
+            "compute_dtype": self.compute_dtype,
             "client_chunk": self.client_chunk,
             "num_devices": self.num_devices,
         }

@@ -30,16 +30,18 @@ class ClientGroup:
       backbone: a Flax module that maps a batch to an embedding.
       members: positions of its clients on the client axis, ascending.
       optimizer: their optimizer; None takes the run's.
+      compute_dtype: in which their backbone computes; None takes the run's.
     """
 
     name: str
     backbone: nn.Module
     members: tuple[int, ...]
     optimizer: optax.GradientTransformation | None = None
+    compute_dtype: str | None = None
 
     def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
         """The backbone with its heads."""
-        return ClientModel(self.backbone, num_heads, num_classes)
+        return ClientModel(self.backbone, num_heads, num_classes, self.compute_dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,10 +136,16 @@ class Clients:
             label_distributions=np.concatenate([self.label_distributions, nobody]),
         )
 
-    def with_optimizer(self, optimizer: optax.GradientTransformation) -> Clients:
-        """The same clients, where groups without an optimizer take this one."""
+    def with_defaults(
+        self, optimizer: optax.GradientTransformation, compute_dtype: str | None = None
+    ) -> Clients:
+        """The same clients, where groups without an optimizer or a compute type take these."""
         groups = tuple(
-            dataclasses.replace(group, optimizer=group.optimizer or optimizer)
+            dataclasses.replace(
+                group,
+                optimizer=group.optimizer or optimizer,
+                compute_dtype=group.compute_dtype or compute_dtype,
+            )
             for group in self.groups
         )
         return dataclasses.replace(self, groups=groups)

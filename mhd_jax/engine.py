@@ -15,7 +15,7 @@ from jax import Array
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, DeviceData, as_float, draw_batch
 from mhd_jax.errors import ConfigError
-from mhd_jax.execution import AT_ONCE, Execution, under
+from mhd_jax.execution import AT_ONCE, Execution, place, under
 from mhd_jax.metrics import correct_by_class
 from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
@@ -51,34 +51,56 @@ class EvaluationSet:
 
 
 def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
-    """The clients' training data where the steps run."""
+    """The clients' training data where the steps run: each device holds its own clients' only."""
     by_client = np.argsort(clients.owner, kind="stable")
     by_client = by_client[np.count_nonzero(clients.owner < 0) :]
     sizes = clients.label_counts().sum(axis=1)
-    data = DeviceData(
-        inputs=clients.data.inputs[by_client],
-        labels=clients.data.labels[by_client],  # type: ignore[arg-type]
-        starts=(np.cumsum(sizes) - sizes).astype(np.int32),
-        sizes=sizes.astype(np.int32),
-        public_inputs=clients.data.inputs[clients.public],
+    on_device = sizes.reshape(execution.num_shards, -1)
+    most = max(int(on_device.sum(axis=1).max()), 1)
+    rows = np.stack(  # padded with the device's own samples, which no client's rows reach
+        [
+            np.resize(part if part.size else 0, most)
+            for part in np.split(by_client, np.cumsum(on_device.sum(axis=1))[:-1])
+        ]
     )
-    return jax.device_put(data, execution.sharding(by_client=False))
+    starts = np.cumsum(on_device, axis=1) - on_device
+    data = clients.data
+    return DeviceData(
+        **place(
+            {
+                "inputs": jax.tree.map(lambda a: a[rows], data.inputs),
+                "labels": data.labels[rows],
+                "starts": starts.reshape(-1).astype(np.int32),
+                "sizes": sizes.astype(np.int32),
+            },
+            execution,
+            by_client=True,
+        ),
+        public_inputs=place(
+            jax.tree.map(lambda a: a[clients.public], data.inputs), execution, by_client=False
+        ),
+    )
 
 
-def evaluation_set(inputs: np.ndarray, labels: np.ndarray, batch_size: int) -> EvaluationSet:
+def evaluation_set(
+    inputs: np.ndarray, labels: np.ndarray, batch_size: int, execution: Execution = AT_ONCE
+) -> EvaluationSet:
     """Samples in chunks of at most `batch_size`, the last one padded."""
     chunks = -(-len(labels) // batch_size)
     batch_size = -(-len(labels) // chunks)
     padding = chunks * batch_size - len(labels)
 
-    def chunked(a: np.ndarray) -> Array:
+    def chunked(a: np.ndarray) -> np.ndarray:
         padded = np.concatenate([a, np.repeat(a[:1], padding, axis=0)])
-        return jnp.asarray(padded.reshape((chunks, batch_size) + a.shape[1:]))
+        return padded.reshape((chunks, batch_size) + a.shape[1:])
 
     mask = np.arange(chunks * batch_size) < len(labels)
-    return EvaluationSet(
-        chunked(inputs), chunked(labels), jnp.asarray(mask.reshape(chunks, batch_size))
+    samples = EvaluationSet(
+        chunked(inputs),
+        chunked(labels),  # type: ignore[arg-type]  # still on the host
+        mask.reshape(chunks, batch_size),  # type: ignore[arg-type]
     )
+    return place(samples, execution, by_client=False)
 
 
 def initial_carry(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import (
     AxisType,
     Mesh,
@@ -23,6 +24,8 @@ from jax.sharding import (
 )
 
 AXIS = "clients"
+BY_DEVICE = "by device"  # see `over_clients`
+Axis = int | str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +67,14 @@ def under(execution: Execution) -> Iterator[None]:
         _current.reset(token)
 
 
-def over_clients(fn: Callable, in_axes: int | Sequence[int | None] = 0) -> Callable:
+def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
     """Maps a function of one client over the client axis: the one place where that happens.
 
     Args:
       fn: takes one client's arguments, returns a tree of arrays.
-      in_axes: for each argument 0 (it has a client axis in front) or None (all clients share it).
+      in_axes: for each argument 0 (it has a client axis in front), None (all clients share it)
+        or `BY_DEVICE` (it has an axis of devices in front; the clients of one device share
+        that device's part, and no other device sees it).
 
     Returns:
       A function of stacked arguments whose results have a client axis in front.
@@ -80,11 +85,15 @@ def over_clients(fn: Callable, in_axes: int | Sequence[int | None] = 0) -> Calla
         execution = _current.get()
 
         def on_one_device(*local: Any) -> Any:
-            return _in_chunks(fn, axes, execution.chunk, local)
+            own = [
+                jax.tree.map(lambda a: a[0], part) if axis == BY_DEVICE else part
+                for part, axis in zip(local, axes, strict=True)
+            ]
+            return _in_chunks(fn, [0 if axis == 0 else None for axis in axes], execution.chunk, own)
 
         if execution.mesh is None:
             return on_one_device(*arguments)
-        specs = tuple(PartitionSpec(AXIS) if axis == 0 else PartitionSpec() for axis in axes)
+        specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
         return jax.shard_map(
             on_one_device,
             mesh=execution.mesh,
@@ -122,6 +131,19 @@ def everywhere(tree: Any) -> Any:
         return tree
     sharding = _current.get().sharding(by_client=False)
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
+
+
+def place(tree: Any, execution: Execution, by_client: bool) -> Any:
+    """Host arrays where the steps run: split along their first axis, or whole on every device.
+
+    Each host of several brings its own devices' part.
+    """
+    sharding = execution.sharding(by_client)
+
+    def put(a: Any) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(a), sharding, lambda index: a[index])
+
+    return jax.tree.map(put, tree)
 
 
 def client_mesh(num_devices: int) -> Mesh | None:

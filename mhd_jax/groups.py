@@ -13,6 +13,7 @@ import optax
 from jax import Array
 
 from mhd_jax import random
+from mhd_jax.data.batching import take_rows
 from mhd_jax.execution import over_clients
 from mhd_jax.losses import private_cross_entropy
 from mhd_jax.models.client_model import Outputs
@@ -196,11 +197,6 @@ def forward_teachers(
 
     outputs = jax.lax.map(one_slot, teachers.T)  # one slot at a time bounds the memory
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
-
-
-def take_rows(tree: PyTree, rows: Array) -> PyTree:
-    """Rows of every array of a tree."""
-    return jax.tree.map(lambda a: a[rows], tree)
 
 
 def _pick_part(which: Array, *parts: Outputs) -> Outputs:

@@ -38,6 +38,7 @@ from mhd_jax.types import Algorithm, State
 
 MAX_SEED = 2**32
 DEFAULT_STEPS = 2000
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,6 +171,7 @@ def prepare(
     seed: int = 0,
     eval_every: int = 200,
     eval_batch_size: int = 500,
+    compute_dtype: str = "float32",
     client_chunk: int | None = None,
     num_devices: int | None = None,
 ) -> Run:
@@ -192,6 +194,10 @@ def prepare(
     steps = _steps(steps, epochs, clients, batch_size)
     require_counts(steps=steps)
     require_seed(seed)
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise ConfigError(
+            f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, not {compute_dtype!r}."
+        )
     if algorithm.public_batch and clients.num_public == 0:
         raise ConfigError(
             f"{algorithm.name} distills on public samples, but there are none; "
@@ -208,6 +214,7 @@ def prepare(
         "batch_size": batch_size,
         "public_batch_size": public_batch_size if algorithm.public_batch else None,
         "eval_every": eval_every,
+        "compute_dtype": compute_dtype,
         "seed": seed,
     }
     everyone = clients
@@ -233,7 +240,9 @@ def prepare(
     }
     if own:
         settings["optimizers"] = own
-    clients = clients.with_optimizer(optim.build(optimizer, steps))
+    clients = clients.with_defaults(
+        optim.build(optimizer, steps), None if compute_dtype == "float32" else compute_dtype
+    )
     num_active = clients.num_clients
     execution = _execution(clients, client_chunk, num_devices)
     clients = clients.padded(execution.num_shards)
@@ -263,8 +272,8 @@ def prepare(
         steps=steps,
         seed=seed,
         data=data,
-        test=evaluation_set(*test, eval_batch_size),
-        validation=evaluation_set(*clients.validation_samples(), eval_batch_size)
+        test=evaluation_set(*test, eval_batch_size, execution),
+        validation=evaluation_set(*clients.validation_samples(), eval_batch_size, execution)
         if len(clients.validation)
         else None,
         carry=carry,

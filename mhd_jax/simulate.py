@@ -72,6 +72,7 @@ def simulate(
     seed: int = 0,
     eval_every: int = 200,
     eval_batch_size: int = 500,
+    compute_dtype: str = "float32",
     steps_per_dispatch: int | None = None,
     client_chunk: int | None = None,
     num_devices: int | None = None,
@@ -96,6 +97,8 @@ def simulate(
       seed: of everything random in training (the split has its own, in `make_clients`).
       eval_every: steps between evaluations on the test set; the last step has one always.
       eval_batch_size: test samples evaluated at once.
+      compute_dtype: in which backbones compute: "float32", or "bfloat16" for accelerators;
+        parameters, heads and losses stay in float32.
       steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
         Results do not depend on it.
       client_chunk: clients of one device that are computed together; None chooses. It trades
@@ -128,6 +131,7 @@ def simulate(
         seed=seed,
         eval_every=eval_every,
         eval_batch_size=eval_batch_size,
+        compute_dtype=compute_dtype,
         client_chunk=client_chunk,
         num_devices=num_devices,
     )

@@ -46,7 +46,7 @@ def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwarg
             clients,
             groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),
         )
-    return clients.with_optimizer(optimizer or optax.sgd(0.1))
+    return clients.with_defaults(optimizer or optax.sgd(0.1))
 
 
 def tiny_batch(

@@ -1,5 +1,7 @@
 """Backbones and normalisation: parameter counts, shapes, numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import mhd_jax as mhd
 from mhd_jax.clients import build_backbone
 from mhd_jax.models import MODELS, ClientModel
 from mhd_jax.models.norms import EvoNormS0
+from tests.conftest import assert_trees_close
 
 
 def parameter_count(name, norm, shape, num_classes, num_heads=1):
@@ -124,7 +127,7 @@ def test_images_too_small_for_a_net_are_refused():
 
 
 def test_clients_start_from_different_parameters():
-    clients = mhd.make_clients(mhd.data.load("digits"), 3).with_optimizer(mhd.optim.SGD().build(1))
+    clients = mhd.make_clients(mhd.data.load("digits"), 3).with_defaults(mhd.optim.SGD().build(1))
     batch = mhd.Batch(
         jnp.ones((3, 2, 8, 8, 1)), jnp.zeros((3, 2), int), jnp.ones((3, 2)), None, jnp.zeros(0)
     )
@@ -134,3 +137,30 @@ def test_clients_start_from_different_parameters():
     flat = np.asarray(kernel).reshape(12, -1)
     assert (np.abs(np.corrcoef(flat) - np.eye(12)) < 0.2).all()
     np.testing.assert_allclose(flat.std(axis=1), np.sqrt(1 / 64), rtol=0.15)  # lecun_normal
+
+
+@pytest.mark.parametrize(("name", "norm"), [("cnn", norm) for norm in MODELS["cnn"].norms])
+def test_backbones_compute_in_bfloat16_and_keep_their_parameters(name, norm):
+    shape = (8, 8, 1)
+    exact = ClientModel(build_backbone(name, norm, shape), 2, 10)
+    rough = dataclasses.replace(exact, compute_dtype="bfloat16")
+    inputs = jax.random.normal(jax.random.key(1), (16, *shape))
+    params, stats = jax.jit(exact.init)(jax.random.key(0), inputs)
+    key = jax.random.key(2)
+
+    def loss(params, model):
+        outputs, updated = model.apply(params, stats, inputs, key)
+        return jnp.square(outputs.logits).mean(), (outputs, updated)
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    gradients, (outputs, updated) = gradient(params, rough)
+    true_gradients, (true_outputs, true_updated) = gradient(params, exact)
+    for tree in (gradients, outputs, updated):
+        assert {a.dtype for a in jax.tree.leaves(tree)} <= {jnp.dtype("float32")}
+    assert_trees_close(updated, true_updated, rtol=0.05, atol=0.01)
+    difference = np.linalg.norm(outputs.logits - true_outputs.logits)
+    assert 0 < difference < 0.05 * np.linalg.norm(true_outputs.logits)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(true_gradients), strict=True):
+        assert np.linalg.norm(a - b) < 0.25 * np.linalg.norm(b) + 1e-4
+    text = jax.jit(lambda p: rough.apply(p, stats, inputs, key)).lower(params).as_text()
+    assert "bf16" in text

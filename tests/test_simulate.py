@@ -347,7 +347,7 @@ def test_graphs_and_seeds_share_one_program():
 def test_the_hot_loop_moves_nothing_to_the_host():
     who, topology, spec = clients(), mhd.topology.ring(4), BatchSpec(4, 8)
     algorithm, data = mhd.algorithms.mhd(), engine.device_data(who)
-    carry = engine.initial_carry(algorithm, who.with_optimizer(optax.sgd(0.1)), data, spec, seed=0)
+    carry = engine.initial_carry(algorithm, who.with_defaults(optax.sgd(0.1)), data, spec, seed=0)
     num_steps = jnp.int32(3)
     with jax.transfer_guard("disallow"):
         carry = engine.dispatch(

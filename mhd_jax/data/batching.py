@@ -12,7 +12,7 @@ from jax import Array
 
 from mhd_jax import random
 from mhd_jax.data.shuffle import shuffled
-from mhd_jax.execution import over_clients
+from mhd_jax.execution import BY_DEVICE, over_clients
 from mhd_jax.types import Batch
 
 PyTree = Any
@@ -23,10 +23,10 @@ class DeviceData:
     """Training data where the step runs.
 
     Attributes:
-      inputs: all private samples, client by client, arrays [N, ...]; uint8 is scaled at the
-        draw.
-      labels: int32 [N].
-      starts: the first row of each client's samples, int32 [K].
+      inputs: the private samples of each device's clients, one client after the other, arrays
+        [devices, N, ...]; uint8 is scaled at the draw.
+      labels: int32 [devices, N].
+      starts: the first row of each client's samples on its device, int32 [K].
       sizes: how many samples each client has, int32 [K].
       public_inputs: the public set, arrays [M, ...].
     """
@@ -58,6 +58,11 @@ class BatchSpec:
     independent_public: bool = False
 
 
+def take_rows(tree: PyTree, rows: Array) -> PyTree:
+    """Rows of every array of a tree."""
+    return jax.tree.map(lambda a: a[rows], tree)
+
+
 def as_float(inputs: PyTree) -> PyTree:
     """Samples as the models see them: uint8 pixels become floats in [0, 1], the rest stays."""
 
@@ -82,11 +87,16 @@ def draw_batch(
     positions = _positions(step, spec.private)
     keys = random.client_keys(key, random.Purpose.PRIVATE_ORDER, client_ids)
 
-    def one_client(key: Array, start: Array, size: Array) -> tuple[Array, Array]:
-        samples = shuffled(key, positions, jnp.maximum(size, 1))
-        return start + samples, jnp.full(spec.private, size > 0, jnp.float32)
+    def one_client(
+        key: Array, start: Array, size: Array, inputs: PyTree, labels: Array
+    ) -> tuple[PyTree, Array, Array]:
+        rows = start + shuffled(key, positions, jnp.maximum(size, 1))
+        mask = jnp.full(spec.private, size > 0, jnp.float32)
+        return take_rows(inputs, rows), labels[rows], mask
 
-    rows, mask = over_clients(one_client)(keys, data.starts, data.sizes)
+    inputs, labels, mask = over_clients(one_client, (0, 0, 0, BY_DEVICE, BY_DEVICE))(
+        keys, data.starts, data.sizes, data.inputs, data.labels
+    )
 
     positions = _positions(step, spec.public)
     num_public = jnp.asarray(data.num_public)
@@ -99,14 +109,11 @@ def draw_batch(
         public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
         public_rows = shuffled(public_key, positions, num_public)
 
-    def take(tree: PyTree, rows: Array) -> PyTree:
-        return as_float(jax.tree.map(lambda a: a[rows], tree))
-
     return Batch(
-        inputs=take(data.inputs, rows),
-        labels=data.labels[rows],
+        inputs=as_float(inputs),
+        labels=labels,
         mask=mask,
-        public_inputs=take(data.public_inputs, public_rows),
+        public_inputs=as_float(take_rows(data.public_inputs, public_rows)),
         public_indices=public_rows,
     )
 

@@ -34,11 +34,14 @@ class ClientModel:
       backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`.
       num_heads: H; head 0 is the main head.
       num_classes: C.
+      compute_dtype: in which the backbone computes, "bfloat16" say; parameters, statistics
+        and heads keep their own type. None computes in the parameters' type.
     """
 
     backbone: nn.Module
     num_heads: int
     num_classes: int
+    compute_dtype: str | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
         """Draws parameters and normalisation statistics of one client.
@@ -87,7 +90,8 @@ class ClientModel:
         With a `key` (for dropout and the like) the backbone runs in training mode;
         without one in evaluation mode, which leaves `stats` as they are.
         """
-        variables = {"params": params["backbone"], "batch_stats": stats}
+        backbone, inputs = _cast((params["backbone"], inputs), self.compute_dtype)
+        variables = {"params": backbone, "batch_stats": stats}
         if key is None:
             embeddings: Any = self.backbone.apply(variables, inputs, train=False)
         else:
@@ -96,5 +100,15 @@ class ClientModel:
             )
             stats = updates.get("batch_stats", stats)
         heads = params["heads"]
+        embeddings = embeddings.astype(heads["kernel"].dtype)
         logits = jnp.einsum("nd,hdc->nhc", embeddings, heads["kernel"]) + heads["bias"]
         return Outputs(logits, embeddings), stats
+
+
+def _cast(tree: PyTree, dtype: str | None) -> PyTree:
+    """Floating-point arrays in `dtype`; the rest stays."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )

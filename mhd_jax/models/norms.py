@@ -40,12 +40,13 @@ class EvoNormS0(nn.Module):
         # Channels are the fastest axis: sums over positions first, then over a group's few
         # channels, are what compilers vectorise.
         positions = tuple(range(1, x.ndim - 1))
-        moments = jnp.stack([x.mean(axis=positions), jnp.square(x).mean(axis=positions)])
+        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        moments = jnp.stack([exact.mean(axis=positions), jnp.square(exact).mean(axis=positions)])
         moments = moments.reshape(2, x.shape[0], self.num_groups, -1).mean(axis=-1)
         variance = jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
         inverse = jax.lax.rsqrt(variance + self.epsilon)  # [N, groups]
         inverse = jnp.repeat(inverse, channels // self.num_groups, axis=-1)
-        inverse = inverse.reshape(x.shape[0], *(1,) * len(positions), channels)
+        inverse = inverse.reshape(x.shape[0], *(1,) * len(positions), channels).astype(x.dtype)
         return gated * (inverse * scale) + bias
 
 
