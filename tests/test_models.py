@@ -12,6 +12,7 @@ import mhd_jax as mhd
 from mhd_jax.clients import build_backbone
 from mhd_jax.models import MODELS, ClientModel
 from mhd_jax.models.norms import EvoNormS0
+from mhd_jax.models.small import halve
 from tests.conftest import assert_trees_close
 
 
@@ -118,6 +119,24 @@ class Images(nn.Module):
 def test_backbones_that_return_no_embedding_are_refused(backbone, inputs, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         ClientModel(backbone, 1, 3).init(jax.random.key(0), inputs)
+
+
+def test_halving_takes_maxima_and_gives_each_gradient_to_one_entry():
+    x = np.random.default_rng(0).integers(0, 3, (2, 5, 6, 3)).astype(np.float32)  # many ties
+    windows = x[:, :4].reshape(2, 2, 2, 3, 2, 3)
+    y, pull_back = jax.vjp(halve, jnp.asarray(x))
+    np.testing.assert_array_equal(y, windows.max(axis=(2, 4)))
+    g = 1 + np.arange(y.size, dtype=np.float32).reshape(y.shape)
+    (dx,) = pull_back(jnp.asarray(g))
+    dx = np.asarray(dx)
+    assert not dx[:, 4:].any()
+    given = dx[:, :4].reshape(2, 2, 2, 3, 2, 3)
+    np.testing.assert_array_equal(given.sum(axis=(2, 4)), g)
+    assert ((given != 0).sum(axis=(2, 4)) == 1).all()
+    assert (
+        windows[given != 0]
+        == windows.max(axis=(2, 4), keepdims=True).repeat(2, 2).repeat(2, 4)[given != 0]
+    ).all()
 
 
 def test_images_too_small_for_a_net_are_refused():

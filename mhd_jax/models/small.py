@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -13,11 +14,15 @@ from mhd_jax.ops import Conv
 def halve(x: Array) -> Array:
     """Maxima over 2×2 windows of [N, h, w, c]; an odd last row or column is left out.
 
-    A maximum over axes, since the gradient of a general window is slow on CPUs.
+    Made of selections: the gradient of a general window is slow on CPUs, and that of a maximum
+    over axes divides by how many entries equal it, which is none (and NaN) where a compiler
+    computes the entries anew with another rounding.
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
+    x = jnp.where(x[:, :, 0] >= x[:, :, 1], x[:, :, 0], x[:, :, 1])
+    return jnp.where(x[:, :, :, 0] >= x[:, :, :, 1], x[:, :, :, 0], x[:, :, :, 1])
 
 
 class MLP(nn.Module):
