@@ -7,16 +7,31 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 import mhd_jax as mhd
 
+_PATIENCE = 120  # seconds that processes wait for each other at the start
+
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     str(pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mhd_jax"),
     "Folder that keeps compiled programs from start to start; empty keeps none.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, where one run has several processes; on TPU pods and under Slurm "
+    "they find each other by themselves.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes one run has.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this one is, counted from 0.", lower_bound=0
 )
 
 
@@ -24,7 +39,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
 
     Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
-    diverged, 130 for one that was interrupted.
+    diverged, 4 for one that lost a process, 130 for one that was interrupted.
     """
 
     def wrapped(argv: Sequence[str]) -> None:
@@ -36,11 +51,16 @@ def run(main: Callable[[], None]) -> None:
                 raise mhd.ConfigError(
                     f"unexpected argument {argv[1]!r}; flags are written --name=value."
                 )
+            _join_processes()
             main()
         except mhd.ConfigError as error:
             _exit(f"error: {error}", 2)
         except mhd.DivergedError as error:
             _exit(f"error: {error}", 3)
+        except mhd.LostProcessError as error:
+            # Nothing of an orderly end works without the others.
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(4)
         except mhd.InterruptedRun as stop:
             _exit(str(stop), 130)
         except KeyboardInterrupt:
@@ -61,6 +81,35 @@ def _configure_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _join_processes() -> None:
+    """Makes this process one of several, where flags or the cluster say so."""
+    address, processes, own = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    given: dict[str, Any] = {
+        "coordinator_address": address,
+        "num_processes": processes,
+        "process_id": own,
+    }
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise mhd.ConfigError(f"one run on several processes needs {', '.join(missing)} too.")
+    if processes is not None and own is not None and own >= processes:
+        raise mhd.ConfigError(f"--process_id counts from 0 to {processes - 1}, not {own}.")
+    if missing and not _on_several_hosts():
+        return
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise mhd.ConfigError(
+            f"the processes of this run cannot find each other: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _on_several_hosts() -> bool:
+    """Whether Slurm or a TPU pod has started more than one process of this program."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in hosts
 
 
 def _exit(sentence: str, status: int) -> None:

@@ -4,7 +4,7 @@ from mhd_jax import algorithms, data, exchange, optim, topology
 from mhd_jax.callbacks import Callback
 from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
-from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun
+from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
 from mhd_jax.simulate import Result, simulate
 from mhd_jax.topology import Topology
 from mhd_jax.types import Algorithm, Batch, State
@@ -19,6 +19,7 @@ __all__ = [
     "ConfigError",
     "DivergedError",
     "InterruptedRun",
+    "LostProcessError",
     "Result",
     "State",
     "Topology",

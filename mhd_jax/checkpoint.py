@@ -1,5 +1,8 @@
 """A run's folder: its settings, its metrics line by line, its checkpoints, its summary.
 
+Of several processes the first writes; each saves its own part of a checkpoint. All must see
+the same folder.
+
 config.json    settings that decide the results, and the environment they ran in
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, by orbax
@@ -21,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mhd_jax import hosts
 from mhd_jax.errors import ConfigError
 from mhd_jax.types import PyTree
 
@@ -60,8 +64,12 @@ class RunFolder:
 
     def create(self) -> None:
         """Makes the folder, where it is not this run's already."""
-        if self._config.exists():
-            return
+        hosts.barrier("run folder checked")  # before any process changes it
+        if hosts.is_main() and not self._config.exists():
+            self._create()
+        hosts.barrier("run folder created")
+
+    def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -149,12 +157,19 @@ class RunFolder:
         """Drops what `metrics.jsonl` holds beyond `step`; returns the evaluations up to it."""
         records = [record for record in self.history() if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in records)
-        if self._metrics.exists() and text != self._metrics.read_text(encoding="utf-8"):
+        hosts.barrier("metrics read")
+        if (
+            hosts.is_main()
+            and self._metrics.exists()
+            and text != self._metrics.read_text(encoding="utf-8")
+        ):
             _write_text(self._metrics, text)
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
+        if not hosts.is_main():
+            return
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -165,7 +180,8 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""
         self.wait()
-        write_json(self.path / "summary.json", summary)
+        if hosts.is_main():
+            write_json(self.path / "summary.json", summary)
 
 
 def environment() -> dict[str, Any]:

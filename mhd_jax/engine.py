@@ -36,9 +36,13 @@ class Carry:
 
     def reset(self) -> Carry:
         """The same state, with nothing summed."""
-        return dataclasses.replace(
-            self, sums=jax.tree.map(jnp.zeros_like, self.sums), count=jnp.zeros((), jnp.int32)
-        )
+
+        def zeros(a: Array) -> Array:  # where the array lives, so that nothing compiles anew
+            nothing = np.zeros(a.shape, a.dtype)
+            return jax.make_array_from_callback(a.shape, a.sharding, lambda part: nothing[part])
+
+        sums, count = jax.tree.map(zeros, (self.sums, self.count))
+        return dataclasses.replace(self, sums=sums, count=count)
 
 
 @struct.dataclass

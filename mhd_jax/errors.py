@@ -13,3 +13,7 @@ class DivergedError(RuntimeError):
 
 class InterruptedRun(KeyboardInterrupt):
     """The run was asked to stop, and has saved itself."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of a run on several has ended before its time."""

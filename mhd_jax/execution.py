@@ -35,10 +35,13 @@ class Execution:
     Attributes:
       chunk: clients of one device that are computed together; the others wait their turn.
         None takes all.
+      recompute: whether a gradient's pass back computes activations anew, chunk by chunk,
+        instead of keeping those of all clients from the pass forward.
       mesh: devices along the axis "clients"; None leaves everything on one.
     """
 
     chunk: int | None = None
+    recompute: bool = False
     mesh: Mesh | None = None
 
     @property
@@ -83,13 +86,16 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
     def mapped(*arguments: Any) -> Any:
         axes = [in_axes] * len(arguments) if isinstance(in_axes, int) else list(in_axes)
         execution = _current.get()
+        one_client = jax.checkpoint(fn) if execution.recompute else fn
 
         def on_one_device(*local: Any) -> Any:
             own = [
                 jax.tree.map(lambda a: a[0], part) if axis == BY_DEVICE else part
                 for part, axis in zip(local, axes, strict=True)
             ]
-            return _in_chunks(fn, [0 if axis == 0 else None for axis in axes], execution.chunk, own)
+            return _in_chunks(
+                one_client, [0 if axis == 0 else None for axis in axes], execution.chunk, own
+            )
 
         if execution.mesh is None:
             return on_one_device(*arguments)
@@ -147,9 +153,17 @@ def place(tree: Any, execution: Execution, by_client: bool) -> Any:
 
 
 def client_mesh(num_devices: int) -> Mesh | None:
-    """The first devices in a row along the client axis; None for a single one."""
+    """Devices in a row along the client axis, equally many of every process; None for a single one.
+
+    Args:
+      num_devices: how many, a multiple of the number of processes.
+    """
     if num_devices == 1:
         return None
-    return jax.make_mesh(
-        (num_devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:num_devices]
-    )
+    each = num_devices // jax.process_count()
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in [d for d in jax.devices() if d.process_index == process][:each]
+    ]
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))

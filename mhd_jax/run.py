@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mhd_jax import optim
+from mhd_jax import hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -87,30 +87,36 @@ class Run:
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes steps; `carry` is used up."""
-        return dispatch(
-            carry,
-            self.data,
-            self.topology.adjacency,
-            jnp.int32(num_steps),
-            train_step=self.algorithm.train_step,
-            schedule=self.topology.schedule,
-            spec=self.spec,
-            execution=self.execution,
-        )
+        return dispatch(carry, *self._inputs(num_steps), **self._static())
+
+    def lower(self, carry: Carry) -> jax.stages.Lowered:
+        """The program of `advance`, not yet compiled; `carry` may be shapes only."""
+        return dispatch.lower(carry, *self._inputs(1), **self._static())
+
+    def _inputs(self, num_steps: int) -> tuple[Any, ...]:
+        return self.data, self.topology.adjacency, jnp.int32(num_steps)
+
+    def _static(self) -> dict[str, Any]:
+        return {
+            "train_step": self.algorithm.train_step,
+            "schedule": self.topology.schedule,
+            "spec": self.spec,
+            "execution": self.execution,
+        }
 
     def means(self, carry: Carry) -> tuple[dict[str, float], int]:
         """Metrics as means over steps and clients, and the number of edges used."""
-        sums = jax.device_get(carry.sums)
+        sums, count = hosts.fetch((carry.sums, carry.count))
         edges = int(sums.pop("edges"))
         means = {
-            name: float(np.mean(np.atleast_1d(total)[: self.num_active])) / int(carry.count)
+            name: float(np.mean(np.atleast_1d(total)[: self.num_active])) / int(count)
             for name, total in sums.items()
         }
         return means, edges
 
     def diverged(self, carry: Carry) -> np.ndarray:
         """Clients whose loss is not finite."""
-        losses = np.atleast_1d(carry.sums["loss"])[: self.num_active]
+        losses = np.atleast_1d(hosts.fetch(carry.sums["loss"]))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))
 
     def per_class_accuracy(self, state: State, samples: EvaluationSet) -> np.ndarray:
@@ -122,7 +128,7 @@ class Run:
             num_classes=self.clients.num_classes,
             execution=self.execution,
         )
-        correct, total = (np.asarray(count) for count in counts)
+        correct, total = hosts.fetch(counts)
         correct = correct[: self.num_active]
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
 
@@ -244,7 +250,7 @@ def prepare(
         optim.build(optimizer, steps), None if compute_dtype == "float32" else compute_dtype
     )
     num_active = clients.num_clients
-    execution = _execution(clients, client_chunk, num_devices)
+    execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)
     clients = clients.padded(execution.num_shards)
     data = device_data(clients, execution)
     arguments = (algorithm, clients, data, spec, seed, execution)
@@ -349,11 +355,18 @@ def _graph_digest(topology: Topology) -> str:
     return program_digest(topology.at, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def _execution(clients: Clients, client_chunk: int | None, num_devices: int | None) -> Execution:
-    """How to compute the client axis, by what was measured (see PERFORMANCE in the README).
+def _execution(
+    clients: Clients,
+    client_chunk: int | None,
+    num_devices: int | None,
+    num_heads: int,
+    spec: BatchSpec,
+) -> Execution:
+    """How to compute the client axis, by what was measured (see Performance in the README).
 
     CPUs compute convolutional clients one after the other on each device, which keeps one
-    client's activations in the cache; all else runs all of a device's clients at once.
+    client's activations in the cache; all else runs all of a device's clients at once, as
+    long as the activations fit in memory.
     """
     available = jax.device_count()
     if num_devices is not None and num_devices > available:
@@ -361,10 +374,24 @@ def _execution(clients: Clients, client_chunk: int | None, num_devices: int | No
             f"num_devices is {num_devices}, but there are {available}; on CPUs set "
             "jax_num_cpu_devices before JAX starts."
         )
-    devices = min(num_devices or available, clients.num_clients)
-    if client_chunk is None and jax.default_backend() == "cpu" and _has_convolutions(clients):
-        client_chunk = 1
-    return Execution(client_chunk, client_mesh(devices))
+    processes = jax.process_count()
+    devices = min(num_devices or available, clients.num_clients) // processes * processes
+    if devices == 0:
+        raise ConfigError(
+            f"{processes} processes need at least as many clients and devices; start fewer."
+        )
+    mesh = client_mesh(devices)
+    if client_chunk is not None:
+        return Execution(client_chunk, recompute=True, mesh=mesh)
+    on_device = -(-clients.num_clients // devices)
+    serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
+    chunk = 1 if serial else on_device
+    needs, capacity = memory.estimate(clients, num_heads, spec), memory.capacity_bytes()
+    if needs.step(on_device, chunk, recompute=False) <= capacity:
+        return Execution(chunk if serial else None, mesh=mesh)
+    return Execution(
+        min(chunk, needs.largest_chunk(on_device, capacity)), recompute=True, mesh=mesh
+    )
 
 
 def _has_convolutions(clients: Clients) -> bool:

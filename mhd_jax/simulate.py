@@ -21,12 +21,12 @@ from typing import Any
 
 import jax
 
-from mhd_jax import optim, report
+from mhd_jax import hosts, optim, report
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
 from mhd_jax.engine import Carry
-from mhd_jax.errors import DivergedError, InterruptedRun
+from mhd_jax.errors import DivergedError, InterruptedRun, LostProcessError
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
 from mhd_jax.types import Algorithm, State
@@ -101,8 +101,9 @@ def simulate(
         parameters, heads and losses stay in float32.
       steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
         Results do not depend on it.
-      client_chunk: clients of one device that are computed together; None chooses. It trades
-        memory for speed, and changes results within floating-point tolerance.
+      client_chunk: clients of one device that are computed together, and whose activations
+        alone are in memory; None takes as many as fit. It trades speed for memory, and
+        changes results within floating-point tolerance.
       num_devices: devices that share the clients; None takes all, but no more than clients.
         Results are equal within floating-point tolerance.
       workdir: the run's folder. A second start resumes where the first was cut, and only
@@ -118,6 +119,7 @@ def simulate(
       ConfigError: settings that cannot work, or a workdir of another run.
       DivergedError: a client's loss is no longer finite.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
+      LostProcessError: another process of a run on several has ended.
     """
     run = prepare(
         topology,
@@ -143,13 +145,25 @@ def simulate(
     plan = Plan(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
     folder = None if workdir is None else RunFolder(workdir, run.settings)
     watchers = [callbacks] if callable(callbacks) or isinstance(callbacks, Callback) else callbacks
-    watch = Callbacks([*watchers, *_progress_bar(progress)])
+    watch = Callbacks([*watchers, *_progress_bar(progress)] if hosts.is_main() else [])
     try:
         if folder is not None and folder.finished:
             restored = folder.restore(run.carry)
             state = None if restored is None else restored[0].state
             return Result(folder.summary(), folder.history(), state, started_at=run.steps)
         return _carry_out(run, plan, folder, watch)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise LostProcessError(
+            "another process of this run has ended, and none can go on without it"
+            + (
+                "."
+                if folder is None
+                else f"; {folder.path} holds what was saved. Start all of them "
+            )
+            + ("" if folder is None else "again with the same command to resume.")
+        ) from error
     finally:
         watch.on_end()
         if folder is not None:
@@ -175,7 +189,8 @@ def _carry_out(run: Run, plan: Plan, folder: RunFolder | None, watch: Callback) 
         )
     summary = _summary(run, carry.state, history, compile_seconds, seconds)
     if folder is not None:
-        report.write(folder.path, summary, history, run.everyone)
+        if hosts.is_main():
+            report.write(folder.path, summary, history, run.everyone)
         folder.finish(summary)
     return Result(summary, history, carry.state, started_at)
 
@@ -227,7 +242,7 @@ def _train(
     edges = history[-1]["edges"] if history else 0
     pace = _Pace(plan.per_dispatch)
     while step < plan.steps:
-        num_steps = min(pace.steps(), plan.next_stop(step) - step)
+        num_steps = min(int(hosts.from_each(pace.steps())[0]), plan.next_stop(step) - step)
         started = time.perf_counter()
         carry = jax.block_until_ready(run.advance(carry, num_steps))
         elapsed = time.perf_counter() - started
@@ -252,7 +267,7 @@ def _train(
             history.append(record)
             if folder is not None:
                 folder.append(record)
-        stopping = stop_requested() and step < plan.steps
+        stopping = bool(hosts.from_each(stop_requested()).any()) and step < plan.steps
         if folder is not None and (plan.saves_at(step) or stopping):
             folder.save(step, carry, seconds)
         # Watchers come last: what they may raise loses nothing.

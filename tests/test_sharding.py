@@ -16,7 +16,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp
 import numpy as np
 import mhd_jax as mhd
-from mhd_jax import engine
 from mhd_jax.run import prepare
 
 data = mhd.data.load("digits")
@@ -51,15 +50,22 @@ def text(case):
     topology, num_clients, model, algorithm = CASES[case]
     clients = mhd.make_clients(data, num_clients, model, partition="iid")
     run = prepare(topology, clients, algorithm, **kwargs)
-    carry = run.start()
-    lowered = engine.dispatch.lower(
-        carry, run.data, run.topology.adjacency, jnp.int32(1), train_step=run.algorithm.train_step,
-        schedule=run.topology.schedule, spec=run.spec, execution=run.execution)
     collective = r"= (\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
-    return re.findall(collective, lowered.compile().as_text())
+    return re.findall(collective, run.lower(run.carry).compile().as_text())
 
 results["collectives"] = {case: text(case) for case in ("mhd", "isolated")}
 
+def own_samples_on_own_device():
+    clients = mhd.make_clients(data, 12, "mlp")
+    run = prepare("ring", clients, "mhd", **kwargs)
+    parts = {part.device.id: np.asarray(part.data)[0] for part in run.data.inputs.addressable_shards}
+    starts, sizes = np.asarray(run.data.starts), np.asarray(run.data.sizes)
+    each = len(sizes) // 8
+    found = [parts[k // each][starts[k]:starts[k] + sizes[k]] for k in range(len(sizes))]
+    return (len(parts) == 8 and all(part.shape == parts[0].shape for part in parts.values())
+            and all((found[k] == data.inputs[clients.owner == k]).all() for k in range(len(sizes))))
+
+results["own samples on own device"] = bool(own_samples_on_own_device())
 folder = sys.argv[1]
 eight = run("mhd", 8, folder)
 one = mhd.simulate("ring", mhd.make_clients(data, 8, "mlp", partition="iid"), "mhd", workdir=folder,
@@ -73,7 +79,7 @@ print(json.dumps(results))
 def results(tmp_path_factory):
     root = pathlib.Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # many programs, few steps
     folder = tmp_path_factory.mktemp("sharded") / "run"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)],
@@ -121,3 +127,7 @@ def test_only_predictions_cross_devices(results):
 
 def test_a_checkpoint_moves_to_another_number_of_devices(results):
     assert results["restored on one device"]
+
+
+def test_private_samples_live_on_their_own_clients_device(results):
+    assert results["own samples on own device"]

@@ -1,0 +1,100 @@
+"""How much memory a step takes, estimated from shapes before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+
+from mhd_jax.clients import ClientGroup, Clients
+from mhd_jax.data.batching import BatchSpec
+from mhd_jax.types import PyTree
+
+_USABLE = 0.8  # of the memory: the rest is for what an estimate does not see
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes of one client, the largest of its kind.
+
+    Attributes:
+      state: parameters, statistics and optimizer state.
+      gradients: of one pass, as large as the parameters.
+      batch: its own samples in a step.
+      private, public: what a pass over its private or public batch keeps for its gradient.
+    """
+
+    state: int
+    gradients: int
+    batch: int
+    private: int
+    public: int
+
+    def step(self, num_clients: int, chunk: int, recompute: bool) -> int:
+        """Bytes of one step of `num_clients` clients on one device, `chunk` of them at once."""
+        kept = chunk if recompute else num_clients
+        everyone = self.state + 2 * self.gradients + self.batch
+        # The two passes follow each other.
+        return num_clients * everyone + max(chunk * self.private, kept * self.public)
+
+    def largest_chunk(self, num_clients: int, capacity: int) -> int:
+        """How many clients at once fit, activations being computed anew; at least 1."""
+        left = capacity - self.step(num_clients, 0, recompute=True)
+        return max(1, min(num_clients, left // max(self.private, self.public, 1)))
+
+
+def estimate(clients: Clients, num_heads: int, spec: BatchSpec) -> Estimate:
+    """The estimate for clients that have their optimizers."""
+    each = [_of_group(group, clients, num_heads, spec) for group in clients.groups]
+    fields = [field.name for field in dataclasses.fields(Estimate)]
+    return Estimate(**{name: max(getattr(part, name) for part in each) for name in fields})
+
+
+def capacity_bytes() -> int:
+    """Memory that the steps may take on one device; always the same on one machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    whole = stats.get("bytes_limit", psutil.virtual_memory().total // jax.local_device_count())
+    return int(_USABLE * whole)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree, which may be shapes only."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return sum(int(np.prod(leaf.shape)) * _itemsize(leaf.dtype) for leaf in leaves)
+
+
+def _itemsize(dtype: Any) -> int:
+    return getattr(dtype, "itemsize", 8)  # keys are two words
+
+
+def _of_group(group: ClientGroup, clients: Clients, num_heads: int, spec: BatchSpec) -> Estimate:
+    model = group.client_model(num_heads, clients.num_classes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def samples(count: int) -> PyTree:
+        return jax.ShapeDtypeStruct((count, *clients.data.input_shape), np.float32)
+
+    def kept(params: PyTree, stats: PyTree, inputs: PyTree, key: Any) -> PyTree:
+        return jax.vjp(lambda p: model.apply(p, stats, inputs, key)[0], params)[1]
+
+    params, stats = jax.eval_shape(model.init, key, samples(max(spec.private, 1)))
+    optimizer = group.optimizer
+    opt_state = () if optimizer is None else jax.eval_shape(optimizer.init, params)
+    known = num_bytes((params, stats))  # a pass keeps these by reference
+
+    def activations(count: int) -> int:
+        if count == 0:
+            return 0
+        residuals = jax.eval_shape(kept, params, stats, samples(count), key)
+        return max(num_bytes(residuals) - known, 0)
+
+    return Estimate(
+        state=num_bytes((params, stats, opt_state)),
+        gradients=num_bytes(params),
+        batch=num_bytes(samples(spec.private + spec.public * spec.independent_public)),
+        private=activations(spec.private),
+        public=activations(spec.public),
+    )
