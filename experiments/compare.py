@@ -12,7 +12,6 @@ from __future__ import annotations
 import pathlib
 
 from absl import flags
-from rich.console import Console
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
@@ -42,7 +41,7 @@ def main() -> None:
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/compare")
     seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
     rows = compare(settings, algorithms, seeds, workdir, notes)
-    console = Console()
+    console = launch.console()
     console.print(rich_table(rows, f"mean over clients, {len(seeds)} seed(s)"))
     for note in notes:
         console.print(note, markup=False)

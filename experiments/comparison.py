@@ -12,7 +12,7 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
-from mhd_jax import report
+from mhd_jax import hosts, report
 from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import jsonable, read_json, write_json
 
@@ -59,9 +59,10 @@ def compare(
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
         histories[algorithm.name] = [result.history for result in results]
     content = {"settings": described, "seeds": list(seeds), "rows": rows, "notes": list(notes)}
-    write_json(workdir / "table.json", content)
-    (workdir / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
-    report.write_comparison(workdir, rows, histories, notes, described)
+    if hosts.is_main():
+        write_json(workdir / "table.json", content)
+        (workdir / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
+        report.write_comparison(workdir, rows, histories, notes, described)
     return rows
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from rich.console import Console
 
 import mhd_jax as mhd
+from experiments import watchdog
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
 
@@ -51,22 +53,25 @@ def run(main: Callable[[], None]) -> None:
                 raise mhd.ConfigError(
                     f"unexpected argument {argv[1]!r}; flags are written --name=value."
                 )
-            _join_processes()
-            main()
+            with _other_processes():
+                main()
         except mhd.ConfigError as error:
             _exit(f"error: {error}", 2)
         except mhd.DivergedError as error:
             _exit(f"error: {error}", 3)
-        except mhd.LostProcessError as error:
-            # Nothing of an orderly end works without the others.
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(4)
+        except mhd.LostProcessError:
+            watchdog.end_alone()
         except mhd.InterruptedRun as stop:
             _exit(str(stop), 130)
         except KeyboardInterrupt:
             _exit("interrupted", 130)
 
     app.run(wrapped)
+
+
+def console() -> Console:
+    """Where a binary prints its results: of several processes only the first one does."""
+    return Console(quiet=jax.process_index() > 0)
 
 
 def _configure_jax() -> None:
@@ -83,8 +88,8 @@ def _configure_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _join_processes() -> None:
-    """Makes this process one of several, where flags or the cluster say so."""
+def _other_processes() -> contextlib.AbstractContextManager[None]:
+    """Makes this process one of several, where flags or the cluster say so, and watches them."""
     address, processes, own = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     given: dict[str, Any] = {
         "coordinator_address": address,
@@ -97,13 +102,14 @@ def _join_processes() -> None:
     if processes is not None and own is not None and own >= processes:
         raise mhd.ConfigError(f"--process_id counts from 0 to {processes - 1}, not {own}.")
     if missing and not _on_several_hosts():
-        return
+        return contextlib.nullcontext()
     try:
         jax.distributed.initialize(**given, initialization_timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise mhd.ConfigError(
             f"the processes of this run cannot find each other: {str(error).splitlines()[0]}"
         ) from error
+    return watchdog.watching(address and address.rpartition(":")[0])
 
 
 def _on_several_hosts() -> bool:

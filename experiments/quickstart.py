@@ -9,11 +9,10 @@ from __future__ import annotations
 import pathlib
 
 from absl import flags
-from rich.console import Console
 
 import mhd_jax as mhd
+from experiments import launch
 from experiments.comparison import compare, rich_table
-from experiments.launch import run
 from experiments.settings import RunSettings
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
@@ -23,7 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison
 
 def main() -> None:
     """Runs the demo and prints its table."""
-    console = Console()
+    console = launch.console()
     console.print(__doc__, markup=False)
     algorithms = [mhd.algorithms.isolated(), mhd.algorithms.naive(), mhd.algorithms.mhd()]
     workdir = pathlib.Path(_WORKDIR.value)
@@ -40,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    launch.run(main)

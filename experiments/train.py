@@ -13,7 +13,6 @@ from __future__ import annotations
 import pathlib
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import flags as run_flags
@@ -33,7 +32,7 @@ def main() -> None:
     workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
     result = settings.simulate(algorithm, flags.FLAGS.seed, workdir, [ShowProgress()])
 
-    console = Console()
+    console = launch.console()
     summary = result.summary
     if result.started_at == summary["steps"]:
         console.print(f"{workdir} holds this run, finished; nothing was changed.", markup=False)

@@ -32,3 +32,9 @@ def fetch(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error of JAX says that another process of this run is gone."""
+    signs = ("gloo", "nccl", "unavailable", "deadline", "coordination", "heartbeat", "barrier")
+    return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)

@@ -153,16 +153,12 @@ def simulate(
             return Result(folder.summary(), folder.history(), state, started_at=run.steps)
         return _carry_out(run, plan, folder, watch)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if not hosts.lost_another(error):
             raise
+        saved = "" if folder is None else f" {folder.path} holds what was saved;"
         raise LostProcessError(
-            "another process of this run has ended, and none can go on without it"
-            + (
-                "."
-                if folder is None
-                else f"; {folder.path} holds what was saved. Start all of them "
-            )
-            + ("" if folder is None else "again with the same command to resume.")
+            f"this process has lost the others ({str(error).splitlines()[0]}), and cannot go on "
+            f"alone.{saved} start all of them again with the same command."
         ) from error
     finally:
         watch.on_end()
@@ -398,7 +394,7 @@ def _summary(
 
 def _peak_memory() -> int:
     """The most memory taken so far: the accelerator's where it tells, else this process's."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     scale = 1 if sys.platform == "darwin" else 1024
