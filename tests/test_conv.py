@@ -23,6 +23,8 @@ CASES = {
     "dilated and strided": ((3, 2), (2, 1), "VALID", (2, 3), 1, (9, 9), 4, 6),
     "groups": ((3, 3), (1, 1), "SAME", (1, 1), 2, (6, 6), 4, 6),
     "depthwise, stride 2": ((3, 3), (2, 2), "SAME", (1, 1), 4, (6, 6), 4, 4),
+    "depthwise, many channels": ((3, 3), (1, 1), ((1, 1), (0, 2)), (2, 1), 64, (6, 5), 64, 64),
+    "depthwise, two features a channel": ((3, 3), (1, 1), "SAME", (1, 1), 4, (6, 6), 4, 8),
     "more padding than kernel": ((2, 2), (1, 1), ((3, 2), (0, 3)), (1, 1), 1, (4, 4), 2, 3),
 }
 K, N = 3, 2

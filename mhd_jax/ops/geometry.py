@@ -1,0 +1,42 @@
+"""All that is static about a two-dimensional convolution."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+Pair = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """All that is static about a convolution of [N, H, W, C] by [h, w, C / groups, O]."""
+
+    strides: Pair
+    padding: tuple[Pair, Pair]
+    dilation: Pair
+    groups: int
+    inputs: tuple[int, int, int]  # H, W, C
+    kernel: tuple[int, int, int, int]
+    precision: Any
+
+    def output(self) -> Pair:
+        """Height and width of the output."""
+        return tuple(  # type: ignore[return-value]
+            (size + sum(pads) - self.span(i)) // self.strides[i] + 1
+            for i, (size, pads) in enumerate(zip(self.inputs[:2], self.padding, strict=True))
+        )
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each input channel has one output channel of its own."""
+        return 1 < self.groups == self.inputs[2] == self.kernel[3]
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the kernel fits at least once."""
+        return min(self.output()) > 0
+
+    def span(self, axis: int) -> int:
+        """Input positions that the dilated kernel covers along an axis."""
+        return (self.kernel[axis] - 1) * self.dilation[axis] + 1
