@@ -24,6 +24,7 @@ from jax.sharding import (
 )
 
 AXIS = "clients"
+BATCH_AXIS = "batch"
 BY_DEVICE = "by device"  # see `over_clients`
 Axis = int | str | None
 
@@ -37,7 +38,8 @@ class Execution:
         None takes all.
       recompute: whether a gradient's pass back computes activations anew, chunk by chunk,
         instead of keeping those of all clients from the pass forward.
-      mesh: devices along the axis "clients"; None leaves everything on one.
+      mesh: devices along the axes "clients" and "batch": each client's samples are shared
+        where there are more devices than clients. None leaves everything on one device.
     """
 
     chunk: int | None = None
@@ -46,8 +48,8 @@ class Execution:
 
     @property
     def num_shards(self) -> int:
-        """Devices that the client axis is spread over."""
-        return 1 if self.mesh is None else self.mesh.devices.size
+        """Parts that the client axis is in."""
+        return 1 if self.mesh is None else self.mesh.shape[AXIS]
 
     def sharding(self, by_client: bool) -> Sharding:
         """Where arrays live: split along their leading client axis, or whole on every device."""
@@ -105,6 +107,7 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
             mesh=execution.mesh,
             in_specs=specs,
             out_specs=PartitionSpec(AXIS),
+            axis_names={AXIS},
             check_vma=False,
         )(*arguments)
 
@@ -139,6 +142,16 @@ def everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
 
 
+def share_samples(tree: Any, axis: int) -> Any:
+    """Splits arrays' samples, which lie along `axis`, over the devices that share a client."""
+    mesh = _current.get().mesh
+    if mesh is None or mesh.shape[BATCH_AXIS] == 1:
+        return tree
+    spec = PartitionSpec(*((AXIS,) if axis else ()), BATCH_AXIS)
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
+
+
 def place(tree: Any, execution: Execution, by_client: bool) -> Any:
     """Host arrays where the steps run: split along their first axis, or whole on every device.
 
@@ -152,11 +165,15 @@ def place(tree: Any, execution: Execution, by_client: bool) -> Any:
     return jax.tree.map(put, tree)
 
 
-def client_mesh(num_devices: int) -> Mesh | None:
-    """Devices in a row along the client axis, equally many of every process; None for a single one.
+def client_mesh(num_devices: int, num_parts: int | None = None) -> Mesh | None:
+    """Devices along the client axis and the batch axis, equally many of every process.
 
     Args:
       num_devices: how many, a multiple of the number of processes.
+      num_parts: parts of the client axis, a divisor of `num_devices`; by default one a device.
+
+    Returns:
+      The mesh; None for a single device.
     """
     if num_devices == 1:
         return None
@@ -166,4 +183,5 @@ def client_mesh(num_devices: int) -> Mesh | None:
         for process in range(jax.process_count())
         for device in [d for d in jax.devices() if d.process_index == process][:each]
     ]
-    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    grid = np.array(devices).reshape(num_parts or num_devices, -1)
+    return Mesh(grid, (AXIS, BATCH_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))

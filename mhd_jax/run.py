@@ -375,15 +375,19 @@ def _execution(
             "jax_num_cpu_devices before JAX starts."
         )
     processes = jax.process_count()
-    devices = min(num_devices or available, clients.num_clients) // processes * processes
-    if devices == 0:
+    shards = min(num_devices or available, clients.num_clients) // processes * processes
+    if shards == 0:
         raise ConfigError(
             f"{processes} processes need at least as many clients and devices; start fewer."
         )
-    mesh = client_mesh(devices)
+    # Devices beyond the clients share their samples.
+    sharing = (num_devices or available) // shards
+    while any(size % sharing for size in (spec.private, spec.public)):
+        sharing -= 1
+    mesh = client_mesh(shards * sharing, shards)
     if client_chunk is not None:
         return Execution(client_chunk, recompute=True, mesh=mesh)
-    on_device = -(-clients.num_clients // devices)
+    on_device = -(-clients.num_clients // shards)
     serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
     chunk = 1 if serial else on_device
     needs, capacity = memory.estimate(clients, num_heads, spec), memory.capacity_bytes()

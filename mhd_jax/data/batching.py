@@ -12,7 +12,7 @@ from jax import Array
 
 from mhd_jax import random
 from mhd_jax.data.shuffle import shuffled
-from mhd_jax.execution import BY_DEVICE, over_clients
+from mhd_jax.execution import BY_DEVICE, over_clients, share_samples
 from mhd_jax.types import Batch
 
 PyTree = Any
@@ -109,11 +109,13 @@ def draw_batch(
         public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
         public_rows = shuffled(public_key, positions, num_public)
 
+    inputs, labels, mask = share_samples((inputs, labels, mask), axis=1)
+    public_inputs = take_rows(data.public_inputs, public_rows)
     return Batch(
         inputs=as_float(inputs),
         labels=labels,
         mask=mask,
-        public_inputs=as_float(take_rows(data.public_inputs, public_rows)),
+        public_inputs=share_samples(as_float(public_inputs), axis=int(spec.independent_public)),
         public_indices=public_rows,
     )
 
