@@ -13,6 +13,7 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
+from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.data.partition import PARTITIONS, Partition
 from mhd_jax.exchange import TARGET_SELECTIONS
@@ -80,6 +81,21 @@ flags.DEFINE_string(
     f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of a "
     ".npy matrix.",
 )
+flags.DEFINE_integer(
+    "degree",
+    topologies.options("random_regular")["degree"],
+    "Neighbours of each client (topology random_regular).",
+)
+flags.DEFINE_float(
+    "edge_probability",
+    topologies.options("erdos_renyi")["edge_probability"],
+    "How likely two clients are neighbours (topology erdos_renyi).",
+)
+flags.DEFINE_integer(
+    "num_islands",
+    topologies.options("islands")["num_islands"],
+    "Complete graphs that one edge each joins (topology islands).",
+)
 flags.DEFINE_enum(
     "partition", "primary_labels", list(PARTITIONS), "How private data is dealt to clients."
 )
@@ -100,6 +116,27 @@ flags.DEFINE_enum(
     primary["assignment"],
     ["balanced", "random"],
     "How primary labels are assigned (partition primary_labels).",
+)
+dirichlet = _PARTITION_FLAGS["dirichlet"]
+flags.DEFINE_float(
+    "alpha",
+    dirichlet["alpha"],
+    "α of the Dirichlet distribution: 0.1 is strongly skewed (partition dirichlet).",
+)
+flags.DEFINE_bool(
+    "balanced",
+    dirichlet["balanced"],
+    "Whether clients have equal sizes, as in the CCL authors' split (partition dirichlet).",
+)
+flags.DEFINE_integer(
+    "min_samples",
+    dirichlet["min_samples"],
+    "Samples that each client has at least (partition dirichlet).",
+)
+flags.DEFINE_integer(
+    "shards_per_client",
+    _PARTITION_FLAGS["shards"]["shards_per_client"],
+    "Shards of one label, mostly, that each client gets (partition shards).",
 )
 flags.DEFINE_float(
     "public_fraction",
@@ -179,9 +216,15 @@ def settings() -> RunSettings:
     Raises:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
     """
-    values = {name: _flag(name) for name in _SETTINGS if name not in ("partition", "optimizer")}
+    derived = ("partition", "optimizer", "topology_options")
+    values = {name: _flag(name) for name in _SETTINGS if name not in derived}
     optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
-    return RunSettings(**values, partition=_partition(), optimizer=optimizer)
+    return RunSettings(
+        **values,
+        partition=_partition(),
+        optimizer=optimizer,
+        topology_options=_topology_options(),
+    )
 
 
 def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
@@ -226,6 +269,17 @@ def _value(name: str) -> Any:
         return int(value)
     except ValueError:
         raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
+
+
+def _topology_options() -> tuple[tuple[str, Any], ...]:
+    """The options of the chosen topology that are flags, as given."""
+    chosen = _flag("topology")
+    for name in ("degree", "edge_probability", "num_islands"):
+        if FLAGS[name].present and name not in topologies.options(chosen):
+            raise mhd.ConfigError(
+                f"--{name} is not used by --topology={chosen}; leave one of them out."
+            )
+    return tuple((name, _flag(name)) for name in topologies.options(chosen) if name != "seed")
 
 
 def _partition() -> Partition:

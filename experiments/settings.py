@@ -20,6 +20,7 @@ class RunSettings:
     dataset: str = "digits"
     num_clients: int = 8
     topology: str = "complete"
+    topology_options: tuple[tuple[str, Any], ...] = ()
     partition: Partition = PrimaryLabels()
     public_fraction: float = 0.1
     validation_fraction: float = 0.0
@@ -74,7 +75,10 @@ class RunSettings:
         prepare(*self._who_and_how(algorithm, seed), **self._training(seed))
 
     def _who_and_how(self, algorithm: mhd.Algorithm, seed: int) -> tuple[Any, ...]:
-        topology = mhd.topology.named(self.topology, self.num_clients)
+        options = dict(self.topology_options)
+        if "seed" in mhd.topology.options(self.topology):  # random graphs differ by seed
+            options.setdefault("seed", seed)
+        topology = mhd.topology.named(self.topology, self.num_clients, **options)
         return topology, self.clients(seed), algorithm
 
     def _training(self, seed: int) -> dict[str, Any]:

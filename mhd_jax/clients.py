@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from mhd_jax.data.partition import IID, PARTITIONS, Partition, PrimaryLabels
+from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels
 from mhd_jax.data.sources import Dataset, load
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
@@ -240,7 +240,7 @@ def make_clients(
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
             "partition": repr(partition)
-            if isinstance(partition, PrimaryLabels | IID)
+            if isinstance(partition, tuple(PARTITIONS.values()))
             else "custom",
             "split_digest": array_digest(owner, public, validation),
             "public_fraction": public_fraction,

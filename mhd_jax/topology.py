@@ -6,9 +6,12 @@ a networkx DiGraph or a directed edge list with an edge u → v lets v learn fro
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +53,39 @@ class Topology:
     def at(self, step: jax.Array | int) -> jax.Array:
         """The adjacency matrix [K, K] of one step."""
         return self.schedule(self.adjacency, jnp.asarray(step))
+
+
+def uniform_weights(adjacency: jax.Array) -> jax.Array:
+    """The mixing matrix W [K, K] that gives neighbours and oneself equal weight, 1 / (degree + 1)."""
+    linked = _links(adjacency) + jnp.eye(len(adjacency))
+    return linked / linked.sum(axis=1, keepdims=True)
+
+
+def metropolis_hastings(adjacency: jax.Array) -> jax.Array:
+    """The mixing matrix W [K, K] with W[i, j] = 1 / (1 + max(degree i, degree j)) for neighbours.
+
+    Symmetric and doubly stochastic where the graph is undirected (Xiao and Boyd, 2004).
+    """
+    linked = _links(adjacency)
+    degree = linked.sum(axis=1)
+    weights = linked / (1 + jnp.maximum(degree[:, None], degree[None, :]))
+    return weights + jnp.diag(1 - weights.sum(axis=1))
+
+
+MIXINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "uniform": uniform_weights,
+    "metropolis_hastings": metropolis_hastings,
+}
+
+
+def _links(adjacency: jax.Array) -> jax.Array:
+    return (jnp.asarray(adjacency) > 0).astype(jnp.float32)
+
+
+def spectral_gap(mixing: Any) -> float:
+    """1 − |λ₂| of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
+    sizes = np.sort(np.abs(np.linalg.eigvals(np.asarray(mixing, np.float64))))
+    return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
 
 def from_array(adjacency: Any, name: str = "custom") -> Topology:
@@ -198,19 +234,143 @@ def star(num_clients: int) -> Topology:
     return from_networkx(nx.star_graph(_at_least(num_clients, 2, "star") - 1), "star")
 
 
-TOPOLOGIES: dict[str, Callable[[int], Topology]] = {
+def circulant(num_clients: int, offsets: Sequence[int]) -> Topology:
+    """Client i neighbours i ± o for each offset o, modulo K."""
+    if not offsets or not all(0 < offset < num_clients for offset in offsets):
+        raise ConfigError(
+            f"a circulant topology needs offsets in 1 … {num_clients - 1}, not {list(offsets)}."
+        )
+    graph = nx.circulant_graph(num_clients, list(offsets))
+    return from_networkx(graph, f"circulant({', '.join(map(str, offsets))})")
+
+
+def exponential(num_clients: int) -> Topology:
+    """Client i neighbours i ± 2^n for n = 0, 1, …, modulo K (Ying et al., NeurIPS 2021, undirected)."""
+    _at_least(num_clients, 2, "exponential")
+    offsets = [2**n for n in range((num_clients - 1).bit_length()) if 2**n < num_clients]
+    return dataclasses.replace(circulant(num_clients, offsets), name="exponential")
+
+
+def torus(num_clients: int) -> Topology:
+    """A grid closed in both directions, as near to a square as K allows, sides of at least 3."""
+    sides = [
+        a for a in range(3, math.isqrt(num_clients) + 1) if num_clients % a == 0
+    ]  # the other side is no shorter
+    if not sides:
+        raise ConfigError(
+            f"a torus topology needs a × b clients with a, b ≥ 3 (9, 12, 15, 16 …), "
+            f"not {num_clients}."
+        )
+    grid = nx.grid_2d_graph(sides[-1], num_clients // sides[-1], periodic=True)
+    return from_networkx(nx.convert_node_labels_to_integers(grid), "torus")
+
+
+def dyck(num_clients: int = 32) -> Topology:
+    """The Dyck graph: 32 clients with three neighbours each."""
+    _exactly(num_clients, 32, "dyck")
+    return from_networkx(nx.LCF_graph(32, [5, -5, 13, -13], 8), "dyck")
+
+
+def petersen(num_clients: int = 10) -> Topology:
+    """The Petersen graph: 10 clients with three neighbours each."""
+    _exactly(num_clients, 10, "petersen")
+    return from_networkx(nx.petersen_graph(), "petersen")
+
+
+def hypercube(num_clients: int) -> Topology:
+    """Clients whose numbers differ in one binary digit are neighbours; K is a power of two."""
+    dimension = num_clients.bit_length() - 1
+    if num_clients != 2**dimension:
+        raise ConfigError(f"a hypercube topology needs 2, 4, 8, … clients, not {num_clients}.")
+    clients = np.arange(num_clients)
+    differing = clients[:, None] ^ clients[None, :]
+    return from_array(np.isin(differing, 2 ** np.arange(dimension)), "hypercube")
+
+
+def islands(num_clients: int, num_islands: int = 2) -> Topology:
+    """Complete graphs of K / `num_islands` clients, each joined to the next by one edge."""
+    if num_islands < 1 or num_clients % num_islands:
+        raise ConfigError(
+            f"an islands topology needs equal islands, but {num_clients} clients cannot form "
+            f"{num_islands}; change num_islands or the number of clients."
+        )
+    size = num_clients // num_islands
+    graph = nx.disjoint_union_all([nx.complete_graph(size)] * num_islands)
+    graph.add_edges_from((size * i - 1, size * i) for i in range(1, num_islands))
+    return from_networkx(graph, "islands")
+
+
+def random_regular(num_clients: int, degree: int = 3, seed: int = 0) -> Topology:
+    """A connected graph drawn uniformly, in which everyone has `degree` neighbours."""
+    if not 2 <= degree < num_clients or num_clients * degree % 2:
+        raise ConfigError(
+            f"a random_regular topology needs 2 ≤ degree < clients and an even product of the "
+            f"two, not degree {degree} and {num_clients} clients."
+        )
+    return from_networkx(
+        _connected(lambda rng: nx.random_regular_graph(degree, num_clients, rng), seed),
+        "random_regular",
+    )
+
+
+def erdos_renyi(num_clients: int, edge_probability: float = 0.3, seed: int = 0) -> Topology:
+    """A connected graph in which each pair is joined with probability `edge_probability`."""
+    if not 0 < edge_probability <= 1:
+        raise ConfigError(f"edge_probability must be in (0, 1], not {edge_probability}.")
+    return from_networkx(
+        _connected(lambda rng: nx.gnp_random_graph(num_clients, edge_probability, rng), seed),
+        "erdos_renyi",
+    )
+
+
+def _connected(draw: Callable[[np.random.Generator], nx.Graph], seed: int) -> nx.Graph:
+    rng = np.random.default_rng(seed)
+    for _ in range(1000):
+        graph = draw(rng)
+        if nx.is_connected(graph):
+            return graph
+    raise ConfigError(
+        "1,000 random graphs were drawn and none was connected; raise edge_probability or degree."
+    )
+
+
+TOPOLOGIES: dict[str, Callable[..., Topology]] = {
     "complete": complete,
     "ring": ring,
     "chain": chain,
     "star": star,
+    "torus": torus,
+    "dyck": dyck,
+    "petersen": petersen,
+    "hypercube": hypercube,
+    "exponential": exponential,
+    "islands": islands,
+    "random_regular": random_regular,
+    "erdos_renyi": erdos_renyi,
     "empty": empty,
 }
 
 
-def named(name: str, num_clients: int) -> Topology:
-    """The topology of that name over `num_clients` clients, or the one in the file of that name."""
+def options(name: str) -> dict[str, Any]:
+    """What a named topology can be given beside the number of clients, with defaults."""
+    if name not in TOPOLOGIES:
+        return {}
+    parameters = inspect.signature(TOPOLOGIES[name]).parameters
+    return {key: p.default for key, p in parameters.items() if key != "num_clients"}
+
+
+def named(name: str, num_clients: int, **given: Any) -> Topology:
+    """The topology of that name over `num_clients` clients, or the one in the file of that name.
+
+    Args:
+      name: a key of `TOPOLOGIES`, or a path.
+      num_clients: K.
+      given: some of the topology's `options`.
+    """
+    if unknown := given.keys() - options(name).keys():
+        raise ConfigError(f"the topology {name} does not use {', '.join(sorted(unknown))}.")
     if name in TOPOLOGIES:
-        return TOPOLOGIES[name](num_clients)
+        return TOPOLOGIES[name](num_clients, **given)
     if os.path.isfile(name) or os.path.splitext(name)[1]:
         return check_size(from_file(name, num_clients), num_clients)
     raise ConfigError(
@@ -255,6 +415,11 @@ def _at_least(num_clients: int, least: int, name: str) -> int:
     if num_clients < least:
         raise ConfigError(f"a {name} topology needs at least {least} clients, not {num_clients}.")
     return num_clients
+
+
+def _exactly(num_clients: int, needed: int, name: str) -> None:
+    if num_clients != needed:
+        raise ConfigError(f"a {name} topology has {needed} clients, not {num_clients}.")
 
 
 def _listed(ids: np.ndarray, most: int = 10) -> str:

@@ -295,3 +295,69 @@ def test_bad_data_is_refused(make, sentence):
 def test_bad_clients_are_refused(settings, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         mhd.make_clients(tiny_dataset(), **{"num_clients": 4, **settings})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_clients=st.integers(1, 25),
+    alpha=st.sampled_from([0.05, 0.5, 100.0]),
+    balanced=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_dirichlet_and_shards_give_every_sample_one_owner(num_clients, alpha, balanced, seed):
+    labels = np.random.default_rng(seed).permutation(np.arange(600) % 10)
+    rng = np.random.default_rng(seed)
+    least = 0 if alpha < 0.1 else 1
+    rule = mhd.partition.dirichlet(alpha, balanced=balanced, min_samples=least)
+    sizes = np.bincount(rule(labels, num_clients, 10, rng), minlength=num_clients)
+    assert len(sizes) == num_clients and sizes.sum() == 600 and sizes.min() >= least
+    if balanced:
+        assert sizes.max() - sizes.min() <= 1
+    owner = mhd.partition.shards(2)(labels, num_clients, 10, rng)
+    sizes = np.bincount(owner, minlength=num_clients)
+    assert len(sizes) == num_clients and sizes.max() - sizes.min() <= 2
+    classes = [len(np.unique(labels[owner == client])) for client in range(num_clients)]
+    # A shard of no more than a class's samples spans at most two classes.
+    assert max(classes) <= 4 or 600 / (2 * num_clients) > 60
+
+
+def test_dirichlet_shares_have_the_distributions_moments():
+    """Shares of one class by one client: mean 1 / K, variance (1/K)(1 − 1/K) / (Kα + 1)."""
+    num_clients, alpha, per_class = 4, 0.5, 200
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), per_class)
+    shares = []
+    for _ in range(200):
+        owner = mhd.partition.dirichlet(alpha, min_samples=0)(labels, num_clients, 10, rng)
+        counts = np.zeros((num_clients, 10))
+        np.add.at(counts, (owner, labels), 1)
+        shares.append(counts / per_class)
+    shares = np.array(shares)  # [draws, K, C]
+    mean, variance = 1 / num_clients, (1 / num_clients) * (1 - 1 / num_clients)
+    np.testing.assert_allclose(shares.mean(axis=(0, 2)), mean, atol=0.02)
+    np.testing.assert_allclose(
+        shares.var(axis=(0, 2)), variance / (num_clients * alpha + 1), rtol=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: mhd.partition.dirichlet(0.0), "alpha must be positive"),
+        (lambda: mhd.partition.dirichlet(min_samples=-1), "min_samples must be at least 0"),
+        (lambda: mhd.partition.shards(0), "shards_per_client must be at least 1"),
+        (
+            lambda: mhd.make_clients(
+                "digits", 8, partition=mhd.partition.dirichlet(0.1, min_samples=500)
+            ),
+            "fewer than 500 of 1293 samples; raise alpha",
+        ),
+        (
+            lambda: mhd.make_clients("digits", 8, partition=mhd.partition.shards(200)),
+            "1600 shards need as many samples",
+        ),
+    ],
+)
+def test_bad_partitions_are_refused(make, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        make()

@@ -120,3 +120,97 @@ def test_rings_and_stars_need_enough_clients():
     for name, size in (("ring", 2), ("star", 1), ("complete", 0)):
         with pytest.raises(mhd.ConfigError, match="needs at least"):
             mhd.topology.named(name, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_clients", "expected"),
+    [
+        ("torus", 12, nx.grid_2d_graph(3, 4, periodic=True)),
+        ("torus", 16, nx.grid_2d_graph(4, 4, periodic=True)),
+        ("dyck", 32, nx.LCF_graph(32, [5, -5, 13, -13], 8)),
+        ("petersen", 10, nx.petersen_graph()),
+        ("hypercube", 8, nx.hypercube_graph(3)),
+        ("exponential", 8, nx.circulant_graph(8, [1, 2, 4])),
+        ("exponential", 6, nx.circulant_graph(6, [1, 2, 4])),
+    ],
+)
+def test_graphs_with_a_name_of_their_own(name, num_clients, expected):
+    found = nx.from_numpy_array(np.asarray(mhd.topology.named(name, num_clients).at(0)))
+    assert nx.is_isomorphic(found, nx.convert_node_labels_to_integers(expected))
+
+
+def test_the_dyck_graph_is_the_dyck_graph():
+    graph = nx.from_numpy_array(np.asarray(mhd.topology.dyck().at(0)))
+    assert {degree for _, degree in graph.degree} == {3}
+    assert nx.diameter(graph) == 5 and nx.girth(graph) == 6 and nx.is_bipartite(graph)
+
+
+def test_islands_are_complete_and_joined_in_a_row():
+    graph = nx.from_numpy_array(np.asarray(mhd.topology.islands(12, num_islands=3).at(0)))
+    assert sorted(nx.bridges(graph)) == [(3, 4), (7, 8)]
+    graph.remove_edges_from([(3, 4), (7, 8)])
+    parts = [graph.subgraph(c) for c in nx.connected_components(graph)]
+    assert [sorted(p) for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert all(nx.density(part) == 1 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("random_regular", {"degree": 4}), ("erdos_renyi", {})]
+)
+def test_random_graphs_are_connected_and_repeat(name, options):
+    one, same, other = (
+        np.asarray(mhd.topology.named(name, 12, **options, seed=seed).at(0)) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any() and (one == one.T).all()
+    assert nx.is_connected(nx.from_numpy_array(one))
+    if name == "random_regular":
+        assert (one.sum(axis=1) == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "num_clients", "options", "sentence"),
+    [
+        ("torus", 10, {}, "needs a × b clients"),
+        ("dyck", 8, {}, "has 32 clients, not 8"),
+        ("petersen", 8, {}, "has 10 clients, not 8"),
+        ("hypercube", 12, {}, "needs 2, 4, 8, … clients, not 12"),
+        ("islands", 8, {"num_islands": 3}, "8 clients cannot form 3"),
+        ("random_regular", 5, {"degree": 3}, "even product"),
+        ("random_regular", 4, {"degree": 4}, "2 ≤ degree < clients"),
+        ("erdos_renyi", 8, {"edge_probability": 0.0}, "must be in"),
+        ("erdos_renyi", 40, {"edge_probability": 0.001}, "none was connected"),
+        ("exponential", 1, {}, "at least 2"),
+        ("ring", 8, {"degree": 3}, "ring does not use degree"),
+    ],
+)
+def test_graphs_that_cannot_be_are_refused(name, num_clients, options, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.topology.named(name, num_clients, **options)
+
+
+@pytest.mark.parametrize("name", ["ring", "star", "chain", "erdos_renyi", "empty"])
+def test_mixing_matrices(name):
+    adjacency = mhd.topology.named(name, 7).at(0)
+    neighbours = [np.flatnonzero(row) for row in np.asarray(adjacency)]
+    uniform, weighted = np.zeros((7, 7)), np.zeros((7, 7))
+    for i, mine in enumerate(neighbours):
+        uniform[i, [i, *mine]] = 1 / (len(mine) + 1)
+        for j in mine:
+            weighted[i, j] = 1 / (1 + max(len(mine), len(neighbours[j])))
+        weighted[i, i] = 1 - weighted[i].sum()
+    np.testing.assert_allclose(topologies.uniform_weights(adjacency), uniform, rtol=1e-6)
+    found = np.asarray(topologies.metropolis_hastings(adjacency))
+    np.testing.assert_allclose(found, weighted, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-6)
+    np.testing.assert_allclose(found, found.T)
+
+
+def test_spectral_gaps():
+    complete = topologies.uniform_weights(mhd.topology.complete(5).at(0))
+    assert topologies.spectral_gap(complete) == pytest.approx(1, abs=1e-6)
+    ring = topologies.uniform_weights(mhd.topology.ring(9).at(0))  # λ₂ = (1 + 2 cos(2π/9)) / 3
+    assert topologies.spectral_gap(ring) == pytest.approx(
+        1 - (1 + 2 * np.cos(2 * np.pi / 9)) / 3, abs=1e-6
+    )
+    assert topologies.spectral_gap(np.eye(4)) == 0

@@ -102,7 +102,159 @@ class IID:
         return rng.permutation(np.arange(len(labels)) % num_clients)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dirichlet:
+    """Each class is dealt to the clients in proportions drawn from a Dirichlet distribution.
+
+    Attributes:
+      alpha: α of the symmetric distribution; small is skewed (0.1), large nearly iid.
+      balanced: the CCL authors' variant, whose clients have equal sizes: classes are dealt
+        within groups of at most 10 clients, a client that has its fair share gets no more,
+        all is redrawn until the smallest has half its share, and the clients' lists, one after
+        the other, are cut into equal slices.
+      min_samples: what each client has at least; the draw is repeated until it holds.
+    """
+
+    alpha: float = 0.1
+    balanced: bool = False
+    min_samples: int = 1
+
+    def __post_init__(self):
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha must be positive, not {self.alpha}.")
+        if self.min_samples < 0:
+            raise ConfigError(f"min_samples must be at least 0, not {self.min_samples}.")
+
+    def __call__(
+        self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Owner of each sample, int [N].
+
+        Raises:
+          ConfigError: no draw gives every client `min_samples`.
+        """
+        draw = self._balanced if self.balanced else self._plain
+        for _ in range(_MOST_DRAWS):
+            owner = draw(labels, num_clients, num_classes, rng)
+            if np.bincount(owner, minlength=num_clients).min() >= self.min_samples:
+                return owner
+        raise ConfigError(
+            f"{_MOST_DRAWS:,} Dirichlet draws with alpha {self.alpha} left a client with fewer than "
+            f"{self.min_samples} of {len(labels)} samples; raise alpha, or take fewer clients or a "
+            "smaller min_samples."
+        )
+
+    def _plain(
+        self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        owner = np.empty(len(labels), int)
+        for label in range(num_classes):
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            shares = rng.dirichlet(np.full(num_clients, self.alpha))
+            owner[rows] = _dealt(len(rows), shares)
+        return owner
+
+    def _balanced(
+        self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        num_groups = -(-num_clients // _LARGEST_GROUP)
+        lists: list[np.ndarray] = []
+        groups = np.array_split(rng.permutation(len(labels)), num_groups)
+        for rows, members in zip(
+            groups, np.array_split(np.arange(num_clients), num_groups), strict=True
+        ):
+            lists += self._group(rows, labels, len(members), num_classes, rng)
+        owner = np.empty(len(labels), int)
+        for client, rows in enumerate(np.array_split(np.concatenate(lists), num_clients)):
+            owner[rows] = client
+        return owner
+
+    def _group(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        num_clients: int,
+        num_classes: int,
+        rng: np.random.Generator,
+    ) -> list[np.ndarray]:
+        fair = len(rows) / num_clients
+        for _ in range(_MOST_DRAWS):
+            parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+            sizes = np.zeros(num_clients)
+            for label in range(num_classes):
+                own = rng.permutation(rows[labels[rows] == label])
+                shares = rng.dirichlet(np.full(num_clients, self.alpha)) * (sizes < fair)
+                if shares.sum() == 0:  # underflow at tiny α: someone short of samples takes all
+                    shares = (np.arange(num_clients) == sizes.argmin()).astype(float)
+                to = _dealt(len(own), shares / shares.sum())
+                for client in range(num_clients):
+                    parts[client].append(own[to == client])
+                sizes += np.bincount(to, minlength=num_clients)
+            if sizes.min() >= fair / 2:
+                return [rng.permutation(np.concatenate(part)) for part in parts]
+        raise ConfigError(
+            f"{_MOST_DRAWS:,} Dirichlet draws with alpha {self.alpha} left a client with less than "
+            "half its share; raise alpha, or use balanced=False."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Samples sorted by label and cut into equal shards, a few for each client (FedAvg's split).
+
+    Attributes:
+      shards_per_client: how many; a client sees about as many classes.
+    """
+
+    shards_per_client: int = 2
+
+    def __post_init__(self):
+        if self.shards_per_client < 1:
+            raise ConfigError(
+                f"shards_per_client must be at least 1, not {self.shards_per_client}."
+            )
+
+    def __call__(
+        self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Owner of each sample, int [N].
+
+        Raises:
+          ConfigError: more shards than samples.
+        """
+        num_shards = num_clients * self.shards_per_client
+        if num_shards > len(labels):
+            raise ConfigError(
+                f"{num_shards} shards need as many samples, but there are {len(labels)}; lower "
+                "shards_per_client or the number of clients."
+            )
+        by_label = np.lexsort((rng.random(len(labels)), labels))
+        owners = rng.permutation(np.arange(num_shards) % num_clients)
+        owner = np.empty(len(labels), int)
+        for client, rows in zip(owners, np.array_split(by_label, num_shards), strict=True):
+            owner[rows] = client
+        return owner
+
+
+_MOST_DRAWS = 1000
+_LARGEST_GROUP = 10
+
+
+def _dealt(count: int, shares: np.ndarray) -> np.ndarray:
+    """Who gets each of `count` samples, in order, by cumulated shares [K]."""
+    bounds = np.round(np.cumsum(shares) * count)
+    bounds[-1] = count
+    return np.searchsorted(bounds, np.arange(count), side="right")
+
+
 # How users spell them: mhd.partition.primary_labels(labels_per_client=2, skew=100.0).
 primary_labels = PrimaryLabels
 iid = IID
-PARTITIONS: dict[str, type] = {"primary_labels": PrimaryLabels, "iid": IID}
+dirichlet = Dirichlet
+shards = Shards
+PARTITIONS: dict[str, type] = {
+    "primary_labels": PrimaryLabels,
+    "dirichlet": Dirichlet,
+    "iid": IID,
+    "shards": Shards,
+}
