@@ -13,8 +13,6 @@ import time
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
 
 

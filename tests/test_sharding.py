@@ -9,8 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.xdist_group("sharding")  # one fixture, one worker
-
 PROGRAM = """
 import json, re, sys
 import jax
