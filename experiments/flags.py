@@ -36,9 +36,17 @@ HYPERPARAMETER_HELP = {
     "temperature": "Temperature of the distillation's softmax.",
     "public_batch": "Whether all clients see the same public samples in a step.",
     "public_updates_stats": "Whether public samples update BatchNorm statistics.",
+    "averaging_rate": "γ, how far clients move to their neighbours' average in a step.",
+    "mixing": "Weights of that average: equal ones, or Metropolis-Hastings.",
+    "mu": "μ of the quasi-global momentum paper's Algorithm 1; left out, the CCL authors' form.",
+    "local_steps": "Steps between two averages.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
-_CHOICES = {"target_selection": list(TARGET_SELECTIONS), "public_batch": ["shared", "independent"]}
+_CHOICES = {
+    "target_selection": list(TARGET_SELECTIONS),
+    "public_batch": ["shared", "independent"],
+    "mixing": list(topologies.MIXINGS),
+}
 _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
@@ -65,7 +73,7 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_enum(name, default, _CHOICES[name], text)
     elif isinstance(default, bool):
         flags.DEFINE_bool(name, default, text)
-    elif isinstance(default, float):
+    elif isinstance(default, float) or name == "mu":
         flags.DEFINE_float(name, default, text)
     elif name == "num_targets":
         flags.DEFINE_string(name, str(default), text)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, DeviceData, as_float, draw_batch
@@ -150,9 +151,15 @@ def initial_carry(
 def carry_shardings(carry: Carry, execution: Execution) -> Carry:
     """Where each array of a carry lives: what a client owns is split by client, the rest whole."""
     whole, split = (execution.sharding(by_client=by) for by in (False, True))
+    num_clients = carry.state.num_clients
+
+    def by_client(a: Array) -> Sharding:
+        return split if a.ndim and a.shape[0] == num_clients else whole
+
     state = dataclasses.replace(
         jax.tree.map(lambda _: whole, carry.state),
         groups=jax.tree.map(lambda _: split, carry.state.groups),
+        extra=jax.tree.map(by_client, carry.state.extra),
     )
     sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
     return Carry(state, sums, whole)  # type: ignore[arg-type]  # places, in a carry's shape

@@ -10,8 +10,9 @@ from flax import struct
 from jax import Array
 
 from mhd_jax import random
+from mhd_jax.execution import everywhere
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.types import State
+from mhd_jax.types import PyTree, State
 
 
 @struct.dataclass
@@ -61,6 +62,20 @@ def finite_clients(outputs: Outputs) -> Array:
 def gather(outputs: Outputs, positions: Array) -> Outputs:
     """Outputs [K, P, …] of the clients at `positions` [K, T], as [K, T, P, …]."""
     return jax.tree.map(lambda a: a[positions], outputs)
+
+
+def average(tree: PyTree, weights: Array) -> PyTree:
+    """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]."""
+
+    def mixed(a: Array) -> Array:
+        return jnp.einsum("ij,j...->i...", weights.astype(a.dtype), everywhere(a))
+
+    return jax.tree.map(mixed, tree)
+
+
+def num_edges(adjacency: Array) -> Array:
+    """How many edges a graph [K, K] has, each direction counted, int32 []."""
+    return (adjacency > 0).sum(dtype=jnp.int32)
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ from jax import Array
 
 from mhd_jax import random
 from mhd_jax.data.batching import take_rows
+from mhd_jax.errors import ConfigError
 from mhd_jax.execution import over_clients
 from mhd_jax.losses import private_cross_entropy
 from mhd_jax.models.client_model import Outputs
@@ -37,7 +38,9 @@ def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> Py
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[order], *parts)
 
 
-def init_state(key: Array, clients: Any, sample_batch: Batch, num_heads: int) -> State:
+def init_state(
+    key: Array, clients: Any, sample_batch: Batch, num_heads: int, same_start: bool = False
+) -> State:
     """Fresh clients: each draws its own parameters from its own key.
 
     Args:
@@ -45,9 +48,11 @@ def init_state(key: Array, clients: Any, sample_batch: Batch, num_heads: int) ->
       clients: `mhd_jax.clients.Clients` whose groups have an optimizer.
       sample_batch: a batch, for the shape of one client's inputs.
       num_heads: H.
+      same_start: whether all draw from the first client's key instead.
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
-    keys = random.client_keys(key, random.Purpose.INIT, client_ids)
+    drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    keys = random.client_keys(key, random.Purpose.INIT, drawn)
     sample = jax.tree.map(lambda a: a[0], sample_batch.inputs)
     groups = []
     for group in clients.groups:
@@ -57,6 +62,16 @@ def init_state(key: Array, clients: Any, sample_batch: Batch, num_heads: int) ->
         opt_state = over_clients(group.optimizer.init)(params)
         groups.append(GroupState(params, stats, opt_state, model, group.optimizer, group.members))
     return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups))
+
+
+def require_one_architecture(clients: Any, why: str) -> None:
+    """Raises `ConfigError` where clients differ in architecture, naming them."""
+    if len(clients.groups) > 1:
+        listed = "; ".join(
+            f"clients {', '.join(map(str, group.members))}: {group.name}"
+            for group in clients.groups
+        )
+        raise ConfigError(f"{why}, which needs one architecture, but they have {listed}.")
 
 
 def all_params(state: State) -> tuple[PyTree, ...]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from mhd_jax.errors import ConfigError
@@ -79,8 +82,32 @@ def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
         optax.add_decayed_weights(settings.weight_decay)
         if settings.weight_decay
         else optax.identity(),
-        optax.sgd(settings.rate(steps), settings.momentum or None, settings.nesterov),
+        optax.trace(settings.momentum, settings.nesterov)
+        if settings.momentum
+        else optax.identity(),
+        _scale_by_rate(settings.rate(steps)),
     )
+
+
+class _RateState(NamedTuple):
+    steps: jax.Array
+    learning_rate: jax.Array
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+    """−η times the update, with the last η kept in the state: gossip algorithms look it up."""
+
+    def init(params: Any) -> _RateState:
+        del params
+        return _RateState(jnp.zeros((), jnp.int32), jnp.asarray(rate(0), jnp.float32))
+
+    def update(updates: Any, state: _RateState, params: Any = None) -> tuple[Any, _RateState]:
+        del params
+        now = jnp.asarray(rate(state.steps), jnp.float32)
+        scaled = jax.tree.map(lambda u: -now.astype(u.dtype) * u, updates)
+        return scaled, _RateState(state.steps + 1, now)
+
+    return optax.GradientTransformation(init, update)
 
 
 Optimizer: TypeAlias = SGD | optax.GradientTransformation
@@ -89,3 +116,22 @@ Optimizer: TypeAlias = SGD | optax.GradientTransformation
 def build(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
     """The optax transformation that `optimizer` stands for in a run of `steps` steps."""
     return optimizer.build(steps) if isinstance(optimizer, SGD) else optimizer
+
+
+def has_momentum(opt_state: Any) -> bool:
+    """Whether an optimizer's state is that of `SGD` with momentum."""
+    names = ("trace", "learning_rate")
+    return all(len(optax.tree_utils.tree_get_all_with_path(opt_state, name)) == 1 for name in names)
+
+
+def learning_rate(opt_state: Any) -> Any:
+    """The rate of `SGD`'s last step; at first that of the step to come."""
+    return optax.tree_utils.tree_get(opt_state, "learning_rate")
+
+
+def change_momentum(opt_state: Any, change: Callable[[Any, Any, Any], Any], tree: Any) -> Any:
+    """`SGD`'s state with another momentum: change(momentum, entry of `tree`, rate), leaf by leaf."""
+    rate = learning_rate(opt_state)
+    momentum = optax.tree_utils.tree_get(opt_state, "trace")
+    changed = jax.tree.map(lambda m, entry: change(m, entry, rate), momentum, tree)
+    return optax.tree_utils.tree_set(opt_state, trace=changed)

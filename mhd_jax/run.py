@@ -210,6 +210,8 @@ def prepare(
             "set public_fraction above 0."
         )
     topology = topologies.as_topology(topology, clients.num_clients)
+    if algorithm.undirected:
+        topologies.require_undirected(topology, algorithm.name)
     settings = {
         "algorithm": algorithm.name,
         "hyperparameters": algorithm.hyperparameters,

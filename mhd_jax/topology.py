@@ -22,6 +22,8 @@ from flax import struct
 
 from mhd_jax.errors import ConfigError
 
+_CHECKED_STEPS = 16  # of a function of the step
+
 Schedule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -415,6 +417,22 @@ def _at_least(num_clients: int, least: int, name: str) -> int:
     if num_clients < least:
         raise ConfigError(f"a {name} topology needs at least {least} clients, not {num_clients}.")
     return num_clients
+
+
+def require_undirected(topology: Topology, why: str) -> None:
+    """Raises `ConfigError` where an edge goes one way only (for functions: in the first steps)."""
+    matrices = (
+        np.asarray(topology.adjacency)
+        if topology.schedule is cycle
+        else np.stack([np.asarray(topology.at(step)) for step in range(_CHECKED_STEPS)])
+    )
+    one_way = np.argwhere((matrices > 0) != (matrices > 0).swapaxes(1, 2))
+    if one_way.size:
+        _, i, j = one_way[0]
+        raise ConfigError(
+            f"{why} averages over the graph, whose edges must go both ways, but clients {i} and {j} "
+            f"of {topology.name} are joined one way only; make the adjacency matrix symmetric."
+        )
 
 
 def _exactly(num_clients: int, needed: int, name: str) -> None:

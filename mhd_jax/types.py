@@ -68,7 +68,8 @@ class State:
       client_ids: who sits at each position of the client axis, int32 [K]. Keys
         derive from the id, so a client keeps its randomness wherever it sits.
       groups: clients by architecture; `members` gives their positions.
-      extra: what one algorithm keeps beside (consensus estimates, teacher pools).
+      extra: what one algorithm keeps beside (consensus estimates, teacher pools); arrays
+        [K, ...] live where their clients do.
     """
 
     step: jax.Array
@@ -99,6 +100,7 @@ class Algorithm:
       num_heads: H.
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
+      undirected: whether it averages over the graph, whose edges must then go both ways.
       pooled: whether one client holds all private data (the upper bound).
       name, hyperparameters: filled in by the factory that made it.
     """
@@ -109,6 +111,7 @@ class Algorithm:
     edge_bytes: Callable[[State, Batch], dict[str, int]]
     num_heads: int = 1
     public_batch: str | None = None
+    undirected: bool = False
     pooled: bool = False
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

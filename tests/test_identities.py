@@ -27,6 +27,9 @@ COMPLETE = 1 - jnp.eye(K)
 EMPTY = jnp.zeros((K, K))
 
 
+MOMENTUM = mhd.optim.SGD(0.1, schedule="constant").build(10)
+
+
 def run_steps(algorithm, clients, graph, batches=None, steps=3, state=None):
     batches = batches or [tiny_batch(clients.num_clients, seed=s) for s in range(steps)]
     state = state or algorithm.init(jax.random.key(0), clients, batches[0])
@@ -146,13 +149,14 @@ def test_relabelling_the_clients_permutes_the_result(name, settings):
     shared = algorithm.public_batch != "independent"
     order = np.array([2, 0, 3, 1])
     graph = jnp.asarray(np.random.default_rng(1).integers(0, 2, (K, K)) * (1 - np.eye(K)))
-    clients, batch = tiny_clients(K), tiny_batch(K, shared=shared)
+    clients, batch = tiny_clients(K, optimizer=MOMENTUM), tiny_batch(K, shared=shared)
     state = algorithm.init(jax.random.key(0), clients, batch)
     permute = lambda tree: jax.tree.map(lambda a: a[order], tree)
     group = state.groups[0]
     relabelled = dataclasses.replace(
         state,
         client_ids=state.client_ids[order],
+        extra=permute(state.extra),
         groups=(
             dataclasses.replace(
                 group, params=permute(group.params), opt_state=permute(group.opt_state)
@@ -178,7 +182,7 @@ def test_relabelling_the_clients_permutes_the_result(name, settings):
 @pytest.mark.parametrize("num_clients", [1, 4])
 def test_every_algorithm_keeps_structure_and_never_recompiles(name, num_clients):
     algorithm = ALGORITHMS[name]()
-    clients = tiny_clients(num_clients)
+    clients = tiny_clients(num_clients, optimizer=MOMENTUM)
     batch = tiny_batch(num_clients)
     state = algorithm.init(jax.random.key(0), clients, batch)
     traces = []

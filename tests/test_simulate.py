@@ -250,7 +250,11 @@ def test_chunks_of_clients_give_the_same_results(name):
     whole = run(name)
     for chunk in (1, 3):
         parts = run(name, client_chunk=chunk)
-        assert_trees_close(parts.state.groups, whole.state.groups, rtol=1e-4, atol=1e-6)
+        # Quasi-global momentum divides differences by the learning rate, rounding included.
+        rounding = (
+            {"rtol": 1e-3, "atol": 5e-4} if name == "qg_dsgd" else {"rtol": 1e-4, "atol": 1e-6}
+        )
+        assert_trees_close(parts.state.groups, whole.state.groups, **rounding)
 
 
 def test_other_folders_are_refused(tmp_path):

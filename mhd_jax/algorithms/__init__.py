@@ -1,6 +1,8 @@
 """The algorithms, one file each. A new one is one file and one line here."""
 
 from mhd_jax.algorithms.base import hyperparameters
+from mhd_jax.algorithms.fedavg import fedavg
+from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
 from mhd_jax.algorithms.isolated import isolated, supervised
 from mhd_jax.algorithms.mhd import mhd
 from mhd_jax.algorithms.naive import naive
@@ -8,8 +10,21 @@ from mhd_jax.algorithms.naive import naive
 ALGORITHMS = {
     "mhd": mhd,
     "naive": naive,
+    "dsgd": dsgd,
+    "qg_dsgd": qg_dsgd,
+    "fedavg": fedavg,
     "isolated": isolated,
     "supervised": supervised,
 }
 
-__all__ = ["ALGORITHMS", "hyperparameters", "isolated", "mhd", "naive", "supervised"]
+__all__ = [
+    "ALGORITHMS",
+    "dsgd",
+    "fedavg",
+    "hyperparameters",
+    "isolated",
+    "mhd",
+    "naive",
+    "qg_dsgd",
+    "supervised",
+]

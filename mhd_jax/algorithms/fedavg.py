@@ -1,0 +1,75 @@
+"""Federated averaging (McMahan et al., AISTATS 2017).
+
+Every client trains on its own data; every `local_steps` steps all take the average of all,
+
+    θ_i ← Σ_j n_j θ_j / Σ_j n_j,
+
+weighted by the sizes n_j of the private sets, normalisation statistics included. A server
+averages, so the graph plays no part. Momentum stays at home.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax import exchange
+from mhd_jax.algorithms.base import factory, require
+from mhd_jax.groups import (
+    apply_gradients,
+    init_state,
+    predict,
+    private_gradients,
+    require_one_architecture,
+)
+from mhd_jax.memory import num_bytes
+from mhd_jax.types import Algorithm, Batch, Metrics, State
+
+
+@factory
+def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
+    """Federated averaging.
+
+    Args:
+      local_steps: steps between two averages.
+      label_smoothing: of the private cross-entropy, in [0, 1).
+    """
+    require(local_steps >= 1, f"local_steps must be at least 1, not {local_steps}.")
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+
+    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+        require_one_architecture(clients, "fedavg averages parameters")
+        state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
+        sizes = jnp.asarray(clients.label_counts().sum(axis=1), jnp.float32)
+        return dataclasses.replace(state, extra={"sizes": sizes})
+
+    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        del graph
+        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
+        state = apply_gradients(state, gradients, stats)
+        averages = state.step % local_steps == 0
+        sizes = state.extra["sizes"]
+        # Up and down for every client that has data.
+        edges = jnp.where(averages, 2 * (sizes > 0).sum(dtype=jnp.int32), 0)
+        metrics = {"loss": losses, "private_loss": losses, "edges": edges}
+        return jax.lax.cond(averages, _averaged, lambda state: state, state), metrics
+
+    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
+        del batch
+        group = state.groups[0]
+        return {"weights": num_bytes((group.params, group.stats)) // state.num_clients}
+
+    return Algorithm(init=init, train_step=train_step, predict=predict, edge_bytes=edge_bytes)
+
+
+def _averaged(state: State) -> State:
+    (group,) = state.groups
+    sizes = state.extra["sizes"]
+    weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
+    params, stats = exchange.average((group.params, group.stats), weights)
+    group = dataclasses.replace(group, params=params, stats=stats)
+    return dataclasses.replace(state, groups=(group,))

@@ -1,0 +1,176 @@
+"""Gossip SGD, the baselines DSGDm-N and QG-DSGDm-N (Lin et al., ICML 2021, arXiv 2102.04761).
+
+Neighbours average their parameters, then each takes a step on its own data. With x_j the
+result of the previous step's update and η_prev its learning rate (at first the base rate):
+
+    r_i = γ (Σ_j W[i,j] x_j − x_i),   x_i' = x_i + r_i
+    m_i ← m_i − r_i / η_prev                                   quasi-global momentum only
+    g_i = ∇CE_i(x_i') + weight decay · x_i'
+    m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer
+
+All clients start from the same parameters. Momentum and normalisation statistics stay at home.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax import exchange, optim
+from mhd_jax.algorithms.base import factory, require
+from mhd_jax.errors import ConfigError
+from mhd_jax.groups import (
+    apply_gradients,
+    init_state,
+    predict,
+    private_gradients,
+    require_one_architecture,
+)
+from mhd_jax.memory import num_bytes
+from mhd_jax.topology import MIXINGS
+from mhd_jax.types import Algorithm, Batch, Metrics, State
+
+
+@factory
+def dsgd(
+    averaging_rate: float = 1.0,
+    mixing: str = "uniform",
+    label_smoothing: float = 0.0,
+) -> Algorithm:
+    """Gossip SGD with the clients' own momentum (DSGDm-N).
+
+    Args:
+      averaging_rate: γ, in (0, 1].
+      mixing: "uniform" (1 / (degree + 1)) or "metropolis_hastings".
+      label_smoothing: of the private cross-entropy, in [0, 1).
+    """
+    return _gossip(averaging_rate, mixing, label_smoothing, quasi_global=False, mu=None)
+
+
+@factory
+def qg_dsgd(
+    averaging_rate: float = 1.0,
+    mixing: str = "uniform",
+    mu: float | None = None,
+    label_smoothing: float = 0.0,
+) -> Algorithm:
+    """Gossip SGD with quasi-global momentum (QG-DSGDm-N).
+
+    Args:
+      averaging_rate, mixing, label_smoothing: as for `dsgd`.
+      mu: None takes the form above, that of the CCL authors' code. A number in [0, 1) takes the
+        paper's Algorithm 1: m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η of parameters after mixing is
+        the buffer from which each local step starts.
+    """
+    require(mu is None or 0 <= mu < 1, f"mu must be in [0, 1), not {mu}.")
+    return _gossip(averaging_rate, mixing, label_smoothing, quasi_global=True, mu=mu)
+
+
+def _gossip(
+    averaging_rate: float,
+    mixing: str,
+    label_smoothing: float,
+    quasi_global: bool,
+    mu: float | None,
+) -> Algorithm:
+    check_settings(averaging_rate, mixing, label_smoothing)
+
+    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+        state = init_gossip(key, clients, sample_batch, quasi_global)
+        if mu is None:
+            return state
+        params = state.groups[0].params
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
+
+    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global and mu is None)
+        if mu is not None:
+            state = _paper_momentum(state, mu)
+        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
+        metrics = {"loss": losses, "private_loss": losses, "edges": exchange.num_edges(graph)}
+        return apply_gradients(state, gradients, stats), metrics
+
+    return Algorithm(
+        init=init,
+        train_step=train_step,
+        predict=predict,
+        edge_bytes=lambda state, batch: weight_bytes(state),
+        undirected=True,
+    )
+
+
+def check_settings(averaging_rate: float, mixing: str, label_smoothing: float) -> None:
+    """Raises `ConfigError` for settings of gossip that cannot work."""
+    require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
+    require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+
+
+def init_gossip(key: Array, clients: Any, sample_batch: Batch, quasi_global: bool) -> State:
+    """Clients of one architecture that start from the same parameters.
+
+    Raises:
+      ConfigError: several architectures, or (`quasi_global`) an optimizer without momentum.
+    """
+    require_one_architecture(clients, "gossip averages parameters")
+    state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
+    if quasi_global and not optim.has_momentum(state.groups[0].opt_state):
+        raise ConfigError(
+            "quasi-global momentum needs mhd_jax.optim.SGD with momentum above 0 (--momentum=0.9)."
+        )
+    return state
+
+
+def mix(state: State, weights: Array, averaging_rate: float, quasi_global: bool) -> State:
+    """x' = x + γ (W x − x), and with `quasi_global` m ← m − γ (W x − x) / η_prev.
+
+    Args:
+      state: of one group.
+      weights: W, row-stochastic [K, K].
+    """
+    (group,) = state.groups
+    moves = jax.tree.map(
+        lambda mean, own: averaging_rate * (mean - own),
+        exchange.average(group.params, weights),
+        group.params,
+    )
+    params = jax.tree.map(jnp.add, group.params, moves)
+    opt_state = group.opt_state
+    if quasi_global:
+        opt_state = optim.change_momentum(
+            opt_state, lambda m, move, rate: m - _over_rate(move, rate), moves
+        )
+    group = dataclasses.replace(group, params=params, opt_state=opt_state)
+    return dataclasses.replace(state, groups=(group,))
+
+
+def _paper_momentum(state: State, mu: float) -> State:
+    """m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, from which the local step's momentum starts."""
+    (group,) = state.groups
+    rate = optim.learning_rate(group.opt_state)
+    buffer = jax.tree.map(
+        lambda old, before, now: mu * old + (1 - mu) * _over_rate(before - now, rate),
+        state.extra["buffer"],
+        state.extra["mixed"],
+        group.params,
+    )
+    opt_state = optim.change_momentum(group.opt_state, lambda m, new, rate: new, buffer)
+    group = dataclasses.replace(group, opt_state=opt_state)
+    extra = {"mixed": group.params, "buffer": buffer}
+    return dataclasses.replace(state, groups=(group,), extra=extra)
+
+
+def _over_rate(move: Array, rate: Array) -> Array:
+    """A move [K, …] over the clients' learning rates [K]; 0 where the rate is 0 (warm-up)."""
+    rate = rate.reshape(rate.shape + (1,) * (move.ndim - rate.ndim)).astype(move.dtype)
+    return jnp.where(rate > 0, move / jnp.where(rate > 0, rate, 1), 0)
+
+
+def weight_bytes(state: State) -> dict[str, int]:
+    """What an edge carries when a client sends its parameters."""
+    return {"weights": num_bytes(state.groups[0].params) // state.num_clients}

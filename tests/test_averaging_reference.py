@@ -1,0 +1,229 @@
+"""Gossip SGD, quasi-global momentum and federated averaging against NumPy trajectories."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.algorithms import ALGORITHMS
+from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
+
+K, STEPS = 4, 6
+RATES = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / 20))  # cosine over 20 steps
+BETA, DECAY = 0.9, 1e-2
+OPTIMIZER = mhd.optim.SGD(0.1, BETA, nesterov=True, weight_decay=DECAY).build(20)
+RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], np.float32)
+STAR = np.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], np.float32)
+
+
+def loss_gradient(x, inputs, labels, mask):
+    """∇CE of a linear softmax model W (F × D), V (D × C), b, by hand."""
+    w, v, b = x
+    hidden = inputs @ w
+    z = hidden @ v + b
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    dz = (p - np.eye(NUM_CLASSES)[labels]) * (mask / mask.sum())[:, None]
+    return [inputs.T @ (dz @ v.T), hidden.T @ dz, dz.sum(axis=0)]
+
+
+def batches():
+    return [tiny_batch(K, seed=step, dtype=jnp.float64) for step in range(STEPS)]
+
+
+def gradients(x, batch):
+    """Of all clients, as lists of arrays [K, …], with weight decay."""
+    each = [
+        loss_gradient(
+            [a[i] for a in x], *(np.asarray(b[i]) for b in (batch.inputs, batch.labels, batch.mask))
+        )
+        for i in range(K)
+    ]
+    return [
+        np.stack(parts) + DECAY * a for parts, a in zip(zip(*each, strict=True), x, strict=True)
+    ]
+
+
+def parameters(state):
+    params = state.groups[0].params
+    return [
+        np.asarray(a)
+        for a in (
+            params["backbone"]["Dense_0"]["kernel"],
+            params["heads"]["kernel"][:, 0],
+            params["heads"]["bias"][:, 0],
+        )
+    ]
+
+
+def trajectory(algorithm, graph, clients=None, start=None):
+    """Parameters after every step of the algorithm itself, and the metrics."""
+    everyone = clients or tiny_clients(K, optimizer=OPTIMIZER)
+    state = algorithm.init(jax.random.key(0), everyone, batches()[0])
+    if start is not None:
+        state = start(state)
+    first, found, metrics = parameters(state), [], []
+    step = jax.jit(algorithm.train_step)
+    for batch in batches():
+        state, told = step(state, batch, jnp.asarray(graph))
+        found.append(parameters(state))
+        metrics.append(told)
+    return first, found, metrics
+
+
+def scattered(state):
+    """The same state with clients that differ."""
+    (group,) = state.groups
+    noise = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: a + 0.3 * noise.normal(size=a.shape), group.params)
+    return dataclasses.replace(state, groups=(dataclasses.replace(group, params=params),))
+
+
+def mixing_matrix(graph, kind):
+    degree = graph.sum(axis=1)
+    if kind == "uniform":
+        return (graph + np.eye(K)) / (degree[:, None] + 1)
+    w = graph / (1 + np.maximum(degree[:, None], degree[None, :]))
+    return w + np.diag(1 - w.sum(axis=1))
+
+
+def mixed(w, a):
+    return np.tensordot(w, a, axes=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "graph", "settings"),
+    [
+        ("dsgd", RING, {}),
+        ("dsgd", STAR, {"mixing": "metropolis_hastings", "averaging_rate": 0.7}),
+        ("qg_dsgd", RING, {}),
+        ("qg_dsgd", STAR, {"averaging_rate": 0.9}),
+        ("qg_dsgd", STAR, {"mixing": "metropolis_hastings", "averaging_rate": 0.5}),
+    ],
+)
+def test_gossip_follows_the_equations(name, graph, settings, float64):
+    first, found, metrics = trajectory(ALGORITHMS[name](**settings), graph, start=scattered)
+    w = mixing_matrix(graph, settings.get("mixing", "uniform"))
+    gamma = settings.get("averaging_rate", 1.0)
+    x, m = first, [np.zeros_like(a) for a in first]
+    previous = RATES[0]
+    for step, batch in enumerate(batches()):
+        r = [gamma * (mixed(w, a) - a) for a in x]
+        x = [a + move for a, move in zip(x, r, strict=True)]
+        if name == "qg_dsgd":
+            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
+        g = gradients(x, batch)
+        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
+        x = [
+            a - RATES[step] * (slope + BETA * buffer)
+            for a, slope, buffer in zip(x, g, m, strict=True)
+        ]
+        previous = RATES[step]
+        for actual, expected in zip(found[step], x, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert metrics[step]["edges"] == graph.sum()
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.9])
+def test_the_papers_quasi_global_momentum(mu, float64):
+    """Algorithm 1 of the QGM paper: d = (x^t − x^{t+1}) / η of parameters after mixing."""
+    first, found, _ = trajectory(mhd.algorithms.qg_dsgd(mu=mu), RING, start=None)
+    w = mixing_matrix(RING, "uniform")
+    x, buffer = first, [np.zeros_like(a) for a in first]
+    for step, batch in enumerate(batches()):
+        g = gradients(x, batch)
+        m = [BETA * b + slope for b, slope in zip(buffer, g, strict=True)]
+        half = [
+            a - RATES[step] * (slope + BETA * moment)
+            for a, slope, moment in zip(x, g, m, strict=True)
+        ]
+        for actual, expected in zip(found[step], half, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        following = [mixed(w, a) for a in half]
+        buffer = [
+            mu * b + (1 - mu) * (a - new) / RATES[step]
+            for b, a, new in zip(buffer, x, following, strict=True)
+        ]
+        x = following
+
+
+def test_fedavg_follows_the_equations(float64):
+    clients = tiny_clients(K, optimizer=OPTIMIZER, partition=mhd.partition.primary_labels(1, 5.0))
+    sizes = clients.label_counts().sum(axis=1)
+    assert len(set(sizes)) > 1
+    first, found, metrics = trajectory(mhd.algorithms.fedavg(local_steps=3), RING, clients)
+    assert all((a == a[:1]).all() for a in first)
+    x, m = first, [np.zeros_like(a) for a in first]
+    for step, batch in enumerate(batches()):
+        g = gradients(x, batch)
+        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
+        x = [
+            a - RATES[step] * (slope + BETA * buffer)
+            for a, slope, buffer in zip(x, g, m, strict=True)
+        ]
+        if (step + 1) % 3 == 0:
+            w = np.tile(sizes / sizes.sum(), (K, 1))
+            x = [mixed(w, a) for a in x]
+        for actual, expected in zip(found[step], x, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert metrics[step]["edges"] == (2 * K if (step + 1) % 3 == 0 else 0)
+
+
+@pytest.mark.parametrize("mixing", ["uniform", "metropolis_hastings"])
+def test_gossip_keeps_the_mean(mixing, float64):
+    """With a doubly stochastic W and no learning, only the spread changes."""
+    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
+    algorithm = mhd.algorithms.dsgd(mixing=mixing)
+    everyone = tiny_clients(K, optimizer=still)
+    first, found, _ = trajectory(algorithm, RING, everyone, start=scattered)
+    for before, after in zip(first, found[-1], strict=True):
+        np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-6)
+        assert after.std(axis=0).max() < 0.2 * before.std(axis=0).max()
+
+
+def test_one_round_on_a_complete_graph_is_the_mean(float64):
+    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
+    complete = np.ones((K, K), np.float32) - np.eye(K, dtype=np.float32)
+    everyone = tiny_clients(K, optimizer=still)
+    first, found, _ = trajectory(mhd.algorithms.dsgd(), complete, everyone, start=scattered)
+    for before, after in zip(first, found[0], strict=True):
+        np.testing.assert_allclose(
+            after, np.broadcast_to(before.mean(axis=0), after.shape), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", ["dsgd", "qg_dsgd"])
+def test_without_neighbours_gossip_is_local_training(name, float64):
+    """The same as `isolated` from the same parameters."""
+    everyone = tiny_clients(K, optimizer=OPTIMIZER)
+    state = ALGORITHMS[name]().init(jax.random.key(0), everyone, batches()[0])
+    nobody = np.zeros((K, K), np.float32)
+    one, _, _ = trajectory(ALGORITHMS[name](), nobody)
+    _, apart, _ = trajectory(ALGORITHMS[name](), nobody)
+    alone = mhd.algorithms.isolated(label_smoothing=0.0)
+    step = jax.jit(alone.train_step)
+    for batch, found in zip(batches(), apart, strict=True):
+        state, _ = step(state, batch, jnp.asarray(nobody))
+        for actual, expected in zip(found, parameters(state), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
+    assert all((a == a[:1]).all() for a in one)
+
+
+def test_what_cannot_be_averaged_is_refused():
+    mixed_clients = mhd.make_clients("digits", 4, "mlp:2,cnn:2")
+    for name in ("dsgd", "qg_dsgd", "fedavg"):
+        with pytest.raises(mhd.ConfigError, match="clients 0, 1: mlp; clients 2, 3: cnn"):
+            mhd.simulate("ring", mixed_clients, name, steps=1)
+    alike = mhd.make_clients("digits", 4)
+    with pytest.raises(mhd.ConfigError, match=r"needs mhd_jax\.optim\.SGD with momentum"):
+        mhd.simulate("ring", alike, "qg_dsgd", optimizer=mhd.optim.SGD(momentum=0.0), steps=1)
+    one_way = np.eye(4, k=1) + np.eye(4, k=-3)
+    with pytest.raises(mhd.ConfigError, match="clients 0 and 1 of custom are joined one way only"):
+        mhd.simulate(one_way, alike, "dsgd", steps=1)
+    turning = lambda step: jnp.roll(jnp.eye(4), step % 3 + 1, axis=1)
+    with pytest.raises(mhd.ConfigError, match="joined one way only"):
+        mhd.simulate(turning, alike, "dsgd", steps=1)
+    mhd.simulate(one_way, alike, "fedavg", steps=1)  # the graph plays no part
