@@ -39,6 +39,7 @@ HYPERPARAMETER_HELP = {
     "averaging_rate": "γ, how far clients move to their neighbours' average in a step.",
     "mixing": "Weights of that average: equal ones, or Metropolis-Hastings.",
     "mu": "μ of the quasi-global momentum paper's Algorithm 1; left out, the CCL authors' form.",
+    "rho": "ρ, weight of the pull towards the network's average decisions.",
     "local_steps": "Steps between two averages.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }

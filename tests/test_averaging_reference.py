@@ -227,3 +227,77 @@ def test_what_cannot_be_averaged_is_refused():
     with pytest.raises(mhd.ConfigError, match="joined one way only"):
         mhd.simulate(turning, alike, "dsgd", steps=1)
     mhd.simulate(one_way, alike, "fedavg", steps=1)  # the graph plays no part
+
+
+# Distributed Distillation.
+
+
+def softmax(x, inputs):
+    w, v, b = x
+    z = inputs @ w @ v + b
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def pull_gradient(x, inputs, target):
+    """∇ ½ mean_x ‖s(x) − z(x)‖² by hand, through the softmax's Jacobian diag(s) − s sᵀ."""
+    w, v, _ = x
+    s = softmax(x, inputs)
+    gap = s - target
+    dz = s * (gap - (s * gap).sum(axis=1, keepdims=True)) / len(inputs)
+    return [inputs.T @ (dz @ v.T), (inputs @ w).T @ dz, dz.sum(axis=0)]
+
+
+def reference_batches(clients):
+    """Batches whose public samples are rows of the clients' own public set."""
+    everything = clients.data.inputs[clients.public].astype(np.float64)
+    rng = np.random.default_rng(1)
+    for batch in batches():
+        rows = rng.permutation(len(everything))[:5]
+        yield (
+            dataclasses.replace(
+                batch,
+                public_inputs=jnp.asarray(everything[rows]),
+                public_indices=jnp.asarray(rows, jnp.int32),
+            ),
+            everything,
+        )
+
+
+@pytest.mark.parametrize(("graph", "rho"), [(RING, 0.8), (STAR, 3.0)])
+def test_distributed_distillation_follows_the_equations(graph, rho, float64):
+    clients = tiny_clients(K, optimizer=OPTIMIZER, public_fraction=0.3)
+    algorithm = mhd.algorithms.distributed_distillation(rho=rho)
+    steps = list(reference_batches(clients))
+    state = algorithm.init(jax.random.key(0), clients, steps[0][0])
+    everything = steps[0][1]
+    x, w = parameters(state), mixing_matrix(graph, "metropolis_hastings")
+    m = [np.zeros_like(a) for a in x]
+    own = lambda i: [a[i] for a in x]
+    z = np.stack([softmax(own(i), everything) for i in range(K)])
+    said = z.copy()
+    np.testing.assert_allclose(state.extra["estimates"], z, atol=1e-6)
+    train_step = jax.jit(algorithm.train_step)
+    for step, (batch, _) in enumerate(steps):
+        rows, inputs = np.asarray(batch.public_indices), np.asarray(batch.public_inputs)
+        g = gradients(x, batch)
+        pulls = [pull_gradient(own(i), inputs, z[i, rows]) for i in range(K)]
+        g = [a + rho * np.stack(b) for a, b in zip(g, zip(*pulls, strict=True), strict=True)]
+        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
+        x = [
+            a - RATES[step] * (slope + BETA * buffer)
+            for a, slope, buffer in zip(x, g, m, strict=True)
+        ]
+        now = np.stack([softmax(own(i), inputs) for i in range(K)])
+        z[:, rows] = mixed(w, z[:, rows]) + now - said[:, rows]
+        said[:, rows] = now
+
+        state, _ = train_step(state, batch, jnp.asarray(graph))
+        for actual, expected in zip(parameters(state), x, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(state.extra["estimates"], z, atol=1e-6)
+        np.testing.assert_allclose(state.extra["said"], said, atol=1e-6)
+        # The invariant, for every x, and whatever the minibatch was.
+        np.testing.assert_allclose(
+            state.extra["estimates"].sum(axis=0), state.extra["said"].sum(axis=0), atol=1e-6
+        )

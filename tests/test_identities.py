@@ -11,7 +11,7 @@ from flax import linen as nn
 
 import mhd_jax as mhd
 from mhd_jax import exchange, groups
-from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from tests.conftest import (
     FEATURES,
     NUM_CLASSES,
@@ -139,7 +139,8 @@ def test_a_non_finite_teacher_is_masked_before_the_draw(poison, shared):
         if not build().pooled  # a pooled run has one client
         for settings in (
             [{"target_selection": "random", "public_batch": p} for p in ("shared", "independent")]
-            if build().public_batch
+            if "target_selection" in hyperparameters(build)
+            and "public_batch" in hyperparameters(build)
             else [{}]
         )
     ],

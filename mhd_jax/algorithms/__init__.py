@@ -1,6 +1,7 @@
 """The algorithms, one file each. A new one is one file and one line here."""
 
 from mhd_jax.algorithms.base import hyperparameters
+from mhd_jax.algorithms.distributed_distillation import distributed_distillation
 from mhd_jax.algorithms.fedavg import fedavg
 from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
 from mhd_jax.algorithms.isolated import isolated, supervised
@@ -10,6 +11,7 @@ from mhd_jax.algorithms.naive import naive
 ALGORITHMS = {
     "mhd": mhd,
     "naive": naive,
+    "distributed_distillation": distributed_distillation,
     "dsgd": dsgd,
     "qg_dsgd": qg_dsgd,
     "fedavg": fedavg,
@@ -19,6 +21,7 @@ ALGORITHMS = {
 
 __all__ = [
     "ALGORITHMS",
+    "distributed_distillation",
     "dsgd",
     "fedavg",
     "hyperparameters",
