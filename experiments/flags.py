@@ -15,6 +15,7 @@ import mhd_jax as mhd
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.data.partition import PARTITIONS, Partition
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.models import MODELS, NORMS
@@ -40,6 +41,9 @@ HYPERPARAMETER_HELP = {
     "mixing": "Weights of that average: equal ones, or Metropolis-Hastings.",
     "mu": "μ of the quasi-global momentum paper's Algorithm 1; left out, the CCL authors' form.",
     "rho": "ρ, weight of the pull towards the network's average decisions.",
+    "digest_steps": "Steps of a round that learn from the consensus.",
+    "revisit_steps": "Steps of a round that learn from private data.",
+    "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps between two averages.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
@@ -47,6 +51,7 @@ _CHOICES = {
     "target_selection": list(TARGET_SELECTIONS),
     "public_batch": ["shared", "independent"],
     "mixing": list(topologies.MIXINGS),
+    "digest_loss": list(DIGEST_LOSSES),
 }
 _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
 _OPTIMIZER_FLAGS: dict[str, Any] = {

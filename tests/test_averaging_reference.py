@@ -1,4 +1,4 @@
-"""Gossip SGD, quasi-global momentum and federated averaging against NumPy trajectories."""
+"""Algorithms that average parameters or predictions, against NumPy trajectories."""
 
 import dataclasses
 
@@ -232,9 +232,13 @@ def test_what_cannot_be_averaged_is_refused():
 # Distributed Distillation.
 
 
-def softmax(x, inputs):
+def logits_of(x, inputs):
     w, v, b = x
-    z = inputs @ w @ v + b
+    return inputs @ w @ v + b
+
+
+def softmax(x, inputs):
+    z = logits_of(x, inputs)
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
@@ -301,3 +305,50 @@ def test_distributed_distillation_follows_the_equations(graph, rho, float64):
         np.testing.assert_allclose(
             state.extra["estimates"].sum(axis=0), state.extra["said"].sum(axis=0), atol=1e-6
         )
+
+
+# FedMD.
+
+
+def digest_gradient(x, inputs, consensus, kind):
+    """∇ mean |z − z̃| over samples and classes, or ∇ mean_x CE(softmax z, softmax z̃), by hand."""
+    w, v, _ = x
+    if kind == "mae":
+        dz = np.sign(logits_of(x, inputs) - consensus) / consensus.size
+    else:
+        target = np.exp(consensus - consensus.max(axis=1, keepdims=True))
+        target /= target.sum(axis=1, keepdims=True)
+        dz = (softmax(x, inputs) - target) / len(inputs)
+    return [inputs.T @ (dz @ v.T), (inputs @ w).T @ dz, dz.sum(axis=0)]
+
+
+@pytest.mark.parametrize("kind", ["mae", "kl"])
+def test_fedmd_follows_the_equations(kind, float64):
+    """Two rounds of two digest steps and one revisit step."""
+    algorithm = mhd.algorithms.fedmd(digest_steps=2, revisit_steps=1, digest_loss=kind)
+    x, found, metrics = trajectory(algorithm, RING)
+    assert any((a != a[:1]).any() for a in x)  # unlike parameters have a consensus to find
+    m = [np.zeros_like(a) for a in x]
+    for step, batch in enumerate(batches()):
+        if step % 3 == 0:
+            start = x
+        if step % 3 < 2:
+            inputs = np.asarray(batch.public_inputs)
+            consensus = np.mean(
+                [logits_of([a[i] for a in start], inputs) for i in range(K)], axis=0
+            )
+            each = [digest_gradient([a[i] for a in x], inputs, consensus, kind) for i in range(K)]
+            g = [
+                np.stack(parts) + DECAY * a
+                for parts, a in zip(zip(*each, strict=True), x, strict=True)
+            ]
+        else:
+            g = gradients(x, batch)
+        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
+        x = [
+            a - RATES[step] * (slope + BETA * buffer)
+            for a, slope, buffer in zip(x, g, m, strict=True)
+        ]
+        for actual, expected in zip(found[step], x, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert metrics[step]["edges"] == (2 * K if step % 3 < 2 else 0)

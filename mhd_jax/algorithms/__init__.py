@@ -3,6 +3,7 @@
 from mhd_jax.algorithms.base import hyperparameters
 from mhd_jax.algorithms.distributed_distillation import distributed_distillation
 from mhd_jax.algorithms.fedavg import fedavg
+from mhd_jax.algorithms.fedmd import fedmd
 from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
 from mhd_jax.algorithms.isolated import isolated, supervised
 from mhd_jax.algorithms.mhd import mhd
@@ -15,6 +16,7 @@ ALGORITHMS = {
     "dsgd": dsgd,
     "qg_dsgd": qg_dsgd,
     "fedavg": fedavg,
+    "fedmd": fedmd,
     "isolated": isolated,
     "supervised": supervised,
 }
@@ -24,6 +26,7 @@ __all__ = [
     "distributed_distillation",
     "dsgd",
     "fedavg",
+    "fedmd",
     "hyperparameters",
     "isolated",
     "mhd",

@@ -1,0 +1,127 @@
+"""FedMD: Li and Wang, 2019, arXiv 1910.03581.
+
+Training goes in rounds. At a round's start the clients' logits z_j on the public set are averaged
+into a consensus z̃(x) = mean_j z_j(x). Then every client
+
+    digests:   θ_i ← θ_i − η ∇ mean_x |z_i(x) − sg z̃(x)|        `digest_steps` steps
+    revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
+
+The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
+the public samples that each digest step draws. Clients without private data have no say. A
+server averages, so the graph plays no part; architectures may differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax.algorithms.base import factory, require
+from mhd_jax.groups import (
+    all_params,
+    all_stats,
+    apply_gradients,
+    forward,
+    init_state,
+    predict,
+    private_gradients,
+)
+from mhd_jax.losses import distillation
+from mhd_jax.random import Purpose
+from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+
+DIGEST_LOSSES = ("mae", "kl")
+
+
+@factory
+def fedmd(
+    digest_steps: int = 5,
+    revisit_steps: int = 5,
+    digest_loss: str = "mae",
+    label_smoothing: float = 0.0,
+) -> Algorithm:
+    """FedMD.
+
+    Args:
+      digest_steps: steps of a round that learn from the consensus.
+      revisit_steps: steps of a round that learn from private data.
+      digest_loss: "mae", the mean absolute difference of logits, as the paper; or "kl", the
+        cross-entropy to the consensus' softmax.
+      label_smoothing: of the private cross-entropy, in [0, 1).
+    """
+    for name, steps in (("digest_steps", digest_steps), ("revisit_steps", revisit_steps)):
+        require(steps >= 1, f"{name} must be at least 1, not {steps}.")
+    require(
+        digest_loss in DIGEST_LOSSES,
+        f"digest_loss must be one of {', '.join(DIGEST_LOSSES)}, not {digest_loss!r}.",
+    )
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    round_steps = digest_steps + revisit_steps
+
+    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+        state = init_state(key, clients, sample_batch, num_heads=1)
+        speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
+        start = {"params": all_params(state), "stats": all_stats(state)}
+        return dataclasses.replace(state, extra={"start": start, "speaks": speaks})
+
+    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        del graph
+        phase = state.step % round_steps
+        now = {"params": all_params(state), "stats": all_stats(state)}
+        start = jax.tree.map(
+            lambda new, old: jnp.where(phase == 0, new, old), now, state.extra["start"]
+        )
+        speaks = state.extra["speaks"]
+        state = dataclasses.replace(state, extra={"start": start, "speaks": speaks})
+        digests = phase < digest_steps
+        gradients, stats, losses = jax.lax.cond(
+            digests,
+            lambda: digest(state, batch),
+            lambda: private_gradients(state, batch, label_smoothing),
+        )
+        edges = jnp.where(digests, 2 * speaks.sum(), 0).astype(jnp.int32)  # up and down
+        return apply_gradients(state, gradients, stats), {"loss": losses, "edges": edges}
+
+    def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
+        """Gradients towards the consensus, statistics as they are, and the losses [K]."""
+        start, speaks = state.extra["start"], state.extra["speaks"]
+        said, _ = forward(
+            state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
+        )
+        consensus = jnp.einsum("k,kpc->pc", speaks / speaks.sum(), said.logits[:, :, 0])
+
+        def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
+            outputs, _ = forward(
+                state,
+                params,
+                all_stats(state),
+                batch.public_inputs,
+                train=Purpose.PUBLIC_DROPOUT,
+                shared_inputs=True,
+            )
+            logits = outputs.logits[:, :, 0]  # [K, P, C]
+            if digest_loss == "mae":
+                each = jnp.abs(logits - consensus).mean(axis=(1, 2))
+            else:
+                target = jax.nn.softmax(consensus)[:, None]
+                each = jax.vmap(distillation, (0, None))(logits[:, :, None], target)
+            return each.sum(), each  # each depends on its own client's parameters alone
+
+        gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
+        return gradients, all_stats(state), losses
+
+    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
+        kernel = state.groups[0].params["heads"]["kernel"]
+        return {"logits": batch.public_indices.shape[-1] * kernel.shape[-1] * kernel.dtype.itemsize}
+
+    return Algorithm(
+        init=init,
+        train_step=train_step,
+        predict=predict,
+        edge_bytes=edge_bytes,
+        public_batch="shared",
+    )
