@@ -82,6 +82,13 @@ def scattered(state):
     return dataclasses.replace(state, groups=(dataclasses.replace(group, params=params),))
 
 
+def nesterov_step(x, m, g, rate):
+    """m ← β m + g, x ← x − η (g + β m), for lists of arrays."""
+    m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
+    x = [a - rate * (slope + BETA * buffer) for a, slope, buffer in zip(x, g, m, strict=True)]
+    return x, m
+
+
 def mixing_matrix(graph, kind):
     degree = graph.sum(axis=1)
     if kind == "uniform":
@@ -116,11 +123,7 @@ def test_gossip_follows_the_equations(name, graph, settings, float64):
         if name == "qg_dsgd":
             m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
         g = gradients(x, batch)
-        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
-        x = [
-            a - RATES[step] * (slope + BETA * buffer)
-            for a, slope, buffer in zip(x, g, m, strict=True)
-        ]
+        x, m = nesterov_step(x, m, g, RATES[step])
         previous = RATES[step]
         for actual, expected in zip(found[step], x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
@@ -159,11 +162,7 @@ def test_fedavg_follows_the_equations(float64):
     x, m = first, [np.zeros_like(a) for a in first]
     for step, batch in enumerate(batches()):
         g = gradients(x, batch)
-        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
-        x = [
-            a - RATES[step] * (slope + BETA * buffer)
-            for a, slope, buffer in zip(x, g, m, strict=True)
-        ]
+        x, m = nesterov_step(x, m, g, RATES[step])
         if (step + 1) % 3 == 0:
             w = np.tile(sizes / sizes.sum(), (K, 1))
             x = [mixed(w, a) for a in x]
@@ -287,11 +286,7 @@ def test_distributed_distillation_follows_the_equations(graph, rho, float64):
         g = gradients(x, batch)
         pulls = [pull_gradient(own(i), inputs, z[i, rows]) for i in range(K)]
         g = [a + rho * np.stack(b) for a, b in zip(g, zip(*pulls, strict=True), strict=True)]
-        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
-        x = [
-            a - RATES[step] * (slope + BETA * buffer)
-            for a, slope, buffer in zip(x, g, m, strict=True)
-        ]
+        x, m = nesterov_step(x, m, g, RATES[step])
         now = np.stack([softmax(own(i), inputs) for i in range(K)])
         z[:, rows] = mixed(w, z[:, rows]) + now - said[:, rows]
         said[:, rows] = now
@@ -344,11 +339,7 @@ def test_fedmd_follows_the_equations(kind, float64):
             ]
         else:
             g = gradients(x, batch)
-        m = [BETA * buffer + slope for buffer, slope in zip(m, g, strict=True)]
-        x = [
-            a - RATES[step] * (slope + BETA * buffer)
-            for a, slope, buffer in zip(x, g, m, strict=True)
-        ]
+        x, m = nesterov_step(x, m, g, RATES[step])
         for actual, expected in zip(found[step], x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
         assert metrics[step]["edges"] == (2 * K if step % 3 < 2 else 0)

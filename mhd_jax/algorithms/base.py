@@ -56,3 +56,8 @@ def require(condition: bool, message: str) -> None:
     """Raises `ConfigError` with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_label_smoothing(label_smoothing: float) -> None:
+    """Raises `ConfigError` for a label smoothing outside [0, 1)."""
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.data.batching import as_float
 from mhd_jax.groups import (
     all_params,
@@ -50,7 +50,7 @@ def distributed_distillation(rho: float = 1.0, label_smoothing: float = 0.0) -> 
       label_smoothing: of the private cross-entropy, in [0, 1).
     """
     require(rho >= 0, f"rho must be at least 0, not {rho}.")
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require_label_smoothing(label_smoothing)
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)

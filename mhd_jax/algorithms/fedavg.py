@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.groups import (
     apply_gradients,
     init_state,
@@ -39,7 +39,7 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
       label_smoothing: of the private cross-entropy, in [0, 1).
     """
     require(local_steps >= 1, f"local_steps must be at least 1, not {local_steps}.")
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require_label_smoothing(label_smoothing)
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         require_one_architecture(clients, "fedavg averages parameters")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.groups import (
     all_params,
     all_stats,
@@ -59,7 +59,7 @@ def fedmd(
         digest_loss in DIGEST_LOSSES,
         f"digest_loss must be one of {', '.join(DIGEST_LOSSES)}, not {digest_loss!r}.",
     )
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require_label_smoothing(label_smoothing)
     round_steps = digest_steps + revisit_steps
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange, optim
-from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.errors import ConfigError
 from mhd_jax.groups import (
     apply_gradients,
@@ -108,7 +108,7 @@ def check_settings(averaging_rate: float, mixing: str, label_smoothing: float) -
     """Raises `ConfigError` for settings of gossip that cannot work."""
     require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
     require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require_label_smoothing(label_smoothing)
 
 
 def init_gossip(key: Array, clients: Any, sample_batch: Batch, quasi_global: bool) -> State:

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.base import factory, require_label_smoothing
 from mhd_jax.groups import apply_gradients, init_state, predict, private_gradients
 from mhd_jax.types import Algorithm, Batch, Metrics, State
 
@@ -36,7 +36,7 @@ def supervised(label_smoothing: float = 0.1) -> Algorithm:
 
 
 def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require_label_smoothing(label_smoothing)
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         return init_state(key, clients, sample_batch, num_heads=1)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange, random
-from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.errors import ConfigError
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
@@ -97,7 +97,7 @@ def mhd(
         "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
     )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    require_label_smoothing(label_smoothing)
     require(
         public_batch in ("shared", "independent"),
         f"public_batch must be 'shared' or 'independent', not {public_batch!r}.",
