@@ -89,6 +89,12 @@ def _check_folder(
 def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
     """One algorithm's row: means and standard deviations (n − 1) over seeds."""
 
+    def accuracies(of: Sequence[Mapping[str, Any]]) -> Row:
+        return {
+            metric: {head: spread([part[metric][head] for part in of]) for head in of[0][metric]}
+            for metric in report.METRICS
+        }
+
     def spread(values: list[float | None]) -> dict[str, float | None]:
         known = [value for value in values if value is not None]
         if not known:
@@ -96,18 +102,13 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
         std = float(np.std(known, ddof=1)) if len(known) > 1 else None
         return {"mean": float(np.mean(known)), "std": std}
 
-    accuracies = {
-        metric: {
-            head: spread([summary[metric][head] for summary in summaries])
-            for head in summaries[0][metric]
-        }
-        for metric in report.METRICS
-    }
+    consensus = [summary["consensus"] for summary in summaries if "consensus" in summary]
     seconds = float(np.median([summary["timing"]["seconds_per_step"] for summary in summaries]))
     return {
         "algorithm": name,
         "seeds": len(summaries),
-        **accuracies,
+        **accuracies(summaries),
+        **({"consensus": accuracies(consensus)} if consensus else {}),
         "total_bytes": float(np.mean([s["communication"]["total_bytes"] for s in summaries])),
         "seconds_per_step": seconds,
     }
@@ -117,9 +118,9 @@ def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     """The table as Markdown: one line for each algorithm and head."""
     lines = ["| algorithm | head | β_sh | β_priv |", "|---|---|---|---|"]
     for row in rows:
-        for head in row["beta_sh"]:
-            cells = [_cell(row[metric][head]) for metric in report.METRICS]
-            lines.append(f"| {row['algorithm']} | {head} | {cells[0]} | {cells[1]} |")
+        for head, *values in report.accuracy_lines(row):
+            cells = " | ".join(_cell(value) for value in values)
+            lines.append(f"| {row['algorithm']} | {head} | {cells} |")
     seeds = rows[0]["seeds"]
     lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
     return "\n".join([*lines, *notes]) + "\n"
@@ -129,15 +130,16 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
     """The table for the terminal."""
     table = Table("algorithm", "head", "β_sh", "β_priv", "MB sent", "ms/step", title=title)
     for row in rows:
-        for i, head in enumerate(row["beta_sh"]):
+        lines = report.accuracy_lines(row)
+        for i, (head, *values) in enumerate(lines):
             first = i == 0
             table.add_row(
                 row["algorithm"] if first else "",
                 head,
-                *(_cell(row[metric][head]) for metric in report.METRICS),
+                *(_cell(value) for value in values),
                 f"{row['total_bytes'] / 1e6:.1f}" if first else "",
                 f"{1000 * row['seconds_per_step']:.2f}" if first else "",
-                end_section=i == len(row["beta_sh"]) - 1,
+                end_section=i == len(lines) - 1,
             )
     return table
 

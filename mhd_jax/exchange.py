@@ -53,6 +53,13 @@ def draw_teachers(
     return Teachers(positions.astype(jnp.int32), jnp.isfinite(best))
 
 
+def neighbours(adjacency: Array) -> Teachers:
+    """All neighbours of every client of a graph [K, K], taken slots first, in client order."""
+    slots = max(adjacency.shape[0] - 1, 1)
+    taken, positions = jax.lax.top_k((adjacency > 0).astype(jnp.int32), slots)
+    return Teachers(positions.astype(jnp.int32), taken > 0)
+
+
 def finite_clients(outputs: Outputs) -> Array:
     """Which clients' outputs are all finite, bool [K]: nobody learns from the others."""
     finite = [jnp.isfinite(a).all(axis=range(1, a.ndim)) for a in jax.tree.leaves(outputs)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import random
+from mhd_jax import exchange, random
 from mhd_jax.data.batching import take_rows
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import over_clients
 from mhd_jax.losses import private_cross_entropy
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.types import Batch, GroupState, PyTree, State
+from mhd_jax.types import Batch, GroupState, Metrics, PyTree, State
 
 
 def take_members(tree: PyTree, members: tuple[int, ...], num_clients: int) -> PyTree:
@@ -128,16 +128,25 @@ def forward(
     return in_client_order(_without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
 
 
-def private_gradients(
-    state: State, batch: Batch, label_smoothing: float
-) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
-    """Every client's gradient of CE(z^0(x), y) on its private batch, in one pass for each client.
+def local_gradients(
+    state: State,
+    batch: Batch,
+    loss: Callable[..., tuple[Array, Metrics]],
+    context: tuple[PyTree, ...] = (),
+) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Metrics]:
+    """Every client's gradient of a loss on its private batch, in one pass for each client.
+
+    Args:
+      state, batch: of this step.
+      loss: of one client, `(outputs, labels [B], mask [B], *context) -> (value, terms)`;
+        `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training mode.
+      context: what else it needs, arrays [K, ...].
 
     Returns:
-      Gradients and statistics after the pass, group by group, and the losses [K].
+      Gradients and statistics after the pass, group by group, and the terms [K].
     """
     keys = random.client_keys(state.key, random.Purpose.DROPOUT, state.client_ids, state.step)
-    gradients, new_stats, losses = [], [], []
+    gradients, new_stats, terms = [], [], []
     for group in state.groups:
 
         def one_client(
@@ -147,24 +156,44 @@ def private_gradients(
             labels: Array,
             mask: Array,
             key: Array,
+            *context: PyTree,
             group: GroupState = group,
-        ) -> tuple[PyTree, PyTree, Array]:
-            def loss(params: PyTree) -> tuple[Array, PyTree]:
+        ) -> tuple[PyTree, PyTree, Metrics]:
+            def value(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
                 outputs, updated = group.model.apply(params, stats, inputs, key)
-                main = outputs.logits[:, 0]
-                return private_cross_entropy(main, labels, mask, label_smoothing), updated
+                total, parts = loss(outputs, labels, mask, *context)
+                return total, (parts, updated)
 
-            (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-            return gradient, updated, value
+            gradient, (parts, updated) = jax.grad(value, has_aux=True)(params)
+            return gradient, updated, parts
 
         own = take_members(
-            (batch.inputs, batch.labels, batch.mask, keys), group.members, state.num_clients
+            (batch.inputs, batch.labels, batch.mask, keys, *context),
+            group.members,
+            state.num_clients,
         )
-        gradient, updated, value = over_clients(one_client)(group.params, group.stats, *own)
+        gradient, updated, parts = over_clients(one_client)(group.params, group.stats, *own)
         gradients.append(gradient)
         new_stats.append(updated)
-        losses.append(value)
-    return tuple(gradients), tuple(new_stats), in_client_order(losses, state.groups)
+        terms.append(parts)
+    return tuple(gradients), tuple(new_stats), in_client_order(terms, state.groups)
+
+
+def private_gradients(
+    state: State, batch: Batch, label_smoothing: float
+) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
+    """Every client's gradient of CE(z^0(x), y) on its private batch.
+
+    Returns:
+      Gradients and statistics after the pass, group by group, and the losses [K].
+    """
+
+    def loss(outputs: Outputs, labels: Array, mask: Array) -> tuple[Array, Metrics]:
+        value = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing)
+        return value, {"private_loss": value}
+
+    gradients, stats, terms = local_gradients(state, batch, loss)
+    return gradients, stats, terms["private_loss"]
 
 
 def forward_teachers(
@@ -245,3 +274,19 @@ def predict(state: State, inputs: PyTree) -> Array:
     """Logits [K, N, H, C] of all clients on the same inputs [N, ...], in evaluation mode."""
     outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)
     return outputs.logits
+
+
+def consensus(state: State, num_active: int) -> State:
+    """The consensus model in every client's place: the mean of the first `num_active` clients' own.
+
+    Args:
+      state: of one architecture.
+      num_active: how many clients are real; the others only fill devices.
+    """
+    (group,) = state.groups
+    weights = (jnp.arange(state.num_clients) < num_active) / num_active
+    everyone = jnp.broadcast_to(weights, (state.num_clients,) * 2)
+    params, stats = exchange.average((group.params, group.stats), everyone)
+    return dataclasses.replace(
+        state, groups=(dataclasses.replace(group, params=params, stats=stats),)
+    )

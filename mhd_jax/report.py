@@ -70,6 +70,14 @@ def write_comparison(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
+def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
+    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row; the consensus model last."""
+    lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
+    if "consensus" in record:
+        lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
+    return lines
+
+
 def head_colours(num_heads: int) -> list[Any]:
     """One colour for each head: black for the main one, then viridis by rank."""
     viridis = matplotlib.colormaps["viridis"]
@@ -267,6 +275,7 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.filters["accuracy"] = lambda x: "–" if x is None else f"{x:.3f}"
     environment.filters["bytes"] = _bytes
+    environment.filters["accuracy_lines"] = accuracy_lines
     return environment.get_template(name)
 
 

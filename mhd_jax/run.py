@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mhd_jax import hosts, memory, optim
+from mhd_jax import groups, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -151,6 +151,13 @@ class Run:
         }
         return {**means, "per_client": jsonable(each)}
 
+    def consensus(self, state: State) -> dict[str, Any] | None:
+        """β_sh and β_priv of the consensus model, where the algorithm has one."""
+        if not self.algorithm.has_consensus:
+            return None
+        found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
+        return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
+
     def edge_bytes(self) -> dict[str, int]:
         """What one edge carries in one step, by type."""
         state = self.carry.state
@@ -162,6 +169,9 @@ class Run:
             state.step,
         )
         return self.algorithm.edge_bytes(state, batch)
+
+
+_consensus = jax.jit(groups.consensus, static_argnames="num_active")
 
 
 def prepare(

@@ -354,6 +354,7 @@ def _summary(
     edge_bytes = run.edge_bytes()
     each = last["per_client"]
     models = run.everyone.model_names
+    consensus = run.consensus(state)
     return jsonable(
         {
             "algorithm": run.algorithm.name,
@@ -365,6 +366,7 @@ def _summary(
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
             **({"validation": last["validation"]} if "validation" in last else {}),
+            **({} if consensus is None else {"consensus": consensus}),
             "per_client": [
                 {
                     "client": i,

@@ -101,6 +101,8 @@ class Algorithm:
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
       undirected: whether it averages over the graph, whose edges must then go both ways.
+      has_consensus: whether the mean of the clients' parameters is a model of its own, which
+        is evaluated at the end beside the clients'.
       pooled: whether one client holds all private data (the upper bound).
       name, hyperparameters: filled in by the factory that made it.
     """
@@ -112,6 +114,7 @@ class Algorithm:
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False
+    has_consensus: bool = False
     pooled: bool = False
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

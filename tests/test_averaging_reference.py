@@ -343,3 +343,108 @@ def test_fedmd_follows_the_equations(kind, float64):
         for actual, expected in zip(found[step], x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
         assert metrics[step]["edges"] == (2 * K if step % 3 < 2 else 0)
+
+
+# CCL.
+
+
+def cross_entropy_and_features_gradient(x, inputs, labels, mask, at_features):
+    """∇CE as above, plus what a gradient at the features [B, D] adds to the backbone."""
+    first, *rest = loss_gradient(x, inputs, labels, mask)
+    return [first + inputs.T @ at_features, *rest]
+
+
+def class_sums(features, labels, mask):
+    sums = np.zeros((NUM_CLASSES, features.shape[1]))
+    counts = np.zeros(NUM_CLASSES)
+    for row, label, real in zip(features, labels, mask, strict=True):
+        sums[label] += real * row
+        counts[label] += real
+    return sums, counts
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings"),
+    [
+        (RING, {}),
+        (STAR, {"averaging_rate": 0.9, "mixing": "metropolis_hastings", "lambda_m": 0.7}),
+        (STAR, {"lambda_m": 0.0, "lambda_d": 1.3, "quasi_global": False}),
+        (RING, {"lambda_m": 0.5, "lambda_d": 0.0}),
+    ],
+)
+def test_ccl_follows_the_equations(graph, settings, float64):
+    first, found, metrics = trajectory(mhd.algorithms.ccl(**settings), graph, start=scattered)
+    w = mixing_matrix(graph, settings.get("mixing", "uniform"))
+    gamma = settings.get("averaging_rate", 1.0)
+    lambda_m, lambda_d = settings.get("lambda_m", 0.1), settings.get("lambda_d", 0.1)
+    x, m, previous = first, [np.zeros_like(a) for a in first], RATES[0]
+    for step, batch in enumerate(batches()):
+        inputs, labels, mask = (np.asarray(a) for a in (batch.inputs, batch.labels, batch.mask))
+        before = x
+        r = [gamma * (mixed(w, a) - a) for a in x]
+        x = [a + move for a, move in zip(x, r, strict=True)]
+        if settings.get("quasi_global", True):
+            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
+        each = []
+        for i in range(K):
+            neighbours = np.flatnonzero(graph[i])
+            size = mask[i].sum()
+            f = inputs[i] @ x[0][i]
+            at = np.zeros_like(f)
+            model_variant = 0.0
+            for j in neighbours:
+                f_ij = inputs[i] @ before[0][j]
+                scale = mask[i][:, None] / (size * f.shape[1])
+                model_variant += (scale * (f - f_ij) ** 2).sum()
+                at += lambda_m * 2 * scale * (f - f_ij)
+            sums, counts = class_sums(f, labels[i], mask[i])
+            for j in neighbours:  # j's samples through i's model before gossip
+                more, number = class_sums(inputs[j] @ before[0][i], labels[j], mask[j])
+                sums, counts = sums + more, counts + number
+            centres = np.zeros_like(sums)
+            np.divide(sums, counts[:, None], out=centres, where=counts[:, None] > 0)
+            gap = f - centres[labels[i]]
+            data_variant = (scale * gap**2).sum()
+            at += lambda_d * 2 * scale * gap
+            each.append(
+                cross_entropy_and_features_gradient(
+                    [a[i] for a in x], inputs[i], labels[i], mask[i], at
+                )
+            )
+            for name, value, weight in (
+                ("model_variant_loss", model_variant, lambda_m),
+                ("data_variant_loss", data_variant, lambda_d),
+            ):
+                assert (name in metrics[step]) == (weight > 0)
+                if weight:
+                    np.testing.assert_allclose(metrics[step][name][i], value, rtol=1e-6)
+        g = [
+            np.stack(parts) + DECAY * a for parts, a in zip(zip(*each, strict=True), x, strict=True)
+        ]
+        x, m = nesterov_step(x, m, g, RATES[step])
+        previous = RATES[step]
+        for actual, expected in zip(found[step], x, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("quasi_global", "base"), [(True, "qg_dsgd"), (False, "dsgd")])
+def test_ccl_without_its_losses_is_gossip(quasi_global, base, float64):
+    bare = mhd.algorithms.ccl(lambda_m=0.0, lambda_d=0.0, quasi_global=quasi_global)
+    _, found, _ = trajectory(bare, RING, start=scattered)
+    _, expected, _ = trajectory(ALGORITHMS[base](), RING, start=scattered)
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_ccl_sends():
+    clients, batch = tiny_clients(K, optimizer=OPTIMIZER), tiny_batch(K)  # F = 4, D = 5, C = 3
+    algorithm = mhd.algorithms.ccl()
+    state = algorithm.init(jax.random.key(0), clients, batch)
+    weights = 4 * (4 * 5 + 5 * 3 + 3)
+    assert algorithm.edge_bytes(state, batch) == {
+        "weights": weights,
+        "class features": 4 * (3 * 5 + 3),
+    }
+    no_data_variant = mhd.algorithms.ccl(lambda_d=0.0)
+    assert no_data_variant.edge_bytes(state, batch) == {"weights": weights}

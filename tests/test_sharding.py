@@ -26,6 +26,7 @@ CASES = {
     "padded": ("complete", 12, "mlp", mhd.algorithms.mhd(num_targets=2)),
     "mixed and padded": ("ring", 12, "mlp:5,cnn:7", "naive"),
     "convolutions": ("ring", 8, "cnn", mhd.algorithms.mhd(public_batch="independent")),
+    "cross features": ("ring", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
     "isolated": ("empty", 8, "mlp", "isolated"),
     "supervised": ("empty", 8, "mlp", "supervised"),
 }
@@ -40,7 +41,7 @@ def run(case, num_devices, workdir=None):
     parts = {len({str(part.index[0]) for part in leaf.addressable_shards})
              for leaf in jax.tree.leaves(result.state.groups)}
     return {"train": last["train"], "per_client": last["per_client"], "edges": last["edges"],
-            "devices": len(devices), "parts": sorted(parts), "clients": len(result.summary["per_client"])}
+            "consensus": result.summary.get("consensus"), "devices": len(devices), "parts": sorted(parts), "clients": len(result.summary["per_client"])}
 
 results = {case: [run(case, 1), run(case, None)] for case in CASES}
 
@@ -98,6 +99,7 @@ def results(tmp_path_factory):
         ("padded", 8, 8),
         ("mixed and padded", 8, 8),
         ("convolutions", 8, 8),
+        ("cross features", 8, 8),
         ("isolated", 8, 8),
         ("supervised", 8, 1),
     ],
@@ -109,7 +111,11 @@ def test_sharded_equals_unsharded(case, devices, parts, results):
     assert one["edges"] == many["edges"] and one["clients"] == many["clients"]
     for name, value in one["train"].items():
         np.testing.assert_allclose(many["train"][name], value, rtol=1e-3, atol=1e-4)
+    assert (one["consensus"] is None) == (many["consensus"] is None) == (case != "cross features")
     for metric in ("beta_sh", "beta_priv"):
+        if one["consensus"]:
+            values = one["consensus"][metric]["main"]
+            np.testing.assert_allclose(many["consensus"][metric]["main"], values, atol=0.02)
         for head, values in one["per_client"][metric].items():
             # An answer near a tie may change sides: at most a few of 360 test samples.
             np.testing.assert_allclose(many["per_client"][metric][head], values, atol=0.02)

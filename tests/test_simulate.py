@@ -252,7 +252,9 @@ def test_chunks_of_clients_give_the_same_results(name):
         parts = run(name, client_chunk=chunk)
         # Quasi-global momentum divides differences by the learning rate, rounding included.
         rounding = (
-            {"rtol": 1e-3, "atol": 5e-4} if name == "qg_dsgd" else {"rtol": 1e-4, "atol": 1e-6}
+            {"rtol": 1e-3, "atol": 5e-4}
+            if name in ("qg_dsgd", "ccl")
+            else {"rtol": 1e-4, "atol": 1e-6}
         )
         assert_trees_close(parts.state.groups, whole.state.groups, **rounding)
 
@@ -323,6 +325,23 @@ def test_the_run_folder_and_its_summary(tmp_path):
     assert page.count("data:image/png;base64,") == 3 and "http" not in page
     assert f"{summary['beta_sh']['main']:.3f}" in page
     assert result.summary == summary
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_consensus_model_is_the_mean_of_the_clients_parameters(name):
+    result = run(name)
+    assert ("consensus" in result.summary) == (name in ("dsgd", "qg_dsgd", "ccl"))
+    if "consensus" not in result.summary:
+        return
+    (group,) = result.state.groups
+    mean = jax.tree.map(lambda a: np.asarray(a, np.float64).mean(axis=0), group.params)
+    outputs, _ = group.model.apply(mean, {}, clients().data.test_inputs)
+    right = np.asarray(outputs.logits[:, 0].argmax(axis=1)) == clients().data.test_labels
+    by_class = [right[clients().data.test_labels == c].mean() for c in range(NUM_CLASSES)]
+    found = result.summary["consensus"]
+    assert found["beta_sh"]["main"] == pytest.approx(np.mean(by_class), abs=0.01)
+    own = clients().label_distributions @ by_class
+    assert found["beta_priv"]["main"] == pytest.approx(own.mean(), abs=0.01)
 
 
 def test_supervised_pools_the_same_budget():

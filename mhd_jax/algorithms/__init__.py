@@ -1,6 +1,7 @@
 """The algorithms, one file each. A new one is one file and one line here."""
 
 from mhd_jax.algorithms.base import hyperparameters
+from mhd_jax.algorithms.ccl import ccl
 from mhd_jax.algorithms.distributed_distillation import distributed_distillation
 from mhd_jax.algorithms.fedavg import fedavg
 from mhd_jax.algorithms.fedmd import fedmd
@@ -13,6 +14,7 @@ ALGORITHMS = {
     "mhd": mhd,
     "naive": naive,
     "distributed_distillation": distributed_distillation,
+    "ccl": ccl,
     "dsgd": dsgd,
     "qg_dsgd": qg_dsgd,
     "fedavg": fedavg,
@@ -23,6 +25,7 @@ ALGORITHMS = {
 
 __all__ = [
     "ALGORITHMS",
+    "ccl",
     "distributed_distillation",
     "dsgd",
     "fedavg",

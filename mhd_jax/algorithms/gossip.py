@@ -101,6 +101,7 @@ def _gossip(
         predict=predict,
         edge_bytes=lambda state, batch: weight_bytes(state),
         undirected=True,
+        has_consensus=True,
     )
 
 

@@ -1,0 +1,167 @@
+"""CCL, the cross-feature contrastive loss (Aketi and Roy, WACV 2024, arXiv 2310.15890).
+
+Gossip SGD whose clients also bring their features together. Neighbours exchange parameters
+anyway, so client i can ask a neighbour's model for the features of its own samples. With x_j the
+result of the previous step's update, N(i) the neighbours of i, f the embedding, in this order:
+
+    x_i' = x_i + γ (Σ_j W[i,j] x_j − x_i)                       gossip, with quasi-global momentum
+    f_i  = φ(x_i'; B_i),   f_ij = sg φ(x_j; B_i), evaluation mode
+    L_m  = Σ_{j∈N(i)} mean_{x, feature} (f_i − f_ij)²                               model-variant
+    Z_i[c] = (S_i^i + Σ_j S_j^i)[c] / (n_i + Σ_j n_j)[c],   L_d = mean (f_i − sg Z_i[y])²   data-variant
+    x_i ← x_i' − η step(∇(CE + λ_m L_m + λ_d L_d))              the clients' optimizer
+
+S_i^j[c] = Σ f_ij over i's samples of class c, which i sends to j with their number n_i[c];
+S_i^i is made of sg f_i. Z_i[c] = 0 where nobody has a sample of class c.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax import exchange
+from mhd_jax.algorithms.base import factory, require
+from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix
+from mhd_jax.data.batching import take_rows
+from mhd_jax.execution import everywhere, over_clients
+from mhd_jax.groups import apply_gradients, local_gradients, predict
+from mhd_jax.losses import private_cross_entropy
+from mhd_jax.memory import num_bytes
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.topology import MIXINGS
+from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+
+
+@factory
+def ccl(
+    lambda_m: float = 0.1,
+    lambda_d: float = 0.1,
+    averaging_rate: float = 1.0,
+    mixing: str = "uniform",
+    quasi_global: bool = True,
+    label_smoothing: float = 0.0,
+) -> Algorithm:
+    """Cross-feature contrastive loss on gossip SGD.
+
+    Args:
+      lambda_m: λ_m, weight of the model-variant loss.
+      lambda_d: λ_d, weight of the data-variant loss; 0 sends no class features.
+      averaging_rate, mixing, label_smoothing: as for `dsgd`.
+      quasi_global: whether it stands on `qg_dsgd` (as in the paper's best results) or `dsgd`.
+    """
+    for name, value in (("lambda_m", lambda_m), ("lambda_d", lambda_d)):
+        require(value >= 0, f"{name} must be at least 0, not {value}.")
+    check_settings(averaging_rate, mixing, label_smoothing)
+
+    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+        return init_gossip(key, clients, sample_batch, quasi_global)
+
+    def loss(
+        outputs: Outputs, labels: Array, mask: Array, met: PyTree, received: PyTree
+    ) -> tuple[Array, Metrics]:
+        features: Array = outputs.embeddings  # type: ignore[assignment]  # of one architecture
+        total = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing)
+        terms = {"private_loss": total}
+        if lambda_m > 0:
+            # Σ_j (f − f_j)² = n (f − f̄)² + Σ_j (f_j − f̄)² with f̄ the mean of the n f_j
+            mean = met["sum"] / jnp.maximum(met["count"], 1)
+            spread = met["squares"] - met["count"] * jnp.square(mean)
+            squares = met["count"] * jnp.square(features - mean) + spread
+            terms["model_variant_loss"] = _mean(squares, mask)
+            total += lambda_m * terms["model_variant_loss"]
+        if lambda_d > 0:
+            num_classes = outputs.logits.shape[-1]
+            own = _by_class(jax.lax.stop_gradient(features), labels, mask, num_classes)
+            pooled = jax.tree.map(jnp.add, own, received)
+            centres = pooled["sums"] / jnp.maximum(pooled["counts"], 1)[:, None]
+            terms["data_variant_loss"] = _mean(jnp.square(features - centres[labels]), mask)
+            total += lambda_d * terms["data_variant_loss"]
+        return total, {"loss": total, **terms}
+
+    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        # Cross features come from the parameters before gossip.
+        context = cross_features(state, batch, graph) if lambda_m + lambda_d > 0 else ({}, {})
+        state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global)
+        gradients, stats, terms = local_gradients(state, batch, loss, context)
+        metrics = {**terms, "edges": exchange.num_edges(graph)}
+        return apply_gradients(state, gradients, stats), metrics
+
+    def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
+        """What i's samples are to its neighbours' models, and theirs to i's.
+
+        One neighbour of every client at a time, which bounds the memory, in as many turns as
+        the largest neighbourhood has members.
+
+        Returns:
+          Of f_ij over j ∈ N(i): "count" [K], "sum" and "squares" [K, B, D];
+          and of what i received, Σ_j S_j^i "sums" [K, C, D] and Σ_j n_j "counts" [K, C].
+        """
+        (group,) = state.groups
+        models = everywhere((group.params, group.stats))
+        num_clients, num_classes = state.num_clients, group.model.num_classes
+        neighbours = exchange.neighbours(graph)
+
+        def features(model: tuple[PyTree, PyTree], inputs: PyTree) -> Any:
+            params, stats = model
+            outputs, _ = group.model.apply(params, stats, inputs)
+            return outputs.embeddings
+
+        def turn(t: Array) -> tuple[PyTree, PyTree]:
+            who, taken = neighbours.positions[:, t], neighbours.valid[:, t]
+            found = over_clients(features)(take_rows(models, who), batch.inputs)
+            found = jnp.where(taken[:, None, None], found, 0)
+            met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
+            if lambda_d == 0:
+                return met, {}
+            sent = over_clients(functools.partial(_by_class, num_classes=num_classes))(
+                found, batch.labels, batch.mask
+            )
+            to = jax.nn.one_hot(who, num_clients, axis=0) * taken  # [receiver, sender]
+            return met, exchange.average(sent, to)
+
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(turn, 0))
+        return jax.lax.fori_loop(
+            0,
+            neighbours.valid.sum(axis=1).max(),
+            lambda t, totals: jax.tree.map(jnp.add, totals, turn(t)),
+            nothing,
+        )
+
+    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
+        del batch
+        group = state.groups[0]
+        # Statistics go along: a neighbour's model answers in evaluation mode.
+        crossing = {"weights": num_bytes((group.params, group.stats)) // state.num_clients}
+        if lambda_d > 0:
+            heads = group.params["heads"]["kernel"]
+            _, _, width, num_classes = heads.shape
+            crossing["class features"] = num_classes * (width + 1) * heads.dtype.itemsize
+        return crossing
+
+    return Algorithm(
+        init=init,
+        train_step=train_step,
+        predict=predict,
+        edge_bytes=edge_bytes,
+        undirected=True,
+        has_consensus=True,
+    )
+
+
+def _by_class(features: Array, labels: Array, mask: Array, num_classes: int) -> dict[str, Array]:
+    """Sums [C, D] of one client's features [B, D] by class, and numbers of samples [C]."""
+    classes = jax.nn.one_hot(labels, num_classes, dtype=features.dtype) * mask[:, None]
+    return {
+        "sums": jnp.einsum("bc,bd->cd", classes, features),
+        "counts": classes.sum(axis=0).astype(features.dtype),
+    }
+
+
+def _mean(values: Array, mask: Array) -> Array:
+    """Mean of values [B, D] over features and the samples that the mask keeps."""
+    mask = mask.astype(values.dtype)
+    return (values.mean(axis=1) * mask).sum() / jnp.maximum(mask.sum(), 1)
