@@ -48,6 +48,7 @@ HYPERPARAMETER_HELP = {
     "revisit_steps": "Steps of a round that learn from private data.",
     "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps between two averages.",
+    "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
 _CHOICES = {
@@ -84,7 +85,7 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_bool(name, default, text)
     elif isinstance(default, float) or name == "mu":
         flags.DEFINE_float(name, default, text)
-    elif name == "num_targets":
+    elif isinstance(default, str) or name == "num_targets":
         flags.DEFINE_string(name, str(default), text)
     else:
         flags.DEFINE_integer(name, default, text)

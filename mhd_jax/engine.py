@@ -29,11 +29,13 @@ class Carry:
       state: the clients.
       sums: the metrics, summed over the steps since the last evaluation.
       count: how many steps that are, int32 [].
+      messages: those of i from j since the start, int32 [K, K], or between i and a server [K].
     """
 
     state: State
     sums: Metrics
     count: Array
+    messages: Array
 
     def reset(self) -> Carry:
         """The same state, with nothing summed."""
@@ -127,13 +129,14 @@ def initial_carry(
             state = algorithm.init(key, clients, batch)
             graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
             _, metrics = jax.eval_shape(algorithm.train_step, state, batch, graph)
-        if not {"loss", "edges"} <= metrics.keys():
+        if not {"loss", "messages"} <= metrics.keys():
             raise ConfigError(
-                f"the metrics of {algorithm.name} must hold 'loss' and 'edges', but are "
+                f"the metrics of {algorithm.name} must hold 'loss' and 'messages', but are "
                 f"{', '.join(metrics)}."
             )
-        sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), metrics)
-        return Carry(state, sums, jnp.zeros((), jnp.int32))
+        sums = jax.tree.map(jnp.zeros_like, metrics)
+        messages = sums.pop("messages")
+        return Carry(state, sums, jnp.zeros((), jnp.int32), messages)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key, data)
@@ -162,7 +165,7 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
         extra=jax.tree.map(by_client, carry.state.extra),
     )
     sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
-    return Carry(state, sums, whole)  # type: ignore[arg-type]  # places, in a carry's shape
+    return Carry(state, sums, whole, split)  # type: ignore[arg-type]  # places, in a carry's shape
 
 
 @functools.partial(
@@ -192,7 +195,9 @@ def dispatch(
         graph = schedule(adjacency, state.step)
         inactive = num_clients - graph.shape[0]
         state, metrics = train_step(state, batch, jnp.pad(graph, (0, inactive)))
-        after = Carry(state, jax.tree.map(jnp.add, carry.sums, metrics), carry.count + 1)
+        messages = carry.messages + metrics.pop("messages")
+        sums = jax.tree.map(jnp.add, carry.sums, metrics)
+        after = Carry(state, sums, carry.count + 1, messages)
         return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
 
     with under(execution):

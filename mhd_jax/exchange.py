@@ -80,9 +80,16 @@ def average(tree: PyTree, weights: Array) -> PyTree:
     return jax.tree.map(mixed, tree)
 
 
-def num_edges(adjacency: Array) -> Array:
-    """How many edges a graph [K, K] has, each direction counted, int32 []."""
-    return (adjacency > 0).sum(dtype=jnp.int32)
+def along_edges(adjacency: Array) -> Array:
+    """One message along every edge of a graph: i ← j at [i, j], int32 [K, K]."""
+    return (adjacency > 0).astype(jnp.int32)
+
+
+def from_teachers(teachers: Teachers) -> Array:
+    """One message from every teacher: i ← j at [i, j], int32 [K, K]."""
+    num_clients = teachers.positions.shape[0]
+    drawn = jax.nn.one_hot(teachers.positions, num_clients, dtype=jnp.int32)  # [K, T, K]
+    return (drawn * teachers.valid[..., None]).sum(axis=1)
 
 
 @struct.dataclass

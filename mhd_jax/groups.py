@@ -254,6 +254,18 @@ def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
     return [dataclasses.replace(part, embeddings=None) for part in outputs]
 
 
+def shapes_said(state: State, batch: Batch) -> Outputs:
+    """Shapes of what one client says about a public batch: logits [P, H, C], embeddings [P, D]."""
+    kernel = state.groups[0].params["heads"]["kernel"]
+    _, num_heads, width, num_classes = kernel.shape
+    num_samples = batch.public_indices.shape[-1]
+
+    def shape(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct((num_samples, *sizes), kernel.dtype)
+
+    return Outputs(shape(num_heads, num_classes), shape(width))
+
+
 def apply_gradients(
     state: State, gradients: tuple[PyTree, ...], stats: tuple[PyTree, ...]
 ) -> State:

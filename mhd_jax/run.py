@@ -19,6 +19,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
 from mhd_jax.clients import Clients
+from mhd_jax.communication import Message
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.engine import (
     Carry,
@@ -104,15 +105,18 @@ class Run:
             "execution": self.execution,
         }
 
-    def means(self, carry: Carry) -> tuple[dict[str, float], int]:
-        """Metrics as means over steps and clients, and the number of edges used."""
+    def means(self, carry: Carry) -> dict[str, float]:
+        """Metrics as means over steps and clients."""
         sums, count = hosts.fetch((carry.sums, carry.count))
-        edges = int(sums.pop("edges"))
-        means = {
+        return {
             name: float(np.mean(np.atleast_1d(total)[: self.num_active])) / int(count)
             for name, total in sums.items()
         }
-        return means, edges
+
+    def messages(self, carry: Carry) -> np.ndarray:
+        """How many messages i got from j since the start [K, K], or exchanged with a server [K]."""
+        found = hosts.fetch(carry.messages).astype(np.int64)
+        return found[(slice(self.num_active),) * found.ndim]
 
     def diverged(self, carry: Carry) -> np.ndarray:
         """Clients whose loss is not finite."""
@@ -158,8 +162,8 @@ class Run:
         found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
-    def edge_bytes(self) -> dict[str, int]:
-        """What one edge carries in one step, by type."""
+    def message(self) -> Message:
+        """Shapes of what one message consists of, by type."""
         state = self.carry.state
         batch = jax.eval_shape(
             functools.partial(draw_batch, spec=self.spec),
@@ -168,7 +172,7 @@ class Run:
             state.client_ids,
             state.step,
         )
-        return self.algorithm.edge_bytes(state, batch)
+        return self.algorithm.message(state, batch)
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from mhd_jax import hosts, optim, report
+from mhd_jax import communication, hosts, optim, report
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
@@ -33,6 +33,7 @@ from mhd_jax.types import Algorithm, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
+_MOST_EDGES = 64**2  # that a summary lists one by one
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
@@ -183,7 +184,7 @@ def _carry_out(run: Run, plan: Plan, folder: RunFolder | None, watch: Callback) 
         carry, compile_seconds, seconds = _train(
             run, plan, carry, seconds, history, folder, watch, stop_requested
         )
-    summary = _summary(run, carry.state, history, compile_seconds, seconds)
+    summary = _summary(run, carry, history, compile_seconds, seconds)
     if folder is not None:
         if hosts.is_main():
             report.write(folder.path, summary, history, run.everyone)
@@ -235,7 +236,7 @@ def _train(
     watch.on_compiled(compile_seconds)
 
     step = int(carry.state.step)
-    edges = history[-1]["edges"] if history else 0
+    message_bytes = sum(communication.bytes_by_type(run.message()).values())
     pace = _Pace(plan.per_dispatch)
     while step < plan.steps:
         num_steps = min(int(hosts.from_each(pace.steps())[0]), plan.next_stop(step) - step)
@@ -248,13 +249,13 @@ def _train(
         _require_finite(run, carry, step)
         record = None
         if plan.evaluates_at(step):
-            train, new_edges = run.means(carry)
-            edges += new_edges
+            messages = int(run.messages(carry).sum())
             record = {
                 "step": step,
                 **run.accuracies(carry.state, run.test),
-                "train": train,
-                "edges": edges,
+                "train": run.means(carry),
+                "messages": messages,
+                "bytes": messages * message_bytes,
                 "seconds": seconds,
             }
             if run.validation is not None:
@@ -343,18 +344,18 @@ def _stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
 
 def _summary(
     run: Run,
-    state: State,
+    carry: Carry,
     history: Sequence[Mapping[str, Any]],
     compile_seconds: float,
     seconds: float,
 ) -> dict[str, Any]:
     last = history[-1]
-    per_class = run.per_class_accuracy(state, run.test)
+    per_class = run.per_class_accuracy(carry.state, run.test)
     names = head_names(per_class.shape[1])
-    edge_bytes = run.edge_bytes()
+    messages = run.messages(carry)
     each = last["per_client"]
     models = run.everyone.model_names
-    consensus = run.consensus(state)
+    consensus = run.consensus(carry.state)
     return jsonable(
         {
             "algorithm": run.algorithm.name,
@@ -378,10 +379,8 @@ def _summary(
                 for i in range(len(per_class))
             ],
             "communication": {
-                "bytes_per_step_per_edge": sum(edge_bytes.values()),
-                "total_bytes": sum(edge_bytes.values()) * last["edges"],
-                "by_type": {kind: size * last["edges"] for kind, size in edge_bytes.items()},
-                "edges_used": last["edges"],
+                **communication.total(int(messages.sum()), run.message()),
+                **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),
             },
             "timing": {
                 "compile_seconds": compile_seconds,

@@ -92,11 +92,11 @@ class Algorithm:
       init: `(key, clients, sample_batch) -> State`; raises `ConfigError` where the
         clients cannot take part (unequal architectures or embeddings, say).
       train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
-        scalar or has one entry per client [K]; `metrics["edges"]` counts the edges
-        that carried a message in this step (int32).
+        scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
+        of this step: those of i from j, int32 [K, K], or those between i and a server [K].
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
-      edge_bytes: `(state, batch) -> {type: bytes}`, what one such edge carries in one
-        step; shapes suffice, arrays are not read.
+      message: `(state, batch) -> {type: arrays}`, what one message consists of, in shapes
+        (see `mhd_jax.communication`); arrays are not read.
       num_heads: H.
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
@@ -110,7 +110,7 @@ class Algorithm:
     init: Callable[[jax.Array, Any, Batch], State]
     train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     predict: Callable[[State, PyTree], jax.Array]
-    edge_bytes: Callable[[State, Batch], dict[str, int]]
+    message: Callable[[State, Batch], Mapping[str, PyTree]]
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False

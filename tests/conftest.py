@@ -1,6 +1,10 @@
 """What many tests share: tiny clients, tiny batches."""
 
 import dataclasses
+import os
+
+# Many small programs of few steps: compiling them well would take longer than running them badly.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import jax.numpy as jnp

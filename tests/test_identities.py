@@ -12,6 +12,7 @@ from flax import linen as nn
 import mhd_jax as mhd
 from mhd_jax import exchange, groups
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.communication import bytes_by_type
 from tests.conftest import (
     FEATURES,
     NUM_CLASSES,
@@ -76,7 +77,7 @@ def test_a_client_without_teachers_distills_from_itself():
         algorithm = mhd.algorithms.mhd(include_self=include_self)
         _, metrics = run_steps(algorithm, clients, EMPTY, [batch])
         assert (np.asarray(metrics["aux_loss"]) > 0).all() == include_self
-        assert int(metrics["edges"]) == 0
+        assert not metrics["messages"].any()
         np.testing.assert_array_equal(metrics["emb_loss"], 0)
 
 
@@ -202,7 +203,7 @@ def test_every_algorithm_keeps_structure_and_never_recompiles(name, num_clients)
         before, after = jax.tree.leaves(state), jax.tree.leaves(new_state)
         assert [(a.shape, a.dtype) for a in before] == [(a.shape, a.dtype) for a in after]
         assert int(new_state.step) == int(state.step) + 1
-        assert np.isfinite(metrics["loss"]).all() and metrics["edges"].dtype == jnp.int32
+        assert np.isfinite(metrics["loss"]).all() and metrics["messages"].dtype == jnp.int32
         state = new_state
     assert len(traces) == 1
     logits = algorithm.predict(state, batch.public_inputs)
@@ -323,8 +324,11 @@ def test_what_crosses_an_edge():
     for settings, sizes in expected.items():
         algorithm = mhd.algorithms.mhd(**dict(settings))
         state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
-        assert algorithm.edge_bytes(state, batch) == sizes
-        assert algorithm.edge_bytes(state, independent) == {**sizes, "indices": 7 * 4}
+        assert bytes_by_type(algorithm.message(state, batch)) == sizes
+        assert bytes_by_type(algorithm.message(state, independent)) == {
+            **sizes,
+            "indices": 7 * 4,
+        }
 
 
 @pytest.mark.parametrize(

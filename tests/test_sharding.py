@@ -23,12 +23,9 @@ kwargs = dict(steps=12, eval_every=6, batch_size=8, public_batch_size=16)
 CASES = {
     "mhd": ("ring", 8, "mlp", "mhd"),
     "fewer clients than devices": ("ring", 3, "cnn", "mhd"),
-    "padded": ("complete", 12, "mlp", mhd.algorithms.mhd(num_targets=2)),
-    "mixed and padded": ("ring", 12, "mlp:5,cnn:7", "naive"),
-    "convolutions": ("ring", 8, "cnn", mhd.algorithms.mhd(public_batch="independent")),
+    "mixed, padded, each its own samples": (
+        "ring", 12, "mlp:5,cnn:7", mhd.algorithms.mhd(public_batch="independent", nu_emb=0.0)),
     "cross features": ("ring", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
-    "isolated": ("empty", 8, "mlp", "isolated"),
-    "supervised": ("empty", 8, "mlp", "supervised"),
 }
 
 def run(case, num_devices, workdir=None):
@@ -40,19 +37,18 @@ def run(case, num_devices, workdir=None):
     devices = {d.id for leaf in jax.tree.leaves(result.state.groups) for d in leaf.devices()}
     parts = {len({str(part.index[0]) for part in leaf.addressable_shards})
              for leaf in jax.tree.leaves(result.state.groups)}
-    return {"train": last["train"], "per_client": last["per_client"], "edges": last["edges"],
+    return {"train": last["train"], "per_client": last["per_client"], "messages": last["messages"],
             "consensus": result.summary.get("consensus"), "devices": len(devices), "parts": sorted(parts), "clients": len(result.summary["per_client"])}
 
 results = {case: [run(case, 1), run(case, None)] for case in CASES}
 
-def text(case):
-    topology, num_clients, model, algorithm = CASES[case]
-    clients = mhd.make_clients(data, num_clients, model, partition="iid")
-    run = prepare(topology, clients, algorithm, **kwargs)
+def text(algorithm):
+    clients = mhd.make_clients(data, 8, "mlp", partition="iid")
+    run = prepare("ring", clients, algorithm, **kwargs)
     collective = r"= (\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
     return re.findall(collective, run.lower(run.carry).compile().as_text())
 
-results["collectives"] = {case: text(case) for case in ("mhd", "isolated")}
+results["collectives"] = {name: text(name) for name in ("mhd", "isolated")}
 
 def own_samples_on_own_device():
     clients = mhd.make_clients(data, 12, "mlp")
@@ -78,7 +74,6 @@ print(json.dumps(results))
 def results(tmp_path_factory):
     root = pathlib.Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # many programs, few steps
     folder = tmp_path_factory.mktemp("sharded") / "run"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)],
@@ -96,19 +91,15 @@ def results(tmp_path_factory):
     [
         ("mhd", 8, 8),
         ("fewer clients than devices", 6, 3),  # two devices share each client's samples
-        ("padded", 8, 8),
-        ("mixed and padded", 8, 8),
-        ("convolutions", 8, 8),
+        ("mixed, padded, each its own samples", 8, 8),
         ("cross features", 8, 8),
-        ("isolated", 8, 8),
-        ("supervised", 8, 1),
     ],
 )
 def test_sharded_equals_unsharded(case, devices, parts, results):
     one, many = results[case]
     assert (one["devices"], many["devices"]) == (1, devices)
     assert many["parts"] == [parts]  # of every array of the clients' state
-    assert one["edges"] == many["edges"] and one["clients"] == many["clients"]
+    assert one["messages"] == many["messages"] and one["clients"] == many["clients"]
     for name, value in one["train"].items():
         np.testing.assert_allclose(many["train"][name], value, rtol=1e-3, atol=1e-4)
     assert (one["consensus"] is None) == (many["consensus"] is None) == (case != "cross features")
@@ -122,10 +113,10 @@ def test_sharded_equals_unsharded(case, devices, parts, results):
 
 
 def test_only_predictions_cross_devices(results):
-    """K = 8, P = 16, H = 4, C = 10, D = 64; the draw's mask and count are all that is left."""
+    """K = 8, P = 16, m = 3, C = 10, D = 64; the draw's mask and count are all that is left."""
     crossing = [shape.split("{")[0] for shape, _ in results["collectives"]["mhd"]]
-    assert set(crossing) <= {"f32[8,16,4,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]", "s32[]"}
-    assert {"f32[8,16,4,10]", "f32[8,16,64]"} <= set(crossing)
+    assert set(crossing) <= {"f32[8,16,3,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]"}
+    assert {"f32[8,16,3,10]", "f32[8,16,64]"} <= set(crossing)
     assert results["collectives"]["isolated"] == []
 
 

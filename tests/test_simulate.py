@@ -239,16 +239,16 @@ def test_a_metric_that_the_engine_needs_is_asked_for():
 
     def quiet(state, batch, graph):
         state, metrics = alone.train_step(state, batch, graph)
-        return state, {"edges": metrics["edges"]}
+        return state, {"messages": metrics["messages"]}
 
-    with pytest.raises(mhd.ConfigError, match="must hold 'loss' and 'edges', but are edges"):
+    with pytest.raises(mhd.ConfigError, match="must hold 'loss' and 'messages', but are messages"):
         mhd.simulate("ring", clients(), dataclasses.replace(alone, train_step=quiet), **SETTINGS)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_chunks_of_clients_give_the_same_results(name):
     whole = run(name)
-    for chunk in (1, 3):
+    for chunk in (1, 3) if name == "mhd" else (3,):
         parts = run(name, client_chunk=chunk)
         # Quasi-global momentum divides differences by the learning rate, rounding included.
         rounding = (
@@ -327,14 +327,13 @@ def test_the_run_folder_and_its_summary(tmp_path):
     assert result.summary == summary
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_consensus_model_is_the_mean_of_the_clients_parameters(name):
-    result = run(name)
-    assert ("consensus" in result.summary) == (name in ("dsgd", "qg_dsgd", "ccl"))
-    if "consensus" not in result.summary:
-        return
+def test_the_consensus_model_is_the_mean_of_the_clients_parameters():
+    having = {name for name, build in ALGORITHMS.items() if build().has_consensus}
+    assert having == {"dsgd", "qg_dsgd", "ccl"}
+    assert "consensus" not in run("isolated").summary
+    result = run("dsgd")
     (group,) = result.state.groups
-    mean = jax.tree.map(lambda a: np.asarray(a, np.float64).mean(axis=0), group.params)
+    mean = jax.tree.map(lambda a: np.asarray(a).mean(axis=0), group.params)
     outputs, _ = group.model.apply(mean, {}, clients().data.test_inputs)
     right = np.asarray(outputs.logits[:, 0].argmax(axis=1)) == clients().data.test_labels
     by_class = [right[clients().data.test_labels == c].mean() for c in range(NUM_CLASSES)]

@@ -26,11 +26,11 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix
+from mhd_jax.communication import Message, of_one_client
 from mhd_jax.data.batching import take_rows
 from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import apply_gradients, local_gradients, predict
 from mhd_jax.losses import private_cross_entropy
-from mhd_jax.memory import num_bytes
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.topology import MIXINGS
 from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
@@ -87,7 +87,7 @@ def ccl(
         context = cross_features(state, batch, graph) if lambda_m + lambda_d > 0 else ({}, {})
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
-        metrics = {**terms, "edges": exchange.num_edges(graph)}
+        metrics = {**terms, "messages": exchange.along_edges(graph)}
         return apply_gradients(state, gradients, stats), metrics
 
     def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
@@ -131,22 +131,22 @@ def ccl(
             nothing,
         )
 
-    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
-        del batch
-        group = state.groups[0]
+    def message(state: State, batch: Batch) -> Message:
         # Statistics go along: a neighbour's model answers in evaluation mode.
-        crossing = {"weights": num_bytes((group.params, group.stats)) // state.num_clients}
+        (group,) = state.groups
+        crossing = {"weights": of_one_client((group.params, group.stats))}
         if lambda_d > 0:
-            heads = group.params["heads"]["kernel"]
-            _, _, width, num_classes = heads.shape
-            crossing["class features"] = num_classes * (width + 1) * heads.dtype.itemsize
+            _, received = jax.eval_shape(
+                cross_features, state, batch, jax.ShapeDtypeStruct((state.num_clients,) * 2, float)
+            )
+            crossing["class features"] = of_one_client(received)
         return crossing
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        edge_bytes=edge_bytes,
+        message=message,
         undirected=True,
         has_consensus=True,
     )

@@ -10,6 +10,15 @@ network's average. At each step, with the reference minibatch R_t that all share
 for x in R_t: dynamic average consensus, with Metropolis–Hastings weights W of an undirected
 graph, z_i(0) = s_i^prev = s_i(θ_i(0)). After every step Σ_i z_i(x) = Σ_i s_i^prev(x) for every x.
 Architectures may differ.
+
+With a compression Q, neighbours keep a common copy ẑ_j of what j has told so far, and j tells
+only what it lacks, so that the error of one message goes into the next (error feedback, as in
+Koloskova et al., ICML 2019):
+
+    ẑ_j(x) ← ẑ_j(x) + Q(z_j(x) − ẑ_j(x)),   Σ_j W[i,j] z_j(x) above → z_i(x) + Σ_j W[i,j] ẑ_j(x) − ẑ_i(x)
+
+The sums over clients stay as they are. The copies suppose that all neighbours have heard all
+messages: on a graph over time, that new ones are told the copy for nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mhd_jax import compression as compressions
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.communication import Message
 from mhd_jax.data.batching import as_float
 from mhd_jax.groups import (
     all_params,
@@ -33,6 +44,7 @@ from mhd_jax.groups import (
     init_state,
     predict,
     private_gradients,
+    shapes_said,
 )
 from mhd_jax.random import Purpose
 from mhd_jax.topology import metropolis_hastings
@@ -42,26 +54,38 @@ _AT_ONCE = 500  # reference samples in one pass at the start
 
 
 @factory
-def distributed_distillation(rho: float = 1.0, label_smoothing: float = 0.0) -> Algorithm:
+def distributed_distillation(
+    rho: float = 1.0, compression: str = "none", label_smoothing: float = 0.0
+) -> Algorithm:
     """Distributed Distillation.
 
     Args:
       rho: ρ, weight of the pull towards the network's average decisions.
+      compression: of the estimates: "none", "float16" or "int8", with error feedback.
       label_smoothing: of the private cross-entropy, in [0, 1).
     """
     require(rho >= 0, f"rho must be at least 0, not {rho}.")
     require_label_smoothing(label_smoothing)
+    coded = compressions.named(compression)
+    require(
+        not coded.ranks_classes,
+        f"{compression} is for logits, but distributed_distillation sends estimates of soft "
+        "decisions; choose float16 or int8.",
+    )
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)
         first = _decisions_on_reference_set(state, clients)
-        return dataclasses.replace(state, extra={"estimates": first, "said": first})
+        extra = {"estimates": first, "said": first}
+        if compression != "none":
+            extra["heard"] = jnp.zeros_like(first)
+        return dataclasses.replace(state, extra=extra)
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         private, stats, losses = private_gradients(state, batch, label_smoothing)
         rows = batch.public_indices
         estimates, said = state.extra["estimates"], state.extra["said"]
-        here = jax.lax.stop_gradient(estimates[:, rows])
+        here = estimates[:, rows]
 
         def pull(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             """Σ_i of the clients' own terms: each depends on its own parameters alone."""
@@ -74,29 +98,36 @@ def distributed_distillation(rho: float = 1.0, label_smoothing: float = 0.0) -> 
         state = apply_gradients(state, total, stats)
 
         now = _decisions(state, all_params(state), batch, training=False)
-        tracked = exchange.average(estimates[:, rows], metropolis_hastings(graph))
-        extra = {
-            "estimates": estimates.at[:, rows].set(tracked + now - said[:, rows]),
-            "said": said.at[:, rows].set(now),
-        }
+        weights = metropolis_hastings(graph)
+        extra = dict(state.extra)
+        if compression == "none":
+            tracked = exchange.average(here, weights)
+        else:
+            before = extra["heard"][:, rows]
+            heard = before + coded.arrived(here - before)
+            tracked = here + exchange.average(heard, weights) - heard
+            extra["heard"] = extra["heard"].at[:, rows].set(heard)
+        extra["estimates"] = estimates.at[:, rows].set(tracked + now - said[:, rows])
+        extra["said"] = said.at[:, rows].set(now)
         metrics = {
             "loss": losses + rho * terms,
             "private_loss": losses,
             "public_loss": terms,
-            "edges": exchange.num_edges(graph),
+            "messages": exchange.along_edges(graph),
         }
         return dataclasses.replace(state, extra=extra), metrics
 
-    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
-        estimates = state.extra["estimates"]
-        size = batch.public_indices.shape[-1] * estimates.shape[-1] * estimates.dtype.itemsize
-        return {"soft decisions": size}
+    def message(state: State, batch: Batch) -> Message:
+        said = shapes_said(state, batch)
+        return {
+            "soft decisions": jax.eval_shape(lambda said: coded.encode(said.logits[:, 0]), said)
+        }
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        edge_bytes=edge_bytes,
+        message=message,
         public_batch="shared",
         undirected=True,
     )

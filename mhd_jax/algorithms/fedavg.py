@@ -19,6 +19,7 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.communication import Message, of_one_client
 from mhd_jax.groups import (
     apply_gradients,
     init_state,
@@ -26,7 +27,6 @@ from mhd_jax.groups import (
     private_gradients,
     require_one_architecture,
 )
-from mhd_jax.memory import num_bytes
 from mhd_jax.types import Algorithm, Batch, Metrics, State
 
 
@@ -54,16 +54,16 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
         averages = state.step % local_steps == 0
         sizes = state.extra["sizes"]
         # Up and down for every client that has data.
-        edges = jnp.where(averages, 2 * (sizes > 0).sum(dtype=jnp.int32), 0)
-        metrics = {"loss": losses, "private_loss": losses, "edges": edges}
+        messages = jnp.where(averages & (sizes > 0), jnp.int32(2), 0)
+        metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return jax.lax.cond(averages, _averaged, lambda state: state, state), metrics
 
-    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
+    def message(state: State, batch: Batch) -> Message:
         del batch
-        group = state.groups[0]
-        return {"weights": num_bytes((group.params, group.stats)) // state.num_clients}
+        (group,) = state.groups
+        return {"weights": of_one_client((group.params, group.stats))}
 
-    return Algorithm(init=init, train_step=train_step, predict=predict, edge_bytes=edge_bytes)
+    return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
 
 
 def _averaged(state: State) -> State:

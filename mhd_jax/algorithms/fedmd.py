@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.communication import Message
 from mhd_jax.groups import (
     all_params,
     all_stats,
@@ -29,6 +31,7 @@ from mhd_jax.groups import (
     init_state,
     predict,
     private_gradients,
+    shapes_said,
 )
 from mhd_jax.losses import distillation
 from mhd_jax.random import Purpose
@@ -42,6 +45,7 @@ def fedmd(
     digest_steps: int = 5,
     revisit_steps: int = 5,
     digest_loss: str = "mae",
+    compression: str = "none",
     label_smoothing: float = 0.0,
 ) -> Algorithm:
     """FedMD.
@@ -51,6 +55,8 @@ def fedmd(
       revisit_steps: steps of a round that learn from private data.
       digest_loss: "mae", the mean absolute difference of logits, as the paper; or "kl", the
         cross-entropy to the consensus' softmax.
+      compression: of the logits, up and down, see `mhd_jax.compression`; a selection of
+        classes keeps probabilities only, which is for the "kl" digest.
       label_smoothing: of the private cross-entropy, in [0, 1).
     """
     for name, steps in (("digest_steps", digest_steps), ("revisit_steps", revisit_steps)):
@@ -60,6 +66,12 @@ def fedmd(
         f"digest_loss must be one of {', '.join(DIGEST_LOSSES)}, not {digest_loss!r}.",
     )
     require_label_smoothing(label_smoothing)
+    coded = compressions.named(compression)
+    require(
+        digest_loss == "kl" or not coded.ranks_classes,
+        f"{compression} keeps no logits that the mae digest could learn from; "
+        "choose digest_loss='kl', or float16 or int8.",
+    )
     round_steps = digest_steps + revisit_steps
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
@@ -83,8 +95,8 @@ def fedmd(
             lambda: digest(state, batch),
             lambda: private_gradients(state, batch, label_smoothing),
         )
-        edges = jnp.where(digests, 2 * speaks.sum(), 0).astype(jnp.int32)  # up and down
-        return apply_gradients(state, gradients, stats), {"loss": losses, "edges": edges}
+        messages = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
+        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
 
     def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
         """Gradients towards the consensus, statistics as they are, and the losses [K]."""
@@ -92,7 +104,8 @@ def fedmd(
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        consensus = jnp.einsum("k,kpc->pc", speaks / speaks.sum(), said.logits[:, :, 0])
+        heard = coded.arrived(said.logits[:, :, 0])
+        consensus = coded.arrived(jnp.einsum("k,kpc->pc", speaks / speaks.sum(), heard))
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
@@ -114,14 +127,14 @@ def fedmd(
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses
 
-    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
-        kernel = state.groups[0].params["heads"]["kernel"]
-        return {"logits": batch.public_indices.shape[-1] * kernel.shape[-1] * kernel.dtype.itemsize}
+    def message(state: State, batch: Batch) -> Message:
+        said = shapes_said(state, batch)
+        return {"logits": jax.eval_shape(lambda said: coded.encode(said.logits[:, 0]), said)}
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        edge_bytes=edge_bytes,
+        message=message,
         public_batch="shared",
     )

@@ -22,6 +22,7 @@ from jax import Array
 
 from mhd_jax import exchange, optim
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.communication import Message, of_one_client
 from mhd_jax.errors import ConfigError
 from mhd_jax.groups import (
     apply_gradients,
@@ -30,7 +31,6 @@ from mhd_jax.groups import (
     private_gradients,
     require_one_architecture,
 )
-from mhd_jax.memory import num_bytes
 from mhd_jax.topology import MIXINGS
 from mhd_jax.types import Algorithm, Batch, Metrics, State
 
@@ -92,14 +92,19 @@ def _gossip(
         if mu is not None:
             state = _paper_momentum(state, mu)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        metrics = {"loss": losses, "private_loss": losses, "edges": exchange.num_edges(graph)}
+        messages = exchange.along_edges(graph)
+        metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return apply_gradients(state, gradients, stats), metrics
+
+    def message(state: State, batch: Batch) -> Message:
+        del batch
+        return {"weights": of_one_client(state.groups[0].params)}
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        edge_bytes=lambda state, batch: weight_bytes(state),
+        message=message,
         undirected=True,
         has_consensus=True,
     )
@@ -170,8 +175,3 @@ def _over_rate(move: Array, rate: Array) -> Array:
     """A move [K, …] over the clients' learning rates [K]; 0 where the rate is 0 (warm-up)."""
     rate = rate.reshape(rate.shape + (1,) * (move.ndim - rate.ndim)).astype(move.dtype)
     return jnp.where(rate > 0, move / jnp.where(rate > 0, rate, 1), 0)
-
-
-def weight_bytes(state: State) -> dict[str, int]:
-    """What an edge carries when a client sends its parameters."""
-    return {"weights": num_bytes(state.groups[0].params) // state.num_clients}

@@ -45,13 +45,14 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
         del graph
 
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        metrics = {"loss": losses, "private_loss": losses, "edges": jnp.zeros((), jnp.int32)}
+        nobody = jnp.zeros(state.num_clients, jnp.int32)
+        metrics = {"loss": losses, "private_loss": losses, "messages": nobody}
         return apply_gradients(state, gradients, stats), metrics
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        edge_bytes=lambda state, batch: {},
+        message=lambda state, batch: {},
         pooled=pooled,
     )

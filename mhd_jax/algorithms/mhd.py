@@ -20,14 +20,18 @@ auxiliary one.
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import compression as compressions
 from mhd_jax import exchange, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.communication import Message, of_one_client
+from mhd_jax.compression import Compression
 from mhd_jax.errors import ConfigError
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
@@ -40,6 +44,7 @@ from mhd_jax.groups import (
     init_state,
     predict,
     private_gradients,
+    shapes_said,
 )
 from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
@@ -60,6 +65,7 @@ def mhd(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    compression: str = "none",
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Multi-Headed Distillation.
@@ -80,6 +86,9 @@ def mhd(
       public_batch: "shared": all clients see the same public samples in a step;
         "independent": each its own, on which its teachers then run.
       public_updates_stats: whether public samples update BatchNorm statistics too.
+      compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
+        `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
+        left to make up for in the next.
       label_smoothing: of the private cross-entropy; the paper's is 0.
 
     Raises:
@@ -107,10 +116,12 @@ def mhd(
         f"unknown target_selection {target_selection!r}; "
         f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
     )
+    coded = compressions.named(compression)
     select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type]
     num_heads = num_aux_heads + 1
     first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns from others
-    num_ranks = max(num_aux_heads, 1)  # how many heads learn, and how many teach
+    num_ranks = max(num_aux_heads, 1)  # how many heads learn, from as many of the own client
+    num_taught = num_ranks + same_level  # how many heads of a neighbour teach
     # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
     own_included = include_self and num_aux_heads > 0
 
@@ -178,11 +189,9 @@ def mhd(
             )
 
         said, pull_back, public_stats = jax.vjp(on_public_samples, all_params(state), has_aux=True)
-        messages = everywhere(said)  # all that crosses devices, as it is all that crosses edges
-        teachers = exchange.draw_teachers(
-            state, graph, exchange.finite_clients(messages), num_targets
-        )
-        taught = teacher_outputs(state, messages, teachers, batch)
+        heard = arrived(said, everywhere if batch.public_is_shared else _stay)
+        teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
+        taught = teacher_outputs(state, heard, teachers, batch)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
         at_outputs, terms = over_clients(jax.grad(public_loss, has_aux=True))(
@@ -194,19 +203,17 @@ def mhd(
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
-            "edges": teachers.valid.sum(dtype=jnp.int32),
+            "messages": exchange.from_teachers(teachers),
         }
         new_stats = public_stats if public_updates_stats else stats
         return apply_gradients(state, gradients, new_stats), metrics
 
-    def teacher_outputs(
-        state: State, messages: Outputs, teachers: Teachers, batch: Batch
-    ) -> Outputs:
+    def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
         if batch.public_is_shared:
             # Teachers at the present step: what they said as students, gathered.
-            return exchange.gather(messages, teachers.positions)
-        return forward_teachers(
+            return exchange.gather(heard, teachers.positions)
+        outputs = forward_teachers(
             state,
             all_params(state),
             all_stats(state),
@@ -214,27 +221,43 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
+        return arrived(outputs, _stay)  # computed where their students are
 
-    def edge_bytes(state: State, batch: Batch) -> dict[str, int]:
-        num_samples = batch.public_indices.shape[-1]
-        params = state.groups[0].params["heads"]["kernel"]
-        _, width, num_classes = params.shape[1:]
-        size = params.dtype.itemsize
-        crossing = {"logits": num_samples * (num_ranks + same_level) * num_classes * size}
+    def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
+        """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
+        parts = {"logits": (coded, said.logits[..., :num_taught, :])}
         if nu_emb > 0:
-            crossing["embeddings"] = num_samples * width * size
+            parts["embeddings"] = (coded.for_numbers, said.embeddings)  # type: ignore[assignment]
+        return parts
+
+    def arrived(said: Outputs, travel: Callable[[PyTree], PyTree]) -> Outputs:
+        """What students have of it: what crosses edges is all that crosses devices."""
+        parts = {
+            name: how.arrived(values, travel) for name, (how, values) in taught_parts(said).items()
+        }
+        return Outputs(parts["logits"], parts.get("embeddings"))
+
+    def message(state: State, batch: Batch) -> Message:
+        def sent(said: Outputs) -> dict[str, PyTree]:
+            return {name: how.encode(values) for name, (how, values) in taught_parts(said).items()}
+
+        crossing = jax.eval_shape(sent, shapes_said(state, batch))
         if not batch.public_is_shared:
-            crossing["indices"] = num_samples * batch.public_indices.dtype.itemsize
+            crossing["indices"] = of_one_client(batch.public_indices)
         return crossing
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        edge_bytes=edge_bytes,
+        message=message,
         num_heads=num_heads,
         public_batch=public_batch,
     )
+
+
+def _stay(sent: PyTree) -> PyTree:
+    return sent
 
 
 def _require_equal_widths(state: State) -> None:

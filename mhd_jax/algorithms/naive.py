@@ -22,6 +22,7 @@ def naive(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    compression: str = "none",
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Naive distillation.
@@ -29,7 +30,7 @@ def naive(
     Args:
       nu_naive: weight of the distillation.
       num_targets, target_selection, temperature, public_batch, public_updates_stats,
-        label_smoothing: as for `mhd`.
+        compression, label_smoothing: as for `mhd`.
     """
     require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
     return mhd(
@@ -41,5 +42,6 @@ def naive(
         temperature=temperature,
         public_batch=public_batch,
         public_updates_stats=public_updates_stats,
+        compression=compression,
         label_smoothing=label_smoothing,
     )
