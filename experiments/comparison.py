@@ -42,6 +42,7 @@ def compare(
       mhd.ConfigError: settings that cannot work, or a workdir of something else.
     """
     described = jsonable({**dataclasses.asdict(settings), "partition": repr(settings.partition)})
+    del described["data_dir"]  # the same data may lie elsewhere
     names = [algorithm.name for algorithm in algorithms]
     _check_folder(workdir, described, names, seeds)
     for algorithm in algorithms:  # before hours are spent on the first

@@ -91,7 +91,20 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_integer(name, default, text)
 
 
-flags.DEFINE_string("dataset", _SETTINGS["dataset"], "Data set: digits (embedded).")
+flags.DEFINE_string(
+    "dataset",
+    _SETTINGS["dataset"],
+    "Data set: digits (embedded), or one that tensorflow-datasets has prepared (cifar10).",
+)
+flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared data sets; by default tensorflow-datasets' own."
+)
+flags.DEFINE_string(
+    "train_split", None, "Training samples of a prepared data set, like train or train[:20%]."
+)
+flags.DEFINE_string(
+    "test_split", None, "Test samples of a prepared data set, like test or validation."
+)
 flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
 flags.DEFINE_string(
     "topology",

@@ -69,9 +69,13 @@ def run(main: Callable[[], None]) -> None:
     app.run(wrapped)
 
 
+_FILE_WIDTH = 120  # of tables that go to a file or a pipe
+
+
 def console() -> Console:
     """Where a binary prints its results: of several processes only the first one does."""
-    return Console(quiet=jax.process_index() > 0)
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    return Console(quiet=jax.process_index() > 0, width=width)
 
 
 def _configure_jax() -> None:

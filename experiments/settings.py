@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,17 @@ from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.optim import SGD
 from mhd_jax.run import prepare
 
+_load = functools.lru_cache(maxsize=1)(mhd.data.load)  # seeds share what was read
+
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
     """A run but for its algorithm and its seed; names as on the command line."""
 
     dataset: str = "digits"
+    data_dir: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
@@ -42,7 +48,7 @@ class RunSettings:
     def clients(self, seed: int) -> mhd.Clients:
         """The clients of one seed: their data split derives from it."""
         return mhd.make_clients(
-            mhd.data.load(self.dataset),
+            self._data(),
             self.num_clients,
             self.model,
             partition=self.partition,
@@ -73,6 +79,14 @@ class RunSettings:
     def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
         """Raises `mhd.ConfigError` where such a run could not start."""
         prepare(*self._who_and_how(algorithm, seed), **self._training(seed))
+
+    def _data(self) -> mhd.data.Dataset:
+        where = {
+            "data_dir": self.data_dir,
+            "train_split": self.train_split,
+            "test_split": self.test_split,
+        }
+        return _load(self.dataset, **{k: v for k, v in where.items() if v is not None})
 
     def _who_and_how(self, algorithm: mhd.Algorithm, seed: int) -> tuple[Any, ...]:
         options = dict(self.topology_options)

@@ -60,6 +60,7 @@ def write_comparison(
     figures = {
         "comparison": comparison_figure(table),
         "accuracy": comparison_curves(histories),
+        "communication": communication_curves(histories),
     }
     page = _template("comparison.html").render(
         table=table,
@@ -103,6 +104,7 @@ def accuracy_figure(history: Sequence[Record], title: str) -> Figure:
                 marker="." if len(steps) < 30 else None,
                 label=head,
             )
+        axis.set_xlabel("step")
         _accuracy_axis(axis, label)
     axes[0].legend(title="head", fontsize="small", loc="lower right")
     figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
@@ -173,29 +175,67 @@ def comparison_figure(table: Sequence[Record]) -> Figure:
 
 def comparison_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) -> Figure:
     """Accuracy over steps of every algorithm's last head, mean ± std over seeds."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(histories)))
-    styles = ("-", "--", "-.", ":")
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for i, (name, runs) in enumerate(histories.items()):
-            head = list(runs[0][-1][metric])[-1]
-            values = _numbers([[record[metric][head] for record in run] for run in runs])
+        for name, runs, style in _styled(histories):
+            head, values = _last_head(runs, metric)
             steps = [record["step"] for record in runs[0]]
             mean, std = values.mean(axis=0), values.std(axis=0)
-            axis.plot(
-                steps, mean, styles[i % len(styles)], color=colours[i], label=f"{name} ({head})"
-            )
+            axis.plot(steps, mean, **style, label=f"{name} ({head})")
             axis.fill_between(
-                steps, mean - std, mean + std, color=colours[i], alpha=0.15, linewidth=0
+                steps, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0
             )
+        axis.set_xlabel("step")
         _accuracy_axis(axis, label)
-    axes[0].legend(fontsize="small", loc="lower right")
+    _legend_beside(figure)
     return figure
 
 
+def communication_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) -> Figure:
+    """Accuracy of every algorithm's last head against the bytes sent so far, mean over seeds."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for name, runs, style in _styled(histories):
+            head, values = _last_head(runs, metric)
+            sent = _numbers([[record["bytes"] for record in run] for run in runs]).mean(axis=0)
+            mean, speaks = values.mean(axis=0), sent > 0
+            if speaks.any():
+                axis.plot(sent[speaks], mean[speaks], **style, label=f"{name} ({head})")
+                axis.plot(sent[-1], mean[-1], "o", color=style["color"])
+            else:
+                axis.axhline(mean[-1], color=style["color"], linestyle=":", label=name)
+        axis.set_xscale("log")
+        axis.set_xlabel("bytes sent")
+        _accuracy_axis(axis, label)
+    _legend_beside(figure)
+    return figure
+
+
+def _legend_beside(figure: Figure) -> None:
+    """One legend for all axes, which covers none."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside right upper")
+
+
+def _styled(histories: Mapping[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Each algorithm with a colour and a line of its own."""
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(histories)))
+    styles = ("-", "--", "-.")
+    return [
+        (name, runs, {"color": colour, "linestyle": styles[i % len(styles)]})
+        for i, ((name, runs), colour) in enumerate(zip(histories.items(), colours, strict=True))
+    ]
+
+
+def _last_head(runs: Sequence[Sequence[Record]], metric: str) -> tuple[str, np.ndarray]:
+    """The last head's name, and its accuracies [runs, evaluations]."""
+    head = list(runs[0][-1][metric])[-1]
+    return head, _numbers([[record[metric][head] for record in run] for run in runs])
+
+
 def _accuracy_axis(axis: Axes, label: str) -> None:
-    axis.set_xlabel("step")
     axis.set_ylabel(label)
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.3)

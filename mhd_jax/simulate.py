@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from mhd_jax import communication, hosts, optim, report
+from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
@@ -378,6 +379,7 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "topology": topologies.describe(run.topology),
             "communication": {
                 **communication.total(int(messages.sum()), run.message()),
                 **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),

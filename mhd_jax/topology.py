@@ -90,6 +90,23 @@ def spectral_gap(mixing: Any) -> float:
     return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
 
+def describe(topology: Topology) -> dict[str, Any]:
+    """A graph in numbers, for a run's summary.
+
+    Returns:
+      "name", and for a graph that stays "edges", each direction counted, and "spectral_gap"
+      of each mixing matrix on it.
+    """
+    if topology.schedule is not cycle or len(topology.adjacency) > 1:
+        return {"name": topology.name}
+    graph = topology.at(0)
+    return {
+        "name": topology.name,
+        "edges": int((graph > 0).sum()),
+        "spectral_gap": {name: spectral_gap(weights(graph)) for name, weights in MIXINGS.items()},
+    }
+
+
 def from_array(adjacency: Any, name: str = "custom") -> Topology:
     """A topology from weights [K, K], or [T, K, K] that repeat every T steps.
 

@@ -76,7 +76,8 @@ def test_flags_from_a_file(call):
     ("arguments", "sentence"),
     [
         (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, cnn"),
-        (["--dataset=mnits"], "unknown dataset 'mnits'"),
+        (["--dataset=mnits"], "mnits is not prepared in"),
+        (["--data_dir=/data"], "data_dir belong to prepared data sets, not to digits"),
         (["--topology=rnig"], "unknown topology 'rnig'"),
         (["--topology=none.npy"], "no topology file 'none.npy'"),
         (["--topology=four.txt"], "topology four has 4 clients, but there are 3"),
@@ -138,7 +139,7 @@ def test_compare_puts_all_in_one_table(call):
     markdown = pathlib.Path("c/table.md").read_text()
     assert markdown.count("| mhd | aux_") == 2
     page = pathlib.Path("c/report.html").read_text()
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 3
     before = pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns
     assert call(compare, *arguments, "--workdir=c")[0] == 0
     assert pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns == before

@@ -237,7 +237,8 @@ X, Y = np.zeros((12, 2), np.float32), np.arange(12) % 3
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: mhd.data.load("mnits"), "unknown dataset 'mnits'; choose one of digits"),
+        (lambda: mhd.data.load("mni ts"), "unknown dataset 'mni ts'; choose digits or"),
+        (lambda: mhd.data.load(7), "unknown dataset of type int"),
         (lambda: mhd.data.arrays(X, Y[:5]), r"labels must have shape \[12\]"),
         (lambda: mhd.data.arrays(X, Y + 0.5), "labels must be integers, not float64"),
         (lambda: mhd.data.arrays(X, Y - 1), "count classes from 0"),

@@ -308,11 +308,18 @@ def test_the_run_folder_and_its_summary(tmp_path):
     # 20 steps, 4 clients on a ring, one teacher each; 8 public samples; 5 features.
     edges = 20 * 4
     logits, embeddings = 8 * 3 * NUM_CLASSES * 4, 8 * 5 * 4
+    by_edge = np.array(summary["communication"].pop("by_edge"))
+    # Every step each client hears one of its two neighbours.
+    np.testing.assert_array_equal(by_edge.sum(axis=1), 20)
+    assert ((by_edge > 0) <= (np.asarray(mhd.topology.ring(4).at(0)) > 0)).all()
+    np.testing.assert_allclose(summary["topology"]["spectral_gap"]["uniform"], 2 / 3, atol=1e-6)
+    assert summary["topology"]["edges"] == 8
     assert summary["communication"] == {
         "bytes_per_step_per_edge": logits + embeddings,
         "total_bytes": edges * (logits + embeddings),
         "by_type": {"logits": edges * logits, "embeddings": edges * embeddings},
-        "edges_used": edges,
+        "by_dtype": {"float32": edges * (logits + embeddings)},
+        "messages": edges,
     }
     assert set(summary["timing"]) == {
         "compile_seconds",
@@ -324,6 +331,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "http" not in page
     assert f"{summary['beta_sh']['main']:.3f}" in page
+    result.summary["communication"].pop("by_edge")
     assert result.summary == summary
 
 

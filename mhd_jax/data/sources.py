@@ -1,17 +1,20 @@
-"""Where samples come from: the embedded digits, and the user's own arrays."""
+"""Where samples come from: the embedded digits, prepared data sets, the user's own arrays."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from mhd_jax.data import prepared
 from mhd_jax.errors import ConfigError
 
 EMBEDDED = ("digits",)
+_OF_PREPARED = {"data_dir", "train_split", "test_split"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,13 +45,18 @@ class Dataset:
 
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
-    """Loads a data set by name, or takes arrays (options as for `arrays`).
+    """Loads a data set by name, or takes arrays.
 
     Arrays come as `(images, labels)`, or with a test split as
     `((images, labels), (test_images, test_labels))`.
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
-    split of 360.
+    split of 360. Other names are those of tensorflow-datasets, prepared before.
+
+    Args:
+      source: a name, or arrays.
+      **options: `data_dir`, `train_split` and `test_split` of a prepared data set (see
+        `mhd_jax.data.prepared.read`), else those of `arrays`.
 
     Raises:
       ConfigError: an unknown name, or arrays that do not fit.
@@ -61,13 +69,30 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
             return arrays(*train, *test, **options)
         return arrays(train, test, **options)
     if source == "digits":
+        foreign = options.keys() & _OF_PREPARED
+        if foreign:
+            raise ConfigError(
+                f"{', '.join(sorted(foreign))} belong to prepared data sets, not to digits; "
+                "leave them out, or choose another dataset."
+            )
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
-    raise ConfigError(
-        f"unknown dataset {_shown(source)}; choose one of {', '.join(EMBEDDED)}, "
-        "or give your own (images, labels) arrays."
-    )
+    if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+        raise ConfigError(
+            f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
+            "tensorflow-datasets, or give your own (images, labels) arrays."
+        )
+    unknown = options.keys() - _OF_PREPARED
+    if unknown:
+        raise ConfigError(
+            f"a prepared data set takes data_dir, train_split and test_split, not "
+            f"{', '.join(sorted(unknown))}."
+        )
+    found = prepared.read(source, **{"data_dir": None, **options})
+    class_names = tuple(map(str, found.pop("class_names")))
+    data = arrays(**found, num_classes=len(class_names), name=source)
+    return dataclasses.replace(data, class_names=class_names)
 
 
 def arrays(

@@ -1,0 +1,126 @@
+"""Data sets that tensorflow-datasets has prepared: read on real CIFAR-10, where it is at hand."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.data import prepared
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+SMALL = pathlib.Path(os.environ.get("MHD_JAX_TEST_DATA", SHARED)) / "tfds_small"
+needs_cifar10 = pytest.mark.skipif(
+    not (SMALL / "cifar10").exists(), reason=f"no prepared CIFAR-10 in {SMALL}"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mhd_jax" / "data"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the small CIFAR-10 that a test may damage."""
+    root = tmp_path / "copy"
+    shutil.copytree(SMALL, root)
+    for path in root.rglob("*"):
+        path.chmod(0o755)
+    return root, next(root.glob("cifar10/*"))
+
+
+@needs_cifar10
+def test_what_is_read_is_what_the_records_hold(cache):
+    import tensorflow_datasets as tfds
+
+    data = mhd.data.load("cifar10", data_dir=SMALL)
+    source = tfds.data_source(
+        "cifar10",
+        data_dir=SMALL,
+        split="train",
+        download=False,
+        builder_kwargs={"file_format": "array_record"},
+    )
+    assert data.inputs.shape == (2000, 32, 32, 3) and data.inputs.dtype == np.uint8
+    assert data.test_inputs.shape == (500, 32, 32, 3)
+    assert data.name == "cifar10" and data.class_names[:2] == ("airplane", "automobile")
+    for i in (0, 999, 1000, 1999):
+        np.testing.assert_array_equal(data.inputs[i], source[i]["image"])
+        assert data.labels[i] == source[i]["label"]
+    assert len(list(cache.iterdir())) == 1
+
+
+@needs_cifar10
+def test_the_cache_serves_the_same_and_notices_other_splits_and_files(cache, copy, monkeypatch):
+    root, folder = copy
+    first = mhd.data.load("cifar10", data_dir=root)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "_read_split", None)  # it would have to read
+        again = mhd.data.load("cifar10", data_dir=root)
+    for name in ("inputs", "labels", "test_inputs", "test_labels"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    assert again.class_names == first.class_names
+    part = mhd.data.load("cifar10", data_dir=root, train_split="train[:10%]", test_split="train")
+    np.testing.assert_array_equal(part.inputs, first.inputs[:200])
+    np.testing.assert_array_equal(part.test_inputs, first.inputs)
+    os.utime(folder / "dataset_info.json", (1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "_read_split", None)
+        with pytest.raises(TypeError):
+            mhd.data.load("cifar10", data_dir=root)
+
+
+@needs_cifar10
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"train_split": "learn"}, r"split learn: Unknown split 'learn'. Should be one of"),
+        ({"test_split": "test[900%:]"}, r"split test\[900%:\]"),
+        ({"test_fraction": 0.1}, "takes data_dir, train_split and test_split, not test_fraction"),
+    ],
+)
+def test_what_is_not_there_is_named(options, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.data.load("cifar10", data_dir=SMALL, **options)
+
+
+@needs_cifar10
+def test_damage_is_named(copy, cache):
+    root, folder = copy
+    records = next(folder.glob("*train*"))
+    whole = records.read_bytes()
+    records.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(mhd.ConfigError, match="prepare"):
+        mhd.data.load("cifar10", data_dir=root)
+    records.write_bytes(whole)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    train = next(split for split in info["splits"] if split["name"] == "train")
+    train["shardLengths"] = [str(int(train["shardLengths"][0]) + 7)]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(mhd.ConfigError, match="samples 2000 to 2006 cannot be read"):
+        mhd.data.load("cifar10", data_dir=root)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(mhd.ConfigError, match="cannot be read as a prepared data set"):
+        mhd.data.load("cifar10", data_dir=root)
+    assert not cache.exists()
+
+
+def test_a_data_set_that_is_not_prepared_says_what_to_do(tmp_path):
+    with pytest.raises(mhd.ConfigError, match=r"cifar10 is not prepared in .*prepare it there"):
+        mhd.data.load("cifar10", data_dir=tmp_path)
+    for name in ("../cifar10", "a b", "", "/etc"):
+        with pytest.raises(mhd.ConfigError, match="unknown dataset"):
+            mhd.data.load(name, data_dir=tmp_path)
+
+
+@needs_cifar10
+def test_clients_learn_from_it():
+    data = mhd.data.load("cifar10", data_dir=SMALL, train_split="train[:400]")
+    clients = mhd.make_clients(data, 4, "mlp")
+    result = mhd.simulate("ring", clients, steps=4, batch_size=4, public_batch_size=4)
+    assert np.isfinite(result.history[-1]["train"]["loss"])
