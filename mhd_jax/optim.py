@@ -17,7 +17,7 @@ import optax
 
 from mhd_jax.errors import ConfigError
 
-SCHEDULES = ("cosine", "constant", "step")
+SCHEDULES = ("cosine", "constant", "step", "decreasing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class SGD:
       nesterov: whether the step looks ahead along the momentum.
       weight_decay: added to the gradient as weight_decay · θ, before the momentum.
       schedule: "cosine" to 0 over the run, "constant", or "step": divided by 10 at half
-        and at three quarters of the run.
+        and at three quarters of the run, or "decreasing": η / (1 + t/100)^¾, whose sum has no
+        bound while that of its squares has (Robbins and Monro, 1951), however long the run.
       warmup_steps: steps of linear warm-up from 0, taken from the schedule's start.
     """
 
@@ -64,6 +65,10 @@ class SGD:
             main = optax.piecewise_constant_schedule(
                 self.learning_rate, {steps // 2: 0.1, steps * 3 // 4: 0.1}
             )
+        elif self.schedule == "decreasing":
+
+            def main(step: Any) -> Any:
+                return self.learning_rate * (1 + step / 100) ** -0.75
         else:
             main = optax.constant_schedule(self.learning_rate)
         if not self.warmup_steps:

@@ -221,3 +221,22 @@ def test_quickstart_at_toy_size(tmp_path):
     rows = json.loads((tmp_path / "runs" / "demo" / "table.json").read_text())["rows"]
     assert [row["algorithm"] for row in rows] == ["isolated", "naive", "mhd"]
     assert "aux_3" in text and "report: runs/demo/report.html" in text
+
+
+def test_distributed_distillation_converges_in_its_experiment(tmp_path):
+    """Both quantities fall by an order of magnitude in 512 steps; the experiment goes on."""
+    flags = ("--steps=512", "--graphs=chain", "--rho=10")
+    process = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    folder = tmp_path / "runs" / "distributed_distillation"
+    assert (folder / "convergence.png").exists() and (folder / "convergence.md").exists()
+    found = json.loads((folder / "convergence.json").read_text())
+    normal, strong, _ = found["runs"]
+    first, last = normal["records"][0], normal["records"][-1]
+    assert last["step"] == 512
+    assert last["estimate"] < 0.1 * first["estimate"]
+    assert last["gradient"] < 0.1 * first["gradient"]
+    assert strong["records"][-1]["spread"] < last["spread"]
+    for row in found["bytes"]:
+        assert row["distributed_distillation"] == 64 * 10 * 4 < row["dsgd"]

@@ -93,6 +93,10 @@ def test_schedules():
     np.testing.assert_allclose(
         [step(0), step(49), step(51), step(76)], [1, 1, 0.1, 0.01], rtol=1e-6
     )
+    decreasing = mhd.optim.SGD(learning_rate=2.0, schedule="decreasing")
+    rates = np.array([decreasing.rate(10)(t) for t in (0, 100, 1500)])
+    np.testing.assert_allclose(rates, [2, 2 / 2**0.75, 2 / 8], rtol=1e-6)
+    assert decreasing.rate(10)(7) == decreasing.rate(10_000)(7)  # however long the run
     warm = mhd.optim.SGD(learning_rate=1.0, schedule="constant", warmup_steps=10).rate(100)
     np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(99)], [0, 0.5, 1, 1], atol=1e-6)
 

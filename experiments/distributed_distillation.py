@@ -1,0 +1,268 @@
+r"""Whether Distributed Distillation converges as its paper says, whatever the graph.
+
+  python -m experiments.distributed_distillation --workdir=runs/distributed_distillation
+
+Clients learn the digits, two of ten each, on a ring, a chain and a complete graph, under
+decreasing steps. Two things must vanish: the largest distance of a client's estimate z_i from the
+network's average decision s̄, and the largest full-batch gradient of CE_i + ρ/2 · mean ‖s_i − s̄‖².
+The spread of the decisions themselves does not; it is reported against ρ. The folder gets
+convergence.json, convergence.md and convergence.png.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import Array
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import mhd_jax as mhd
+from experiments import launch
+from mhd_jax import communication
+from mhd_jax.checkpoint import write_json
+from mhd_jax.clients import Clients
+from mhd_jax.data.batching import as_float
+from mhd_jax.groups import all_params, all_stats, forward, private_gradients
+from mhd_jax.run import prepare
+from mhd_jax.types import Batch, PyTree, State
+
+_RHO = 1.0  # where graphs and step sizes are compared
+
+_GRAPHS = flags.DEFINE_list("graphs", ["ring", "chain", "complete"], "Graphs, by name.")
+_RHOS = flags.DEFINE_multi_float("rho", [0.1, 10.0], "Other ρ, on the first graph; repeat it.")
+_STEPS = flags.DEFINE_integer("steps", 30_000, "Training steps of each run.", lower_bound=1)
+_CLIENTS = flags.DEFINE_integer("num_clients", 8, "K, how many clients.", lower_bound=3)
+_RATE = flags.DEFINE_float("learning_rate", 0.3, "Step size at the start.", lower_bound=1e-9)
+_PUBLIC = flags.DEFINE_integer("public_batch_size", 64, "|R_t|.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the data split and of training.", lower_bound=0)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/distributed_distillation", "Folder for the figures and the plot."
+)
+
+Record = dict[str, float]
+
+
+def everything(clients: Clients) -> Batch:
+    """All private samples of every client, padded, and the whole reference set."""
+    sizes = clients.label_counts().sum(axis=1)
+    rows = np.stack(
+        [
+            np.resize(np.flatnonzero(clients.owner == i), sizes.max())
+            for i in range(clients.num_clients)
+        ]
+    )
+    return Batch(
+        inputs=as_float(jnp.asarray(clients.data.inputs[rows])),
+        labels=jnp.asarray(clients.data.labels[rows]),
+        mask=jnp.asarray(np.arange(sizes.max()) < sizes[:, None], jnp.float32),
+        public_inputs=as_float(jnp.asarray(clients.data.inputs[clients.public])),
+        public_indices=jnp.arange(clients.num_public),
+    )
+
+
+def distances(state: State, batch: Batch, rho: Array) -> dict[str, Array]:
+    """How far a state is from what converges.
+
+    Returns:
+      "estimate": max_i of the root mean square over x of ‖z_i(x) − s̄(x)‖; "gradient": max_i of the
+      norm of client i's full-batch gradient; "spread": the root mean square of ‖s_i(x) − s̄(x)‖.
+    """
+
+    def decisions(params: tuple[PyTree, ...]) -> Array:
+        outputs, _ = forward(
+            state, params, all_stats(state), batch.public_inputs, shared_inputs=True
+        )
+        return jax.nn.softmax(outputs.logits[:, :, 0])
+
+    said = decisions(all_params(state))
+    mean = said.mean(axis=0)
+
+    def pull(params: tuple[PyTree, ...]) -> Array:
+        gaps = jnp.square(decisions(params) - mean).sum(axis=-1)
+        return rho / 2 * gaps.mean(axis=1).sum()
+
+    private, _, _ = private_gradients(state, batch, 0.0)
+    total = jax.tree.map(jnp.add, private, jax.grad(pull)(all_params(state)))
+    squares = sum(
+        jnp.square(a).reshape(state.num_clients, -1).sum(axis=1) for a in jax.tree.leaves(total)
+    )
+
+    def root_mean_square(gaps: Array) -> Array:
+        return jnp.sqrt(jnp.square(gaps).sum(axis=-1).mean(axis=-1))
+
+    return {
+        "estimate": root_mean_square(state.extra["estimates"] - mean).max(),
+        "gradient": jnp.sqrt(squares).max(),
+        "spread": jnp.sqrt(jnp.square(root_mean_square(said - mean)).mean()),
+    }
+
+
+_distances = jax.jit(distances)
+
+
+def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Record]:
+    """One run, looked at after 1, 2, 4, … steps and at its end."""
+    run = prepare(
+        graph,
+        clients,
+        mhd.algorithms.distributed_distillation(rho=rho),
+        steps=_STEPS.value,
+        public_batch_size=_PUBLIC.value,
+        optimizer=mhd.optim.SGD(_RATE.value, momentum=0.0, weight_decay=0.0, schedule=schedule),
+        seed=_SEED.value,
+        num_devices=1,
+    )
+    carry, records, batch = run.start(), [], everything(clients)
+    stops = [2**n for n in range(_STEPS.value.bit_length())]
+    for step in sorted({*stops, _STEPS.value}):
+        carry = run.advance(carry, step - int(carry.state.step))
+        found = jax.device_get(_distances(carry.state, batch, jnp.float32(rho)))
+        records.append({"step": step, **{name: float(value) for name, value in found.items()}})
+        if not all(np.isfinite(list(records[-1].values()))):
+            raise mhd.DivergedError(
+                f"{graph}, ρ = {rho}: step {step} is not finite; lower the rate."
+            )
+    return records
+
+
+def message_bytes() -> list[dict[str, Any]]:
+    """What one edge carries in one step, by model: soft decisions against parameters."""
+    rows = []
+    images = np.zeros((200, 32, 32, 3), np.uint8)
+    for model in ("mlp", "lenet5", "resnet20", "resnet18"):
+        data = mhd.data.arrays(images, np.arange(200) % 10)
+        clients = mhd.make_clients(data, 3, model, partition="iid", public_fraction=0.5)
+        sizes = {
+            name: sum(
+                communication.bytes_by_type(
+                    prepare("ring", clients, name, public_batch_size=_PUBLIC.value).message()
+                ).values()
+            )
+            for name in ("distributed_distillation", "dsgd")
+        }
+        rows.append({"model": model, **sizes})
+    return rows
+
+
+def main() -> None:
+    """Follows all runs and writes what they show."""
+    console = launch.console()
+    clients = mhd.make_clients("digits", _CLIENTS.value, seed=_SEED.value)
+    first = _GRAPHS.value[0]
+    cases = [(graph, _RHO, "decreasing") for graph in _GRAPHS.value]
+    cases += [(first, rho, "decreasing") for rho in _RHOS.value if rho != _RHO]
+    cases += [(first, _RHO, "constant")]
+    runs = []
+    for number, (graph, rho, schedule) in enumerate(cases, 1):
+        console.print(
+            f"[{number}/{len(cases)}] {graph}, ρ = {rho:g}, {schedule} steps", markup=False
+        )
+        records = follow(clients, graph, rho, schedule)
+        runs.append({"graph": graph, "rho": rho, "schedule": schedule, "records": records})
+    sent = message_bytes()
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    settings = {flag.name: flag.value for flag in (_STEPS, _CLIENTS, _RATE, _PUBLIC, _SEED)}
+    write_json(workdir / "convergence.json", {"settings": settings, "runs": runs, "bytes": sent})
+    convergence, traffic = _tables(runs, sent)
+    (workdir / "convergence.md").write_text(
+        _markdown(convergence) + "\n" + _markdown(traffic), encoding="utf-8"
+    )
+    figure(runs).savefig(workdir / "convergence.png", dpi=120)
+    console.print(_rich(convergence), _rich(traffic))
+    console.print(f"plot: {workdir / 'convergence.png'}", markup=False, soft_wrap=True)
+
+
+def figure(runs: Sequence[dict[str, Any]]) -> Figure:
+    """What vanishes, over steps, and what does not, against ρ."""
+    drawn = Figure(figsize=(13, 4), layout="constrained")
+    estimate, gradient, spread = drawn.subplots(1, 3)
+    for run in runs:
+        if run["rho"] != _RHO:
+            continue
+        steps = [record["step"] for record in run["records"]]
+        label = f"{run['graph']}, {run['schedule']} steps"
+        style = "-" if run["schedule"] == "decreasing" else ":"
+        for axis, name in ((estimate, "estimate"), (gradient, "gradient")):
+            values = [record[name] for record in run["records"]]
+            axis.loglog(steps, values, style, marker=".", label=label)
+    estimate.set_title("Estimates of the average: max_i ‖z_i − s̄‖")
+    gradient.set_title("Gradients of CE_i + ρ/2 · mean ‖s_i − s̄‖²: max_i norm")
+    spread.set_title("Spread of the decisions: ‖s_i − s̄‖ at the end")
+    for axis in (estimate, gradient):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    for axis in (estimate, gradient, spread):
+        axis.title.set_fontsize("medium")
+    estimate.legend(fontsize="small")
+    first = runs[0]["graph"]
+    by_rho = sorted(
+        (run["rho"], run["records"][-1]["spread"])
+        for run in runs
+        if run["graph"] == first and run["schedule"] == "decreasing"
+    )
+    spread.semilogx(*zip(*by_rho, strict=True), "o-", color="black")
+    spread.set_xlabel(f"ρ ({first})")
+    spread.set_ylim(0)
+    spread.grid(alpha=0.3)
+    return drawn
+
+
+_Lines = tuple[list[str], list[list[str]]]
+
+
+def _tables(
+    runs: Sequence[dict[str, Any]], sent: Sequence[dict[str, Any]]
+) -> tuple[_Lines, _Lines]:
+    """Both tables as headings and lines."""
+    lines = []
+    for run in runs:
+        first, last = run["records"][0], run["records"][-1]
+        lines.append(
+            [
+                f"{run['graph']}, ρ = {run['rho']:g}, {run['schedule']}",
+                *(
+                    f"{first[name]:.2g} → {last[name]:.2g}"
+                    for name in ("estimate", "gradient", "spread")
+                ),
+            ]
+        )
+    convergence = (["run", "max ‖z_i − s̄‖", "max ‖gradient‖", "spread of s_i"], lines)
+    traffic = (
+        ["model", "bytes a step and edge (32×32×3 inputs): soft decisions", "parameters", "ratio"],
+        [
+            [
+                row["model"],
+                f"{row['distributed_distillation']:,}",
+                f"{row['dsgd']:,}",
+                f"1 : {row['dsgd'] / row['distributed_distillation']:,.0f}",
+            ]
+            for row in sent
+        ],
+    )
+    return convergence, traffic
+
+
+def _markdown(table: _Lines) -> str:
+    headings, lines = table
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _rich(table: _Lines) -> Table:
+    headings, lines = table
+    shown = Table(*headings)
+    for line in lines:
+        shown.add_row(*line)
+    return shown
+
+
+if __name__ == "__main__":
+    launch.run(main)
