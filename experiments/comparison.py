@@ -49,14 +49,10 @@ def compare(
         settings.check(algorithm, seeds[0])
     rows: list[Row] = []
     histories: dict[str, list[list[dict[str, Any]]]] = {}
-    total = len(algorithms) * len(seeds)
     for algorithm in algorithms:
-        results: list[mhd.Result] = []
-        for seed in seeds:
-            number = len(rows) * len(seeds) + len(results) + 1
-            label = f"[{number}/{total}] {algorithm.name}, seed {seed}"
-            folder = workdir / algorithm.name / f"seed_{seed}"
-            results.append(settings.simulate(algorithm, seed, folder, [ShowProgress(label)]))
+        label = f"[{len(rows) + 1}/{len(algorithms)}] {algorithm.name}"
+        folders = [workdir / algorithm.name / f"seed_{seed}" for seed in seeds]
+        results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
         histories[algorithm.name] = [result.history for result in results]
     content = {"settings": described, "seeds": list(seeds), "rows": rows, "notes": list(notes)}

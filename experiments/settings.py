@@ -61,24 +61,28 @@ class RunSettings:
     def simulate(
         self,
         algorithm: mhd.Algorithm,
-        seed: int,
-        workdir: pathlib.Path,
+        seeds: Sequence[int],
+        workdirs: Sequence[pathlib.Path],
         callbacks: Sequence[Any],
-    ) -> mhd.Result:
-        """One run, saved in `workdir`."""
-        return mhd.simulate(
-            *self._who_and_how(algorithm, seed),
-            **self._training(seed),
+    ) -> list[mhd.Result]:
+        """A run for each seed, saved in its folder."""
+        return mhd.simulate_seeds(
+            [self._topology(seed) for seed in seeds],
+            [self.clients(seed) for seed in seeds],
+            algorithm,
+            seeds=seeds,
+            **self._training(),
             checkpoint_every=self.checkpoint_every,
             steps_per_dispatch=self.steps_per_dispatch,
-            workdir=workdir,
+            workdirs=workdirs,
             callbacks=callbacks,
             progress=False,
         )
 
     def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
         """Raises `mhd.ConfigError` where such a run could not start."""
-        prepare(*self._who_and_how(algorithm, seed), **self._training(seed))
+        who = self.clients(seed)
+        prepare(self._topology(seed), who, algorithm, seed=seed, **self._training())
 
     def _data(self) -> mhd.data.Dataset:
         where = {
@@ -88,21 +92,19 @@ class RunSettings:
         }
         return _load(self.dataset, **{k: v for k, v in where.items() if v is not None})
 
-    def _who_and_how(self, algorithm: mhd.Algorithm, seed: int) -> tuple[Any, ...]:
+    def _topology(self, seed: int) -> mhd.Topology:
         options = dict(self.topology_options)
         if "seed" in mhd.topology.options(self.topology):  # random graphs differ by seed
             options.setdefault("seed", seed)
-        topology = mhd.topology.named(self.topology, self.num_clients, **options)
-        return topology, self.clients(seed), algorithm
+        return mhd.topology.named(self.topology, self.num_clients, **options)
 
-    def _training(self, seed: int) -> dict[str, Any]:
+    def _training(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "public_batch_size": self.public_batch_size,
             "optimizer": self.optimizer,
-            "seed": seed,
             "eval_every": self.eval_every,
             "eval_batch_size": self.eval_batch_size,
             "compute_dtype": self.compute_dtype,

@@ -30,7 +30,7 @@ def main() -> None:
     algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
-    result = settings.simulate(algorithm, flags.FLAGS.seed, workdir, [ShowProgress()])
+    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], [ShowProgress()])
 
     console = launch.console()
     summary = result.summary

@@ -127,7 +127,7 @@ class ShowProgress(Callback):
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """Shows the accuracies."""
-        accuracy = accuracy_line(record)
+        accuracy = f"seed {record['seed']}: {accuracy_line(record)}"
         if self._bar is not None:
             self._bar.update(self._task, accuracy=accuracy)
             return

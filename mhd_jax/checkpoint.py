@@ -108,6 +108,13 @@ class RunFolder:
             )
         return self._manager
 
+    @property
+    def latest_step(self) -> int:
+        """The step of the latest checkpoint; 0 where there is none."""
+        if not (self.path / "checkpoints").exists():
+            return 0
+        return self.manager.latest_step() or 0
+
     def save(self, step: int, carry: PyTree, seconds: float) -> None:
         """Saves everything that evolves; a second save of one step does nothing."""
         import orbax.checkpoint as ocp
@@ -123,7 +130,7 @@ class RunFolder:
         """
         import orbax.checkpoint as ocp
 
-        if not (self.path / "checkpoints").exists() or self.manager.latest_step() is None:
+        if self.latest_step == 0:
             return None
         content = self.manager.restore(
             self.manager.latest_step(),

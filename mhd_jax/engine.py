@@ -168,12 +168,7 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
     return Carry(state, sums, whole, split)  # type: ignore[arg-type]  # places, in a carry's shape
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("train_step", "schedule", "spec", "execution"),
-    donate_argnames=("carry",),
-)
-def dispatch(
+def take_steps(
     carry: Carry,
     data: DeviceData,
     adjacency: Array,
@@ -202,6 +197,13 @@ def dispatch(
 
     with under(execution):
         return jax.lax.fori_loop(0, num_steps, one_step, carry)
+
+
+dispatch = jax.jit(
+    take_steps,
+    static_argnames=("train_step", "schedule", "spec", "execution"),
+    donate_argnames=("carry",),
+)
 
 
 @functools.partial(jax.jit, static_argnames=("predict", "num_classes", "execution"))

@@ -35,7 +35,7 @@ from mhd_jax.execution import Execution, client_mesh
 from mhd_jax.fingerprint import array_digest, program_digest
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
 from mhd_jax.topology import Topology
-from mhd_jax.types import Algorithm, State
+from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 MAX_SEED = 2**32
 DEFAULT_STEPS = 2000
@@ -88,16 +88,21 @@ class Run:
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes steps; `carry` is used up."""
-        return dispatch(carry, *self._inputs(num_steps), **self._static())
+        return dispatch(carry, *self._inputs(num_steps), **self.static())
 
     def lower(self, carry: Carry) -> jax.stages.Lowered:
         """The program of `advance`, not yet compiled; `carry` may be shapes only."""
-        return dispatch.lower(carry, *self._inputs(1), **self._static())
+        return dispatch.lower(carry, *self._inputs(1), **self.static())
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """A carry, or a part of it, run by run: here there is one (see `mhd_jax.together`)."""
+        return [tree]
 
     def _inputs(self, num_steps: int) -> tuple[Any, ...]:
         return self.data, self.topology.adjacency, jnp.int32(num_steps)
 
-    def _static(self) -> dict[str, Any]:
+    def static(self) -> dict[str, Any]:
+        """What the program of `advance` is compiled for, beside shapes."""
         return {
             "train_step": self.algorithm.train_step,
             "schedule": self.topology.schedule,
@@ -118,9 +123,9 @@ class Run:
         found = hosts.fetch(carry.messages).astype(np.int64)
         return found[(slice(self.num_active),) * found.ndim]
 
-    def diverged(self, carry: Carry) -> np.ndarray:
+    def diverged(self, sums: Metrics) -> np.ndarray:
         """Clients whose loss is not finite."""
-        losses = np.atleast_1d(hosts.fetch(carry.sums["loss"]))[: self.num_active]
+        losses = np.atleast_1d(hosts.fetch(sums["loss"]))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))
 
     def per_class_accuracy(self, state: State, samples: EvaluationSet) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import resource
 import signal
@@ -27,10 +28,11 @@ from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
 from mhd_jax.engine import Carry
-from mhd_jax.errors import DivergedError, InterruptedRun, LostProcessError
+from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
-from mhd_jax.types import Algorithm, State
+from mhd_jax.together import Together, together
+from mhd_jax.types import Algorithm, Metrics, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
@@ -139,58 +141,182 @@ def simulate(
         client_chunk=client_chunk,
         num_devices=num_devices,
     )
-    checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
-    require_counts(
-        checkpoint_every=checkpoint_every,
-        steps_per_dispatch=1 if steps_per_dispatch is None else steps_per_dispatch,
-    )
-    plan = Plan(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
-    folder = None if workdir is None else RunFolder(workdir, run.settings)
+    plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
+    return _simulate([run], [workdir], plan, _watchers(callbacks, progress))[0]
+
+
+def simulate_seeds(
+    topologies: Sequence[Any],
+    clients: Sequence[Clients],
+    algorithm: Algorithm | str | None = None,
+    *,
+    seeds: Sequence[int],
+    eval_every: int = 200,
+    steps_per_dispatch: int | None = None,
+    workdirs: Sequence[str | pathlib.Path] | None = None,
+    checkpoint_every: int | None = None,
+    callbacks: Watcher | Sequence[Watcher] = (),
+    progress: bool | None = None,
+    **settings: Any,
+) -> list[Result]:
+    """`simulate` with several seeds, in one program where their runs have one shape and fit.
+
+    Each run is what `simulate` makes of its seed, within floating-point tolerance, with its own
+    folder; a run that is at another step than the others, or alone of its shape, goes by itself.
+
+    Args:
+      topologies, clients: one for each seed.
+      algorithm: as for `simulate`.
+      seeds: of training.
+      workdirs: one for each seed.
+      eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
+      callbacks: watch all runs; a record's "seed" says whose it is.
+      **settings: the others of `simulate`.
+
+    Returns:
+      A `Result` for each seed, whose training time is its share.
+
+    Raises:
+      As `simulate`.
+    """
+    lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
+    if lengths != {len(seeds)} or not seeds:
+        raise ConfigError("topologies, clients and workdirs must be one for each seed.")
+    runs = [
+        prepare(topology, who, algorithm, seed=seed, eval_every=eval_every, **settings)
+        for topology, who, seed in zip(topologies, clients, seeds, strict=True)
+    ]
+    plan = Plan.checked(runs[0].steps, eval_every, checkpoint_every, steps_per_dispatch)
+    return _simulate(runs, workdirs or [None] * len(runs), plan, _watchers(callbacks, progress))
+
+
+def _watchers(callbacks: Watcher | Sequence[Watcher], progress: bool | None) -> Callback:
     watchers = [callbacks] if callable(callbacks) or isinstance(callbacks, Callback) else callbacks
-    watch = Callbacks([*watchers, *_progress_bar(progress)] if hosts.is_main() else [])
+    return Callbacks([*watchers, *_progress_bar(progress)] if hosts.is_main() else [])
+
+
+@dataclasses.dataclass
+class _Lane:
+    """One run on the host's side: its folder, what it has found, the seconds that it took."""
+
+    run: Run
+    folder: RunFolder | None
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def start(self) -> int:
+        """The step at which the run is taken up."""
+        return 0 if self.folder is None else self.folder.latest_step
+
+    @functools.cached_property
+    def _message_bytes(self) -> int:
+        return sum(communication.bytes_by_type(self.run.message()).values())
+
+    def begin(self) -> Carry:
+        """The state to go on from."""
+        restored = None
+        if self.folder is not None:
+            self.folder.create()
+            restored = self.folder.restore(self.run.carry)
+        carry, self.seconds = restored or (self.run.start(), 0.0)
+        if self.folder is not None:
+            self.history = self.folder.rewind(int(carry.state.step))
+        return carry
+
+    def record(self, carry: Carry) -> dict[str, Any]:
+        """Evaluates, and adds a line to the history."""
+        run, messages = self.run, int(self.run.messages(carry).sum())
+        record = {
+            "step": int(carry.state.step),
+            "seed": run.seed,
+            **run.accuracies(carry.state, run.test),
+            "train": run.means(carry),
+            "messages": messages,
+            "bytes": messages * self._message_bytes,
+            "seconds": self.seconds,
+        }
+        if run.validation is not None:
+            record["validation"] = run.accuracies(carry.state, run.validation)
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append(record)
+        return record
+
+    def finish(self, carry: Carry, started_at: int, compile_seconds: float) -> Result:
+        """Writes what stays of the run."""
+        summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
+        if self.folder is not None:
+            if hosts.is_main():
+                report.write(self.folder.path, summary, self.history, self.run.everyone)
+            self.folder.finish(summary)
+        return Result(summary, self.history, carry.state, started_at)
+
+
+def _simulate(
+    runs: Sequence[Run], workdirs: Sequence[Any], plan: Plan, watch: Callback
+) -> list[Result]:
+    """Carries runs out, those that can together."""
+    lanes = [
+        _Lane(run, None if workdir is None else RunFolder(workdir, run.settings))
+        for run, workdir in zip(runs, workdirs, strict=True)
+    ]
+    results: dict[int, Result] = {}
+    by_start: dict[int, list[int]] = {}
     try:
-        if folder is not None and folder.finished:
-            restored = folder.restore(run.carry)
-            state = None if restored is None else restored[0].state
-            return Result(folder.summary(), folder.history(), state, started_at=run.steps)
-        return _carry_out(run, plan, folder, watch)
+        for i, lane in enumerate(lanes):
+            if lane.folder is not None and lane.folder.finished:
+                restored = lane.folder.restore(lane.run.carry)
+                state = None if restored is None else restored[0].state
+                results[i] = Result(
+                    lane.folder.summary(), lane.folder.history(), state, started_at=plan.steps
+                )
+            else:
+                by_start.setdefault(lane.start, []).append(i)
+        for indices in by_start.values():
+            joined = together([runs[i] for i in indices])
+            for part in [indices] if joined else [[i] for i in indices]:
+                found = _carry_out([lanes[i] for i in part], joined, plan, watch)
+                results.update(zip(part, found, strict=True))
     except jax.errors.JaxRuntimeError as error:
         if not hosts.lost_another(error):
             raise
-        saved = "" if folder is None else f" {folder.path} holds what was saved;"
+        kept = _folders(lanes)
+        saved = f" {kept} holds what was saved;" if kept else ""
         raise LostProcessError(
             f"this process has lost the others ({str(error).splitlines()[0]}), and cannot go on "
             f"alone.{saved} start all of them again with the same command."
         ) from error
     finally:
         watch.on_end()
-        if folder is not None:
-            folder.close()
+        for lane in lanes:
+            if lane.folder is not None:
+                lane.folder.close()
+    return [results[i] for i in range(len(lanes))]
 
 
-def _carry_out(run: Run, plan: Plan, folder: RunFolder | None, watch: Callback) -> Result:
-    """Takes a run from its start, or its last checkpoint, to its end."""
-    carry, seconds, history = None, 0.0, []
-    if folder is not None:
-        folder.create()
-        restored = folder.restore(run.carry)
-        if restored is not None:
-            carry, seconds = restored
-        history = folder.rewind(0 if carry is None else int(carry.state.step))
-    if carry is None:
-        carry = run.start()
-    started_at = int(carry.state.step)
-    watch.on_start(run.settings, started_at)
-    with _stop_requests(active=folder is not None) as stop_requested:
-        carry, compile_seconds, seconds = _train(
-            run, plan, carry, seconds, history, folder, watch, stop_requested
+def _folders(lanes: Sequence[_Lane]) -> str:
+    return ", ".join(str(lane.folder.path) for lane in lanes if lane.folder is not None)
+
+
+def _carry_out(
+    lanes: Sequence[_Lane], joined: Together | None, plan: Plan, watch: Callback
+) -> list[Result]:
+    """Takes runs from one step to their end: one, or several that are joined."""
+    carries = [lane.begin() for lane in lanes]
+    started_at = int(carries[0].state.step)
+    watch.on_start(lanes[0].run.settings, started_at)
+    carry = joined.join(carries) if joined else carries[0]
+    del carries
+    with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
+        carry, compile_seconds = _train(
+            lanes, joined or lanes[0].run, plan, carry, watch, stop_requested
         )
-    summary = _summary(run, carry, history, compile_seconds, seconds)
-    if folder is not None:
-        if hosts.is_main():
-            report.write(folder.path, summary, history, run.everyone)
-        folder.finish(summary)
-    return Result(summary, history, carry.state, started_at)
+    watch.on_end()
+    return [
+        lane.finish(part, started_at, compile_seconds / len(lanes))
+        for lane, part in zip(lanes, (joined or lanes[0].run).split(carry), strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +327,18 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     per_dispatch: int | None
+
+    @classmethod
+    def checked(
+        cls, steps: int, eval_every: int, checkpoint_every: int | None, per_dispatch: int | None
+    ) -> Plan:
+        """The plan, once its counts are found to be some; without one, evaluations save."""
+        checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
+        require_counts(
+            checkpoint_every=checkpoint_every,
+            steps_per_dispatch=1 if per_dispatch is None else per_dispatch,
+        )
+        return cls(steps, eval_every, checkpoint_every, per_dispatch)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether step `step` ends with an evaluation."""
@@ -217,69 +355,59 @@ class Plan:
 
 
 def _train(
-    run: Run,
+    lanes: Sequence[_Lane],
+    program: Run | Together,
     plan: Plan,
     carry: Carry,
-    seconds: float,
-    history: list[dict[str, Any]],
-    folder: RunFolder | None,
     watch: Callback,
     stop_requested: Callable[[], bool],
-) -> tuple[Carry, float, float]:
-    """Trains to the end of the plan, adding to `history`.
+) -> tuple[Carry, float]:
+    """Trains to the end of the plan.
 
     Returns:
-      The carry, the seconds of compilation, and those of training, earlier ones included.
+      The carry, and the seconds of compilation.
     """
     started = time.perf_counter()
-    carry = jax.block_until_ready(run.advance(carry, 0))  # compiles, and takes no step
+    carry = jax.block_until_ready(program.advance(carry, 0))  # compiles, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
 
     step = int(carry.state.step)
-    message_bytes = sum(communication.bytes_by_type(run.message()).values())
     pace = _Pace(plan.per_dispatch)
     while step < plan.steps:
         num_steps = min(int(hosts.from_each(pace.steps())[0]), plan.next_stop(step) - step)
         started = time.perf_counter()
-        carry = jax.block_until_ready(run.advance(carry, num_steps))
+        carry = jax.block_until_ready(program.advance(carry, num_steps))
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
-        seconds += elapsed
         step += num_steps
-        _require_finite(run, carry, step)
-        record = None
+        for lane, sums in zip(lanes, program.split(carry.sums), strict=True):
+            lane.seconds += elapsed / len(lanes)
+            _require_finite(lane.run, sums, step)
+        records = []
         if plan.evaluates_at(step):
-            messages = int(run.messages(carry).sum())
-            record = {
-                "step": step,
-                **run.accuracies(carry.state, run.test),
-                "train": run.means(carry),
-                "messages": messages,
-                "bytes": messages * message_bytes,
-                "seconds": seconds,
-            }
-            if run.validation is not None:
-                record["validation"] = run.accuracies(carry.state, run.validation)
+            records = [
+                lane.record(part) for lane, part in zip(lanes, program.split(carry), strict=True)
+            ]
             carry = carry.reset()
-            history.append(record)
-            if folder is not None:
-                folder.append(record)
         stopping = bool(hosts.from_each(stop_requested()).any()) and step < plan.steps
-        if folder is not None and (plan.saves_at(step) or stopping):
-            folder.save(step, carry, seconds)
+        if plan.saves_at(step) or stopping:
+            for lane, part in zip(lanes, program.split(carry), strict=True):
+                if lane.folder is not None:
+                    lane.folder.save(step, part, lane.seconds)
         # Watchers come last: what they may raise loses nothing.
         watch.on_steps(step, pace.rate)
-        if record is not None:
+        for record in records:
             _warn_of_collapse(record)
             watch.on_evaluation(record)
-        if stopping and folder is not None:
-            folder.wait()
+        if stopping and lanes[0].folder is not None:
+            for lane in lanes:
+                lane.folder.wait()  # type: ignore[union-attr]  # all have one, or none
             raise InterruptedRun(
-                f"stopped at step {step} of {plan.steps}; everything is saved in {folder.path}, "
-                "and the same command resumes it"
+                f"stopped at step {step} of {plan.steps}; everything is saved in "
+                f"{_folders(lanes)}, and the same command resumes it"
             )
-    return carry, compile_seconds, seconds
+    return carry, compile_seconds
 
 
 class _Pace:
@@ -298,8 +426,8 @@ class _Pace:
         self._next = max(1, min(int(self.rate * _SECONDS_PER_DISPATCH), 8 * self._next))
 
 
-def _require_finite(run: Run, carry: Carry, step: int) -> None:
-    bad = run.diverged(carry)
+def _require_finite(run: Run, sums: Metrics, step: int) -> None:
+    bad = run.diverged(sums)
     if bad.size:
         raise DivergedError(
             f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step}; "

@@ -61,6 +61,12 @@ def own_samples_on_own_device():
             and all((found[k] == data.inputs[clients.owner == k]).all() for k in range(len(sizes))))
 
 results["own samples on own device"] = bool(own_samples_on_own_device())
+def seeds_together():
+    who = [mhd.make_clients(data, 8, "mlp", partition="iid", seed=seed) for seed in (0, 1)]
+    found = mhd.simulate_seeds(["ring", "ring"], who, "mhd", seeds=[0, 1], **kwargs)
+    return [result.history[-1]["train"] for result in found]
+
+results["seeds together"] = seeds_together()
 folder = sys.argv[1]
 eight = run("mhd", 8, folder)
 one = mhd.simulate("ring", mhd.make_clients(data, 8, "mlp", partition="iid"), "mhd", workdir=folder,
@@ -118,6 +124,13 @@ def test_only_predictions_cross_devices(results):
     assert set(crossing) <= {"f32[8,16,3,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]"}
     assert {"f32[8,16,3,10]", "f32[8,16,64]"} <= set(crossing)
     assert results["collectives"]["isolated"] == []
+
+
+def test_seeds_together_equal_one_alone(results):
+    first, second = results["seeds together"]
+    for name, value in results["mhd"][0]["train"].items():
+        np.testing.assert_allclose(first[name], value, rtol=1e-3, atol=1e-4)
+    assert first["loss"] != second["loss"]
 
 
 def test_a_checkpoint_moves_to_another_number_of_devices(results):

@@ -1,0 +1,48 @@
+"""The documents' programs run as they stand."""
+
+import pathlib
+import re
+
+import pytest
+
+import mhd_jax as mhd
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def programs(document):
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+def run(document, number):
+    names: dict = {}
+    exec(compile(programs(document)[number], f"{document}, program {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_readme(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    betas = run("README.md", number)["result"].summary["beta_sh"]
+    assert list(betas) == ["main", "aux_1", "aux_2", "aux_3"]
+    if number == 0:
+        assert betas["aux_3"] > betas["main"] + 0.1
+        assert (tmp_path / "accuracy.png").exists()
+
+
+def test_adding_an_algorithm():
+    names = run("docs/adding_an_algorithm.md", 0)
+    summary = names["result"].summary
+    alone = mhd.simulate("ring", names["clients"], "isolated", steps=200).summary
+    assert summary["beta_sh"]["main"] > alone["beta_sh"]["main"] + 0.1
+    sent = summary["communication"]
+    assert sent["total_bytes"] == 200 * 8 * 64 * 10 * 4 and sent["by_type"].keys() == {
+        "predictions"
+    }
+    whole = programs("docs/adding_an_algorithm.md")[0]
+    assert len(whole.splitlines()) < 60
+
+
+def test_every_program_is_run():
+    counts = {path.name: len(programs(path)) for path in [ROOT / "README.md", *ROOT.glob("docs/*")]}
+    assert counts == {"README.md": 2, "adding_an_algorithm.md": 1}
