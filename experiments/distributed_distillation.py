@@ -25,14 +25,16 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import launch
-from mhd_jax import communication
 from mhd_jax.checkpoint import write_json
-from mhd_jax.clients import Clients
+from mhd_jax.clients import Clients, build_backbone
 from mhd_jax.data.batching import as_float
 from mhd_jax.groups import all_params, all_stats, forward, private_gradients
+from mhd_jax.memory import num_bytes
+from mhd_jax.models import ClientModel
 from mhd_jax.run import prepare
 from mhd_jax.types import Batch, PyTree, State
 
+_CLASSES = 10
 _RHO = 1.0  # where graphs and step sizes are compared
 
 _GRAPHS = flags.DEFINE_list("graphs", ["ring", "chain", "complete"], "Graphs, by name.")
@@ -134,20 +136,15 @@ def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Reco
 
 def message_bytes() -> list[dict[str, Any]]:
     """What one edge carries in one step, by model: soft decisions against parameters."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     rows = []
-    images = np.zeros((200, 32, 32, 3), np.uint8)
-    for model in ("mlp", "lenet5", "resnet20", "resnet18"):
-        data = mhd.data.arrays(images, np.arange(200) % 10)
-        clients = mhd.make_clients(data, 3, model, partition="iid", public_fraction=0.5)
-        sizes = {
-            name: sum(
-                communication.bytes_by_type(
-                    prepare("ring", clients, name, public_batch_size=_PUBLIC.value).message()
-                ).values()
-            )
-            for name in ("distributed_distillation", "dsgd")
-        }
-        rows.append({"model": model, **sizes})
+    for name in ("mlp", "lenet5", "resnet20", "resnet18"):
+        model = ClientModel(build_backbone(name, None, images.shape[1:]), 1, _CLASSES)
+        params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+        decisions = jax.ShapeDtypeStruct((_PUBLIC.value, _CLASSES), jnp.float32)
+        rows.append(
+            {"model": name, "decisions": num_bytes(decisions), "parameters": num_bytes(params)}
+        )
     return rows
 
 
@@ -240,9 +237,9 @@ def _tables(
         [
             [
                 row["model"],
-                f"{row['distributed_distillation']:,}",
-                f"{row['dsgd']:,}",
-                f"1 : {row['dsgd'] / row['distributed_distillation']:,.0f}",
+                f"{row['decisions']:,}",
+                f"{row['parameters']:,}",
+                f"1 : {row['parameters'] / row['decisions']:,.0f}",
             ]
             for row in sent
         ],

@@ -1,10 +1,19 @@
 """What many tests share: tiny clients, tiny batches."""
 
+import atexit
 import dataclasses
 import os
+import shutil
+import tempfile
 
-# Many small programs of few steps: compiling them well would take longer than running them badly.
+# Many small programs of few steps: compiling them well would take longer than running them badly,
+# and the suite's processes share what they compile.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mhd_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jax.numpy as jnp

@@ -239,4 +239,4 @@ def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     assert last["gradient"] < 0.1 * first["gradient"]
     assert strong["records"][-1]["spread"] < last["spread"]
     for row in found["bytes"]:
-        assert row["distributed_distillation"] == 64 * 10 * 4 < row["dsgd"]
+        assert row["decisions"] == 64 * 10 * 4 < row["parameters"]
