@@ -113,11 +113,12 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
 
 def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     """The table as Markdown: one line for each algorithm and head."""
-    lines = ["| algorithm | head | β_sh | β_priv |", "|---|---|---|---|"]
+    lines = ["| algorithm | head | β_sh | β_priv | MB sent |", "|---|---|---|---|---|"]
     for row in rows:
+        megabytes = f"{row['total_bytes'] / 1e6:,.1f}"
         for head, *values in report.accuracy_lines(row):
             cells = " | ".join(_cell(value) for value in values)
-            lines.append(f"| {row['algorithm']} | {head} | {cells} |")
+            lines.append(f"| {row['algorithm']} | {head} | {cells} | {megabytes} |")
     seeds = rows[0]["seeds"]
     lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
     return "\n".join([*lines, *notes]) + "\n"

@@ -288,7 +288,6 @@ def _simulate(
             f"alone.{saved} start all of them again with the same command."
         ) from error
     finally:
-        watch.on_end()
         for lane in lanes:
             if lane.folder is not None:
                 lane.folder.close()
@@ -305,17 +304,18 @@ def _carry_out(
     """Takes runs from one step to their end: one, or several that are joined."""
     carries = [lane.begin() for lane in lanes]
     started_at = int(carries[0].state.step)
-    watch.on_start(lanes[0].run.settings, started_at)
     carry = joined.join(carries) if joined else carries[0]
     del carries
-    with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
-        carry, compile_seconds = _train(
-            lanes, joined or lanes[0].run, plan, carry, watch, stop_requested
-        )
-    watch.on_end()
+    program = joined or lanes[0].run
+    try:
+        watch.on_start(lanes[0].run.settings, started_at)
+        with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
+            carry, compile_seconds = _train(lanes, program, plan, carry, watch, stop_requested)
+    finally:
+        watch.on_end()
     return [
         lane.finish(part, started_at, compile_seconds / len(lanes))
-        for lane, part in zip(lanes, (joined or lanes[0].run).split(carry), strict=True)
+        for lane, part in zip(lanes, program.split(carry), strict=True)
     ]
 
 
@@ -430,8 +430,8 @@ def _require_finite(run: Run, sums: Metrics, step: int) -> None:
     bad = run.diverged(sums)
     if bad.size:
         raise DivergedError(
-            f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step}; "
-            "lower the learning rate or the distillation weights."
+            f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step} "
+            f"(seed {run.seed}); lower the learning rate or the distillation weights."
         )
 
 
