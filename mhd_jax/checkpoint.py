@@ -109,11 +109,11 @@ class RunFolder:
         return self._manager
 
     @property
-    def latest_step(self) -> int:
-        """The step of the latest checkpoint; 0 where there is none."""
+    def saved_steps(self) -> list[int]:
+        """The steps of which there are checkpoints, in their order."""
         if not (self.path / "checkpoints").exists():
-            return 0
-        return self.manager.latest_step() or 0
+            return []
+        return sorted(self.manager.all_steps())
 
     def save(self, step: int, carry: PyTree, seconds: float) -> None:
         """Saves everything that evolves; a second save of one step does nothing."""
@@ -123,17 +123,17 @@ class RunFolder:
             content = {"carry": carry, "seconds": np.float64(seconds)}
             self.manager.save(step, args=ocp.args.StandardSave(content))
 
-    def restore(self, like: PyTree) -> tuple[PyTree, float] | None:
-        """The latest checkpoint, as `like` has its shapes and places, and the seconds trained.
+    def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, float] | None:
+        """A checkpoint, as `like` has its shapes and places, and the seconds trained.
 
-        None where there is none.
+        The latest one, or that of `step`. None where there is none.
         """
         import orbax.checkpoint as ocp
 
-        if self.latest_step == 0:
+        if not self.saved_steps:
             return None
         content = self.manager.restore(
-            self.manager.latest_step(),
+            self.saved_steps[-1] if step is None else step,
             args=ocp.args.StandardRestore({"carry": like, "seconds": np.float64(0)}),
         )
         return content["carry"], float(content["seconds"])

@@ -205,20 +205,20 @@ class _Lane:
     seconds: float = 0.0
 
     @property
-    def start(self) -> int:
-        """The step at which the run is taken up."""
-        return 0 if self.folder is None else self.folder.latest_step
+    def starts(self) -> list[int]:
+        """The steps at which the run can be taken up, in their order."""
+        return (self.folder.saved_steps if self.folder is not None else []) or [0]
 
     @functools.cached_property
     def _message_bytes(self) -> int:
         return sum(communication.bytes_by_type(self.run.message()).values())
 
-    def begin(self) -> Carry:
-        """The state to go on from."""
+    def begin(self, step: int) -> Carry:
+        """The state at `step`, one of `starts`."""
         restored = None
         if self.folder is not None:
             self.folder.create()
-            restored = self.folder.restore(self.run.carry)
+            restored = self.folder.restore(self.run.carry, step) if step else None
         carry, self.seconds = restored or (self.run.start(), 0.0)
         if self.folder is not None:
             self.history = self.folder.rewind(int(carry.state.step))
@@ -262,7 +262,7 @@ def _simulate(
         for run, workdir in zip(runs, workdirs, strict=True)
     ]
     results: dict[int, Result] = {}
-    by_start: dict[int, list[int]] = {}
+    unfinished: list[int] = []
     try:
         for i, lane in enumerate(lanes):
             if lane.folder is not None and lane.folder.finished:
@@ -272,11 +272,11 @@ def _simulate(
                     lane.folder.summary(), lane.folder.history(), state, started_at=plan.steps
                 )
             else:
-                by_start.setdefault(lane.start, []).append(i)
-        for indices in by_start.values():
+                unfinished.append(i)
+        for start, indices in _by_start(lanes, unfinished).items():
             joined = together([runs[i] for i in indices])
             for part in [indices] if joined else [[i] for i in indices]:
-                found = _carry_out([lanes[i] for i in part], joined, plan, watch)
+                found = _carry_out([lanes[i] for i in part], joined, start, plan, watch)
                 results.update(zip(part, found, strict=True))
     except jax.errors.JaxRuntimeError as error:
         if not hosts.lost_another(error):
@@ -294,16 +294,33 @@ def _simulate(
     return [results[i] for i in range(len(lanes))]
 
 
+def _by_start(lanes: Sequence[_Lane], indices: Sequence[int]) -> dict[int, list[int]]:
+    """Runs by the step at which they are taken up: a common one, where they have one.
+
+    A process that dies between two saves leaves one run a checkpoint ahead of the next.
+    """
+    common = set.intersection(*(set(lanes[i].starts) for i in indices)) if indices else set()
+    if common:
+        return {max(common): list(indices)}
+    found: dict[int, list[int]] = {}
+    for i in indices:
+        found.setdefault(lanes[i].starts[-1], []).append(i)
+    return found
+
+
 def _folders(lanes: Sequence[_Lane]) -> str:
     return ", ".join(str(lane.folder.path) for lane in lanes if lane.folder is not None)
 
 
 def _carry_out(
-    lanes: Sequence[_Lane], joined: Together | None, plan: Plan, watch: Callback
+    lanes: Sequence[_Lane],
+    joined: Together | None,
+    started_at: int,
+    plan: Plan,
+    watch: Callback,
 ) -> list[Result]:
     """Takes runs from one step to their end: one, or several that are joined."""
-    carries = [lane.begin() for lane in lanes]
-    started_at = int(carries[0].state.step)
+    carries = [lane.begin(started_at) for lane in lanes]
     carry = joined.join(carries) if joined else carries[0]
     del carries
     program = joined or lanes[0].run

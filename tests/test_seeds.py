@@ -1,6 +1,7 @@
 """Runs of several seeds in one program are the runs that each seed makes by itself."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -95,6 +96,16 @@ def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
     for one, other in zip(resumed, whole, strict=True):
         assert one.started_at == 6 and len(one.history) == 2
         assert_trees_equal(one.state, other.state)
+
+    for folder in folders:  # as if killed between two saves
+        (folder / "summary.json").unlink()
+    shutil.rmtree(folders[2] / "checkpoints" / "12")
+    programs.clear()
+    repeated = many("isolated", workdirs=folders)
+    assert set(programs) == {3} and [result.started_at for result in repeated] == [6, 6, 6]
+    for one, other in zip(repeated, whole, strict=True):
+        assert_trees_equal(one.state, other.state)
+        assert [record["step"] for record in one.history] == [6, 12]
 
     again = many("isolated", workdirs=folders)
     assert [result.started_at for result in again] == [12, 12, 12]
