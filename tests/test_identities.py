@@ -244,6 +244,21 @@ def test_mixed_widths_learn_from_predictions(public_batch):
     assert (last["loss"] < first["loss"]).all()
 
 
+@pytest.mark.parametrize("name", ["distributed_distillation", "fedmd", "naive"])
+def test_unlike_architectures_share_predictions(name):
+    """Two widths in one run: all learn, all answer, and consensus keeps its sum."""
+    mixed = tiny_clients(K, groups=[(Linear(5), (0, 2)), (Linear(3), (1, 3))], public_fraction=0.3)
+    batch = dataclasses.replace(tiny_batch(K), public_indices=jnp.arange(7))
+    algorithm = ALGORITHMS[name]()
+    together, metrics = run_steps(algorithm, mixed, COMPLETE, [batch] * 5)
+    assert np.isfinite(metrics["loss"]).all()
+    assert [group.params["heads"]["kernel"].shape[2] for group in together.groups] == [5, 3]
+    assert algorithm.predict(together, batch.public_inputs).shape == (K, 7, 1, NUM_CLASSES)
+    if name == "distributed_distillation":
+        kept, said = together.extra["estimates"], together.extra["said"]
+        np.testing.assert_allclose(kept.sum(axis=0), said.sum(axis=0), atol=1e-5)
+
+
 def test_embeddings_of_unequal_width_are_refused_by_name():
     clients = tiny_clients(K, groups=[(Linear(5), (0, 2)), (Linear(3), (1, 3))])
     with pytest.raises(mhd.ConfigError, match=r"clients 0, 2: 5; clients 1, 3: 3"):
