@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from mhd_jax.clients import Clients
 
@@ -207,6 +208,9 @@ def communication_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) ->
             else:
                 axis.axhline(mean[-1], color=style["color"], linestyle=":", label=name)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("bytes sent")
         _accuracy_axis(axis, label)
     _legend_beside(figure)
