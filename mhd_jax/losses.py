@@ -26,9 +26,13 @@ def private_cross_entropy(
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(targets, label_smoothing)
-    losses = optax.softmax_cross_entropy(logits, targets)
-    mask = mask.astype(logits.dtype)
-    return (losses * mask).sum() / jnp.maximum(mask.sum(), 1)
+    return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of values [B] over the samples that the mask [B] keeps; 0 where it keeps nothing."""
+    mask = mask.astype(values.dtype)
+    return (values * mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def distillation(logits: Array, targets: Array, temperature: float = 1.0) -> Array:

@@ -30,7 +30,7 @@ from mhd_jax.communication import Message, of_one_client
 from mhd_jax.data.batching import take_rows
 from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import apply_gradients, local_gradients, predict
-from mhd_jax.losses import private_cross_entropy
+from mhd_jax.losses import masked_mean, private_cross_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.topology import MIXINGS
 from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
@@ -71,14 +71,15 @@ def ccl(
             mean = met["sum"] / jnp.maximum(met["count"], 1)
             spread = met["squares"] - met["count"] * jnp.square(mean)
             squares = met["count"] * jnp.square(features - mean) + spread
-            terms["model_variant_loss"] = _mean(squares, mask)
+            terms["model_variant_loss"] = masked_mean(squares.mean(axis=1), mask)
             total += lambda_m * terms["model_variant_loss"]
         if lambda_d > 0:
             num_classes = outputs.logits.shape[-1]
             own = _by_class(jax.lax.stop_gradient(features), labels, mask, num_classes)
             pooled = jax.tree.map(jnp.add, own, received)
             centres = pooled["sums"] / jnp.maximum(pooled["counts"], 1)[:, None]
-            terms["data_variant_loss"] = _mean(jnp.square(features - centres[labels]), mask)
+            squares = jnp.square(features - centres[labels])
+            terms["data_variant_loss"] = masked_mean(squares.mean(axis=1), mask)
             total += lambda_d * terms["data_variant_loss"]
         return total, {"loss": total, **terms}
 
@@ -159,9 +160,3 @@ def _by_class(features: Array, labels: Array, mask: Array, num_classes: int) -> 
         "sums": jnp.einsum("bc,bd->cd", classes, features),
         "counts": classes.sum(axis=0).astype(features.dtype),
     }
-
-
-def _mean(values: Array, mask: Array) -> Array:
-    """Mean of values [B, D] over features and the samples that the mask keeps."""
-    mask = mask.astype(values.dtype)
-    return (values.mean(axis=1) * mask).sum() / jnp.maximum(mask.sum(), 1)

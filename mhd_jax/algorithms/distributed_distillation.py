@@ -119,9 +119,7 @@ def distributed_distillation(
 
     def message(state: State, batch: Batch) -> Message:
         said = shapes_said(state, batch)
-        return {
-            "soft decisions": jax.eval_shape(lambda said: coded.encode(said.logits[:, 0]), said)
-        }
+        return {"soft decisions": jax.eval_shape(coded.encode, said.logits)}
 
     return Algorithm(
         init=init,
