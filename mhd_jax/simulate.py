@@ -215,13 +215,12 @@ class _Lane:
 
     def begin(self, step: int) -> Carry:
         """The state at `step`, one of `starts`."""
-        restored = None
-        if self.folder is not None:
-            self.folder.create()
-            restored = self.folder.restore(self.run.carry, step) if step else None
+        if self.folder is None:
+            return self.run.start()
+        self.folder.create()
+        restored = self.folder.restore(self.run.carry, step) if step else None
         carry, self.seconds = restored or (self.run.start(), 0.0)
-        if self.folder is not None:
-            self.history = self.folder.rewind(int(carry.state.step))
+        self.history = self.folder.rewind(int(carry.state.step))
         return carry
 
     def record(self, carry: Carry) -> dict[str, Any]:
@@ -390,6 +389,7 @@ def _train(
     watch.on_compiled(compile_seconds)
 
     step = int(carry.state.step)
+    folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all, or of none
     pace = _Pace(plan.per_dispatch)
     while step < plan.steps:
         num_steps = min(int(hosts.from_each(pace.steps())[0]), plan.next_stop(step) - step)
@@ -408,18 +408,17 @@ def _train(
             ]
             carry = carry.reset()
         stopping = bool(hosts.from_each(stop_requested()).any()) and step < plan.steps
-        if plan.saves_at(step) or stopping:
-            for lane, part in zip(lanes, program.split(carry), strict=True):
-                if lane.folder is not None:
-                    lane.folder.save(step, part, lane.seconds)
+        if folders and (plan.saves_at(step) or stopping):
+            for lane, folder, part in zip(lanes, folders, program.split(carry), strict=True):
+                folder.save(step, part, lane.seconds)
         # Watchers come last: what they may raise loses nothing.
         watch.on_steps(step, pace.rate)
         for record in records:
             _warn_of_collapse(record)
             watch.on_evaluation(record)
-        if stopping and lanes[0].folder is not None:
-            for lane in lanes:
-                lane.folder.wait()  # type: ignore[union-attr]  # all have one, or none
+        if stopping and folders:
+            for folder in folders:
+                folder.wait()
             raise InterruptedRun(
                 f"stopped at step {step} of {plan.steps}; everything is saved in "
                 f"{_folders(lanes)}, and the same command resumes it"
