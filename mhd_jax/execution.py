@@ -72,6 +72,13 @@ def under(execution: Execution) -> Iterator[None]:
         _current.reset(token)
 
 
+def computes_at_once() -> bool:
+    """Whether one pass takes all clients of a device, each of them with all its samples."""
+    execution = _current.get()
+    shares = execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1
+    return execution.chunk is None and not execution.recompute and not shares
+
+
 def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
     """Maps a function of one client over the client axis: the one place where that happens.
 

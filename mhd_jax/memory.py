@@ -37,7 +37,8 @@ class Estimate:
         """Bytes of one step of `num_clients` clients on one device, `chunk` of them at once."""
         kept = chunk if recompute else num_clients
         everyone = self.state + 2 * self.gradients + self.batch
-        # The two passes follow each other.
+        if chunk == num_clients and not recompute:  # both passes may be one
+            return num_clients * (everyone + self.private + self.public)
         return num_clients * everyone + max(chunk * self.private, kept * self.public)
 
     def largest_chunk(self, num_clients: int, capacity: int) -> int:

@@ -1,6 +1,7 @@
 """Identities that hold whatever the numbers: graphs, clients' order, gradients, faulty peers."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import mhd_jax as mhd
 from mhd_jax import exchange, groups
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.communication import bytes_by_type
+from mhd_jax.execution import Execution, under
 from tests.conftest import (
     FEATURES,
     NUM_CLASSES,
@@ -289,6 +291,49 @@ def test_batch_statistics_stay_per_client_and_private(updates):
             public = (batch.public_inputs @ kernel[i] + bias[i]).mean(axis=0)
             expected = 0.99 * expected + 0.01 * public
         np.testing.assert_allclose(mean[i], expected, rtol=1e-4, atol=1e-6)
+
+
+class Noting(nn.Module):
+    """A backbone that notes how many samples it is given in training mode."""
+
+    note: Callable[[int], None]
+    dropout: float = 0.0
+    normed: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        if train:
+            self.note(x.shape[0])
+        x = nn.Dense(6)(x)
+        if self.normed:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("options", "chunk", "joint"),
+    [
+        ({}, None, True),
+        ({}, 1, False),
+        ({"dropout": 0.5}, None, False),
+        ({"normed": True}, None, False),
+    ],
+)
+def test_private_and_public_samples_share_a_pass_where_nothing_tells_it(
+    options, chunk, joint, shared
+):
+    seen = []
+    clients = tiny_clients(K, model=Noting(seen.append, **options))
+    batch = tiny_batch(K, shared=shared)
+    algorithm = mhd.algorithms.mhd(public_batch="shared" if shared else "independent")
+    state = algorithm.init(jax.random.key(0), clients, batch)
+    with under(Execution(chunk=chunk)):
+        jax.eval_shape(algorithm.train_step, state, batch, COMPLETE)
+    private, public = batch.labels.shape[1], batch.public_indices.shape[-1]
+    assert private != public
+    assert (private + public in seen) == joint
+    assert (public in seen) == (not joint or not shared)  # independent: teachers' own pass
 
 
 def test_optimizers_do_not_couple_clients():

@@ -36,19 +36,12 @@ from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Message
 from mhd_jax.data.batching import as_float
-from mhd_jax.groups import (
-    all_params,
-    all_stats,
-    apply_gradients,
-    forward,
-    init_state,
-    predict,
-    private_gradients,
-    shapes_said,
-)
-from mhd_jax.random import Purpose
+from mhd_jax.execution import over_clients
+from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.passes import private_and_public
 from mhd_jax.topology import metropolis_hastings
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, Metrics, State
 
 _AT_ONCE = 500  # reference samples in one pass at the start
 
@@ -81,23 +74,22 @@ def distributed_distillation(
             extra["heard"] = jnp.zeros_like(first)
         return dataclasses.replace(state, extra=extra)
 
+    def pull(outputs: Outputs, estimate: Array) -> tuple[Array, Array]:
+        """A client's ρ · ½ mean_x ‖s_i(x) − z_i(x)‖², to differentiate, and what ρ multiplies."""
+        gaps = jnp.square(jax.nn.softmax(outputs.logits[:, 0]) - estimate)
+        term = gaps.sum(axis=-1).mean() / 2
+        return rho * term, term
+
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        private, stats, losses = private_gradients(state, batch, label_smoothing)
+        outputs, gradients_from = private_and_public(state, batch, label_smoothing)
         rows = batch.public_indices
         estimates, said = state.extra["estimates"], state.extra["said"]
         here = estimates[:, rows]
+        at_outputs, terms = over_clients(jax.grad(pull, has_aux=True))(outputs, here)
+        gradients, stats, losses = gradients_from(at_outputs)
+        state = apply_gradients(state, gradients, stats)
 
-        def pull(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
-            """Σ_i of the clients' own terms: each depends on its own parameters alone."""
-            gaps = jnp.square(_decisions(state, params, batch, training=True) - here)
-            terms = gaps.sum(axis=-1).mean(axis=1) / 2
-            return terms.sum(), terms
-
-        gradients, terms = jax.grad(pull, has_aux=True)(all_params(state))
-        total = jax.tree.map(lambda a, b: a + rho * b, private, gradients)
-        state = apply_gradients(state, total, stats)
-
-        now = _decisions(state, all_params(state), batch, training=False)
+        now = _decisions(state, batch)
         weights = metropolis_hastings(graph)
         extra = dict(state.extra)
         if compression == "none":
@@ -131,17 +123,9 @@ def distributed_distillation(
     )
 
 
-def _decisions(state: State, params: tuple[PyTree, ...], batch: Batch, *, training: bool) -> Array:
+def _decisions(state: State, batch: Batch) -> Array:
     """s_i(x) on the shared reference minibatch, [K, P, C]."""
-    outputs, _ = forward(
-        state,
-        params,
-        all_stats(state),
-        batch.public_inputs,
-        train=Purpose.PUBLIC_DROPOUT if training else None,
-        shared_inputs=True,
-    )
-    return jax.nn.softmax(outputs.logits[:, :, 0])
+    return jax.nn.softmax(predict(state, batch.public_inputs)[:, :, 0])
 
 
 def _decisions_on_reference_set(state: State, clients: Any) -> Array:

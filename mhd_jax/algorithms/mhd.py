@@ -39,16 +39,15 @@ from mhd_jax.groups import (
     all_params,
     all_stats,
     apply_gradients,
-    forward,
     forward_teachers,
     init_state,
     predict,
-    private_gradients,
     shapes_said,
 )
 from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
+from mhd_jax.passes import private_and_public
 from mhd_jax.random import Purpose
 from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
 
@@ -176,37 +175,25 @@ def mhd(
         return loss, {"public_loss": loss, **terms}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        private, stats, private_losses = private_gradients(state, batch, label_smoothing)
-
-        def on_public_samples(params: tuple[PyTree, ...]) -> tuple[Outputs, tuple[PyTree, ...]]:
-            return forward(
-                state,
-                params,
-                stats if public_updates_stats else all_stats(state),
-                batch.public_inputs,
-                train=Purpose.PUBLIC_DROPOUT,
-                shared_inputs=batch.public_is_shared,
-            )
-
-        said, pull_back, public_stats = jax.vjp(on_public_samples, all_params(state), has_aux=True)
+        said, gradients_from = private_and_public(
+            state, batch, label_smoothing, public_updates_stats=public_updates_stats
+        )
         heard = arrived(said, everywhere if batch.public_is_shared else _stay)
         teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
         taught = teacher_outputs(state, heard, teachers, batch)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
-        at_outputs, terms = over_clients(jax.grad(public_loss, has_aux=True))(
+        at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
             said, taught, teachers.valid, keys
         )
-        (public,) = pull_back(at_outputs)
-        gradients = jax.tree.map(jnp.add, private, public)
+        gradients, stats, private_losses = gradients_from(at_said)
         metrics = {
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
             "messages": exchange.from_teachers(teachers),
         }
-        new_stats = public_stats if public_updates_stats else stats
-        return apply_gradients(state, gradients, new_stats), metrics
+        return apply_gradients(state, gradients, stats), metrics
 
     def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""

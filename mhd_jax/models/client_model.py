@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from flax.errors import InvalidRngError
 
 from mhd_jax.errors import ConfigError
 
@@ -103,6 +104,21 @@ class ClientModel:
         embeddings = embeddings.astype(heads["kernel"].dtype)
         logits = jnp.einsum("nd,hdc->nhc", embeddings, heads["kernel"]) + heads["bias"]
         return Outputs(logits, embeddings), stats
+
+    def is_random(self, params: PyTree, inputs: PyTree) -> bool:
+        """Whether a pass in training mode draws random numbers, as dropout does.
+
+        Arguments are those of `apply` or their shapes, of a backbone without statistics.
+        """
+        try:
+            jax.eval_shape(
+                lambda p, x: self.backbone.apply({"params": p}, x, train=True),
+                params["backbone"],
+                inputs,
+            )
+        except InvalidRngError:  # it asked for a key, and there is none
+            return True
+        return False
 
 
 def _cast(tree: PyTree, dtype: str | None) -> PyTree:
