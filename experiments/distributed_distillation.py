@@ -27,7 +27,6 @@ import mhd_jax as mhd
 from experiments import launch
 from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import Clients, build_backbone
-from mhd_jax.data.batching import as_float
 from mhd_jax.groups import all_params, all_stats, forward, private_gradients
 from mhd_jax.memory import num_bytes
 from mhd_jax.models import ClientModel
@@ -61,10 +60,10 @@ def everything(clients: Clients) -> Batch:
         ]
     )
     return Batch(
-        inputs=as_float(jnp.asarray(clients.data.inputs[rows])),
+        inputs=clients.data.preparation(jnp.asarray(clients.data.inputs[rows])),
         labels=jnp.asarray(clients.data.labels[rows]),
         mask=jnp.asarray(np.arange(sizes.max()) < sizes[:, None], jnp.float32),
-        public_inputs=as_float(jnp.asarray(clients.data.inputs[clients.public])),
+        public_inputs=clients.data.preparation(jnp.asarray(clients.data.inputs[clients.public])),
         public_indices=jnp.arange(clients.num_public),
     )
 

@@ -105,6 +105,23 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "test_split", None, "Test samples of a prepared data set, like test or validation."
 )
+flags.DEFINE_integer(
+    "crop_size", None, "Side of the middle of images that models see; by default all of it."
+)
+flags.DEFINE_bool(
+    "standardize",
+    _SETTINGS["standardize"],
+    "Whether each channel of images is brought to mean 0 and deviation 1 over the training images.",
+)
+flags.DEFINE_string(
+    "augmentation",
+    _SETTINGS["augmentation"],
+    "Random changes of training images: flip, crop:BORDER, resized_crop:LEAST_AREA, cutout:SIDE, "
+    "joined by commas; flip,crop:4 is usual for CIFAR-10.",
+)
+flags.DEFINE_bool(
+    "augment_public", _SETTINGS["augment_public"], "Whether public images are augmented too."
+)
 flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
 flags.DEFINE_string(
     "topology",
@@ -279,6 +296,8 @@ def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
     unused = [key for key in given if key not in known]
     if FLAGS["public_batch_size"].present and not built.public_batch:
         unused.append("public_batch_size")
+    if FLAGS["augment_public"].present and not built.may_augment_public:
+        unused.append("augment_public")
     if strict and unused:
         raise mhd.ConfigError(
             f"{', '.join('--' + key for key in unused)} "

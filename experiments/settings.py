@@ -24,6 +24,10 @@ class RunSettings:
     data_dir: str | None = None
     train_split: str | None = None
     test_split: str | None = None
+    crop_size: int | None = None
+    standardize: bool = False
+    augmentation: str = ""
+    augment_public: bool = False
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
@@ -71,7 +75,7 @@ class RunSettings:
             [self.clients(seed) for seed in seeds],
             algorithm,
             seeds=seeds,
-            **self._training(),
+            **self._training(algorithm),
             checkpoint_every=self.checkpoint_every,
             steps_per_dispatch=self.steps_per_dispatch,
             workdirs=workdirs,
@@ -82,7 +86,7 @@ class RunSettings:
     def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
         """Raises `mhd.ConfigError` where such a run could not start."""
         who = self.clients(seed)
-        prepare(self._topology(seed), who, algorithm, seed=seed, **self._training())
+        prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
 
     def _data(self) -> mhd.data.Dataset:
         where = {
@@ -90,7 +94,10 @@ class RunSettings:
             "train_split": self.train_split,
             "test_split": self.test_split,
         }
-        return _load(self.dataset, **{k: v for k, v in where.items() if v is not None})
+        data = _load(self.dataset, **{k: v for k, v in where.items() if v is not None})
+        if self.crop_size is None and not self.standardize:
+            return data
+        return data.prepared(crop_size=self.crop_size, standardize=self.standardize)
 
     def _topology(self, seed: int) -> mhd.Topology:
         options = dict(self.topology_options)
@@ -98,7 +105,7 @@ class RunSettings:
             options.setdefault("seed", seed)
         return mhd.topology.named(self.topology, self.num_clients, **options)
 
-    def _training(self) -> dict[str, Any]:
+    def _training(self, algorithm: mhd.Algorithm) -> dict[str, Any]:
         return {
             "steps": self.steps,
             "epochs": self.epochs,
@@ -107,6 +114,8 @@ class RunSettings:
             "optimizer": self.optimizer,
             "eval_every": self.eval_every,
             "eval_batch_size": self.eval_batch_size,
+            "augmentation": self.augmentation,
+            "augment_public": self.augment_public and algorithm.may_augment_public,
             "compute_dtype": self.compute_dtype,
             "client_chunk": self.client_chunk,
             "num_devices": self.num_devices,

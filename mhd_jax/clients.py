@@ -8,12 +8,13 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from flax import linen as nn
 
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels
-from mhd_jax.data.sources import Dataset, load
+from mhd_jax.data.sources import Dataset, load, take
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
@@ -90,7 +91,7 @@ class Clients:
 
     def validation_samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels of the validation rows."""
-        return self.data.inputs[self.validation], self.data.labels[self.validation]
+        return take(self.data.inputs, self.validation), self.data.labels[self.validation]
 
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""
@@ -234,8 +235,9 @@ def make_clients(
         settings={
             "dataset": data.name,
             "dataset_digest": array_digest(
-                data.inputs, data.labels, data.test_inputs, data.test_labels
+                *jax.tree.leaves((data.inputs, data.labels, data.test_inputs, data.test_labels))
             ),
+            "preparation": dataclasses.asdict(data.preparation),
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
@@ -265,7 +267,7 @@ def _partition(partition: Any, num_classes: int) -> Partition:
 
 
 def _groups(
-    model: ModelChoice, num_clients: int, norm: str | None, input_shape: tuple[int, ...]
+    model: ModelChoice, num_clients: int, norm: str | None, input_shape: tuple[int, ...] | None
 ) -> tuple[ClientGroup, ...]:
     """Clients by architecture, groups in the order of their first client."""
     choices = _model_of_each(model, num_clients)
@@ -333,8 +335,8 @@ def _model_of_each(model: ModelChoice, num_clients: int) -> list[Any]:
     return choices
 
 
-def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...]) -> nn.Module:
-    """The backbone of that name for samples of `input_shape`.
+def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | None) -> nn.Module:
+    """The backbone of that name for samples of `input_shape` (None: of several arrays).
 
     Raises:
       ConfigError: an unknown name, a norm that it does not know, or inputs that are no images.
@@ -346,6 +348,10 @@ def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...]) ->
     if norm not in spec.norms:
         raise ConfigError(
             f"{name} does not know the norm {norm!r}; choose one of {', '.join(spec.norms)}."
+        )
+    if input_shape is None:
+        raise ConfigError(
+            f"{name} takes one array, but samples have several parts; give your own module."
         )
     if spec.images and len(input_shape) != 3:
         raise ConfigError(

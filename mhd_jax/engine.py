@@ -14,7 +14,9 @@ from jax import Array
 from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
-from mhd_jax.data.batching import BatchSpec, DeviceData, as_float, draw_batch
+from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
+from mhd_jax.data.preparation import Preparation
+from mhd_jax.data.sources import take
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import AT_ONCE, Execution, place, under
 from mhd_jax.metrics import correct_by_class
@@ -75,7 +77,7 @@ def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
     return DeviceData(
         **place(
             {
-                "inputs": jax.tree.map(lambda a: a[rows], data.inputs),
+                "inputs": take(data.inputs, rows),
                 "labels": data.labels[rows],
                 "starts": starts.reshape(-1).astype(np.int32),
                 "sizes": sizes.astype(np.int32),
@@ -83,14 +85,12 @@ def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
             execution,
             by_client=True,
         ),
-        public_inputs=place(
-            jax.tree.map(lambda a: a[clients.public], data.inputs), execution, by_client=False
-        ),
+        public_inputs=place(take(data.inputs, clients.public), execution, by_client=False),
     )
 
 
 def evaluation_set(
-    inputs: np.ndarray, labels: np.ndarray, batch_size: int, execution: Execution = AT_ONCE
+    inputs: PyTree, labels: np.ndarray, batch_size: int, execution: Execution = AT_ONCE
 ) -> EvaluationSet:
     """Samples in chunks of at most `batch_size`, the last one padded."""
     chunks = -(-len(labels) // batch_size)
@@ -103,7 +103,7 @@ def evaluation_set(
 
     mask = np.arange(chunks * batch_size) < len(labels)
     samples = EvaluationSet(
-        chunked(inputs),
+        jax.tree.map(chunked, inputs),
         chunked(labels),  # type: ignore[arg-type]  # still on the host
         mask.reshape(chunks, batch_size),  # type: ignore[arg-type]
     )
@@ -206,25 +206,26 @@ dispatch = jax.jit(
 )
 
 
-@functools.partial(jax.jit, static_argnames=("predict", "num_classes", "execution"))
+@functools.partial(jax.jit, static_argnames=("predict", "preparation", "num_classes", "execution"))
 def count_correct(
     state: State,
     samples: EvaluationSet,
     *,
     predict: Callable[[State, PyTree], Array],
+    preparation: Preparation,
     num_classes: int,
     execution: Execution = AT_ONCE,
 ) -> tuple[Array, Array]:
     """Correct answers int32 [K, H, C], and samples int32 [C], by class."""
 
     def one_chunk(total: Array, chunk: EvaluationSet) -> tuple[Array, None]:
-        logits = predict(state, as_float(chunk.inputs))
+        logits = predict(state, preparation(chunk.inputs))
         correct = correct_by_class(logits, chunk.labels, chunk.mask, num_classes)
         return total + correct, None
 
     with under(execution):
         first = jax.tree.map(lambda a: a[0], samples.inputs)
-        logits = jax.eval_shape(lambda x: predict(state, as_float(x)), first)
+        logits = jax.eval_shape(lambda x: predict(state, preparation(x)), first)
         zeros = jnp.zeros((logits.shape[0], logits.shape[2], num_classes), jnp.int32)
         correct, _ = jax.lax.scan(one_chunk, zeros, samples)
     labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)

@@ -75,8 +75,7 @@ def _of_group(group: ClientGroup, clients: Clients, num_heads: int, spec: BatchS
     model = group.client_model(num_heads, clients.num_classes)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def samples(count: int) -> PyTree:
-        return jax.ShapeDtypeStruct((count, *clients.data.input_shape), np.float32)
+    samples = clients.data.samples
 
     def kept(params: PyTree, stats: PyTree, inputs: PyTree, key: Any) -> PyTree:
         return jax.vjp(lambda p: model.apply(p, stats, inputs, key)[0], params)[1]

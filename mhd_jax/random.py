@@ -22,6 +22,8 @@ class Purpose(enum.IntEnum):
     SELECTION = 4
     DROPOUT = 5
     PUBLIC_DROPOUT = 6
+    AUGMENTATION = 7
+    PUBLIC_AUGMENTATION = 8
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

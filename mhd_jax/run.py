@@ -20,6 +20,7 @@ from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
 from mhd_jax.clients import Clients
 from mhd_jax.communication import Message
+from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.engine import (
     Carry,
@@ -134,6 +135,7 @@ class Run:
             state,
             samples,
             predict=self.algorithm.predict,
+            preparation=self.spec.preparation,
             num_classes=self.clients.num_classes,
             execution=self.execution,
         )
@@ -196,6 +198,8 @@ def prepare(
     seed: int = 0,
     eval_every: int = 200,
     eval_batch_size: int = 500,
+    augmentation: Augmentation | str | None = None,
+    augment_public: bool = False,
     compute_dtype: str = "float32",
     client_chunk: int | None = None,
     num_devices: int | None = None,
@@ -228,6 +232,7 @@ def prepare(
             f"{algorithm.name} distills on public samples, but there are none; "
             "set public_fraction above 0."
         )
+    augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name)
@@ -240,6 +245,8 @@ def prepare(
         "steps": steps,
         "batch_size": batch_size,
         "public_batch_size": public_batch_size if algorithm.public_batch else None,
+        "augmentation": None if augmentation is None else dataclasses.asdict(augmentation),
+        "augment_public": augment_public,
         "eval_every": eval_every,
         "compute_dtype": compute_dtype,
         "seed": seed,
@@ -253,6 +260,9 @@ def prepare(
         batch_size,
         public_batch_size if algorithm.public_batch else 0,
         algorithm.public_batch == "independent",
+        clients.data.preparation,
+        augmentation,
+        augment_public,
     )
     # Positions in the sample streams are 32-bit.
     if steps * max(spec.private, spec.public) >= 2**32:
@@ -339,6 +349,31 @@ def _resolved(algorithm: Any) -> Algorithm:
     return algorithm
 
 
+def _augmentation(
+    given: Augmentation | str | None,
+    augment_public: bool,
+    clients: Clients,
+    algorithm: Algorithm,
+) -> Augmentation | None:
+    """The augmentation, once it is found to fit the samples and the algorithm."""
+    augmentation = parse(given) if isinstance(given, str) else given
+    if augment_public and augmentation is None:
+        raise ConfigError("augment_public needs an augmentation; give one, or leave it out.")
+    if augment_public and not algorithm.public_batch:
+        raise ConfigError(f"augment_public is not used by {algorithm.name}; leave it out.")
+    if augment_public and algorithm.remembers_public:
+        raise ConfigError(
+            f"{algorithm.name} remembers what was said about each public sample, which must look "
+            "the same every time; leave augment_public out."
+        )
+    if augmentation is not None and not clients.data.is_images:
+        raise ConfigError(
+            f"augmentation is for images [height, width, channels], which {clients.data.name} "
+            "does not hold; leave it out."
+        )
+    return augmentation
+
+
 def _steps(steps: int | None, epochs: float | None, clients: Clients, batch_size: int) -> int:
     if epochs is None:
         return DEFAULT_STEPS if steps is None else steps
@@ -420,7 +455,7 @@ def _execution(
 
 
 def _has_convolutions(clients: Clients) -> bool:
-    sample = jax.ShapeDtypeStruct((1, *clients.data.input_shape), jnp.float32)
+    sample = clients.data.samples(1)
     for group in clients.groups:
         model = group.client_model(1, clients.num_classes)
         params, _ = jax.eval_shape(model.init, jax.random.key(0), sample)

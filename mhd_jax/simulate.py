@@ -27,6 +27,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
+from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import Carry
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
 from mhd_jax.metrics import head_names
@@ -76,6 +77,8 @@ def simulate(
     seed: int = 0,
     eval_every: int = 200,
     eval_batch_size: int = 500,
+    augmentation: Augmentation | str | None = None,
+    augment_public: bool = False,
     compute_dtype: str = "float32",
     steps_per_dispatch: int | None = None,
     client_chunk: int | None = None,
@@ -101,6 +104,9 @@ def simulate(
       seed: of everything random in training (the split has its own, in `make_clients`).
       eval_every: steps between evaluations on the test set; the last step has one always.
       eval_batch_size: test samples evaluated at once.
+      augmentation: what is done to images that a model is trained on, a
+        `mhd_jax.data.Augmentation` or as on the command line: "flip,crop:4".
+      augment_public: whether to public images too.
       compute_dtype: in which backbones compute: "float32", or "bfloat16" for accelerators;
         parameters, heads and losses stay in float32.
       steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
@@ -137,6 +143,8 @@ def simulate(
         seed=seed,
         eval_every=eval_every,
         eval_batch_size=eval_batch_size,
+        augmentation=augmentation,
+        augment_public=augment_public,
         compute_dtype=compute_dtype,
         client_chunk=client_chunk,
         num_devices=num_devices,

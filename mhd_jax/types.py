@@ -103,6 +103,8 @@ class Algorithm:
       undirected: whether it averages over the graph, whose edges must then go both ways.
       has_consensus: whether the mean of the clients' parameters is a model of its own, which
         is evaluated at the end beside the clients'.
+      remembers_public: whether it keeps something about each public sample, which must then
+        look the same every time.
       pooled: whether one client holds all private data (the upper bound).
       name, hyperparameters: filled in by the factory that made it.
     """
@@ -115,6 +117,12 @@ class Algorithm:
     public_batch: str | None = None
     undirected: bool = False
     has_consensus: bool = False
+    remembers_public: bool = False
     pooled: bool = False
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def may_augment_public(self) -> bool:
+        """Whether public samples may look different from time to time."""
+        return self.public_batch is not None and not self.remembers_public

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from mhd_jax.data.batching import BatchSpec, as_float, draw_batch
+from mhd_jax.data.batching import BatchSpec, draw_batch
+from mhd_jax.data.preparation import PLAIN
 from mhd_jax.data.shuffle import shuffled
 from mhd_jax.engine import device_data
 from mhd_jax.fingerprint import array_digest
@@ -98,7 +99,7 @@ def test_public_batches_are_shared_or_independent():
 
 
 def test_pixels_are_scaled_and_other_numbers_are_not():
-    scaled = as_float({"a": jnp.array([0, 255], jnp.uint8), "b": jnp.array([-3.0, 7.0])})
+    scaled = PLAIN({"a": jnp.array([0, 255], jnp.uint8), "b": jnp.array([-3.0, 7.0])})
     np.testing.assert_array_equal(scaled["a"], [0, 1])
     np.testing.assert_array_equal(scaled["b"], [-3, 7])
 

@@ -35,7 +35,7 @@ from mhd_jax import compression as compressions
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Message
-from mhd_jax.data.batching import as_float
+from mhd_jax.data.sources import take
 from mhd_jax.execution import over_clients
 from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said
 from mhd_jax.models.client_model import Outputs
@@ -120,6 +120,7 @@ def distributed_distillation(
         message=message,
         public_batch="shared",
         undirected=True,
+        remembers_public=True,
     )
 
 
@@ -132,7 +133,8 @@ def _decisions_on_reference_set(state: State, clients: Any) -> Array:
     """s_i(x) for every x of the reference set, [K, M, C], a part of it at a time."""
     rows = clients.public
     parts = np.resize(rows, (-(-len(rows) // _AT_ONCE), min(_AT_ONCE, len(rows))))
-    inputs = jax.tree.map(lambda a: jnp.asarray(a[parts]), clients.data.inputs)
-    logits = jax.lax.map(lambda part: predict(state, as_float(part)), inputs)  # [n, K, N, 1, C]
+    inputs = jax.tree.map(jnp.asarray, take(clients.data.inputs, parts))
+    prepare = clients.data.preparation
+    logits = jax.lax.map(lambda part: predict(state, prepare(part)), inputs)  # [n, K, N, 1, C]
     joined = jnp.moveaxis(logits[:, :, :, 0], 0, 1).reshape(state.num_clients, parts.size, -1)
     return jax.nn.softmax(joined[:, : len(rows)])

@@ -1,5 +1,6 @@
 """Data sets: where they come from, who owns what, and how batches are drawn."""
 
+from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.sources import Dataset, arrays, load
 
-__all__ = ["Dataset", "arrays", "load"]
+__all__ = ["Augmentation", "Dataset", "arrays", "load"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from flax import struct
 from jax import Array
 
 from mhd_jax import random
+from mhd_jax.data.augmentation import Augmentation
+from mhd_jax.data.preparation import PLAIN, Preparation
 from mhd_jax.data.shuffle import shuffled
 from mhd_jax.execution import BY_DEVICE, over_clients, share_samples
 from mhd_jax.types import Batch
@@ -45,31 +48,29 @@ class DeviceData:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """Sizes of one step's batch.
+    """Sizes of one step's batch, and what becomes of its samples.
 
     Attributes:
       private: B, for each client.
       public: P; 0 draws none.
       independent_public: whether each client draws its own public samples.
+      preparation: of all samples.
+      augmentation: of private samples; None is none.
+      augment_public: whether public samples are augmented too. Those that all clients share
+        are changed alike for all.
     """
 
     private: int
     public: int = 0
     independent_public: bool = False
+    preparation: Preparation = PLAIN
+    augmentation: Augmentation | None = None
+    augment_public: bool = False
 
 
 def take_rows(tree: PyTree, rows: Array) -> PyTree:
     """Rows of every array of a tree."""
     return jax.tree.map(lambda a: a[rows], tree)
-
-
-def as_float(inputs: PyTree) -> PyTree:
-    """Samples as the models see them: uint8 pixels become floats in [0, 1], the rest stays."""
-
-    def scale(a: Array) -> Array:
-        return a.astype(jnp.float32) / 255 if a.dtype == jnp.uint8 else a
-
-    return jax.tree.map(scale, inputs)
 
 
 def draw_batch(
@@ -84,40 +85,80 @@ def draw_batch(
     Returns:
       A `Batch`; the mask is 0 for a client without private samples.
     """
-    positions = _positions(step, spec.private)
-    keys = random.client_keys(key, random.Purpose.PRIVATE_ORDER, client_ids)
+    offsets, public_rows = draw_rows(key, client_ids, step, data.sizes, data.num_public, spec)
 
     def one_client(
-        key: Array, start: Array, size: Array, inputs: PyTree, labels: Array
-    ) -> tuple[PyTree, Array, Array]:
-        rows = start + shuffled(key, positions, jnp.maximum(size, 1))
-        mask = jnp.full(spec.private, size > 0, jnp.float32)
-        return take_rows(inputs, rows), labels[rows], mask
+        start: Array, offsets: Array, inputs: PyTree, labels: Array
+    ) -> tuple[PyTree, Array]:
+        return take_rows(inputs, start + offsets), labels[start + offsets]
 
-    inputs, labels, mask = over_clients(one_client, (0, 0, 0, BY_DEVICE, BY_DEVICE))(
-        keys, data.starts, data.sizes, data.inputs, data.labels
+    inputs, labels = over_clients(one_client, (0, 0, BY_DEVICE, BY_DEVICE))(
+        data.starts, offsets, data.inputs, data.labels
     )
-
-    positions = _positions(step, spec.public)
-    num_public = jnp.asarray(data.num_public)
-    if spec.public == 0:
-        public_rows = jnp.zeros(0, jnp.int32)
-    elif spec.independent_public:
-        keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
-        public_rows = over_clients(shuffled, (0, None, None))(keys, positions, num_public)
-    else:
-        public_key = random.purpose_key(key, random.Purpose.PUBLIC_ORDER)
-        public_rows = shuffled(public_key, positions, num_public)
-
-    inputs, labels, mask = share_samples((inputs, labels, mask), axis=1)
-    public_inputs = take_rows(data.public_inputs, public_rows)
-    return Batch(
-        inputs=as_float(inputs),
+    has_samples = jnp.asarray(data.sizes > 0, jnp.float32)
+    stored = Batch(
+        inputs=inputs,
         labels=labels,
-        mask=mask,
-        public_inputs=share_samples(as_float(public_inputs), axis=int(spec.independent_public)),
+        mask=jnp.broadcast_to(has_samples[:, None], labels.shape),
+        public_inputs=take_rows(data.public_inputs, public_rows),
         public_indices=public_rows,
     )
+    return prepared(stored, key, client_ids, step, spec)
+
+
+def draw_rows(
+    key: Array, client_ids: Array, step: Array, sizes: Array, num_public: int, spec: BatchSpec
+) -> tuple[Array, Array]:
+    """Which samples a step's batch holds.
+
+    Args:
+      key, client_ids, step, spec: as for `draw_batch`.
+      sizes: how many samples each client has, int32 [K].
+      num_public: M.
+
+    Returns:
+      Positions among each client's own samples, int32 [K, B], and in the public set, int32 [P],
+      or [K, P] for independent batches.
+    """
+    positions = _positions(step, spec.private)
+    keys = random.client_keys(key, random.Purpose.PRIVATE_ORDER, client_ids)
+    offsets = over_clients(shuffled, (0, None, 0))(keys, positions, jnp.maximum(sizes, 1))
+
+    positions = _positions(step, spec.public)
+    size = jnp.asarray(num_public)
+    if spec.public == 0:
+        return offsets, jnp.zeros(0, jnp.int32)
+    if spec.independent_public:
+        keys = random.client_keys(key, random.Purpose.PUBLIC_ORDER, client_ids)
+        return offsets, over_clients(shuffled, (0, None, None))(keys, positions, size)
+    return offsets, shuffled(random.purpose_key(key, random.Purpose.PUBLIC_ORDER), positions, size)
+
+
+def prepared(stored: Batch, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
+    """A batch of samples as they are stored, as models are trained on it."""
+    inputs, labels, mask = share_samples((stored.inputs, stored.labels, stored.mask), axis=1)
+    public = share_samples(stored.public_inputs, axis=int(spec.independent_public))
+    if spec.augmentation is None:
+        inputs = spec.preparation(inputs)
+    else:
+        keys = random.client_keys(key, random.Purpose.AUGMENTATION, client_ids, step)
+        inputs = over_clients(functools.partial(_augmented, spec))(keys, inputs)
+    if spec.augmentation is None or not spec.augment_public:
+        public = spec.preparation(public)
+    elif spec.independent_public:
+        keys = random.client_keys(key, random.Purpose.PUBLIC_AUGMENTATION, client_ids, step)
+        public = over_clients(functools.partial(_augmented, spec))(keys, public)
+    else:
+        common = random.purpose_key(key, random.Purpose.PUBLIC_AUGMENTATION, step)
+        public = _augmented(spec, common, public)
+    return Batch(inputs, labels, mask, public, stored.public_indices)
+
+
+def _augmented(spec: BatchSpec, key: Array, images: Array) -> Array:
+    """Images [N, h, w, c], each changed in its own way."""
+    keys = jax.random.split(key, images.shape[0])
+    augment: Any = spec.augmentation
+    return jax.vmap(lambda key, image: augment(key, image, spec.preparation))(keys, images)
 
 
 def _positions(step: Array, size: int) -> Array:

@@ -34,7 +34,7 @@ def shuffled(key: Array, position: Array, size: Array) -> Array:
     position = position.astype(jnp.uint32)
     epoch, offset = position // size, position % size
     round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
-    rows = jnp.ceil(jnp.sqrt(size.astype(jnp.float32))).astype(jnp.uint32)
+    rows = _ceil_sqrt(size)
     columns = (size + rows - 1) // rows
 
     def permute(value: Array) -> Array:
@@ -52,6 +52,13 @@ def shuffled(key: Array, position: Array, size: Array) -> Array:
 
     inside = jax.lax.while_loop(lambda value: (value >= size).any(), walk, permute(offset))
     return inside.astype(jnp.int32)
+
+
+def _ceil_sqrt(size: Array) -> Array:
+    """⌈√n⌉ in whole numbers: backends round square roots differently, and must shuffle alike."""
+    root = jnp.sqrt(size.astype(jnp.float32)).astype(jnp.uint32)
+    root += (root * root < size).astype(jnp.uint32)
+    return root - ((root - 1) * (root - 1) >= size).astype(jnp.uint32)
 
 
 def _mix(value: Array) -> Array:

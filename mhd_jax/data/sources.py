@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mhd_jax.data import prepared
+from mhd_jax.data.preparation import PLAIN, Preparation, scale
 from mhd_jax.errors import ConfigError
 
+PyTree = Any
 EMBEDDED = ("digits",)
 _OF_PREPARED = {"data_dir", "train_split", "test_split"}
 
@@ -23,25 +27,61 @@ class Dataset:
 
     Attributes:
       name: for reports.
-      inputs: training samples, uint8 or float32 [N, ...].
+      inputs: training samples as stored: an array [N, ...], or a tree of arrays that all have
+        the samples along their first axis.
       labels: int32 [N] in 0 … C − 1.
       test_inputs, test_labels: the same for the test split.
       num_classes: C.
       class_names: C names.
+      preparation: how stored samples become what models see.
     """
 
     name: str
-    inputs: np.ndarray
+    inputs: PyTree
     labels: np.ndarray
-    test_inputs: np.ndarray
+    test_inputs: PyTree
     test_labels: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
+    preparation: Preparation = PLAIN
+
+    def samples(self, count: int) -> PyTree:
+        """Shapes and types of that many samples as models see them."""
+        stored = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype), self.inputs
+        )
+        return jax.eval_shape(self.preparation, stored)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.inputs.shape[1:]
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample as models see it; None where it is not one array."""
+        sample = self.samples(1)
+        return sample.shape[1:] if hasattr(sample, "shape") else None
+
+    @property
+    def is_images(self) -> bool:
+        """Whether a sample is one array [height, width, channels]."""
+        return hasattr(self.inputs, "shape") and len(self.inputs.shape) == 4
+
+    def prepared(self, *, crop_size: int | None = None, standardize: bool = False) -> Dataset:
+        """The same images, whose middle of `crop_size` pixels models see, standardised or not.
+
+        Means and deviations are the training images', channel by channel.
+
+        Raises:
+          ConfigError: samples that are no images, or smaller than the crop.
+        """
+        if not self.is_images:
+            raise ConfigError(
+                f"crop_size and standardize are for images, which {self.name} is not."
+            )
+        sides = self.inputs.shape[1:3]
+        if crop_size is not None and not 1 <= crop_size <= min(sides):
+            raise ConfigError(
+                f"crop_size must be in 1 … {min(sides)}, the images' smaller side, not {crop_size}."
+            )
+        mean, std = _channel_statistics(self.inputs) if standardize else ((), ())
+        return dataclasses.replace(self, preparation=Preparation(crop_size, mean, std))
 
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
@@ -109,7 +149,9 @@ def arrays(
 
     Args:
       images: [N, ...]; integers in 0 … 255 are pixels, scaled to [0, 1] on the device;
-        other numbers are taken as they are.
+        other numbers are taken as they are. Or a dict of such arrays (nested if need be), for
+        samples of several parts or of another kind: there only uint8 are pixels, and other
+        integers (tokens, categories) stay integers.
       labels: integers [N] in 0 … C − 1.
       test_images, test_labels: the test split; without them `test_fraction` of the samples
         is set aside, stratified by class and always the same.
@@ -132,18 +174,14 @@ def arrays(
             )
         except ValueError as error:
             raise ConfigError(f"cannot set aside a stratified test split: {error}") from error
-        images, labels, test_images, test_labels = (
-            images[train],
-            labels[train],
-            images[test],
-            labels[test],
-        )
+        test_images, test_labels = take(images, test), labels[test]
+        images, labels = take(images, train), labels[train]
     else:
         test_images, test_labels = _checked(test_images, test_labels, "test_")
-        if test_images.shape[1:] != images.shape[1:] or test_images.dtype != images.dtype:
+        if _kinds(test_images) != _kinds(images):
             raise ConfigError(
-                f"test_images hold {test_images.dtype} of shape {list(test_images.shape[1:])}, but "
-                f"images {images.dtype} of shape {list(images.shape[1:])}; make them alike."
+                f"test_images hold {_shown_kinds(test_images)}, but images {_shown_kinds(images)}; "
+                "make them alike."
             )
     classes = num_classes or int(max(labels.max(), test_labels.max())) + 1
     for which, values in (("labels", labels), ("test_labels", test_labels)):
@@ -159,30 +197,80 @@ def arrays(
     )
 
 
-def _checked(images: Any, labels: Any, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim < 2 or len(images) == 0:
-        raise ConfigError(
-            f"{prefix}images must have shape [N, ...] with N > 0, not {list(images.shape)}."
-        )
-    if labels.shape != (len(images),):
-        raise ConfigError(
-            f"{prefix}labels must have shape [{len(images)}], one for each sample, "
-            f"not {list(labels.shape)}."
-        )
+_STATISTICS_OF = 50_000  # images at most, from which means and deviations are taken
+
+
+def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, pixels scaled to [0, 1]."""
+    count = len(images)
+    rows = np.linspace(0, count - 1, min(count, _STATISTICS_OF)).astype(int)
+    total, squares, pixels = 0.0, 0.0, 0
+    for part in np.array_split(rows, -(-len(rows) // 1000)):
+        values = np.asarray(scale(images[part]), np.float64)
+        total += values.sum(axis=(0, 1, 2))
+        squares += np.square(values).sum(axis=(0, 1, 2))
+        pixels += values[..., 0].size
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - np.square(mean), 1e-12))
+    return tuple(np.atleast_1d(mean).tolist()), tuple(np.atleast_1d(std).tolist())
+
+
+def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]:
+    several = isinstance(images, Mapping)
+    images = jax.tree.map(np.asarray, dict(images)) if several else np.asarray(images)
+    labels = np.asarray(labels)
+    named = [
+        (prefix + "images" + jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree.leaves_with_path(images)
+    ]
+    if not named:
+        raise ConfigError(f"{prefix}images hold no array.")
+    for name, leaf in named:
+        if leaf.ndim < (1 if several else 2) or len(leaf) == 0:
+            raise ConfigError(
+                f"{name} must have shape [N, ...] with N > 0, not {list(leaf.shape)}."
+            )
+        if labels.shape != (len(leaf),):
+            raise ConfigError(
+                f"{prefix}labels must have shape [{len(leaf)}], one for each sample of {name}, "
+                f"not {list(labels.shape)}."
+            )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
-    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
-        images = images.astype(np.uint8)  # pixels, whatever their type
-    if images.dtype != np.uint8:
-        if not (
-            np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)
-        ):
-            raise ConfigError(f"{prefix}images must be numbers, not {images.dtype}.")
-        images = images.astype(np.float32)
-        if not np.isfinite(images).all():
-            raise ConfigError(f"{prefix}images hold NaN or infinity; clean them first.")
-    return images, labels.astype(np.int32)
+    kept = [_stored(leaf, name, pixels=not several) for name, leaf in named]
+    return jax.tree.unflatten(jax.tree.structure(images), kept), labels.astype(np.int32)
+
+
+def _stored(values: np.ndarray, name: str, pixels: bool) -> np.ndarray:
+    """An array in the type in which it is kept; `pixels`: whether small integers are some."""
+    if np.issubdtype(values.dtype, np.integer):
+        if values.dtype == np.uint8:
+            return values
+        if pixels:
+            if values.min() >= 0 and values.max() <= 255:
+                return values.astype(np.uint8)
+            return values.astype(np.float32)
+        if values.min() < -(2**31) or values.max() >= 2**31:
+            raise ConfigError(f"{name} holds integers beyond 32 bits; number them anew.")
+        return values.astype(np.int32)
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ConfigError(f"{name} must be numbers, not {values.dtype}.")
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{name} hold NaN or infinity; clean them first.")
+    return values.astype(np.float32)
+
+
+def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
+    """Rows, in an array of any shape, of samples on the host."""
+    return jax.tree.map(lambda a: a[rows], inputs)
+
+
+def _kinds(inputs: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: (a.dtype, a.shape[1:]), inputs)
+
+
+def _shown_kinds(inputs: PyTree) -> str:
+    return ", ".join(f"{a.dtype} of shape {list(a.shape[1:])}" for a in jax.tree.leaves(inputs))
 
 
 def _shown(source: Any) -> str:
