@@ -363,3 +363,38 @@ def test_dirichlet_shares_have_the_distributions_moments():
 def test_bad_partitions_are_refused(make, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         make()
+
+
+def test_samples_of_several_parts_keep_their_kinds():
+    rng = np.random.default_rng(0)
+    parts = {
+        "tokens": rng.integers(0, 9, (20, 5)),
+        "image": rng.integers(0, 256, (20, 2, 2, 1)).astype(np.uint8),
+        "nested": {"row": rng.normal(size=20)},
+    }
+    data = mhd.data.arrays(parts, np.arange(20) % 2, test_fraction=0.25)
+    kinds = {name: data.inputs[name].dtype for name in ("tokens", "image")}
+    assert kinds == {"tokens": np.int32, "image": np.uint8}
+    assert data.inputs["nested"]["row"].dtype == np.float32
+    assert [len(leaf) for leaf in jax.tree.leaves(data.test_inputs)] == [5, 5, 5]
+    assert data.samples(3)["image"].dtype == np.float32 and data.input_shape is None
+    with pytest.raises(mhd.ConfigError, match="mlp takes one array, but samples have several"):
+        mhd.make_clients(data, 2, "mlp")
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        (
+            {"a": np.zeros((4, 2)), "b": np.zeros((3, 2))},
+            r"\[3\], one for each sample of images\['b'\]",
+        ),
+        ({"a": np.full((4, 2), np.nan)}, r"images\['a'\] hold NaN"),
+        ({"a": np.full((4, 2), 2**40)}, r"images\['a'\] holds integers beyond 32 bits"),
+        ({"a": np.array(list("abcd"))}, r"images\['a'\] must be numbers"),
+        ({}, "hold no array"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(parts, why):
+    with pytest.raises(mhd.ConfigError, match=why):
+        mhd.data.arrays(parts, np.arange(4) % 2)

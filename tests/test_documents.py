@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import mhd_jax as mhd
@@ -43,6 +44,12 @@ def test_adding_an_algorithm():
     assert len(whole.splitlines()) < 60
 
 
+def test_bringing_data():
+    found = run("docs/bringing_data.md", 0)
+    assert found["data"].inputs["tokens"].dtype == np.int32
+    assert found["result"].summary["beta_sh"]["main"] > 0.5
+
+
 def test_every_program_is_run():
     counts = {path.name: len(programs(path)) for path in [ROOT / "README.md", *ROOT.glob("docs/*")]}
-    assert counts == {"README.md": 2, "adding_an_algorithm.md": 1}
+    assert counts == {"README.md": 2, "adding_an_algorithm.md": 1, "bringing_data.md": 1}
