@@ -20,7 +20,7 @@ from mhd_jax.data.partition import PARTITIONS, Partition
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
-from mhd_jax.run import COMPUTE_DTYPES
+from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
 from mhd_jax.topology import TOPOLOGIES
 
 FLAGS = flags.FLAGS
@@ -241,6 +241,13 @@ flags.DEFINE_enum(
     _SETTINGS["compute_dtype"],
     COMPUTE_DTYPES,
     "In which backbones compute; parameters, heads and losses stay in float32.",
+)
+flags.DEFINE_enum(
+    "data_placement",
+    _SETTINGS["data_placement"],
+    DATA_PLACEMENTS,
+    "Where data lives: device; host, from which batches stream ahead of the steps; auto takes the "
+    "host for what the device cannot hold. Results do not depend on it.",
 )
 flags.DEFINE_integer(
     "client_chunk",

@@ -46,6 +46,7 @@ class RunSettings:
     compute_dtype: str = "float32"
     checkpoint_every: int | None = None
     steps_per_dispatch: int | None = None
+    data_placement: str = "auto"
     client_chunk: int | None = None
     num_devices: int | None = None
 
@@ -117,6 +118,7 @@ class RunSettings:
             "augmentation": self.augmentation,
             "augment_public": self.augment_public and algorithm.may_augment_public,
             "compute_dtype": self.compute_dtype,
+            "data_placement": self.data_placement,
             "client_chunk": self.client_chunk,
             "num_devices": self.num_devices,
         }

@@ -14,7 +14,8 @@ from jax import Array
 from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
-from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
+from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
+from mhd_jax.data.evaluation import EvaluationSet
 from mhd_jax.data.preparation import Preparation
 from mhd_jax.data.sources import take
 from mhd_jax.errors import ConfigError
@@ -50,15 +51,6 @@ class Carry:
         return dataclasses.replace(self, sums=sums, count=count)
 
 
-@struct.dataclass
-class EvaluationSet:
-    """Labelled samples in chunks: `inputs` [n, N, ...], `labels` and `mask` [n, N]."""
-
-    inputs: PyTree
-    labels: Array
-    mask: Array
-
-
 def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
     """The clients' training data where the steps run: each device holds its own clients' only."""
     by_client = np.argsort(clients.owner, kind="stable")
@@ -89,31 +81,10 @@ def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
     )
 
 
-def evaluation_set(
-    inputs: PyTree, labels: np.ndarray, batch_size: int, execution: Execution = AT_ONCE
-) -> EvaluationSet:
-    """Samples in chunks of at most `batch_size`, the last one padded."""
-    chunks = -(-len(labels) // batch_size)
-    batch_size = -(-len(labels) // chunks)
-    padding = chunks * batch_size - len(labels)
-
-    def chunked(a: np.ndarray) -> np.ndarray:
-        padded = np.concatenate([a, np.repeat(a[:1], padding, axis=0)])
-        return padded.reshape((chunks, batch_size) + a.shape[1:])
-
-    mask = np.arange(chunks * batch_size) < len(labels)
-    samples = EvaluationSet(
-        jax.tree.map(chunked, inputs),
-        chunked(labels),  # type: ignore[arg-type]  # still on the host
-        mask.reshape(chunks, batch_size),  # type: ignore[arg-type]
-    )
-    return place(samples, execution, by_client=False)
-
-
 def initial_carry(
     algorithm: Algorithm,
     clients: Clients,
-    data: DeviceData,
+    data: Data,
     spec: BatchSpec,
     seed: int,
     execution: Execution = AT_ONCE,
@@ -122,7 +93,7 @@ def initial_carry(
 ) -> Carry:
     """A new run's state, or (`abstract`) only its shapes, types and places."""
 
-    def init(key: Array, data: DeviceData) -> Carry:
+    def init(key: Array, data: Data) -> Carry:
         with under(execution):
             ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
             batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
@@ -170,7 +141,7 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
 
 def take_steps(
     carry: Carry,
-    data: DeviceData,
+    data: Data,
     adjacency: Array,
     num_steps: Array,
     *,

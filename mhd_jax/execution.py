@@ -57,6 +57,24 @@ class Execution:
             return SingleDeviceSharding(jax.devices()[0])
         return NamedSharding(self.mesh, PartitionSpec(AXIS) if by_client else PartitionSpec())
 
+    def own_clients(self, num_clients: int) -> slice:
+        """The clients whose arrays live on this process's devices, one after the other."""
+        if self.mesh is None:
+            return slice(0, num_clients)
+        parts = self.sharding(by_client=True).addressable_devices_indices_map((num_clients,))
+        bounds = [part[0].indices(num_clients) for part in parts.values() if part is not None]
+        return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+    def put(self, tree: Any, axis: int | None) -> Any:
+        """Host arrays of this process's clients, which lie along `axis` (None: everyone's)."""
+        if self.mesh is None:
+            return jax.device_put(tree, self.sharding(by_client=False))
+        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(
+            lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree
+        )
+
 
 AT_ONCE = Execution()
 _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution", default=AT_ONCE)

@@ -22,13 +22,13 @@ from mhd_jax.clients import Clients
 from mhd_jax.communication import Message
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
+from mhd_jax.data.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
+from mhd_jax.data.stream import Block, Stream
 from mhd_jax.engine import (
     Carry,
-    EvaluationSet,
     count_correct,
     device_data,
     dispatch,
-    evaluation_set,
     initial_carry,
 )
 from mhd_jax.errors import ConfigError
@@ -41,6 +41,8 @@ from mhd_jax.types import Algorithm, Metrics, PyTree, State
 MAX_SEED = 2**32
 DEFAULT_STEPS = 2000
 COMPUTE_DTYPES = ("float32", "bfloat16")
+DATA_PLACEMENTS = ("auto", "device", "host")
+_MOST_FOR_DATA = 0.4  # of the device's memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +58,9 @@ class Run:
       execution: how the client axis is computed.
       steps: how many.
       seed: of training.
-      data, test, validation: on the device.
+      data: on the device; or, where a stream brings it, a blank block of it.
+      stream: of the training data, where it stays on the host.
+      test, validation: labelled samples to evaluate on.
       carry: shapes, types and places of everything that evolves.
       settings: what decides the results, for `config.json`.
     """
@@ -70,9 +74,10 @@ class Run:
     execution: Execution
     steps: int
     seed: int
-    data: DeviceData
-    test: EvaluationSet
-    validation: EvaluationSet | None
+    data: DeviceData | Block
+    stream: Stream | None
+    test: EvaluationSet | StreamedEvaluationSet
+    validation: EvaluationSet | StreamedEvaluationSet | None
     carry: Carry
     settings: Mapping[str, Any]
 
@@ -89,18 +94,29 @@ class Run:
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes steps; `carry` is used up."""
-        return dispatch(carry, *self._inputs(num_steps), **self.static())
+        if self.stream is None or num_steps == 0:
+            return self._dispatch(carry, self.data, num_steps)
+        step = int(carry.state.step)
+        end = step + num_steps
+        while step < end:
+            block, left = self.stream.block_at(step)
+            taken = min(left, end - step)
+            carry = self._dispatch(jax.block_until_ready(carry), block, taken)
+            step += taken
+        return carry
 
     def lower(self, carry: Carry) -> jax.stages.Lowered:
         """The program of `advance`, not yet compiled; `carry` may be shapes only."""
-        return dispatch.lower(carry, *self._inputs(1), **self.static())
+        return dispatch.lower(
+            carry, self.data, self.topology.adjacency, jnp.int32(1), **self.static()
+        )
 
     def split(self, tree: PyTree) -> list[PyTree]:
         """A carry, or a part of it, run by run: here there is one (see `mhd_jax.together`)."""
         return [tree]
 
-    def _inputs(self, num_steps: int) -> tuple[Any, ...]:
-        return self.data, self.topology.adjacency, jnp.int32(num_steps)
+    def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
+        return dispatch(carry, data, self.topology.adjacency, jnp.int32(num_steps), **self.static())
 
     def static(self) -> dict[str, Any]:
         """What the program of `advance` is compiled for, beside shapes."""
@@ -129,21 +145,28 @@ class Run:
         losses = np.atleast_1d(hosts.fetch(sums["loss"]))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))
 
-    def per_class_accuracy(self, state: State, samples: EvaluationSet) -> np.ndarray:
+    def per_class_accuracy(
+        self, state: State, samples: EvaluationSet | StreamedEvaluationSet
+    ) -> np.ndarray:
         """Accuracies [K, H, C]; NaN for a class without samples."""
-        counts = count_correct(
-            state,
-            samples,
-            predict=self.algorithm.predict,
-            preparation=self.spec.preparation,
-            num_classes=self.clients.num_classes,
-            execution=self.execution,
-        )
-        correct, total = hosts.fetch(counts)
+        counts = [
+            count_correct(
+                state,
+                part,
+                predict=self.algorithm.predict,
+                preparation=self.spec.preparation,
+                num_classes=self.clients.num_classes,
+                execution=self.execution,
+            )
+            for part in samples.parts()
+        ]
+        correct, total = hosts.fetch(jax.tree.map(lambda *n: sum(n), *counts))
         correct = correct[: self.num_active]
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
 
-    def accuracies(self, state: State, samples: EvaluationSet) -> dict[str, Any]:
+    def accuracies(
+        self, state: State, samples: EvaluationSet | StreamedEvaluationSet
+    ) -> dict[str, Any]:
         """β_sh and β_priv by head: means over clients, and each client's."""
         per_class = self.per_class_accuracy(state, samples)
         own_labels = self.clients.label_distributions[: self.num_active]
@@ -201,6 +224,7 @@ def prepare(
     augmentation: Augmentation | str | None = None,
     augment_public: bool = False,
     compute_dtype: str = "float32",
+    data_placement: str = "auto",
     client_chunk: int | None = None,
     num_devices: int | None = None,
 ) -> Run:
@@ -283,7 +307,9 @@ def prepare(
     num_active = clients.num_clients
     execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)
     clients = clients.padded(execution.num_shards)
-    data = device_data(clients, execution)
+    on_host = _stays_on_host(data_placement, clients)
+    stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
+    data = device_data(clients, execution) if stream is None else stream.blank()
     arguments = (algorithm, clients, data, spec, seed, execution)
     carry = initial_carry(*arguments, abstract=True)
     if any(callable(value) for value in algorithm.hyperparameters.values()):
@@ -297,6 +323,7 @@ def prepare(
         )
         graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
         settings["program"] = program_digest(algorithm.train_step, carry.state, batch, graph)
+    make_set = StreamedEvaluationSet if on_host else evaluation_set
     test = clients.data.test_inputs, clients.data.test_labels
     return Run(
         algorithm=algorithm,
@@ -309,13 +336,27 @@ def prepare(
         steps=steps,
         seed=seed,
         data=data,
-        test=evaluation_set(*test, eval_batch_size, execution),
-        validation=evaluation_set(*clients.validation_samples(), eval_batch_size, execution)
+        stream=stream,
+        test=make_set(*test, eval_batch_size, execution),
+        validation=make_set(*clients.validation_samples(), eval_batch_size, execution)
         if len(clients.validation)
         else None,
         carry=carry,
         settings=settings,
     )
+
+
+def _stays_on_host(data_placement: str, clients: Clients) -> bool:
+    """Whether training and test data are streamed, by choice or because they are too large."""
+    if data_placement not in DATA_PLACEMENTS:
+        raise ConfigError(
+            f"data_placement must be one of {', '.join(DATA_PLACEMENTS)}, not {data_placement!r}."
+        )
+    if data_placement == "auto":
+        data = clients.data
+        size = memory.num_bytes((data.inputs, data.test_inputs))
+        return size > _MOST_FOR_DATA * memory.capacity_bytes()
+    return data_placement == "host"
 
 
 def require_counts(**values: Any) -> None:

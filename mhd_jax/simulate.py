@@ -81,6 +81,7 @@ def simulate(
     augment_public: bool = False,
     compute_dtype: str = "float32",
     steps_per_dispatch: int | None = None,
+    data_placement: str = "auto",
     client_chunk: int | None = None,
     num_devices: int | None = None,
     workdir: str | pathlib.Path | None = None,
@@ -111,6 +112,9 @@ def simulate(
         parameters, heads and losses stay in float32.
       steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
         Results do not depend on it.
+      data_placement: where data lives: on the "device"; on the "host", from which batches
+        stream ahead of the steps; "auto" takes the host for what the device cannot hold. The
+        batches are the same.
       client_chunk: clients of one device that are computed together, and whose activations
         alone are in memory; None takes as many as fit. It trades speed for memory, and
         changes results within floating-point tolerance.
@@ -146,6 +150,7 @@ def simulate(
         augmentation=augmentation,
         augment_public=augment_public,
         compute_dtype=compute_dtype,
+        data_placement=data_placement,
         client_chunk=client_chunk,
         num_devices=num_devices,
     )

@@ -54,11 +54,14 @@ class Together:
 def together(runs: Sequence[Run]) -> Together | None:
     """The runs as one; None where they cannot be, or where it would not serve.
 
-    They must have one shape, and fit in memory. Clients that are computed in chunks, for the
+    They must have one shape, and fit in memory with their data. Clients that are computed in chunks, for the
     cache or the memory, would gain nothing.
     """
     first = runs[0]
-    if len(runs) == 1 or any(not _alike(first, run) for run in runs):
+    held = [run.data for run in runs if isinstance(run.data, DeviceData)]  # not streamed
+    if len(runs) == 1 or len(held) < len(runs):
+        return None
+    if any(not _alike(first, held[0], run, data) for run, data in zip(runs, held, strict=True)):
         return None
     execution = first.execution
     if execution.chunk is not None or execution.recompute:
@@ -69,21 +72,20 @@ def together(runs: Sequence[Run]) -> Together | None:
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     if len(runs) * bytes_each > memory.capacity_bytes():
         return None
-    most = max(run.data.labels.shape[1] for run in runs)
-    data = _stack([_padded(run.data, most) for run in runs])
+    most = max(data.labels.shape[1] for data in held)
+    data = _stack([_padded(each, most) for each in held])
     adjacency = _stack([run.topology.adjacency for run in runs])
     return Together(tuple(runs), data, adjacency)
 
 
-def _alike(one: Run, other: Run) -> bool:
+def _alike(one: Run, ones: DeviceData, other: Run, others: DeviceData) -> bool:
     """Whether two runs are the same program, but for the length of the rows of private data."""
 
-    def shapes(run: Run) -> Any:
-        data = run.data
-        others = (data.starts, data.sizes, data.public_inputs, run.topology.adjacency, run.carry)
-        return jax.tree.map(lambda a: (a.shape, a.dtype), others)
+    def shapes(run: Run, data: DeviceData) -> Any:
+        rest = (data.starts, data.sizes, data.public_inputs, run.topology.adjacency, run.carry)
+        return jax.tree.map(lambda a: (a.shape, a.dtype), rest)
 
-    return one.static() == other.static() and shapes(one) == shapes(other)
+    return one.static() == other.static() and shapes(one, ones) == shapes(other, others)
 
 
 def _padded(data: DeviceData, most: int) -> DeviceData:

@@ -8,7 +8,9 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax import losses, metrics
-from mhd_jax.engine import count_correct, evaluation_set
+from mhd_jax.data.evaluation import evaluation_set
+from mhd_jax.data.preparation import PLAIN
+from mhd_jax.engine import count_correct
 
 RNG = np.random.default_rng(0)
 
@@ -65,7 +67,9 @@ def test_betas_by_their_definition():
     def predict(state, inputs):
         return jnp.take(table, inputs[:, 0].astype(int), axis=1)
 
-    correct, total = count_correct(None, samples, predict=predict, num_classes=num_classes)
+    correct, total = count_correct(
+        None, samples, predict=predict, preparation=PLAIN, num_classes=num_classes
+    )
     np.testing.assert_array_equal(total, np.bincount(labels, minlength=4))
     with np.errstate(invalid="ignore"):
         per_class = np.asarray(correct) / np.asarray(total)

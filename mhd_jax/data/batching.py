@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,27 @@ class DeviceData:
         """M, the size of the public set."""
         return jax.tree.leaves(self.public_inputs)[0].shape[0]
 
+    def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
+        """The batch of one step, of samples as they are stored."""
+        offsets, public_rows = draw_rows(key, client_ids, step, self.sizes, self.num_public, spec)
+
+        def one_client(
+            start: Array, offsets: Array, inputs: PyTree, labels: Array
+        ) -> tuple[PyTree, Array]:
+            return take_rows(inputs, start + offsets), labels[start + offsets]
+
+        inputs, labels = over_clients(one_client, (0, 0, BY_DEVICE, BY_DEVICE))(
+            self.starts, offsets, self.inputs, self.labels
+        )
+        has_samples = jnp.asarray(self.sizes > 0, jnp.float32)
+        return Batch(
+            inputs=inputs,
+            labels=labels,
+            mask=jnp.broadcast_to(has_samples[:, None], labels.shape),
+            public_inputs=take_rows(self.public_inputs, public_rows),
+            public_indices=public_rows,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
@@ -73,9 +94,14 @@ def take_rows(tree: PyTree, rows: Array) -> PyTree:
     return jax.tree.map(lambda a: a[rows], tree)
 
 
-def draw_batch(
-    data: DeviceData, key: Array, client_ids: Array, step: Array, spec: BatchSpec
-) -> Batch:
+class Data(Protocol):
+    """Where batches come from: `DeviceData`, or a block of what the host has read."""
+
+    def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
+        """The batch of one step, of samples as they are stored."""
+
+
+def draw_batch(data: Data, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
     """The batch of one step, a function of (key, step, client ids) alone.
 
     A client reads its samples as an endless stream of shuffled epochs, B a step, so that all
@@ -85,25 +111,7 @@ def draw_batch(
     Returns:
       A `Batch`; the mask is 0 for a client without private samples.
     """
-    offsets, public_rows = draw_rows(key, client_ids, step, data.sizes, data.num_public, spec)
-
-    def one_client(
-        start: Array, offsets: Array, inputs: PyTree, labels: Array
-    ) -> tuple[PyTree, Array]:
-        return take_rows(inputs, start + offsets), labels[start + offsets]
-
-    inputs, labels = over_clients(one_client, (0, 0, BY_DEVICE, BY_DEVICE))(
-        data.starts, offsets, data.inputs, data.labels
-    )
-    has_samples = jnp.asarray(data.sizes > 0, jnp.float32)
-    stored = Batch(
-        inputs=inputs,
-        labels=labels,
-        mask=jnp.broadcast_to(has_samples[:, None], labels.shape),
-        public_inputs=take_rows(data.public_inputs, public_rows),
-        public_indices=public_rows,
-    )
-    return prepared(stored, key, client_ids, step, spec)
+    return prepared(data.stored(key, client_ids, step, spec), key, client_ids, step, spec)
 
 
 def draw_rows(

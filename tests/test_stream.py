@@ -1,0 +1,132 @@
+"""Batches that the host streams are those that the device draws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.data.batching import BatchSpec, draw_batch
+from mhd_jax.data.stream import Stream, ahead
+from mhd_jax.engine import device_data
+from mhd_jax.execution import AT_ONCE
+from mhd_jax.run import prepare
+from tests.conftest import assert_trees_equal
+
+SETTINGS = {
+    "steps": 12,
+    "eval_every": 6,
+    "batch_size": 8,
+    "public_batch_size": 8,
+    "progress": False,
+}
+
+
+def clients(**options):
+    return mhd.make_clients("digits", 4, **options)
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_the_same_batches_come_from_the_host(independent):
+    who, key = clients(), jax.random.key(5)
+    spec = BatchSpec(7, 9, independent)
+    on_device = device_data(who)
+    stream = Stream(who, spec, key, AT_ONCE)
+    ids = jnp.arange(4)
+    assert stream.block_steps > 1
+    for step in (0, 1, stream.block_steps, 3, 1000):  # onwards, and back
+        block, left = stream.block_at(step)
+        assert left == stream.block_steps - step % stream.block_steps
+        drawn = draw_batch(on_device, key, ids, jnp.int32(step), spec)
+        assert_trees_equal(draw_batch(block, key, ids, jnp.int32(step), spec), drawn)
+
+
+@pytest.mark.parametrize("name", ["mhd", "distributed_distillation", "isolated"])
+def test_a_streamed_run_equals_one_on_the_device(name):
+    results = [
+        mhd.simulate(
+            "complete", clients(validation_fraction=0.1), name, data_placement=where, **SETTINGS
+        )
+        for where in ("device", "host")
+    ]
+    assert_trees_equal(results[0].state.groups, results[1].state.groups)
+    for one, other in zip(*(result.history for result in results), strict=True):
+        for metric in ("beta_sh", "beta_priv", "validation", "train"):
+            assert one[metric] == other[metric]
+
+
+def test_blocks_of_any_length_give_the_same_run(monkeypatch):
+    whole = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
+    monkeypatch.setattr("mhd_jax.data.stream._BLOCK_BYTES", 1)
+    run = prepare(
+        "complete",
+        clients(),
+        "mhd",
+        data_placement="host",
+        steps=12,
+        batch_size=8,
+        public_batch_size=8,
+        eval_every=6,
+    )
+    assert run.stream.block_steps == 1
+    short = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
+    assert_trees_equal(whole.state.groups, short.state.groups)
+
+
+def test_a_streamed_run_that_was_cut_goes_on_with_the_next_sample(tmp_path):
+    class CutError(Exception):
+        pass
+
+    def cut(record):
+        if record["step"] == 6:
+            raise CutError
+
+    settings = SETTINGS | {"data_placement": "host"}
+    whole = mhd.simulate("complete", clients(), **settings)
+    with pytest.raises(CutError):
+        mhd.simulate("complete", clients(), workdir=tmp_path, callbacks=cut, **settings)
+    resumed = mhd.simulate("complete", clients(), workdir=tmp_path, **settings)
+    assert resumed.started_at == 6
+    assert_trees_equal(whole.state.groups, resumed.state.groups)
+
+
+def test_only_the_rows_that_a_block_needs_are_read():
+    """A source that counts what is read of it."""
+
+    class Counting:
+        def __init__(self, array):
+            self.array, self.read = array, 0
+            self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
+
+        def __getitem__(self, rows):
+            self.read += np.size(rows)
+            return self.array[rows]
+
+    who = clients()
+    inputs = Counting(who.data.inputs)
+    who = dataclasses.replace(who, data=dataclasses.replace(who.data, inputs=inputs))
+    stream = Stream(who, BatchSpec(2, 3), jax.random.key(0), AT_ONCE)
+    inputs.read = 0
+    stream._batches(0, 5)
+    assert inputs.read == 5 * (4 * 2 + 3)
+
+
+def test_what_fails_while_reading_ahead_is_raised_where_it_is_asked_for():
+    def load(number):
+        if number == 3:
+            raise mhd.ConfigError("image 3 is damaged")
+        return number
+
+    read = ahead(load, 0, 10)
+    with pytest.raises(mhd.ConfigError, match="image 3 is damaged"):
+        list(read)
+
+
+def test_large_data_stay_on_the_host(monkeypatch):
+    assert prepare("complete", clients(), "isolated").stream is None
+    monkeypatch.setattr("mhd_jax.memory.capacity_bytes", lambda: 10**5)
+    assert prepare("complete", clients(), "isolated").stream is not None
+    with pytest.raises(mhd.ConfigError, match="data_placement must be one of auto, device, host"):
+        prepare("complete", clients(), "isolated", data_placement="disk")
