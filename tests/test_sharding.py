@@ -28,11 +28,11 @@ CASES = {
     "cross features": ("ring", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
 }
 
-def run(case, num_devices, workdir=None):
+def run(case, num_devices, workdir=None, **options):
     topology, num_clients, model, algorithm = CASES[case]
     clients = mhd.make_clients(data, num_clients, model, partition="iid")
     result = mhd.simulate(topology, clients, algorithm, num_devices=num_devices, workdir=workdir,
-                          **kwargs)
+                          **kwargs, **options)
     last = result.history[-1]
     devices = {d.id for leaf in jax.tree.leaves(result.state.groups) for d in leaf.devices()}
     parts = {len({str(part.index[0]) for part in leaf.addressable_shards})
@@ -41,6 +41,9 @@ def run(case, num_devices, workdir=None):
             "consensus": result.summary.get("consensus"), "devices": len(devices), "parts": sorted(parts), "clients": len(result.summary["per_client"])}
 
 results = {case: [run(case, 1), run(case, None)] for case in CASES}
+
+padded = "mixed, padded, each its own samples"
+results["streamed"] = run(padded, None, data_placement="host")["train"]
 
 def text(algorithm):
     clients = mhd.make_clients(data, 8, "mlp", partition="iid")
@@ -116,6 +119,11 @@ def test_sharded_equals_unsharded(case, devices, parts, results):
         for head, values in one["per_client"][metric].items():
             # An answer near a tie may change sides: at most a few of 360 test samples.
             np.testing.assert_allclose(many["per_client"][metric][head], values, atol=0.02)
+
+
+def test_streams_bring_every_device_its_own_clients_samples(results):
+    _, many = results["mixed, padded, each its own samples"]
+    assert results["streamed"] == many["train"]
 
 
 def test_only_predictions_cross_devices(results):
