@@ -24,6 +24,8 @@ class RunSettings:
     data_dir: str | None = None
     train_split: str | None = None
     test_split: str | None = None
+    image_size: int | None = None
+    test_fraction: float | None = None
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
@@ -85,12 +87,14 @@ class RunSettings:
         prepare(self._topology(seed), who, algorithm, seed=seed, **self._training())
 
     def _data(self) -> mhd.data.Dataset:
-        where = {
+        options = {
             "data_dir": self.data_dir,
             "train_split": self.train_split,
             "test_split": self.test_split,
+            "image_size": self.image_size,
+            "test_fraction": self.test_fraction,
         }
-        return _load(self.dataset, **{k: v for k, v in where.items() if v is not None})
+        return _load(self.dataset, **{k: v for k, v in options.items() if v is not None})
 
     def _topology(self, seed: int) -> mhd.Topology:
         options = dict(self.topology_options)

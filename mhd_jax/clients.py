@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,7 +153,7 @@ class Clients:
 
 
 def make_clients(
-    data: Dataset | str,
+    data: Dataset | str | os.PathLike[str],
     num_clients: int = 8,
     model: ModelChoice = "mlp",
     *,
