@@ -94,7 +94,8 @@ def _define_hyperparameter(name: str, default: Any) -> None:
 flags.DEFINE_string(
     "dataset",
     _SETTINGS["dataset"],
-    "Data set: digits (embedded), or one that tensorflow-datasets has prepared (cifar10).",
+    "Data set: digits (embedded), one that tensorflow-datasets has prepared (cifar10), or the path "
+    "of a folder of images (./images) or of an .npz file.",
 )
 flags.DEFINE_string(
     "data_dir", None, "Folder of prepared data sets; by default tensorflow-datasets' own."
@@ -121,6 +122,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool(
     "augment_public", _SETTINGS["augment_public"], "Whether public images are augmented too."
+)
+flags.DEFINE_integer("image_size", None, "Side in pixels that images of a folder are resized to.")
+flags.DEFINE_float(
+    "test_fraction",
+    None,
+    "Share of the samples set aside as the test split, where the data has none of its own; by "
+    "default 0.2.",
 )
 flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
 flags.DEFINE_string(

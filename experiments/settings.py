@@ -28,6 +28,8 @@ class RunSettings:
     standardize: bool = False
     augmentation: str = ""
     augment_public: bool = False
+    image_size: int | None = None
+    test_fraction: float | None = None
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
@@ -90,12 +92,14 @@ class RunSettings:
         prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
 
     def _data(self) -> mhd.data.Dataset:
-        where = {
+        options = {
             "data_dir": self.data_dir,
             "train_split": self.train_split,
             "test_split": self.test_split,
+            "image_size": self.image_size,
+            "test_fraction": self.test_fraction,
         }
-        data = _load(self.dataset, **{k: v for k, v in where.items() if v is not None})
+        data = _load(self.dataset, **{k: v for k, v in options.items() if v is not None})
         if self.crop_size is None and not self.standardize:
             return data
         return data.prepared(crop_size=self.crop_size, standardize=self.standardize)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from mhd_jax.data.dataset import Dataset, take
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels
-from mhd_jax.data.sources import Dataset, load, take
+from mhd_jax.data.sources import load
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
@@ -153,7 +155,7 @@ class Clients:
 
 
 def make_clients(
-    data: Dataset | str,
+    data: Dataset | str | os.PathLike[str],
     num_clients: int = 8,
     model: ModelChoice = "mlp",
     *,

@@ -15,9 +15,9 @@ from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
+from mhd_jax.data.dataset import take
 from mhd_jax.data.evaluation import EvaluationSet
 from mhd_jax.data.preparation import Preparation
-from mhd_jax.data.sources import take
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import AT_ONCE, Execution, place, under
 from mhd_jax.metrics import correct_by_class

@@ -77,7 +77,9 @@ def test_flags_from_a_file(call):
     [
         (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, cnn"),
         (["--dataset=mnits"], "mnits is not prepared in"),
-        (["--data_dir=/data"], "data_dir belong to prepared data sets, not to digits"),
+        (["--data_dir=/data"], "data_dir cannot go with digits, which takes test_fraction"),
+        (["--image_size=8"], "image_size cannot go with digits"),
+        (["--dataset=./none"], "none does not exist; give a folder of images or an .npz file"),
         (["--topology=rnig"], "unknown topology 'rnig'"),
         (["--topology=none.npy"], "no topology file 'none.npy'"),
         (["--topology=four.txt"], "topology four has 4 clients, but there are 3"),

@@ -81,7 +81,7 @@ def test_the_cache_serves_the_same_and_notices_other_splits_and_files(cache, cop
     [
         ({"train_split": "learn"}, r"split learn: Unknown split 'learn'. Should be one of"),
         ({"test_split": "test[900%:]"}, r"split test\[900%:\]"),
-        ({"test_fraction": 0.1}, "takes data_dir, train_split and test_split, not test_fraction"),
+        ({"test_fraction": 0.1}, "test_fraction cannot go with a prepared data set, which takes"),
     ],
 )
 def test_what_is_not_there_is_named(options, sentence):
@@ -113,7 +113,7 @@ def test_damage_is_named(copy, cache):
 def test_a_data_set_that_is_not_prepared_says_what_to_do(tmp_path):
     with pytest.raises(mhd.ConfigError, match=r"cifar10 is not prepared in .*prepare it there"):
         mhd.data.load("cifar10", data_dir=tmp_path)
-    for name in ("../cifar10", "a b", "", "/etc"):
+    for name in ("a b", "", "..", ".hidden"):
         with pytest.raises(mhd.ConfigError, match="unknown dataset"):
             mhd.data.load(name, data_dir=tmp_path)
 

@@ -35,7 +35,7 @@ from mhd_jax import compression as compressions
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Message
-from mhd_jax.data.sources import take
+from mhd_jax.data.dataset import take
 from mhd_jax.execution import over_clients
 from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said
 from mhd_jax.models.client_model import Outputs

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from mhd_jax.data.sources import take
+from mhd_jax.data.dataset import take
 from mhd_jax.data.stream import ahead
 from mhd_jax.execution import AT_ONCE, Execution, place
 

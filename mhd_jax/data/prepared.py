@@ -77,7 +77,8 @@ def _version_folder(name: str, data_dir: str | os.PathLike[str] | None) -> pathl
             f"{name} is not prepared in {root}. Say where it is by data_dir, or prepare it there: "
             "`pip install tensorflow-cpu`, then in Python "
             f"`tensorflow_datasets.builder({name!r}, data_dir={str(root)!r}, "
-            'file_format="array_record").download_and_prepare()`.'
+            'file_format="array_record").download_and_prepare()`. '
+            f"A folder of images is named by its path, like ./{name}."
         )
     return max(found, key=lambda path: [int(n) for n in path.name.split(".") if n.isdigit()])
 

@@ -1,91 +1,26 @@
-"""Where samples come from: the embedded digits, prepared data sets, the user's own arrays."""
+"""Where samples come from: the embedded digits, prepared data sets, one's own files or arrays."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
+import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from mhd_jax.data import prepared
-from mhd_jax.data.preparation import PLAIN, Preparation, scale
+from mhd_jax.data import folders, npz, prepared
+from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.errors import ConfigError
 
-PyTree = Any
 EMBEDDED = ("digits",)
-_OF_PREPARED = {"data_dir", "train_split", "test_split"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A labelled classification data set with its test split.
-
-    Attributes:
-      name: for reports.
-      inputs: training samples as stored: an array [N, ...], or a tree of arrays that all have
-        the samples along their first axis.
-      labels: int32 [N] in 0 … C − 1.
-      test_inputs, test_labels: the same for the test split.
-      num_classes: C.
-      class_names: C names.
-      preparation: how stored samples become what models see.
-    """
-
-    name: str
-    inputs: PyTree
-    labels: np.ndarray
-    test_inputs: PyTree
-    test_labels: np.ndarray
-    num_classes: int
-    class_names: tuple[str, ...]
-    preparation: Preparation = PLAIN
-
-    def samples(self, count: int) -> PyTree:
-        """Shapes and types of that many samples as models see them."""
-        stored = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype), self.inputs
-        )
-        return jax.eval_shape(self.preparation, stored)
-
-    @property
-    def input_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample as models see it; None where it is not one array."""
-        sample = self.samples(1)
-        return sample.shape[1:] if hasattr(sample, "shape") else None
-
-    @property
-    def is_images(self) -> bool:
-        """Whether a sample is one array [height, width, channels]."""
-        return hasattr(self.inputs, "shape") and len(self.inputs.shape) == 4
-
-    def prepared(self, *, crop_size: int | None = None, standardize: bool = False) -> Dataset:
-        """The same images, whose middle of `crop_size` pixels models see, standardised or not.
-
-        Means and deviations are the training images', channel by channel.
-
-        Raises:
-          ConfigError: samples that are no images, or smaller than the crop.
-        """
-        if not self.is_images:
-            raise ConfigError(
-                f"crop_size and standardize are for images, which {self.name} is not."
-            )
-        sides = self.inputs.shape[1:3]
-        if crop_size is not None and not 1 <= crop_size <= min(sides):
-            raise ConfigError(
-                f"crop_size must be in 1 … {min(sides)}, the images' smaller side, not {crop_size}."
-            )
-        mean, std = _channel_statistics(self.inputs) if standardize else ((), ())
-        return dataclasses.replace(self, preparation=Preparation(crop_size, mean, std))
+_OF_PREPARED = ("data_dir", "train_split", "test_split")
+_PREPARED_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
-    """Loads a data set by name, or takes arrays.
+    """Loads a data set by name or path, or takes arrays.
 
     Arrays come as `(images, labels)`, or with a test split as
     `((images, labels), (test_images, test_labels))`.
@@ -93,184 +28,81 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
     split of 360. Other names are those of tensorflow-datasets, prepared before.
 
+    A path leads to a folder of images (see `mhd_jax.data.folders`) or to an `.npz` file (see
+    `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the
+    working directory as "./digits", or as a `pathlib.Path`.
+
     Args:
-      source: a name, or arrays.
-      **options: `data_dir`, `train_split` and `test_split` of a prepared data set (see
-        `mhd_jax.data.prepared.read`), else those of `arrays`.
+      source: a name, a path, or arrays.
+      **options: of a prepared data set, `data_dir`, `train_split` and `test_split` (see
+        `mhd_jax.data.prepared.read`); of a folder, `image_size` and `channels` (see
+        `mhd_jax.data.folders.read`); of all but prepared data sets, `test_fraction`, and of
+        arrays and files, `num_classes` (see `arrays`); of arrays, also `class_names` and `name`.
 
     Raises:
-      ConfigError: an unknown name, or arrays that do not fit.
+      ConfigError: an unknown name, a path that leads nowhere, content that does not fit, or
+        options of another kind of source.
     """
     if isinstance(source, Dataset):
+        _refuse_foreign(options, "a loaded data set")
         return source
     if isinstance(source, tuple | list) and len(source) == 2:
+        _refuse_foreign(options, "arrays", "test_fraction", "num_classes", "class_names", "name")
         train, test = source
         if isinstance(train, tuple) and isinstance(test, tuple):
             return arrays(*train, *test, **options)
         return arrays(train, test, **options)
     if source == "digits":
-        foreign = options.keys() & _OF_PREPARED
-        if foreign:
-            raise ConfigError(
-                f"{', '.join(sorted(foreign))} belong to prepared data sets, not to digits; "
-                "leave them out, or choose another dataset."
-            )
+        _refuse_foreign(options, "digits", "test_fraction")
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
-    if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+    if _is_path(source, options):
+        return _from_path(pathlib.Path(source).expanduser(), options)
+    if not isinstance(source, str) or not _PREPARED_NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
-            "tensorflow-datasets, or give your own (images, labels) arrays."
+            "tensorflow-datasets, or give your own: the path of a folder of images or of an .npz "
+            "file, like ./name, or (images, labels) arrays."
         )
-    unknown = options.keys() - _OF_PREPARED
-    if unknown:
-        raise ConfigError(
-            f"a prepared data set takes data_dir, train_split and test_split, not "
-            f"{', '.join(sorted(unknown))}."
-        )
-    found = prepared.read(source, **{"data_dir": None, **options})
-    class_names = tuple(map(str, found.pop("class_names")))
-    data = arrays(**found, num_classes=len(class_names), name=source)
-    return dataclasses.replace(data, class_names=class_names)
+    _refuse_foreign(options, "a prepared data set", *_OF_PREPARED)
+    return arrays(**prepared.read(source, **{"data_dir": None, **options}), name=source)
 
 
-def arrays(
-    images: Any,
-    labels: Any,
-    test_images: Any = None,
-    test_labels: Any = None,
-    *,
-    test_fraction: float = 0.2,
-    num_classes: int | None = None,
-    name: str = "arrays",
-) -> Dataset:
-    """A data set from the user's own arrays.
+def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
+    if path.is_dir():
+        _refuse_foreign(options, "a folder of images", "image_size", "channels", "test_fraction")
+        own = {key: options.pop(key) for key in ("image_size", "channels") if key in options}
+        return arrays(**folders.read(path, **own), **options, name=path.resolve().name)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")
+    if path.suffix != ".npz":
+        raise ConfigError(f"{path} is neither a folder of images nor an .npz file.")
+    _refuse_foreign(options, "an .npz file", "test_fraction", "num_classes")
+    return arrays(**npz.read(path), **options, name=path.name)
 
-    Args:
-      images: [N, ...]; integers in 0 … 255 are pixels, scaled to [0, 1] on the device;
-        other numbers are taken as they are. Or a dict of such arrays (nested if need be), for
-        samples of several parts or of another kind: there only uint8 are pixels, and other
-        integers (tokens, categories) stay integers.
-      labels: integers [N] in 0 … C − 1.
-      test_images, test_labels: the test split; without them `test_fraction` of the samples
-        is set aside, stratified by class and always the same.
-      test_fraction: in (0, 1).
-      num_classes: C, by default the largest label plus one.
-      name: for reports.
 
-    Raises:
-      ConfigError: shapes, dtypes or labels that do not fit, named.
-    """
-    images, labels = _checked(images, labels, "")
-    if (test_images is None) != (test_labels is None):
-        raise ConfigError("give both test_images and test_labels, or neither.")
-    if test_images is None:
-        if not 0 < test_fraction < 1:
-            raise ConfigError(f"test_fraction must be in (0, 1), not {test_fraction}.")
-        try:
-            train, test = train_test_split(
-                np.arange(len(labels)), test_size=test_fraction, stratify=labels, random_state=0
-            )
-        except ValueError as error:
-            raise ConfigError(f"cannot set aside a stratified test split: {error}") from error
-        test_images, test_labels = take(images, test), labels[test]
-        images, labels = take(images, train), labels[train]
-    else:
-        test_images, test_labels = _checked(test_images, test_labels, "test_")
-        if _kinds(test_images) != _kinds(images):
-            raise ConfigError(
-                f"test_images hold {_shown_kinds(test_images)}, but images {_shown_kinds(images)}; "
-                "make them alike."
-            )
-    classes = num_classes or int(max(labels.max(), test_labels.max())) + 1
-    for which, values in (("labels", labels), ("test_labels", test_labels)):
-        if values.min() < 0 or values.max() >= classes:
-            raise ConfigError(
-                f"{which} must lie in 0 … {classes - 1}, but they span "
-                f"{values.min()} … {values.max()}; count classes from 0."
-            )
-    if classes < 2:
-        raise ConfigError("there is only one class; classification needs at least 2.")
-    return Dataset(
-        name, images, labels, test_images, test_labels, classes, tuple(map(str, range(classes)))
+def _is_path(source: Any, options: dict[str, Any]) -> bool:
+    """Whether files are meant; names of tensorflow-datasets may have one slash too."""
+    if not isinstance(source, str):
+        return isinstance(source, os.PathLike)
+    if source.endswith(".npz"):
+        return True
+    if not _PREPARED_NAME.fullmatch(source):
+        return "/" in source
+    return (
+        "/" in source and pathlib.Path(source).exists() and not options.keys() & set(_OF_PREPARED)
     )
 
 
-_STATISTICS_OF = 50_000  # images at most, from which means and deviations are taken
-
-
-def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, pixels scaled to [0, 1]."""
-    count = len(images)
-    rows = np.linspace(0, count - 1, min(count, _STATISTICS_OF)).astype(int)
-    total, squares, pixels = 0.0, 0.0, 0
-    for part in np.array_split(rows, -(-len(rows) // 1000)):
-        values = np.asarray(scale(images[part]), np.float64)
-        total += values.sum(axis=(0, 1, 2))
-        squares += np.square(values).sum(axis=(0, 1, 2))
-        pixels += values[..., 0].size
-    mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - np.square(mean), 1e-12))
-    return tuple(np.atleast_1d(mean).tolist()), tuple(np.atleast_1d(std).tolist())
-
-
-def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]:
-    several = isinstance(images, Mapping)
-    images = jax.tree.map(np.asarray, dict(images)) if several else np.asarray(images)
-    labels = np.asarray(labels)
-    named = [
-        (prefix + "images" + jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree.leaves_with_path(images)
-    ]
-    if not named:
-        raise ConfigError(f"{prefix}images hold no array.")
-    for name, leaf in named:
-        if leaf.ndim < (1 if several else 2) or len(leaf) == 0:
-            raise ConfigError(
-                f"{name} must have shape [N, ...] with N > 0, not {list(leaf.shape)}."
-            )
-        if labels.shape != (len(leaf),):
-            raise ConfigError(
-                f"{prefix}labels must have shape [{len(leaf)}], one for each sample of {name}, "
-                f"not {list(labels.shape)}."
-            )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
-    kept = [_stored(leaf, name, pixels=not several) for name, leaf in named]
-    return jax.tree.unflatten(jax.tree.structure(images), kept), labels.astype(np.int32)
-
-
-def _stored(values: np.ndarray, name: str, pixels: bool) -> np.ndarray:
-    """An array in the type in which it is kept; `pixels`: whether small integers are some."""
-    if np.issubdtype(values.dtype, np.integer):
-        if values.dtype == np.uint8:
-            return values
-        if pixels:
-            if values.min() >= 0 and values.max() <= 255:
-                return values.astype(np.uint8)
-            return values.astype(np.float32)
-        if values.min() < -(2**31) or values.max() >= 2**31:
-            raise ConfigError(f"{name} holds integers beyond 32 bits; number them anew.")
-        return values.astype(np.int32)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ConfigError(f"{name} must be numbers, not {values.dtype}.")
-    if not np.isfinite(values).all():
-        raise ConfigError(f"{name} hold NaN or infinity; clean them first.")
-    return values.astype(np.float32)
-
-
-def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
-    """Rows, in an array of any shape, of samples on the host."""
-    return jax.tree.map(lambda a: a[rows], inputs)
-
-
-def _kinds(inputs: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: (a.dtype, a.shape[1:]), inputs)
-
-
-def _shown_kinds(inputs: PyTree) -> str:
-    return ", ".join(f"{a.dtype} of shape {list(a.shape[1:])}" for a in jax.tree.leaves(inputs))
+def _refuse_foreign(options: dict[str, Any], source: str, *known: str) -> None:
+    foreign = sorted(options.keys() - set(known))
+    if foreign:
+        raise ConfigError(
+            f"{', '.join(foreign)} cannot go with {source}, which takes "
+            f"{', '.join(known) or 'no options'}; leave out what does not apply, or choose another "
+            "dataset."
+        )
 
 
 def _shown(source: Any) -> str:

@@ -21,7 +21,7 @@ from jax import Array
 
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, draw_rows
-from mhd_jax.data.sources import take
+from mhd_jax.data.dataset import take
 from mhd_jax.execution import Execution
 from mhd_jax.types import Batch, PyTree
 

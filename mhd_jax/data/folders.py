@@ -1,0 +1,217 @@
+"""Folders of images: which files there are, what one of them holds, and all of them as arrays."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mhd_jax.errors import ConfigError
+
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_TEST_NAMES = ("test", "val", "validation")
+_GREY_MODES = ("1", "L", "LA", "La")
+_AT_ONCE = 32  # images that a thread decodes before it takes the next ones
+
+
+class ImageFiles(NamedTuple):
+    """The images of one split, in the order of their classes and names.
+
+    Attributes:
+      paths: N files.
+      labels: int32 [N], the position of each one's class.
+      class_names: C names, sorted.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def read(
+    folder: str | os.PathLike[str], image_size: int | None = None, channels: int | None = None
+) -> dict[str, Any]:
+    """Images, labels and class names of a folder of images.
+
+    Args:
+      folder: as `find` takes it.
+      image_size: as `decode` takes it; without it all images must have one size.
+      channels: 3 for colour, 1 for grey; by default 1 where all images are grey, else 3.
+
+    Returns:
+      "images" uint8 [N, H, W, channels], "labels", "class_names", and "test_images" and
+      "test_labels" where the folder has a test split.
+
+    Raises:
+      ConfigError: a folder of another form, or an image that cannot be read or has another
+        size than the first, named.
+    """
+    train, test = find(folder)
+    splits = {"": train, "test_": test} if test else {"": train}
+    if channels is None:
+        channels = 1 if all_grey(path for files in splits.values() for path in files.paths) else 3
+    first = train.paths[0]
+    shape = decode(first, image_size, channels).shape
+    content: dict[str, Any] = {"class_names": train.class_names}
+    for prefix, files in splits.items():
+        images = np.empty((len(files.paths), *shape), np.uint8)
+        decode_all(files.paths, image_size, images, first)
+        content |= {f"{prefix}images": images, f"{prefix}labels": files.labels}
+    return content
+
+
+def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]:
+    """The images of a folder that has one subfolder for each class.
+
+    Or it has `train`, and beside it `test`, `val` or `validation` (the first of these that is
+    there), which have one for each class. Hidden files and those that are no images are left
+    out.
+
+    Returns:
+      The training split and the test split, or None where the folder has none.
+
+    Raises:
+      ConfigError: a class without images, or that one of the splits lacks.
+    """
+    folder = pathlib.Path(folder)
+    names = [path.name for path in _entries(folder) if path.is_dir()]
+    tests = [name for name in _TEST_NAMES if name in names]
+    if "train" not in names or not (tests or names == ["train"]):
+        return _classes(folder), None
+    train = _classes(folder / "train")
+    if not tests:
+        return train, None
+    test = _classes(folder / tests[0])
+    for here, there, beside in ((train, test, tests[0]), (test, train, "train")):
+        missing = [name for name in here.class_names if name not in there.class_names]
+        if missing:
+            raise ConfigError(
+                f"{folder / beside} lacks the class {', '.join(missing[:10])}; both splits need the "
+                "same classes."
+            )
+    return train, test
+
+
+def decode(
+    path: str | os.PathLike[str], image_size: int | None = None, channels: int = 3
+) -> np.ndarray:
+    """One image, turned upright as its EXIF orientation says; transparency is dropped.
+
+    Args:
+      path: of a file that Pillow reads.
+      image_size: the shorter side is resized to so many pixels (bilinear, antialiased), and
+        the centre cropped to a square; None leaves the image as it is.
+      channels: 3 for colour, 1 for grey.
+
+    Returns:
+      uint8 [H, W, channels].
+
+    Raises:
+      ConfigError: a file that is damaged, no image, or of more than 8 bits.
+    """
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image_size must be at least 1, not {image_size}.")
+    if channels not in (1, 3):
+        raise ConfigError(f"channels must be 1 (grey) or 3 (colour), not {channels}.")
+    try:
+        with Image.open(path) as stored:
+            image = ImageOps.exif_transpose(stored)  # decodes all of it
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # what Pillow asks for, with a warning
+        if image.mode != "F" and not image.mode.startswith("I"):
+            image = image.convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # each format's reader raises its own
+        raise ConfigError(
+            f"{path} cannot be read as an image ({error}); replace or remove it."
+        ) from error
+    if image.mode not in ("L", "RGB"):
+        raise ConfigError(
+            f"{path} has pixels of more than 8 bits (mode {image.mode}); convert it to 8 bits, or "
+            "give arrays of float32."
+        )
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def decode_all(
+    paths: Sequence[pathlib.Path],
+    image_size: int | None,
+    images: np.ndarray,
+    like: str | os.PathLike[str],
+) -> None:
+    """Decodes files into an array by several threads.
+
+    Args:
+      paths: N files.
+      image_size: as `decode` takes it.
+      images: uint8 [N, H, W, channels], to be filled.
+      like: the file from which the array has its shape, for errors.
+
+    Raises:
+      ConfigError: the first file that cannot be read, or has another size.
+    """
+    height, width, channels = images.shape[1:]
+
+    def fill(start: int) -> None:
+        for row in range(start, min(start + _AT_ONCE, len(paths))):
+            image = decode(paths[row], image_size, channels)
+            if image.shape != images.shape[1:]:
+                raise ConfigError(
+                    f"{paths[row]} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
+                    f"{height} × {width}; give image_size to bring all to one size."
+                )
+            images[row] = image
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(fill, range(0, len(paths), _AT_ONCE)):
+            pass
+
+
+def all_grey(paths: Iterable[pathlib.Path]) -> bool:
+    """Whether all images are grey by their headers; reads as far as the first in colour."""
+    return all(map(_is_grey, paths))
+
+
+def _is_grey(path: pathlib.Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.mode in _GREY_MODES
+    except Exception:  # decoding it names what is wrong
+        return False
+
+
+def _classes(folder: pathlib.Path) -> ImageFiles:
+    classes = [path for path in _entries(folder) if path.is_dir()]
+    if not classes:
+        raise ConfigError(f"{folder} has no folders; it needs one for each class.")
+    paths: list[pathlib.Path] = []
+    counts = []
+    for path in classes:
+        inside = _entries(path)
+        deeper = [entry.name for entry in inside if entry.is_dir()]
+        if deeper:
+            raise ConfigError(
+                f"the class folder {path} has folders of its own ({', '.join(deeper[:5])}); put a "
+                "class's images directly into its folder."
+            )
+        files = [entry for entry in inside if entry.suffix.lower() in _SUFFIXES]
+        if not files:
+            raise ConfigError(f"the class folder {path} holds no image; fill or remove it.")
+        paths += files
+        counts.append(len(files))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return ImageFiles(tuple(paths), labels, tuple(path.name for path in classes))
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What a folder shows, by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}.") from error

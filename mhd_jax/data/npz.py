@@ -1,0 +1,59 @@
+"""Arrays that numpy.savez has written to a file."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from mhd_jax.errors import ConfigError
+
+_NAMES = ("images", "labels", "test_images", "test_labels", "class_names")
+_SPELLINGS = (_NAMES, ("x_train", "y_train", "x_test", "y_test", "class_names"))
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Images, labels and what else a file holds.
+
+    Args:
+      path: of a file with the arrays `images` and `labels`, and if it has any `test_images`,
+        `test_labels` and `class_names`; or with `x_train`, `y_train`, `x_test` and `y_test`.
+
+    Returns:
+      Those that are there, under the names first mentioned.
+
+    Raises:
+      ConfigError: a file that cannot be read, or lacks images or labels.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except Exception as error:  # NumPy and zipfile have many
+        raise ConfigError(f"{path} cannot be read as an .npz file: {error}") from error
+    if not isinstance(stored, np.lib.npyio.NpzFile):
+        raise ConfigError(f"{path} holds a single array, not several; write it by numpy.savez.")
+    with stored:
+        for spelling in _SPELLINGS:
+            if set(spelling[:2]) <= set(stored.files):
+                break
+        else:
+            raise ConfigError(
+                f"{path} needs the arrays images and labels (or x_train and y_train), but holds "
+                f"{', '.join(stored.files) or 'none'}."
+            )
+        return {
+            name: _array(stored, key, path)
+            for name, key in zip(_NAMES, spelling, strict=True)
+            if key in stored.files
+        }
+
+
+def _array(stored: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:
+    try:
+        array = stored[key]
+        return array.astype(str).ravel() if key == "class_names" else array
+    except Exception as error:  # NumPy, zipfile and zlib have many
+        raise ConfigError(
+            f"{key} in {path} cannot be read ({error}); the file is damaged, or the array holds "
+            "Python objects instead of numbers; write it again."
+        ) from error
