@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from mhd_jax.data.dataset import Dataset, take
+from mhd_jax.data.dataset import Dataset, select
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels
 from mhd_jax.data.sources import load
 from mhd_jax.errors import ConfigError
@@ -93,7 +93,7 @@ class Clients:
 
     def validation_samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels of the validation rows."""
-        return take(self.data.inputs, self.validation), self.data.labels[self.validation]
+        return select(self.data.inputs, self.validation), self.data.labels[self.validation]
 
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""

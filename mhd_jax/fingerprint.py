@@ -10,13 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from mhd_jax.data.lazy import LazyImages
 
-def array_digest(*arrays: np.ndarray) -> str:
-    """Tells arrays apart by their shapes, types and values."""
+
+def array_digest(*arrays: Any) -> str:
+    """Tells arrays apart by their shapes, types and values, or files that are not read yet."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
+        if isinstance(array, LazyImages):
+            sha.update(f"{array.identity}{array_digest(array.numbers)}".encode())
+        else:
+            sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()[:16]
 
 

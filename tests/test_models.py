@@ -29,6 +29,8 @@ def parameter_count(name, norm, shape, num_classes, num_heads=1):
         ("mlp", "layer", (8, 8, 1), 10, 8320 + 8256 + 384 + 650),
         ("lenet5", None, (28, 28, 1), 10, 61_706),  # the CCL paper's count
         ("resnet20", "evonorm", (32, 32, 3), 10, 272_474),  # the CCL paper's count
+        # 3×3 convolutions 432 + 4608 + 13824 + 55296, shortcuts 512 + 2048, 336 channels' norms, 650.
+        ("resnet8", "evonorm", (32, 32, 3), 10, 76_720 + 672 + 650),
         # 432 + 14·(3×3 convolutions) …: as above, with v in each of the 21 norms' 784 channels.
         ("resnet20", "evonorm_s0", (32, 32, 3), 10, 272_474 + 784),
         ("resnet18", "batch", (224, 224, 3), 1000, 11_689_512),  # torchvision's counts

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import mhd_jax as mhd
 from mhd_jax.data.batching import BatchSpec, draw_batch
+from mhd_jax.data.lazy import LazyImages
 from mhd_jax.data.stream import Stream, ahead
 from mhd_jax.engine import device_data
 from mhd_jax.execution import AT_ONCE
@@ -130,3 +132,61 @@ def test_large_data_stay_on_the_host(monkeypatch):
     assert prepare("complete", clients(), "isolated").stream is not None
     with pytest.raises(mhd.ConfigError, match="data_placement must be one of auto, device, host"):
         prepare("complete", clients(), "isolated", data_placement="disk")
+
+
+def image_folder(path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 10)):
+        for name in ("cat", "dog"):
+            (path / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (9, 10, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(path / split / name / f"{i:02}.png")
+    return path
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_images_that_are_read_when_needed_are_the_same(tmp_path, placement):
+    folder = image_folder(tmp_path / "images")
+    results = []
+    for in_memory in (True, False):
+        data = mhd.data.load(folder, image_size=8, in_memory=in_memory)
+        assert isinstance(data.inputs, LazyImages) != in_memory
+        who = mhd.make_clients(data, 3, partition="iid", validation_fraction=0.2)
+        settings = SETTINGS | {"data_placement": placement, "steps": 3, "eval_every": 3}
+        results.append(mhd.simulate("complete", who, "mhd", **settings))
+    assert_trees_equal(results[0].state.groups, results[1].state.groups)
+    assert results[0].summary["beta_sh"] == results[1].summary["beta_sh"]
+
+
+def test_a_test_split_of_images_that_are_read_when_needed(tmp_path):
+    folder = image_folder(tmp_path / "images") / "train"
+    read, lazy = (mhd.data.load(folder, in_memory=in_memory) for in_memory in (True, False))
+    assert isinstance(lazy.test_inputs, LazyImages) and lazy.test_inputs.shape == (12, 9, 10, 3)
+    for name in ("inputs", "test_inputs"):
+        rows = np.array([[3, 1], [0, 11]])
+        np.testing.assert_array_equal(getattr(lazy, name)[rows], getattr(read, name)[rows])
+    standard = [data.prepared(standardize=True).preparation for data in (read, lazy)]
+    assert standard[0] == standard[1]
+
+
+def test_an_image_that_turns_out_damaged_is_named(tmp_path):
+    folder = image_folder(tmp_path / "images")
+    who = mhd.make_clients(mhd.data.load(folder, in_memory=False), 2, partition="iid")
+    broken = folder / "train" / "dog" / "07.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(mhd.ConfigError, match=r"dog/07\.png cannot be read as an image"):
+        mhd.simulate("complete", who, "isolated", **SETTINGS | {"data_placement": "host"})
+
+
+def test_changed_files_are_other_data(tmp_path):
+    folder = image_folder(tmp_path / "images")
+
+    def digest():
+        data = mhd.data.load(folder, in_memory=False)
+        return mhd.make_clients(data, 2, partition="iid").settings["dataset_digest"]
+
+    before = digest()
+    assert digest() == before
+    Image.fromarray(np.zeros((9, 10, 3), np.uint8)).save(folder / "train" / "cat" / "03.png")
+    assert digest() != before

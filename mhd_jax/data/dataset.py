@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from mhd_jax.data.lazy import LazyImages
 from mhd_jax.data.preparation import PLAIN, Preparation, scale
 from mhd_jax.errors import ConfigError
 
@@ -144,7 +145,7 @@ def arrays(
     if test_images is None:
         test_fraction = 0.2 if test_fraction is None else test_fraction
         train, test = _split(labels, test_fraction, class_names)
-        images, test_images = take(images, train), take(images, test)
+        images, test_images = select(images, train), select(images, test)
         labels, test_labels = labels[train], labels[test]
     return Dataset(
         name, images, labels, test_images, test_labels, classes, tuple(map(str, class_names))
@@ -216,7 +217,10 @@ def _split(
 
 def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]:
     several = isinstance(images, Mapping)
-    images = jax.tree.map(np.asarray, dict(images)) if several else np.asarray(images)
+    if several:
+        images = jax.tree.map(np.asarray, dict(images))
+    elif not isinstance(images, LazyImages):
+        images = np.asarray(images)
     labels = np.asarray(labels)
     named = [
         (prefix + "images" + jax.tree_util.keystr(path), leaf)
@@ -225,7 +229,7 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]
     if not named:
         raise ConfigError(f"{prefix}images hold no array.")
     for name, leaf in named:
-        if leaf.ndim < (1 if several else 2) or len(leaf) == 0:
+        if len(leaf.shape) < (1 if several else 2) or len(leaf) == 0:
             raise ConfigError(
                 f"{name} must have shape [N, ...] with N > 0, not {list(leaf.shape)}."
             )
@@ -240,11 +244,11 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]
     return jax.tree.unflatten(jax.tree.structure(images), kept), labels.astype(np.int32)
 
 
-def _stored(values: np.ndarray, name: str, pixels: bool) -> np.ndarray:
+def _stored(values: Any, name: str, pixels: bool) -> Any:
     """An array in the type in which it is kept; `pixels`: whether small integers are some."""
+    if values.dtype == np.uint8:
+        return values
     if np.issubdtype(values.dtype, np.integer):
-        if values.dtype == np.uint8:
-            return values
         if pixels:
             if values.min() >= 0 and values.max() <= 255:
                 return values.astype(np.uint8)
@@ -262,6 +266,11 @@ def _stored(values: np.ndarray, name: str, pixels: bool) -> np.ndarray:
 def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
     """Rows, in an array of any shape, of samples on the host."""
     return jax.tree.map(lambda a: a[rows], inputs)
+
+
+def select(inputs: PyTree, rows: np.ndarray) -> PyTree:
+    """The same as `take`, but what is not read yet stays so."""
+    return jax.tree.map(lambda a: a.select(rows) if isinstance(a, LazyImages) else a[rows], inputs)
 
 
 def _kinds(inputs: PyTree) -> PyTree:

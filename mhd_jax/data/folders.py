@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from mhd_jax.data.lazy import LazyImages, fits_in_memory
 from mhd_jax.errors import ConfigError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -34,7 +36,10 @@ class ImageFiles(NamedTuple):
 
 
 def read(
-    folder: str | os.PathLike[str], image_size: int | None = None, channels: int | None = None
+    folder: str | os.PathLike[str],
+    image_size: int | None = None,
+    channels: int | None = None,
+    in_memory: bool | None = None,
 ) -> dict[str, Any]:
     """Images, labels and class names of a folder of images.
 
@@ -42,6 +47,8 @@ def read(
       folder: as `find` takes it.
       image_size: as `decode` takes it; without it all images must have one size.
       channels: 3 for colour, 1 for grey; by default 1 where all images are grey, else 3.
+      in_memory: whether all are read now, or each when it is needed (`LazyImages`); by default
+        as far as a quarter of the memory goes.
 
     Returns:
       "images" uint8 [N, H, W, channels], "labels", "class_names", and "test_images" and
@@ -57,10 +64,14 @@ def read(
         channels = 1 if all_grey(path for files in splits.values() for path in files.paths) else 3
     first = train.paths[0]
     shape = decode(first, image_size, channels).shape
+    if in_memory is None:
+        in_memory = fits_in_memory(sum(len(files.paths) for files in splits.values()), shape)
     content: dict[str, Any] = {"class_names": train.class_names}
     for prefix, files in splits.items():
-        images = np.empty((len(files.paths), *shape), np.uint8)
-        decode_all(files.paths, image_size, images, first)
+        images: Any = _lazy(files.paths, image_size, shape, first)
+        if in_memory:
+            images = np.empty((len(files.paths), *shape), np.uint8)
+            decode_all(files.paths, image_size, images, first)
         content |= {f"{prefix}images": images, f"{prefix}labels": files.labels}
     return content
 
@@ -156,21 +167,47 @@ def decode_all(
     Raises:
       ConfigError: the first file that cannot be read, or has another size.
     """
-    height, width, channels = images.shape[1:]
 
     def fill(start: int) -> None:
         for row in range(start, min(start + _AT_ONCE, len(paths))):
-            image = decode(paths[row], image_size, channels)
-            if image.shape != images.shape[1:]:
-                raise ConfigError(
-                    f"{paths[row]} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
-                    f"{height} × {width}; give image_size to bring all to one size."
-                )
-            images[row] = image
+            _decode_into(images, row, paths[row], image_size, like)
 
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(fill, range(0, len(paths), _AT_ONCE)):
             pass
+
+
+def _lazy(
+    paths: Sequence[pathlib.Path],
+    image_size: int | None,
+    shape: tuple[int, int, int],
+    like: pathlib.Path,
+) -> LazyImages:
+    def read_some(numbers: Sequence[int]) -> np.ndarray:
+        images = np.empty((len(numbers), *shape), np.uint8)
+        for row, number in enumerate(numbers):
+            _decode_into(images, row, paths[number], image_size, like)
+        return images
+
+    names = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in paths)
+    identity = hashlib.sha256(names.encode()).hexdigest()
+    return LazyImages(read_some, np.arange(len(paths)), shape, identity)
+
+
+def _decode_into(
+    images: np.ndarray,
+    row: int,
+    path: pathlib.Path,
+    image_size: int | None,
+    like: str | os.PathLike[str],
+) -> None:
+    image = decode(path, image_size, images.shape[-1])
+    if image.shape != images.shape[1:]:
+        raise ConfigError(
+            f"{path} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
+            f"{images.shape[1]} × {images.shape[2]}; give image_size to bring all to one size."
+        )
+    images[row] = image
 
 
 def all_grey(paths: Iterable[pathlib.Path]) -> bool:

@@ -16,6 +16,7 @@ from mhd_jax.errors import ConfigError
 
 EMBEDDED = ("digits",)
 _OF_PREPARED = ("data_dir", "train_split", "test_split")
+_OF_FOLDERS = ("image_size", "channels", "in_memory")
 _PREPARED_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -35,7 +36,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     Args:
       source: a name, a path, or arrays.
       **options: of a prepared data set, `data_dir`, `train_split` and `test_split` (see
-        `mhd_jax.data.prepared.read`); of a folder, `image_size` and `channels` (see
+        `mhd_jax.data.prepared.read`); of a folder, `image_size`, `channels` and `in_memory` (see
         `mhd_jax.data.folders.read`); of all but prepared data sets, `test_fraction`, and of
         arrays and files, `num_classes` (see `arrays`); of arrays, also `class_names` and `name`.
 
@@ -71,8 +72,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
 
 def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
     if path.is_dir():
-        _refuse_foreign(options, "a folder of images", "image_size", "channels", "test_fraction")
-        own = {key: options.pop(key) for key in ("image_size", "channels") if key in options}
+        _refuse_foreign(options, "a folder of images", *_OF_FOLDERS, "test_fraction")
+        own = {key: options.pop(key) for key in _OF_FOLDERS if key in options}
         return arrays(**folders.read(path, **own), **options, name=path.resolve().name)
     if not path.exists():
         raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")

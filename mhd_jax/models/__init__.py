@@ -40,13 +40,17 @@ def _imagenet_resnet(blocks: tuple[int, ...]) -> Callable[[str, tuple[int, ...]]
     return build
 
 
+def _cifar_resnet(blocks: int) -> Callable[[str, tuple[int, ...]], nn.Module]:
+    """6·blocks + 2 layers (He et al., CVPR 2016, section 4.2)."""
+    return lambda norm, shape: ResNet((blocks,) * 3, (16, 32, 64), norm=norm)
+
+
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
-    "resnet20": ModelSpec(
-        lambda norm, shape: ResNet((3, 3, 3), (16, 32, 64), norm=norm), CONV_NORMS
-    ),
+    "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
+    "resnet20": ModelSpec(_cifar_resnet(3), CONV_NORMS),
     "resnet18": ModelSpec(_imagenet_resnet((2, 2, 2, 2)), CONV_NORMS),
     "resnet34": ModelSpec(_imagenet_resnet((3, 4, 6, 3)), CONV_NORMS),
 }
