@@ -276,6 +276,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     result = run(who=who, workdir=tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {
         "config.json",
+        "split.npz",
         "metrics.jsonl",
         "summary.json",
         "checkpoints",
