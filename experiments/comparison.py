@@ -15,6 +15,7 @@ from experiments.settings import RunSettings
 from mhd_jax import hosts, report
 from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import jsonable, read_json, write_json
+from mhd_jax.data import assignment
 
 Row = dict[str, Any]
 
@@ -41,8 +42,10 @@ def compare(
     Raises:
       mhd.ConfigError: settings that cannot work, or a workdir of something else.
     """
-    described = jsonable({**dataclasses.asdict(settings), "partition": repr(settings.partition)})
+    described = jsonable({**dataclasses.asdict(settings), "partition": str(settings.partition)})
     del described["data_dir"]  # the same data may lie elsewhere
+    if assignment.is_whole(settings.partition):  # which decides on these
+        del described["public_fraction"], described["validation_fraction"]
     names = [algorithm.name for algorithm in algorithms]
     _check_folder(workdir, described, names, seeds)
     for algorithm in algorithms:  # before hours are spent on the first

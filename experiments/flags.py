@@ -12,11 +12,11 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
+from experiments import data_flags
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
-from mhd_jax.data.partition import PARTITIONS, Partition
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
@@ -61,10 +61,6 @@ _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
 }
-_PARTITION_FLAGS: dict[str, dict[str, Any]] = {
-    name: {field.name: field.default for field in dataclasses.fields(cls)}
-    for name, cls in PARTITIONS.items()
-}
 
 
 def _all_hyperparameters() -> dict[str, Any]:
@@ -91,29 +87,7 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_integer(name, default, text)
 
 
-flags.DEFINE_string(
-    "dataset",
-    _SETTINGS["dataset"],
-    "Data set: digits (embedded), one that tensorflow-datasets has prepared (cifar10), or the path "
-    "of a folder of images (./images) or of an .npz file.",
-)
-flags.DEFINE_string(
-    "data_dir", None, "Folder of prepared data sets; by default tensorflow-datasets' own."
-)
-flags.DEFINE_string(
-    "train_split", None, "Training samples of a prepared data set, like train or train[:20%]."
-)
-flags.DEFINE_string(
-    "test_split", None, "Test samples of a prepared data set, like test or validation."
-)
-flags.DEFINE_integer(
-    "crop_size", None, "Side of the middle of images that models see; by default all of it."
-)
-flags.DEFINE_bool(
-    "standardize",
-    _SETTINGS["standardize"],
-    "Whether each channel of images is brought to mean 0 and deviation 1 over the training images.",
-)
+flags.adopt_module_key_flags(data_flags)
 flags.DEFINE_string(
     "augmentation",
     _SETTINGS["augmentation"],
@@ -123,14 +97,6 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "augment_public", _SETTINGS["augment_public"], "Whether public images are augmented too."
 )
-flags.DEFINE_integer("image_size", None, "Side in pixels that images of a folder are resized to.")
-flags.DEFINE_float(
-    "test_fraction",
-    None,
-    "Share of the samples set aside as the test split, where the data has none of its own; by "
-    "default 0.2.",
-)
-flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
 flags.DEFINE_string(
     "topology",
     _SETTINGS["topology"],
@@ -151,58 +117,6 @@ flags.DEFINE_integer(
     "num_islands",
     topologies.options("islands")["num_islands"],
     "Complete graphs that one edge each joins (topology islands).",
-)
-flags.DEFINE_enum(
-    "partition", "primary_labels", list(PARTITIONS), "How private data is dealt to clients."
-)
-primary = _PARTITION_FLAGS["primary_labels"]
-flags.DEFINE_integer(
-    "labels_per_client",
-    primary["labels_per_client"],
-    "Primary labels of each client (partition primary_labels).",
-)
-flags.DEFINE_float(
-    "skew",
-    primary["skew"],
-    "How much likelier a client gets samples of its primary labels: weight 1 + skew; 0 is "
-    "iid, inf gives primary labels only (partition primary_labels).",
-)
-flags.DEFINE_enum(
-    "assignment",
-    primary["assignment"],
-    ["balanced", "random"],
-    "How primary labels are assigned (partition primary_labels).",
-)
-dirichlet = _PARTITION_FLAGS["dirichlet"]
-flags.DEFINE_float(
-    "alpha",
-    dirichlet["alpha"],
-    "α of the Dirichlet distribution: 0.1 is strongly skewed (partition dirichlet).",
-)
-flags.DEFINE_bool(
-    "balanced",
-    dirichlet["balanced"],
-    "Whether clients have equal sizes, as in the CCL authors' split (partition dirichlet).",
-)
-flags.DEFINE_integer(
-    "min_samples",
-    dirichlet["min_samples"],
-    "Samples that each client has at least (partition dirichlet).",
-)
-flags.DEFINE_integer(
-    "shards_per_client",
-    _PARTITION_FLAGS["shards"]["shards_per_client"],
-    "Shards of one label, mostly, that each client gets (partition shards).",
-)
-flags.DEFINE_float(
-    "public_fraction",
-    _SETTINGS["public_fraction"],
-    "Share of the training samples set aside, without labels, as the public set.",
-)
-flags.DEFINE_float(
-    "validation_fraction",
-    _SETTINGS["validation_fraction"],
-    "Share of the training samples set aside with labels, to choose settings on.",
 )
 flags.DEFINE_string(
     "model",
@@ -230,7 +144,6 @@ flags.DEFINE_enum(
     "schedule", _OPTIMIZER_FLAGS["schedule"], SCHEDULES, "How the learning rate falls."
 )
 flags.DEFINE_integer("warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up.")
-flags.DEFINE_integer("seed", 0, "Seed of the data split and of training; the first of several.")
 flags.DEFINE_integer("eval_every", _SETTINGS["eval_every"], "Steps between evaluations.")
 flags.DEFINE_integer(
     "eval_batch_size", _SETTINGS["eval_batch_size"], "Test samples evaluated at once."
@@ -279,12 +192,13 @@ def settings() -> RunSettings:
     Raises:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
     """
-    derived = ("partition", "optimizer", "topology_options")
+    data = data_flags.values()
+    derived = (*data, "optimizer", "topology_options")
     values = {name: _flag(name) for name in _SETTINGS if name not in derived}
     optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
     return RunSettings(
+        **data,
         **values,
-        partition=_partition(),
         optimizer=optimizer,
         topology_options=_topology_options(),
     )
@@ -345,16 +259,3 @@ def _topology_options() -> tuple[tuple[str, Any], ...]:
                 f"--{name} is not used by --topology={chosen}; leave one of them out."
             )
     return tuple((name, _flag(name)) for name in topologies.options(chosen) if name != "seed")
-
-
-def _partition() -> Partition:
-    chosen = _flag("partition")
-    fields = _PARTITION_FLAGS[chosen]
-    for name, others in _PARTITION_FLAGS.items():
-        for field in others:
-            if FLAGS[field].present and field not in fields:
-                raise mhd.ConfigError(
-                    f"--{field} belongs to --partition={name}, not to --partition={chosen}; "
-                    "leave one of them out."
-                )
-    return PARTITIONS[chosen](**{field: _flag(field) for field in fields})

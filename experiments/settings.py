@@ -33,7 +33,7 @@ class RunSettings:
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
-    partition: Partition = PrimaryLabels()
+    partition: Partition | pathlib.Path = PrimaryLabels()
     public_fraction: float = 0.1
     validation_fraction: float = 0.0
     model: str = "mlp"

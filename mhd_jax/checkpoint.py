@@ -4,6 +4,7 @@ Of several processes the first writes; each saves its own part of a checkpoint. 
 the same folder.
 
 config.json    settings that decide the results, and the environment they ran in
+split.npz      who owns which training sample; `make_clients` takes it as a partition
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, by orbax
 summary.json   written once, when the run has finished
@@ -25,7 +26,9 @@ import jax
 import numpy as np
 
 from mhd_jax import hosts
+from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import make_folder, written_whole
 from mhd_jax.types import PyTree
 
 _VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -59,22 +62,24 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def _split(self) -> pathlib.Path:
+        return self.path / "split.npz"
+
+    @property
     def _metrics(self) -> pathlib.Path:
         return self.path / "metrics.jsonl"
 
-    def create(self) -> None:
+    def create(self, clients: Clients) -> None:
         """Makes the folder, where it is not this run's already."""
         hosts.barrier("run folder checked")  # before any process changes it
-        if hosts.is_main() and not self._config.exists():
-            self._create()
+        if hosts.is_main():
+            make_folder(self.path, "workdir")
+            if not self._config.exists():
+                content = {"settings": self._settings, "environment": environment()}
+                write_json(self._config, content)
+            if not self._split.exists():
+                clients.save_split(self._split)
         hosts.barrier("run folder created")
-
-    def _create(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make the workdir {self.path}: {error.strerror}.") from error
-        write_json(self._config, {"settings": self._settings, "environment": environment()})
 
     def _check(self, settings: dict[str, Any]) -> None:
         stored = read_json(self._config).get("settings")
@@ -267,6 +272,5 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import numbers
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, select
-from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels
+from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
+from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
@@ -95,12 +98,28 @@ class Clients:
         """Inputs and labels of the validation rows."""
         return select(self.data.inputs, self.validation), self.data.labels[self.validation]
 
+    def save_split(self, path: str | os.PathLike[str]) -> None:
+        """Saves who owns which sample as `.npz`, which `make_clients` takes as a partition."""
+        split = Split(self.owner, self.public, self.validation)
+        assignment.save(pathlib.Path(path), split, self.data.labels)
+
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""
         counts = np.zeros((self.num_clients, self.num_classes), int)
         owned = self.owner >= 0
         np.add.at(counts, (self.owner[owned], self.data.labels[owned]), 1)
         return counts
+
+    def role_counts(self) -> dict[str, int]:
+        """Training samples by their role, and the test samples."""
+        private = int((self.owner >= 0).sum())
+        return {
+            "private": private,
+            "public": len(self.public),
+            "validation": len(self.validation),
+            "unused": len(self.owner) - private - len(self.public) - len(self.validation),
+            "test": len(self.data.test_labels),
+        }
 
     def pooled(self) -> Clients:
         """One client that holds all private data.
@@ -159,7 +178,7 @@ def make_clients(
     num_clients: int = 8,
     model: ModelChoice = "mlp",
     *,
-    partition: Partition | str | None = None,
+    partition: Partition | str | os.PathLike[str] | None = None,
     public_fraction: float = 0.1,
     validation_fraction: float = 0.0,
     norm: str | None = None,
@@ -173,7 +192,10 @@ def make_clients(
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
         returns an embedding, or one of these for each client, as a list or a dict by client.
       partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
-        where there are fewer classes), with skew 100.
+        where there are fewer classes), with skew 100. Or the path of an assignment: the
+        `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
+        validation samples too; or each training sample's owner as `.npy` or `.csv`, −1 for
+        nobody's, from which public and validation samples are drawn then.
       public_fraction: γ, the share of the training samples set aside without labels.
       validation_fraction: the share of the training samples set aside with labels, for
         choosing settings or checkpoints.
@@ -189,40 +211,19 @@ def make_clients(
     data = load(data)
     if not isinstance(num_clients, numbers.Integral) or num_clients < 1:
         raise ConfigError(f"num_clients must be an integer and at least 1, not {num_clients!r}.")
-    if not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ConfigError(f"seed must be an integer and at least 0, not {seed!r}.")
-    for name, fraction in (
-        ("public_fraction", public_fraction),
-        ("validation_fraction", validation_fraction),
-        ("public_fraction + validation_fraction", public_fraction + validation_fraction),
-    ):
-        if not 0 <= fraction < 1:
-            raise ConfigError(f"{name} must be in [0, 1), not {fraction}.")
+    set_aside = SetAside(public_fraction, validation_fraction, seed)
     partition = _partition(partition, data.num_classes)
     groups = _groups(model, num_clients, norm, data.input_shape)
 
-    num_samples = len(data.labels)
-    order = np.random.default_rng([seed, 0]).permutation(num_samples)
-    bounds = np.cumsum(
-        [round(public_fraction * num_samples), round(validation_fraction * num_samples)]
-    )
-    public, validation, private = (np.sort(part) for part in np.split(order, bounds))
-    owner = np.full(num_samples, -1)
-    rng = np.random.default_rng([seed, 1])
-    dealt = np.asarray(partition(data.labels[private], num_clients, data.num_classes, rng))
-    if dealt.shape != private.shape or not np.issubdtype(dealt.dtype, np.integer):
-        raise ConfigError(
-            f"the partition must return one integer for each of the {len(private)} private samples."
-        )
-    if dealt.size and (dealt.min() < -1 or dealt.max() >= num_clients):
-        raise ConfigError(
-            f"the partition must return owners in −1 … {num_clients - 1}, but they span "
-            f"{dealt.min()} … {dealt.max()}."
-        )
-    owner[private] = dealt
-
+    split = _split(partition, data, num_clients, set_aside)
     clients = Clients(
-        data, groups, owner, public, validation, np.zeros((num_clients, data.num_classes)), {}
+        data,
+        groups,
+        split.owner,
+        split.public,
+        split.validation,
+        np.zeros((num_clients, data.num_classes)),
+        {},
     )
     counts = clients.label_counts()
     sizes = counts.sum(axis=1)
@@ -243,26 +244,51 @@ def make_clients(
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
-            "partition": repr(partition)
-            if isinstance(partition, tuple(PARTITIONS.values()))
-            else "custom",
-            "split_digest": array_digest(owner, public, validation),
-            "public_fraction": public_fraction,
-            "validation_fraction": validation_fraction,
-            "split_seed": seed,
+            "partition": _described(partition),
+            "split_digest": array_digest(split.owner, split.public, split.validation),
+            **_drawn_settings(partition, set_aside),
         },
     )
 
 
-def _partition(partition: Any, num_classes: int) -> Partition:
+def _split(
+    partition: Partition | pathlib.Path, data: Dataset, num_clients: int, set_aside: SetAside
+) -> Split:
+    """The split that a partition deals or a file describes, once it is found to be exact."""
+    if isinstance(partition, pathlib.Path):
+        split = assignment.load(partition, data.labels, num_clients, set_aside)
+        split.require_exact(num_clients, str(partition))
+    else:
+        split = dealt(partition, data.labels, num_clients, data.num_classes, set_aside)
+        split.require_exact(num_clients, "the partition")
+    return split
+
+
+def _drawn_settings(partition: Partition | pathlib.Path, set_aside: SetAside) -> dict[str, Any]:
+    """What decides on the drawn part of a split; a file that holds all of it leaves nothing."""
+    if assignment.is_whole(partition):
+        return {}
+    return {
+        "public_fraction": set_aside.public_fraction,
+        "validation_fraction": set_aside.validation_fraction,
+        "split_seed": set_aside.seed,
+    }
+
+
+def _described(partition: Partition | pathlib.Path) -> str:
+    """A partition in settings, where a digest tells users' functions and files apart."""
+    if isinstance(partition, pathlib.Path):
+        return "file"
+    return repr(partition) if isinstance(partition, tuple(PARTITIONS.values())) else "custom"
+
+
+def _partition(partition: Any, num_classes: int) -> Partition | pathlib.Path:
     if partition is None:
         return PrimaryLabels(labels_per_client=min(2, num_classes))
     if isinstance(partition, str):
-        if partition not in PARTITIONS:
-            raise ConfigError(
-                f"unknown partition {partition!r}; choose one of {', '.join(PARTITIONS)}."
-            )
-        return PARTITIONS[partition]()
+        return named(partition)
+    if isinstance(partition, os.PathLike):
+        return pathlib.Path(partition)
     if partition in PARTITIONS.values():  # named, but not called
         return partition()
     return partition

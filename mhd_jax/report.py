@@ -12,13 +12,17 @@ import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.image import AxesImage
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mhd_jax.clients import Clients
+from mhd_jax.data import statistics
 
 METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
 _MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
+_MOST_NAMED = 20  # classes or clients that still have room for their names
 
 Record = Mapping[str, Any]
 
@@ -36,8 +40,9 @@ def write(
         summary=summary,
         settings=_flat(summary["settings"]),
         figures=_save(folder, figures),
-        sizes=clients.label_counts().sum(axis=1),
-        clients=clients,
+        statistics=statistics.describe(clients.label_counts()),
+        samples=clients.role_counts(),
+        class_names=clients.data.class_names,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -113,11 +118,19 @@ def accuracy_figure(history: Sequence[Record], title: str) -> Figure:
 
 
 def data_split_figure(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Private samples by client and class."""
-    figure = Figure(figsize=_heat_map_size(counts), layout="constrained")
-    axis = figure.subplots()
-    _heat_map(figure, axis, counts, class_names, "samples", "{:.0f}", "Blues", None)
-    axis.set_title("Private samples of each client")
+    """Private samples by client and class [K, C], and each client's in all."""
+    width, height = _heat_map_size(counts, class_names)
+    figure = Figure(figsize=(width + 2, height), layout="constrained")
+    axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(width, 1.8))
+    # Square roots tell few samples from none.
+    image = _heat_map(axis, counts, class_names, "{:.0f}", "Blues", PowerNorm(0.5, 0, counts.max()))
+    edges = np.arange(len(counts) + 1) - 0.5
+    beside.stairs(counts.sum(axis=1), edges, orientation="horizontal", fill=True)
+    beside.set_xlabel("samples in all")
+    beside.xaxis.set_major_locator(MaxNLocator(3))
+    beside.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.colorbar(image, ax=[axis, beside], label="samples", fraction=0.05, aspect=30)
+    figure.suptitle("Private samples of each client")
     return figure
 
 
@@ -129,11 +142,12 @@ def per_class_figure(summary: Record, class_names: Sequence[str]) -> Figure:
         _numbers([client["per_class_accuracy"][head] for client in summary["per_client"]])
         for head in shown
     ]
-    width, height = _heat_map_size(panels[0])
+    width, height = _heat_map_size(panels[0], class_names)
     figure = Figure(figsize=(width * len(shown), height), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, head, panel in zip(axes, shown, panels, strict=True):
-        _heat_map(figure, axis, panel, class_names, "accuracy", "{:.2f}", "viridis", (0, 1))
+        image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
+        figure.colorbar(image, ax=axis, label="accuracy")
         axis.set_title(f"{summary['algorithm']}: test accuracy, {head}")
     return figure
 
@@ -245,30 +259,34 @@ def _accuracy_axis(axis: Axes, label: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def _heat_map_size(values: np.ndarray) -> tuple[float, float]:
+def _heat_map_size(values: np.ndarray, class_names: Sequence[str]) -> tuple[float, float]:
+    """Width and height in inches of a heat map, its axes and its colour bar."""
     rows, columns = values.shape
-    return min(2.2 + 0.5 * columns, 14), min(1.4 + 0.35 * rows, 12)
+    names = 0.06 * max(map(len, class_names)) if len(class_names) <= _MOST_NAMED else 0.0
+    return min(2.2 + 0.5 * columns, 14), min(1.4 + 0.35 * rows, 12) + names
 
 
 def _heat_map(
-    figure: Figure,
     axis: Axes,
     values: np.ndarray,
     class_names: Sequence[str],
-    label: str,
     number: str,
     colours: str,
-    limits: tuple[float, float] | None,
-) -> None:
-    low, high = limits or (0, np.nanmax(values))
-    image = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    figure.colorbar(image, ax=axis, label=label)
+    scale: Normalize,
+) -> AxesImage:
+    image = axis.imshow(values, cmap=colours, norm=scale, aspect="auto", interpolation="nearest")
     axis.set_xlabel("class")
     axis.set_ylabel("client")
-    if len(class_names) <= 20:
+    if len(class_names) <= _MOST_NAMED:
         long = max(map(len, class_names)) > 3
-        axis.set_xticks(range(len(class_names)), class_names, rotation=45 if long else 0)
-    if len(values) <= 20:
+        axis.set_xticks(
+            range(len(class_names)),
+            class_names,
+            rotation=45 if long else 0,
+            rotation_mode="anchor",
+            ha="right" if long else "center",
+        )
+    if len(values) <= _MOST_NAMED:
         axis.set_yticks(range(len(values)))
     if values.size <= _MOST_ANNOTATED:
         for (row, column), value in np.ndenumerate(values):
@@ -284,6 +302,7 @@ def _heat_map(
                     fontsize=7,
                     color="white" if dark else "black",
                 )
+    return image
 
 
 def _numbers(values: Any) -> np.ndarray:

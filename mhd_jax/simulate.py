@@ -230,7 +230,7 @@ class _Lane:
         """The state at `step`, one of `starts`."""
         if self.folder is None:
             return self.run.start()
-        self.folder.create()
+        self.folder.create(self.run.everyone)
         restored = self.folder.restore(self.run.carry, step) if step else None
         carry, self.seconds = restored or (self.run.start(), 0.0)
         self.history = self.folder.rewind(int(carry.state.step))

@@ -3,16 +3,18 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import compare, launch, train
+from experiments import compare, inspect_data, launch, train
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 
@@ -86,6 +88,16 @@ def test_flags_from_a_file(call):
         (["--labels_per_client=11"], "labels_per_client is 11, but there are only 10 classes"),
         (["--public_fraction=0"], "set public_fraction above 0"),
         (["--partition=iid", "--skew=3"], "--skew belongs to --partition=primary_labels"),
+        (["--partition=iidd"], "unknown partition 'iidd'; choose one of primary_labels"),
+        (["--partition=none.npz"], "no assignment file 'none.npz'"),
+        (
+            ["--partition=none.npz", "--public_fraction=0.1"],
+            "--public_fraction is not used by --partition=none.npz",
+        ),
+        (
+            ["--partition=owners.csv", "--alpha=1"],
+            "--alpha belongs to --partition=dirichlet, not to --partition=owners.csv",
+        ),
         (["--steps=5", "--epochs=1"], "give steps or epochs, not both"),
         (["--algorithm=isolated", "--nu_emb=1"], "--nu_emb is not used by --algorithm=isolated"),
         (
@@ -187,6 +199,54 @@ def test_a_comparison_does_not_enter_a_runs_folder(call):
     assert status == 2 and "w holds a single run" in err
 
 
+def test_data_is_seen_before_training_and_trained_on(call):
+    deal = ["--num_clients=3", "--partition=dirichlet", "--alpha=0.5", "--seed=4"]
+    status, out, _ = call(inspect_data, *deal, "--output=seen")
+    assert status == 0 and "plots and split: seen" in out
+    found = json.loads(pathlib.Path("seen/statistics.json").read_text())
+    assert found["samples"] == {
+        "private": 1293,
+        "public": 144,
+        "validation": 0,
+        "unused": 0,
+        "test": 360,
+    }
+    counts = np.array([client["counts"] for client in found["clients"]])
+    assert counts.shape == (3, 10) and counts.sum() == 1293
+    for client in found["clients"]:
+        assert f"{client['entropy_bits']:.3f}" in out and f"{client['samples']:,}" in out
+    for row in counts:  # the table of counts
+        assert any(re.findall(r"\d+", line)[1:] == list(map(str, row)) for line in out.splitlines())
+    assert pathlib.Path("seen/data_split.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in pathlib.Path("seen/data_split.svg").read_text()
+    assert call(inspect_data, *deal, "--output=seen")[0] == 0
+
+    short = ["--algorithm=isolated", "--steps=1", "--batch_size=4", "--model=mlp"]
+    assert call(train, *short, *deal, "--workdir=by_rule")[0] == 0
+    by_file = ["--num_clients=3", "--partition=seen/split.npz", "--seed=4", "--workdir=by_file"]
+    assert call(train, *short, *by_file)[0] == 0
+    summaries = [
+        json.loads(pathlib.Path(f"{name}/summary.json").read_text())
+        for name in ("by_rule", "by_file")
+    ]
+    assert summaries[0]["per_client"] == summaries[1]["per_client"]
+    for name in ("by_rule", "by_file"):
+        split = pathlib.Path(f"{name}/split.npz").read_bytes()
+        assert split == pathlib.Path("seen/split.npz").read_bytes()
+    status, _, err = call(inspect_data, "--output=by_rule")
+    assert status == 2 and "by_rule exists and holds no statistics.json" in err
+
+
+def test_a_comparison_on_a_saved_split(call):
+    assert call(inspect_data, "--num_clients=3", "--output=seen")[0] == 0
+    arguments = [*SMALL, "--partition=seen/split.npz", "--algorithms=isolated"]
+    assert call(compare, *arguments, "--seeds=2", "--workdir=c")[0] == 0
+    splits = {path.read_bytes() for path in pathlib.Path("c").rglob("split.npz")}
+    assert splits == {pathlib.Path("seen/split.npz").read_bytes()}
+    settings = json.loads(pathlib.Path("c/table.json").read_text())["settings"]
+    assert settings["partition"] == "seen/split.npz" and "public_fraction" not in settings
+
+
 def test_every_hyperparameter_has_its_help():
     for build in ALGORITHMS.values():
         assert set(hyperparameters(build)) <= set(run_flags.HYPERPARAMETER_HELP)
@@ -197,7 +257,17 @@ def test_help_tells_a_newcomer():
     text, _ = process.communicate(timeout=120)
     assert "python -m experiments.train --algorithm=mhd" in text
     assert "--topology: Who may learn from whom" in text
+    assert "--partition: How private data is dealt to clients: primary_labels, dirichlet," in text
     assert "--nu_aux: Weight of the auxiliary heads' distillation. (mhd)" in text
+
+
+def test_help_of_the_data_names_its_flags_alone():
+    process = python("-m", "experiments.inspect_data", "--help")
+    text, _ = process.communicate(timeout=120)
+    assert "python -m experiments.inspect_data --dataset=digits" in text
+    flags_shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", text, flags=re.MULTILINE))
+    assert {"dataset", "partition", "skew", "alpha", "seed", "output"} <= flags_shown
+    assert not {"algorithm", "steps", "model", "topology"} & flags_shown
 
 
 def test_interrupt_and_resume(tmp_path):

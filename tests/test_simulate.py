@@ -19,6 +19,7 @@ from mhd_jax import engine
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import RunFolder
 from mhd_jax.data.batching import BatchSpec
+from mhd_jax.data.statistics import label_entropy
 from mhd_jax.run import prepare
 from tests.conftest import (
     FEATURES,
@@ -276,6 +277,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     result = run(who=who, workdir=tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {
         "config.json",
+        "split.npz",
         "metrics.jsonl",
         "summary.json",
         "checkpoints",
@@ -328,6 +330,8 @@ def test_the_run_folder_and_its_summary(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "http" not in page
     assert f"{summary['beta_sh']['main']:.3f}" in page
+    entropies = label_entropy(who.label_counts())
+    assert all(f"<td>{entropy:.3f}</td>" in page for entropy in entropies)
     result.summary["communication"].pop("by_edge")
     assert result.summary == summary
 

@@ -8,6 +8,7 @@ data disjoint by construction. A user's function of this form works wherever the
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -258,3 +259,20 @@ PARTITIONS: dict[str, type] = {
     "iid": IID,
     "shards": Shards,
 }
+
+
+def named(name: str) -> Partition | pathlib.Path:
+    """The partition of that name with its defaults, or else the path of an assignment file.
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    if name in PARTITIONS:
+        return PARTITIONS[name]()
+    path = pathlib.Path(name)
+    if path.suffix or path.is_file():
+        return path
+    raise ConfigError(
+        f"unknown partition {name!r}; choose one of {', '.join(PARTITIONS)}, or give the path of an "
+        "assignment (a run's split.npz, or owners as .npy or .csv)."
+    )

@@ -1,0 +1,144 @@
+"""The role of every training sample: private to one client, public, for validation, or nobody's."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+
+import numpy as np
+
+from mhd_jax.data.partition import Partition
+from mhd_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Which samples are whose.
+
+    Attributes:
+      owner: the client of each training sample, int [N]; −1 where nobody has it.
+      public: rows of the public set, int [M].
+      validation: rows of the validation set, int [V].
+    """
+
+    owner: np.ndarray
+    public: np.ndarray
+    validation: np.ndarray
+
+    def require_exact(self, num_clients: int, source: str) -> None:
+        """Raises `ConfigError` unless owners and rows exist and no sample has two roles.
+
+        Args:
+          num_clients: K.
+          source: what made the split, for the sentence.
+        """
+        num_samples = len(self.owner)
+        if num_samples and (self.owner.min() < -1 or self.owner.max() >= num_clients):
+            raise ConfigError(
+                f"{source} must give owners in −1 … {num_clients - 1}, but they span "
+                f"{self.owner.min()} … {self.owner.max()}."
+            )
+        rows = np.concatenate([np.flatnonzero(self.owner >= 0), self.public, self.validation])
+        if rows.size and (rows.min() < 0 or rows.max() >= num_samples):
+            raise ConfigError(
+                f"{source} must name training samples in 0 … {num_samples - 1}, but public and "
+                f"validation samples span {rows.min()} … {rows.max()}."
+            )
+        roles = np.bincount(rows, minlength=num_samples)
+        if (roles > 1).any():
+            raise ConfigError(
+                f"{source} gives training sample {roles.argmax()} {roles.max()} roles; a sample is "
+                "one client's, public or for validation, and that once."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SetAside:
+    """How public and validation samples are drawn.
+
+    Attributes:
+      public_fraction, validation_fraction: shares of all training samples.
+      seed: of the draw, and of the partition of the other samples.
+    """
+
+    public_fraction: float
+    validation_fraction: float
+    seed: int
+
+    def __post_init__(self):
+        both = self.public_fraction + self.validation_fraction
+        for name, fraction in (
+            ("public_fraction", self.public_fraction),
+            ("validation_fraction", self.validation_fraction),
+            ("public_fraction + validation_fraction", both),
+        ):
+            if not 0 <= fraction < 1:
+                raise ConfigError(f"{name} must be in [0, 1), not {fraction}.")
+        if not isinstance(self.seed, numbers.Integral) or self.seed < 0:
+            raise ConfigError(f"seed must be an integer and at least 0, not {self.seed!r}.")
+
+    def sizes(self, num_samples: int) -> list[int]:
+        """M and V, of so many training samples."""
+        return [
+            round(self.public_fraction * num_samples),
+            round(self.validation_fraction * num_samples),
+        ]
+
+    def draw(self, candidates: np.ndarray, num_samples: int) -> list[np.ndarray]:
+        """Public rows, validation rows and the other candidates, each ascending."""
+        order = np.random.default_rng([self.seed, 0]).permutation(candidates)
+        return [np.sort(part) for part in np.split(order, np.cumsum(self.sizes(num_samples)))]
+
+
+def dealt(
+    partition: Partition,
+    labels: np.ndarray,
+    num_clients: int,
+    num_classes: int,
+    set_aside: SetAside,
+) -> Split:
+    """Sets samples aside, and lets a partition deal the others.
+
+    Args:
+      partition: of the private samples.
+      labels: of the training samples, int [N] in 0 … C − 1.
+      num_clients: K.
+      num_classes: C.
+      set_aside: the public and the validation samples.
+
+    Raises:
+      ConfigError: the partition does not return an integer for each private sample.
+    """
+    public, validation, private = set_aside.draw(np.arange(len(labels)), len(labels))
+    rng = np.random.default_rng([set_aside.seed, 1])
+    found = np.asarray(partition(labels[private], num_clients, num_classes, rng))
+    if found.shape != private.shape or not np.issubdtype(found.dtype, np.integer):
+        raise ConfigError(
+            f"the partition must return one integer for each of the {len(private)} private samples."
+        )
+    owner = np.full(len(labels), -1)
+    owner[private] = found
+    return Split(owner, public, validation)
+
+
+def completed(owner: np.ndarray, set_aside: SetAside, source: str) -> Split:
+    """The split of given owners: samples are set aside from those that nobody owns.
+
+    Args:
+      owner: of each training sample, int [N]; −1 where nobody has it.
+      set_aside: the public and the validation samples.
+      source: where the owners come from, for the sentence.
+
+    Raises:
+      ConfigError: nobody owns fewer samples than that.
+    """
+    free = np.flatnonzero(owner == -1)
+    wanted = sum(set_aside.sizes(len(owner)))
+    if wanted > len(free):
+        raise ConfigError(
+            f"{source} leaves {len(free)} of {len(owner)} samples to nobody (−1), from which "
+            f"public_fraction {set_aside.public_fraction} and validation_fraction "
+            f"{set_aside.validation_fraction} take {wanted}; lower them, or leave more to nobody."
+        )
+    public, validation, _ = set_aside.draw(free, len(owner))
+    return Split(owner, public, validation)
