@@ -27,6 +27,9 @@ _PLAIN = (
     "crop_size",
     "standardize",
     "num_clients",
+    "public_dataset",
+    "public_split",
+    "public_size",
     *_SET_ASIDE,
 )
 _PARTITION_FLAGS: dict[str, dict[str, Any]] = {
@@ -113,8 +116,22 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float(
     "public_fraction",
-    _SETTINGS["public_fraction"],
-    "Share of the training samples set aside, without labels, as the public set.",
+    None,
+    "Share of the training samples set aside, without labels, as the public set; by default 0.1.",
+)
+flags.DEFINE_string(
+    "public_dataset",
+    None,
+    "Data set whose training samples, without labels, are the public set, named like --dataset; by "
+    "default a share of --dataset's own.",
+)
+flags.DEFINE_string(
+    "public_split", None, "Which of them, where it is a prepared data set; by default train."
+)
+flags.DEFINE_integer(
+    "public_size",
+    None,
+    "How many public samples to use of those that there are; private samples do not depend on it.",
 )
 flags.DEFINE_float(
     "validation_fraction",

@@ -63,7 +63,7 @@ def everything(clients: Clients) -> Batch:
         inputs=clients.data.preparation(jnp.asarray(clients.data.inputs[rows])),
         labels=jnp.asarray(clients.data.labels[rows]),
         mask=jnp.asarray(np.arange(sizes.max()) < sizes[:, None], jnp.float32),
-        public_inputs=clients.data.preparation(jnp.asarray(clients.data.inputs[clients.public])),
+        public_inputs=clients.data.preparation(jnp.asarray(clients.public_inputs)),
         public_indices=jnp.arange(clients.num_public),
     )
 

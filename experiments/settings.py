@@ -10,10 +10,11 @@ from typing import Any
 
 import mhd_jax as mhd
 from mhd_jax.data.partition import Partition, PrimaryLabels
+from mhd_jax.data.sources import options_of
 from mhd_jax.optim import SGD
 from mhd_jax.run import prepare
 
-_load = functools.lru_cache(maxsize=1)(mhd.data.load)  # seeds share what was read
+_load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share what was read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,10 @@ class RunSettings:
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
     partition: Partition | pathlib.Path = PrimaryLabels()
-    public_fraction: float = 0.1
+    public_dataset: str | None = None
+    public_split: str | None = None
+    public_fraction: float | None = None
+    public_size: int | None = None
     validation_fraction: float = 0.0
     model: str = "mlp"
     norm: str | None = None
@@ -59,7 +63,9 @@ class RunSettings:
             self.num_clients,
             self.model,
             partition=self.partition,
+            public=self._public_data(),
             public_fraction=self.public_fraction,
+            public_size=self.public_size,
             validation_fraction=self.validation_fraction,
             norm=self.norm,
             seed=seed,
@@ -92,6 +98,37 @@ class RunSettings:
         prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
 
     def _data(self) -> mhd.data.Dataset:
+        given = self._data_options()
+        own = options_of(self.dataset, given)
+        public = () if self.public_dataset is None else options_of(self.public_dataset, given)
+        data = _load(
+            self.dataset, **{k: v for k, v in given.items() if k in own or k not in public}
+        )
+        if self.crop_size is None and not self.standardize:
+            return data
+        return data.prepared(crop_size=self.crop_size, standardize=self.standardize)
+
+    def _public_data(self) -> mhd.data.Dataset | None:
+        if self.public_dataset is None:
+            if self.public_split is not None:
+                raise mhd.ConfigError(
+                    "public_split needs a public_dataset; give one, or leave it out."
+                )
+            return None
+        given = self._data_options()
+        known = options_of(self.public_dataset, given)
+        options = {k: v for k, v in given.items() if k in known}
+        if "train_split" in known:
+            split = self.public_split or "train"
+            # Its test samples are for nothing.
+            options |= {"train_split": split, "test_split": f"{split.split('[')[0]}[:1]"}
+        elif self.public_split is not None:
+            raise mhd.ConfigError(
+                f"public_split is of prepared data sets, which {self.public_dataset} is not; leave it out."
+            )
+        return _load(self.public_dataset, **options)
+
+    def _data_options(self) -> dict[str, Any]:
         options = {
             "data_dir": self.data_dir,
             "train_split": self.train_split,
@@ -99,10 +136,7 @@ class RunSettings:
             "image_size": self.image_size,
             "test_fraction": self.test_fraction,
         }
-        data = _load(self.dataset, **{k: v for k, v in options.items() if v is not None})
-        if self.crop_size is None and not self.standardize:
-            return data
-        return data.prepared(crop_size=self.crop_size, standardize=self.standardize)
+        return {name: value for name, value in options.items() if value is not None}
 
     def _topology(self, seed: int) -> mhd.Topology:
         options = dict(self.topology_options)

@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 
 from mhd_jax.data import assignment
-from mhd_jax.data.dataset import Dataset, select
+from mhd_jax.data.dataset import Dataset, require_alike, select
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
@@ -24,6 +24,8 @@ from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
 
+PyTree = Any
+_PUBLIC_FRACTION = 0.1
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 
 
@@ -58,7 +60,9 @@ class Clients:
       data: the data set, whose test split is everyone's.
       groups: clients by architecture.
       owner: the client of each training sample, int [N]; −1 where nobody has it.
-      public: rows of the training samples that form the unlabelled public set, int [M].
+      public: rows of the training samples that are public, without labels, int; none where
+        another data set is.
+      public_inputs: the public set, arrays [M, ...] as stored.
       validation: rows set aside with labels, for whatever must not be chosen on the test
         split, int [V].
       label_distributions: each client's private labels as frequencies [K, C].
@@ -69,6 +73,7 @@ class Clients:
     groups: tuple[ClientGroup, ...]
     owner: np.ndarray
     public: np.ndarray
+    public_inputs: PyTree
     validation: np.ndarray
     label_distributions: np.ndarray
     settings: dict[str, Any]
@@ -86,7 +91,7 @@ class Clients:
     @property
     def num_public(self) -> int:
         """M, samples in the public set."""
-        return len(self.public)
+        return len(jax.tree.leaves(self.public_inputs)[0])
 
     @property
     def model_names(self) -> list[str]:
@@ -115,7 +120,7 @@ class Clients:
         private = int((self.owner >= 0).sum())
         return {
             "private": private,
-            "public": len(self.public),
+            "public": self.num_public,
             "validation": len(self.validation),
             "unused": len(self.owner) - private - len(self.public) - len(self.validation),
             "test": len(self.data.test_labels),
@@ -179,7 +184,9 @@ def make_clients(
     model: ModelChoice = "mlp",
     *,
     partition: Partition | str | os.PathLike[str] | None = None,
-    public_fraction: float = 0.1,
+    public: Dataset | str | os.PathLike[str] | None = None,
+    public_fraction: float | None = None,
+    public_size: int | None = None,
     validation_fraction: float = 0.0,
     norm: str | None = None,
     seed: int = 0,
@@ -196,7 +203,12 @@ def make_clients(
         `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
         validation samples too; or each training sample's owner as `.npy` or `.csv`, −1 for
         nobody's, from which public and validation samples are drawn then.
-      public_fraction: γ, the share of the training samples set aside without labels.
+      public: the data set whose training samples, without labels, are public; None takes some
+        of `data`'s.
+      public_fraction: γ, the share of the training samples set aside without labels; by default
+        0.1, and none where `public` is given.
+      public_size: how many public samples to use of those that there are, at random; the
+        private samples do not depend on it. None uses all.
       validation_fraction: the share of the training samples set aside with labels, for
         choosing settings or checkpoints.
       norm: of the models given by name; None takes each model's default.
@@ -211,16 +223,28 @@ def make_clients(
     data = load(data)
     if not isinstance(num_clients, numbers.Integral) or num_clients < 1:
         raise ConfigError(f"num_clients must be an integer and at least 1, not {num_clients!r}.")
-    set_aside = SetAside(public_fraction, validation_fraction, seed)
     partition = _partition(partition, data.num_classes)
+    others = None if public is None else load(public)
+    fraction = _public_fraction(public_fraction, others, partition)
+    set_aside = SetAside(fraction, validation_fraction, seed)
     groups = _groups(model, num_clients, norm, data.input_shape)
 
     split = _split(partition, data, num_clients, set_aside)
+    if others is None:
+        split = dataclasses.replace(split, public=_some(split.public, public_size, seed))
+        public_inputs = select(data.inputs, split.public)
+    else:
+        require_alike(data, others)
+        split = dataclasses.replace(split, public=np.zeros(0, int))
+        public_inputs = select(
+            others.inputs, _some(np.arange(len(others.labels)), public_size, seed)
+        )
     clients = Clients(
         data,
         groups,
         split.owner,
         split.public,
+        public_inputs,
         split.validation,
         np.zeros((num_clients, data.num_classes)),
         {},
@@ -247,8 +271,42 @@ def make_clients(
             "partition": _described(partition),
             "split_digest": array_digest(split.owner, split.public, split.validation),
             **_drawn_settings(partition, set_aside),
+            "public_size": public_size,
+            **(
+                {}
+                if others is None
+                else {
+                    "public_dataset": others.name,
+                    "public_digest": array_digest(*jax.tree.leaves(public_inputs)),
+                }
+            ),
         },
     )
+
+
+def _public_fraction(
+    given: float | None, others: Dataset | None, partition: Partition | pathlib.Path
+) -> float:
+    """γ, which nothing else must decide on beside it."""
+    if given is None:
+        return _PUBLIC_FRACTION if others is None else 0.0
+    if others is not None and given > 0:
+        raise ConfigError(f"public samples are those of {others.name}; leave public_fraction out.")
+    if assignment.is_whole(partition):
+        raise ConfigError(f"{partition} says which samples are public; leave public_fraction out.")
+    return given
+
+
+def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """That many of the rows at random, ascending; fewer are a part of more."""
+    if count is None:
+        return rows
+    if not isinstance(count, numbers.Integral) or not 1 <= count <= len(rows):
+        raise ConfigError(
+            f"public_size must be in 1 … {len(rows)}, as many public samples as there are, not "
+            f"{count!r}."
+        )
+    return np.sort(np.random.default_rng([seed, 2]).permutation(rows)[:count])
 
 
 def _split(

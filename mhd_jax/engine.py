@@ -77,7 +77,9 @@ def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
             execution,
             by_client=True,
         ),
-        public_inputs=place(take(data.inputs, clients.public), execution, by_client=False),
+        public_inputs=place(
+            take(clients.public_inputs, np.arange(clients.num_public)), execution, by_client=False
+        ),
     )
 
 

@@ -254,7 +254,7 @@ def prepare(
     if algorithm.public_batch and clients.num_public == 0:
         raise ConfigError(
             f"{algorithm.name} distills on public samples, but there are none; "
-            "set public_fraction above 0."
+            "set public_fraction above 0, or give a public data set."
         )
     augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)
@@ -354,7 +354,7 @@ def _stays_on_host(data_placement: str, clients: Clients) -> bool:
         )
     if data_placement == "auto":
         data = clients.data
-        size = memory.num_bytes((data.inputs, data.test_inputs))
+        size = memory.num_bytes((data.inputs, data.test_inputs, clients.public_inputs))
         return size > _MOST_FOR_DATA * memory.capacity_bytes()
     return data_placement == "host"
 

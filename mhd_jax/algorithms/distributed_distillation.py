@@ -131,10 +131,10 @@ def _decisions(state: State, batch: Batch) -> Array:
 
 def _decisions_on_reference_set(state: State, clients: Any) -> Array:
     """s_i(x) for every x of the reference set, [K, M, C], a part of it at a time."""
-    rows = clients.public
-    parts = np.resize(rows, (-(-len(rows) // _AT_ONCE), min(_AT_ONCE, len(rows))))
-    inputs = jax.tree.map(jnp.asarray, take(clients.data.inputs, parts))
+    size = clients.num_public
+    parts = np.resize(np.arange(size), (-(-size // _AT_ONCE), min(_AT_ONCE, size)))
+    inputs = jax.tree.map(jnp.asarray, take(clients.public_inputs, parts))
     prepare = clients.data.preparation
     logits = jax.lax.map(lambda part: predict(state, prepare(part)), inputs)  # [n, K, N, 1, C]
     joined = jnp.moveaxis(logits[:, :, :, 0], 0, 1).reshape(state.num_clients, parts.size, -1)
-    return jax.nn.softmax(joined[:, : len(rows)])
+    return jax.nn.softmax(joined[:, :size])

@@ -119,11 +119,7 @@ def arrays(
         if test_fraction is not None:
             raise ConfigError("there is a test split already; leave test_fraction out.")
         test_images, test_labels = _checked(test_images, test_labels, "test_")
-        if _kinds(test_images) != _kinds(images):
-            raise ConfigError(
-                f"test_images hold {_shown_kinds(test_images)}, but images {_shown_kinds(images)}; "
-                "make them alike."
-            )
+        _require_alike(test_images, images, "test_images", "images")
     if class_names is None:
         if num_classes is None:
             num_classes = _num_classes(labels, test_labels)
@@ -271,6 +267,19 @@ def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
 def select(inputs: PyTree, rows: np.ndarray) -> PyTree:
     """The same as `take`, but what is not read yet stays so."""
     return jax.tree.map(lambda a: a.select(rows) if isinstance(a, LazyImages) else a[rows], inputs)
+
+
+def require_alike(data: Dataset, public: Dataset) -> None:
+    """Raises `ConfigError` unless samples of both have the same shapes and types."""
+    _require_alike(public.inputs, data.inputs, public.name, data.name)
+
+
+def _require_alike(some: PyTree, others: PyTree, name: str, other_name: str) -> None:
+    if _kinds(some) != _kinds(others):
+        raise ConfigError(
+            f"{name} hold {_shown_kinds(some)}, but {other_name} {_shown_kinds(others)}; make them "
+            "alike (images of a folder are resized by image_size)."
+        )
 
 
 def _kinds(inputs: PyTree) -> PyTree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
             return arrays(*train, *test, **options)
         return arrays(train, test, **options)
     if source == "digits":
-        _refuse_foreign(options, "digits", "test_fraction")
+        _refuse_foreign(options, "digits", *options_of(source))
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
@@ -66,24 +67,35 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
             "tensorflow-datasets, or give your own: the path of a folder of images or of an .npz "
             "file, like ./name, or (images, labels) arrays."
         )
-    _refuse_foreign(options, "a prepared data set", *_OF_PREPARED)
+    _refuse_foreign(options, "a prepared data set", *options_of(source, options))
     return arrays(**prepared.read(source, **{"data_dir": None, **options}), name=source)
+
+
+def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
+    """The options that `load` takes for a name or a path, beside which others are `given`."""
+    if source == "digits":
+        return ("test_fraction",)
+    if not _is_path(source, given):
+        return _OF_PREPARED
+    if pathlib.Path(source).expanduser().is_dir():
+        return (*_OF_FOLDERS, "test_fraction")
+    return ("test_fraction", "num_classes")
 
 
 def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
     if path.is_dir():
-        _refuse_foreign(options, "a folder of images", *_OF_FOLDERS, "test_fraction")
+        _refuse_foreign(options, "a folder of images", *options_of(path))
         own = {key: options.pop(key) for key in _OF_FOLDERS if key in options}
         return arrays(**folders.read(path, **own), **options, name=path.resolve().name)
     if not path.exists():
         raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")
     if path.suffix != ".npz":
         raise ConfigError(f"{path} is neither a folder of images nor an .npz file.")
-    _refuse_foreign(options, "an .npz file", "test_fraction", "num_classes")
+    _refuse_foreign(options, "an .npz file", *options_of(path))
     return arrays(**npz.read(path), **options, name=path.name)
 
 
-def _is_path(source: Any, options: dict[str, Any]) -> bool:
+def _is_path(source: Any, given: Iterable[str]) -> bool:
     """Whether files are meant; names of tensorflow-datasets may have one slash too."""
     if not isinstance(source, str):
         return isinstance(source, os.PathLike)
@@ -91,9 +103,7 @@ def _is_path(source: Any, options: dict[str, Any]) -> bool:
         return True
     if not _PREPARED_NAME.fullmatch(source):
         return "/" in source
-    return (
-        "/" in source and pathlib.Path(source).exists() and not options.keys() & set(_OF_PREPARED)
-    )
+    return "/" in source and pathlib.Path(source).exists() and not set(given) & set(_OF_PREPARED)
 
 
 def _refuse_foreign(options: dict[str, Any], source: str, *known: str) -> None:

@@ -116,7 +116,7 @@ class Stream:
             take(clients.data.inputs, rows),
             clients.data.labels[rows],
             has_samples.astype(np.float32),
-            take(clients.data.inputs, clients.public[public_rows]),
+            take(clients.public_inputs, public_rows),
             public_rows,
         )
         return Batch(*found)
