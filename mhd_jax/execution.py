@@ -57,23 +57,29 @@ class Execution:
             return SingleDeviceSharding(jax.devices()[0])
         return NamedSharding(self.mesh, PartitionSpec(AXIS) if by_client else PartitionSpec())
 
-    def own_clients(self, num_clients: int) -> slice:
-        """The clients whose arrays live on this process's devices, one after the other."""
-        if self.mesh is None:
-            return slice(0, num_clients)
-        parts = self.sharding(by_client=True).addressable_devices_indices_map((num_clients,))
-        bounds = [part[0].indices(num_clients) for part in parts.values() if part is not None]
-        return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+    def gathered(
+        self, shape: tuple[int, ...], axis: int | None, read: Callable[[slice], np.ndarray]
+    ) -> jax.Array:
+        """An array of which every device holds its own clients' part, as the host reads it.
 
-    def put(self, tree: Any, axis: int | None) -> Any:
-        """Host arrays of this process's clients, which lie along `axis` (None: everyone's)."""
-        if self.mesh is None:
-            return jax.device_put(tree, self.sharding(by_client=False))
+        Args:
+          shape: of the whole.
+          axis: along which clients lie; None where all devices hold the whole.
+          read: the part of these clients; asked for clients of this process alone, and once.
+        """
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
-        sharding = NamedSharding(self.mesh, spec)
-        return jax.tree.map(
-            lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree
+        sharding = (
+            self.sharding(by_client=False) if self.mesh is None else NamedSharding(self.mesh, spec)
         )
+        parts: dict[int | None, np.ndarray] = {}
+
+        def part(index: Any) -> np.ndarray:
+            own = slice(None) if axis is None else index[axis]
+            if own.start not in parts:
+                parts[own.start] = read(own)
+            return parts[own.start]
+
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
 AT_ONCE = Execution()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from mhd_jax import groups, hosts, memory, optim
 from mhd_jax import topology as topologies
@@ -98,11 +99,15 @@ class Run:
             return self._dispatch(carry, self.data, num_steps)
         step = int(carry.state.step)
         end = step + num_steps
+        before: Array | None = None
         while step < end:
             block, left = self.stream.block_at(step)
             taken = min(left, end - step)
-            carry = self._dispatch(jax.block_until_ready(carry), block, taken)
+            carry = self._dispatch(carry, block, taken)
             step += taken
+            if before is not None:  # one block computes, one waits; more would fill the memory
+                before.block_until_ready()
+            before = carry.count + 0  # a copy, which the next dispatch does not use up
         return carry
 
     def lower(self, carry: Carry) -> jax.stages.Lowered:

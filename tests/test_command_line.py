@@ -88,7 +88,10 @@ def test_flags_from_a_file(call):
         (["--labels_per_client=11"], "labels_per_client is 11, but there are only 10 classes"),
         (["--public_fraction=0"], "set public_fraction above 0"),
         (["--public_split=train"], "public_split needs a public_dataset"),
-        (["--public_dataset=digits", "--public_fraction=0.2"], "public samples are those of digits"),
+        (
+            ["--public_dataset=digits", "--public_fraction=0.2"],
+            "public samples are those of digits",
+        ),
         (["--augmentation=spin"], "unknown augmentation 'spin'"),
         (["--algorithm=isolated", "--augment_public"], "--augment_public is not used"),
         (["--partition=iid", "--skew=3"], "--skew belongs to --partition=primary_labels"),

@@ -21,7 +21,6 @@ from jax import Array
 
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, draw_rows
-from mhd_jax.data.dataset import take
 from mhd_jax.execution import Execution
 from mhd_jax.types import Batch, PyTree
 
@@ -45,7 +44,10 @@ class Block:
     def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
         """The batch of one step, which must be one of the block's."""
         del key, client_ids, spec
-        return jax.tree.map(lambda a: a[step - self.first], self.batches)
+        here = step - self.first
+        return jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, here, keepdims=False), self.batches
+        )
 
 
 class Stream:
@@ -65,81 +67,80 @@ class Stream:
         self._sizes = clients.label_counts().sum(axis=1).astype(np.int32)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._key = jax.random.key_data(key)
-        self._own = execution.own_clients(clients.num_clients)
-        one_step = self._batches(0, 1)
-        self.block_steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // max(_num_bytes(one_step), 1)))
+        public = spec.public * (clients.num_clients if spec.independent_public else 1)
+        samples_a_step = clients.num_clients * spec.private + public
+        bytes_a_step = samples_a_step * _bytes_of_one(clients.data.inputs)
+        self.block_steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // bytes_a_step))
         self._block: Block | None = None
         self._at = 0  # the block's number
-        self._ahead: Iterator[Batch] = iter(())
+        self._ahead: Iterator[Block] = iter(())
         self._next = -1  # the number of the block that comes out of it
 
     def blank(self) -> Block:
         """A block of zeros, for shapes and places."""
-        nothing = jax.tree.map(
-            lambda a: np.zeros((self.block_steps, *a.shape[1:]), a.dtype), self._batches(0, 1)
-        )
-        return self._placed(nothing, 0)
+        return self._block_of(0, lambda a, rows: np.zeros((*rows.shape, *a.shape[1:]), a.dtype))
 
     def block_at(self, step: int) -> tuple[Block, int]:
         """The block that holds `step`, and how many of its steps are left from there."""
         number, offset = divmod(step, self.block_steps)
         if self._block is None or self._at != number:
-            self._block = self._read(number)
-            self._at = number
+            if self._next != number:
+                self._ahead = ahead(self._read, number)
+            self._block = next(self._ahead)
+            self._at, self._next = number, number + 1
         return self._block, self.block_steps - offset
 
     def _read(self, number: int) -> Block:
-        if number != self._next:
-            self._ahead = ahead(
-                lambda i: self._batches(i * self.block_steps, self.block_steps), number
-            )
-        self._next = number + 1
-        return self._placed(next(self._ahead), number * self.block_steps)
+        return self._block_of(number * self.block_steps, lambda a, rows: a[rows])
 
-    def _batches(self, first: int, count: int) -> Batch:
-        """Batches of the clients of this host as stored, arrays [count, ...] on the host."""
+    def _block_of(self, first: int, read: Callable[[Any, np.ndarray], np.ndarray]) -> Block:
+        """The batches from step `first` on, `read(array, rows)` of their samples."""
         clients, spec = self._clients, self._spec
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             offsets, public_rows = jax.tree.map(
                 np.asarray,
-                _rows(self._key, first, self._sizes, clients.num_public, spec=spec, count=count),
+                _rows(
+                    self._key,
+                    first,
+                    self._sizes,
+                    clients.num_public,
+                    spec=spec,
+                    count=self.block_steps,
+                ),
             )
-        own = self._own
-        offsets = offsets[:, own]
-        if spec.independent_public:
-            public_rows = public_rows[:, own]
         # Clients without samples get what the mask hides.
-        places = np.minimum(self._starts[own, None] + offsets, len(self._owned) - 1)
-        rows = self._owned[places]
-        has_samples = np.broadcast_to((self._sizes[own] > 0)[:, None], rows.shape)
-        found: Any = (  # still on the host
-            take(clients.data.inputs, rows),
-            clients.data.labels[rows],
-            has_samples.astype(np.float32),
-            take(clients.public_inputs, public_rows),
-            public_rows,
-        )
-        return Batch(*found)
+        places = np.minimum(self._starts[:, None] + offsets, len(self._owned) - 1)
+        rows = self._owned[places]  # [steps, K, B]
+        public_axis = 1 if spec.independent_public else None
+        mask = np.broadcast_to((self._sizes > 0)[:, None], rows.shape).astype(np.float32)
 
-    def _placed(self, batches: Batch, first: int) -> Block:
-        shared = not self._spec.independent_public
-        put = self._execution.put
-        return Block(
-            Batch(
-                inputs=put(batches.inputs, axis=1),
-                labels=put(batches.labels, axis=1),
-                mask=put(batches.mask, axis=1),
-                public_inputs=put(batches.public_inputs, axis=None if shared else 1),
-                public_indices=put(batches.public_indices, axis=None if shared else 1),
+        def gathered(a: Any, rows: np.ndarray, axis: int | None) -> Array:
+            shape = (*rows.shape, *a.shape[1:])
+            return self._execution.gathered(
+                shape, axis, lambda own: read(a, rows if axis is None else rows[:, own])
+            )
+
+        def put(a: np.ndarray, axis: int | None) -> Array:
+            return self._execution.gathered(
+                a.shape, axis, lambda own: a if axis is None else a[:, own]
+            )
+
+        batches = Batch(
+            inputs=jax.tree.map(lambda a: gathered(a, rows, 1), clients.data.inputs),
+            labels=gathered(clients.data.labels, rows, 1),
+            mask=put(mask, 1),
+            public_inputs=jax.tree.map(
+                lambda a: gathered(a, public_rows, public_axis), clients.public_inputs
             ),
-            put(np.int32(first), axis=None),
+            public_indices=put(public_rows, public_axis),
         )
+        return Block(batches, put(np.asarray(first, np.int32), None))
 
 
 def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iterator[Any]:
     """`load(first)`, `load(first + 1)` … in order, read by other threads before they are asked for."""
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     return iter(grain.MapDataset.range(first, stop).map(load).to_iter_dataset(options))
 
 
@@ -155,5 +156,6 @@ def _rows(
     )
 
 
-def _num_bytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+def _bytes_of_one(inputs: PyTree) -> int:
+    """Of one sample as stored."""
+    return sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in jax.tree.leaves(inputs))
