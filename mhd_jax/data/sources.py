@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     `((images, labels), (test_images, test_labels))`.
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
-    split of 360. Other names are those of tensorflow-datasets, prepared before.
+    split of 360. Other names are those of tensorflow-datasets, prepared before
+    (`experiments.prepare_data`).
 
     Args:
       source: a name, or arrays.
@@ -78,7 +78,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
-    if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+    if not isinstance(source, str) or not prepared.NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
             "tensorflow-datasets, or give your own (images, labels) arrays."
@@ -172,12 +172,11 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[np.ndarray, np.ndar
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
-    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
+    whole = np.issubdtype(images.dtype, np.integer)
+    if whole and images.dtype != np.uint8 and images.min() >= 0 and images.max() <= 255:
         images = images.astype(np.uint8)  # pixels, whatever their type
     if images.dtype != np.uint8:
-        if not (
-            np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)
-        ):
+        if not (whole or np.issubdtype(images.dtype, np.floating)):
             raise ConfigError(f"{prefix}images must be numbers, not {images.dtype}.")
         images = images.astype(np.float32)
         if not np.isfinite(images).all():
