@@ -10,6 +10,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.data import prepared
+from tests import made_images
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 SMALL = pathlib.Path(os.environ.get("MHD_JAX_TEST_DATA", SHARED)) / "tfds_small"
@@ -94,15 +95,23 @@ def test_damage_is_named(copy, cache):
     root, folder = copy
     records = next(folder.glob("*train*"))
     whole = records.read_bytes()
-    records.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(mhd.ConfigError, match="prepare"):
+    for damaged in (whole[: len(whole) // 2], whole[:-1], b""):
+        records.write_bytes(damaged)
+        with pytest.raises(mhd.ConfigError, match=f"{records.name} cannot be read .*--overwrite"):
+            mhd.data.load("cifar10", data_dir=root)
+    middle = len(whole) // 2
+    records.write_bytes(whole[:middle] + b"damaged" + whole[middle + 7 :])
+    with pytest.raises(mhd.ConfigError, match="split train: samples 1000 to 1999 cannot be read"):
+        mhd.data.load("cifar10", data_dir=root)
+    records.unlink()
+    with pytest.raises(mhd.ConfigError, match=f"{records.name} is missing; prepare it again"):
         mhd.data.load("cifar10", data_dir=root)
     records.write_bytes(whole)
     info = json.loads((folder / "dataset_info.json").read_text())
     train = next(split for split in info["splits"] if split["name"] == "train")
     train["shardLengths"] = [str(int(train["shardLengths"][0]) + 7)]
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(mhd.ConfigError, match="samples 2000 to 2006 cannot be read"):
+    with pytest.raises(mhd.ConfigError, match="holds 2000 records instead of 2007"):
         mhd.data.load("cifar10", data_dir=root)
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(mhd.ConfigError, match="cannot be read as a prepared data set"):
@@ -110,8 +119,57 @@ def test_damage_is_named(copy, cache):
     assert not cache.exists()
 
 
+SIZES = ((8, 8, 3),) * 5 + ((8, 9, 3),)
+
+
+@pytest.mark.parametrize(
+    ("description", "sentence"),
+    [
+        (
+            {"shapes": SIZES, "shape": (None, None, 3)},
+            r"train: sample 5 has shape \[8, 9, 3\], but sample 0 \[8, 8, 3\]; choose a data set",
+        ),
+        ({"shape": (9, 9, 3)}, r"\[8, 8, 3\], but the images should have \[9, 9, 3\]"),
+        ({"dtype": "uint16"}, "the images of made_images are uint16; only uint8 can be read"),
+        ({"num_classes": 2}, "sample 2 has the label 2, but there are 2 classes"),
+        ({"labels": (0, 1, 2, 0, 1, -1)}, "sample 5 has the label -1"),
+        ({"keys": [{"featureKey": "label"}] * 2}, "is not an image classification data set"),
+        ({"keys": [{"featureKey": "x"}] * 2}, "is not an image classification data set"),
+        ({"file_format": "tfrecord"}, "was prepared as tfrecord, which has no random access"),
+    ],
+)
+def test_records_that_cannot_be_used_are_named(tmp_path, cache, description, sentence):
+    made_images.write(tmp_path / "made_images" / "1.0.0", **description)
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.data.load("made_images", data_dir=tmp_path)
+    assert not cache.exists()
+
+
+def test_a_damaged_cache_is_written_anew(tmp_path, cache):
+    made_images.write(tmp_path / "made_images" / "1.0.0")
+    first = mhd.data.load("made_images", data_dir=tmp_path)
+    (stored,) = cache.iterdir()
+    whole = stored.read_bytes()
+    for damaged in (whole[:-100], b"", b"damaged"):
+        stored.write_bytes(damaged)
+        again = mhd.data.load("made_images", data_dir=tmp_path)
+        np.testing.assert_array_equal(first.inputs, again.inputs)
+        assert stored.read_bytes() == whole
+
+
+def test_the_newest_whole_version_is_read(tmp_path):
+    root = tmp_path / "made_images"
+    for version, size in (("2.0.0", 8), ("10.0.0", 9), ("incomplete.ABC123_11.0.0", 10)):
+        shape = (size, size, 3)
+        made_images.write(root / version, shapes=(shape,) * 6, shape=shape)
+    assert mhd.data.load("made_images", data_dir=tmp_path).input_shape == (9, 9, 3)
+
+
 def test_a_data_set_that_is_not_prepared_says_what_to_do(tmp_path):
-    with pytest.raises(mhd.ConfigError, match=r"cifar10 is not prepared in .*prepare it there"):
+    with pytest.raises(
+        mhd.ConfigError,
+        match=r"cifar10 is not prepared in .*python -m experiments.prepare_data --dataset=cifar10",
+    ):
         mhd.data.load("cifar10", data_dir=tmp_path)
     for name in ("a b", "", "..", ".hidden"):
         with pytest.raises(mhd.ConfigError, match="unknown dataset"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +17,6 @@ from mhd_jax.errors import ConfigError
 EMBEDDED = ("digits",)
 _OF_PREPARED = ("data_dir", "train_split", "test_split")
 _OF_FOLDERS = ("image_size", "channels", "in_memory")
-_PREPARED_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
@@ -28,7 +26,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     `((images, labels), (test_images, test_labels))`.
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
-    split of 360. Other names are those of tensorflow-datasets, prepared before.
+    split of 360. Other names are those of tensorflow-datasets, prepared before
+    (`experiments.prepare_data`).
 
     A path leads to a folder of images (see `mhd_jax.data.folders`) or to an `.npz` file (see
     `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the
@@ -61,7 +60,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         return arrays(images, digits.target, name="digits", **options)
     if _is_path(source, options):
         return _from_path(pathlib.Path(source).expanduser(), options)
-    if not isinstance(source, str) or not _PREPARED_NAME.fullmatch(source):
+    if not isinstance(source, str) or not prepared.NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
             "tensorflow-datasets, or give your own: the path of a folder of images or of an .npz "
@@ -101,7 +100,7 @@ def _is_path(source: Any, given: Iterable[str]) -> bool:
         return isinstance(source, os.PathLike)
     if source.endswith(".npz"):
         return True
-    if not _PREPARED_NAME.fullmatch(source):
+    if not prepared.NAME.fullmatch(source):
         return "/" in source
     return "/" in source and pathlib.Path(source).exists() and not set(given) & set(_OF_PREPARED)
 
