@@ -58,7 +58,7 @@ flags.DEFINE_float(
     "Share of the samples set aside as the test split, where the data has none of its own; by "
     "default 0.2.",
 )
-flags.DEFINE_integer("image_size", None, "Side in pixels that images of a folder are resized to.")
+flags.DEFINE_integer("image_size", None, "Side in pixels that images of files are resized to.")
 flags.DEFINE_integer(
     "crop_size", None, "Side of the middle of images that models see; by default all of it."
 )

@@ -66,8 +66,7 @@ def _description(builder: Any, folder: pathlib.Path) -> list[str]:
     classes = builder.info.features[label_key].num_classes
     lines = [f"{builder.info.full_name}: {classes} classes, {size} on disk"]
     for split, info in builder.info.splits.items():
-        image, _ = next(prepared.samples(builder, split))
-        shape = " × ".join(map(str, image.shape))
+        shape = " × ".join(map(str, prepared.Records(builder, split).image_shape))
         lines.append(f"{split}: {info.num_examples:,} samples, the first an image of {shape}")
     return lines
 

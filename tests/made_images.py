@@ -49,13 +49,19 @@ def write(
 ):
     """Writes a prepared `made_images` with one shard a split, without TensorFlow.
 
-    `changes` are of the description: shape and dtype of the images, num_classes, file_format and
+    `changes` are of the description: name, shape and dtype of the images, num_classes, file_format and
     the supervised keys.
     """
-    described = {"shape": (8, 8, 3), "dtype": "uint8", "num_classes": 3, **changes}
+    described = {
+        "name": "made_images",
+        "shape": (8, 8, 3),
+        "dtype": "uint8",
+        "num_classes": 3,
+        **changes,
+    }
     folder.mkdir(parents=True)
     for split in splits:
-        path = folder / f"made_images-{split}.array_record-00000-of-00001"
+        path = folder / f"{described['name']}-{split}.array_record-00000-of-00001"
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for i, (shape, label) in enumerate(zip(shapes, labels, strict=True)):
             writer.write(_record(noise(i, shape), label))
@@ -70,7 +76,7 @@ def write(
     ]
     keys = [{"featureKey": "image"}, {"featureKey": "label"}]
     info = {
-        "name": "made_images",
+        "name": described["name"],
         "version": folder.name,
         "fileFormat": described.get("file_format", "array_record"),
         "splits": described_splits,

@@ -17,6 +17,7 @@ from absl.testing import flagsaver
 from experiments import compare, inspect_data, launch, train
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from tests import made_images
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--steps=6", "--eval_every=3", "--batch_size=4", "--num_clients=3", "--model=mlp"]
@@ -275,6 +276,30 @@ def test_help_of_the_data_names_its_flags_alone():
     flags_shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", text, flags=re.MULTILINE))
     assert {"dataset", "partition", "skew", "alpha", "seed", "output"} <= flags_shown
     assert not {"algorithm", "steps", "model", "topology"} & flags_shown
+
+
+def test_the_imagenet_preset_at_toy_size(call, tmp_path, monkeypatch):
+    """Made images of unlike sizes under its name; everything else is the preset's way."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shapes = [(20 + i % 5, 26 - i % 7, 3) for i in range(60)]
+    made_images.write(
+        tmp_path / "data" / "imagenet2012" / "5.1.0",
+        name="imagenet2012",
+        splits=("train", "validation"),
+        shapes=shapes,
+        labels=[i % 4 for i in range(60)],
+        shape=(None, None, 3),
+        num_classes=4,
+    )
+    preset = ROOT / "experiments" / "presets" / "imagenet_mhd.flags"
+    toy = ["--image_size=18", "--crop_size=16", "--model=resnet8", "--steps=2", "--eval_every=2"]
+    few = ["--num_clients=2", "--labels_per_client=2", "--batch_size=4", "--public_batch_size=4"]
+    where = [f"--data_dir={tmp_path / 'data'}", "--data_placement=host", "--warmup_steps=1"]
+    status, _, err = call(train, f"--flagfile={preset}", *toy, *few, *where, "--workdir=w")
+    assert status == 0, err
+    summary = json.loads(pathlib.Path("w/summary.json").read_text())
+    assert len(summary["beta_sh"]) == 4 and summary["dataset"] == "imagenet2012"
+    assert summary["settings"]["clients"]["preparation"]["crop_size"] == 16
 
 
 def test_interrupt_and_resume(tmp_path):

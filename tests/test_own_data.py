@@ -210,7 +210,7 @@ def test_names_with_a_slash_are_folders_where_one_is_there(tmp_path, monkeypatch
             {"image_size": 8},
             "image_size cannot go with digits, which takes test_fraction",
         ),
-        ("cifar10", {"image_size": 8}, "image_size cannot go with a prepared data set"),
+        ("cifar10", {"channels": 1}, "channels cannot go with a prepared data set"),
         ((COLOUR, LABELS), {"channels": 1}, "channels cannot go with arrays"),
         (mhd.data.arrays(COLOUR, LABELS), {"test_fraction": 0.5}, "which takes no options"),
     ],

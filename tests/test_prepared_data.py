@@ -7,10 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mhd_jax as mhd
-from mhd_jax.data import prepared
+from mhd_jax.data import folders, prepared
+from mhd_jax.data.lazy import LazyImages
 from tests import made_images
+from tests.conftest import assert_trees_equal
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 SMALL = pathlib.Path(os.environ.get("MHD_JAX_TEST_DATA", SHARED)) / "tfds_small"
@@ -61,7 +64,7 @@ def test_the_cache_serves_the_same_and_notices_other_splits_and_files(cache, cop
     root, folder = copy
     first = mhd.data.load("cifar10", data_dir=root)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "_read_split", None)  # it would have to read
+        patch.setattr(prepared, "Records", None)  # it would have to read
         again = mhd.data.load("cifar10", data_dir=root)
     for name in ("inputs", "labels", "test_inputs", "test_labels"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
@@ -71,7 +74,7 @@ def test_the_cache_serves_the_same_and_notices_other_splits_and_files(cache, cop
     np.testing.assert_array_equal(part.test_inputs, first.inputs)
     os.utime(folder / "dataset_info.json", (1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "_read_split", None)
+        patch.setattr(prepared, "Records", None)
         with pytest.raises(TypeError):
             mhd.data.load("cifar10", data_dir=root)
 
@@ -127,7 +130,7 @@ SIZES = ((8, 8, 3),) * 5 + ((8, 9, 3),)
     [
         (
             {"shapes": SIZES, "shape": (None, None, 3)},
-            r"train: sample 5 has shape \[8, 9, 3\], but sample 0 \[8, 8, 3\]; choose a data set",
+            r"train: sample 5 has shape \[8, 9, 3\], but sample 0 \[8, 8, 3\]; give image_size",
         ),
         ({"shape": (9, 9, 3)}, r"\[8, 8, 3\], but the images should have \[9, 9, 3\]"),
         ({"dtype": "uint16"}, "the images of made_images are uint16; only uint8 can be read"),
@@ -182,3 +185,55 @@ def test_clients_learn_from_it():
     clients = mhd.make_clients(data, 4, "mlp")
     result = mhd.simulate("ring", clients, steps=4, batch_size=4, public_batch_size=4)
     assert np.isfinite(result.history[-1]["train"]["loss"])
+
+
+def made_set(tmp_path, **description):
+    made_images.write(tmp_path / "made_images" / "1.0.0", **description)
+    return {"data_dir": tmp_path}
+
+
+def test_images_of_unlike_sizes_are_brought_to_one(tmp_path, cache):
+    shapes = ((8, 8, 3), (6, 9, 3), (12, 5, 3), (8, 8, 3), (7, 7, 3), (5, 5, 3))
+    where = made_set(tmp_path, shapes=shapes, shape=(None, None, 3))
+    data = mhd.data.load("made_images", **where, image_size=4)
+    assert data.inputs.shape == (6, 4, 4, 3) and data.name == "made_images"
+    for i, shape in enumerate(shapes):
+        image = Image.fromarray(made_images.noise(i, shape))
+        expected = np.asarray(folders.fit(image, 4))
+        np.testing.assert_array_equal(data.inputs[i], expected)
+    with pytest.raises(mhd.ConfigError, match=r"sample 1 has shape .* give image_size"):
+        mhd.data.load("made_images", **where)
+    with pytest.raises(mhd.ConfigError, match="image_size must be at least 1"):
+        mhd.data.load("made_images", **where, image_size=0)
+
+
+@needs_cifar10
+def test_samples_that_are_read_when_needed_are_the_same(cache, monkeypatch):
+    options = {"data_dir": SMALL, "train_split": "train[:300]", "test_split": "test[:50]"}
+    lazy = mhd.data.load("cifar10", **options, image_size=24, in_memory=False)
+    whole = mhd.data.load("cifar10", **options, image_size=24)
+    for name in ("inputs", "test_inputs"):
+        found = getattr(lazy, name)
+        assert isinstance(found, LazyImages)
+        rows = np.array([[7, 3, 7], [49, 0, 1]])
+        np.testing.assert_array_equal(found[rows], getattr(whole, name)[rows])
+    np.testing.assert_array_equal(lazy.labels, whole.labels)
+    np.testing.assert_array_equal(lazy.test_labels, whole.test_labels)
+    assert lazy.class_names == whole.class_names
+    monkeypatch.setattr(prepared.Records, "read_labels", None)  # the cache has them
+    again = mhd.data.load("cifar10", **options, image_size=24, in_memory=False)
+    np.testing.assert_array_equal(again.labels, whole.labels)
+
+
+@needs_cifar10
+def test_a_run_on_samples_that_are_read_when_needed(cache):
+    options = {"data_dir": SMALL, "train_split": "train[:300]", "test_split": "test[:50]"}
+    settings = {"steps": 2, "eval_every": 2, "data_placement": "host", "batch_size": 8}
+    states = []
+    for in_memory in (True, False):
+        data = mhd.data.load("cifar10", **options, in_memory=in_memory).prepared(
+            crop_size=28, standardize=True
+        )
+        who = mhd.make_clients(data, 3, partition="iid")
+        states.append(mhd.simulate("complete", who, "mhd", augmentation="flip", **settings).state)
+    assert_trees_equal(states[0].groups, states[1].groups)

@@ -16,7 +16,7 @@ from mhd_jax.data.preparation import PLAIN, Preparation, scale
 from mhd_jax.errors import ConfigError
 
 PyTree = Any
-_STATISTICS_OF = 50_000  # images at most, from which means and deviations are taken
+_MOST_BYTES = 2**28  # of the images from which means and deviations are taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +64,8 @@ class Dataset:
     def prepared(self, *, crop_size: int | None = None, standardize: bool = False) -> Dataset:
         """The same images, whose middle of `crop_size` pixels models see, standardised or not.
 
-        Means and deviations are the training images', channel by channel.
+        Means and deviations are the training images', channel by channel: of all of them, or of
+        as many, evenly spread, as make 256 MiB.
 
         Raises:
           ConfigError: samples that are no images, or smaller than the crop.
@@ -150,8 +151,8 @@ def arrays(
 
 def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel, pixels scaled to [0, 1]."""
-    count = len(images)
-    rows = np.linspace(0, count - 1, min(count, _STATISTICS_OF)).astype(int)
+    most = max(1, _MOST_BYTES // (int(np.prod(images.shape[1:])) * images.dtype.itemsize))
+    rows = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
     total, squares, pixels = 0.0, 0.0, 0
     for part in np.array_split(rows, -(-len(rows) // 1000)):
         values = np.asarray(scale(images[part]), np.float64)

@@ -146,8 +146,13 @@ def decode(
             "give arrays of float32."
         )
     if image_size is not None:
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+        image = fit(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side resized to `size` pixels (bilinear, antialiased), and the centre of that."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def decode_all(

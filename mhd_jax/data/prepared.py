@@ -1,24 +1,28 @@
 """Data sets that tensorflow-datasets has prepared on disk, read without TensorFlow.
 
 They are read by random access from array_record files, decoded once, and kept as plain arrays
-in the user's cache folder, from which the next start takes them. `experiments.prepare_data`
-prepares them.
+in the user's cache folder, from which the next start takes them; or decoded each time, where
+memory cannot hold them. `experiments.prepare_data` prepares them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from mhd_jax.data import folders
+from mhd_jax.data.lazy import LazyImages, fits_in_memory
 from mhd_jax.errors import ConfigError
 
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a data set, with its config if it has any
@@ -31,6 +35,8 @@ def read(
     data_dir: str | os.PathLike[str] | None,
     train_split: str = "train",
     test_split: str = "test",
+    image_size: int | None = None,
+    in_memory: bool | None = None,
 ) -> dict[str, Any]:
     """Images, labels and class names of a prepared image classification data set.
 
@@ -38,6 +44,10 @@ def read(
       name: as tensorflow-datasets calls it, with its config if it has any ("imagenette/160px-v2").
       data_dir: where it was prepared; by default tensorflow-datasets' own folder.
       train_split, test_split: in its notation: "train", "train[:20%]", "validation".
+      image_size: the shorter side is resized to so many pixels, and the centre cropped to a
+        square; without it all images must have one size.
+      in_memory: whether all images are read now, or each when it is needed (`LazyImages`); by
+        default as far as a quarter of the memory goes.
 
     Returns:
       "images", "labels", "test_images", "test_labels" and "class_names".
@@ -53,19 +63,38 @@ def read(
             f"`python -m experiments.prepare_data --dataset={name} --data_dir={root}`. "
             f"A folder of images is named by its path, like ./{name}."
         )
-    cache = _cache_file(folder, train_split, test_split)
-    no_cache = (OSError, EOFError, ValueError, zipfile.BadZipFile)  # not there, or damaged
-    with contextlib.suppress(*no_cache), np.load(cache) as stored:
-        return dict(stored)
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image_size must be at least 1, not {image_size}.")
+    splits = {"": train_split, "test_": test_split}
+    identity = _identity(folder, image_size, *splits.values())
+    stored = _load(identity)
+    if stored and in_memory is not False:
+        return stored
     builder = open_folder(folder)
-    content: dict[str, Any] = {}
-    for prefix, split in (("", train_split), ("test_", test_split)):
-        images, labels = _read_split(builder, split)
-        content |= {f"{prefix}images": images, f"{prefix}labels": labels}
-    _, label_key = supervised(builder.info)
-    content["class_names"] = np.array(builder.info.features[label_key].names)
-    _write(cache, content)
-    return content
+    records = {prefix: Records(builder, split, image_size) for prefix, split in splits.items()}
+    shape = records[""].image_shape
+    if in_memory is None:
+        in_memory = fits_in_memory(sum(map(len, records.values())), shape)
+    content: dict[str, Any] = {"class_names": records[""].class_names}
+    if in_memory:
+        for prefix, split in records.items():
+            images, labels = split.read_all(shape)
+            content |= {f"{prefix}images": images, f"{prefix}labels": labels}
+        _save(identity, content)
+        return content
+    of_labels = f"labels {identity}"
+    known = _load(of_labels)
+    if not known:
+        known = {f"{prefix}labels": split.read_labels() for prefix, split in records.items()}
+        _save(of_labels, known)
+    for prefix, split in records.items():
+        content[f"{prefix}images"] = LazyImages(
+            functools.partial(split.read_images, shape=shape),
+            np.arange(len(split)),
+            shape,
+            repr((sorted((p.name, p.stat().st_size) for p in folder.iterdir()), splits[prefix])),
+        )
+    return content | known
 
 
 def root_folder(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
@@ -137,33 +166,142 @@ def supervised(info: Any) -> tuple[str, str]:
     return image_key, label_key
 
 
-def samples(builder: Any, split: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Images, uint8 [height, width, channels], and labels of a split, in order.
+class Records:
+    """The samples of one split, by their numbers.
+
+    Args:
+      builder: from `open_folder`.
+      split: in the notation of tensorflow-datasets.
+      image_size: as for `read`.
 
     Raises:
-      ConfigError: there is no such split, or a record cannot be read; the message says which.
+      ConfigError: there is no such split, or nothing in it.
     """
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.proto import tf_example_pb2
 
-    where = f"{builder.info.full_name}, split {split}"
-    image_key, label_key = supervised(builder.info)
-    decode = builder.info.features[image_key].decode_example_np
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    try:
-        source = builder.as_data_source(split=split, deserialize_method=raw)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{where}: {error}") from error
-    for i, record in enumerate(_records(source, where)):
+    def __init__(self, builder: Any, split: str, image_size: int | None = None):
+        import tensorflow_datasets as tfds
+
+        self._where = f"{builder.info.full_name}, split {split}"
+        self._image_key, self._label_key = supervised(builder.info)
+        self._image_feature = builder.info.features[self._image_key]
+        self._label_feature = builder.info.features[self._label_key]
+        self._image_size = image_size
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
-            values = tf_example_pb2.Example.FromString(record).features.feature
-            image = decode(values[image_key].bytes_list.value[0])
-            label = values[label_key].int64_list.value[0]
-        except Exception as error:  # decoders have no exception of their own
+            self._source = builder.as_data_source(split=split, deserialize_method=raw)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{self._where}: {error}") from error
+        if not len(self._source):
+            raise ConfigError(f"{self._where} holds no samples; choose a larger part.")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def class_names(self) -> np.ndarray:
+        """Of the labels 0 … C − 1."""
+        return np.array(self._label_feature.names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape [H, W, C] of the first sample's image; those of the others must equal it."""
+        return self.sample(0)[0].shape
+
+    def sample(self, number: int) -> tuple[np.ndarray, int]:
+        """Image uint8 [H, W, C] and label of one sample."""
+        ((image, label),) = self._decoded([number])
+        return image, label
+
+    def read_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [N, H, W, C] and labels int32 [N]."""
+        images = np.empty((len(self), *shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
+        for i, (image, label) in enumerate(self._decoded(range(len(self)))):
+            images[i], labels[i] = self._of_shape(i, image, shape), label
+        return images, labels
+
+    def read_images(self, numbers: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
+        """Images uint8 [n, H, W, C] of these samples."""
+        images = np.empty((len(numbers), *shape), np.uint8)
+        decoded = self._decoded(numbers)
+        for i, (number, (image, _)) in enumerate(zip(numbers, decoded, strict=True)):
+            images[i] = self._of_shape(number, image, shape)
+        return images
+
+    def read_labels(self) -> np.ndarray:
+        """Labels int32 [N], without decoding images."""
+        found = (self._label(number, values) for number, values in self._values(range(len(self))))
+        return np.fromiter(found, np.int32, len(self))
+
+    def _decoded(self, numbers: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+        for number, values in self._values(numbers):
+            try:
+                image = self._image_feature.decode_example_np(
+                    values[self._image_key].bytes_list.value[0]
+                )
+            except Exception as error:  # decoders have no exception of their own
+                raise self._damaged(number, error) from error
+            declared = self._image_feature.shape
+            if len(declared) != image.ndim or not all(
+                expected in (None, found)
+                for expected, found in zip(declared, image.shape, strict=True)
+            ):
+                raise ConfigError(
+                    f"{self._where}: sample {number} has shape {list(image.shape)}, but the images "
+                    f"should have {list(declared)}; {_AGAIN}."
+                )
+            if self._image_size is not None:
+                image = _resized(image, self._image_size)
+            yield image, self._label(number, values)
+
+    def _values(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """The numbers, and the undecoded features of their samples by key."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        for start in range(0, len(numbers), _AT_ONCE):
+            part = list(numbers[start : start + _AT_ONCE])
+            try:
+                records = self._source.__getitems__(part)
+            except Exception as error:  # the readers have no exception of their own
+                raise ConfigError(
+                    f"{self._where}: samples {min(part)} to {max(part)} cannot be read ({error}); "
+                    f"{_AGAIN}."
+                ) from error
+            for number, record in zip(part, records, strict=True):
+                try:
+                    example = tf_example_pb2.Example.FromString(record)
+                except Exception as error:
+                    raise self._damaged(number, error) from error
+                yield number, example.features.feature
+
+    def _label(self, number: int, values: Any) -> int:
+        try:
+            label = values[self._label_key].int64_list.value[0]
+        except IndexError as error:
+            raise self._damaged(number, error) from error
+        if not 0 <= label < self._label_feature.num_classes:
             raise ConfigError(
-                f"{where}: sample {i} cannot be decoded ({error}); {_AGAIN}."
-            ) from error
-        yield image, label
+                f"{self._where}: sample {number} has the label {label}, but there are "
+                f"{self._label_feature.num_classes} classes; choose a split that is labelled."
+            )
+        return label
+
+    def _of_shape(self, number: int, image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+        if image.shape != shape:
+            raise ConfigError(
+                f"{self._where}: sample {number} has shape {list(image.shape)}, but sample 0 "
+                f"{list(shape)}; give image_size to bring all to one size."
+            )
+        return image
+
+    def _damaged(self, number: int, error: Exception) -> ConfigError:
+        return ConfigError(f"{self._where}: sample {number} cannot be decoded ({error}); {_AGAIN}.")
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    grey = image.shape[2] == 1
+    fitted = folders.fit(Image.fromarray(image[..., 0] if grey else image), size)
+    return np.asarray(fitted).reshape(size, size, image.shape[2])
 
 
 def _check_file(path: Any, expected: int) -> None:
@@ -181,64 +319,29 @@ def _check_file(path: Any, expected: int) -> None:
         raise ConfigError(f"{path} holds {found} records instead of {expected}; {_AGAIN}.")
 
 
-def _read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-    where = f"{builder.info.full_name}, split {split}"
-    image_key, label_key = supervised(builder.info)
-    declared = builder.info.features[image_key].shape
-    num_classes = builder.info.features[label_key].num_classes
-    images = labels = np.empty(0)
-    for i, (image, label) in enumerate(samples(builder, split)):
-        if i == 0:
-            size = builder.info.splits[split].num_examples
-            images = np.empty((size, *image.shape), np.uint8)
-            labels = np.empty(size, np.int32)
-            if len(declared) != image.ndim or not all(
-                expected in (None, found)
-                for expected, found in zip(declared, image.shape, strict=True)
-            ):
-                raise ConfigError(
-                    f"{where}: sample 0 has shape {list(image.shape)}, but the images should have "
-                    f"{list(declared)}; {_AGAIN}."
-                )
-        if image.shape != images.shape[1:]:
-            raise ConfigError(
-                f"{where}: sample {i} has shape {list(image.shape)}, but sample 0 "
-                f"{list(images.shape[1:])}; choose a data set whose images are of one size."
-            )
-        if not 0 <= label < num_classes:
-            raise ConfigError(
-                f"{where}: sample {i} has the label {label}, but there are {num_classes} classes; "
-                "choose a split that is labelled."
-            )
-        images[i], labels[i] = image, label
-    if not len(images):
-        raise ConfigError(f"{where} holds no samples; choose a larger part.")
-    return images, labels
-
-
-def _records(source: Any, where: str) -> Iterator[bytes]:
-    for start in range(0, len(source), _AT_ONCE):
-        stop = min(start + _AT_ONCE, len(source))
-        try:
-            records = source.__getitems__(list(range(start, stop)))
-        except Exception as error:  # the readers have no exception of their own
-            raise ConfigError(
-                f"{where}: samples {start} to {stop - 1} cannot be read ({error}); {_AGAIN}."
-            ) from error
-        yield from records
-
-
-def _cache_file(folder: pathlib.Path, *splits: str) -> pathlib.Path:
-    """Named by the place, the content's size and dates, and the splits."""
+def _identity(folder: pathlib.Path, *options: Any) -> str:
+    """Tells contents apart by their place, their files' sizes and dates, and how they are read."""
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
-    identity = repr((str(folder.resolve()), files, splits))
+    return repr((str(folder.resolve()), files, options))
+
+
+def _cache_file(identity: str) -> pathlib.Path:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "mhd_jax" / "data" / f"{digest}.npz"
 
 
-def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
+def _load(identity: str) -> dict[str, Any]:
+    """What the cache holds; nothing where it is not there, or damaged."""
+    no_cache = (OSError, EOFError, ValueError, zipfile.BadZipFile)
+    with contextlib.suppress(*no_cache), np.load(_cache_file(identity)) as stored:
+        return dict(stored)
+    return {}
+
+
+def _save(identity: str, content: dict[str, Any]) -> None:
     """Whole or not at all; a cache that cannot be written is done without."""
+    path = _cache_file(identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

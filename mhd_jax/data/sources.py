@@ -15,7 +15,8 @@ from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.errors import ConfigError
 
 EMBEDDED = ("digits",)
-_OF_PREPARED = ("data_dir", "train_split", "test_split")
+_ONLY_OF_PREPARED = ("data_dir", "train_split", "test_split")
+_OF_PREPARED = (*_ONLY_OF_PREPARED, "image_size", "in_memory")
 _OF_FOLDERS = ("image_size", "channels", "in_memory")
 
 
@@ -35,8 +36,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
 
     Args:
       source: a name, a path, or arrays.
-      **options: of a prepared data set, `data_dir`, `train_split` and `test_split` (see
-        `mhd_jax.data.prepared.read`); of a folder, `image_size`, `channels` and `in_memory` (see
+      **options: of a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
+        and `in_memory` (see `mhd_jax.data.prepared.read`); of a folder, `image_size`, `channels` and `in_memory` (see
         `mhd_jax.data.folders.read`); of all but prepared data sets, `test_fraction`, and of
         arrays and files, `num_classes` (see `arrays`); of arrays, also `class_names` and `name`.
 
@@ -102,7 +103,9 @@ def _is_path(source: Any, given: Iterable[str]) -> bool:
         return True
     if not prepared.NAME.fullmatch(source):
         return "/" in source
-    return "/" in source and pathlib.Path(source).exists() and not set(given) & set(_OF_PREPARED)
+    return (
+        "/" in source and pathlib.Path(source).exists() and not set(given) & set(_ONLY_OF_PREPARED)
+    )
 
 
 def _refuse_foreign(options: dict[str, Any], source: str, *known: str) -> None:
