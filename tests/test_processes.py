@@ -76,8 +76,10 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_equal_one(alone, tmp_path):
-    processes = start_two(tmp_path / "two", "--steps=30", "--eval_every=10")
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_two_processes_equal_one(alone, tmp_path, placement):
+    steps = ["--steps=30", "--eval_every=10", f"--data_placement={placement}"]
+    processes = start_two(tmp_path / "two", *steps)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert ["mean over clients" in printed for printed, _ in outputs] == [True, False]
