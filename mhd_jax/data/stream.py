@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +138,8 @@ class Stream:
 
 def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iterator[Any]:
     """`load(first)`, `load(first + 1)` … in order, read by other threads before they are asked for."""
+    import grain  # takes a moment, and only streams need it
+
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     return iter(grain.MapDataset.range(first, stop).map(load).to_iter_dataset(options))
