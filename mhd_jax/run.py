@@ -24,6 +24,7 @@ from mhd_jax.communication import Message
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.data.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
+from mhd_jax.data.lazy import LazyImages
 from mhd_jax.data.stream import Block, Stream
 from mhd_jax.engine import (
     Carry,
@@ -352,15 +353,16 @@ def prepare(
 
 
 def _stays_on_host(data_placement: str, clients: Clients) -> bool:
-    """Whether training and test data are streamed, by choice or because they are too large."""
+    """Whether training and test data are streamed: by choice, or because they are too large."""
     if data_placement not in DATA_PLACEMENTS:
         raise ConfigError(
             f"data_placement must be one of {', '.join(DATA_PLACEMENTS)}, not {data_placement!r}."
         )
     if data_placement == "auto":
-        data = clients.data
-        size = memory.num_bytes((data.inputs, data.test_inputs, clients.public_inputs))
-        return size > _MOST_FOR_DATA * memory.capacity_bytes()
+        samples = clients.data.inputs, clients.data.test_inputs, clients.public_inputs
+        if any(isinstance(a, LazyImages) for a in jax.tree.leaves(samples)):
+            return True
+        return memory.num_bytes(samples) > _MOST_FOR_DATA * memory.capacity_bytes()
     return data_placement == "host"
 
 

@@ -126,10 +126,13 @@ def test_what_fails_while_reading_ahead_is_raised_where_it_is_asked_for():
         list(read)
 
 
-def test_large_data_stay_on_the_host(monkeypatch):
+def test_large_data_stay_on_the_host(tmp_path, monkeypatch):
     assert prepare("complete", clients(), "isolated").stream is None
     monkeypatch.setattr("mhd_jax.memory.capacity_bytes", lambda: 10**5)
     assert prepare("complete", clients(), "isolated").stream is not None
+    monkeypatch.undo()
+    lazy = mhd.data.load(image_folder(tmp_path / "images"), in_memory=False)
+    assert prepare("complete", mhd.make_clients(lazy, 2, partition="iid"), "isolated").stream
     with pytest.raises(mhd.ConfigError, match="data_placement must be one of auto, device, host"):
         prepare("complete", clients(), "isolated", data_placement="disk")
 
@@ -166,6 +169,8 @@ def test_a_test_split_of_images_that_are_read_when_needed(tmp_path):
     for name in ("inputs", "test_inputs"):
         rows = np.array([[3, 1], [0, 11]])
         np.testing.assert_array_equal(getattr(lazy, name)[rows], getattr(read, name)[rows])
+    rows = np.arange(5000) % 48  # as many as several threads share
+    np.testing.assert_array_equal(lazy.inputs[rows], read.inputs[rows])
     standard = [data.prepared(standardize=True).preparation for data in (read, lazy)]
     assert standard[0] == standard[1]
 

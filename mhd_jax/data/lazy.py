@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 
 _MOST_OF_MEMORY = 0.25
+_ALONE = 4096  # images that one thread reads: batches have several threads already
+_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +38,17 @@ class LazyImages:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Images [..., H, W, C] of rows [...]."""
         numbers = self.numbers[rows]
-        images = self.read(numbers.reshape(-1).tolist())
+        flat = numbers.reshape(-1).tolist()
+        if len(flat) <= _ALONE:
+            images = self.read(flat)
+        else:
+            images = np.empty((len(flat), *self.image_shape), np.uint8)
+
+            def fill(start: int) -> None:
+                images[start : start + _AT_ONCE] = self.read(flat[start : start + _AT_ONCE])
+
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(fill, range(0, len(flat), _AT_ONCE)))
         return images.reshape(*numbers.shape, *self.image_shape)
 
     @property

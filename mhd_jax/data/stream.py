@@ -7,6 +7,7 @@ with the very sample that would have followed. Blocks of several steps travel at
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ class Stream:
     def _block_of(self, first: int, read: Callable[[Any, np.ndarray], np.ndarray]) -> Block:
         """The batches from step `first` on, `read(array, rows)` of their samples."""
         clients, spec = self._clients, self._spec
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with _on_the_cpu():
             offsets, public_rows = jax.tree.map(
                 np.asarray,
                 _rows(
@@ -143,6 +144,13 @@ def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iter
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     return iter(grain.MapDataset.range(first, stop).map(load).to_iter_dataset(options))
+
+
+def _on_the_cpu() -> contextlib.AbstractContextManager[Any]:
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told of accelerators alone
+        return contextlib.nullcontext()
 
 
 @functools.partial(jax.jit, static_argnames=("num_public", "spec", "count"))
