@@ -17,6 +17,7 @@ from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
+from mhd_jax.clients import OBJECTIVES
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
@@ -122,6 +123,12 @@ flags.DEFINE_string(
     "model",
     _SETTINGS["model"],
     f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like resnet18:4,resnet34:4.",
+)
+flags.DEFINE_string(
+    "objectives",
+    _SETTINGS["objectives"],
+    f"What clients learn from their private data: {', '.join(OBJECTIVES)} (from others alone); one for "
+    "all, or for each group of clients, like supervised:7,unlabelled:1.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")

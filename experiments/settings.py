@@ -41,6 +41,7 @@ class RunSettings:
     public_size: int | None = None
     validation_fraction: float = 0.0
     model: str = "mlp"
+    objectives: str = "supervised"
     norm: str | None = None
     steps: int | None = None
     epochs: float | None = None
@@ -67,6 +68,7 @@ class RunSettings:
             public_fraction=self.public_fraction,
             public_size=self.public_size,
             validation_fraction=self.validation_fraction,
+            objectives=self.objectives,
             norm=self.norm,
             seed=seed,
         )

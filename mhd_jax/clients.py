@@ -25,6 +25,7 @@ from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
 
 PyTree = Any
+OBJECTIVES = ("supervised", "unlabelled")
 _PUBLIC_FRACTION = 0.1
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 
@@ -65,7 +66,9 @@ class Clients:
       public_inputs: the public set, arrays [M, ...] as stored.
       validation: rows set aside with labels, for whatever must not be chosen on the test
         split, int [V].
-      label_distributions: each client's private labels as frequencies [K, C].
+      label_distributions: each client's private labels as frequencies [K, C]; zeros where it
+        has none to learn from.
+      objectives: what each client learns from its private data, K of `OBJECTIVES`.
       settings: how they were made, for `config.json`.
     """
 
@@ -76,6 +79,7 @@ class Clients:
     public_inputs: PyTree
     validation: np.ndarray
     label_distributions: np.ndarray
+    objectives: tuple[str, ...]
     settings: dict[str, Any]
 
     @property
@@ -115,6 +119,15 @@ class Clients:
         np.add.at(counts, (self.owner[owned], self.data.labels[owned]), 1)
         return counts
 
+    def labelled_counts(self) -> np.ndarray:
+        """Private samples from whose labels a client learns, by client and class, int [K, C]."""
+        return self.label_counts() * self.learns_labels[:, None]
+
+    @property
+    def learns_labels(self) -> np.ndarray:
+        """Which clients learn from private labels, bool [K]."""
+        return np.array([objective == "supervised" for objective in self.objectives])
+
     def role_counts(self) -> dict[str, int]:
         """Training samples by their role, and the test samples."""
         private = int((self.owner >= 0).sum())
@@ -127,10 +140,10 @@ class Clients:
         }
 
     def pooled(self) -> Clients:
-        """One client that holds all private data.
+        """One client that holds all private data with labels.
 
-        Its label distribution is the mean of the clients', so that its β_priv is the mean
-        over theirs. The architecture must be one.
+        Its label distribution is the mean of the clients' who have labels, so that its β_priv is
+        the mean over theirs. The architecture must be one.
         """
         if len(self.groups) > 1:
             raise ConfigError(
@@ -140,8 +153,11 @@ class Clients:
         return dataclasses.replace(
             self,
             groups=(dataclasses.replace(self.groups[0], members=(0,)),),
-            owner=np.where(self.owner >= 0, 0, -1),
-            label_distributions=self.label_distributions.mean(axis=0, keepdims=True),
+            owner=np.where((self.owner >= 0) & self.learns_labels[self.owner], 0, -1),
+            label_distributions=self.label_distributions[self.learns_labels].mean(
+                axis=0, keepdims=True
+            ),
+            objectives=("supervised",),
         )
 
     def padded(self, multiple: int) -> Clients:
@@ -161,6 +177,7 @@ class Clients:
             self,
             groups=tuple(groups),
             label_distributions=np.concatenate([self.label_distributions, nobody]),
+            objectives=self.objectives + ("supervised",) * len(nobody),
         )
 
     def with_defaults(
@@ -188,6 +205,7 @@ def make_clients(
     public_fraction: float | None = None,
     public_size: int | None = None,
     validation_fraction: float = 0.0,
+    objectives: str | Sequence[str] | Mapping[int, str] = "supervised",
     norm: str | None = None,
     seed: int = 0,
 ) -> Clients:
@@ -211,6 +229,9 @@ def make_clients(
         private samples do not depend on it. None uses all.
       validation_fraction: the share of the training samples set aside with labels, for
         choosing settings or checkpoints.
+      objectives: what clients learn from their private data, as for `model`, but that a mapping
+        may leave out who is "supervised". An "unlabelled" client has samples without labels: it
+        learns only from what others say about the public set.
       norm: of the models given by name; None takes each model's default.
       seed: of the split.
 
@@ -228,6 +249,7 @@ def make_clients(
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
     groups = _groups(model, num_clients, norm, data.input_shape)
+    goals = _objectives(objectives, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
     if others is None:
@@ -247,10 +269,10 @@ def make_clients(
         public_inputs,
         split.validation,
         np.zeros((num_clients, data.num_classes)),
+        goals,
         {},
     )
-    counts = clients.label_counts()
-    sizes = counts.sum(axis=1)
+    sizes = clients.label_counts().sum(axis=1)
     if (sizes == 0).any():
         raise ConfigError(
             f"client {int(np.argmin(sizes))} got no private samples; use fewer than "
@@ -258,7 +280,7 @@ def make_clients(
         )
     return dataclasses.replace(
         clients,
-        label_distributions=counts / sizes[:, None],
+        label_distributions=clients.labelled_counts() / sizes[:, None],
         settings={
             "dataset": data.name,
             "dataset_digest": array_digest(
@@ -268,6 +290,7 @@ def make_clients(
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
+            **({} if set(goals) == {"supervised"} else {"objectives": goals}),
             "partition": _described(partition),
             "split_digest": array_digest(split.owner, split.public, split.validation),
             **_drawn_settings(partition, set_aside),
@@ -352,11 +375,28 @@ def _partition(partition: Any, num_classes: int) -> Partition | pathlib.Path:
     return partition
 
 
+def _objectives(given: Any, num_clients: int) -> tuple[str, ...]:
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(range(num_clients)))
+        if unknown:
+            raise ConfigError(
+                f"objectives must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
+            )
+        given = [given.get(client, "supervised") for client in range(num_clients)]
+    goals = tuple(_of_each(given, num_clients, "objectives", "supervised:7,unlabelled:1"))
+    for goal in goals:
+        if goal not in OBJECTIVES:
+            raise ConfigError(f"unknown objective {goal!r}; choose one of {', '.join(OBJECTIVES)}.")
+    if "supervised" not in goals:
+        raise ConfigError("nobody has labels to learn from; leave one client supervised.")
+    return goals
+
+
 def _groups(
     model: ModelChoice, num_clients: int, norm: str | None, input_shape: tuple[int, ...] | None
 ) -> tuple[ClientGroup, ...]:
     """Clients by architecture, groups in the order of their first client."""
-    choices = _model_of_each(model, num_clients)
+    choices = _of_each(model, num_clients, "models", "resnet18:4,resnet34:4")
     members: dict[Any, list[int]] = {}
     for client, choice in enumerate(choices):
         if isinstance(choice, nn.Module):
@@ -389,34 +429,35 @@ def _check_module(module: nn.Module) -> None:
         raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
 
 
-def _model_of_each(model: ModelChoice, num_clients: int) -> list[Any]:
-    if isinstance(model, Mapping):
-        missing = sorted(set(range(num_clients)) ^ set(model))
+def _of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
+    """A choice for each client: one for all, "name:count,…", a list, or a dict by client."""
+    if isinstance(given, Mapping):
+        missing = sorted(set(range(num_clients)) ^ set(given))
         if missing:
             raise ConfigError(
-                f"the model mapping must name clients 0 … {num_clients - 1}; check {missing[:10]}."
+                f"the {what} must name clients 0 … {num_clients - 1}; check {missing[:10]}."
             )
-        return [model[client] for client in range(num_clients)]
-    if isinstance(model, str):
-        parts = [part.strip() for part in model.split(",")]
-        if len(parts) == 1 and ":" not in model:
-            return [model] * num_clients
+        return [given[client] for client in range(num_clients)]
+    if isinstance(given, str):
+        parts = [part.strip() for part in given.split(",")]
+        if len(parts) == 1 and ":" not in given:
+            return [given] * num_clients
         choices: list[Any] = []
         for part in parts:
             name, _, count = part.partition(":")
             if not count.isdigit():
                 raise ConfigError(
-                    f"cannot read the model {model!r}; write one name, or counts that add up, like "
-                    "resnet18:4,resnet34:4."
+                    f"cannot read the {what} {given!r}; write one name, or counts that add up, like "
+                    f"{example}."
                 )
             choices += [name] * int(count)
-    elif isinstance(model, Sequence):
-        choices = list(model)
+    elif isinstance(given, Sequence):
+        choices = list(given)
     else:
-        return [model] * num_clients
+        return [given] * num_clients
     if len(choices) != num_clients:
         raise ConfigError(
-            f"the models are for {len(choices)} clients, but there are {num_clients}."
+            f"the {what} are for {len(choices)} clients, but there are {num_clients}."
         )
     return choices
 

@@ -73,6 +73,7 @@ def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
                 "labels": data.labels[rows],
                 "starts": starts.reshape(-1).astype(np.int32),
                 "sizes": sizes.astype(np.int32),
+                "has_labels": clients.learns_labels & (sizes > 0),
             },
             execution,
             by_client=True,

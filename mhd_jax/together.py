@@ -82,7 +82,14 @@ def _alike(one: Run, ones: DeviceData, other: Run, others: DeviceData) -> bool:
     """Whether two runs are the same program, but for the length of the rows of private data."""
 
     def shapes(run: Run, data: DeviceData) -> Any:
-        rest = (data.starts, data.sizes, data.public_inputs, run.topology.adjacency, run.carry)
+        rest = (
+            data.starts,
+            data.sizes,
+            data.has_labels,
+            data.public_inputs,
+            run.topology.adjacency,
+            run.carry,
+        )
         return jax.tree.map(lambda a: (a.shape, a.dtype), rest)
 
     return one.static() == other.static() and shapes(one, ones) == shapes(other, others)

@@ -4,7 +4,7 @@ Every client trains on its own data; every `local_steps` steps all take the aver
 
     θ_i ← Σ_j n_j θ_j / Σ_j n_j,
 
-weighted by the sizes n_j of the private sets, normalisation statistics included. A server
+weighted by the sizes n_j of the labelled private sets, normalisation statistics included. A server
 averages, so the graph plays no part. Momentum stays at home.
 """
 
@@ -44,8 +44,9 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         require_one_architecture(clients, "fedavg averages parameters")
         state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
-        sizes = jnp.asarray(clients.label_counts().sum(axis=1), jnp.float32)
-        return dataclasses.replace(state, extra={"sizes": sizes})
+        sizes = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
+        takes_part = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.int32)
+        return dataclasses.replace(state, extra={"sizes": sizes, "takes_part": takes_part})
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
@@ -53,8 +54,9 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
         state = apply_gradients(state, gradients, stats)
         averages = state.step % local_steps == 0
         sizes = state.extra["sizes"]
-        # Up and down for every client that has data.
-        messages = jnp.where(averages & (sizes > 0), jnp.int32(2), 0)
+        # Up from every client that has labels, and down to everyone.
+        each = state.extra["takes_part"] + (sizes > 0)
+        messages = jnp.where(averages, each, 0)
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return jax.lax.cond(averages, _averaged, lambda state: state, state), metrics
 

@@ -11,6 +11,9 @@ S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns
 rank k−1, so knowledge travels one hop further with every rank, while the main head, which
 sees private labels only, stays sharp on the client's own data.
 
+A client without private labels learns its main head as head 1 is learned, from its teachers' main
+heads (its own is no candidate: it would learn nothing from itself).
+
 Left open by the paper and chosen here: the own head is among the candidates
 (`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
 a client without a teacher keeps its private loss and, through its own candidates, its
@@ -19,8 +22,9 @@ auxiliary one.
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -128,36 +132,40 @@ def mhd(
         state = init_state(key, clients, sample_batch, num_heads)
         if nu_emb > 0:
             _require_equal_widths(state)
-        return state
+        if num_aux_heads == 0 or clients.learns_labels.all():
+            return state
+        return dataclasses.replace(state, extra={"unlabelled": jnp.asarray(~clients.learns_labels)})
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
         """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
-        logits, embeddings, taken = [taught.logits[:, :, :num_ranks]], [taught.embeddings], [valid]
+        parts = [(taught.logits[:, :, :num_ranks], taught.embeddings, valid)]
         if own_included:
-            logits.append(own.logits[None, :, :num_ranks])
-            embeddings.append(None if own.embeddings is None else own.embeddings[None])
-            taken.append(jnp.ones(1, bool))
+            embeddings = None if own.embeddings is None else own.embeddings[None]
+            parts.append((own.logits[None, :, :num_ranks], embeddings, jnp.ones(1, bool)))
         if same_level:
-            logits.append(taught.logits[:, :, 1:])
-            embeddings.append(taught.embeddings)
-            taken.append(valid)
-        is_candidate = jnp.concatenate(taken)
+            parts.append((taught.logits[:, :, 1:], taught.embeddings, valid))
+        return joined(parts)
 
-        def join(parts: list[Array]) -> Array:  # nothing of an empty slot gets through
-            joined = jnp.concatenate(parts)
-            keep = is_candidate.reshape((-1,) + (1,) * (joined.ndim - 1))
-            return jnp.where(keep, joined, 0)
+    def joined(parts: list[tuple[Array, Array | None, Array]]) -> Candidates:
+        """Candidates of several kinds: logits [n, P, R, C], embeddings [n, P, D], which exist [n]."""
+        logits, embeddings, exist = zip(*parts, strict=True)
+        is_candidate = jnp.concatenate(exist)
 
-        joined = join(logits)
+        def join(arrays: Sequence[Array]) -> Array:  # nothing of an empty slot gets through
+            whole = jnp.concatenate(arrays)
+            keep = is_candidate.reshape((-1,) + (1,) * (whole.ndim - 1))
+            return jnp.where(keep, whole, 0)
+
+        all_logits = join(logits)
         return Candidates(
-            logits=joined,
-            probabilities=jax.nn.softmax(joined / temperature),
-            embeddings=None if embeddings[0] is None else join(embeddings),  # type: ignore[arg-type]
+            logits=all_logits,
+            probabilities=jax.nn.softmax(all_logits / temperature),
+            embeddings=None if embeddings[0] is None else join(embeddings),
             valid=is_candidate,
         )
 
     def public_loss(
-        own: Outputs, taught: Outputs, valid: Array, key: Array
+        own: Outputs, taught: Outputs, valid: Array, key: Array, unlabelled: Array | None
     ) -> tuple[Array, Metrics]:
         """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's."""
         constant = jax.lax.stop_gradient(own)
@@ -171,6 +179,11 @@ def mhd(
             learned = distillation(own.logits[:, first_student:], targets, temperature)
             terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
             loss += nu_aux * terms["aux_loss"]
+            if unlabelled is not None:
+                main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)])
+                targets = jax.lax.stop_gradient(select(jax.random.fold_in(key, 1), main_heads))
+                learned = distillation(own.logits[:, :1], targets, temperature)
+                loss += nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
         terms["public_entropy"] = prediction_entropy(constant.logits[:, -1])
         return loss, {"public_loss": loss, **terms}
 
@@ -183,8 +196,9 @@ def mhd(
         taught = teacher_outputs(state, heard, teachers, batch)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
+        unlabelled = state.extra["unlabelled"] if state.extra else None
         at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
-            said, taught, teachers.valid, keys
+            said, taught, teachers.valid, keys, unlabelled
         )
         gradients, stats, private_losses = gradients_from(at_said)
         metrics = {

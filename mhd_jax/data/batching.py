@@ -31,6 +31,7 @@ class DeviceData:
       labels: int32 [devices, N].
       starts: the first row of each client's samples on its device, int32 [K].
       sizes: how many samples each client has, int32 [K].
+      has_labels: which clients learn from their labels, bool [K].
       public_inputs: the public set, arrays [M, ...].
     """
 
@@ -38,6 +39,7 @@ class DeviceData:
     labels: Array
     starts: Array
     sizes: Array
+    has_labels: Array
     public_inputs: PyTree
 
     @property
@@ -57,11 +59,11 @@ class DeviceData:
         inputs, labels = over_clients(one_client, (0, 0, BY_DEVICE, BY_DEVICE))(
             self.starts, offsets, self.inputs, self.labels
         )
-        has_samples = jnp.asarray(self.sizes > 0, jnp.float32)
+        mask = self.has_labels.astype(jnp.float32)
         return Batch(
             inputs=inputs,
             labels=labels,
-            mask=jnp.broadcast_to(has_samples[:, None], labels.shape),
+            mask=jnp.broadcast_to(mask[:, None], labels.shape),
             public_inputs=take_rows(self.public_inputs, public_rows),
             public_indices=public_rows,
         )
@@ -109,7 +111,7 @@ def draw_batch(data: Data, key: Array, client_ids: Array, step: Array, spec: Bat
     all clients or (`spec.independent_public`) one for each.
 
     Returns:
-      A `Batch`; the mask is 0 for a client without private samples.
+      A `Batch`; the mask is 0 for a client without private labels.
     """
     return prepared(data.stored(key, client_ids, step, spec), key, client_ids, step, spec)
 

@@ -112,7 +112,8 @@ class Stream:
         places = np.minimum(self._starts[:, None] + offsets, len(self._owned) - 1)
         rows = self._owned[places]  # [steps, K, B]
         public_axis = 1 if spec.independent_public else None
-        mask = np.broadcast_to((self._sizes > 0)[:, None], rows.shape).astype(np.float32)
+        has_labels = clients.learns_labels & (self._sizes > 0)
+        mask = np.broadcast_to(has_labels[:, None], rows.shape).astype(np.float32)
 
         def gathered(a: Any, rows: np.ndarray, axis: int | None) -> Array:
             shape = (*rows.shape, *a.shape[1:])
