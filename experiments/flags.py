@@ -142,6 +142,11 @@ flags.DEFINE_integer(
     "public_batch_size", _SETTINGS["public_batch_size"], "P, public samples in a step."
 )
 flags.DEFINE_float("learning_rate", _OPTIMIZER_FLAGS["learning_rate"], "Peak learning rate.")
+flags.DEFINE_string(
+    "learning_rates",
+    _SETTINGS["learning_rates"],
+    "Learning rates of models that have their own, like resnet18:0.1,resnet34:0.03.",
+)
 flags.DEFINE_float("momentum", _OPTIMIZER_FLAGS["momentum"], "Momentum of SGD.")
 flags.DEFINE_bool("nesterov", _OPTIMIZER_FLAGS["nesterov"], "Whether momentum is Nesterov's.")
 flags.DEFINE_float(

@@ -48,6 +48,7 @@ class RunSettings:
     batch_size: int = 32
     public_batch_size: int = 64
     optimizer: SGD = SGD()
+    learning_rates: str = ""
     eval_every: int = 200
     eval_batch_size: int = 500
     compute_dtype: str = "float32"
@@ -69,6 +70,7 @@ class RunSettings:
             public_size=self.public_size,
             validation_fraction=self.validation_fraction,
             objectives=self.objectives,
+            optimizers=self._optimizers(),
             norm=self.norm,
             seed=seed,
         )
@@ -98,6 +100,20 @@ class RunSettings:
         """Raises `mhd.ConfigError` where such a run could not start."""
         who = self.clients(seed)
         prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
+
+    def _optimizers(self) -> dict[str, SGD]:
+        """Those of models with a learning rate of their own."""
+        found = {}
+        for part in filter(None, self.learning_rates.split(",")):
+            name, _, rate = part.partition(":")
+            try:
+                found[name.strip()] = dataclasses.replace(self.optimizer, learning_rate=float(rate))
+            except ValueError:
+                raise mhd.ConfigError(
+                    f"cannot read the learning rates {self.learning_rates!r}; write them like "
+                    "resnet18:0.1,resnet34:0.03."
+                ) from None
+        return found
 
     def _data(self) -> mhd.data.Dataset:
         given = self._data_options()

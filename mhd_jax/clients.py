@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import linen as nn
 
+from mhd_jax import optim
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, require_alike, select
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
@@ -23,6 +23,7 @@ from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.models import MODELS, ClientModel
+from mhd_jax.optim import Optimizer
 
 PyTree = Any
 OBJECTIVES = ("supervised", "unlabelled")
@@ -45,7 +46,7 @@ class ClientGroup:
     name: str
     backbone: nn.Module
     members: tuple[int, ...]
-    optimizer: optax.GradientTransformation | None = None
+    optimizer: Optimizer | None = None
     compute_dtype: str | None = None
 
     def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
@@ -181,13 +182,16 @@ class Clients:
         )
 
     def with_defaults(
-        self, optimizer: optax.GradientTransformation, compute_dtype: str | None = None
+        self, optimizer: Optimizer, compute_dtype: str | None = None, steps: int = 1
     ) -> Clients:
-        """The same clients, where groups without an optimizer or a compute type take these."""
+        """The same clients, where groups without an optimizer or a compute type take these.
+
+        Optimizers are those of a run of `steps` steps.
+        """
         groups = tuple(
             dataclasses.replace(
                 group,
-                optimizer=group.optimizer or optimizer,
+                optimizer=optim.build(group.optimizer or optimizer, steps),
                 compute_dtype=group.compute_dtype or compute_dtype,
             )
             for group in self.groups
@@ -206,6 +210,7 @@ def make_clients(
     public_size: int | None = None,
     validation_fraction: float = 0.0,
     objectives: str | Sequence[str] | Mapping[int, str] = "supervised",
+    optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     seed: int = 0,
 ) -> Clients:
@@ -232,6 +237,8 @@ def make_clients(
       objectives: what clients learn from their private data, as for `model`, but that a mapping
         may leave out who is "supervised". An "unlabelled" client has samples without labels: it
         learns only from what others say about the public set.
+      optimizers: of the clients of a model, by its name, where they do not take the run's:
+        `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
       seed: of the split.
 
@@ -248,7 +255,7 @@ def make_clients(
     others = None if public is None else load(public)
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
-    groups = _groups(model, num_clients, norm, data.input_shape)
+    groups = _with_optimizers(_groups(model, num_clients, norm, data.input_shape), optimizers or {})
     goals = _objectives(objectives, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
@@ -414,6 +421,20 @@ def _groups(
             name, backbone = type(choice).__name__.lower(), choice
         groups.append(ClientGroup(name, backbone, tuple(positions)))
     return tuple(groups)
+
+
+def _with_optimizers(
+    groups: tuple[ClientGroup, ...], optimizers: Mapping[str, Optimizer]
+) -> tuple[ClientGroup, ...]:
+    unknown = sorted(set(optimizers) - {group.name for group in groups})
+    if unknown:
+        raise ConfigError(
+            f"there is an optimizer for {', '.join(unknown)}, but the clients' models are "
+            f"{', '.join(group.name for group in groups)}."
+        )
+    return tuple(
+        dataclasses.replace(group, optimizer=optimizers.get(group.name)) for group in groups
+    )
 
 
 def _check_module(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import psutil
 
+from mhd_jax import optim
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.types import PyTree
@@ -82,7 +83,7 @@ def _of_group(group: ClientGroup, clients: Clients, num_heads: int, spec: BatchS
 
     params, stats = jax.eval_shape(model.init, key, samples(max(spec.private, 1)))
     optimizer = group.optimizer
-    opt_state = () if optimizer is None else jax.eval_shape(optimizer.init, params)
+    opt_state = () if optimizer is None else jax.eval_shape(optim.build(optimizer, 1).init, params)
     known = num_bytes((params, stats))  # a pass keeps these by reference
 
     def activations(count: int) -> int:

@@ -308,7 +308,7 @@ def prepare(
     if own:
         settings["optimizers"] = own
     clients = clients.with_defaults(
-        optim.build(optimizer, steps), None if compute_dtype == "float32" else compute_dtype
+        optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
     num_active = clients.num_clients
     execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)

@@ -88,6 +88,9 @@ def test_flags_from_a_file(call):
         (["--topology=four.txt"], "topology four has 4 clients, but there are 3"),
         (["--labels_per_client=11"], "labels_per_client is 11, but there are only 10 classes"),
         (["--public_fraction=0"], "set public_fraction above 0"),
+        (["--learning_rates=mlp"], "cannot read the learning rates 'mlp'"),
+        (["--learning_rates=cnn:1"], "an optimizer for cnn, but the clients' models are mlp"),
+        (["--objectives=none"], "unknown objective 'none'"),
         (["--public_split=train"], "public_split needs a public_dataset"),
         (
             ["--public_dataset=digits", "--public_fraction=0.2"],

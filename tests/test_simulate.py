@@ -446,3 +446,29 @@ class Biased(Linear):
 def test_bad_settings_are_refused(settings, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         run(**settings)
+
+
+class Other(Linear):
+    """Another model of the same kind."""
+
+
+def test_models_have_optimizers_of_their_own():
+    fast = mhd.optim.SGD(learning_rate=0.1)
+    models = [Linear(5), Linear(5), Other(5), Other(5)]
+
+    def states(optimizers, **options):
+        who = mhd.make_clients(tiny_dataset(), 4, models, partition="iid", optimizers=optimizers)
+        settings = {"steps": 2, "eval_every": 2, "progress": False, "num_devices": 1}
+        result = mhd.simulate("complete", who, "isolated", **settings, **options)
+        return result.state.groups, result.summary["settings"]
+
+    mixed, settings = states({"other": fast})
+    slow, _ = states(None)
+    whole, _ = states(None, optimizer=fast)
+    assert_trees_close(mixed[0].params, slow[0].params, rtol=1e-5, atol=1e-6)
+    assert_trees_close(mixed[1].params, whole[1].params, rtol=1e-5, atol=1e-6)
+    assert settings["optimizers"]["2,3"]["learning_rate"] == 0.1
+    with pytest.raises(
+        mhd.ConfigError, match="an optimizer for vgg, but the clients' models are mlp"
+    ):
+        mhd.make_clients("digits", 4, optimizers={"vgg": fast})
