@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import grain  # noqa: F401  # defines flags, which must not go with those that a test sets
 import numpy as np
 import pytest
 from absl import flags
