@@ -10,8 +10,10 @@ from flax import linen as nn
 
 import mhd_jax as mhd
 from mhd_jax.clients import build_backbone
-from mhd_jax.models import MODELS, ClientModel
+from mhd_jax.models import MODELS, VGG, ClientModel, MobileNetV2, ResNet, ViT
+from mhd_jax.models.mobilenet import InvertedResidual
 from mhd_jax.models.norms import EvoNormS0
+from mhd_jax.models.resnet import Block
 from mhd_jax.models.small import halve
 from tests.conftest import assert_trees_close
 
@@ -20,6 +22,25 @@ def parameter_count(name, norm, shape, num_classes, num_heads=1):
     model = ClientModel(build_backbone(name, norm, shape), num_heads, num_classes)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, *shape)))
     return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+
+
+def cifar_resnet_count(n):
+    """6n + 2 layers with projected shortcuts; the paper's 0.46 and 0.85 million for n = 5 and 9."""
+    convolutions = 432 + 2304 * 2 * n + 4608 + 9216 * (2 * n - 1) + 18_432 + 36_864 * (2 * n - 1)
+    shortcuts, norms = 512 + 2048, 2 * (16 + 32 + 64) * (2 * n + 1)
+    return convolutions + shortcuts + norms + 650
+
+
+EMBEDDINGS = {
+    "mlp": 64,
+    "cnn": 64,
+    "lenet5": 84,
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), 64),
+    **dict.fromkeys(("resnet18", "resnet34", "vgg11"), 512),
+    "resnet50": 2048,
+    "mobilenetv2": 1280,
+    "vit_tiny": 192,
+}
 
 
 @pytest.mark.parametrize(
@@ -33,8 +54,21 @@ def parameter_count(name, norm, shape, num_classes, num_heads=1):
         ("resnet8", "evonorm", (32, 32, 3), 10, 76_720 + 672 + 650),
         # 432 + 14·(3×3 convolutions) …: as above, with v in each of the 21 norms' 784 channels.
         ("resnet20", "evonorm_s0", (32, 32, 3), 10, 272_474 + 784),
+        ("resnet32", "batch", (32, 32, 3), 10, cifar_resnet_count(5)),
+        ("resnet56", "batch", (32, 32, 3), 10, cifar_resnet_count(9)),
         ("resnet18", "batch", (224, 224, 3), 1000, 11_689_512),  # torchvision's counts
         ("resnet34", "batch", (224, 224, 3), 1000, 21_797_672),
+        ("resnet50", "batch", (224, 224, 3), 1000, 25_557_032),
+        ("mobilenetv2", "batch", (224, 224, 3), 1000, 3_504_872),
+        ("mobilenetv2", "batch", (32, 32, 3), 10, 3_504_872 - 1281 * 990),
+        # 9·(3·64 + 64·128 + 128·256 + 256² + 256·512 + 3·512²) weights, 2752 biases, 512·10 + 10.
+        ("vgg11", "none", (32, 32, 3), 10, 9 * 1_024_192 + 2752 + 5130),
+        # With as many scales and shifts, torchvision's vgg11_bn before its classifier.
+        ("vgg11", "batch", (224, 224, 3), 10, 9_225_984 + 5130),
+        ("vit_tiny", None, (224, 224, 3), 1000, 5_717_416),  # DeiT-Ti's count
+        # Patches 48·192 + 192, class token 192, positions 65·192; 12 blocks of two layer norms 768,
+        # attention 4·(192² + 192) and perceptron 2·192·768 + 768 + 192; layer norm 384, 1930.
+        ("vit_tiny", None, (32, 32, 3), 10, 9408 + 192 + 12_480 + 12 * 444_864 + 384 + 1930),
     ],
 )
 def test_parameter_counts(name, norm, shape, classes, expected):
@@ -47,15 +81,56 @@ def test_heads_are_counted_by_their_own():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_backbone_and_norm_embeds_digits(name):
+def test_every_backbone_and_norm_embeds_small_images(name):
+    side = max(8, MODELS[name].least_side)
     for norm in MODELS[name].norms:
-        backbone = build_backbone(name, norm, (8, 8, 1))
+        backbone = build_backbone(name, norm, (side, side, 1))
         embeddings, variables = jax.eval_shape(
             lambda x, b=backbone: b.init_with_output(jax.random.key(0), x, train=False),
-            jnp.zeros((3, 8, 8, 1)),
+            jnp.zeros((3, side, side, 1)),
         )
-        assert embeddings.ndim == 2 and embeddings.shape[0] == 3
+        assert embeddings.shape == (3, EMBEDDINGS[name])
         assert ("batch_stats" in variables) == (norm == "batch")
+
+
+SMALL = {
+    "bottlenecks": ResNet((1, 1), (8, 16), bottleneck=True),
+    "vgg": VGG(((8,), (8, 16)), num_groups=4),
+    "mobilenet": MobileNetV2(stages=((2, 8, 1, 1),)),
+    "vit": ViT(4, width=12, depth=1, num_heads=3, dropout=0.1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_backbone_leaves_bfloat16_on_the_way(name):
+    x = jnp.zeros((3, 8, 8, 1))
+    params = jax.eval_shape(SMALL[name].init, jax.random.key(0), x)
+    rough = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, "bfloat16"), (params, x))
+    assert jax.eval_shape(SMALL[name].apply, *rough).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "vit"])
+def test_many_clients_of_an_architecture_learn(name):
+    model = ClientModel(SMALL[name], 1, 3)
+    inputs = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 3))
+
+    def loss(params, inputs):
+        logits = model.apply(params, {}, inputs, jax.random.key(2))[0].logits[:, 0]
+        return -jax.nn.log_softmax(logits)[:, 1].mean()
+
+    def step(params, _):
+        losses, gradients = jax.vmap(jax.value_and_grad(loss))(params, inputs)
+        params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients)
+        return params, (losses, gradients)
+
+    @jax.jit
+    def train(keys):
+        params, _ = jax.vmap(model.init)(keys, inputs)
+        return jax.lax.scan(step, params, length=2)[1]
+
+    losses, gradients = train(jax.random.split(jax.random.key(1), 2))
+    assert (losses[1] < losses[0]).all() and losses[0, 0] != losses[0, 1]
+    assert all(np.isfinite(g).all() and (g != 0).any() for g in jax.tree.leaves(gradients))
 
 
 def test_a_small_net_runs_and_learns_from_images():
@@ -93,10 +168,75 @@ def test_evonorm_equals_its_equation(gate):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_stems_follow_the_resolution():
-    small = build_backbone("resnet18", None, (32, 32, 3))
-    large = build_backbone("resnet18", None, (224, 224, 3))
-    assert (small.stem, large.stem) == ("small", "imagenet")
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2"])
+def test_stems_follow_the_resolution(name):
+    """The last maps have 4 × 4 positions for CIFAR and 7 × 7 for ImageNet."""
+    for side, positions in ((32, 4), (224, 7)):
+        backbone = build_backbone(name, None, (side, side, 3))
+        _, variables = jax.eval_shape(
+            lambda x, b=backbone: b.init_with_output(
+                jax.random.key(0), x, capture_intermediates=True
+            ),
+            jnp.zeros((1, side, side, 3)),
+        )
+        maps = [a.shape for a in jax.tree.leaves(variables["intermediates"]) if a.ndim == 4]
+        assert (1, positions, positions, EMBEDDINGS[name]) in maps
+        assert min(shape[1] for shape in maps) == positions
+
+
+def test_bottlenecks_see_every_pixel_before_they_stride():
+    block = Block(4, 2, bottleneck=True, norm="batch", num_groups=0)
+    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 16))
+
+    @jax.jit
+    def gradient(x):
+        variables = block.init(jax.random.key(1), x, train=False)
+        return jax.grad(lambda x: (block.apply(variables, x, train=False) ** 2).sum())(x)
+
+    assert (jnp.abs(gradient(x)).max(axis=(0, 3)) > 1e-6).all()
+
+
+def test_bottlenecks_of_mobilenet_are_linear_and_its_activations_end_at_six():
+    block = InvertedResidual(2, 8, 1, "batch")
+
+    @jax.jit
+    def outputs(x):
+        variables = block.init(jax.random.key(1), x, train=False)
+        return block.apply(variables, x, train=False, capture_intermediates=True)
+
+    y, captured = outputs(100 * jax.random.normal(jax.random.key(0), (1, 4, 4, 16)))
+    assert (y < 0).any() and (y > 6).any()  # 16 channels in and 8 out: nothing is added
+    for layer in ("ConvNorm_0", "ConvNorm_1"):
+        inner = captured["intermediates"][layer]["__call__"][0]
+        assert (inner.min(), inner.max()) == (0, 6)
+
+
+def test_patches_equal_a_strided_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    vit = ViT(4, width=6, depth=0)
+    convolution = nn.Conv(6, (4, 4), strides=(4, 4), padding="VALID")
+
+    @jax.jit
+    def both(x):
+        variables = vit.init(jax.random.key(1), x)
+        _, captured = vit.apply(variables, x, capture_intermediates=True)
+        dense = variables["params"]["Dense_0"]
+        params = {"kernel": dense["kernel"].reshape(4, 4, 3, 6), "bias": dense["bias"]}
+        return captured["intermediates"]["Dense_0"], convolution.apply({"params": params}, x)
+
+    actual, expected = both(x)
+    np.testing.assert_allclose(
+        actual["__call__"][0], expected.reshape(2, 6, 6), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_transformers_are_no_convolutional_clients_and_random_with_dropout_only():
+    x = jnp.zeros((1, 8, 8, 3))
+    for dropout in (0.0, 0.1):
+        model = ClientModel(ViT(4, width=6, depth=1, dropout=dropout), 2, 3)
+        params, _ = jax.eval_shape(model.init, jax.random.key(0), x)
+        assert max(p.ndim for p in jax.tree.leaves(params)) == 3
+        assert model.is_random(params, x) == (dropout > 0)
 
 
 class Classifier(nn.Module):
@@ -145,6 +285,15 @@ def test_images_too_small_for_a_net_are_refused():
     data = mhd.data.arrays(np.zeros((20, 2, 3, 1)), np.arange(20) % 2)
     with pytest.raises(mhd.ConfigError, match="at least 4 × 4 pixels, but samples have 2 × 3"):
         mhd.make_clients(data, 2, "cnn")
+    with pytest.raises(mhd.ConfigError, match="vgg11 needs images of at least 32 × 32"):
+        build_backbone("vgg11", None, (28, 28, 1))
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((30, 32, 3), 4), ((96, 100, 3), 16)])
+def test_images_that_patches_do_not_fit_are_refused(shape, patch):
+    sentence = f"patches of {patch} × {patch} pixels, which do not divide {shape[0]} × {shape[1]}"
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        build_backbone("vit_tiny", None, shape)
 
 
 def test_clients_start_from_different_parameters():

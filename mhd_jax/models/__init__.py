@@ -7,12 +7,18 @@ from collections.abc import Callable
 
 from flax import linen as nn
 
+from mhd_jax.errors import ConfigError
 from mhd_jax.models.client_model import ClientModel, Outputs
+from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, LeNet5
+from mhd_jax.models.vgg import VGG
+from mhd_jax.models.vit import ViT
 
 NORMS = ("none", "layer", "group", "batch", "evonorm", "evonorm_s0")
 CONV_NORMS = ("group", "batch", "evonorm", "evonorm_s0")
+
+Builder = Callable[[str, tuple[int, ...]], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +32,38 @@ class ModelSpec:
       least_side: the fewest pixels of an image's height and width.
     """
 
-    build: Callable[[str, tuple[int, ...]], nn.Module]
+    build: Builder
     norms: tuple[str, ...]
     images: bool = True
     least_side: int = 1
 
 
-def _imagenet_resnet(blocks: tuple[int, ...]) -> Callable[[str, tuple[int, ...]], nn.Module]:
-    def build(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
-        stem = "imagenet" if min(input_shape[:2]) >= 64 else "small"
-        return ResNet(blocks, (64, 128, 256, 512), stem, norm, num_groups=32)
-
-    return build
+def _stem(input_shape: tuple[int, ...]) -> str:
+    return "imagenet" if min(input_shape[:2]) >= 64 else "small"
 
 
-def _cifar_resnet(blocks: int) -> Callable[[str, tuple[int, ...]], nn.Module]:
+def _imagenet_resnet(blocks: tuple[int, ...], bottleneck: bool = False) -> Builder:
+    channels = (64, 128, 256, 512)
+    return lambda norm, shape: ResNet(
+        blocks, channels, _stem(shape), norm, num_groups=32, bottleneck=bottleneck
+    )
+
+
+def _cifar_resnet(blocks: int) -> Builder:
     """6·blocks + 2 layers (He et al., CVPR 2016, section 4.2)."""
     return lambda norm, shape: ResNet((blocks,) * 3, (16, 32, 64), norm=norm)
+
+
+def _vit_tiny(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
+    """DeiT-Ti, with patches of 4 × 4 pixels instead of 16 × 16 for images of up to 64."""
+    height, width = input_shape[:2]
+    patch = 4 if min(height, width) <= 64 else 16
+    if height % patch or width % patch:
+        raise ConfigError(
+            f"vit_tiny cuts images of this size into patches of {patch} × {patch} pixels, which do "
+            f"not divide {height} × {width}; resize them."
+        )
+    return ViT(patch)
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -51,8 +72,14 @@ MODELS: dict[str, ModelSpec] = {
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
     "resnet20": ModelSpec(_cifar_resnet(3), CONV_NORMS),
+    "resnet32": ModelSpec(_cifar_resnet(5), CONV_NORMS),
+    "resnet56": ModelSpec(_cifar_resnet(9), CONV_NORMS),
     "resnet18": ModelSpec(_imagenet_resnet((2, 2, 2, 2)), CONV_NORMS),
     "resnet34": ModelSpec(_imagenet_resnet((3, 4, 6, 3)), CONV_NORMS),
+    "resnet50": ModelSpec(_imagenet_resnet((3, 4, 6, 3), bottleneck=True), CONV_NORMS),
+    "vgg11": ModelSpec(lambda norm, shape: VGG(norm=norm), (*CONV_NORMS, "none"), least_side=32),
+    "mobilenetv2": ModelSpec(lambda norm, shape: MobileNetV2(_stem(shape), norm), CONV_NORMS),
+    "vit_tiny": ModelSpec(_vit_tiny, ("layer",), least_side=4),
 }
 
 __all__ = [
@@ -60,9 +87,12 @@ __all__ = [
     "MLP",
     "MODELS",
     "NORMS",
+    "VGG",
     "ClientModel",
     "LeNet5",
+    "MobileNetV2",
     "ModelSpec",
     "Outputs",
     "ResNet",
+    "ViT",
 ]

@@ -50,14 +50,16 @@ class EvoNormS0(nn.Module):
         return gated * (inverse * scale) + bias
 
 
-def normalise(kind: str, train: bool, *, num_groups: int = 8, activate: bool = True) -> Layer:
+def normalise(
+    kind: str, train: bool, *, num_groups: int = 8, activation: Layer | None = nn.relu
+) -> Layer:
     """A normalisation, with the activation that follows it, to call inside a compact module.
 
     Args:
       kind: "none", "layer", "group", "batch", "evonorm" (CCL's form) or "evonorm_s0".
       train: whether BatchNorm uses and updates batch statistics.
-      num_groups: of GroupNorm and EvoNorm.
-      activate: whether a ReLU follows; EvoNorm carries its own activation in any case.
+      num_groups: of GroupNorm and EvoNorm; it must divide the channels.
+      activation: what follows, if anything; EvoNorm carries its own activation in any case.
     """
     if kind in ("evonorm", "evonorm_s0"):
         return EvoNormS0("hard" if kind == "evonorm" else "sigmoid", num_groups)
@@ -68,4 +70,4 @@ def normalise(kind: str, train: bool, *, num_groups: int = 8, activate: bool = T
         "batch": lambda: nn.BatchNorm(use_running_average=not train, momentum=0.9),
     }
     layer = layers[kind]()
-    return (lambda x: nn.relu(layer(x))) if activate else layer
+    return layer if activation is None else (lambda x: activation(layer(x)))
