@@ -59,6 +59,9 @@ _CHOICES = {
     "digest_loss": list(DIGEST_LOSSES),
 }
 _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
+_TOPOLOGY_FLAGS = sorted(
+    {key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"}
+)
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
 }
@@ -102,7 +105,12 @@ flags.DEFINE_string(
     "topology",
     _SETTINGS["topology"],
     f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of a "
-    ".npy matrix.",
+    ".npy matrix; or several with the steps at which they start, like ring@0,complete@1000.",
+)
+flags.DEFINE_bool(
+    "directed",
+    topologies.options("ring")["directed"],
+    "Whether clients learn from those ahead alone (topology ring, exponential).",
 )
 flags.DEFINE_integer(
     "degree",
@@ -115,9 +123,21 @@ flags.DEFINE_float(
     "How likely two clients are neighbours (topology erdos_renyi).",
 )
 flags.DEFINE_integer(
+    "redraw_every",
+    topologies.options("random_regular")["redraw_every"],
+    "Steps after which another graph is drawn; by default one serves all steps (topology "
+    "random_regular, erdos_renyi).",
+)
+flags.DEFINE_integer(
     "num_islands",
     topologies.options("islands")["num_islands"],
     "Complete graphs that one edge each joins (topology islands).",
+)
+flags.DEFINE_integer(
+    "meet_every",
+    topologies.options("islands")["meet_every"],
+    "Steps from one meeting of the islands to the next: only then are they joined; by default they "
+    "always are (topology islands).",
 )
 flags.DEFINE_string(
     "model",
@@ -265,7 +285,7 @@ def _value(name: str) -> Any:
 def _topology_options() -> tuple[tuple[str, Any], ...]:
     """The options of the chosen topology that are flags, as given."""
     chosen = _flag("topology")
-    for name in ("degree", "edge_probability", "num_islands"):
+    for name in _TOPOLOGY_FLAGS:
         if FLAGS[name].present and name not in topologies.options(chosen):
             raise mhd.ConfigError(
                 f"--{name} is not used by --topology={chosen}; leave one of them out."

@@ -19,8 +19,9 @@ from mhd_jax.data.dataset import take
 from mhd_jax.data.evaluation import EvaluationSet
 from mhd_jax.data.preparation import Preparation
 from mhd_jax.errors import ConfigError
-from mhd_jax.execution import AT_ONCE, Execution, place, under
+from mhd_jax.execution import AT_ONCE, Execution, everywhere, place, under
 from mhd_jax.metrics import correct_by_class
+from mhd_jax.schedules import Schedule
 from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 
@@ -145,11 +146,11 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
 def take_steps(
     carry: Carry,
     data: Data,
-    adjacency: Array,
+    adjacency: PyTree,
     num_steps: Array,
     *,
     train_step: Callable[[State, object, Array], tuple[State, Metrics]],
-    schedule: Callable[[Array, Array], Array],
+    schedule: Schedule,
     spec: BatchSpec,
     execution: Execution = AT_ONCE,
 ) -> Carry:
@@ -161,7 +162,7 @@ def take_steps(
     def one_step(_: Array, carry: Carry) -> Carry:
         state = carry.state
         batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
-        graph = schedule(adjacency, state.step)
+        graph = everywhere(schedule(adjacency, state.step))
         inactive = num_clients - graph.shape[0]
         state, metrics = train_step(state, batch, jnp.pad(graph, (0, inactive)))
         messages = carry.messages + metrics.pop("messages")

@@ -24,6 +24,7 @@ class Purpose(enum.IntEnum):
     PUBLIC_DROPOUT = 6
     AUGMENTATION = 7
     PUBLIC_AUGMENTATION = 8
+    TOPOLOGY = 9
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

@@ -37,6 +37,7 @@ from mhd_jax.errors import ConfigError
 from mhd_jax.execution import Execution, client_mesh
 from mhd_jax.fingerprint import array_digest, program_digest
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
+from mhd_jax.schedules import cycle
 from mhd_jax.topology import Topology
 from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
@@ -265,7 +266,7 @@ def prepare(
     augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)
     if algorithm.undirected:
-        topologies.require_undirected(topology, algorithm.name)
+        topologies.require_undirected(topology, algorithm.name, steps)
     settings = {
         "algorithm": algorithm.name,
         "hyperparameters": algorithm.hyperparameters,
@@ -454,7 +455,7 @@ def _described(optimizer: Any, steps: int) -> Any:
 
 
 def _graph_digest(topology: Topology) -> str:
-    if topology.schedule is topologies.cycle:
+    if topology.schedule is cycle:
         return array_digest(np.asarray(topology.adjacency))
     return program_digest(topology.at, jax.ShapeDtypeStruct((), jnp.int32))
 

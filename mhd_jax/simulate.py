@@ -93,7 +93,7 @@ def simulate(
 
     Args:
       topology: who may learn from whom: a Topology, weights [K, K] or [T, K, K], a networkx
-        graph, a traceable function of the step, or a name ("ring").
+        graph, a traceable function of the step, or a name ("ring", "ring@0,complete@1000").
       clients: from `make_clients`.
       algorithm: from `mhd_jax.algorithms`, or a name; MHD with its defaults if None.
       steps: how many; 2,000 if neither these nor epochs are given.
@@ -536,7 +536,7 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
-            "topology": topologies.describe(run.topology),
+            "topology": topologies.describe(run.topology, run.steps),
             "communication": {
                 **communication.total(int(messages.sum()), run.message()),
                 **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),

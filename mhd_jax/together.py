@@ -33,7 +33,7 @@ class Together:
 
     runs: tuple[Run, ...]
     data: DeviceData
-    adjacency: Array
+    adjacency: PyTree
 
     def join(self, carries: Sequence[Carry]) -> Carry:
         """One carry of all runs' own, which must have come to one step."""
@@ -167,7 +167,7 @@ def _placed(carry: Carry, execution: Execution) -> Carry:
 def _dispatch(
     carry: Carry,
     data: DeviceData,
-    adjacency: Array,
+    adjacency: PyTree,
     num_steps: Array,
     *,
     execution: Execution,

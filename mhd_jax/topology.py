@@ -1,15 +1,16 @@
 """Who may learn from whom: graphs over clients, static or changing from step to step.
 
-A[i, j] > 0 means that client i may learn from client j (i receives from j). A graph given as
-a networkx DiGraph or a directed edge list with an edge u → v lets v learn from u.
+A[i, j] > 0 means that client i may learn from client j (i receives from j). An edge u → v of a
+networkx DiGraph or of an edge list is the way that knowledge goes: it lets v learn from u.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
+import itertools
 import math
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,16 +21,12 @@ import networkx as nx
 import numpy as np
 from flax import struct
 
+from mhd_jax import schedules
 from mhd_jax.errors import ConfigError
+from mhd_jax.schedules import Schedule, cycle
+from mhd_jax.types import PyTree
 
-_CHECKED_STEPS = 16  # of a function of the step
-
-Schedule = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def cycle(adjacency: jax.Array, step: jax.Array) -> jax.Array:
-    """The schedule of matrices [T, K, K] that repeat every T steps."""
-    return adjacency[step % adjacency.shape[0]]
+_DRAWN = 16  # graphs, of which a random graph that changes is made
 
 
 @struct.dataclass
@@ -37,20 +34,20 @@ class Topology:
     """A graph over K clients for every step.
 
     Attributes:
-      adjacency: non-negative weights [T, K, K] with an empty diagonal; what the schedule
-        chooses from.
-      schedule: `(adjacency, step) -> [K, K]`, pure and traceable.
+      adjacency: what the schedule chooses from, a tree of arrays: for `cycle` non-negative
+        weights [T, K, K] with empty diagonals.
+      schedule: `(adjacency, step) -> [K, K]`, pure and traceable, see `mhd_jax.schedules`.
       name: for reports.
     """
 
-    adjacency: jax.Array
+    adjacency: PyTree
     schedule: Schedule = struct.field(pytree_node=False, default=cycle)
     name: str = struct.field(pytree_node=False, default="custom")
 
     @property
     def num_clients(self) -> int:
         """K."""
-        return self.adjacency.shape[-1]
+        return jax.eval_shape(self.at, 0).shape[-1]
 
     def at(self, step: jax.Array | int) -> jax.Array:
         """The adjacency matrix [K, K] of one step."""
@@ -90,21 +87,48 @@ def spectral_gap(mixing: Any) -> float:
     return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
 
-def describe(topology: Topology) -> dict[str, Any]:
+def describe(topology: Topology, steps: int) -> dict[str, Any]:
     """A graph in numbers, for a run's summary.
 
+    Args:
+      topology: of the run.
+      steps: of the run.
+
     Returns:
-      "name", and for a graph that stays "edges", each direction counted, and "spectral_gap"
-      of each mixing matrix on it.
+      "name"; for a graph that stays "edges", each direction counted, and "spectral_gap" of each
+      mixing matrix on it; for one that changes "edges_per_step", their mean over the run's
+      steps, and "spectral_gap_of_mean", that of each mixing matrix's mean over them.
     """
-    if topology.schedule is not cycle or len(topology.adjacency) > 1:
-        return {"name": topology.name}
-    graph = topology.at(0)
+    if topology.schedule is cycle and len(topology.adjacency) == 1:
+        graph = topology.at(0)
+        return {
+            "name": topology.name,
+            "edges": int((graph > 0).sum()),
+            "spectral_gap": {name: spectral_gap(of(graph)) for name, of in MIXINGS.items()},
+        }
+    edges, mixing = _means(topology.adjacency, steps, schedule=topology.schedule)
     return {
         "name": topology.name,
-        "edges": int((graph > 0).sum()),
-        "spectral_gap": {name: spectral_gap(weights(graph)) for name, weights in MIXINGS.items()},
+        "edges_per_step": round(float(edges), 3),
+        "spectral_gap_of_mean": {name: spectral_gap(mixing[name]) for name in MIXINGS},
     }
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def _means(
+    adjacency: PyTree, steps: jax.Array, *, schedule: Schedule
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """How many edges a step has, and each mixing matrix [K, K]: means over the first steps."""
+
+    def at(step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        graph = schedule(adjacency, step)
+        return _links(graph).sum(), {name: of(graph) for name, of in MIXINGS.items()}
+
+    def add(step: jax.Array, means: PyTree) -> PyTree:
+        return jax.tree.map(lambda mean, a: mean + (a - mean) / (step + 1), means, at(step))
+
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(at, jnp.int32(0)))
+    return jax.lax.fori_loop(0, steps, add, zeros)
 
 
 def from_array(adjacency: Any, name: str = "custom") -> Topology:
@@ -159,7 +183,7 @@ def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
     """A topology from a traceable function of the step (int32 []) to weights [K, K]."""
 
-    def schedule(adjacency: jax.Array, step: jax.Array) -> jax.Array:
+    def schedule(adjacency: PyTree, step: jax.Array) -> jax.Array:
         del adjacency
         matrix = jnp.asarray(function(step), jnp.float32)
         return jnp.where(jnp.eye(num_clients, dtype=bool), 0, matrix)
@@ -178,14 +202,15 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
             f"the topology function {name} returns shape {list(shape)}, "
             f"but {num_clients} clients need [{num_clients}, {num_clients}]."
         )
-    return Topology(jnp.zeros((1, num_clients, num_clients)), schedule, name)
+    return Topology((), schedule, name)
 
 
 def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topology:
-    """A topology from a file: `.npy` ([K, K] or [T, K, K]), or else an undirected edge list.
+    """A topology from a file: `.npy` ([K, K] or [T, K, K]), or else an edge list.
 
-    An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; `#`
-    starts a comment. `num_clients` is K; without it the highest client that occurs sets K.
+    An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; with an arrow,
+    `i -> j` or `i -> j weight`, it goes one way only, and lets j learn from i. `#` starts a comment.
+    `num_clients` is K; without it the highest client that occurs sets K.
 
     Raises:
       ConfigError: no such file, or a line that is not an edge, named by its number.
@@ -201,13 +226,15 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{path} is not a readable .npy array: {error}.") from error
-    graph = nx.Graph(name=name)
+    graph = nx.DiGraph(name=name)
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
-            fields = line.split("#")[0].split()
+            fields = line.split("#")[0].replace("->", " -> ").split()
             if not fields:
                 continue
             try:
+                if one_way := fields[1:2] == ["->"]:
+                    del fields[1]
                 i, j = int(fields[0]), int(fields[1])
                 weight = float(fields[2]) if len(fields) == 3 else 1.0
                 if len(fields) > 3 or min(i, j) < 0:
@@ -218,11 +245,13 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
                     f"optional weight, found {line.strip()!r}."
                 ) from None
             graph.add_edge(i, j, weight=weight)
+            if not one_way:
+                graph.add_edge(j, i, weight=weight)
     if graph.number_of_nodes() == 0:
         raise ConfigError(f"{path} holds no edges.")
     if max(graph) > 100_000:
         raise ConfigError(f"{path} names client {max(graph)}: more clients than can be simulated.")
-    ordered = nx.Graph(name=name)
+    ordered = nx.DiGraph(name=name)
     ordered.add_nodes_from(range(max(max(graph) + 1, num_clients or 0)))
     ordered.add_edges_from(graph.edges(data=True))
     return from_networkx(ordered, name)
@@ -238,9 +267,9 @@ def complete(num_clients: int) -> Topology:
     return from_networkx(nx.complete_graph(_at_least(num_clients, 1, "complete")), "complete")
 
 
-def ring(num_clients: int) -> Topology:
-    """Client i neighbours i − 1 and i + 1, modulo K."""
-    return from_networkx(nx.cycle_graph(_at_least(num_clients, 3, "ring")), "ring")
+def ring(num_clients: int, directed: bool = False) -> Topology:
+    """Client i neighbours i − 1 and i + 1, modulo K; `directed`, it learns from i + 1 alone."""
+    return _ring_of_offsets("ring", _at_least(num_clients, 3, "ring"), [1], directed)
 
 
 def chain(num_clients: int) -> Topology:
@@ -253,21 +282,52 @@ def star(num_clients: int) -> Topology:
     return from_networkx(nx.star_graph(_at_least(num_clients, 2, "star") - 1), "star")
 
 
-def circulant(num_clients: int, offsets: Sequence[int]) -> Topology:
-    """Client i neighbours i ± o for each offset o, modulo K."""
+def circulant(num_clients: int, offsets: Sequence[int], directed: bool = False) -> Topology:
+    """Client i neighbours i ± o for each offset o, modulo K; `directed`, it learns from i + o alone."""
     if not offsets or not all(0 < offset < num_clients for offset in offsets):
         raise ConfigError(
             f"a circulant topology needs offsets in 1 … {num_clients - 1}, not {list(offsets)}."
         )
-    graph = nx.circulant_graph(num_clients, list(offsets))
-    return from_networkx(graph, f"circulant({', '.join(map(str, offsets))})")
+    name = f"circulant({', '.join(map(str, offsets))})"
+    return _ring_of_offsets(name, num_clients, offsets, directed)
 
 
-def exponential(num_clients: int) -> Topology:
-    """Client i neighbours i ± 2^n for n = 0, 1, …, modulo K (Ying et al., NeurIPS 2021, undirected)."""
-    _at_least(num_clients, 2, "exponential")
-    offsets = [2**n for n in range((num_clients - 1).bit_length()) if 2**n < num_clients]
-    return dataclasses.replace(circulant(num_clients, offsets), name="exponential")
+def exponential(num_clients: int, directed: bool = False) -> Topology:
+    """Client i neighbours i ± 2^n for n = 0, 1, …, modulo K; `directed`, it learns from i + 2^n alone.
+
+    The directed one is the static exponential graph of Ying et al. (NeurIPS 2021).
+    """
+    return _ring_of_offsets("exponential", num_clients, _powers_of_two(num_clients), directed)
+
+
+def one_peer_exponential(num_clients: int) -> Topology:
+    """At step t client i learns from i + 2^(t mod ⌈log₂ K⌉), modulo K (Ying et al., NeurIPS 2021).
+
+    In ⌈log₂ K⌉ steps what one client knows has come to everyone.
+    """
+    peers = [[power] for power in _powers_of_two(num_clients)]
+    matrices = [_offset_matrix(num_clients, offsets, directed=True) for offsets in peers]
+    return from_array(matrices, "one_peer_exponential")
+
+
+def _powers_of_two(num_clients: int) -> list[int]:
+    """1, 2, 4, … below K."""
+    return [2**n for n in range((_at_least(num_clients, 2, "exponential") - 1).bit_length())]
+
+
+def _ring_of_offsets(
+    name: str, num_clients: int, offsets: Sequence[int], directed: bool
+) -> Topology:
+    matrix = _offset_matrix(num_clients, offsets, directed=directed)
+    return from_array(matrix, f"directed {name}" if directed else name)
+
+
+def _offset_matrix(num_clients: int, offsets: Sequence[int], *, directed: bool) -> np.ndarray:
+    """Edges i ← i + o, modulo K, for each offset o, and unless `directed` their opposites: [K, K]."""
+    matrix = np.zeros((num_clients, num_clients), bool)
+    for offset in offsets:
+        matrix |= np.roll(np.eye(num_clients, dtype=bool), offset, axis=1)
+    return matrix if directed else matrix | matrix.T
 
 
 def torus(num_clients: int) -> Topology:
@@ -306,8 +366,11 @@ def hypercube(num_clients: int) -> Topology:
     return from_array(np.isin(differing, 2 ** np.arange(dimension)), "hypercube")
 
 
-def islands(num_clients: int, num_islands: int = 2) -> Topology:
-    """Complete graphs of K / `num_islands` clients, each joined to the next by one edge."""
+def islands(num_clients: int, num_islands: int = 2, meet_every: int | None = None) -> Topology:
+    """Complete graphs of K / `num_islands` clients, each joined to the next by one edge.
+
+    With `meet_every` = n these bridges are there at the steps 0, n, 2n, … only.
+    """
     if num_islands < 1 or num_clients % num_islands:
         raise ConfigError(
             f"an islands topology needs equal islands, but {num_clients} clients cannot form "
@@ -315,41 +378,125 @@ def islands(num_clients: int, num_islands: int = 2) -> Topology:
         )
     size = num_clients // num_islands
     graph = nx.disjoint_union_all([nx.complete_graph(size)] * num_islands)
+    apart = from_networkx(graph).at(0)
     graph.add_edges_from((size * i - 1, size * i) for i in range(1, num_islands))
-    return from_networkx(graph, "islands")
+    joined = from_networkx(graph, "islands")
+    if meet_every is None:
+        return joined
+    arrays = (joined.at(0), apart, _interval("meet_every", meet_every))
+    return Topology(arrays, schedules.meeting, "islands")
 
 
-def random_regular(num_clients: int, degree: int = 3, seed: int = 0) -> Topology:
-    """A connected graph drawn uniformly, in which everyone has `degree` neighbours."""
+def random_matching(num_clients: int, seed: int = 0) -> Topology:
+    """Pairs, drawn anew at every step: each way to pair all clients is equally likely.
+
+    Where K is odd, one client is alone.
+    """
+    matrix = np.zeros((_at_least(num_clients, 2, "random_matching"), num_clients))
+    first = np.arange(0, num_clients - 1, 2)
+    matrix[first, first + 1] = matrix[first + 1, first] = 1
+    arrays = (from_array(matrix).adjacency, jnp.int32(1), jnp.uint32(seed))
+    return Topology(arrays, schedules.redrawn, "random_matching")
+
+
+def random_regular(
+    num_clients: int, degree: int = 3, redraw_every: int | None = None, seed: int = 0
+) -> Topology:
+    """A connected graph drawn uniformly, in which everyone has `degree` neighbours.
+
+    With `redraw_every` = n another every n steps, see `_drawn`.
+    """
     if not 2 <= degree < num_clients or num_clients * degree % 2:
         raise ConfigError(
             f"a random_regular topology needs 2 ≤ degree < clients and an even product of the "
             f"two, not degree {degree} and {num_clients} clients."
         )
-    return from_networkx(
-        _connected(lambda rng: nx.random_regular_graph(degree, num_clients, rng), seed),
+    return _drawn(
+        lambda rng: nx.random_regular_graph(degree, num_clients, rng),
         "random_regular",
+        redraw_every,
+        seed,
     )
 
 
-def erdos_renyi(num_clients: int, edge_probability: float = 0.3, seed: int = 0) -> Topology:
-    """A connected graph in which each pair is joined with probability `edge_probability`."""
+def erdos_renyi(
+    num_clients: int,
+    edge_probability: float = 0.3,
+    redraw_every: int | None = None,
+    seed: int = 0,
+) -> Topology:
+    """A connected graph in which each pair is joined with probability `edge_probability`.
+
+    With `redraw_every` = n another every n steps, see `_drawn`.
+    """
     if not 0 < edge_probability <= 1:
         raise ConfigError(f"edge_probability must be in (0, 1], not {edge_probability}.")
-    return from_networkx(
-        _connected(lambda rng: nx.gnp_random_graph(num_clients, edge_probability, rng), seed),
+    return _drawn(
+        lambda rng: nx.gnp_random_graph(num_clients, edge_probability, rng),
         "erdos_renyi",
+        redraw_every,
+        seed,
     )
 
 
-def _connected(draw: Callable[[np.random.Generator], nx.Graph], seed: int) -> nx.Graph:
+def _drawn(
+    draw: Callable[[np.random.Generator], nx.Graph],
+    name: str,
+    redraw_every: int | None,
+    seed: int,
+) -> Topology:
+    """One random graph for all steps, or another every `redraw_every` steps.
+
+    Of those that change 16 are drawn beforehand (64 · K² bytes), and taken in turn with the
+    clients shuffled uniformly each time. As clients are alike to `draw`, each graph is
+    distributed as the first, and any 16 in a row are independent; later ones repeat the shape of
+    earlier ones, with the clients in other places.
+    """
     rng = np.random.default_rng(seed)
+    if redraw_every is None:
+        return from_networkx(_connected(draw, rng), name)
+    matrices = [from_networkx(_connected(draw, rng)).adjacency for _ in range(_DRAWN)]
+    interval = _interval("redraw_every", redraw_every)
+    arrays = (jnp.concatenate(matrices), interval, jnp.uint32(seed))
+    return Topology(arrays, schedules.redrawn, name)
+
+
+def _connected(
+    draw: Callable[[np.random.Generator], nx.Graph], rng: np.random.Generator
+) -> nx.Graph:
     for _ in range(1000):
         graph = draw(rng)
         if nx.is_connected(graph):
             return graph
     raise ConfigError(
         "1,000 random graphs were drawn and none was connected; raise edge_probability or degree."
+    )
+
+
+def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
+    """One graph from each of some steps on: `[(0, ring(8)), (1000, complete(8))]`.
+
+    A part that itself changes goes by the steps of the run, not from its own start.
+
+    Args:
+      parts: the steps, the first of which is 0, in their order, each with its topology.
+    """
+    starts = [start for start, _ in parts]
+    if not (
+        starts
+        and all(isinstance(start, numbers.Integral) and int(start) < 2**31 for start in starts)
+        and starts[0] == 0
+        and all(one < next_one for one, next_one in itertools.pairwise(starts))
+    ):
+        raise ConfigError(
+            f"graphs that follow each other start at step 0 and at ever later steps, not at "
+            f"{', '.join(map(str, starts))}."
+        )
+    graphs = [check_size(graph, parts[0][1].num_clients) for _, graph in parts]
+    return Topology(
+        (jnp.asarray(starts, jnp.int32), tuple(graph.adjacency for graph in graphs)),
+        schedules.Switch(tuple(graph.schedule for graph in graphs)),
+        ",".join(f"{graph.name}@{start}" for start, graph in parts),
     )
 
 
@@ -363,7 +510,9 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
     "petersen": petersen,
     "hypercube": hypercube,
     "exponential": exponential,
+    "one_peer_exponential": one_peer_exponential,
     "islands": islands,
+    "random_matching": random_matching,
     "random_regular": random_regular,
     "erdos_renyi": erdos_renyi,
     "empty": empty,
@@ -372,6 +521,8 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
 
 def options(name: str) -> dict[str, Any]:
     """What a named topology can be given beside the number of clients, with defaults."""
+    if parts := _parts(name):
+        return {key: default for _, part in parts for key, default in options(part).items()}
     if name not in TOPOLOGIES:
         return {}
     parameters = inspect.signature(TOPOLOGIES[name]).parameters
@@ -382,12 +533,21 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
     """The topology of that name over `num_clients` clients, or the one in the file of that name.
 
     Args:
-      name: a key of `TOPOLOGIES`, or a path.
+      name: a key of `TOPOLOGIES`, or a path; or several of these for a `switch`, each with its
+        first step: "ring@0,complete@1000".
       num_clients: K.
-      given: some of the topology's `options`.
+      given: some of the topology's `options`; of a switch's, each graph takes those it has.
     """
     if unknown := given.keys() - options(name).keys():
         raise ConfigError(f"the topology {name} does not use {', '.join(sorted(unknown))}.")
+    if parts := _parts(name):
+        own = [{key: given[key] for key in options(part) if key in given} for _, part in parts]
+        return switch(
+            [
+                (start, named(part, num_clients, **mine))
+                for (start, part), mine in zip(parts, own, strict=True)
+            ]
+        )
     if name in TOPOLOGIES:
         return TOPOLOGIES[name](num_clients, **given)
     if os.path.isfile(name) or os.path.splitext(name)[1]:
@@ -396,6 +556,19 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
         f"unknown topology {name!r}; choose one of {', '.join(TOPOLOGIES)}, or give the path of "
         "an edge list or a .npy file."
     )
+
+
+def _parts(name: str) -> list[tuple[int, str]]:
+    """The first steps and names in "ring@0,complete@1000"; none where this is one graph's name."""
+    if "@" not in name or os.path.isfile(name):
+        return []
+    parts = [part.rpartition("@") for part in name.split(",")]
+    if not all(part and start.isdecimal() for part, _, start in parts):
+        raise ConfigError(
+            f"graphs that follow each other are written with the steps at which they start, like "
+            f"ring@0,complete@1000, not {name!r}."
+        )
+    return [(int(start), part) for part, _, start in parts]
 
 
 def as_topology(topology: Any, num_clients: int) -> Topology:
@@ -436,20 +609,38 @@ def _at_least(num_clients: int, least: int, name: str) -> int:
     return num_clients
 
 
-def require_undirected(topology: Topology, why: str) -> None:
-    """Raises `ConfigError` where an edge goes one way only (for functions: in the first steps)."""
-    matrices = (
-        np.asarray(topology.adjacency)
-        if topology.schedule is cycle
-        else np.stack([np.asarray(topology.at(step)) for step in range(_CHECKED_STEPS)])
-    )
-    one_way = np.argwhere((matrices > 0) != (matrices > 0).swapaxes(1, 2))
-    if one_way.size:
-        _, i, j = one_way[0]
+def require_undirected(topology: Topology, why: str, steps: int) -> None:
+    """Raises `ConfigError` where an edge goes one way only at one of a run's `steps` steps."""
+    if topology.schedule is cycle:
+        steps = min(steps, len(topology.adjacency))
+    step = int(_first_one_way(topology.adjacency, steps, schedule=topology.schedule))
+    if step < steps:
+        links = np.asarray(topology.at(step)) > 0
+        i, j = np.argwhere(links != links.T)[0]
         raise ConfigError(
             f"{why} averages over the graph, whose edges must go both ways, but clients {i} and {j} "
-            f"of {topology.name} are joined one way only; make the adjacency matrix symmetric."
+            f"of {topology.name} are joined one way only at step {step}; choose an undirected graph, "
+            "or an algorithm that learns from predictions, like mhd."
         )
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def _first_one_way(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Array:
+    """The first of the steps with an edge that goes one way only; `steps` where there is none."""
+
+    def both_ways(step: jax.Array) -> jax.Array:
+        links = schedule(adjacency, step) > 0
+        return (links == links.T).all()
+
+    return jax.lax.while_loop(
+        lambda step: (step < steps) & both_ways(step), lambda step: step + 1, jnp.int32(0)
+    )
+
+
+def _interval(name: str, steps: Any) -> jax.Array:
+    if not isinstance(steps, numbers.Integral) or not 1 <= int(steps) < 2**31:
+        raise ConfigError(f"{name} must be a number of steps, at least 1, not {steps!r}.")
+    return jnp.int32(steps)
 
 
 def _exactly(num_clients: int, needed: int, name: str) -> None:

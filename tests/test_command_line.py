@@ -76,6 +76,21 @@ def test_flags_from_a_file(call):
     assert (summary["algorithm"], summary["steps"]) == ("isolated", 3)
 
 
+def test_graphs_that_change(call):
+    arguments = [
+        "--topology=random_regular@0,ring@3",
+        "--degree=2",
+        "--redraw_every=2",
+        "--directed",
+    ]
+    status, _, err = call(train, *SMALL, *arguments, "--algorithm=isolated", "--workdir=w")
+    assert status == 0, err
+    found = json.loads(pathlib.Path("w/summary.json").read_text())["topology"]
+    assert found["name"] == "random_regular@0,directed ring@3" and found["edges_per_step"] == 4.5
+    status, _, err = call(train, *SMALL, *arguments, "--algorithm=dsgd", "--workdir=v")
+    assert status == 2 and "one way only at step 3" in err and err.strip().count("\n") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -87,6 +102,14 @@ def test_flags_from_a_file(call):
         (["--topology=rnig"], "unknown topology 'rnig'"),
         (["--topology=none.npy"], "no topology file 'none.npy'"),
         (["--topology=four.txt"], "topology four has 4 clients, but there are 3"),
+        (["--redraw_every=2"], "--redraw_every is not used by --topology=complete"),
+        (["--topology=chain", "--directed"], "--directed is not used by --topology=chain"),
+        (["--topology=ring@0,star@4", "--degree=2"], "--degree is not used by --topology=ring@0"),
+        (["--topology=ring@1"], "start at step 0 and at ever later steps, not at 1"),
+        (
+            ["--topology=islands", "--num_islands=3", "--meet_every=0"],
+            "meet_every must be a number",
+        ),
         (["--labels_per_client=11"], "labels_per_client is 11, but there are only 10 classes"),
         (["--public_fraction=0"], "set public_fraction above 0"),
         (["--learning_rates=mlp"], "cannot read the learning rates 'mlp'"),

@@ -25,7 +25,8 @@ CASES = {
     "fewer clients than devices": ("ring", 3, "cnn", "mhd"),
     "mixed, padded, each its own samples": (
         "ring", 12, "mlp:5,cnn:7", mhd.algorithms.mhd(public_batch="independent", nu_emb=0.0)),
-    "cross features": ("ring", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
+    "cross features, another graph at every step": (
+        "ring@0,random_matching@4", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
 }
 
 def run(case, num_devices, workdir=None, **options):
@@ -45,13 +46,16 @@ results = {case: [run(case, 1), run(case, None)] for case in CASES}
 padded = "mixed, padded, each its own samples"
 results["streamed"] = run(padded, None, data_placement="host")["train"]
 
-def text(algorithm):
+def text(algorithm, topology):
     clients = mhd.make_clients(data, 8, "mlp", partition="iid")
-    run = prepare("ring", clients, algorithm, **kwargs)
+    run = prepare(topology, clients, algorithm, **kwargs)
     collective = r"= (\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
     return re.findall(collective, run.lower(run.carry).compile().as_text())
 
-results["collectives"] = {name: text(name) for name in ("mhd", "isolated")}
+results["collectives"] = {
+    f"{name}, {topology}": text(name, topology)
+    for name, topology in (("mhd", "ring"), ("mhd", "random_matching"), ("isolated", "ring"))
+}
 
 def own_samples_on_own_device():
     clients = mhd.make_clients(data, 12, "mlp")
@@ -101,7 +105,7 @@ def results(tmp_path_factory):
         ("mhd", 8, 8),
         ("fewer clients than devices", 6, 3),  # two devices share each client's samples
         ("mixed, padded, each its own samples", 8, 8),
-        ("cross features", 8, 8),
+        ("cross features, another graph at every step", 8, 8),
     ],
 )
 def test_sharded_equals_unsharded(case, devices, parts, results):
@@ -111,7 +115,9 @@ def test_sharded_equals_unsharded(case, devices, parts, results):
     assert one["messages"] == many["messages"] and one["clients"] == many["clients"]
     for name, value in one["train"].items():
         np.testing.assert_allclose(many["train"][name], value, rtol=1e-3, atol=1e-4)
-    assert (one["consensus"] is None) == (many["consensus"] is None) == (case != "cross features")
+    assert (
+        (one["consensus"] is None) == (many["consensus"] is None) == ("cross features" not in case)
+    )
     for metric in ("beta_sh", "beta_priv"):
         if one["consensus"]:
             values = one["consensus"][metric]["main"]
@@ -126,12 +132,13 @@ def test_streams_bring_every_device_its_own_clients_samples(results):
     assert results["streamed"] == many["train"]
 
 
-def test_only_predictions_cross_devices(results):
+@pytest.mark.parametrize("topology", ["ring", "random_matching"])
+def test_only_predictions_cross_devices(topology, results):
     """K = 8, P = 16, m = 3, C = 10, D = 64; the draw's mask and count are all that is left."""
-    crossing = [shape.split("{")[0] for shape, _ in results["collectives"]["mhd"]]
+    crossing = [shape.split("{")[0] for shape, _ in results["collectives"][f"mhd, {topology}"]]
     assert set(crossing) <= {"f32[8,16,3,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]"}
     assert {"f32[8,16,3,10]", "f32[8,16,64]"} <= set(crossing)
-    assert results["collectives"]["isolated"] == []
+    assert results["collectives"]["isolated, ring"] == []
 
 
 def test_seeds_together_equal_one_alone(results):

@@ -1,0 +1,67 @@
+"""Which graph a step has: pure functions of a schedule's arrays and of the step.
+
+All that a schedule chooses from is traced, intervals and seeds too: another graph of the same
+shape is the same program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax import random
+from mhd_jax.types import PyTree
+
+# (arrays, step int32 []) -> weights [K, K]; hashable, since programs are compiled for it.
+Schedule = Callable[[PyTree, Array], Array]
+
+
+def cycle(adjacency: Array, step: Array) -> Array:
+    """Matrices [T, K, K] that repeat every T steps."""
+    return adjacency[step % adjacency.shape[0]]
+
+
+def redrawn(arrays: tuple[Array, Array, Array], step: Array) -> Array:
+    """Matrices [T, K, K] in turn, each for `every` steps, with the clients shuffled anew each time.
+
+    Args:
+      arrays: the matrices, `every` (int32 []) and a seed (uint32 []).
+      step: of the run.
+    """
+    matrices, every, seed = arrays
+    draw = step // every
+    key = random.purpose_key(jax.random.key(seed), random.Purpose.TOPOLOGY, draw)
+    order = jax.random.permutation(key, matrices.shape[-1])
+    return cycle(matrices, draw)[order[:, None], order[None, :]]
+
+
+def meeting(arrays: tuple[Array, Array, Array], step: Array) -> Array:
+    """One matrix [K, K] at the steps that are multiples of `every`, another at all others.
+
+    Args:
+      arrays: the two matrices, and `every` (int32 []).
+      step: of the run.
+    """
+    together, apart, every = arrays
+    return jnp.where(step % every == 0, together, apart)
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """From each of N steps on, another schedule; all go by the steps of the run."""
+
+    schedules: tuple[Schedule, ...]
+
+    def __call__(self, arrays: tuple[Array, tuple[PyTree, ...]], step: Array) -> Array:
+        """The step's graph [K, K]; `arrays` are the first steps, int32 [N], and each part's own."""
+        starts, parts = arrays
+        graphs = [
+            functools.partial(schedule, part)
+            for schedule, part in zip(self.schedules, parts, strict=True)
+        ]
+        return jax.lax.switch((starts <= step).sum() - 1, graphs, step)
