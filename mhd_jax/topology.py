@@ -620,7 +620,7 @@ def require_undirected(topology: Topology, why: str, steps: int) -> None:
         raise ConfigError(
             f"{why} averages over the graph, whose edges must go both ways, but clients {i} and {j} "
             f"of {topology.name} are joined one way only at step {step}; choose an undirected graph, "
-            "or an algorithm that learns from predictions, like mhd."
+            "or an algorithm that does not average, like mhd."
         )
 
 
