@@ -96,7 +96,7 @@ flags.DEFINE_string(
     "augmentation",
     _SETTINGS["augmentation"],
     "Random changes of training images: flip, crop:BORDER, resized_crop:LEAST_AREA, cutout:SIDE, "
-    "joined by commas; flip,crop:4 is usual for CIFAR-10.",
+    "jitter:STRENGTH, joined by commas; flip,crop:4 is usual for CIFAR-10.",
 )
 flags.DEFINE_bool(
     "augment_public", _SETTINGS["augment_public"], "Whether public images are augmented too."
@@ -147,8 +147,15 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "objectives",
     _SETTINGS["objectives"],
-    f"What clients learn from their private data: {', '.join(OBJECTIVES)} (from others alone); one for "
-    "all, or for each group of clients, like supervised:7,unlabelled:1.",
+    f"What clients learn from their private data: {', '.join(OBJECTIVES)}. All but supervised have no "
+    "labels, and learn these from others; one for all, or for each group of clients, like "
+    "supervised:6,unlabelled:1,simclr:1.",
+)
+flags.DEFINE_string(
+    "contrastive_views",
+    _SETTINGS["contrastive_views"],
+    "How an image becomes a view (objective simclr), written like --augmentation; by default "
+    "resized_crop:0.5,jitter:0.4. Add flip where mirrored images are of the same class.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import mhd_jax as mhd
+from mhd_jax.clients import of_each
+from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.data.sources import options_of
 from mhd_jax.optim import SGD
@@ -42,6 +44,7 @@ class RunSettings:
     validation_fraction: float = 0.0
     model: str = "mlp"
     objectives: str = "supervised"
+    contrastive_views: str = ""
     norm: str | None = None
     steps: int | None = None
     epochs: float | None = None
@@ -69,7 +72,7 @@ class RunSettings:
             public_fraction=self.public_fraction,
             public_size=self.public_size,
             validation_fraction=self.validation_fraction,
-            objectives=self.objectives,
+            objectives=self._objectives(),
             optimizers=self._optimizers(),
             norm=self.norm,
             seed=seed,
@@ -114,6 +117,18 @@ class RunSettings:
                     "resnet18:0.1,resnet34:0.03."
                 ) from None
         return found
+
+    def _objectives(self) -> str | list[str | mhd.pretext.Pretext]:
+        views = parse(self.contrastive_views)
+        if views is None:
+            return self.objectives
+        names = of_each(self.objectives, self.num_clients, "objectives", "supervised:7,simclr:1")
+        if "simclr" not in names:
+            raise mhd.ConfigError(
+                "contrastive_views are those of clients with the objective simclr, but nobody has it."
+            )
+        simclr = mhd.pretext.SimCLR(views)
+        return [simclr if name == "simclr" else name for name in names]
 
     def _data(self) -> mhd.data.Dataset:
         given = self._data_options()

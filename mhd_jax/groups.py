@@ -16,7 +16,7 @@ from mhd_jax import exchange, random
 from mhd_jax.data.batching import take_rows
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import over_clients
-from mhd_jax.losses import private_cross_entropy
+from mhd_jax.losses import pretext_cross_entropy, private_cross_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.types import Batch, GroupState, Metrics, PyTree, State
 
@@ -68,7 +68,7 @@ def require_one_architecture(clients: Any, why: str) -> None:
     """Raises `ConfigError` where clients differ in architecture, naming them."""
     if len(clients.groups) > 1:
         listed = "; ".join(
-            f"clients {', '.join(map(str, group.members))}: {group.name}"
+            f"clients {', '.join(map(str, group.members))}: {group.described}"
             for group in clients.groups
         )
         raise ConfigError(f"{why}, which needs one architecture, but they have {listed}.")
@@ -140,6 +140,7 @@ def local_gradients(
       state, batch: of this step.
       loss: of one client, `(outputs, labels [B], mask [B], *context) -> (value, terms)`;
         `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training mode.
+        A client with a pretext task has that task's loss instead, and one term, "private_loss".
       context: what else it needs, arrays [K, ...].
 
     Returns:
@@ -159,9 +160,20 @@ def local_gradients(
             *context: PyTree,
             group: GroupState = group,
         ) -> tuple[PyTree, PyTree, Metrics]:
+            pretext = group.model.pretext
+            if pretext is not None:
+                inputs, labels = pretext.samples(jax.random.fold_in(key, 1), inputs)
+
             def value(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
                 outputs, updated = group.model.apply(params, stats, inputs, key)
-                total, parts = loss(outputs, labels, mask, *context)
+                if pretext is None:
+                    total, parts = loss(outputs, labels, mask, *context)
+                else:
+                    said: Any = pretext.head.apply(
+                        {"params": params["pretext"]}, outputs.embeddings
+                    )
+                    total = pretext_cross_entropy(pretext.logits(said), labels)
+                    parts = {"private_loss": total}
                 return total, (parts, updated)
 
             gradient, (parts, updated) = jax.grad(value, has_aux=True)(params)
@@ -182,7 +194,7 @@ def local_gradients(
 def private_gradients(
     state: State, batch: Batch, label_smoothing: float
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
-    """Every client's gradient of CE(z^0(x), y) on its private batch.
+    """Every client's gradient of CE(z^0(x), y), or of its pretext task, on its private batch.
 
     Returns:
       Gradients and statistics after the pass, group by group, and the losses [K].
@@ -248,8 +260,8 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
 
 
 def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
-    shapes = {None if part.embeddings is None else part.embeddings.shape for part in outputs}
-    if len(shapes) == 1:
+    widths = {None if part.embeddings is None else part.embeddings.shape[-1] for part in outputs}
+    if len(widths) == 1:
         return list(outputs)
     return [dataclasses.replace(part, embeddings=None) for part in outputs]
 

@@ -29,6 +29,11 @@ def private_cross_entropy(
     return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
 
 
+def pretext_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Mean of CE over images whose labels [N] they gave themselves; logits [N, ...]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean of values [B] over the samples that the mask [B] keeps; 0 where it keeps nothing."""
     mask = mask.astype(values.dtype)

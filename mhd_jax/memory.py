@@ -96,6 +96,6 @@ def _of_group(group: ClientGroup, clients: Clients, num_heads: int, spec: BatchS
         state=num_bytes((params, stats, opt_state)),
         gradients=num_bytes(params),
         batch=num_bytes(samples(spec.private + spec.public * spec.independent_public)),
-        private=activations(spec.private),
+        private=activations(spec.private * (group.pretext.views if group.pretext else 1)),
         public=activations(spec.public),
     )

@@ -12,6 +12,7 @@ from flax import struct
 from flax.errors import InvalidRngError
 
 from mhd_jax.errors import ConfigError
+from mhd_jax.pretext import Pretext
 
 PyTree = Any
 
@@ -37,12 +38,15 @@ class ClientModel:
       num_classes: C.
       compute_dtype: in which the backbone computes, "bfloat16" say; parameters, statistics
         and heads keep their own type. None computes in the parameters' type.
+      pretext: the task that it learns from private images instead of labels, with a head of its
+        own; None learns from labels.
     """
 
     backbone: nn.Module
     num_heads: int
     num_classes: int
     compute_dtype: str | None = None
+    pretext: Pretext | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
         """Draws parameters and normalisation statistics of one client.
@@ -52,7 +56,8 @@ class ClientModel:
           inputs: a batch of samples, for its shapes.
 
         Returns:
-          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C].
+          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C],
+          `params["pretext"]` the pretext task's own head, where there is one.
 
         Raises:
           ConfigError: the backbone does not return an array [N, D].
@@ -81,6 +86,9 @@ class ClientModel:
             "backbone": variables.get("params", {}),
             "heads": {"kernel": kernel, "bias": bias},
         }
+        if self.pretext is not None:
+            own = self.pretext.head.init(jax.random.fold_in(head_key, 1), embeddings)
+            params["pretext"] = own["params"]
         return params, variables.get("batch_stats", {})
 
     def apply(
