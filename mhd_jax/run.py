@@ -312,7 +312,7 @@ def prepare(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
     num_active = clients.num_clients
-    execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)
+    execution = _execution(clients, client_chunk, num_devices, algorithm, spec)
     clients = clients.padded(execution.num_shards)
     on_host = _stays_on_host(data_placement, clients)
     stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
@@ -464,7 +464,7 @@ def _execution(
     clients: Clients,
     client_chunk: int | None,
     num_devices: int | None,
-    num_heads: int,
+    algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
     """How to compute the client axis, by what was measured (see Performance in the README).
@@ -495,7 +495,7 @@ def _execution(
     on_device = -(-clients.num_clients // shards)
     serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
     chunk = 1 if serial else on_device
-    needs, capacity = memory.estimate(clients, num_heads, spec), memory.capacity_bytes()
+    needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
         return Execution(chunk if serial else None, mesh=mesh)
     return Execution(
