@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import groups, hosts, memory, optim
+from mhd_jax import groups, hops, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -191,6 +191,11 @@ class Run:
             for metric, values in betas.items()
         }
         return {**means, "per_client": jsonable(each)}
+
+    def hops_to_classes(self) -> np.ndarray:
+        """How far each client is from those who hold a class, int [K, C]; −1 is out of reach."""
+        clients = self.everyone.pooled() if self.algorithm.pooled else self.everyone
+        return hops.to_classes(hops.edges_of(self.topology, self.steps), clients.labelled_counts())
 
     def consensus(self, state: State) -> dict[str, Any] | None:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
