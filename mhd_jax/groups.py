@@ -277,9 +277,9 @@ def without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
     return [dataclasses.replace(part, embeddings=None) for part in outputs]
 
 
-def shapes_said(state: State, batch: Batch) -> Outputs:
-    """Shapes of what one client says about a public batch: logits [P, H, C], embeddings [P, D]."""
-    kernel = state.groups[0].params["heads"]["kernel"]
+def shapes_said(group: GroupState, batch: Batch) -> Outputs:
+    """Shapes of what a client of a group says about a public batch: logits [P, H, C], embeddings [P, D]."""
+    kernel = group.params["heads"]["kernel"]
     _, num_heads, width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]
 

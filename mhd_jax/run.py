@@ -20,7 +20,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
 from mhd_jax.clients import Clients
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.data.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
@@ -142,10 +142,12 @@ class Run:
             for name, total in sums.items()
         }
 
-    def messages(self, carry: Carry) -> np.ndarray:
-        """How many messages i got from j since the start [K, K], or exchanged with a server [K]."""
-        found = hosts.fetch(carry.messages).astype(np.int64)
-        return found[(slice(self.num_active),) * found.ndim]
+    def messages(self, carry: Carry) -> dict[str, np.ndarray]:
+        """By kind, how many messages i got from j since the start [K, K], or exchanged with a server [K]."""
+        return {
+            kind: count.astype(np.int64)[(slice(self.num_active),) * count.ndim]
+            for kind, count in hosts.fetch(carry.messages).items()
+        }
 
     def diverged(self, sums: Metrics) -> np.ndarray:
         """Clients whose loss is not finite."""
@@ -204,8 +206,9 @@ class Run:
         found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
-    def message(self) -> Message:
-        """Shapes of what one message consists of, by type."""
+    @functools.cached_property
+    def senders(self) -> dict[tuple[int, ...], Messages]:
+        """Shapes of what a message of each kind consists of, by the clients that send such."""
         state = self.carry.state
         batch = jax.eval_shape(
             functools.partial(draw_batch, spec=self.spec),
@@ -214,7 +217,12 @@ class Run:
             state.client_ids,
             state.step,
         )
-        return self.algorithm.message(state, batch)
+        return {
+            tuple(i for i in group.members if i < self.num_active): self.algorithm.message(
+                state, batch, group
+            )
+            for group in state.groups
+        }
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")

@@ -17,7 +17,7 @@ from flax import struct
 from mhd_jax.models.client_model import ClientModel
 
 PyTree = Any
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # arrays, and counts of messages by kind
 
 
 @struct.dataclass
@@ -98,10 +98,12 @@ class Algorithm:
         clients cannot take part (unequal architectures or embeddings, say).
       train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
         scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
-        of this step: those of i from j, int32 [K, K], or those between i and a server [K].
+        of this step by kind ("predictions", "weights"): those of i from j, int32 [K, K], or
+        those between i and a server [K].
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
-      message: `(state, batch) -> {type: arrays}`, what one message consists of, in shapes
-        (see `mhd_jax.communication`); arrays are not read.
+      message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
+        from a client of `group`, one of the state's, consists of, in shapes (see
+        `mhd_jax.communication`); arrays are not read.
       num_heads: H.
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
@@ -118,7 +120,7 @@ class Algorithm:
     init: Callable[[jax.Array, Any, Batch], State]
     train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     predict: Callable[[State, PyTree], jax.Array]
-    message: Callable[[State, Batch], Mapping[str, PyTree]]
+    message: Callable[[State, Batch, GroupState], Mapping[str, Mapping[str, PyTree]]]
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False

@@ -58,7 +58,7 @@ def test_a_pool_of_one_place_renewed_at_every_step_is_no_pool(kind, shared):
     for one, other in zip(fresh[0][-1].groups, pooled[0][-1].groups, strict=True):
         assert_trees_close(one.params, other.params, rtol=1e-5, atol=1e-6)
     for one, other in zip(fresh[2], pooled[2], strict=True):
-        np.testing.assert_array_equal(one["messages"], other["messages"])
+        assert_trees_equal(one["messages"], other["messages"])
 
 
 def reference_step(states, i, batch, teachers, nu_aux, nu_emb):
@@ -122,7 +122,7 @@ def test_a_pool_equals_a_loop_that_keeps_every_state(kind):
             assert all(RING[i, j] for j in pool[i])
             # The one place that was drawn has the teacher that the messages tell of; where both
             # places hold that client, either may be meant.
-            (teacher,) = np.flatnonzero(metrics[step]["messages"][i])
+            (teacher,) = np.flatnonzero(metrics[step]["messages"]["predictions"][i])
             found = of_client(states[step + 1], i)[1]
             ways = [
                 reference_step(states[: step + 1], i, batch, [(teacher, taken[i][s])], 0.3, 0.2)
@@ -168,7 +168,7 @@ def test_nobody_is_in_the_pool_of_who_has_no_neighbour():
     graph = COMPLETE.at[2].set(0)
     states, _, metrics = run(mhd.algorithms.mhd(pool_size=2, pool_refresh=1), graph, 2)
     assert (np.asarray(states[-1].extra["pool"][2]) == -1).all()
-    assert metrics[-1]["messages"][2].sum() == 0 and metrics[-1]["emb_loss"][2] == 0
+    assert metrics[-1]["messages"]["predictions"][2].sum() == 0 and metrics[-1]["emb_loss"][2] == 0
 
 
 def test_a_client_that_is_not_finite_gets_into_no_pool():

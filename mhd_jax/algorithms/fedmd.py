@@ -22,7 +22,7 @@ from jax import Array
 
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.groups import (
     all_params,
     all_stats,
@@ -35,7 +35,7 @@ from mhd_jax.groups import (
 )
 from mhd_jax.losses import distillation
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
 DIGEST_LOSSES = ("mae", "kl")
 
@@ -95,8 +95,9 @@ def fedmd(
             lambda: digest(state, batch),
             lambda: private_gradients(state, batch, label_smoothing),
         )
-        messages = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
-        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
+        each = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
+        metrics = {"loss": losses, "messages": {"predictions": each}}
+        return apply_gradients(state, gradients, stats), metrics
 
     def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
         """Gradients towards the consensus, statistics as they are, and the losses [K]."""
@@ -127,9 +128,9 @@ def fedmd(
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses
 
-    def message(state: State, batch: Batch) -> Message:
-        said = shapes_said(state, batch)
-        return {"logits": jax.eval_shape(coded.encode, said.logits)}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        said = shapes_said(group, batch)
+        return {"predictions": {"logits": jax.eval_shape(coded.encode, said.logits)}}
 
     return Algorithm(
         init=init,

@@ -36,7 +36,7 @@ from jax import Array
 from mhd_jax import compression as compressions
 from mhd_jax import exchange, pools, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
 from mhd_jax.errors import ConfigError
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
@@ -55,7 +55,7 @@ from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.passes import private_and_public
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
 
 @factory
@@ -235,7 +235,7 @@ def mhd(
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
-            "messages": exchange.from_teachers(teachers),
+            "messages": {"predictions": exchange.from_teachers(teachers)},
         }
         return apply_gradients(state, gradients, stats), metrics
 
@@ -294,14 +294,14 @@ def mhd(
         }
         return Outputs(parts["logits"], parts.get("embeddings"))
 
-    def message(state: State, batch: Batch) -> Message:
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
         def sent(said: Outputs) -> dict[str, PyTree]:
             return {name: how.encode(values) for name, (how, values) in taught_parts(said).items()}
 
-        crossing = jax.eval_shape(sent, shapes_said(state, batch))
+        crossing = jax.eval_shape(sent, shapes_said(group, batch))
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
-        return crossing
+        return {"predictions": crossing}
 
     return Algorithm(
         init=init,
