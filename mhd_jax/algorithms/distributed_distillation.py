@@ -105,7 +105,8 @@ def distributed_distillation(
             heard = before + coded.arrived(here - before)
             tracked = here + exchange.average(heard, weights) - heard
             extra["heard"] = extra["heard"].at[:, rows].set(heard)
-        extra["estimates"] = estimates.at[:, rows].set(tracked + now - said[:, rows])
+        change = now - said[:, rows]
+        extra["estimates"] = estimates.at[:, rows].set(tracked + change)
         extra["said"] = said.at[:, rows].set(now)
         metrics = {
             "loss": losses + rho * terms,
