@@ -469,6 +469,7 @@ def test_a_run_without_anyone_left_stops():
         ({"link_loss": 1.0}, r"link_loss must be in \[0, 1\), not 1.0"),
         ({"offline": -0.1}, r"offline must be in \[0, 1\)"),
         ({"offline": float("nan")}, "offline must be in"),
+        ({"offline": "0.2"}, "offline must be in .* not '0.2'"),
         ({"participation": 0}, r"participation must be in \(0, 1\]"),
         ({"offline_steps": 0}, "offline_steps must be a number of steps, at least 1"),
         ({"participation_steps": 2.5}, "participation_steps must be a number of steps"),
