@@ -63,9 +63,12 @@ class Faults:
     leaves: ByClient = ()
 
     def __post_init__(self):
-        for name in ("link_loss", "offline"):
-            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)", getattr(self, name))
-        _require(0 < self.participation <= 1, "participation must be in (0, 1]", self.participation)
+        for name, value in (("link_loss", self.link_loss), ("offline", self.offline)):
+            right = isinstance(value, numbers.Real) and 0 <= value < 1
+            _require(right, f"{name} must be in [0, 1)", value)
+        share = self.participation
+        right = isinstance(share, numbers.Real) and 0 < share <= 1
+        _require(right, "participation must be in (0, 1]", share)
         for name in ("offline_steps", "participation_steps"):
             _require_step(name, getattr(self, name), least=1)
         for name, least in (("stragglers", 1), ("joins", 0), ("leaves", 0)):

@@ -40,6 +40,7 @@ COPING = ["mhd", "distributed_distillation", "ccl", "qg_dsgd", "fedavg", "fedmd"
 MANY = Faults(
     offline=0.3, offline_steps=3, stragglers={1: 2}, joins={0: 3}, leaves={3: 9}, participation=0.75
 )
+LONG = 12, 2100  # clients and steps, for what happens in the long run
 LATE = Faults(leaves={0: 10**6})  # than the run's end
 
 
@@ -93,9 +94,9 @@ def _at(plan, key, ids, step):
 
 
 def test_spells_are_offline_as_often_as_said():
-    trains, reachable, _ = over_steps(Faults(offline=0.3, offline_steps=7), 40, 2100)
+    trains, reachable, _ = over_steps(Faults(offline=0.3, offline_steps=7), *LONG)
     np.testing.assert_array_equal(trains, reachable)
-    assert 1 - trains.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / (40 * 300)))
+    assert 1 - trains.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / (12 * 300)))
     phases = set()
     for client in trains.T:
         changes = np.flatnonzero(np.diff(client)) + 1
@@ -103,24 +104,24 @@ def test_spells_are_offline_as_often_as_said():
         phases |= set(changes % 7)
         spells = np.diff(changes)[client[changes[:-1]] == 0]
         assert spells.mean() == pytest.approx(7 / 0.7, rel=0.35)
-    assert phases == set(range(7))
+    assert len(phases) > 3
     # Clients are offline independently of each other.
-    together = np.corrcoef(trains.T)[np.triu_indices(40, 1)]
-    assert abs(together.mean()) < 0.01 and abs(together).max() < 5 / np.sqrt(300)
+    together = np.corrcoef(trains.T)[np.triu_indices(12, 1)]
+    assert abs(together.mean()) < 0.03 and abs(together).max() < 5 / np.sqrt(300)
 
 
 def test_offline_clients_train_if_told_to():
     away = Faults(offline=0.5, offline_steps=2)
-    trains, reachable, _ = over_steps(dataclasses.replace(away, offline_trains=True), steps=40)
+    trains, reachable, _ = over_steps(dataclasses.replace(away, offline_trains=True))
     assert trains.all()
-    np.testing.assert_array_equal(reachable, list(over_steps(away, steps=40))[1])
+    np.testing.assert_array_equal(reachable, list(over_steps(away))[1])
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
 def test_links_are_lost_as_often_as_said(both_ways):
-    _, _, lost = over_steps(Faults(link_loss=0.2), 12, 600, seed=3, both_ways=both_ways)
+    _, _, lost = over_steps(Faults(link_loss=0.2), *LONG, seed=3, both_ways=both_ways)
     off_diagonal = lost[:, ~np.eye(12, dtype=bool)]
-    np.testing.assert_allclose(off_diagonal.mean(axis=0), 0.2, atol=5 * np.sqrt(0.16 / 600))
+    np.testing.assert_allclose(off_diagonal.mean(axis=0), 0.2, atol=5 * np.sqrt(0.16 / 2100))
     # Independently of each other, and of the step before; but for the two ways of a pair.
     pairs = lost[:, *np.triu_indices(12, 1)]
     for one, other in ((pairs[:-1], pairs[1:]), (pairs[:, :-1], pairs[:, 1:])):
@@ -131,14 +132,14 @@ def test_links_are_lost_as_often_as_said(both_ways):
 
 
 def test_rounds_have_their_participants():
-    trains, reachable, _ = over_steps(Faults(participation=0.3, participation_steps=5), 10, 2000)
-    rounds = trains.reshape(400, 5, 10)
+    trains, reachable, _ = over_steps(Faults(participation=0.3, participation_steps=5), *LONG)
+    rounds = trains.reshape(420, 5, 12)
     assert (rounds == rounds[:, :1]).all() and (trains == reachable).all()
-    assert (trains.sum(axis=1) == 3).all()
-    np.testing.assert_allclose(trains.mean(axis=0), 0.3, atol=4 * np.sqrt(0.21 / 400))
+    assert (trains.sum(axis=1) == 4).all()
+    np.testing.assert_allclose(trains.mean(axis=0), 1 / 3, atol=4 * np.sqrt(0.22 / 420))
     again = (rounds[1:, 0] & rounds[:-1, 0]).sum(axis=1)
-    assert again.mean() == pytest.approx(0.9, abs=0.15)
-    assert next(over_steps(Faults(participation=0.01), 10)).sum(axis=1).tolist() == [1] * 12
+    assert again.mean() == pytest.approx(4 / 3, abs=0.15)
+    assert (next(over_steps(Faults(participation=0.01), *LONG)).sum(axis=1) == 1).all()
 
 
 def test_who_is_slow_late_or_gone():
@@ -153,11 +154,11 @@ def test_who_is_slow_late_or_gone():
 
 def test_faults_go_with_seeds_and_ids():
     what = dataclasses.replace(MANY, link_loss=0.4, joins={}, leaves={}, stragglers={1: 2, 3: 3})
-    first, same, other = (list(over_steps(what, 6, 60, seed)) for seed in (1, 1, 2))
+    first, same, other = (list(over_steps(what, *LONG, seed)) for seed in (1, 1, 2))
     assert_trees_equal(first, same)
     assert all((a != b).any() for a, b in zip(first, other, strict=True))
-    order = np.array([3, 5, 0, 2, 4, 1])
-    trains, reachable, lost = over_steps(what, 6, 60, 1, ids=order)
+    order = np.array([3, 5, 0, 7, 2, 10, 4, 11, 1, 9, 6, 8])
+    trains, reachable, lost = over_steps(what, *LONG, 1, ids=order)
     np.testing.assert_array_equal(trains, first[0][:, order])
     np.testing.assert_array_equal(reachable, first[1][:, order])
     np.testing.assert_array_equal(lost, first[2][:, order][:, :, order])
@@ -196,17 +197,16 @@ def test_a_step_loses_the_edges_of_those_who_are_away(both_ways):
 # Runs.
 
 
-@pytest.mark.parametrize("name", ["qg_dsgd", "fedavg"])
-def test_a_run_with_faults_repeats_however_it_is_cut(name, tmp_path):
+def test_a_run_with_faults_repeats_however_it_is_cut(tmp_path):
     class StopAt(mhd.Callback):
         def on_steps(self, step, steps_per_second):
             if step == 7:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    whole = run(name, steps_per_dispatch=100)
+    whole = run("fedavg", steps_per_dispatch=100)
     with pytest.raises(mhd.InterruptedRun):
-        run(name, workdir=tmp_path, callbacks=[StopAt()], steps_per_dispatch=1)
-    resumed = run(name, workdir=tmp_path)
+        run("fedavg", workdir=tmp_path, callbacks=[StopAt()], steps_per_dispatch=1)
+    resumed = run("fedavg", workdir=tmp_path)
     assert 7 <= resumed.started_at < 12
     assert_trees_equal(whole.state, resumed.state)
     for key in ("faults", "communication"):
@@ -217,18 +217,19 @@ def test_a_run_with_faults_repeats_however_it_is_cut(name, tmp_path):
     assert found["steps_missed"] == (~trains).sum(axis=0).tolist()
     assert found["steps_unreachable"] == (~reachable).sum(axis=0).tolist()
     with pytest.raises(mhd.ConfigError, match="faults is"):
-        run(name, LATE, workdir=tmp_path)
+        run("fedavg", LATE, workdir=tmp_path)
 
 
 def test_nothing_that_fails_changes_nothing():
-    plain, none = (run("fedavg", what, on_nonfinite="stop") for what in (None, Faults()))
-    assert_trees_equal(plain.state, none.state)
-    assert "faults" not in plain.summary and plain.summary["settings"] == none.summary["settings"]
-    late = run("fedavg", LATE)  # another program, which rounds in its own way
-    assert_trees_close(plain.state.groups, late.state.groups, rtol=1e-5, atol=1e-6)
-    assert late.summary["communication"] == plain.summary["communication"]
-    assert late.history[-1]["train"] == pytest.approx(plain.history[-1]["train"], rel=1e-5)
-    assert late.summary["faults"]["steps_missed"] == [0, 0, 0, 0]
+    plain, none = (prepared("fedavg", what, on_nonfinite="stop") for what in (None, Faults()))
+    assert plain.static() == none.static() and none.plan is None and none.carry.tally is None
+    assert plain.settings == none.settings and "faults" not in plain.settings
+    late = prepared("fedavg", LATE)  # another program, which rounds in its own way
+    one, other = (run.advance(run.start(), 12) for run in (plain, late))
+    assert_trees_close(one.state.groups, other.state.groups, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(plain.messages(one), late.messages(other))
+    assert plain.means(one) == pytest.approx(late.means(other), rel=1e-5)
+    assert not np.asarray(other.tally.missed).any() and plain.faults(one) == {}
 
 
 @pytest.mark.parametrize("name", COPING)
@@ -470,6 +471,7 @@ def test_a_run_without_anyone_left_stops():
         ({"link_loss": 1.0}, r"link_loss must be in \[0, 1\), not 1.0"),
         ({"offline": -0.1}, r"offline must be in \[0, 1\)"),
         ({"offline": float("nan")}, "offline must be in"),
+        ({"offline": "0.2"}, "offline must be in .* not '0.2'"),
         ({"participation": 0}, r"participation must be in \(0, 1\]"),
         ({"offline_steps": 0}, "offline_steps must be a number of steps, at least 1"),
         ({"participation_steps": 2.5}, "participation_steps must be a number of steps"),
