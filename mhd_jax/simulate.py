@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from mhd_jax import communication, hops, hosts, optim, report
+from mhd_jax import communication, hops, hosts, optim
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
@@ -61,6 +61,8 @@ class Result:
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
+        from mhd_jax import report  # matplotlib takes a moment, and only plots need it
+
         return report.accuracy_figure(self.history, self.summary["algorithm"])
 
 
@@ -266,6 +268,8 @@ class _Lane:
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
         if self.folder is not None:
             if hosts.is_main():
+                from mhd_jax import report
+
                 report.write(self.folder.path, summary, self.history, self.run.everyone)
             self.folder.finish(summary)
         return Result(summary, self.history, carry.state, started_at)
