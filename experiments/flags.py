@@ -50,6 +50,9 @@ HYPERPARAMETER_HELP = {
     "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps between two averages.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
+    "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
+    "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
+    "average_every": "Steps between two averages of an ensemble.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
 _CHOICES = {
@@ -85,6 +88,8 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_bool(name, default, text)
     elif isinstance(default, float) or name == "mu":
         flags.DEFINE_float(name, default, text)
+    elif name == "ensembles":
+        flags.DEFINE_string(name, default, text)
     elif isinstance(default, str) or name == "num_targets":
         flags.DEFINE_string(name, str(default), text)
     else:
@@ -260,6 +265,8 @@ def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
         raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
     known = hyperparameters(ALGORITHMS[name])
     given = [key for key in _all_hyperparameters() if FLAGS[key].present]
+    if "average_every" in given and "ensembles" not in given:
+        raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
     built = ALGORITHMS[name](**{key: _value(key) for key in given if key in known})
     unused = [key for key in given if key not in known]
     if FLAGS["public_batch_size"].present and not built.public_batch:
@@ -281,12 +288,27 @@ def _flag(name: str) -> Any:
 
 def _value(name: str) -> Any:
     value = _flag(name)
+    if name == "ensembles":
+        return _ensembles(value)
     if name != "num_targets" or value == "all":
         return value
     try:
         return int(value)
     except ValueError:
         raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
+
+
+def _ensembles(text: str) -> int | list[list[int]]:
+    """A size, or lists of clients."""
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        return [[int(client) for client in part.split(",")] for part in text.split(";")]
+    except ValueError:
+        raise mhd.ConfigError(
+            "--ensembles is a number of clients, or the clients of each ensemble like 0,1,2;3,4, "
+            f"not {text!r}."
+        ) from None
 
 
 def _topology_options() -> tuple[tuple[str, Any], ...]:

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.groups import (
     apply_gradients,
+    averaged,
     init_state,
     predict,
     private_gradients,
@@ -58,19 +58,11 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
         each = state.extra["takes_part"] + (sizes > 0)
         messages = {"weights": jnp.where(averages, each, 0)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
-        return jax.lax.cond(averages, _averaged, lambda state: state, state), metrics
+        weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
+        return jax.lax.cond(averages, averaged, lambda state, _: state, state, weights), metrics
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         del state, batch
         return {"weights": {"weights": of_one_client((group.params, group.stats))}}
 
     return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
-
-
-def _averaged(state: State) -> State:
-    (group,) = state.groups
-    sizes = state.extra["sizes"]
-    weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
-    params, stats = exchange.average((group.params, group.stats), weights)
-    group = dataclasses.replace(group, params=params, stats=stats)
-    return dataclasses.replace(state, groups=(group,))
