@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import groups, hosts, memory, optim
+from mhd_jax import groups, hops, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -194,6 +194,11 @@ class Run:
         }
         return {**means, "per_client": jsonable(each)}
 
+    def hops_to_classes(self) -> np.ndarray:
+        """How far each client is from those who hold a class, int [K, C]; −1 is out of reach."""
+        clients = self.everyone.pooled() if self.algorithm.pooled else self.everyone
+        return hops.to_classes(hops.edges_of(self.topology, self.steps), clients.labelled_counts())
+
     def consensus(self, state: State) -> dict[str, Any] | None:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
         if not self.algorithm.has_consensus:
@@ -320,7 +325,7 @@ def prepare(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
     num_active = clients.num_clients
-    execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)
+    execution = _execution(clients, client_chunk, num_devices, algorithm, spec)
     clients = clients.padded(execution.num_shards)
     on_host = _stays_on_host(data_placement, clients)
     stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
@@ -472,7 +477,7 @@ def _execution(
     clients: Clients,
     client_chunk: int | None,
     num_devices: int | None,
-    num_heads: int,
+    algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
     """How to compute the client axis, by what was measured (see Performance in the README).
@@ -503,7 +508,7 @@ def _execution(
     on_device = -(-clients.num_clients // shards)
     serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
     chunk = 1 if serial else on_device
-    needs, capacity = memory.estimate(clients, num_heads, spec), memory.capacity_bytes()
+    needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
         return Execution(chunk if serial else None, mesh=mesh)
     return Execution(

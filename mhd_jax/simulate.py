@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from mhd_jax import communication, hosts, optim, report
+from mhd_jax import communication, hops, hosts, optim, report
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
@@ -533,6 +533,7 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "by_hops": hops.accuracies(per_class, run.hops_to_classes(), names),
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
                 **communication.total(messages, run.senders),

@@ -48,7 +48,11 @@ class Batch:
 
 @struct.dataclass
 class GroupState:
-    """Clients of one architecture, stacked: every array has a leading axis of the group's size."""
+    """Clients of one architecture, stacked: every array has a leading axis of the group's size.
+
+    `snapshots` are parameters and statistics of earlier steps, arrays [k, slots, ...], where an
+    algorithm keeps some.
+    """
 
     params: PyTree
     stats: PyTree
@@ -56,6 +60,7 @@ class GroupState:
     model: ClientModel = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     members: tuple[int, ...] = struct.field(pytree_node=False)
+    snapshots: PyTree = ()
 
 
 @struct.dataclass
@@ -107,6 +112,7 @@ class Algorithm:
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
+      num_snapshots: how many earlier parameters of each client its state holds.
       pooled: whether one client holds all private data (the upper bound).
       name, hyperparameters: filled in by the factory that made it.
     """
@@ -120,6 +126,7 @@ class Algorithm:
     undirected: bool = False
     has_consensus: bool = False
     remembers_public: bool = False
+    num_snapshots: int = 0
     pooled: bool = False
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

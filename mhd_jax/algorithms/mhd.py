@@ -18,6 +18,8 @@ Clients of one architecture may also form ensembles (the paper's hybrid groups):
 steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
 stays at home. Who distils from whom is the graph's to say, inside ensembles as between them.
 
+With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
+
 Left open by the paper and chosen here: the own head is among the candidates
 (`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
 a client without a teacher keeps its private loss and, through its own candidates, its
@@ -36,7 +38,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import compression as compressions
-from mhd_jax import exchange, random
+from mhd_jax import exchange, pools, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
@@ -74,6 +76,9 @@ def mhd(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    pool_size: int = 0,
+    pool_refresh: int = 200,
+    teacher_delay: int = 0,
     compression: str = "none",
     ensembles: Ensembles | None = None,
     average_every: int = 10,
@@ -97,6 +102,11 @@ def mhd(
       public_batch: "shared": all clients see the same public samples in a step;
         "independent": each its own, on which its teachers then run.
       public_updates_stats: whether public samples update BatchNorm statistics too.
+      pool_size: N_P, snapshots of neighbours in each client's pool, from which its teachers are
+        drawn; 0 takes its neighbours as they are.
+      pool_refresh: S_P, steps after which one random place of a pool is renewed.
+      teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
+        for the study of delay alone, without a pool.
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
         `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
         left to make up for in the next.
@@ -123,6 +133,16 @@ def mhd(
         num_aux_heads > 0 or not same_level,
         "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
     )
+    for name, value, low in (
+        ("pool_size", pool_size, 0),
+        ("pool_refresh", pool_refresh, 1),
+        ("teacher_delay", teacher_delay, 0),
+    ):
+        require(value >= low, f"{name} must be at least {low}, not {value}.")
+    require(
+        pool_size == 0 or teacher_delay == 0,
+        "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
+    )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
     require(average_every >= 1, f"average_every must be at least 1, not {average_every}.")
     require_label_smoothing(label_smoothing)
@@ -143,6 +163,7 @@ def mhd(
     num_taught = num_ranks + same_level  # how many heads of a neighbour teach
     # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
     own_included = include_self and num_aux_heads > 0
+    num_snapshots = pool_size or teacher_delay
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         extra: dict[str, Array] = {}
@@ -155,6 +176,10 @@ def mhd(
         state = init_state(key, clients, sample_batch, num_heads, same_start)
         if nu_emb > 0:
             _require_equal_widths(state)
+        if pool_size > 0:
+            extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
+        if num_snapshots > 0:
+            state = pools.with_snapshots(state, num_snapshots)
         return dataclasses.replace(state, extra=extra)
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
@@ -213,8 +238,12 @@ def mhd(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
         heard = arrived(said, everywhere if batch.public_is_shared else _stay)
-        teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
-        taught = teacher_outputs(state, heard, teachers, batch)
+        available = exchange.finite_clients(heard)
+        if num_snapshots > 0:
+            state, teachers, taught = delayed(state, batch, graph, available)
+        else:
+            teachers = exchange.draw_teachers(state, graph, available, num_targets)
+            taught = teacher_outputs(state, heard, teachers, batch)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
         unlabelled = state.extra.get("unlabelled")
@@ -251,6 +280,32 @@ def mhd(
         )
         return arrived(outputs, _stay)  # computed where their students are
 
+    def delayed(
+        state: State, batch: Batch, graph: Array, available: Array
+    ) -> tuple[State, Teachers, Outputs]:
+        """S_i of earlier steps and what they say [K, T, P, …], and the state with what it keeps."""
+        if pool_size > 0:
+            neighbours = exchange.draw_teachers(state, graph, available, "all")
+            state, pool = pools.next_pool(state, state.extra["pool"], neighbours, pool_refresh)
+            state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
+            teachers, slots = pools.draw(state, pool, num_targets)
+        else:
+            teachers = exchange.draw_teachers(state, graph, available, num_targets)
+            slots = jnp.full_like(teachers.positions, state.step % teacher_delay)
+        if batch.public_is_shared:
+            heard = arrived(
+                pools.said_before(state, teachers, slots, batch.public_inputs), everywhere
+            )
+            taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
+        else:
+            outputs = forward_teachers(
+                state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
+            )
+            taught = arrived(outputs, _stay)
+        if teacher_delay > 0:
+            state = pools.renewed(state, state.step % teacher_delay)
+        return state, teachers, taught
+
     def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
         parts = {"logits": (coded, said.logits[..., :num_taught, :])}
@@ -284,6 +339,7 @@ def mhd(
         message=message,
         num_heads=num_heads,
         public_batch=public_batch,
+        num_snapshots=num_snapshots,
     )
 
 
