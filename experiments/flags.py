@@ -56,6 +56,9 @@ HYPERPARAMETER_HELP = {
     "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps between two averages.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
+    "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
+    "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
+    "average_every": "Steps between two averages of an ensemble.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
 _CHOICES = {
@@ -92,6 +95,8 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_bool(name, default, text)
     elif isinstance(default, float) or name == "mu":
         flags.DEFINE_float(name, default, text)
+    elif name == "ensembles":
+        flags.DEFINE_string(name, default, text)
     elif isinstance(default, str) or name == "num_targets":
         flags.DEFINE_string(name, str(default), text)
     else:
@@ -311,6 +316,8 @@ def algorithm(
         raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
     known = hyperparameters(ALGORITHMS[name])
     given = [key for key in _all_hyperparameters() if FLAGS[key].present]
+    if "average_every" in given and "ensembles" not in given:
+        raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
     values = {**(defaults or {}), **{key: _value(key) for key in given}}
     built = ALGORITHMS[name](**{key: value for key, value in values.items() if key in known})
     unused = [key for key in given if key not in known]
@@ -335,6 +342,8 @@ def _flag(name: str) -> Any:
 
 def _value(name: str) -> Any:
     value = _flag(name)
+    if name == "ensembles":
+        return _ensembles(value)
     if name != "num_targets" or value == "all":
         return value
     try:
@@ -371,6 +380,19 @@ def _by_client(name: str) -> dict[int, int]:
     if len(dict(pairs)) < len(pairs):
         raise mhd.ConfigError(f"--{name}={_flag(name)} names a client twice; name each once.")
     return dict(pairs)
+
+
+def _ensembles(text: str) -> int | list[list[int]]:
+    """A size, or lists of clients."""
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        return [[int(client) for client in part.split(",")] for part in text.split(";")]
+    except ValueError:
+        raise mhd.ConfigError(
+            "--ensembles is a number of clients, or the clients of each ensemble like 0,1,2;3,4, "
+            f"not {text!r}."
+        ) from None
 
 
 def _topology_options() -> tuple[tuple[str, Any], ...]:

@@ -75,7 +75,10 @@ def average(tree: PyTree, weights: Array) -> PyTree:
     """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]."""
 
     def mixed(a: Array) -> Array:
-        return jnp.einsum("ij,j...->i...", weights.astype(a.dtype), everywhere(a))
+        # Accelerators would round parameters to fewer bits at every average.
+        return jnp.einsum(
+            "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
+        )
 
     return jax.tree.map(mixed, tree)
 

@@ -39,7 +39,11 @@ def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> Py
 
 
 def init_state(
-    key: Array, clients: Any, sample_batch: Batch, num_heads: int, same_start: bool = False
+    key: Array,
+    clients: Any,
+    sample_batch: Batch,
+    num_heads: int,
+    same_start: bool | np.ndarray = False,
 ) -> State:
     """Fresh clients: each draws its own parameters from its own key.
 
@@ -48,10 +52,14 @@ def init_state(
       clients: `mhd_jax.clients.Clients` whose groups have an optimizer.
       sample_batch: a batch, for the shape of one client's inputs.
       num_heads: H.
-      same_start: whether all draw from the first client's key instead.
+      same_start: whether all draw from the first client's key instead, or whose key each draws
+        from, int [K].
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
-    drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    if isinstance(same_start, bool):
+        drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    else:
+        drawn = jnp.asarray(same_start, jnp.int32)
     keys = random.client_keys(key, random.Purpose.INIT, drawn)
     sample = jax.tree.map(lambda a: a[0], sample_batch.inputs)
     groups = []
@@ -64,14 +72,15 @@ def init_state(
     return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups))
 
 
-def require_one_architecture(clients: Any, why: str) -> None:
-    """Raises `ConfigError` where clients differ in architecture, naming them."""
-    if len(clients.groups) > 1:
-        listed = "; ".join(
-            f"clients {', '.join(map(str, group.members))}: {group.described}"
-            for group in clients.groups
-        )
-        raise ConfigError(f"{why}, which needs one architecture, but they have {listed}.")
+def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None = None) -> None:
+    """Raises `ConfigError` where clients, all or `among` some, differ in architecture, naming them."""
+    found = []
+    for group in clients.groups:
+        members = [i for i in group.members if among is None or i in among]
+        if members:
+            found.append(f"clients {', '.join(map(str, members))}: {group.described}")
+    if len(found) > 1:
+        raise ConfigError(f"{why}, which needs one architecture, but they have {'; '.join(found)}.")
 
 
 def all_params(state: State) -> tuple[PyTree, ...]:
@@ -346,6 +355,21 @@ def predict(state: State, inputs: PyTree) -> Array:
     return outputs.logits
 
 
+def averaged(state: State, weights: Array) -> State:
+    """Every client's parameters and statistics as Σ_j W[i, j] of the clients'; optimizers stay.
+
+    Args:
+      state: before.
+      weights: W, row-stochastic [K, K]; 0 between clients of different groups.
+    """
+    groups = []
+    for group in state.groups:
+        within = weights[np.ix_(group.members, group.members)]
+        params, stats = exchange.average((group.params, group.stats), within)
+        groups.append(dataclasses.replace(group, params=params, stats=stats))
+    return dataclasses.replace(state, groups=tuple(groups))
+
+
 def consensus(state: State, num_active: int) -> State:
     """The consensus model in every client's place: the mean of the first `num_active` clients' own.
 
@@ -353,10 +377,5 @@ def consensus(state: State, num_active: int) -> State:
       state: of one architecture.
       num_active: how many clients are real; the others only fill devices.
     """
-    (group,) = state.groups
     weights = (jnp.arange(state.num_clients) < num_active) / num_active
-    everyone = jnp.broadcast_to(weights, (state.num_clients,) * 2)
-    params, stats = exchange.average((group.params, group.stats), everyone)
-    return dataclasses.replace(
-        state, groups=(dataclasses.replace(group, params=params, stats=stats),)
-    )
+    return averaged(state, jnp.broadcast_to(weights, (state.num_clients,) * 2))

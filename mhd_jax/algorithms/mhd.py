@@ -14,6 +14,10 @@ sees private labels only, stays sharp on the client's own data.
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
 heads (its own is no candidate: it would learn nothing from itself).
 
+Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
+steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
+stays at home. Who distils from whom is the graph's to say, inside ensembles as between them.
+
 With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
 
 Left open by the paper and chosen here: the own head is among the candidates
@@ -38,6 +42,7 @@ from mhd_jax import exchange, pools, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
+from mhd_jax.ensembles import Ensembles, first_members, mixing_matrix
 from mhd_jax.errors import ConfigError
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
@@ -45,6 +50,7 @@ from mhd_jax.groups import (
     all_params,
     all_stats,
     apply_gradients,
+    averaged,
     forward_teachers,
     init_state,
     predict,
@@ -74,6 +80,8 @@ def mhd(
     pool_refresh: int = 200,
     teacher_delay: int = 0,
     compression: str = "none",
+    ensembles: Ensembles | None = None,
+    average_every: int = 10,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Multi-Headed Distillation.
@@ -102,10 +110,17 @@ def mhd(
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
         `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
         left to make up for in the next.
+      ensembles: who averages parameters with whom: how many consecutive clients are an ensemble,
+        the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled private
+        sets, or a row-stochastic mixing matrix [K, K] in floats. Those of an ensemble start from
+        the same parameters. None averages nobody.
+      average_every: steps between two averages; in such a step parameters cross, beside the
+        predictions, from every client to those of its ensemble (that weigh it).
       label_smoothing: of the private cross-entropy; the paper's is 0.
 
     Raises:
-      ConfigError: a value out of range, or (at `init`) embeddings of unequal width.
+      ConfigError: a value out of range, or (at `init`) embeddings of unequal width, or ensembles
+        that cannot be (see `mhd_jax.ensembles`).
     """
     for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
         require(value >= low, f"{name} must be at least {low}, not {value}.")
@@ -129,6 +144,7 @@ def mhd(
         "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
     )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
+    require(average_every >= 1, f"average_every must be at least 1, not {average_every}.")
     require_label_smoothing(label_smoothing)
     require(
         public_batch in ("shared", "independent"),
@@ -150,12 +166,16 @@ def mhd(
     num_snapshots = pool_size or teacher_delay
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
-        state = init_state(key, clients, sample_batch, num_heads)
-        if nu_emb > 0:
-            _require_equal_widths(state)
-        extra = {}
+        extra: dict[str, Array] = {}
+        same_start: Any = False
+        if ensembles is not None:
+            mixing = mixing_matrix(ensembles, clients)
+            extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
         if num_aux_heads > 0 and not clients.learns_labels.all():
             extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
+        state = init_state(key, clients, sample_batch, num_heads, same_start)
+        if nu_emb > 0:
+            _require_equal_widths(state)
         if pool_size > 0:
             extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
         if num_snapshots > 0:
@@ -237,7 +257,13 @@ def mhd(
             "loss": private_losses + terms["public_loss"],
             "messages": {"predictions": exchange.from_teachers(teachers)},
         }
-        return apply_gradients(state, gradients, stats), metrics
+        state = apply_gradients(state, gradients, stats)
+        if ensembles is None:
+            return state, metrics
+        averages, mixing = state.step % average_every == 0, state.extra["mixing"]
+        weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
+        metrics["messages"]["weights"] = jnp.where(averages, weighed, 0)
+        return jax.lax.cond(averages, averaged, lambda state, _: state, state, mixing), metrics
 
     def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
@@ -301,7 +327,10 @@ def mhd(
         crossing = jax.eval_shape(sent, shapes_said(group, batch))
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
-        return {"predictions": crossing}
+        if ensembles is None:
+            return {"predictions": crossing}
+        weights = of_one_client((group.params, group.stats))
+        return {"predictions": crossing, "weights": {"weights": weights}}
 
     return Algorithm(
         init=init,
@@ -311,6 +340,7 @@ def mhd(
         num_heads=num_heads,
         public_batch=public_batch,
         num_snapshots=num_snapshots,
+        needs_everyone="" if ensembles is None else "ensembles average all of their clients",
     )
 
 
