@@ -1,6 +1,6 @@
 """mhd_jax: decentralized learning by distillation, simulated as pure JAX functions."""
 
-from mhd_jax import algorithms, data, exchange, optim, topology
+from mhd_jax import algorithms, data, exchange, models, optim, topology
 from mhd_jax.callbacks import Callback
 from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
@@ -27,6 +27,7 @@ __all__ = [
     "data",
     "exchange",
     "make_clients",
+    "models",
     "optim",
     "partition",
     "simulate",

@@ -1,16 +1,17 @@
 """What crosses an edge, as arrays; their bytes follow.
 
 An algorithm declares one message as a dictionary from a type ("logits", "weights") to the
-arrays, or their shapes, that it consists of.
+arrays, or their shapes, that it consists of; or, where senders' messages differ, one for each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mhd_jax.memory import num_bytes
 from mhd_jax.types import PyTree
@@ -36,13 +37,33 @@ def bytes_by_dtype(message: Message) -> dict[str, int]:
     return dict(found)
 
 
-def total(messages: int, message: Message) -> dict[str, Any]:
-    """What `messages` messages come to, as in `summary.json`."""
-    by_type, by_dtype = bytes_by_type(message), bytes_by_dtype(message)
+def total(messages: np.ndarray, message: Message | Sequence[Message]) -> dict[str, Any]:
+    """What messages come to, as in `summary.json`.
+
+    Args:
+      messages: how many i got from j [K, K], or exchanged with a server [K].
+      message: anyone's, or j's at j.
+
+    Returns:
+      Sums over all messages; `bytes_per_step_per_edge` is one message's size, or the mean of the
+      senders' where it differs between them.
+    """
+    if isinstance(message, Mapping):
+        sent = [(message, int(messages.sum()))]
+    else:
+        sent = list(zip(message, messages.sum(axis=0).tolist(), strict=True))
+    by_type: Counter[str] = Counter()
+    by_dtype: Counter[str] = Counter()
+    sizes = []
+    for each, count in sent:
+        sizes.append(num_bytes(dict(each)))
+        for found, kinds in ((by_type, bytes_by_type(each)), (by_dtype, bytes_by_dtype(each))):
+            for kind, size in kinds.items():
+                found[kind] += size * count
     return {
-        "bytes_per_step_per_edge": sum(by_type.values()),
-        "total_bytes": sum(by_type.values()) * messages,
-        "by_type": {kind: size * messages for kind, size in by_type.items()},
-        "by_dtype": {name: size * messages for name, size in by_dtype.items()},
-        "messages": messages,
+        "bytes_per_step_per_edge": round(sum(sizes) / len(sizes)),
+        "total_bytes": sum(by_type.values()),
+        "by_type": dict(by_type),
+        "by_dtype": dict(by_dtype),
+        "messages": int(messages.sum()),
     }

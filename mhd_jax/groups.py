@@ -104,8 +104,8 @@ def forward(
       shared_inputs: whether all clients see the same samples.
 
     Returns:
-      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (None where widths
-      differ), and the groups' statistics after the pass.
+      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (narrower ones end in
+      zeros), and the groups' statistics after the pass.
     """
     keys = None
     if train is not None:
@@ -125,7 +125,7 @@ def forward(
         )
         outputs.append(group_outputs)
         new_stats.append(updated)
-    return in_client_order(_without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+    return in_client_order(_of_one_width(outputs), state.groups), tuple(new_stats)
 
 
 def local_gradients(
@@ -213,7 +213,7 @@ def forward_teachers(
       train: the teachers run in the mode, and with the keys, of their own training pass.
 
     Returns:
-      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
+      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].
     """
     keys = random.client_keys(state.key, train, state.client_ids, state.step)
     group_of = np.zeros(state.num_clients, np.int32)
@@ -235,9 +235,7 @@ def forward_teachers(
                     keys[slot],
                 )[0]
             )
-        return over_clients(_pick_part)(
-            jnp.asarray(group_of)[slot], *_without_unequal_embeddings(parts)
-        )
+        return over_clients(_pick_part)(jnp.asarray(group_of)[slot], *_of_one_width(parts))
 
     outputs = jax.lax.map(one_slot, teachers.T)  # one slot at a time bounds the memory
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
@@ -247,23 +245,42 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
     return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
 
 
-def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
-    shapes = {None if part.embeddings is None else part.embeddings.shape for part in outputs}
-    if len(shapes) == 1:
-        return list(outputs)
-    return [dataclasses.replace(part, embeddings=None) for part in outputs]
+def _of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:
+    """Groups' outputs with embeddings as wide as the widest."""
+    embeddings: list[Array] = [part.embeddings for part in outputs]  # type: ignore[misc]
+    width = max(a.shape[-1] for a in embeddings)
+    return [
+        dataclasses.replace(part, embeddings=padded(a, width))
+        for part, a in zip(outputs, embeddings, strict=True)
+    ]
 
 
-def shapes_said(state: State, batch: Batch) -> Outputs:
-    """Shapes of what one client says about a public batch: logits [P, H, C], embeddings [P, D]."""
+def padded(embeddings: Array, width: int) -> Array:
+    """Embeddings [..., D] that end in zeros, [..., width]."""
+    missing = width - embeddings.shape[-1]
+    if missing == 0:
+        return embeddings
+    return jnp.pad(embeddings, [(0, 0)] * (embeddings.ndim - 1) + [(0, missing)])
+
+
+def embedding_width(group: GroupState) -> int:
+    """D of a group's clients."""
+    return group.params["heads"]["kernel"].shape[2]
+
+
+def shapes_said(state: State, batch: Batch, width: int | None = None) -> Outputs:
+    """Shapes of what one client says about a public batch: logits [P, H, C], embeddings [P, D].
+
+    D is `width`, by default the first group's.
+    """
     kernel = state.groups[0].params["heads"]["kernel"]
-    _, num_heads, width, num_classes = kernel.shape
+    _, num_heads, first_width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]
 
     def shape(*sizes: int) -> Any:
         return jax.ShapeDtypeStruct((num_samples, *sizes), kernel.dtype)
 
-    return Outputs(shape(num_heads, num_classes), shape(width))
+    return Outputs(shape(num_heads, num_classes), shape(width or first_width))
 
 
 def apply_gradients(

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -199,8 +199,8 @@ class Run:
         found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
-    def message(self) -> Message:
-        """Shapes of what one message consists of, by type."""
+    def message(self) -> Message | Sequence[Message]:
+        """Shapes of what one message consists of, by type; of each client's where they differ."""
         state = self.carry.state
         batch = jax.eval_shape(
             functools.partial(draw_batch, spec=self.spec),
@@ -209,7 +209,8 @@ class Run:
             state.client_ids,
             state.step,
         )
-        return self.algorithm.message(state, batch)
+        message = self.algorithm.message(state, batch)
+        return message if isinstance(message, Mapping) else message[: self.num_active]
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")

@@ -27,6 +27,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
+from mhd_jax.communication import Message
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import Carry
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
@@ -223,8 +224,8 @@ class _Lane:
         return (self.folder.saved_steps if self.folder is not None else []) or [0]
 
     @functools.cached_property
-    def _message_bytes(self) -> int:
-        return sum(communication.bytes_by_type(self.run.message()).values())
+    def _message(self) -> Message | Sequence[Message]:
+        return self.run.message()
 
     def begin(self, step: int) -> Carry:
         """The state at `step`, one of `starts`."""
@@ -238,14 +239,15 @@ class _Lane:
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds a line to the history."""
-        run, messages = self.run, int(self.run.messages(carry).sum())
+        run = self.run
+        sent = communication.total(run.messages(carry), self._message)
         record = {
             "step": int(carry.state.step),
             "seed": run.seed,
             **run.accuracies(carry.state, run.test),
             "train": run.means(carry),
-            "messages": messages,
-            "bytes": messages * self._message_bytes,
+            "messages": sent["messages"],
+            "bytes": sent["total_bytes"],
             "seconds": self.seconds,
         }
         if run.validation is not None:
@@ -538,7 +540,7 @@ def _summary(
             ],
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
-                **communication.total(int(messages.sum()), run.message()),
+                **communication.total(messages, run.message()),
                 **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),
             },
             "timing": {

@@ -7,7 +7,7 @@ H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ class Algorithm:
         of this step: those of i from j, int32 [K, K], or those between i and a server [K].
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
       message: `(state, batch) -> {type: arrays}`, what one message consists of, in shapes
-        (see `mhd_jax.communication`); arrays are not read.
+        (see `mhd_jax.communication`); arrays are not read. K of these where senders' differ.
       num_heads: H.
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
@@ -112,7 +112,7 @@ class Algorithm:
     init: Callable[[jax.Array, Any, Batch], State]
     train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     predict: Callable[[State, PyTree], jax.Array]
-    message: Callable[[State, Batch], Mapping[str, PyTree]]
+    message: Callable[[State, Batch], Mapping[str, PyTree] | Sequence[Mapping[str, PyTree]]]
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False

@@ -1,0 +1,208 @@
+"""Embeddings of unequal width against NumPy computations, and what stays as it was."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax import communication
+from mhd_jax.execution import Execution, under
+from mhd_jax.groups import all_params
+from tests.conftest import (
+    Linear,
+    assert_trees_close,
+    assert_trees_equal,
+    tiny_batch,
+    tiny_clients,
+)
+
+K = 4
+GRAPH = jnp.array([[0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 1], [1, 0, 1, 0]], jnp.float32)
+MEMBERS = ((0, 2), (1, 3))
+WIDTHS = (5, 3, 5, 3)
+
+
+def two_widths(optimizer=None):
+    return tiny_clients(
+        K, groups=list(zip((Linear(5), Linear(3)), MEMBERS, strict=True)), optimizer=optimizer
+    )
+
+
+def of_client(groups, i):
+    group = next(g for g, members in enumerate(MEMBERS) if i in members)
+    row = MEMBERS[group].index(i)
+    return jax.tree.map(lambda a: np.asarray(a[row]), groups[group])
+
+
+def one_step(batch, clients=None, graph=GRAPH, seed=3, **settings):
+    algorithm = mhd.algorithms.mhd(**settings)
+    clients = clients or two_widths(optax.sgd(1.0))
+    state = jax.jit(lambda key: algorithm.init(key, clients, batch))(jax.random.key(seed))
+    after, metrics = jax.jit(algorithm.train_step)(state, batch, graph)
+    return state, after, metrics
+
+
+def unit(e):
+    return e / np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+
+
+def at_unit(e, at):
+    """The gradient at e of what has the gradient `at` at unit(e)."""
+    norm = np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+    return at / norm - e * (e * at).sum(-1, keepdims=True) / norm**3
+
+
+def reference(state, i, xs, teachers, how, code):
+    """The embedding term of client i, and its gradient by the backbone's matrix and the maps."""
+    params = [of_client(all_params(state), j) for j in range(K)]
+    weights = [p["backbone"]["Dense_0"]["kernel"] for p in params]
+    own, least = xs @ weights[i], min(WIDTHS)
+    value, at_weights, at_maps = 0.0, np.zeros_like(weights[i]), {}
+    for j in teachers:
+        told = xs @ weights[j]
+        if how == "shared_width":
+            to = np.eye(WIDTHS[i])[:, :least]
+            told = told[:, :least]
+        elif WIDTHS[i] == WIDTHS[j]:
+            to = np.eye(WIDTHS[i])
+        else:
+            to = params[i]["projections"][str(WIDTHS[j])]
+        gap = unit(own @ to) - unit(code(told))
+        value += (gap**2).sum(-1).mean() / len(teachers)
+        at = at_unit(own @ to, 2 * gap / len(xs) / len(teachers))
+        at_weights += xs.T @ (at @ to.T)
+        if how == "linear" and WIDTHS[i] != WIDTHS[j]:
+            at_maps[str(WIDTHS[j])] = at_maps.get(str(WIDTHS[j]), 0) + own.T @ at
+    return value, at_weights, at_maps
+
+
+def eight_bits(values):
+    step = np.abs(values).max(axis=-1, keepdims=True) / 127
+    return np.rint(values / step) * step
+
+
+@pytest.mark.parametrize(
+    ("how", "shared", "compression"),
+    [
+        ("linear", True, "none"),
+        ("linear", False, "int8"),
+        ("shared_width", True, "int8"),
+        ("shared_width", False, "none"),
+    ],
+)
+def test_loss_and_gradient_equal_the_equations(how, shared, compression, float64):
+    batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
+    settings = {
+        "nu_aux": 0.0,
+        "num_targets": "all",
+        "compression": compression,
+        "public_batch": "shared" if shared else "independent",
+    }
+    state, after, metrics = one_step(batch, nu_emb=0.4, embedding_projection=how, **settings)
+    _, without, _ = one_step(batch, nu_emb=0.0, **settings)
+    code = eight_bits if compression == "int8" else lambda values: values
+    for i in range(K):
+        xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
+        value, at_weights, at_maps = reference(state, i, xs, np.flatnonzero(GRAPH[i]), how, code)
+        np.testing.assert_allclose(metrics["emb_loss"][i], value, rtol=1e-9)
+        before, now = (of_client(all_params(s), i) for s in (state, after))
+        alone = of_client(all_params(without), i)
+        moved = (
+            alone["backbone"]["Dense_0"]["kernel"] - now["backbone"]["Dense_0"]["kernel"]
+        ) / 0.4
+        np.testing.assert_allclose(moved, at_weights, atol=1e-9)
+        assert_trees_close(now["heads"], alone["heads"], atol=1e-12)  # as without embeddings
+        maps = before.get("projections", {})
+        assert (
+            maps.keys()
+            == at_maps.keys()
+            == ({str(w) for w in WIDTHS if w != WIDTHS[i]} if how == "linear" else set())
+        )
+        for width, at in at_maps.items():
+            moved = (maps[width] - now["projections"][width]) / 0.4
+            np.testing.assert_allclose(moved, at, atol=1e-9)
+    widths = WIDTHS if how == "linear" else (3,) * K
+    each = {3: 7 * 3 * 8, 5: 7 * 5 * 8} if compression == "none" else {3: 7 * 11, 5: 7 * 13}
+    sent = communication.total(
+        np.asarray(metrics["messages"]),
+        mhd.algorithms.mhd(nu_emb=0.4, embedding_projection=how, **settings).message(state, batch),
+    )
+    arrivals = np.asarray(GRAPH).sum(axis=0)  # of each sender
+    assert sent["by_type"]["embeddings"] == sum(
+        each[w] * n for w, n in zip(widths, arrivals, strict=True)
+    )
+
+
+@pytest.mark.parametrize("how", ["linear", "shared_width"])
+def test_equal_widths_need_no_projection(how):
+    batch, clients = tiny_batch(K), tiny_clients(K)
+    plain, *stepped = one_step(batch, clients)
+    projected, *stepped_too = one_step(batch, clients, embedding_projection=how)
+    assert_trees_equal((plain, stepped), (projected, stepped_too))
+
+
+def test_maps_change_no_other_draw():
+    def params(**settings):
+        algorithm = mhd.algorithms.mhd(**settings)
+        init = jax.jit(lambda key: algorithm.init(key, two_widths(), tiny_batch(K)))
+        return all_params(init(jax.random.key(3)))
+
+    for mapped, plain in zip(
+        params(embedding_projection="linear"), params(nu_emb=0.0), strict=True
+    ):
+        (drawn,) = mapped.pop("projections").values()
+        assert_trees_equal(mapped, plain)
+        assert not np.allclose(drawn[0], drawn[1])  # every client draws its own
+
+
+def test_a_map_that_is_the_truth_leaves_nothing_to_learn():
+    """Wide clients hold the narrow one's embedding in their first three coordinates."""
+    batch = tiny_batch(K)
+    algorithm = mhd.algorithms.mhd(embedding_projection="linear", num_targets="all")
+    state = algorithm.init(jax.random.key(0), two_widths(), batch)
+    wide, narrow = state.groups
+    kernel = narrow.params["backbone"]["Dense_0"]["kernel"][0]
+    widened = jnp.concatenate([kernel, jnp.ones((4, 2))], axis=1)
+
+    def everywhere(a):
+        return jnp.stack([a, a])
+
+    wide = dataclasses.replace(
+        wide,
+        params={
+            **wide.params,
+            "backbone": {"Dense_0": {"kernel": everywhere(widened)}},
+            "projections": {"3": everywhere(jnp.eye(5, 3))},
+        },
+    )
+    narrow = dataclasses.replace(
+        narrow, params={**narrow.params, "backbone": {"Dense_0": {"kernel": everywhere(kernel)}}}
+    )
+    state = dataclasses.replace(state, groups=(wide, narrow))
+    _, metrics = jax.jit(algorithm.train_step)(state, batch, GRAPH)
+    np.testing.assert_allclose(metrics["emb_loss"][np.array([0, 2])], 0, atol=1e-6)
+    assert (metrics["emb_loss"][np.array([1, 3])] > 0.1).all()
+
+
+def test_chunks_change_nothing():
+    batch, how = tiny_batch(K), "linear"
+    _, at_once, _ = one_step(batch, embedding_projection=how)
+    with under(Execution(chunk=1, recompute=True)):
+        _, in_chunks, _ = one_step(batch, embedding_projection=how)
+    assert_trees_close(all_params(at_once), all_params(in_chunks), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"embedding_projection": "cubic"}, "choose one of none, linear, shared_width"),
+        ({"embedding_projection": "linear", "nu_emb": 0.0}, "nu_emb is 0; leave one of them out"),
+    ],
+)
+def test_projections_that_cannot_be_are_refused(settings, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.algorithms.mhd(**settings)
