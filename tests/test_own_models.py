@@ -268,7 +268,7 @@ def test_a_stopped_run_of_unlike_modules_equals_one_that_never_was(tmp_path):
         return mhd.simulate(
             "complete",
             mhd.make_clients(tiny_dataset(), 3, models, partition="iid", public_fraction=0.3),
-            mhd.algorithms.mhd(num_aux_heads=1, embedding_projection="linear"),
+            mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear"),
             **{"steps": 6, "eval_every": 6, "batch_size": 4, "public_batch_size": 8},
             workdir=workdir,
             **kwargs,
