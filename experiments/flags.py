@@ -23,6 +23,7 @@ from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.faults import ON_NONFINITE
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
+from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
 from mhd_jax.topology import TOPOLOGIES
 
@@ -33,6 +34,9 @@ HYPERPARAMETER_HELP = {
     "num_targets": "Δ, teachers drawn for each client and step, or 'all'.",
     "nu_aux": "Weight of the auxiliary heads' distillation.",
     "nu_emb": "Weight of the embeddings' distillation; 0 sends no embeddings.",
+    "embedding_projection": "How embeddings of unequal width are compared: none refuses them; linear, "
+    "by maps that each client learns to its teachers' widths; shared_width, by as many coordinates as "
+    "the narrowest has.",
     "nu_naive": "Weight of naive distillation.",
     "target_selection": "Which candidate a head learns from, for each public sample.",
     "include_self": "Whether a client's own head is among its candidates.",
@@ -63,6 +67,7 @@ HYPERPARAMETER_HELP = {
 }
 _CHOICES = {
     "target_selection": list(TARGET_SELECTIONS),
+    "embedding_projection": list(EMBEDDING_PROJECTIONS),
     "public_batch": ["shared", "independent"],
     "mixing": list(topologies.MIXINGS),
     "digest_loss": list(DIGEST_LOSSES),

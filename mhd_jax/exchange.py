@@ -103,7 +103,8 @@ class Candidates:
       logits: [N, P, R, C].
       probabilities: softmax of the logits over the distillation's temperature, [N, P, R, C]:
         what a target is made of.
-      embeddings: [N, P, D], or None where widths differ between clients.
+      embeddings: [N, P, D], or None where they are not sent. Where widths differ, narrower
+        ones end in zeros.
       valid: which of the N rows are candidates, bool [N]; the others hold zeros.
     """
 

@@ -113,8 +113,8 @@ def forward(
       shared_inputs: whether all clients see the same samples.
 
     Returns:
-      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (None where widths
-      differ), and the groups' statistics after the pass.
+      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (narrower ones end in
+      zeros), and the groups' statistics after the pass.
     """
     keys = None
     if train is not None:
@@ -134,7 +134,7 @@ def forward(
         )
         outputs.append(group_outputs)
         new_stats.append(updated)
-    return in_client_order(without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+    return in_client_order(of_one_width(outputs), state.groups), tuple(new_stats)
 
 
 def local_gradients(
@@ -238,7 +238,7 @@ def forward_teachers(
       slots: which of a teacher's snapshots is meant, int32 [K, T].
 
     Returns:
-      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
+      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].
     """
     keys = None
     if train is not None:
@@ -265,9 +265,7 @@ def forward_teachers(
                     None if keys is None else keys[who],
                 )[0]
             )
-        return over_clients(_pick_part)(
-            jnp.asarray(group_of)[who], *without_unequal_embeddings(parts)
-        )
+        return over_clients(_pick_part)(jnp.asarray(group_of)[who], *of_one_width(parts))
 
     places = (teachers.T, None if slots is None else slots.T)
     outputs = jax.lax.map(one_of_each, places)  # one teacher at a time bounds the memory
@@ -278,12 +276,27 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
     return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
 
 
-def without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
-    """The groups' outputs, without embeddings where their widths differ."""
-    widths = {None if part.embeddings is None else part.embeddings.shape[-1] for part in outputs}
-    if len(widths) == 1:
-        return list(outputs)
-    return [dataclasses.replace(part, embeddings=None) for part in outputs]
+def of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:
+    """Groups' outputs with embeddings as wide as the widest."""
+    embeddings: list[Array] = [part.embeddings for part in outputs]  # type: ignore[misc]
+    width = max(a.shape[-1] for a in embeddings)
+    return [
+        dataclasses.replace(part, embeddings=padded(a, width))
+        for part, a in zip(outputs, embeddings, strict=True)
+    ]
+
+
+def padded(embeddings: Array, width: int) -> Array:
+    """Embeddings [..., D] that end in zeros, [..., width]."""
+    missing = width - embeddings.shape[-1]
+    if missing == 0:
+        return embeddings
+    return jnp.pad(embeddings, [(0, 0)] * (embeddings.ndim - 1) + [(0, missing)])
+
+
+def embedding_width(group: GroupState) -> int:
+    """D of a group's clients."""
+    return group.params["heads"]["kernel"].shape[2]
 
 
 def shapes_said(group: GroupState, batch: Batch) -> Outputs:
