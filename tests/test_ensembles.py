@@ -28,11 +28,9 @@ MOMENTUM = mhd.optim.SGD(0.1, schedule="constant").build(10)
 class Normed(nn.Module):
     """A backbone with statistics of its own."""
 
-    width: int
-
     @nn.compact
     def __call__(self, x, train: bool = False):
-        return nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x))
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(5)(x))
 
 
 def unequal(num_clients):
@@ -48,13 +46,14 @@ def one_client(tree, i):
 def test_a_hybrid_step_is_a_step_of_mhd_and_an_average():
     """Client by client, in two architectures; momentum stays at home, and so do those outside."""
     ensembles = [[4, 0, 5], [3, 1]]
-    groups = [(Normed(5), (0, 2, 4, 5)), (Normed(3), (1, 3))]
+    groups = [(Normed(), (0, 2, 4, 5)), (Linear(3), (1, 3))]
     clients = tiny_clients(K, optimizer=MOMENTUM, groups=groups, partition=unequal(K))
     sizes = clients.label_counts().sum(axis=1)
-    hybrid = mhd.algorithms.mhd(ensembles=ensembles, average_every=2, num_aux_heads=2, nu_emb=0.0)
-    plain = mhd.algorithms.mhd(num_aux_heads=2, nu_emb=0.0)
+    settings = {"num_aux_heads": 1, "nu_emb": 0.0}
+    hybrid = mhd.algorithms.mhd(ensembles=ensembles, average_every=2, **settings)
+    plain = mhd.algorithms.mhd(**settings)
     batches = [tiny_batch(K, seed=seed) for seed in range(4)]
-    state = hybrid.init(jax.random.key(0), clients, batches[0])
+    state = jax.jit(lambda key: hybrid.init(key, clients, batches[0]))(jax.random.key(0))
     hybrid_step, plain_step = jax.jit(hybrid.train_step), jax.jit(plain.train_step)
     for number, batch in enumerate(batches, 1):
         expected, told = plain_step(state, batch, GRAPH)
@@ -119,12 +118,10 @@ SETTINGS = {"steps": 10, "eval_every": 5, "batch_size": 4, "public_batch_size": 
 HYBRID = {"ensembles": ((0, 1, 2), (3, 4)), "average_every": 4, "nu_emb": 0.0, "num_aux_heads": 1}
 
 
-def two_architectures(seed=0):
+def two_architectures():
     wide, narrow = Linear(5), Linear(3)
     models = [wide, wide, wide, narrow, narrow, wide]
-    return mhd.make_clients(
-        tiny_dataset(), K, models, partition="iid", public_fraction=0.3, seed=seed
-    )
+    return mhd.make_clients(tiny_dataset(), K, models, partition="iid", public_fraction=0.3)
 
 
 def run(**kwargs):
@@ -166,15 +163,6 @@ def test_hybrid_runs_repeat_however_they_are_cut(tmp_path):
     for again in (run(workdir=tmp_path), run(steps_per_dispatch=1)):
         assert_trees_equal(again.state, whole().state)
         assert again.summary["communication"] == whole().summary["communication"]
-    seeds = mhd.simulate_seeds(
-        ["ring"] * 2,
-        [two_architectures(seed) for seed in (0, 1)],
-        mhd.algorithms.mhd(**HYBRID),
-        seeds=(0, 1),
-        **SETTINGS,
-    )
-    assert_trees_close(seeds[0].state.groups, whole().state.groups, rtol=1e-4, atol=1e-6)
-    assert seeds[0].summary["communication"] == whole().summary["communication"]
 
 
 def test_one_ensemble_in_several_notations_is_one_algorithm():
