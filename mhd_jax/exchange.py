@@ -60,8 +60,8 @@ def neighbours(adjacency: Array) -> Teachers:
     return Teachers(positions.astype(jnp.int32), taken > 0)
 
 
-def finite_clients(outputs: Outputs) -> Array:
-    """Which clients' outputs are all finite, bool [K]: nobody learns from the others."""
+def finite_clients(outputs: PyTree) -> Array:
+    """Which clients' outputs, arrays [K, …], are all finite, bool [K]: nobody learns from the others."""
     finite = [jnp.isfinite(a).all(axis=range(1, a.ndim)) for a in jax.tree.leaves(outputs)]
     return jnp.stack(finite).all(axis=0)
 
@@ -81,6 +81,17 @@ def average(tree: PyTree, weights: Array) -> PyTree:
         )
 
     return jax.tree.map(mixed, tree)
+
+
+def among(weights: Array, there: Array) -> Array:
+    """A mixing matrix [K, K] of those who are there [K]: each shares all its weight among them.
+
+    Who is away, or has no weight left, keeps its own.
+    """
+    left = jnp.where(there[:, None] & there[None, :], weights, 0)
+    total = left.sum(axis=1, keepdims=True)
+    alone = jnp.eye(len(there), dtype=weights.dtype)
+    return jnp.where(total > 0, left / jnp.where(total > 0, total, 1), alone)
 
 
 def along_edges(adjacency: Array) -> Array:

@@ -7,8 +7,9 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
     revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
-the public samples that each digest step draws. Clients without private data have no say. A
-server averages, so the graph plays no part; architectures may differ.
+the public samples that each digest step draws. Clients without private data have no say, nor have
+those that cannot be reached at a digest step. A server averages, so the graph plays no part;
+architectures may differ.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import compression as compressions
+from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages
 from mhd_jax.groups import (
@@ -32,6 +34,7 @@ from mhd_jax.groups import (
     predict,
     private_gradients,
     shapes_said,
+    where_rows,
 )
 from mhd_jax.losses import distillation
 from mhd_jax.random import Purpose
@@ -95,9 +98,11 @@ def fedmd(
             lambda: digest(state, batch),
             lambda: private_gradients(state, batch, label_smoothing),
         )
-        each = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
-        metrics = {"loss": losses, "messages": {"predictions": each}}
-        return apply_gradients(state, gradients, stats), metrics
+        each = jnp.int32(2)  # up and down
+        if batch.presence is not None:
+            each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
+        messages = {"predictions": jnp.where(digests & (speaks > 0), each, 0)}
+        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
 
     def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
         """Gradients towards the consensus, statistics as they are, and the losses [K]."""
@@ -106,7 +111,12 @@ def fedmd(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
         heard = coded.arrived(said.logits[:, :, 0])
-        consensus = coded.arrived(jnp.einsum("k,kpc->pc", speaks / speaks.sum(), heard))
+        if batch.presence is not None:
+            speaks *= batch.presence.reachable & exchange.finite_clients(heard)
+            heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
+        votes = speaks.sum()
+        weights = speaks / jnp.maximum(votes, 1)
+        consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
@@ -123,6 +133,7 @@ def fedmd(
             else:
                 target = jax.nn.softmax(consensus)[:, None]
                 each = jax.vmap(distillation, (0, None))(logits[:, :, None], target)
+            each = jnp.where(votes > 0, each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
