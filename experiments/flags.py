@@ -352,19 +352,6 @@ def _value(name: str) -> Any:
         raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
 
 
-def _ensembles(text: str) -> int | list[list[int]]:
-    """A size, or lists of clients."""
-    try:
-        if text.strip().isdecimal():
-            return int(text)
-        return [[int(client) for client in part.split(",")] for part in text.split(";")]
-    except ValueError:
-        raise mhd.ConfigError(
-            "--ensembles is a number of clients, or the clients of each ensemble like 0,1,2;3,4, "
-            f"not {text!r}."
-        ) from None
-
-
 def _faults() -> mhd.Faults | None:
     """The faults that the flags describe; None where nothing can fail."""
     given = {name: _flag(name) for name in _FAULTS}
@@ -393,6 +380,19 @@ def _by_client(name: str) -> dict[int, int]:
     if len(dict(pairs)) < len(pairs):
         raise mhd.ConfigError(f"--{name}={_flag(name)} names a client twice; name each once.")
     return dict(pairs)
+
+
+def _ensembles(text: str) -> int | list[list[int]]:
+    """A size, or lists of clients."""
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        return [[int(client) for client in part.split(",")] for part in text.split(";")]
+    except ValueError:
+        raise mhd.ConfigError(
+            "--ensembles is a number of clients, or the clients of each ensemble like 0,1,2;3,4, "
+            f"not {text!r}."
+        ) from None
 
 
 def _topology_options() -> tuple[tuple[str, Any], ...]:

@@ -346,6 +346,7 @@ def mhd(
         num_heads=num_heads,
         public_batch=public_batch,
         num_snapshots=num_snapshots,
+        needs_everyone="" if ensembles is None else "ensembles average all of their clients",
     )
 
 
