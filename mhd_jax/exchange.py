@@ -83,6 +83,17 @@ def average(tree: PyTree, weights: Array) -> PyTree:
     return jax.tree.map(mixed, tree)
 
 
+def among(weights: Array, there: Array) -> Array:
+    """A mixing matrix [K, K] of those who are there [K]: each shares all its weight among them.
+
+    Who is away, or has no weight left, keeps its own.
+    """
+    left = jnp.where(there[:, None] & there[None, :], weights, 0)
+    total = left.sum(axis=1, keepdims=True)
+    alone = jnp.eye(len(there), dtype=weights.dtype)
+    return jnp.where(total > 0, left / jnp.where(total > 0, total, 1), alone)
+
+
 def along_edges(adjacency: Array) -> Array:
     """One message along every edge of a graph: i ← j at [i, j], int32 [K, K]."""
     return (adjacency > 0).astype(jnp.int32)

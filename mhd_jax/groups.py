@@ -368,17 +368,25 @@ def predict(state: State, inputs: PyTree) -> Array:
     return outputs.logits
 
 
-def averaged(state: State, weights: Array) -> State:
+def averaged(state: State, weights: Array, among: Array | None = None) -> State:
     """Every client's parameters and statistics as Σ_j W[i, j] of the clients'; optimizers stay.
 
     Args:
       state: before.
       weights: W, row-stochastic [K, K]; 0 between clients of different groups.
+      among: who takes part, bool [K], and has no weight for the others, who may hold anything and
+        keep it; None takes all.
     """
     groups = []
     for group in state.groups:
+        own = group.params, group.stats
         within = weights[np.ix_(group.members, group.members)]
-        params, stats = exchange.average((group.params, group.stats), within)
+        if among is None:
+            params, stats = exchange.average(own, within)
+        else:
+            here = take_members(among, group.members, state.num_clients)
+            sent = where_rows(here, own, jax.tree.map(jnp.zeros_like, own))
+            params, stats = where_rows(here, exchange.average(sent, within), own)
         groups.append(dataclasses.replace(group, params=params, stats=stats))
     return dataclasses.replace(state, groups=tuple(groups))
 

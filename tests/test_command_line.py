@@ -108,7 +108,7 @@ def test_faults(call):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, cnn"),
+        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, "),
         (["--dataset=mnits"], "mnits is not prepared in"),
         (["--data_dir=/data"], "data_dir cannot go with digits, which takes test_fraction"),
         (["--image_size=8"], "image_size cannot go with digits"),

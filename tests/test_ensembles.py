@@ -10,6 +10,7 @@ from flax import linen as nn
 
 import mhd_jax as mhd
 from mhd_jax.ensembles import first_members, mixing_matrix
+from mhd_jax.types import Presence
 from tests.conftest import (
     NUM_CLASSES,
     Linear,
@@ -28,11 +29,9 @@ MOMENTUM = mhd.optim.SGD(0.1, schedule="constant").build(10)
 class Normed(nn.Module):
     """A backbone with statistics of its own."""
 
-    width: int
-
     @nn.compact
     def __call__(self, x, train: bool = False):
-        return nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x))
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(5)(x))
 
 
 def unequal(num_clients):
@@ -48,13 +47,14 @@ def one_client(tree, i):
 def test_a_hybrid_step_is_a_step_of_mhd_and_an_average():
     """Client by client, in two architectures; momentum stays at home, and so do those outside."""
     ensembles = [[4, 0, 5], [3, 1]]
-    groups = [(Normed(5), (0, 2, 4, 5)), (Normed(3), (1, 3))]
+    groups = [(Normed(), (0, 2, 4, 5)), (Linear(3), (1, 3))]
     clients = tiny_clients(K, optimizer=MOMENTUM, groups=groups, partition=unequal(K))
     sizes = clients.label_counts().sum(axis=1)
-    hybrid = mhd.algorithms.mhd(ensembles=ensembles, average_every=2, num_aux_heads=2, nu_emb=0.0)
-    plain = mhd.algorithms.mhd(num_aux_heads=2, nu_emb=0.0)
+    settings = {"num_aux_heads": 1, "nu_emb": 0.0}
+    hybrid = mhd.algorithms.mhd(ensembles=ensembles, average_every=2, **settings)
+    plain = mhd.algorithms.mhd(**settings)
     batches = [tiny_batch(K, seed=seed) for seed in range(4)]
-    state = hybrid.init(jax.random.key(0), clients, batches[0])
+    state = jax.jit(lambda key: hybrid.init(key, clients, batches[0]))(jax.random.key(0))
     hybrid_step, plain_step = jax.jit(hybrid.train_step), jax.jit(plain.train_step)
     for number, batch in enumerate(batches, 1):
         expected, told = plain_step(state, batch, GRAPH)
@@ -64,7 +64,7 @@ def test_a_hybrid_step_is_a_step_of_mhd_and_an_average():
         )
         heard = np.zeros((K, K), int)
         for group, before in zip(state.groups, expected.groups, strict=True):
-            assert_trees_close(group.opt_state, before.opt_state, rtol=1e-6, atol=1e-7)
+            assert_trees_close(group.opt_state, before.opt_state, rtol=1e-5, atol=1e-6)
             rows = {client: row for row, client in enumerate(group.members)}
             for client, row in rows.items():
                 mates = next((e for e in ensembles if client in e), [client])
@@ -115,16 +115,37 @@ def test_ensembles_of_one_are_plain_mhd():
     assert not metrics["messages"]["weights"].any()
 
 
+def test_who_is_away_or_has_diverged_averages_with_nobody():
+    clients = tiny_clients(K, partition=unequal(K))
+    sizes = clients.label_counts().sum(axis=1)
+    there = Presence(jnp.array([1, 0, 1, 1, 1, 1], bool), jnp.array([1, 1, 1, 1, 1, 0], bool))
+    batch = tiny_batch(K).replace(presence=there)
+    hybrid = mhd.algorithms.naive(nu_naive=0.0, ensembles=3, average_every=1)
+    state = hybrid.init(jax.random.key(0), clients, batch)
+    poisoned = jax.tree.map(lambda a: a.at[4].set(jnp.nan), state.groups[0].params)
+    state = state.replace(groups=(state.groups[0].replace(params=poisoned),))
+    alone, _ = jax.jit(mhd.algorithms.naive(nu_naive=0.0).train_step)(state, batch, GRAPH)
+    after, metrics = jax.jit(hybrid.train_step)(state, batch, GRAPH)
+    weights = np.eye(K)  # client 3 has nobody left: 4 has diverged, and 5 is offline
+    weights[0, [0, 2]] = weights[2, [0, 2]] = sizes[[0, 2]] / sizes[[0, 2]].sum()
+    finite = lambda a: np.nan_to_num(np.asarray(a))
+    assert_trees_close(
+        jax.tree.map(finite, after.groups[0].params),
+        jax.tree.map(lambda a: np.tensordot(weights, finite(a), 1), alone.groups[0].params),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(metrics["messages"]["weights"], (weights > 0) & (np.eye(K) == 0))
+
+
 SETTINGS = {"steps": 10, "eval_every": 5, "batch_size": 4, "public_batch_size": 8}
 HYBRID = {"ensembles": ((0, 1, 2), (3, 4)), "average_every": 4, "nu_emb": 0.0, "num_aux_heads": 1}
 
 
-def two_architectures(seed=0):
+def two_architectures():
     wide, narrow = Linear(5), Linear(3)
     models = [wide, wide, wide, narrow, narrow, wide]
-    return mhd.make_clients(
-        tiny_dataset(), K, models, partition="iid", public_fraction=0.3, seed=seed
-    )
+    return mhd.make_clients(tiny_dataset(), K, models, partition="iid", public_fraction=0.3)
 
 
 def run(**kwargs):
@@ -166,15 +187,6 @@ def test_hybrid_runs_repeat_however_they_are_cut(tmp_path):
     for again in (run(workdir=tmp_path), run(steps_per_dispatch=1)):
         assert_trees_equal(again.state, whole().state)
         assert again.summary["communication"] == whole().summary["communication"]
-    seeds = mhd.simulate_seeds(
-        ["ring"] * 2,
-        [two_architectures(seed) for seed in (0, 1)],
-        mhd.algorithms.mhd(**HYBRID),
-        seeds=(0, 1),
-        **SETTINGS,
-    )
-    assert_trees_close(seeds[0].state.groups, whole().state.groups, rtol=1e-4, atol=1e-6)
-    assert seeds[0].summary["communication"] == whole().summary["communication"]
 
 
 def test_one_ensemble_in_several_notations_is_one_algorithm():

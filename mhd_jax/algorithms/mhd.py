@@ -16,7 +16,8 @@ heads (its own is no candidate: it would learn nothing from itself).
 
 Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
 steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
-stays at home. Who distils from whom is the graph's to say, inside ensembles as between them.
+stays at home. Who distils from whom is the graph's to say, inside ensembles as between them. Where
+clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
 
 With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
 
@@ -50,6 +51,7 @@ from mhd_jax.groups import (
     all_stats,
     apply_gradients,
     averaged,
+    finite_params,
     forward_teachers,
     init_state,
     predict,
@@ -310,10 +312,14 @@ def mhd(
         state = apply_gradients(state, gradients, stats)
         if ensembles is None:
             return state, metrics
-        averages, mixing = state.step % average_every == 0, state.extra["mixing"]
+        averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
+        if batch.presence is not None:  # who is away or has diverged averages with nobody
+            there = batch.presence.trains & batch.presence.reachable & finite_params(state)
+            mixing = exchange.among(mixing, there)
         weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
         metrics["messages"]["weights"] = jnp.where(averages, weighed, 0)
-        return jax.lax.cond(averages, averaged, lambda state, _: state, state, mixing), metrics
+        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
+        return state, metrics
 
     def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
