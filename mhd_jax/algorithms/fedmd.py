@@ -8,7 +8,8 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
 the public samples that each digest step draws. Clients without private data have no say. A
-server averages, so the graph plays no part; architectures may differ.
+server averages, so the graph plays no part; architectures may differ. Where clients have label
+sets, the mean of a class's logits is over those who know it, and each learns its own classes'.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from mhd_jax.groups import (
     private_gradients,
     shapes_said,
 )
-from mhd_jax.losses import distillation
+from mhd_jax.label_sets import masked
+from mhd_jax.losses import absolute_difference, distillation
 from mhd_jax.random import Purpose
 from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
 
@@ -104,8 +106,13 @@ def fedmd(
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        heard = coded.arrived(said.logits[:, :, 0])
-        consensus = coded.arrived(jnp.einsum("k,kpc->pc", speaks / speaks.sum(), heard))
+        consensus = consensus_of(said.logits[:, :, 0], speaks, state.label_sets)
+
+        def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
+            if digest_loss == "mae":
+                return absolute_difference(logits, consensus, label_set)
+            target = jax.nn.softmax(consensus)[:, None]
+            return distillation(logits[:, None], target, label_set=label_set)
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
@@ -116,16 +123,22 @@ def fedmd(
                 train=Purpose.PUBLIC_DROPOUT,
                 shared_inputs=True,
             )
-            logits = outputs.logits[:, :, 0]  # [K, P, C]
-            if digest_loss == "mae":
-                each = jnp.abs(logits - consensus).mean(axis=(1, 2))
-            else:
-                target = jax.nn.softmax(consensus)[:, None]
-                each = jax.vmap(distillation, (0, None))(logits[:, :, None], target)
+            each = jax.vmap(towards)(outputs.logits[:, :, 0], state.label_sets)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses
+
+    def consensus_of(logits: Array, speaks: Array, label_sets: Array | None) -> Array:
+        """z̃ [P, C] as it comes back, from what clients say [K, P, C] and who has a say [K]."""
+        if label_sets is None:
+            mean = jnp.einsum("k,kpc->pc", speaks / speaks.sum(), coded.arrived(logits))
+            return coded.arrived(mean)
+        heard = coded.arrived(logits, label_set=label_sets[:, None])
+        say = speaks[:, None] * label_sets  # [K, C]
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(say.sum(axis=0), 1), heard)
+        known = label_sets.any(axis=0)
+        return coded.arrived(masked(mean, known), label_set=known)
 
     def message(state: State, batch: Batch) -> Message:
         said = shapes_said(state, batch)

@@ -11,6 +11,9 @@ S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns
 rank k−1, so knowledge travels one hop further with every rank, while the main head, which
 sees private labels only, stays sharp on the client's own data.
 
+A client with a label set (`mhd_jax.label_sets`) learns what q says inside it, as it stands. A
+candidate is as confident as it is among its own classes: one of a single class is certain.
+
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
 heads (its own is no candidate: it would learn nothing from itself).
 
@@ -36,6 +39,7 @@ from mhd_jax import exchange, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Message, of_one_client
 from mhd_jax.compression import Compression
+from mhd_jax.data.batching import take_rows
 from mhd_jax.errors import ConfigError
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
@@ -165,7 +169,12 @@ def mhd(
         )
 
     def public_loss(
-        own: Outputs, taught: Outputs, valid: Array, key: Array, unlabelled: Array | None
+        own: Outputs,
+        taught: Outputs,
+        valid: Array,
+        key: Array,
+        unlabelled: Array | None,
+        label_set: Array | None,
     ) -> tuple[Array, Metrics]:
         """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's."""
         constant = jax.lax.stop_gradient(own)
@@ -176,29 +185,29 @@ def mhd(
         if nu_aux > 0:
             choice = candidates(constant, taught, valid)
             targets = jax.lax.stop_gradient(select(key, choice))
-            learned = distillation(own.logits[:, first_student:], targets, temperature)
+            learned = distillation(own.logits[:, first_student:], targets, temperature, label_set)
             terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
             loss += nu_aux * terms["aux_loss"]
             if unlabelled is not None:
                 main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)])
                 targets = jax.lax.stop_gradient(select(jax.random.fold_in(key, 1), main_heads))
-                learned = distillation(own.logits[:, :1], targets, temperature)
+                learned = distillation(own.logits[:, :1], targets, temperature, label_set)
                 loss += nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
-        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1])
+        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1], label_set)
         return loss, {"public_loss": loss, **terms}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        heard = arrived(said, everywhere if batch.public_is_shared else _stay)
+        heard = arrived(said, everywhere if batch.public_is_shared else _stay, state.label_sets)
         teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
         taught = teacher_outputs(state, heard, teachers, batch)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
         unlabelled = state.extra["unlabelled"] if state.extra else None
         at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
-            said, taught, teachers.valid, keys, unlabelled
+            said, taught, teachers.valid, keys, unlabelled, state.label_sets
         )
         gradients, stats, private_losses = gradients_from(at_said)
         metrics = {
@@ -222,7 +231,8 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
-        return arrived(outputs, _stay)  # computed where their students are
+        whose = take_rows(state.label_sets, teachers.positions)
+        return arrived(outputs, _stay, whose)  # computed where their students are
 
     def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
@@ -231,10 +241,17 @@ def mhd(
             parts["embeddings"] = (coded.for_numbers, said.embeddings)  # type: ignore[assignment]
         return parts
 
-    def arrived(said: Outputs, travel: Callable[[PyTree], PyTree]) -> Outputs:
-        """What students have of it: what crosses edges is all that crosses devices."""
+    def arrived(
+        said: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
+    ) -> Outputs:
+        """What students have of it, from teachers with label sets [..., C].
+
+        What crosses edges is all that crosses devices.
+        """
+        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         parts = {
-            name: how.arrived(values, travel) for name, (how, values) in taught_parts(said).items()
+            name: how.arrived(values, travel, known.get(name))
+            for name, (how, values) in taught_parts(said).items()
         }
         return Outputs(parts["logits"], parts.get("embeddings"))
 
