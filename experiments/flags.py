@@ -7,6 +7,7 @@ its factory's. Only their help is written here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -38,6 +39,10 @@ HYPERPARAMETER_HELP = {
     "temperature": "Temperature of the distillation's softmax.",
     "public_batch": "Whether all clients see the same public samples in a step.",
     "public_updates_stats": "Whether public samples update BatchNorm statistics.",
+    "pool_size": "N_P, snapshots of neighbours in each client's pool, from which teachers are drawn; 0 "
+    "draws them among the neighbours as they are.",
+    "pool_refresh": "S_P, steps after which one place of a pool is renewed.",
+    "teacher_delay": "Teachers are the neighbours as they were so many steps ago.",
     "lambda_m": "λ_m, weight of the model-variant cross-feature loss.",
     "lambda_d": "λ_d, weight of the data-variant cross-feature loss; 0 sends no class features.",
     "quasi_global": "Whether gossip has quasi-global momentum, or each client its own.",
@@ -249,12 +254,15 @@ def settings() -> RunSettings:
     )
 
 
-def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
+def algorithm(
+    name: str, *, strict: bool, defaults: Mapping[str, Any] | None = None
+) -> tuple[mhd.Algorithm, list[str]]:
     """The algorithm of that name with the hyperparameters given as flags.
 
     Args:
       name: a key of `ALGORITHMS`.
       strict: whether to refuse flags that it does not use.
+      defaults: of hyperparameters that are not given, where they are not the algorithm's own.
 
     Returns:
       It, and the names of the flags given that it does not use.
@@ -266,7 +274,8 @@ def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
         raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
     known = hyperparameters(ALGORITHMS[name])
     given = [key for key in _all_hyperparameters() if FLAGS[key].present]
-    built = ALGORITHMS[name](**{key: _value(key) for key in given if key in known})
+    values = {**(defaults or {}), **{key: _value(key) for key in given}}
+    built = ALGORITHMS[name](**{key: value for key, value in values.items() if key in known})
     unused = [key for key in given if key not in known]
     if FLAGS["public_batch_size"].present and not built.public_batch:
         unused.append("public_batch_size")

@@ -33,13 +33,14 @@ class Carry:
       state: the clients.
       sums: the metrics, summed over the steps since the last evaluation.
       count: how many steps that are, int32 [].
-      messages: those of i from j since the start, int32 [K, K], or between i and a server [K].
+      messages: by kind, those of i from j since the start, int32 [K, K], or between i and a
+        server [K].
     """
 
     state: State
     sums: Metrics
     count: Array
-    messages: Array
+    messages: dict[str, Array]
 
     def reset(self) -> Carry:
         """The same state, with nothing summed."""
@@ -109,6 +110,15 @@ def initial_carry(
                 f"the metrics of {algorithm.name} must hold 'loss' and 'messages', but are "
                 f"{', '.join(metrics)}."
             )
+        declared = algorithm.message(state, batch, state.groups[0])
+        if (
+            not isinstance(metrics["messages"], dict)
+            or metrics["messages"].keys() != declared.keys()
+        ):
+            raise ConfigError(
+                f"the metrics of {algorithm.name} must count messages by kind, in a dictionary "
+                f"of the kinds that its message() declares ({', '.join(declared) or 'none'})."
+            )
         sums = jax.tree.map(jnp.zeros_like, metrics)
         messages = sums.pop("messages")
         return Carry(state, sums, jnp.zeros((), jnp.int32), messages)
@@ -140,7 +150,8 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
         extra=jax.tree.map(by_client, carry.state.extra),
     )
     sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
-    return Carry(state, sums, whole, split)  # type: ignore[arg-type]  # places, in a carry's shape
+    messages = jax.tree.map(lambda _: split, carry.messages)
+    return Carry(state, sums, whole, messages)  # type: ignore[arg-type]  # places, in a carry's shape
 
 
 def take_steps(
@@ -165,7 +176,7 @@ def take_steps(
         graph = everywhere(schedule(adjacency, state.step))
         inactive = num_clients - graph.shape[0]
         state, metrics = train_step(state, batch, jnp.pad(graph, (0, inactive)))
-        messages = carry.messages + metrics.pop("messages")
+        messages = jax.tree.map(jnp.add, carry.messages, metrics.pop("messages"))
         sums = jax.tree.map(jnp.add, carry.sums, metrics)
         after = Carry(state, sums, carry.count + 1, messages)
         return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)

@@ -128,7 +128,7 @@ def forward(
         )
         outputs.append(group_outputs)
         new_stats.append(updated)
-    return in_client_order(_without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+    return in_client_order(without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
 
 
 def local_gradients(
@@ -223,45 +223,55 @@ def forward_teachers(
     stats: tuple[PyTree, ...],
     teachers: Array,
     inputs: PyTree,
-    train: random.Purpose,
+    *,
+    train: random.Purpose | None = None,
+    slots: Array | None = None,
 ) -> Outputs:
     """Outputs of each client's teachers on the client's own samples.
 
     Args:
-      state, params, stats: as for `forward`.
+      state, params, stats: as for `forward`; or snapshots of them, arrays [k, slots, ...].
       teachers: positions of the teachers, int32 [K, T].
       inputs: [K, P, ...].
-      train: the teachers run in the mode, and with the keys, of their own training pass.
+      train: the teachers run in the mode, and with the keys, of their own training pass; None is
+        evaluation mode.
+      slots: which of a teacher's snapshots is meant, int32 [K, T].
 
     Returns:
       `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
     """
-    keys = random.client_keys(state.key, train, state.client_ids, state.step)
+    keys = None
+    if train is not None:
+        keys = random.client_keys(state.key, train, state.client_ids, state.step)
     group_of = np.zeros(state.num_clients, np.int32)
     row_of = np.zeros(state.num_clients, np.int32)
     for i, group in enumerate(state.groups):
         group_of[list(group.members)] = i
         row_of[list(group.members)] = np.arange(len(group.members))
 
-    def one_slot(slot: Array) -> Outputs:  # [K], one teacher for each client
-        rows = jnp.asarray(row_of)[slot]
+    def one_of_each(place: tuple[Array, Array | None]) -> Outputs:  # one teacher for each client
+        who, slot = place
+        rows = jnp.asarray(row_of)[who]
         parts = []  # every group's answer for all K; the teacher's own group is picked below
         for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
-            rows_here = jnp.minimum(rows, len(group.members) - 1)
+            rows_here: Any = jnp.minimum(rows, len(group.members) - 1)
+            if slot is not None:
+                rows_here = (rows_here, slot)
             parts.append(
-                over_clients(group.model.apply)(
+                over_clients(group.model.apply, (0, 0, 0, None if keys is None else 0, 0))(
                     take_rows(group_params, rows_here),
                     take_rows(group_stats, rows_here),
                     inputs,
-                    keys[slot],
-                    take_rows(state.label_sets, slot),
+                    None if keys is None else keys[who],
+                    take_rows(state.label_sets, who),
                 )[0]
             )
         return over_clients(_pick_part)(
-            jnp.asarray(group_of)[slot], *_without_unequal_embeddings(parts)
+            jnp.asarray(group_of)[who], *without_unequal_embeddings(parts)
         )
 
-    outputs = jax.lax.map(one_slot, teachers.T)  # one slot at a time bounds the memory
+    places = (teachers.T, None if slots is None else slots.T)
+    outputs = jax.lax.map(one_of_each, places)  # one teacher at a time bounds the memory
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
 
 
@@ -269,16 +279,17 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
     return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
 
 
-def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
+def without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
+    """The groups' outputs, without embeddings where their widths differ."""
     widths = {None if part.embeddings is None else part.embeddings.shape[-1] for part in outputs}
     if len(widths) == 1:
         return list(outputs)
     return [dataclasses.replace(part, embeddings=None) for part in outputs]
 
 
-def shapes_said(state: State, batch: Batch) -> Outputs:
-    """Shapes of what one client says about a public batch: logits [P, H, C], embeddings [P, D]."""
-    kernel = state.groups[0].params["heads"]["kernel"]
+def shapes_said(group: GroupState, batch: Batch) -> Outputs:
+    """Shapes of what a client of a group says about a public batch: logits [P, H, C], embeddings [P, D]."""
+    kernel = group.params["heads"]["kernel"]
     _, num_heads, width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]
 

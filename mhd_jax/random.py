@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     AUGMENTATION = 7
     PUBLIC_AUGMENTATION = 8
     TOPOLOGY = 9
+    POOL = 10
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

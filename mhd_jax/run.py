@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import groups, hosts, memory, optim
+from mhd_jax import groups, hops, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
 from mhd_jax.clients import Clients
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.data.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
@@ -142,10 +142,12 @@ class Run:
             for name, total in sums.items()
         }
 
-    def messages(self, carry: Carry) -> np.ndarray:
-        """How many messages i got from j since the start [K, K], or exchanged with a server [K]."""
-        found = hosts.fetch(carry.messages).astype(np.int64)
-        return found[(slice(self.num_active),) * found.ndim]
+    def messages(self, carry: Carry) -> dict[str, np.ndarray]:
+        """By kind, how many messages i got from j since the start [K, K], or exchanged with a server [K]."""
+        return {
+            kind: count.astype(np.int64)[(slice(self.num_active),) * count.ndim]
+            for kind, count in hosts.fetch(carry.messages).items()
+        }
 
     def diverged(self, sums: Metrics) -> np.ndarray:
         """Clients whose loss is not finite."""
@@ -192,6 +194,11 @@ class Run:
         }
         return {**means, "per_client": jsonable(each)}
 
+    def hops_to_classes(self) -> np.ndarray:
+        """How far each client is from those who hold a class, int [K, C]; −1 is out of reach."""
+        clients = self.everyone.pooled() if self.algorithm.pooled else self.everyone
+        return hops.to_classes(hops.edges_of(self.topology, self.steps), clients.labelled_counts())
+
     def consensus(self, state: State) -> dict[str, Any] | None:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
         if not self.algorithm.has_consensus:
@@ -199,8 +206,9 @@ class Run:
         found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
-    def message(self) -> Message:
-        """Shapes of what one message consists of, by type."""
+    @functools.cached_property
+    def senders(self) -> dict[tuple[int, ...], Messages]:
+        """Shapes of what a message of each kind consists of, by the clients that send such."""
         state = self.carry.state
         batch = jax.eval_shape(
             functools.partial(draw_batch, spec=self.spec),
@@ -209,7 +217,12 @@ class Run:
             state.client_ids,
             state.step,
         )
-        return self.algorithm.message(state, batch)
+        return {
+            tuple(i for i in group.members if i < self.num_active): self.algorithm.message(
+                state, batch, group
+            )
+            for group in state.groups
+        }
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")
@@ -312,7 +325,7 @@ def prepare(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
     num_active = clients.num_clients
-    execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)
+    execution = _execution(clients, client_chunk, num_devices, algorithm, spec)
     clients = clients.padded(execution.num_shards)
     on_host = _stays_on_host(data_placement, clients)
     stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
@@ -464,7 +477,7 @@ def _execution(
     clients: Clients,
     client_chunk: int | None,
     num_devices: int | None,
-    num_heads: int,
+    algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
     """How to compute the client axis, by what was measured (see Performance in the README).
@@ -495,7 +508,7 @@ def _execution(
     on_device = -(-clients.num_clients // shards)
     serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
     chunk = 1 if serial else on_device
-    needs, capacity = memory.estimate(clients, num_heads, spec), memory.capacity_bytes()
+    needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
         return Execution(chunk if serial else None, mesh=mesh)
     return Execution(

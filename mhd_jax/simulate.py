@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import resource
 import signal
@@ -22,7 +21,7 @@ from typing import Any
 
 import jax
 
-from mhd_jax import communication, hosts, optim, report
+from mhd_jax import communication, hops, hosts, optim, report
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
@@ -222,10 +221,6 @@ class _Lane:
         """The steps at which the run can be taken up, in their order."""
         return (self.folder.saved_steps if self.folder is not None else []) or [0]
 
-    @functools.cached_property
-    def _message_bytes(self) -> int:
-        return sum(communication.bytes_by_type(self.run.message()).values())
-
     def begin(self, step: int) -> Carry:
         """The state at `step`, one of `starts`."""
         if self.folder is None:
@@ -238,14 +233,15 @@ class _Lane:
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds a line to the history."""
-        run, messages = self.run, int(self.run.messages(carry).sum())
+        run = self.run
+        sent = communication.total(run.messages(carry), run.senders)
         record = {
             "step": int(carry.state.step),
             "seed": run.seed,
             **run.accuracies(carry.state, run.test),
             "train": run.means(carry),
-            "messages": messages,
-            "bytes": messages * self._message_bytes,
+            "messages": sent["messages"],
+            "bytes": sent["total_bytes"],
             "seconds": self.seconds,
         }
         if run.validation is not None:
@@ -511,6 +507,7 @@ def _summary(
     per_class = run.per_class_accuracy(carry.state, run.test)
     names = head_names(per_class.shape[1])
     messages = run.messages(carry)
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= _MOST_EDGES}
     each = last["per_client"]
     models = run.everyone.model_names
     consensus = run.consensus(carry.state)
@@ -536,10 +533,11 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "by_hops": hops.accuracies(per_class, run.hops_to_classes(), names),
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
-                **communication.total(int(messages.sum()), run.message()),
-                **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),
+                **communication.total(messages, run.senders),
+                "by_edge": by_edge,
             },
             "timing": {
                 "compile_seconds": compile_seconds,

@@ -67,7 +67,7 @@ def together(runs: Sequence[Run]) -> Together | None:
     if execution.chunk is not None or execution.recompute:
         return None
     on_device = -(-first.clients.num_clients // execution.num_shards)
-    needs = memory.estimate(first.clients, first.algorithm.num_heads, first.spec)
+    needs = memory.estimate(first.clients, first.algorithm, first.spec)
     copies = 2 * memory.num_bytes(first.data) // execution.num_shards  # each run keeps its own
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     if len(runs) * bytes_each > memory.capacity_bytes():

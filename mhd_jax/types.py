@@ -17,7 +17,7 @@ from flax import struct
 from mhd_jax.models.client_model import ClientModel
 
 PyTree = Any
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # arrays, and counts of messages by kind
 
 
 @struct.dataclass
@@ -48,7 +48,11 @@ class Batch:
 
 @struct.dataclass
 class GroupState:
-    """Clients of one architecture, stacked: every array has a leading axis of the group's size."""
+    """Clients of one architecture, stacked: every array has a leading axis of the group's size.
+
+    `snapshots` are parameters and statistics of earlier steps, arrays [k, slots, ...], where an
+    algorithm keeps some.
+    """
 
     params: PyTree
     stats: PyTree
@@ -56,6 +60,7 @@ class GroupState:
     model: ClientModel = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     members: tuple[int, ...] = struct.field(pytree_node=False)
+    snapshots: PyTree = ()
 
 
 @struct.dataclass
@@ -96,10 +101,12 @@ class Algorithm:
         clients cannot take part (unequal architectures or embeddings, say).
       train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
         scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
-        of this step: those of i from j, int32 [K, K], or those between i and a server [K].
+        of this step by kind ("predictions", "weights"): those of i from j, int32 [K, K], or
+        those between i and a server [K].
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
-      message: `(state, batch) -> {type: arrays}`, what one message consists of, in shapes
-        (see `mhd_jax.communication`); arrays are not read.
+      message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
+        from a client of `group`, one of the state's, consists of, in shapes (see
+        `mhd_jax.communication`); arrays are not read.
       num_heads: H.
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
@@ -108,6 +115,7 @@ class Algorithm:
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
+      num_snapshots: how many earlier parameters of each client its state holds.
       pooled: whether one client holds all private data (the upper bound).
       name, hyperparameters: filled in by the factory that made it.
     """
@@ -115,12 +123,13 @@ class Algorithm:
     init: Callable[[jax.Array, Any, Batch], State]
     train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     predict: Callable[[State, PyTree], jax.Array]
-    message: Callable[[State, Batch], Mapping[str, PyTree]]
+    message: Callable[[State, Batch, GroupState], Mapping[str, Mapping[str, PyTree]]]
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False
     has_consensus: bool = False
     remembers_public: bool = False
+    num_snapshots: int = 0
     pooled: bool = False
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -38,7 +38,7 @@ def test_adding_an_algorithm():
     assert summary["beta_sh"]["main"] > alone["beta_sh"]["main"] + 0.1
     sent = summary["communication"]
     assert sent["total_bytes"] == 200 * 8 * 64 * 10 * 4 and sent["by_type"].keys() == {
-        "predictions"
+        "probabilities"
     }
     whole = programs("docs/adding_an_algorithm.md")[0]
     assert len(whole.splitlines()) < 60

@@ -117,7 +117,7 @@ def reference_step(i, params, batch, xs, neighbours, settings, unlabelled):
 
 CASES = {
     "most confident, in one pass": {},
-    "mean, in chunks": {"target_selection": "mean", "chunk": 3},
+    "mean, in chunks, of snapshots": {"target_selection": "mean", "chunk": 3, "teacher_delay": 1},
     "independent public batches": {"public_batch": "independent", "num_targets": 2},
     "unlabelled": {"num_aux_heads": 1, "unlabelled": True},
 }

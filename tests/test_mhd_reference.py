@@ -222,7 +222,7 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
         )
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected)
     drawn = int(teachers.valid.sum())
-    assert int(metrics["messages"].sum()) == drawn
+    assert int(metrics["messages"]["predictions"].sum()) == drawn
 
 
 def test_candidates_are_chosen_at_temperature_one():

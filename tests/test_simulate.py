@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import engine
+from mhd_jax import engine, exchange
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import RunFolder
 from mhd_jax.data.batching import BatchSpec
@@ -247,6 +247,16 @@ def test_a_metric_that_the_engine_needs_is_asked_for():
     with pytest.raises(mhd.ConfigError, match="must hold 'loss' and 'messages', but are messages"):
         mhd.simulate("ring", clients(), dataclasses.replace(alone, train_step=quiet), **SETTINGS)
 
+    def one_count(state, batch, graph):
+        state, metrics = alone.train_step(state, batch, graph)
+        return state, {**metrics, "messages": exchange.along_edges(graph)}
+
+    talking = dataclasses.replace(
+        alone, train_step=one_count, message=lambda state, batch, group: {"predictions": {}}
+    )
+    with pytest.raises(mhd.ConfigError, match=r"count messages by kind, .* \(predictions\)"):
+        mhd.simulate("ring", clients(), talking, **SETTINGS)
+
 
 @pytest.mark.parametrize("name", ["mhd", "distributed_distillation", "fedmd", "ccl"])
 def test_chunks_of_clients_give_the_same_results(name):
@@ -307,7 +317,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     # 20 steps, 4 clients on a ring, one teacher each; 8 public samples; 5 features.
     edges = 20 * 4
     logits, embeddings = 8 * 3 * NUM_CLASSES * 4, 8 * 5 * 4
-    by_edge = np.array(summary["communication"].pop("by_edge"))
+    by_edge = np.array(summary["communication"].pop("by_edge")["predictions"])
     # Every step each client hears one of its two neighbours.
     np.testing.assert_array_equal(by_edge.sum(axis=1), 20)
     assert ((by_edge > 0) <= (np.asarray(mhd.topology.ring(4).at(0)) > 0)).all()
@@ -318,7 +328,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
         "total_bytes": edges * (logits + embeddings),
         "by_type": {"logits": edges * logits, "embeddings": edges * embeddings},
         "by_dtype": {"float32": edges * (logits + embeddings)},
-        "messages": edges,
+        "messages": {"predictions": edges},
     }
     assert set(summary["timing"]) == {
         "compile_seconds",

@@ -26,14 +26,14 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.data.batching import take_rows
 from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import apply_gradients, local_gradients, predict
 from mhd_jax.losses import masked_mean, private_cross_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.topology import MIXINGS
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
 
 @factory
@@ -95,7 +95,10 @@ def ccl(
         context = cross_features(state, batch, graph) if lambda_m + lambda_d > 0 else ({}, {})
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
-        metrics = {**terms, "messages": exchange.along_edges(graph)}
+        heard = exchange.along_edges(graph)
+        metrics = {**terms, "messages": {"weights": heard}}
+        if lambda_d > 0:
+            metrics["messages"]["features"] = heard
         return apply_gradients(state, gradients, stats), metrics
 
     def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
@@ -139,15 +142,14 @@ def ccl(
             nothing,
         )
 
-    def message(state: State, batch: Batch) -> Message:
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
         # Statistics go along: a neighbour's model answers in evaluation mode.
-        (group,) = state.groups
-        crossing = {"weights": of_one_client((group.params, group.stats))}
+        crossing = {"weights": {"weights": of_one_client((group.params, group.stats))}}
         if lambda_d > 0:
             _, received = jax.eval_shape(
                 cross_features, state, batch, jax.ShapeDtypeStruct((state.num_clients,) * 2, float)
             )
-            crossing["class features"] = of_one_client(received)
+            crossing["features"] = {"class features": of_one_client(received)}
         return crossing
 
     return Algorithm(

@@ -35,14 +35,14 @@ from jax import Array
 from mhd_jax import compression as compressions
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.data.dataset import take
 from mhd_jax.execution import over_clients
 from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.passes import private_and_public
 from mhd_jax.topology import metropolis_hastings
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, State
 
 _AT_ONCE = 500  # reference samples in one pass at the start
 
@@ -106,13 +106,13 @@ def distributed_distillation(
             "loss": losses + rho * terms,
             "private_loss": losses,
             "public_loss": terms,
-            "messages": exchange.along_edges(graph),
+            "messages": {"predictions": exchange.along_edges(graph)},
         }
         return dataclasses.replace(state, extra=extra), metrics
 
-    def message(state: State, batch: Batch) -> Message:
-        said = shapes_said(state, batch)
-        return {"soft decisions": jax.eval_shape(coded.encode, said.logits)}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        said = shapes_said(group, batch)
+        return {"predictions": {"soft decisions": jax.eval_shape(coded.encode, said.logits)}}
 
     return Algorithm(
         init=init,

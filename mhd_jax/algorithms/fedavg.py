@@ -19,7 +19,7 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.groups import (
     apply_gradients,
     init_state,
@@ -27,7 +27,7 @@ from mhd_jax.groups import (
     private_gradients,
     require_one_architecture,
 )
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, State
 
 
 @factory
@@ -56,14 +56,13 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
         sizes = state.extra["sizes"]
         # Up from every client that has labels, and down to everyone.
         each = state.extra["takes_part"] + (sizes > 0)
-        messages = jnp.where(averages, each, 0)
+        messages = {"weights": jnp.where(averages, each, 0)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return jax.lax.cond(averages, _averaged, lambda state: state, state), metrics
 
-    def message(state: State, batch: Batch) -> Message:
-        del batch
-        (group,) = state.groups
-        return {"weights": of_one_client((group.params, group.stats))}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        del state, batch
+        return {"weights": {"weights": of_one_client((group.params, group.stats))}}
 
     return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
 

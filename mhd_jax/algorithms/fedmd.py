@@ -23,7 +23,7 @@ from jax import Array
 
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.groups import (
     all_params,
     all_stats,
@@ -37,7 +37,7 @@ from mhd_jax.groups import (
 from mhd_jax.label_sets import masked
 from mhd_jax.losses import absolute_difference, distillation
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
 DIGEST_LOSSES = ("mae", "kl")
 
@@ -97,8 +97,9 @@ def fedmd(
             lambda: digest(state, batch),
             lambda: private_gradients(state, batch, label_smoothing),
         )
-        messages = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
-        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
+        each = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
+        metrics = {"loss": losses, "messages": {"predictions": each}}
+        return apply_gradients(state, gradients, stats), metrics
 
     def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
         """Gradients towards the consensus, statistics as they are, and the losses [K]."""
@@ -140,9 +141,9 @@ def fedmd(
         known = label_sets.any(axis=0)
         return coded.arrived(masked(mean, known), label_set=known)
 
-    def message(state: State, batch: Batch) -> Message:
-        said = shapes_said(state, batch)
-        return {"logits": jax.eval_shape(coded.encode, said.logits)}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        said = shapes_said(group, batch)
+        return {"predictions": {"logits": jax.eval_shape(coded.encode, said.logits)}}
 
     return Algorithm(
         init=init,

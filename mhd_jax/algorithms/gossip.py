@@ -22,7 +22,7 @@ from jax import Array
 
 from mhd_jax import exchange, optim
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.errors import ConfigError
 from mhd_jax.groups import (
     apply_gradients,
@@ -32,7 +32,7 @@ from mhd_jax.groups import (
     require_one_architecture,
 )
 from mhd_jax.topology import MIXINGS
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, State
 
 
 @factory
@@ -92,13 +92,13 @@ def _gossip(
         if mu is not None:
             state = _paper_momentum(state, mu)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        messages = exchange.along_edges(graph)
+        messages = {"weights": exchange.along_edges(graph)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return apply_gradients(state, gradients, stats), metrics
 
-    def message(state: State, batch: Batch) -> Message:
-        del batch
-        return {"weights": of_one_client(state.groups[0].params)}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        del state, batch
+        return {"weights": {"weights": of_one_client(group.params)}}
 
     return Algorithm(
         init=init,

@@ -17,6 +17,8 @@ candidate is as confident as it is among its own classes: one of a single class 
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
 heads (its own is no candidate: it would learn nothing from itself).
 
+With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
+
 Left open by the paper and chosen here: the own head is among the candidates
 (`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
 a client without a teacher keeps its private loss and, through its own candidates, its
@@ -35,9 +37,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import compression as compressions
-from mhd_jax import exchange, random
+from mhd_jax import exchange, pools, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
 from mhd_jax.data.batching import take_rows
 from mhd_jax.errors import ConfigError
@@ -57,7 +59,7 @@ from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.passes import private_and_public
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
 
 @factory
@@ -72,6 +74,9 @@ def mhd(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    pool_size: int = 0,
+    pool_refresh: int = 200,
+    teacher_delay: int = 0,
     compression: str = "none",
     label_smoothing: float = 0.1,
 ) -> Algorithm:
@@ -93,6 +98,11 @@ def mhd(
       public_batch: "shared": all clients see the same public samples in a step;
         "independent": each its own, on which its teachers then run.
       public_updates_stats: whether public samples update BatchNorm statistics too.
+      pool_size: N_P, snapshots of neighbours in each client's pool, from which its teachers are
+        drawn; 0 takes its neighbours as they are.
+      pool_refresh: S_P, steps after which one random place of a pool is renewed.
+      teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
+        for the study of delay alone, without a pool.
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
         `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
         left to make up for in the next.
@@ -111,6 +121,16 @@ def mhd(
     require(
         num_aux_heads > 0 or not same_level,
         "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
+    )
+    for name, value, low in (
+        ("pool_size", pool_size, 0),
+        ("pool_refresh", pool_refresh, 1),
+        ("teacher_delay", teacher_delay, 0),
+    ):
+        require(value >= low, f"{name} must be at least {low}, not {value}.")
+    require(
+        pool_size == 0 or teacher_delay == 0,
+        "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
     )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
     require_label_smoothing(label_smoothing)
@@ -131,14 +151,20 @@ def mhd(
     num_taught = num_ranks + same_level  # how many heads of a neighbour teach
     # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
     own_included = include_self and num_aux_heads > 0
+    num_snapshots = pool_size or teacher_delay
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads)
         if nu_emb > 0:
             _require_equal_widths(state)
-        if num_aux_heads == 0 or clients.learns_labels.all():
-            return state
-        return dataclasses.replace(state, extra={"unlabelled": jnp.asarray(~clients.learns_labels)})
+        extra = {}
+        if num_aux_heads > 0 and not clients.learns_labels.all():
+            extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
+        if pool_size > 0:
+            extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
+        if num_snapshots > 0:
+            state = pools.with_snapshots(state, num_snapshots)
+        return dataclasses.replace(state, extra=extra)
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
         """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
@@ -201,11 +227,15 @@ def mhd(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
         heard = arrived(said, everywhere if batch.public_is_shared else _stay, state.label_sets)
-        teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
-        taught = teacher_outputs(state, heard, teachers, batch)
+        available = exchange.finite_clients(heard)
+        if num_snapshots > 0:
+            state, teachers, taught = delayed(state, batch, graph, available)
+        else:
+            teachers = exchange.draw_teachers(state, graph, available, num_targets)
+            taught = teacher_outputs(state, heard, teachers, batch)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
-        unlabelled = state.extra["unlabelled"] if state.extra else None
+        unlabelled = state.extra.get("unlabelled")
         at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
             said, taught, teachers.valid, keys, unlabelled, state.label_sets
         )
@@ -214,7 +244,7 @@ def mhd(
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
-            "messages": exchange.from_teachers(teachers),
+            "messages": {"predictions": exchange.from_teachers(teachers)},
         }
         return apply_gradients(state, gradients, stats), metrics
 
@@ -231,8 +261,34 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
-        whose = take_rows(state.label_sets, teachers.positions)
-        return arrived(outputs, _stay, whose)  # computed where their students are
+        # Computed where their students are.
+        return arrived(outputs, _stay, take_rows(state.label_sets, teachers.positions))
+
+    def delayed(
+        state: State, batch: Batch, graph: Array, available: Array
+    ) -> tuple[State, Teachers, Outputs]:
+        """S_i of earlier steps and what they say [K, T, P, …], and the state with what it keeps."""
+        if pool_size > 0:
+            neighbours = exchange.draw_teachers(state, graph, available, "all")
+            state, pool = pools.next_pool(state, state.extra["pool"], neighbours, pool_refresh)
+            state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
+            teachers, slots = pools.draw(state, pool, num_targets)
+        else:
+            teachers = exchange.draw_teachers(state, graph, available, num_targets)
+            slots = jnp.full_like(teachers.positions, state.step % teacher_delay)
+        if batch.public_is_shared:
+            said = pools.said_before(state, teachers, slots, batch.public_inputs)
+            slot_sets = jax.tree.map(lambda a: a[:, None], state.label_sets)
+            heard = arrived(said, everywhere, slot_sets)
+            taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
+        else:
+            outputs = forward_teachers(
+                state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
+            )
+            taught = arrived(outputs, _stay, take_rows(state.label_sets, teachers.positions))
+        if teacher_delay > 0:
+            state = pools.renewed(state, state.step % teacher_delay)
+        return state, teachers, taught
 
     def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
@@ -255,14 +311,14 @@ def mhd(
         }
         return Outputs(parts["logits"], parts.get("embeddings"))
 
-    def message(state: State, batch: Batch) -> Message:
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
         def sent(said: Outputs) -> dict[str, PyTree]:
             return {name: how.encode(values) for name, (how, values) in taught_parts(said).items()}
 
-        crossing = jax.eval_shape(sent, shapes_said(state, batch))
+        crossing = jax.eval_shape(sent, shapes_said(group, batch))
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
-        return crossing
+        return {"predictions": crossing}
 
     return Algorithm(
         init=init,
@@ -271,6 +327,7 @@ def mhd(
         message=message,
         num_heads=num_heads,
         public_batch=public_batch,
+        num_snapshots=num_snapshots,
     )
 
 

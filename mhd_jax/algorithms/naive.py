@@ -22,6 +22,9 @@ def naive(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    pool_size: int = 0,
+    pool_refresh: int = 200,
+    teacher_delay: int = 0,
     compression: str = "none",
     label_smoothing: float = 0.1,
 ) -> Algorithm:
@@ -29,8 +32,8 @@ def naive(
 
     Args:
       nu_naive: weight of the distillation.
-      num_targets, target_selection, temperature, public_batch, public_updates_stats,
-        compression, label_smoothing: as for `mhd`.
+      num_targets, target_selection, temperature, public_batch, public_updates_stats, pool_size,
+        pool_refresh, teacher_delay, compression, label_smoothing: as for `mhd`.
     """
     require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
     return mhd(
@@ -42,6 +45,9 @@ def naive(
         temperature=temperature,
         public_batch=public_batch,
         public_updates_stats=public_updates_stats,
+        pool_size=pool_size,
+        pool_refresh=pool_refresh,
+        teacher_delay=teacher_delay,
         compression=compression,
         label_smoothing=label_smoothing,
     )

@@ -68,6 +68,13 @@ def _vit_tiny(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
 
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
+    # Of one embedding width, for studies of unlike clients.
+    "mlp_small": ModelSpec(
+        lambda norm, shape: MLP((8, 64), norm), ("layer", "none", "batch"), images=False
+    ),
+    "mlp_large": ModelSpec(
+        lambda norm, shape: MLP((512, 64), norm), ("layer", "none", "batch"), images=False
+    ),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
