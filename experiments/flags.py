@@ -174,6 +174,12 @@ flags.DEFINE_string(
     "How an image becomes a view (objective simclr), written like --augmentation; by default "
     "resized_crop:0.5,jitter:0.4. Add flip where mirrored images are of the same class.",
 )
+flags.DEFINE_string(
+    "label_sets",
+    None,
+    "The classes that clients know, where not all: own (those of its private labels), or clients and their "
+    "classes, like 0-3:0-4;4-7:5,6. A client gives all other classes probability 0.",
+)
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
 flags.DEFINE_float(

@@ -45,6 +45,7 @@ class RunSettings:
     model: str = "mlp"
     objectives: str = "supervised"
     contrastive_views: str = ""
+    label_sets: str | None = None
     norm: str | None = None
     steps: int | None = None
     epochs: float | None = None
@@ -75,6 +76,7 @@ class RunSettings:
             public_size=self.public_size,
             validation_fraction=self.validation_fraction,
             objectives=self._objectives(),
+            label_sets=self.label_sets,
             optimizers=self._optimizers(),
             norm=self.norm,
             seed=seed,

@@ -22,6 +22,7 @@ from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
+from mhd_jax.label_sets import LabelSets, resolved
 from mhd_jax.models import MODELS, ClientModel, from_nnx
 from mhd_jax.models.check import require_backbone
 from mhd_jax.models.client_model import backbone_name
@@ -82,6 +83,7 @@ class Clients:
         has none to learn from.
       objectives: what each client learns from its private data, K names like `OBJECTIVES`.
       settings: how they were made, for `config.json`.
+      label_sets: which classes each client knows, bool [K, C]; None where all know all.
     """
 
     data: Dataset
@@ -93,6 +95,7 @@ class Clients:
     label_distributions: np.ndarray
     objectives: tuple[str, ...]
     settings: dict[str, Any]
+    label_sets: np.ndarray | None = None
 
     @property
     def num_clients(self) -> int:
@@ -171,12 +174,14 @@ class Clients:
                 axis=0, keepdims=True
             ),
             objectives=("supervised",),
+            label_sets=None,
         )
 
     def padded(self, multiple: int) -> Clients:
         """The same clients, and in each group inactive ones up to a multiple.
 
-        Inactive clients sit behind all others, hold no samples and have no labels.
+        Inactive clients sit behind all others, hold no samples and have no labels. They know what
+        the first client knows, so that equal label sets stay equal.
         """
         position = self.num_clients
         groups = []
@@ -186,11 +191,15 @@ class Clients:
             groups.append(dataclasses.replace(group, members=group.members + extra))
             position += missing
         nobody = np.zeros((position - self.num_clients, self.num_classes))
+        sets = self.label_sets
+        if sets is not None:
+            sets = np.concatenate([sets, np.repeat(sets[:1], len(nobody), axis=0)])
         return dataclasses.replace(
             self,
             groups=tuple(groups),
             label_distributions=np.concatenate([self.label_distributions, nobody]),
             objectives=self.objectives + ("supervised",) * len(nobody),
+            label_sets=sets,
         )
 
     def with_defaults(
@@ -222,6 +231,7 @@ def make_clients(
     public_size: int | None = None,
     validation_fraction: float = 0.0,
     objectives: Any = "supervised",
+    label_sets: LabelSets | None = None,
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     seed: int = 0,
@@ -252,6 +262,11 @@ def make_clients(
         learns only from what others say about the public set. So does a self-supervised one,
         whose private images also train its backbone: by "rotation", "simclr" or a
         `mhd_jax.pretext` task with options of its own.
+      label_sets: the classes that each client's task has, where it does not have all: "own" for
+        those of which it has private samples with labels (all, where it has none with labels); a
+        list of K lists of classes; a dict of such lists by client, where those left out know all;
+        or such a dict as text, "0-3:0-4;4-7:5,6". A client says and learns nothing about other
+        classes, see `mhd_jax.label_sets`; its β_sh is at most its share of the classes.
       optimizers: of the clients of a model, by its name, where they do not take the run's:
         `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
@@ -300,8 +315,10 @@ def make_clients(
             f"client {int(np.argmin(sizes))} got no private samples; use fewer than "
             f"{num_clients} clients, a smaller public_fraction, or another partition or seed."
         )
+    known = resolved(label_sets, clients.labelled_counts())
     return dataclasses.replace(
         clients,
+        label_sets=known,
         label_distributions=clients.labelled_counts() / sizes[:, None],
         settings={
             "dataset": data.name,
@@ -313,6 +330,11 @@ def make_clients(
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
             **({} if set(goals) == {"supervised"} else {"objectives": list(map(str, goals))}),
+            **(
+                {}
+                if known is None
+                else {"label_sets": [np.flatnonzero(row).tolist() for row in known]}
+            ),
             "partition": _described(partition),
             "split_digest": array_digest(split.owner, split.public, split.validation),
             **_drawn_settings(partition, set_aside),

@@ -111,7 +111,7 @@ class Candidates:
     """What one client may learn from on its public batch: N candidates for R heads.
 
     Attributes:
-      logits: [N, P, R, C].
+      logits: [N, P, R, C]; `label_sets.IMPOSSIBLE` of classes that a candidate does not know.
       probabilities: softmax of the logits over the distillation's temperature, [N, P, R, C]:
         what a target is made of.
       embeddings: [N, P, D], or None where they are not sent. Where widths differ, narrower

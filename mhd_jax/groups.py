@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import exchange, random
+from mhd_jax import exchange, label_sets, random
 from mhd_jax.data.batching import take_rows
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import over_clients
@@ -69,11 +69,12 @@ def init_state(
         params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
         opt_state = over_clients(group.optimizer.init)(params)
         groups.append(GroupState(params, stats, opt_state, model, group.optimizer, group.members))
-    return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups))
+    known = jax.tree.map(jnp.asarray, clients.label_sets)
+    return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)
 
 
 def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None = None) -> None:
-    """Raises `ConfigError` where clients, all or `among` some, differ in architecture, naming them."""
+    """Raises `ConfigError` where clients, all or `among` some, differ in architecture or label set."""
     found = []
     for group in clients.groups:
         members = [i for i in group.members if among is None or i in among]
@@ -81,6 +82,7 @@ def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None
             found.append(f"clients {', '.join(map(str, members))}: {group.described}")
     if len(found) > 1:
         raise ConfigError(f"{why}, which needs one architecture, but they have {'; '.join(found)}.")
+    label_sets.require_equal(clients.label_sets, why, among)
 
 
 def all_params(state: State) -> tuple[PyTree, ...]:
@@ -119,7 +121,7 @@ def forward(
     keys = None
     if train is not None:
         keys = random.client_keys(state.key, train, state.client_ids, state.step)
-    in_axes = (0, 0, None if shared_inputs else 0, None if keys is None else 0)
+    in_axes = (0, 0, None if shared_inputs else 0, None if keys is None else 0, 0)
     outputs, new_stats = [], []
     for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
 
@@ -131,6 +133,7 @@ def forward(
             group_stats,
             inputs if shared_inputs else members(inputs),
             keys if keys is None else members(keys),
+            members(state.label_sets),
         )
         outputs.append(group_outputs)
         new_stats.append(updated)
@@ -147,8 +150,9 @@ def local_gradients(
 
     Args:
       state, batch: of this step.
-      loss: of one client, `(outputs, labels [B], mask [B], *context) -> (value, terms)`;
-        `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training mode.
+      loss: of one client, `(outputs, labels [B], mask [B], label_set [C], *context) -> (value,
+        terms)`; `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training
+        mode, and `label_set` is None where all know all classes.
         A client with a pretext task has that task's loss instead, and one term, "private_loss".
       context: what else it needs, arrays [K, ...].
 
@@ -166,6 +170,7 @@ def local_gradients(
             labels: Array,
             mask: Array,
             key: Array,
+            label_set: Array | None,
             *context: PyTree,
             group: GroupState = group,
         ) -> tuple[PyTree, PyTree, Metrics]:
@@ -174,9 +179,9 @@ def local_gradients(
                 inputs, labels = pretext.samples(jax.random.fold_in(key, 1), inputs)
 
             def value(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-                outputs, updated = group.model.apply(params, stats, inputs, key)
+                outputs, updated = group.model.apply(params, stats, inputs, key, label_set)
                 if pretext is None:
-                    total, parts = loss(outputs, labels, mask, *context)
+                    total, parts = loss(outputs, labels, mask, label_set, *context)
                 else:
                     said: Any = pretext.head.apply(
                         {"params": params["pretext"]}, outputs.embeddings
@@ -189,7 +194,7 @@ def local_gradients(
             return gradient, updated, parts
 
         own = take_members(
-            (batch.inputs, batch.labels, batch.mask, keys, *context),
+            (batch.inputs, batch.labels, batch.mask, keys, state.label_sets, *context),
             group.members,
             state.num_clients,
         )
@@ -209,8 +214,12 @@ def private_gradients(
       Gradients and statistics after the pass, group by group, and the losses [K].
     """
 
-    def loss(outputs: Outputs, labels: Array, mask: Array) -> tuple[Array, Metrics]:
-        value = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing)
+    def loss(
+        outputs: Outputs, labels: Array, mask: Array, label_set: Array | None
+    ) -> tuple[Array, Metrics]:
+        value = private_cross_entropy(
+            outputs.logits[:, 0], labels, mask, label_smoothing, label_set
+        )
         return value, {"private_loss": value}
 
     gradients, stats, terms = local_gradients(state, batch, loss)
@@ -258,11 +267,12 @@ def forward_teachers(
             if slot is not None:
                 rows_here = (rows_here, slot)
             parts.append(
-                over_clients(group.model.apply, (0, 0, 0, None if keys is None else 0))(
+                over_clients(group.model.apply, (0, 0, 0, None if keys is None else 0, 0))(
                     take_rows(group_params, rows_here),
                     take_rows(group_stats, rows_here),
                     inputs,
                     None if keys is None else keys[who],
+                    take_rows(state.label_sets, who),
                 )[0]
             )
         return over_clients(_pick_part)(jnp.asarray(group_of)[who], *of_one_width(parts))

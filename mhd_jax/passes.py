@@ -75,7 +75,9 @@ def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Output
 
     def back(at_said: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
         own = jax.tree.map(lambda a: a[:, :num_private], outputs)
-        losses, at_own = over_clients(jax.value_and_grad(loss))(own, batch.labels, batch.mask)
+        losses, at_own = over_clients(jax.value_and_grad(loss))(
+            own, batch.labels, batch.mask, state.label_sets
+        )
         at_outputs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), at_own, at_said)
         (gradients,) = pull_back(at_outputs)
         return gradients, all_stats(state), losses
@@ -108,5 +110,7 @@ def _apart(
     return said, back
 
 
-def _private_loss(own: Outputs, labels: Array, mask: Array, label_smoothing: float) -> Array:
-    return private_cross_entropy(own.logits[:, 0], labels, mask, label_smoothing)
+def _private_loss(
+    own: Outputs, labels: Array, mask: Array, label_set: Array | None, label_smoothing: float
+) -> Array:
+    return private_cross_entropy(own.logits[:, 0], labels, mask, label_smoothing, label_set)

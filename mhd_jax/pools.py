@@ -19,6 +19,7 @@ from mhd_jax import random
 from mhd_jax.exchange import Teachers
 from mhd_jax.execution import over_chosen
 from mhd_jax.groups import in_client_order, of_one_width
+from mhd_jax.label_sets import masked
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.random import Purpose
 from mhd_jax.types import GroupState, PyTree, State
@@ -121,7 +122,9 @@ def said_before(state: State, teachers: Teachers, slots: Array, inputs: PyTree) 
 
         members = jnp.asarray(group.members)
         outputs.append(over_chosen(one_snapshot, drawn[members], group.snapshots, inputs))
-    return in_client_order(of_one_width(outputs), state.groups)
+    said = in_client_order(of_one_width(outputs), state.groups)
+    known = jax.tree.map(lambda a: a[:, None, None, None], state.label_sets)
+    return dataclasses.replace(said, logits=masked(said.logits, known))
 
 
 def snapshots(state: State) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:

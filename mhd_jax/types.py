@@ -88,6 +88,8 @@ class State:
       client_ids: who sits at each position of the client axis, int32 [K]. Keys
         derive from the id, so a client keeps its randomness wherever it sits.
       groups: clients by architecture; `members` gives their positions.
+      label_sets: which classes each client knows, bool [K, C]; None where all know all. The
+        whole is everyone's: receivers know their senders' sets.
       extra: what one algorithm keeps beside (consensus estimates, teacher pools); arrays
         [K, ...] live where their clients do.
     """
@@ -96,6 +98,7 @@ class State:
     key: jax.Array
     client_ids: jax.Array
     groups: tuple[GroupState, ...]
+    label_sets: jax.Array | None = None
     extra: PyTree = ()
 
     @property

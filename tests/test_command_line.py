@@ -129,6 +129,7 @@ def test_faults(call):
         (["--learning_rates=mlp"], "cannot read the learning rates 'mlp'"),
         (["--learning_rates=cnn:1"], "an optimizer for cnn, but the clients' models are mlp"),
         (["--objectives=none"], "unknown objective 'none'"),
+        (["--label_sets=0:10"], "label_sets gives client 0 the class 10"),
         (["--public_split=train"], "public_split needs a public_dataset"),
         (
             ["--public_dataset=digits", "--public_fraction=0.2"],

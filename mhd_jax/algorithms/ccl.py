@@ -61,10 +61,17 @@ def ccl(
         return init_gossip(key, clients, sample_batch, quasi_global)
 
     def loss(
-        outputs: Outputs, labels: Array, mask: Array, met: PyTree, received: PyTree
+        outputs: Outputs,
+        labels: Array,
+        mask: Array,
+        label_set: Array | None,
+        met: PyTree,
+        received: PyTree,
     ) -> tuple[Array, Metrics]:
         features: Array = outputs.embeddings  # type: ignore[assignment]  # of one architecture
-        total = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing)
+        total = private_cross_entropy(
+            outputs.logits[:, 0], labels, mask, label_smoothing, label_set
+        )
         terms = {"private_loss": total}
         if lambda_m > 0:
             # Σ_j (f − f_j)² = n (f − f̄)² + Σ_j (f_j − f̄)² with f̄ the mean of the n f_j

@@ -9,7 +9,8 @@ network's average. At each step, with the reference minibatch R_t that all share
 
 for x in R_t: dynamic average consensus, with Metropolis–Hastings weights W of an undirected
 graph, z_i(0) = s_i^prev = s_i(θ_i(0)). After every step Σ_i z_i(x) = Σ_i s_i^prev(x) for every x.
-Architectures may differ.
+Architectures may differ. A client with a label set has decisions 0 outside it; all else stays as it is,
+so the mass that z_i has outside draws s_i to all of its own classes alike.
 
 With a compression Q, neighbours keep a common copy ẑ_j of what j has told so far, and j tells
 only what it lacks, so that the error of one message goes into the next (error feedback, as in

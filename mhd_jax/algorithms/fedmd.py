@@ -9,7 +9,8 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
 the public samples that each digest step draws. Clients without private data have no say, nor have
 those that cannot be reached at a digest step. A server averages, so the graph plays no part;
-architectures may differ.
+architectures may differ. Where clients have label sets, the mean of a class's logits is over those
+who know it, and each learns its own classes'.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from mhd_jax.groups import (
     shapes_said,
     where_rows,
 )
-from mhd_jax.losses import distillation
+from mhd_jax.label_sets import masked
+from mhd_jax.losses import absolute_difference, distillation
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 DIGEST_LOSSES = ("mae", "kl")
 
@@ -110,13 +112,15 @@ def fedmd(
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        heard = coded.arrived(said.logits[:, :, 0])
-        if batch.presence is not None:
-            speaks *= batch.presence.reachable & exchange.finite_clients(heard)
-            heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
-        votes = speaks.sum()
-        weights = speaks / jnp.maximum(votes, 1)
-        consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
+        consensus, says = consensus_of(
+            said.logits[:, :, 0], speaks, batch.presence, state.label_sets
+        )
+
+        def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
+            if digest_loss == "mae":
+                return absolute_difference(logits, consensus, label_set)
+            target = jax.nn.softmax(consensus)[:, None]
+            return distillation(logits[:, None], target, label_set=label_set)
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
@@ -127,17 +131,28 @@ def fedmd(
                 train=Purpose.PUBLIC_DROPOUT,
                 shared_inputs=True,
             )
-            logits = outputs.logits[:, :, 0]  # [K, P, C]
-            if digest_loss == "mae":
-                each = jnp.abs(logits - consensus).mean(axis=(1, 2))
-            else:
-                target = jax.nn.softmax(consensus)[:, None]
-                each = jax.vmap(distillation, (0, None))(logits[:, :, None], target)
-            each = jnp.where(votes > 0, each, 0)
+            each = jax.vmap(towards)(outputs.logits[:, :, 0], state.label_sets)
+            each = jnp.where(says.any(), each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses
+
+    def consensus_of(
+        logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
+    ) -> tuple[Array, Array]:
+        """z̃ [P, C] as it comes back, and who had a say [K], from what clients say [K, P, C]."""
+        heard = coded.arrived(logits, label_set=None if label_sets is None else label_sets[:, None])
+        if presence is not None:
+            speaks *= presence.reachable & exchange.finite_clients(heard)
+            heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
+        if label_sets is None:
+            weights = speaks / jnp.maximum(speaks.sum(), 1)
+            return coded.arrived(jnp.einsum("k,kpc->pc", weights, heard)), speaks
+        say = speaks[:, None] * label_sets  # [K, C]
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(say.sum(axis=0), 1), heard)
+        known = label_sets.any(axis=0)
+        return coded.arrived(masked(mean, known), label_set=known), speaks
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         said = shapes_said(group, batch)

@@ -11,6 +11,9 @@ S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns
 rank k−1, so knowledge travels one hop further with every rank, while the main head, which
 sees private labels only, stays sharp on the client's own data.
 
+A client with a label set (`mhd_jax.label_sets`) learns what q says inside it, as it stands. A
+candidate is as confident as it is among its own classes: one of a single class is certain.
+
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
 heads (its own is no candidate: it would learn nothing from itself).
 
@@ -43,6 +46,7 @@ from mhd_jax import exchange, pools, projection, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
+from mhd_jax.data.batching import take_rows
 from mhd_jax.ensembles import Ensembles, first_members, mixing_matrix
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
@@ -239,6 +243,7 @@ def mhd(
         valid: Array,
         key: Array,
         unlabelled: Array | None,
+        label_set: Array | None,
     ) -> tuple[Array, Metrics]:
         """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
 
@@ -256,22 +261,24 @@ def mhd(
         if nu_aux > 0:
             choice = candidates(constant, taught, valid)
             targets = jax.lax.stop_gradient(select(key, choice))
-            learned = distillation(own.logits[:, first_student:], targets, temperature)
+            learned = distillation(own.logits[:, first_student:], targets, temperature, label_set)
             terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
             loss += nu_aux * terms["aux_loss"]
             if unlabelled is not None:
                 main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)])
                 targets = jax.lax.stop_gradient(select(jax.random.fold_in(key, 1), main_heads))
-                learned = distillation(own.logits[:, :1], targets, temperature)
+                learned = distillation(own.logits[:, :1], targets, temperature, label_set)
                 loss += nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
-        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1])
+        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1], label_set)
         return loss, {"public_loss": loss, **terms}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        heard = arrived(state, said, everywhere if batch.public_is_shared else _stay)
+        heard = arrived(
+            state, said, everywhere if batch.public_is_shared else _stay, state.label_sets
+        )
         available = exchange.finite_clients(heard)
         if num_snapshots > 0:
             state, teachers, taught = delayed(state, batch, graph, available)
@@ -292,7 +299,7 @@ def mhd(
         unlabelled = state.extra.get("unlabelled")
         gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
         (at_said, at_mapped), terms = over_clients(gradient)(
-            said, mapped, taught, teachers.valid, keys, unlabelled
+            said, mapped, taught, teachers.valid, keys, unlabelled, state.label_sets
         )
         if pull_back is None:
             gradients, stats, private_losses = gradients_from(at_said)
@@ -334,7 +341,8 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
-        return arrived(state, outputs, _stay)  # computed where their students are
+        # Computed where their students are.
+        return arrived(state, outputs, _stay, take_rows(state.label_sets, teachers.positions))
 
     def delayed(
         state: State, batch: Batch, graph: Array, available: Array
@@ -349,15 +357,15 @@ def mhd(
             teachers = exchange.draw_teachers(state, graph, available, num_targets)
             slots = jnp.full_like(teachers.positions, state.step % teacher_delay)
         if batch.public_is_shared:
-            heard = arrived(
-                state, pools.said_before(state, teachers, slots, batch.public_inputs), everywhere
-            )
+            said = pools.said_before(state, teachers, slots, batch.public_inputs)
+            slot_sets = jax.tree.map(lambda a: a[:, None], state.label_sets)
+            heard = arrived(state, said, everywhere, slot_sets)
             taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
         else:
             outputs = forward_teachers(
                 state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
             )
-            taught = arrived(state, outputs, _stay)
+            taught = arrived(state, outputs, _stay, take_rows(state.label_sets, teachers.positions))
         if teacher_delay > 0:
             state = pools.renewed(state, state.step % teacher_delay)
         return state, teachers, taught
@@ -372,10 +380,16 @@ def mhd(
             parts["embeddings"] = (coded.for_numbers, embeddings)
         return parts
 
-    def arrived(state: State, said: Outputs, travel: Callable[[PyTree], PyTree]) -> Outputs:
-        """What students have of it: what crosses edges is all that crosses devices."""
+    def arrived(
+        state: State, said: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
+    ) -> Outputs:
+        """What students have of it, from teachers with label sets [..., C].
+
+        What crosses edges is all that crosses devices.
+        """
+        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         parts = {
-            name: how.arrived(values, travel)
+            name: how.arrived(values, travel, known.get(name))
             for name, (how, values) in taught_parts(state, said).items()
         }
         return Outputs(parts["logits"], parts.get("embeddings"))

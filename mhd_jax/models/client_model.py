@@ -12,6 +12,7 @@ from flax import struct
 from flax.errors import InvalidRngError
 
 from mhd_jax.errors import ConfigError
+from mhd_jax.label_sets import masked
 from mhd_jax.models.from_nnx import FromNNX
 from mhd_jax.pretext import Pretext
 
@@ -87,12 +88,18 @@ class ClientModel:
         return params, variables.get("batch_stats", {})
 
     def apply(
-        self, params: PyTree, stats: PyTree, inputs: PyTree, key: jax.Array | None = None
+        self,
+        params: PyTree,
+        stats: PyTree,
+        inputs: PyTree,
+        key: jax.Array | None = None,
+        label_set: jax.Array | None = None,
     ) -> tuple[Outputs, PyTree]:
         """One client's outputs on `inputs` [N, ...], and its statistics after them.
 
         With a `key` (for dropout and the like) the backbone runs in training mode;
-        without one in evaluation mode, which leaves `stats` as they are.
+        without one in evaluation mode, which leaves `stats` as they are. Outside a `label_set`,
+        bool [C], all heads' logits are `label_sets.IMPOSSIBLE`.
         """
         backbone, inputs = _cast((params["backbone"], inputs), self.compute_dtype)
         variables = {"params": backbone, "batch_stats": stats}
@@ -109,7 +116,7 @@ class ClientModel:
         heads = params["heads"]
         embeddings = embeddings.astype(heads["kernel"].dtype)
         logits = jnp.einsum("nd,hdc->nhc", embeddings, heads["kernel"]) + heads["bias"]
-        return Outputs(logits, embeddings), stats
+        return Outputs(masked(logits, label_set), embeddings), stats
 
     def is_random(self, params: PyTree, inputs: PyTree) -> bool:
         """Whether a pass in training mode draws random numbers, as dropout does.
