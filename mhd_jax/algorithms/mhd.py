@@ -415,7 +415,6 @@ def mhd(
         num_heads=num_heads,
         public_batch=public_batch,
         num_snapshots=num_snapshots,
-        needs_everyone="" if ensembles is None else "ensembles average all of their clients",
     )
 
 
