@@ -379,6 +379,35 @@ def test_quickstart_at_toy_size(tmp_path):
     assert "aux_3" in text and "report: runs/demo/report.html" in text
 
 
+def test_studies_at_toy_size(tmp_path):
+    """Who gains from whom, and who knows what at which distance."""
+    toy = ("--steps=2", "--seeds=1", "--eval_every=2", "--num_aux_heads=1", "--public_batch_size=4")
+    chosen = ("--cases=mixed_1,unlabelled", "--num_clients=2")
+    process = python("-m", "experiments.heterogeneous", *toy, *chosen, cwd=tmp_path)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    folder = tmp_path / "runs" / "heterogeneous"
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    found = [(row["ensemble"], row["clients"], row["places"]) for row in rows]
+    assert found == [
+        ("mixed_1", "small", [0]),
+        ("mixed_1", "large", [1]),
+        ("unlabelled", "small", [0]),
+        ("unlabelled", "small, unlabelled", [1]),
+    ]
+    assert rows[0]["gain"]["mean"] == 0 and rows[-1]["beta_priv"]["main"]["mean"] is None
+    assert (folder / "heterogeneous.png").exists()
+
+    process = python(
+        "-m", "experiments.topology", *toy, "--topologies=chain", "--algorithms=mhd", cwd=tmp_path
+    )
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    rows = json.loads((tmp_path / "runs" / "topology" / "table.json").read_text())["rows"]
+    assert [row["hops"] for row in rows] == [0, 1, 2, 3, 4]
+    assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
+
+
 def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     """Both quantities fall by an order of magnitude in 512 steps; the experiment goes on."""
     flags = ("--steps=512", "--graphs=chain", "--rho=10")
