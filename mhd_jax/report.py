@@ -35,7 +35,15 @@ def write(
         "accuracy": accuracy_figure(history, summary["algorithm"]),
         "data_split": data_split_figure(clients.label_counts(), clients.data.class_names),
         "per_class_accuracy": per_class_figure(summary, clients.data.class_names),
+        "hops": hops_figure(summary),
     }
+    by_edge = {
+        kind: np.array(counts)
+        for kind, counts in summary["communication"]["by_edge"].items()
+        if np.ndim(counts) == 2
+    }
+    if by_edge:
+        figures["edges"] = edges_figure(by_edge)
     page = _template("run.html").render(
         summary=summary,
         settings=_flat(summary["settings"]),
@@ -149,6 +157,44 @@ def per_class_figure(summary: Record, class_names: Sequence[str]) -> Figure:
         image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
         figure.colorbar(image, ax=axis, label="accuracy")
         axis.set_title(f"{summary['algorithm']}: test accuracy, {head}")
+    return figure
+
+
+def hops_figure(summary: Record) -> Figure:
+    """Test accuracy of every head by distance from the clients that hold a class."""
+    rows = summary["by_hops"]
+    figure = Figure(figsize=(1.8 + 0.9 * max(len(rows), 3), 3.6), layout="constrained")
+    axis = figure.subplots()
+    heads = list(summary["beta_sh"])
+    for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+        values = [row["accuracy"][head] for row in rows]
+        axis.plot(range(len(rows)), values, "o-", color=colour, label=head)
+    labels = ["none" if row["hops"] is None else str(row["hops"]) for row in rows]
+    axis.set_xticks(range(len(rows)), labels)
+    axis.set_xlim(-0.4, len(rows) - 0.6)
+    axis.set_xlabel("hops to who holds the class")
+    _accuracy_axis(axis, "test accuracy")
+    axis.legend(title="head", fontsize="small")
+    return figure
+
+
+def edges_figure(by_edge: Mapping[str, np.ndarray]) -> Figure:
+    """How many messages each client got from each other one [K, K], kind by kind."""
+    sizes = [
+        _heat_map_size(counts, [str(i) for i in range(len(counts))]) for counts in by_edge.values()
+    ]
+    figure = Figure(
+        figsize=(sum(w for w, _ in sizes), max(h for _, h in sizes)), layout="constrained"
+    )
+    axes = figure.subplots(1, len(by_edge), squeeze=False)[0]
+    for axis, (kind, counts) in zip(axes, by_edge.items(), strict=True):
+        names = [str(i) for i in range(len(counts))]
+        scale = Normalize(0, max(counts.max(), 1))
+        image = _heat_map(axis, counts, names, "{:.0f}", "Blues", scale)
+        axis.set_xlabel("from client")
+        axis.set_ylabel("to client")
+        axis.set_title(f"messages: {kind}")
+        figure.colorbar(image, ax=axis)
     return figure
 
 
