@@ -60,8 +60,8 @@ def assert_close(actual, expected):
     )
 
 
-def second_order(conv):
-    """A scalar of the first gradients, whose gradients need every rule of the rules."""
+def up_to_second_order(conv):
+    """The convolution, its gradients, and those of a scalar of them, which need every rule of the rules."""
 
     def inner(x, w):
         return jnp.sin(conv(x, w)).sum()
@@ -70,15 +70,15 @@ def second_order(conv):
         gx, gw = jax.grad(inner, argnums=(0, 1))(x, w)
         return (gx**2).sum() + jnp.cos(gw).sum()
 
-    return jax.grad(outer, argnums=(0, 1))
+    return lambda x, w: [conv(x, w), *(jax.grad(f, argnums=(0, 1))(x, w) for f in (inner, outer))]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_client(case, float64):
     ours, plain, x, w = functions(case)
-    loss = lambda conv: lambda x, w: jnp.sin(conv(x, w)).sum()
-    for conv in (lambda f: f, lambda f: jax.grad(loss(f), argnums=(0, 1)), second_order):
-        assert_close(jax.jit(conv(ours))(x[0], w[0]), jax.jit(conv(plain))(x[0], w[0]))
+    found, expected = (jax.jit(up_to_second_order(conv))(x[0], w[0]) for conv in (ours, plain))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,14 +87,11 @@ def test_many_clients(case, axes, float64):
     ours, plain, x, w = functions(case)
     x = x if axes[0] == 0 else x[0]
     w = w if axes[1] == 0 else w[0]
-    for conv in (
-        lambda f: f,
-        lambda f: jax.grad(lambda x, w: jnp.sin(f(x, w)).sum(), argnums=(0, 1)),
-        second_order,
-    ):
-        assert_close(
-            jax.jit(jax.vmap(conv(ours), axes))(x, w), jax.jit(jax.vmap(conv(plain), axes))(x, w)
-        )
+    found, expected = (
+        jax.jit(jax.vmap(up_to_second_order(conv), axes))(x, w) for conv in (ours, plain)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
 
 
 def test_gradients_of_mapped_sums_and_nested_maps(float64):

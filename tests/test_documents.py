@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
+from mhd_jax import run as runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -24,6 +25,7 @@ def run(document, number):
 @pytest.mark.parametrize("number", [0, 1])
 def test_readme(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "DEFAULT_STEPS", 500)
     betas = run("README.md", number)["result"].summary["beta_sh"]
     assert list(betas) == ["main", "aux_1", "aux_2", "aux_3"]
     if number == 0:

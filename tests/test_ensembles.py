@@ -47,7 +47,7 @@ def one_client(tree, i):
 def test_a_hybrid_step_is_a_step_of_mhd_and_an_average():
     """Client by client, in two architectures; momentum stays at home, and so do those outside."""
     ensembles = [[4, 0, 5], [3, 1]]
-    groups = [(Normed(), (0, 2, 4, 5)), (Linear(3), (1, 3))]
+    groups = [(Normed(), (0, 2, 4, 5)), (Linear(4), (1, 3))]
     clients = tiny_clients(K, optimizer=MOMENTUM, groups=groups, partition=unequal(K))
     sizes = clients.label_counts().sum(axis=1)
     settings = {"num_aux_heads": 1, "nu_emb": 0.0}
@@ -143,7 +143,7 @@ HYBRID = {"ensembles": ((0, 1, 2), (3, 4)), "average_every": 4, "nu_emb": 0.0, "
 
 
 def two_architectures():
-    wide, narrow = Linear(5), Linear(3)
+    wide, narrow = Linear(5), Linear(4)
     models = [wide, wide, wide, narrow, narrow, wide]
     return mhd.make_clients(tiny_dataset(), K, models, partition="iid", public_fraction=0.3)
 

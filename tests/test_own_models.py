@@ -281,7 +281,7 @@ def test_a_stopped_run_of_unlike_modules_equals_one_that_never_was(tmp_path):
     assert 0 < resumed.started_at < 6
     assert_trees_equal(resumed.state, whole.state)
     sent = resumed.summary["communication"]
-    edges = np.array(sent["by_edge"])
+    edges = np.array(sent["by_edge"]["predictions"])
     # P = 8 samples, and embeddings of 8, 6 and 8 numbers, whoever they are sent by.
     assert sent["by_type"]["embeddings"] == (edges.sum(axis=0) * [8, 6, 8]).sum() * 8 * 4
     assert resumed.history[-1]["bytes"] == sent["total_bytes"]

@@ -14,6 +14,7 @@ from jax import Array
 _ROUNDS = 8
 
 
+@jax.jit
 def shuffled(key: Array, position: Array, size: Array) -> Array:
     """The sample at `position` of an endless stream of shuffled epochs.
 
