@@ -161,7 +161,7 @@ def whole():
 def test_both_kinds_of_messages_are_counted():
     sent = whole().summary["communication"]
     logits = 8 * NUM_CLASSES * 4  # one head teaches
-    sizes = [4 * (4 * width + 2 * (width + 1) * NUM_CLASSES) for width in (5, 3)]
+    sizes = [4 * (4 * width + 2 * (width + 1) * NUM_CLASSES) for width in (5, 4)]
     averages = 2  # at steps 4 and 8
     weights = averages * (3 * 2 * sizes[0] + 2 * 1 * sizes[1])
     predictions = 10 * K * logits  # one teacher each

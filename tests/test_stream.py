@@ -57,8 +57,9 @@ def test_a_streamed_run_equals_one_on_the_device(name):
     ]
     assert_trees_close(results[0].state.groups, results[1].state.groups, **ROUNDING)
     for one, other in zip(*(result.history for result in results), strict=True):
-        for metric in ("beta_sh", "beta_priv", "validation", "train"):
+        for metric in ("beta_sh", "beta_priv", "validation"):
             assert one[metric] == other[metric]
+        assert one["train"] == pytest.approx(other["train"], rel=1e-5)
 
 
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
