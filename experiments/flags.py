@@ -20,6 +20,7 @@ from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.exchange import TARGET_SELECTIONS
+from mhd_jax.faults import ON_NONFINITE
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
 from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
@@ -67,6 +68,7 @@ _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.
 _TOPOLOGY_FLAGS = sorted(
     {key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"}
 )
+_FAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(mhd.Faults)}
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
 }
@@ -229,6 +231,46 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "num_devices", None, "Devices that share the clients; by default all, at most one a client."
 )
+flags.DEFINE_float(
+    "link_loss",
+    _FAULTS["link_loss"],
+    "How likely a message from one client to another is lost, at each step and for each pair.",
+)
+flags.DEFINE_float(
+    "offline",
+    _FAULTS["offline"],
+    "Share of its time that each client is offline: it neither trains nor teaches.",
+)
+flags.DEFINE_integer(
+    "offline_steps", _FAULTS["offline_steps"], "Steps of a spell that is offline, or is not."
+)
+flags.DEFINE_bool(
+    "offline_trains",
+    _FAULTS["offline_trains"],
+    "Whether clients go on training while they are offline, with nobody to learn from.",
+)
+flags.DEFINE_string(
+    "stragglers", "", "Clients that take only every n-th step, like 0:4,3:2 for client:n."
+)
+flags.DEFINE_float(
+    "participation",
+    _FAULTS["participation"],
+    "Share of the clients that take part in a round, drawn anew for each; the others neither train "
+    "nor teach.",
+)
+flags.DEFINE_integer(
+    "participation_steps",
+    _FAULTS["participation_steps"],
+    "Steps of a round of --participation; for fedavg best its --local_steps, for fedmd those of its round.",
+)
+flags.DEFINE_string("joins", "", "Clients that come late, like 2:500 for client:step.")
+flags.DEFINE_string("leaves", "", "Clients that leave for good, like 2:500 for client:step.")
+flags.DEFINE_enum(
+    "on_nonfinite",
+    _SETTINGS["on_nonfinite"],
+    ON_NONFINITE,
+    "When a client's loss is no longer finite: stop, or quarantine the client and go on with the others.",
+)
 flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
 )
@@ -243,7 +285,7 @@ def settings() -> RunSettings:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
     """
     data = data_flags.values()
-    derived = (*data, "optimizer", "topology_options")
+    derived = (*data, "optimizer", "topology_options", "faults")
     values = {name: _flag(name) for name in _SETTINGS if name not in derived}
     optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
     return RunSettings(
@@ -251,6 +293,7 @@ def settings() -> RunSettings:
         **values,
         optimizer=optimizer,
         topology_options=_topology_options(),
+        faults=_faults(),
     )
 
 
@@ -281,6 +324,8 @@ def algorithm(
         unused.append("public_batch_size")
     if FLAGS["augment_public"].present and not built.may_augment_public:
         unused.append("augment_public")
+    if built.pooled:
+        unused += [key for key in _FAULTS if FLAGS[key].present]
     if strict and unused:
         raise mhd.ConfigError(
             f"{', '.join('--' + key for key in unused)} "
@@ -302,6 +347,36 @@ def _value(name: str) -> Any:
         return int(value)
     except ValueError:
         raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
+
+
+def _faults() -> mhd.Faults | None:
+    """The faults that the flags describe; None where nothing can fail."""
+    given = {name: _flag(name) for name in _FAULTS}
+    for name in ("stragglers", "joins", "leaves"):
+        given[name] = _by_client(name)
+    for needed, *others in (
+        ("offline", "offline_steps", "offline_trains"),
+        ("participation", "participation_steps"),
+    ):
+        for name in others:
+            if FLAGS[name].present and given[needed] == _FAULTS[needed]:
+                raise mhd.ConfigError(f"--{name} needs --{needed}; give both, or neither.")
+    faults = mhd.Faults(**given)
+    return None if faults == mhd.Faults() else faults
+
+
+def _by_client(name: str) -> dict[int, int]:
+    """Numbers by client from "0:4,3:2"."""
+    try:
+        parts = [part.split(":") for part in filter(None, _flag(name).split(","))]
+        pairs = [(int(client), int(number)) for client, number in parts]
+    except ValueError:
+        raise mhd.ConfigError(
+            f"cannot read --{name}={_flag(name)}; write it like 0:4,3:2."
+        ) from None
+    if len(dict(pairs)) < len(pairs):
+        raise mhd.ConfigError(f"--{name}={_flag(name)} names a client twice; name each once.")
+    return dict(pairs)
 
 
 def _topology_options() -> tuple[tuple[str, Any], ...]:

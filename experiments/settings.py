@@ -61,6 +61,8 @@ class RunSettings:
     data_placement: str = "auto"
     client_chunk: int | None = None
     num_devices: int | None = None
+    faults: mhd.Faults | None = None
+    on_nonfinite: str = "stop"
 
     def clients(self, seed: int) -> mhd.Clients:
         """The clients of one seed: their data split derives from it."""
@@ -194,4 +196,6 @@ class RunSettings:
             "data_placement": self.data_placement,
             "client_chunk": self.client_chunk,
             "num_devices": self.num_devices,
+            "faults": None if algorithm.pooled else self.faults,
+            "on_nonfinite": self.on_nonfinite,
         }

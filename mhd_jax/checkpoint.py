@@ -12,6 +12,7 @@ summary.json   written once, when the run has finished
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -125,7 +126,7 @@ class RunFolder:
         import orbax.checkpoint as ocp
 
         if self.manager.latest_step() != step:
-            content = {"carry": carry, "seconds": np.float64(seconds)}
+            content = {"carry": _fields(carry), "seconds": np.float64(seconds)}
             self.manager.save(step, args=ocp.args.StandardSave(content))
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, float] | None:
@@ -139,9 +140,9 @@ class RunFolder:
             return None
         content = self.manager.restore(
             self.saved_steps[-1] if step is None else step,
-            args=ocp.args.StandardRestore({"carry": like, "seconds": np.float64(0)}),
+            args=ocp.args.StandardRestore({"carry": _fields(like), "seconds": np.float64(0)}),
         )
-        return content["carry"], float(content["seconds"])
+        return dataclasses.replace(like, **content["carry"]), float(content["seconds"])
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -194,6 +195,12 @@ class RunFolder:
         self.wait()
         if hosts.is_main():
             write_json(self.path / "summary.json", summary)
+
+
+def _fields(carry: Any) -> dict[str, Any]:
+    """What a carry holds, without what this run does not have."""
+    found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def environment() -> dict[str, Any]:

@@ -60,8 +60,8 @@ def neighbours(adjacency: Array) -> Teachers:
     return Teachers(positions.astype(jnp.int32), taken > 0)
 
 
-def finite_clients(outputs: Outputs) -> Array:
-    """Which clients' outputs are all finite, bool [K]: nobody learns from the others."""
+def finite_clients(outputs: PyTree) -> Array:
+    """Which clients' outputs, arrays [K, …], are all finite, bool [K]: nobody learns from the others."""
     finite = [jnp.isfinite(a).all(axis=range(1, a.ndim)) for a in jax.tree.leaves(outputs)]
     return jnp.stack(finite).all(axis=0)
 

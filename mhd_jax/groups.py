@@ -315,6 +315,41 @@ def apply_gradients(
     return dataclasses.replace(state, step=state.step + 1, groups=tuple(groups))
 
 
+def keep_others(took: Array, after: State, before: State) -> State:
+    """The state after a step, in which the groups of those who did not take it are as before.
+
+    Snapshots are of what clients were, and stay.
+
+    Args:
+      took: who did, bool [K].
+      after, before: the step.
+    """
+    groups = []
+    for new, old in zip(after.groups, before.groups, strict=True):
+        own = take_members(took, new.members, after.num_clients)
+        kept = where_rows(
+            own, (new.params, new.stats, new.opt_state), (old.params, old.stats, old.opt_state)
+        )
+        params, stats, opt_state = kept
+        groups.append(dataclasses.replace(new, params=params, stats=stats, opt_state=opt_state))
+    return dataclasses.replace(after, groups=tuple(groups))
+
+
+def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
+    """Rows of arrays [K, ...]: of `ones` where `which` [K] holds, else of `others`."""
+
+    def choose(one: Array, other: Array) -> Array:
+        return jnp.where(which.reshape((-1,) + (1,) * (one.ndim - 1)), one, other)
+
+    return jax.tree.map(choose, ones, others)
+
+
+def finite_params(state: State) -> Array:
+    """Whose parameters and statistics are all finite, bool [K]."""
+    parts = [exchange.finite_clients((group.params, group.stats)) for group in state.groups]
+    return in_client_order(parts, state.groups)
+
+
 def predict(state: State, inputs: PyTree) -> Array:
     """Logits [K, N, H, C] of all clients on the same inputs [N, ...], in evaluation mode."""
     outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)

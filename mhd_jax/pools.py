@@ -56,7 +56,8 @@ def next_pool(state: State, pool: Array, neighbours: Teachers, every: int) -> tu
     """Snapshots and pools of a step, at which one random slot may be due.
 
     Every `every` steps the slot holds clients as they are, and each client has a random neighbour's
-    there. At the first step all slots are due, with as many neighbours as there are.
+    there, or nobody's where it has no neighbour then. At the first step all slots are due, with as
+    many neighbours as there are.
 
     Args:
       state: of the step, with snapshots.

@@ -25,7 +25,10 @@ class Purpose(enum.IntEnum):
     AUGMENTATION = 7
     PUBLIC_AUGMENTATION = 8
     TOPOLOGY = 9
-    POOL = 10
+    LINK_LOSS = 10
+    OFFLINE = 11
+    PARTICIPATION = 12
+    POOL = 13
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

@@ -35,6 +35,7 @@ from mhd_jax.engine import (
 )
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import Execution, client_mesh
+from mhd_jax.faults import ON_NONFINITE, FaultPlan, Faults, Tally, require_sound
 from mhd_jax.fingerprint import array_digest, program_digest
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
 from mhd_jax.schedules import cycle
@@ -54,6 +55,8 @@ class Run:
 
     Attributes:
       algorithm, topology: resolved.
+      plan: what fails; None where nothing does.
+      quarantine: whether clients that diverge are taken out, and do not stop the run.
       everyone: the clients as given.
       clients: those who train: pooled into one, or padded to fill the devices.
       num_active: how many of these are real.
@@ -70,6 +73,8 @@ class Run:
 
     algorithm: Algorithm
     topology: Topology
+    plan: FaultPlan | None
+    quarantine: bool
     everyone: Clients
     clients: Clients
     num_active: int
@@ -93,6 +98,8 @@ class Run:
             self.spec,
             self.seed,
             self.execution,
+            may_fail=self.plan is not None,
+            quarantine=self.quarantine,
         )
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
@@ -115,7 +122,7 @@ class Run:
     def lower(self, carry: Carry) -> jax.stages.Lowered:
         """The program of `advance`, not yet compiled; `carry` may be shapes only."""
         return dispatch.lower(
-            carry, self.data, self.topology.adjacency, jnp.int32(1), **self.static()
+            carry, self.data, self.topology.adjacency, jnp.int32(1), self.plan, **self.static()
         )
 
     def split(self, tree: PyTree) -> list[PyTree]:
@@ -123,7 +130,9 @@ class Run:
         return [tree]
 
     def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
-        return dispatch(carry, data, self.topology.adjacency, jnp.int32(num_steps), **self.static())
+        return dispatch(
+            carry, data, self.topology.adjacency, jnp.int32(num_steps), self.plan, **self.static()
+        )
 
     def static(self) -> dict[str, Any]:
         """What the program of `advance` is compiled for, beside shapes."""
@@ -134,11 +143,15 @@ class Run:
             "execution": self.execution,
         }
 
-    def means(self, carry: Carry) -> dict[str, float]:
-        """Metrics as means over steps and clients."""
-        sums, count = hosts.fetch((carry.sums, carry.count))
+    def means(self, carry: Carry) -> dict[str, float | None]:
+        """Metrics as means over clients and the steps that they took; None where nobody took one."""
+        sums, count, tally = hosts.fetch((carry.sums, carry.count, carry.tally))
+        taken = int(count) if tally is None else float(np.mean(tally.trained[: self.num_active]))
         return {
-            name: float(np.mean(np.atleast_1d(total)[: self.num_active])) / int(count)
+            name: float(np.mean(np.atleast_1d(total)[: self.num_active]))
+            / (taken if np.ndim(total) else int(count))
+            if taken
+            else None
             for name, total in sums.items()
         }
 
@@ -148,6 +161,27 @@ class Run:
             kind: count.astype(np.int64)[(slice(self.num_active),) * count.ndim]
             for kind, count in hosts.fetch(carry.messages).items()
         }
+
+    def faults(self, carry: Carry) -> dict[str, Any]:
+        """What came of faults, for a summary; nothing where there are none."""
+        if carry.tally is None:
+            return {}
+        tally = jax.tree.map(lambda a: a[: self.num_active], hosts.fetch(carry.tally))
+        found: dict[str, Any] = {}
+        if self.plan is not None:
+            found |= {
+                "links_lost": int(tally.lost.sum()),
+                "steps_missed": tally.missed,
+                "steps_unreachable": tally.unreachable,
+            }
+        if self.quarantine:
+            found["quarantined"] = self.quarantined(carry.tally)
+        return {"faults": found}
+
+    def quarantined(self, tally: Tally) -> dict[int, int]:
+        """Clients that diverged, with the steps at which they did."""
+        steps = hosts.fetch(tally.quarantined)[: self.num_active]
+        return {int(i): int(steps[i]) for i in np.flatnonzero(steps >= 0)}
 
     def diverged(self, sums: Metrics) -> np.ndarray:
         """Clients whose loss is not finite."""
@@ -247,6 +281,8 @@ def prepare(
     data_placement: str = "auto",
     client_chunk: int | None = None,
     num_devices: int | None = None,
+    faults: Faults | None = None,
+    on_nonfinite: str = "stop",
 ) -> Run:
     """Checks settings and makes a run ready; arguments as for `mhd_jax.simulate`.
 
@@ -280,6 +316,15 @@ def prepare(
     topology = topologies.as_topology(topology, clients.num_clients)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name, steps)
+    if faults is not None and not isinstance(faults, Faults):
+        raise ConfigError(f"faults are a mhd_jax.Faults, not {faults!r}.")
+    if faults == Faults():  # nothing fails
+        faults = None
+    if on_nonfinite not in ON_NONFINITE:
+        raise ConfigError(
+            f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, not {on_nonfinite!r}."
+        )
+    quarantine = on_nonfinite == "quarantine"
     settings = {
         "algorithm": algorithm.name,
         "hyperparameters": algorithm.hyperparameters,
@@ -295,6 +340,10 @@ def prepare(
         "compute_dtype": compute_dtype,
         "seed": seed,
     }
+    if faults is not None:
+        settings["faults"] = dataclasses.asdict(faults)
+    if quarantine:
+        settings["on_nonfinite"] = on_nonfinite
     everyone = clients
     if algorithm.pooled:  # the same number of private samples in a step, in one place
         clients = clients.pooled()
@@ -331,7 +380,9 @@ def prepare(
     stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
     data = device_data(clients, execution) if stream is None else stream.blank()
     arguments = (algorithm, clients, data, spec, seed, execution)
-    carry = initial_carry(*arguments, abstract=True)
+    carry = initial_carry(
+        *arguments, may_fail=faults is not None, quarantine=quarantine, abstract=True
+    )
     if any(callable(value) for value in algorithm.hyperparameters.values()):
         ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
         batch = jax.eval_shape(
@@ -343,11 +394,16 @@ def prepare(
         )
         graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
         settings["program"] = program_digest(algorithm.train_step, carry.state, batch, graph)
+    plan = None
+    if faults is not None:
+        plan = faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
     make_set = StreamedEvaluationSet if on_host else evaluation_set
     test = clients.data.test_inputs, clients.data.test_labels
-    return Run(
+    run = Run(
         algorithm=algorithm,
         topology=topology,
+        plan=plan,
+        quarantine=quarantine,
         everyone=everyone,
         clients=clients,
         num_active=num_active,
@@ -364,6 +420,10 @@ def prepare(
         carry=carry,
         settings=settings,
     )
+    if faults is not None:
+        has_server = any(count.ndim == 1 for count in carry.messages.values())
+        require_sound(faults, algorithm, has_server)
+    return run
 
 
 def _stays_on_host(data_placement: str, clients: Clients) -> bool:

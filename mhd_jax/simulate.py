@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from mhd_jax import communication, hops, hosts, optim, report
+from mhd_jax import communication, hops, hosts, optim
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
@@ -29,6 +29,7 @@ from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import Carry
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
+from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
 from mhd_jax.together import Together, together
@@ -60,6 +61,8 @@ class Result:
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
+        from mhd_jax import report  # matplotlib takes a moment, and only plots need it
+
         return report.accuracy_figure(self.history, self.summary["algorithm"])
 
 
@@ -83,6 +86,8 @@ def simulate(
     data_placement: str = "auto",
     client_chunk: int | None = None,
     num_devices: int | None = None,
+    faults: Faults | None = None,
+    on_nonfinite: str = "stop",
     workdir: str | pathlib.Path | None = None,
     checkpoint_every: int | None = None,
     callbacks: Watcher | Sequence[Watcher] = (),
@@ -119,6 +124,10 @@ def simulate(
         changes results within floating-point tolerance.
       num_devices: devices that share the clients; None takes all, but no more than clients.
         Results are equal within floating-point tolerance.
+      faults: lost links, clients that are offline, slow or late, a `mhd_jax.Faults`.
+      on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
+        "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
+        the others go on.
       workdir: the run's folder. A second start resumes where the first was cut, and only
         reads a run that has finished.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
@@ -130,7 +139,7 @@ def simulate(
 
     Raises:
       ConfigError: settings that cannot work, or a workdir of another run.
-      DivergedError: a client's loss is no longer finite.
+      DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
       LostProcessError: another process of a run on several has ended.
     """
@@ -152,6 +161,8 @@ def simulate(
         data_placement=data_placement,
         client_chunk=client_chunk,
         num_devices=num_devices,
+        faults=faults,
+        on_nonfinite=on_nonfinite,
     )
     plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
     return _simulate([run], [workdir], plan, _watchers(callbacks, progress))[0]
@@ -215,6 +226,7 @@ class _Lane:
     folder: RunFolder | None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
 
     @property
     def starts(self) -> list[int]:
@@ -256,6 +268,8 @@ class _Lane:
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
         if self.folder is not None:
             if hosts.is_main():
+                from mhd_jax import report
+
                 report.write(self.folder.path, summary, self.history, self.run.everyone)
             self.folder.finish(summary)
         return Result(summary, self.history, carry.state, started_at)
@@ -407,9 +421,13 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        for lane, sums in zip(lanes, program.split(carry.sums), strict=True):
+        for lane, (sums, tally) in zip(
+            lanes, program.split((carry.sums, carry.tally)), strict=True
+        ):
             lane.seconds += elapsed / len(lanes)
             _require_finite(lane.run, sums, step)
+            if lane.run.quarantine:
+                _report_quarantine(lane, tally)
         records = []
         if plan.evaluates_at(step):
             records = [
@@ -456,6 +474,23 @@ def _require_finite(run: Run, sums: Metrics, step: int) -> None:
     if bad.size:
         raise DivergedError(
             f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step} "
+            f"(seed {run.seed}); lower the learning rate or the distillation weights."
+        )
+
+
+def _report_quarantine(lane: _Lane, tally: Tally) -> None:
+    """Warns of clients new in quarantine; raises `DivergedError` where all are."""
+    run, found = lane.run, lane.run.quarantined(tally)
+    for client in sorted(found.keys() - lane.reported.keys()):
+        warnings.warn(
+            f"the loss or the parameters of client {client} are no longer finite at step "
+            f"{found[client]} (seed {run.seed}): it is in quarantine, and the others go on.",
+            stacklevel=2,
+        )
+    lane.reported = found
+    if len(found) == run.num_active:
+        raise DivergedError(
+            f"all clients are in quarantine, the last since step {max(found.values())} "
             f"(seed {run.seed}); lower the learning rate or the distillation weights."
         )
 
@@ -539,6 +574,7 @@ def _summary(
                 **communication.total(messages, run.senders),
                 "by_edge": by_edge,
             },
+            **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,
                 "seconds_per_step": seconds / run.steps,

@@ -21,6 +21,19 @@ Metrics = dict[str, Any]  # arrays, and counts of messages by kind
 
 
 @struct.dataclass
+class Presence:
+    """Who is there in one step.
+
+    Attributes:
+      trains: who takes the step, bool [K]; the others stay as they are.
+      reachable: who can be heard from, with the parameters that it has, bool [K].
+    """
+
+    trains: jax.Array
+    reachable: jax.Array
+
+
+@struct.dataclass
 class Batch:
     """What all clients see in one step.
 
@@ -32,6 +45,7 @@ class Batch:
         [K, P, ...] when each client draws its own.
       public_indices: positions of the public samples in the public set, int32
         [P] or [K, P].
+      presence: who is there; None in a run in which all are, at every step.
     """
 
     inputs: PyTree
@@ -39,6 +53,7 @@ class Batch:
     mask: jax.Array
     public_inputs: PyTree
     public_indices: jax.Array
+    presence: Presence | None = None
 
     @property
     def public_is_shared(self) -> bool:
@@ -101,8 +116,11 @@ class Algorithm:
         clients cannot take part (unequal architectures or embeddings, say).
       train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
         scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
-        of this step by kind ("predictions", "weights"): those of i from j, int32 [K, K], or
-        those between i and a server [K].
+        of this step that arrive, by kind ("predictions", "weights"): those of i from j, int32
+        [K, K], or those between i and a server [K]. Where clients or links fail
+        (`mhd_jax.faults`), the graph is without the edges that do, and the engine gives
+        parameters, statistics and optimizer states back to those who do not train; what is in
+        `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`.
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
       message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
         from a client of `group`, one of the state's, consists of, in shapes (see
@@ -117,6 +135,8 @@ class Algorithm:
         look the same every time.
       num_snapshots: how many earlier parameters of each client its state holds.
       pooled: whether one client holds all private data (the upper bound).
+      needs_everyone: why it has no sound meaning where clients or links are missing; empty where
+        it has one.
       name, hyperparameters: filled in by the factory that made it.
     """
 
@@ -131,6 +151,7 @@ class Algorithm:
     remembers_public: bool = False
     num_snapshots: int = 0
     pooled: bool = False
+    needs_everyone: str = ""
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -91,6 +91,20 @@ def test_graphs_that_change(call):
     assert status == 2 and "one way only at step 3" in err and err.strip().count("\n") == 0
 
 
+def test_faults(call):
+    arguments = ["--offline=0.4", "--offline_steps=2", "--stragglers=2:3", "--leaves=0:4"]
+    arguments += ["--on_nonfinite=quarantine", "--algorithm=isolated", "--workdir=w"]
+    status, _, err = call(train, *SMALL, *arguments)
+    assert status == 0, err
+    summary = json.loads(pathlib.Path("w/summary.json").read_text())
+    given = summary["settings"]["faults"]
+    assert given["stragglers"] == [[2, 3]] and given["leaves"] == [[0, 4]]
+    assert (given["offline"], given["offline_steps"], given["link_loss"]) == (0.4, 2, 0.0)
+    missed = summary["faults"]["steps_missed"]
+    assert missed[0] >= 2 and missed[2] >= 4 and summary["faults"]["quarantined"] == {}
+    assert "<dt>faults</dt>" in pathlib.Path("w/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -140,6 +154,12 @@ def test_graphs_that_change(call):
             ["--algorithm=isolated", "--public_batch_size=8", "--num_targets=2"],
             "--num_targets, --public_batch_size are not used by",
         ),
+        (["--link_loss=1"], "link_loss must be in [0, 1), not 1.0"),
+        (["--offline_steps=5"], "--offline_steps needs --offline; give both, or neither"),
+        (["--stragglers=1"], "cannot read --stragglers=1; write it like 0:4,3:2"),
+        (["--leaves=1:2,1:3"], "--leaves=1:2,1:3 names a client twice"),
+        (["--joins=3:2"], "joins names client 3, but the clients are 0 to 2"),
+        (["--algorithm=supervised", "--link_loss=0.1"], "--link_loss is not used by --algorithm"),
         (["--num_targets=some"], "--num_targets is a number or 'all', not 'some'"),
         (["--learning_rate=-1"], "learning_rate must be positive"),
         (["mhd"], "unexpected argument 'mhd'; flags are written --name=value"),

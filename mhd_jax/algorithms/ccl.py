@@ -25,7 +25,7 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
-from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix
+from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix, needs_everyone
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.data.batching import take_rows
 from mhd_jax.execution import everywhere, over_clients
@@ -124,6 +124,8 @@ def ccl(
         def turn(t: Array) -> tuple[PyTree, PyTree]:
             who, taken = neighbours.positions[:, t], neighbours.valid[:, t]
             found = over_clients(features)(take_rows(models, who), batch.inputs)
+            if batch.presence is not None:  # who diverges is heard by nobody
+                taken &= exchange.finite_clients(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
             if lambda_d == 0:
@@ -159,6 +161,7 @@ def ccl(
         message=message,
         undirected=True,
         has_consensus=True,
+        needs_everyone=needs_everyone(mixing),
     )
 
 

@@ -20,6 +20,9 @@ Koloskova et al., ICML 2019):
 
 The sums over clients stay as they are. The copies suppose that all neighbours have heard all
 messages: on a graph over time, that new ones are told the copy for nothing.
+
+A client that is away keeps z_i and s_i^prev, so that the sums agree without it too; one that never
+comes back still counts with its last decisions.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages
 from mhd_jax.data.dataset import take
 from mhd_jax.execution import over_clients
-from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said
+from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said, where_rows
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.passes import private_and_public
 from mhd_jax.topology import metropolis_hastings
@@ -91,6 +94,9 @@ def distributed_distillation(
         state = apply_gradients(state, gradients, stats)
 
         now = _decisions(state, batch)
+        if batch.presence is not None:  # who does not train, or diverges, has not changed its mind
+            heard_from = batch.presence.trains & exchange.finite_clients(now)
+            now = where_rows(heard_from, now, said[:, rows])
         weights = metropolis_hastings(graph)
         extra = dict(state.extra)
         if compression == "none":
@@ -100,7 +106,8 @@ def distributed_distillation(
             heard = before + coded.arrived(here - before)
             tracked = here + exchange.average(heard, weights) - heard
             extra["heard"] = extra["heard"].at[:, rows].set(heard)
-        extra["estimates"] = estimates.at[:, rows].set(tracked + now - said[:, rows])
+        change = now - said[:, rows]
+        extra["estimates"] = estimates.at[:, rows].set(tracked + change)
         extra["said"] = said.at[:, rows].set(now)
         metrics = {
             "loss": losses + rho * terms,
@@ -122,6 +129,10 @@ def distributed_distillation(
         public_batch="shared",
         undirected=True,
         remembers_public=True,
+        needs_everyone=""
+        if compression == "none"
+        else "with compression all neighbours must have heard all messages; choose "
+        "compression='none'",
     )
 
 

@@ -7,9 +7,10 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
     revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
-the public samples that each digest step draws. Clients without private data have no say. A
-server averages, so the graph plays no part; architectures may differ. Where clients have label
-sets, the mean of a class's logits is over those who know it, and each learns its own classes'.
+the public samples that each digest step draws. Clients without private data have no say, nor have
+those that cannot be reached at a digest step. A server averages, so the graph plays no part;
+architectures may differ. Where clients have label sets, the mean of a class's logits is over those
+who know it, and each client digests its own classes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import compression as compressions
+from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages
 from mhd_jax.groups import (
@@ -33,6 +35,7 @@ from mhd_jax.groups import (
     predict,
     private_gradients,
     shapes_said,
+    where_rows,
 )
 from mhd_jax.label_sets import masked
 from mhd_jax.losses import absolute_difference, distillation
@@ -97,9 +100,11 @@ def fedmd(
             lambda: digest(state, batch),
             lambda: private_gradients(state, batch, label_smoothing),
         )
-        each = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
-        metrics = {"loss": losses, "messages": {"predictions": each}}
-        return apply_gradients(state, gradients, stats), metrics
+        each = jnp.int32(2)  # up and down
+        if batch.presence is not None:
+            each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
+        messages = {"predictions": jnp.where(digests & (speaks > 0), each, 0)}
+        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
 
     def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
         """Gradients towards the consensus, statistics as they are, and the losses [K]."""
@@ -107,7 +112,24 @@ def fedmd(
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        consensus = consensus_of(said.logits[:, :, 0], speaks, state.label_sets)
+        sets = state.label_sets
+        heard = coded.arrived(
+            said.logits[:, :, 0], label_set=jax.tree.map(lambda a: a[:, None], sets)
+        )
+        if batch.presence is not None:
+            speaks *= batch.presence.reachable & exchange.finite_clients(heard)
+            heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
+        votes = speaks.sum()
+        if sets is None:
+            weights = speaks / jnp.maximum(votes, 1)
+            consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
+        else:
+            votes_by_class = speaks[:, None] * sets  # [K, C]
+            count = votes_by_class.sum(axis=0)
+            weights = votes_by_class / jnp.maximum(count, 1)
+            mean = jnp.einsum("kc,kpc->pc", weights, heard)
+            consensus = coded.arrived(masked(mean, count > 0), label_set=count > 0)
+            sets &= count > 0  # of the others it says nothing
 
         def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
             if digest_loss == "mae":
@@ -124,22 +146,12 @@ def fedmd(
                 train=Purpose.PUBLIC_DROPOUT,
                 shared_inputs=True,
             )
-            each = jax.vmap(towards)(outputs.logits[:, :, 0], state.label_sets)
+            each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
+            each = jnp.where(votes > 0, each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses
-
-    def consensus_of(logits: Array, speaks: Array, label_sets: Array | None) -> Array:
-        """z̃ [P, C] as it comes back, from what clients say [K, P, C] and who has a say [K]."""
-        if label_sets is None:
-            mean = jnp.einsum("k,kpc->pc", speaks / speaks.sum(), coded.arrived(logits))
-            return coded.arrived(mean)
-        heard = coded.arrived(logits, label_set=label_sets[:, None])
-        say = speaks[:, None] * label_sets  # [K, C]
-        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(say.sum(axis=0), 1), heard)
-        known = label_sets.any(axis=0)
-        return coded.arrived(masked(mean, known), label_set=known)
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         said = shapes_said(group, batch)

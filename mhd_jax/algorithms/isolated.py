@@ -53,4 +53,5 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
         predict=predict,
         message=lambda state, batch, group: {},
         pooled=pooled,
+        needs_everyone="one client holds all the data" if pooled else "",
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from mhd_jax.data.lazy import LazyImages
 from mhd_jax.data.preparation import PLAIN, Preparation, scale
@@ -195,6 +194,8 @@ def _split(
             f"class {class_names[present[counts.argmin()]]} has one sample, but a stratified test "
             "split needs at least 2 of each class; add samples, or give a test split of your own."
         )
+    from sklearn.model_selection import train_test_split  # takes a moment, and only this needs it
+
     try:
         train, test = train_test_split(
             np.arange(len(labels)), test_size=test_fraction, stratify=labels, random_state=0

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from mhd_jax.data import folders, npz, prepared
 from mhd_jax.data.dataset import Dataset, arrays
@@ -56,6 +55,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         return arrays(train, test, **options)
     if source == "digits":
         _refuse_foreign(options, "digits", *options_of(source))
+        from sklearn.datasets import load_digits  # takes a moment, and only this needs it
+
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
