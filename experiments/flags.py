@@ -23,6 +23,7 @@ from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.faults import ON_NONFINITE
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
+from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
 from mhd_jax.topology import TOPOLOGIES
 
@@ -33,6 +34,9 @@ HYPERPARAMETER_HELP = {
     "num_targets": "Δ, teachers drawn for each client and step, or 'all'.",
     "nu_aux": "Weight of the auxiliary heads' distillation.",
     "nu_emb": "Weight of the embeddings' distillation; 0 sends no embeddings.",
+    "embedding_projection": "How embeddings of unequal width are compared: none refuses them; linear, "
+    "by maps that each client learns to its teachers' widths; shared_width, by as many coordinates as "
+    "the narrowest has.",
     "nu_naive": "Weight of naive distillation.",
     "target_selection": "Which candidate a head learns from, for each public sample.",
     "include_self": "Whether a client's own head is among its candidates.",
@@ -56,10 +60,14 @@ HYPERPARAMETER_HELP = {
     "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps between two averages.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
+    "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
+    "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
+    "average_every": "Steps between two averages of an ensemble.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
 _CHOICES = {
     "target_selection": list(TARGET_SELECTIONS),
+    "embedding_projection": list(EMBEDDING_PROJECTIONS),
     "public_batch": ["shared", "independent"],
     "mixing": list(topologies.MIXINGS),
     "digest_loss": list(DIGEST_LOSSES),
@@ -92,6 +100,8 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_bool(name, default, text)
     elif isinstance(default, float) or name == "mu":
         flags.DEFINE_float(name, default, text)
+    elif name == "ensembles":
+        flags.DEFINE_string(name, default, text)
     elif isinstance(default, str) or name == "num_targets":
         flags.DEFINE_string(name, str(default), text)
     else:
@@ -317,6 +327,8 @@ def algorithm(
         raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
     known = hyperparameters(ALGORITHMS[name])
     given = [key for key in _all_hyperparameters() if FLAGS[key].present]
+    if "average_every" in given and "ensembles" not in given:
+        raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
     values = {**(defaults or {}), **{key: _value(key) for key in given}}
     built = ALGORITHMS[name](**{key: value for key, value in values.items() if key in known})
     unused = [key for key in given if key not in known]
@@ -341,6 +353,8 @@ def _flag(name: str) -> Any:
 
 def _value(name: str) -> Any:
     value = _flag(name)
+    if name == "ensembles":
+        return _ensembles(value)
     if name != "num_targets" or value == "all":
         return value
     try:
@@ -377,6 +391,19 @@ def _by_client(name: str) -> dict[int, int]:
     if len(dict(pairs)) < len(pairs):
         raise mhd.ConfigError(f"--{name}={_flag(name)} names a client twice; name each once.")
     return dict(pairs)
+
+
+def _ensembles(text: str) -> int | list[list[int]]:
+    """A size, or lists of clients."""
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        return [[int(client) for client in part.split(",")] for part in text.split(";")]
+    except ValueError:
+        raise mhd.ConfigError(
+            "--ensembles is a number of clients, or the clients of each ensemble like 0,1,2;3,4, "
+            f"not {text!r}."
+        ) from None
 
 
 def _topology_options() -> tuple[tuple[str, Any], ...]:

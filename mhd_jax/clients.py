@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import numbers
 import os
 import pathlib
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
 from mhd_jax import optim
 from mhd_jax.data import assignment
@@ -23,7 +23,9 @@ from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.label_sets import LabelSets, resolved
-from mhd_jax.models import MODELS, ClientModel
+from mhd_jax.models import MODELS, ClientModel, from_nnx
+from mhd_jax.models.check import require_backbone
+from mhd_jax.models.client_model import backbone_name
 from mhd_jax.optim import Optimizer
 from mhd_jax.pretext import PRETEXTS, Pretext
 
@@ -240,7 +242,8 @@ def make_clients(
       data: from `mhd_jax.data.load`, or what it takes.
       num_clients: K.
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
-        returns an embedding, or one of these for each client, as a list or a dict by client.
+        returns an embedding (of NNX: `mhd_jax.models.from_nnx`), or one of these for each
+        client, as a list or a dict by client.
       partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
         where there are fewer classes), with skew 100. Or the path of an assignment: the
         `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
@@ -283,8 +286,7 @@ def make_clients(
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
     goals = _objectives(objectives, num_clients, data)
-    groups = _groups(model, goals, norm, data.input_shape)
-    groups = _with_optimizers(groups, optimizers or {})
+    groups = _with_optimizers(_groups(model, goals, norm, data), optimizers or {})
 
     split = _split(partition, data, num_clients, set_aside)
     if others is None:
@@ -454,29 +456,41 @@ def _require_images(pretext: Pretext, data: Dataset) -> None:
 
 
 def _groups(
-    model: ModelChoice,
-    goals: Sequence[str | Pretext],
-    norm: str | None,
-    input_shape: tuple[int, ...] | None,
+    model: ModelChoice, goals: Sequence[str | Pretext], norm: str | None, data: Dataset
 ) -> tuple[ClientGroup, ...]:
     """Clients by architecture, groups in the order of their first client."""
     choices = of_each(model, len(goals), "models", "resnet18:4,resnet34:4")
     members: dict[Any, list[int]] = {}
     for client, (choice, goal) in enumerate(zip(choices, goals, strict=True)):
-        if isinstance(choice, nn.Module):
-            _check_module(choice)
-        elif not isinstance(choice, str):
+        if isinstance(choice, nnx.Module):
+            from_nnx(choice)  # says what to give instead
+        if not isinstance(choice, str | nn.Module):
             raise ConfigError(
-                f"a model is a name or a Flax module that returns an embedding, not {choice!r}."
+                "a model is a name, a Flax module that returns an embedding, or "
+                f"mhd_jax.models.from_nnx(...) of an NNX class, not {choice!r}."
             )
         pretext = None if isinstance(goal, str) else goal
-        members.setdefault((choice, pretext), []).append(client)
+        try:
+            members.setdefault((choice, pretext), []).append(client)
+        except TypeError as error:
+            raise ConfigError(
+                f"client {client}: {backbone_name(choice)} cannot be hashed ({error}); give its "  # type: ignore[arg-type]
+                "attributes as tuples, not lists."
+            ) from error
     groups = []
     for (choice, pretext), positions in members.items():
         if isinstance(choice, str):
-            name, backbone = choice, build_backbone(choice, norm, input_shape)
+            name, backbone = choice, build_backbone(choice, norm, data.input_shape)
         else:
-            name, backbone = type(choice).__name__.lower(), choice
+            name, backbone = backbone_name(choice).lower(), choice
+            who = f"clients {', '.join(map(str, positions))}"
+            try:
+                require_backbone(choice, data.samples(3), data.num_classes)
+            except ConfigError as error:
+                raise ConfigError(f"{who}: {error}") from error
+            except Exception as error:
+                error.add_note(f"It was raised in the model of {who}.")
+                raise
         groups.append(ClientGroup(name, backbone, tuple(positions), pretext=pretext))
     return tuple(groups)
 
@@ -493,19 +507,6 @@ def _with_optimizers(
     return tuple(
         dataclasses.replace(group, optimizer=optimizers.get(group.name)) for group in groups
     )
-
-
-def _check_module(module: nn.Module) -> None:
-    name = type(module).__name__
-    try:
-        hash(module)
-    except TypeError as error:
-        raise ConfigError(
-            f"{name} cannot be hashed ({error}); give its attributes as tuples, not lists."
-        ) from error
-    parameters = inspect.signature(type(module).__call__).parameters
-    if "train" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
 
 
 def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:

@@ -75,9 +75,23 @@ def average(tree: PyTree, weights: Array) -> PyTree:
     """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]."""
 
     def mixed(a: Array) -> Array:
-        return jnp.einsum("ij,j...->i...", weights.astype(a.dtype), everywhere(a))
+        # Accelerators would round parameters to fewer bits at every average.
+        return jnp.einsum(
+            "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
+        )
 
     return jax.tree.map(mixed, tree)
+
+
+def among(weights: Array, there: Array) -> Array:
+    """A mixing matrix [K, K] of those who are there [K]: each shares all its weight among them.
+
+    Who is away, or has no weight left, keeps its own.
+    """
+    left = jnp.where(there[:, None] & there[None, :], weights, 0)
+    total = left.sum(axis=1, keepdims=True)
+    alone = jnp.eye(len(there), dtype=weights.dtype)
+    return jnp.where(total > 0, left / jnp.where(total > 0, total, 1), alone)
 
 
 def along_edges(adjacency: Array) -> Array:
@@ -100,7 +114,8 @@ class Candidates:
       logits: [N, P, R, C]; `label_sets.IMPOSSIBLE` of classes that a candidate does not know.
       probabilities: softmax of the logits over the distillation's temperature, [N, P, R, C]:
         what a target is made of.
-      embeddings: [N, P, D], or None where widths differ between clients.
+      embeddings: [N, P, D], or None where they are not sent. Where widths differ, narrower
+        ones end in zeros.
       valid: which of the N rows are candidates, bool [N]; the others hold zeros.
     """
 

@@ -39,7 +39,11 @@ def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> Py
 
 
 def init_state(
-    key: Array, clients: Any, sample_batch: Batch, num_heads: int, same_start: bool = False
+    key: Array,
+    clients: Any,
+    sample_batch: Batch,
+    num_heads: int,
+    same_start: bool | np.ndarray = False,
 ) -> State:
     """Fresh clients: each draws its own parameters from its own key.
 
@@ -48,10 +52,14 @@ def init_state(
       clients: `mhd_jax.clients.Clients` whose groups have an optimizer.
       sample_batch: a batch, for the shape of one client's inputs.
       num_heads: H.
-      same_start: whether all draw from the first client's key instead.
+      same_start: whether all draw from the first client's key instead, or whose key each draws
+        from, int [K].
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
-    drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    if isinstance(same_start, bool):
+        drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    else:
+        drawn = jnp.asarray(same_start, jnp.int32)
     keys = random.client_keys(key, random.Purpose.INIT, drawn)
     sample = jax.tree.map(lambda a: a[0], sample_batch.inputs)
     groups = []
@@ -65,15 +73,16 @@ def init_state(
     return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)
 
 
-def require_one_architecture(clients: Any, why: str) -> None:
-    """Raises `ConfigError` where clients differ in architecture or label set, naming them."""
-    if len(clients.groups) > 1:
-        listed = "; ".join(
-            f"clients {', '.join(map(str, group.members))}: {group.described}"
-            for group in clients.groups
-        )
-        raise ConfigError(f"{why}, which needs one architecture, but they have {listed}.")
-    label_sets.require_equal(clients.label_sets, why)
+def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None = None) -> None:
+    """Raises `ConfigError` where clients, all or `among` some, differ in architecture or label set."""
+    found = []
+    for group in clients.groups:
+        members = [i for i in group.members if among is None or i in among]
+        if members:
+            found.append(f"clients {', '.join(map(str, members))}: {group.described}")
+    if len(found) > 1:
+        raise ConfigError(f"{why}, which needs one architecture, but they have {'; '.join(found)}.")
+    label_sets.require_equal(clients.label_sets, why, among)
 
 
 def all_params(state: State) -> tuple[PyTree, ...]:
@@ -106,8 +115,8 @@ def forward(
       shared_inputs: whether all clients see the same samples.
 
     Returns:
-      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (None where widths
-      differ), and the groups' statistics after the pass.
+      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (narrower ones end in
+      zeros), and the groups' statistics after the pass.
     """
     keys = None
     if train is not None:
@@ -128,7 +137,7 @@ def forward(
         )
         outputs.append(group_outputs)
         new_stats.append(updated)
-    return in_client_order(without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+    return in_client_order(of_one_width(outputs), state.groups), tuple(new_stats)
 
 
 def local_gradients(
@@ -238,7 +247,7 @@ def forward_teachers(
       slots: which of a teacher's snapshots is meant, int32 [K, T].
 
     Returns:
-      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
+      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].
     """
     keys = None
     if train is not None:
@@ -266,9 +275,7 @@ def forward_teachers(
                     take_rows(state.label_sets, who),
                 )[0]
             )
-        return over_clients(_pick_part)(
-            jnp.asarray(group_of)[who], *without_unequal_embeddings(parts)
-        )
+        return over_clients(_pick_part)(jnp.asarray(group_of)[who], *of_one_width(parts))
 
     places = (teachers.T, None if slots is None else slots.T)
     outputs = jax.lax.map(one_of_each, places)  # one teacher at a time bounds the memory
@@ -279,12 +286,27 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
     return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
 
 
-def without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
-    """The groups' outputs, without embeddings where their widths differ."""
-    widths = {None if part.embeddings is None else part.embeddings.shape[-1] for part in outputs}
-    if len(widths) == 1:
-        return list(outputs)
-    return [dataclasses.replace(part, embeddings=None) for part in outputs]
+def of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:
+    """Groups' outputs with embeddings as wide as the widest."""
+    embeddings: list[Array] = [part.embeddings for part in outputs]  # type: ignore[misc]
+    width = max(a.shape[-1] for a in embeddings)
+    return [
+        dataclasses.replace(part, embeddings=padded(a, width))
+        for part, a in zip(outputs, embeddings, strict=True)
+    ]
+
+
+def padded(embeddings: Array, width: int) -> Array:
+    """Embeddings [..., D] that end in zeros, [..., width]."""
+    missing = width - embeddings.shape[-1]
+    if missing == 0:
+        return embeddings
+    return jnp.pad(embeddings, [(0, 0)] * (embeddings.ndim - 1) + [(0, missing)])
+
+
+def embedding_width(group: GroupState) -> int:
+    """D of a group's clients."""
+    return group.params["heads"]["kernel"].shape[2]
 
 
 def shapes_said(group: GroupState, batch: Batch) -> Outputs:
@@ -356,6 +378,29 @@ def predict(state: State, inputs: PyTree) -> Array:
     return outputs.logits
 
 
+def averaged(state: State, weights: Array, among: Array | None = None) -> State:
+    """Every client's parameters and statistics as Σ_j W[i, j] of the clients'; optimizers stay.
+
+    Args:
+      state: before.
+      weights: W, row-stochastic [K, K]; 0 between clients of different groups.
+      among: who takes part, bool [K], and has no weight for the others, who may hold anything and
+        keep it; None takes all.
+    """
+    groups = []
+    for group in state.groups:
+        own = group.params, group.stats
+        within = weights[np.ix_(group.members, group.members)]
+        if among is None:
+            params, stats = exchange.average(own, within)
+        else:
+            here = take_members(among, group.members, state.num_clients)
+            sent = where_rows(here, own, jax.tree.map(jnp.zeros_like, own))
+            params, stats = where_rows(here, exchange.average(sent, within), own)
+        groups.append(dataclasses.replace(group, params=params, stats=stats))
+    return dataclasses.replace(state, groups=tuple(groups))
+
+
 def consensus(state: State, num_active: int) -> State:
     """The consensus model in every client's place: the mean of the first `num_active` clients' own.
 
@@ -363,10 +408,5 @@ def consensus(state: State, num_active: int) -> State:
       state: of one architecture.
       num_active: how many clients are real; the others only fill devices.
     """
-    (group,) = state.groups
     weights = (jnp.arange(state.num_clients) < num_active) / num_active
-    everyone = jnp.broadcast_to(weights, (state.num_clients,) * 2)
-    params, stats = exchange.average((group.params, group.stats), everyone)
-    return dataclasses.replace(
-        state, groups=(dataclasses.replace(group, params=params, stats=stats),)
-    )
+    return averaged(state, jnp.broadcast_to(weights, (state.num_clients,) * 2))

@@ -58,15 +58,17 @@ def resolved(given: LabelSets | None, counts: np.ndarray) -> np.ndarray | None:
     return None if sets.all() else sets
 
 
-def require_equal(sets: np.ndarray | None, why: str) -> None:
-    """Raises `ConfigError` unless all clients know the same classes, naming two that do not."""
-    if sets is None or (sets == sets[0]).all():
+def require_equal(sets: np.ndarray | None, why: str, among: Sequence[int] | None = None) -> None:
+    """Raises `ConfigError` unless clients, all or `among` some, know the same classes, naming two."""
+    if sets is None:
         return
-    other = int(np.argmin((sets == sets[0]).all(axis=1)))
-    raise ConfigError(
-        f"{why}, which needs one label set for all, but client 0 knows "
-        f"{_named(sets[0])} and client {other} {_named(sets[other])}."
-    )
+    first, *others = range(len(sets)) if among is None else among
+    for other in others:
+        if (sets[other] != sets[first]).any():
+            raise ConfigError(
+                f"{why}, which needs one label set for all, but client {first} knows "
+                f"{_named(sets[first])} and client {other} {_named(sets[other])}."
+            )
 
 
 def _sets(given: Any, num_clients: int, num_classes: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def private_and_public(
       public_updates_stats: whether public samples update normalisation statistics too.
 
     Returns:
-      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (None where widths differ), and
+      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones end in zeros), and
       a function that takes a loss's gradient at them. It returns, group by group, the gradients of
       the private loss + that loss and the statistics after the step, and the private losses [K].
     """

