@@ -76,12 +76,14 @@ def absolute_difference(logits: Array, targets: Array, label_set: Array | None) 
     Args:
       logits: [P, C].
       targets: logits [P, C], constants.
-      label_set: over which classes the mean is taken, bool [C]; None is all of them.
+      label_set: over which classes the mean is taken, bool [C]; None is all of them, and 0 is the
+        mean of none.
     """
     differences = jnp.abs(logits - targets)
     if label_set is None:
         return differences.mean()
-    return jnp.where(label_set, differences, 0).sum(axis=-1).mean() / label_set.sum()
+    inside = jnp.where(label_set, differences, 0).sum(axis=-1).mean()
+    return inside / jnp.maximum(label_set.sum(), 1)
 
 
 def normalise_embedding(embeddings: Array) -> Array:

@@ -112,7 +112,7 @@ def fedmd(
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        consensus, says = consensus_of(
+        consensus, says, sets = consensus_of(
             said.logits[:, :, 0], speaks, batch.presence, state.label_sets
         )
 
@@ -131,7 +131,7 @@ def fedmd(
                 train=Purpose.PUBLIC_DROPOUT,
                 shared_inputs=True,
             )
-            each = jax.vmap(towards)(outputs.logits[:, :, 0], state.label_sets)
+            each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
             each = jnp.where(says.any(), each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
@@ -140,19 +140,23 @@ def fedmd(
 
     def consensus_of(
         logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
-    ) -> tuple[Array, Array]:
-        """z̃ [P, C] as it comes back, and who had a say [K], from what clients say [K, P, C]."""
+    ) -> tuple[Array, Array, Array | None]:
+        """z̃ [P, C] as it comes back, from what clients say [K, P, C], and who had a say [K].
+
+        And which of a client's classes it is about, bool [K, C]: those that one of them knows.
+        """
         heard = coded.arrived(logits, label_set=None if label_sets is None else label_sets[:, None])
         if presence is not None:
             speaks *= presence.reachable & exchange.finite_clients(heard)
             heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
         if label_sets is None:
             weights = speaks / jnp.maximum(speaks.sum(), 1)
-            return coded.arrived(jnp.einsum("k,kpc->pc", weights, heard)), speaks
+            return coded.arrived(jnp.einsum("k,kpc->pc", weights, heard)), speaks, None
         say = speaks[:, None] * label_sets  # [K, C]
-        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(say.sum(axis=0), 1), heard)
-        known = label_sets.any(axis=0)
-        return coded.arrived(masked(mean, known), label_set=known), speaks
+        voices = say.sum(axis=0)
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), heard)
+        known = voices > 0
+        return coded.arrived(masked(mean, known), label_set=known), speaks, label_sets & known
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         said = shapes_said(group, batch)
