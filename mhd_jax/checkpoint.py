@@ -20,7 +20,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -86,11 +86,7 @@ class RunFolder:
         stored = read_json(self._config).get("settings")
         if not isinstance(stored, dict):
             raise ConfigError(f"{self._config} is not a run's; choose another workdir.")
-        differing = [
-            f"{key} is {stored.get(key)!r} there and {settings.get(key)!r} now"
-            for key in sorted(stored.keys() | settings.keys())
-            if stored.get(key) != settings.get(key)
-        ]
+        differing = list(_differences(stored, settings))
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
@@ -281,3 +277,15 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 def _write_text(path: pathlib.Path, text: str) -> None:
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _differences(
+    there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """What settings are in a folder and now, where they differ."""
+    for key in sorted(there.keys() | now.keys()):
+        old, new = there.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} is {old!r} there and {new!r} now"
