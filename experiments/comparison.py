@@ -102,13 +102,16 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
         std = float(np.std(known, ddof=1)) if len(known) > 1 else None
         return {"mean": float(np.mean(known)), "std": std}
 
-    consensus = [summary["consensus"] for summary in summaries if "consensus" in summary]
+    parts = {
+        part: [summary[part] for summary in summaries if part in summary]
+        for part in ("honest", "consensus")
+    }
     seconds = float(np.median([summary["timing"]["seconds_per_step"] for summary in summaries]))
     return {
         "algorithm": name,
         "seeds": len(summaries),
         **accuracies(summaries),
-        **({"consensus": accuracies(consensus)} if consensus else {}),
+        **{part: accuracies(of) for part, of in parts.items() if of},
         "total_bytes": float(np.mean([s["communication"]["total_bytes"] for s in summaries])),
         "seconds_per_step": seconds,
     }
@@ -120,7 +123,7 @@ def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     for row in rows:
         megabytes = f"{row['total_bytes'] / 1e6:,.1f}"
         for head, *values in report.accuracy_lines(row):
-            cells = " | ".join(_cell(value) for value in values)
+            cells = " | ".join(cell(value) for value in values)
             lines.append(f"| {row['algorithm']} | {head} | {cells} | {megabytes} |")
     seeds = rows[0]["seeds"]
     lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
@@ -137,7 +140,7 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
             table.add_row(
                 row["algorithm"] if first else "",
                 head,
-                *(_cell(value) for value in values),
+                *(cell(value) for value in values),
                 f"{row['total_bytes'] / 1e6:.1f}" if first else "",
                 f"{1000 * row['seconds_per_step']:.2f}" if first else "",
                 end_section=i == len(lines) - 1,
@@ -145,7 +148,8 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def _cell(value: Mapping[str, float | None]) -> str:
+def cell(value: Mapping[str, float | None]) -> str:
+    """A mean with its standard deviation, as a table shows it."""
     if value["mean"] is None:
         return "–"
     spread = "" if value["std"] is None else f" ± {value['std']:.3f}"

@@ -15,6 +15,7 @@ import mhd_jax as mhd
 from experiments import data_flags
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
+from mhd_jax.adversaries import KINDS
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
@@ -149,6 +150,12 @@ flags.DEFINE_string(
     _SETTINGS["objectives"],
     f"What clients learn from their private data: {', '.join(OBJECTIVES)} (from others alone); one for "
     "all, or for each group of clients, like supervised:7,unlabelled:1.",
+)
+flags.DEFINE_string(
+    "adversaries",
+    _SETTINGS["adversaries"],
+    "Clients that send false predictions, and which, like 3:constant,7:label_flip (client 3's and "
+    f"client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, naive, fedmd.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from mhd_jax import adversaries as misbehaviour
 from mhd_jax import optim
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, require_alike, select
@@ -71,6 +72,7 @@ class Clients:
         has none to learn from.
       objectives: what each client learns from its private data, K of `OBJECTIVES`.
       settings: how they were made, for `config.json`.
+      adversaries: what those send who misbehave, of `mhd_jax.adversaries.KINDS` by client.
     """
 
     data: Dataset
@@ -82,6 +84,7 @@ class Clients:
     label_distributions: np.ndarray
     objectives: tuple[str, ...]
     settings: dict[str, Any]
+    adversaries: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -159,6 +162,7 @@ class Clients:
                 axis=0, keepdims=True
             ),
             objectives=("supervised",),
+            adversaries={},
         )
 
     def padded(self, multiple: int) -> Clients:
@@ -210,6 +214,7 @@ def make_clients(
     public_size: int | None = None,
     validation_fraction: float = 0.0,
     objectives: str | Sequence[str] | Mapping[int, str] = "supervised",
+    adversaries: Mapping[int, str] | None = None,
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     seed: int = 0,
@@ -237,6 +242,8 @@ def make_clients(
       objectives: what clients learn from their private data, as for `model`, but that a mapping
         may leave out who is "supervised". An "unlabelled" client has samples without labels: it
         learns only from what others say about the public set.
+      adversaries: clients whose messages are false, and how, of `mhd_jax.adversaries.KINDS`:
+        {7: "label_flip"}.
       optimizers: of the clients of a model, by its name, where they do not take the run's:
         `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
@@ -257,6 +264,7 @@ def make_clients(
     set_aside = SetAside(fraction, validation_fraction, seed)
     groups = _with_optimizers(_groups(model, num_clients, norm, data.input_shape), optimizers or {})
     goals = _objectives(objectives, num_clients)
+    false = misbehaviour.checked(adversaries or {}, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
     if others is None:
@@ -278,6 +286,7 @@ def make_clients(
         np.zeros((num_clients, data.num_classes)),
         goals,
         {},
+        false,
     )
     sizes = clients.label_counts().sum(axis=1)
     if (sizes == 0).any():
@@ -298,6 +307,7 @@ def make_clients(
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
             **({} if set(goals) == {"supervised"} else {"objectives": goals}),
+            **({"adversaries": false} if false else {}),
             "partition": _described(partition),
             "split_digest": array_digest(split.owner, split.public, split.validation),
             **_drawn_settings(partition, set_aside),

@@ -174,23 +174,31 @@ class Run:
     def accuracies(
         self, state: State, samples: EvaluationSet | StreamedEvaluationSet
     ) -> dict[str, Any]:
-        """β_sh and β_priv by head: means over clients, and each client's."""
+        """β_sh and β_priv by head: means over clients, and each client's.
+
+        Where some misbehave, "honest" holds the means over the others.
+        """
         per_class = self.per_class_accuracy(state, samples)
         own_labels = self.clients.label_distributions[: self.num_active]
         betas = {"beta_sh": beta_sh(per_class), "beta_priv": beta_priv(per_class, own_labels)}
         names = head_names(per_class.shape[1])
-        means = {
-            metric: {
-                name: float(np.nanmean(values[:, h])) if np.isfinite(values[:, h]).any() else None
-                for h, name in enumerate(names)
+        honest = np.setdiff1d(np.arange(self.num_active), list(self.clients.adversaries))
+
+        def means(rows: np.ndarray | slice) -> dict[str, dict[str, float | None]]:
+            return {
+                metric: {name: _mean(values[rows, h]) for h, name in enumerate(names)}
+                for metric, values in betas.items()
             }
-            for metric, values in betas.items()
-        }
+
         each = {
             metric: {name: values[:, h] for h, name in enumerate(names)}
             for metric, values in betas.items()
         }
-        return {**means, "per_client": jsonable(each)}
+        return {
+            **means(slice(None)),
+            **({"honest": means(honest)} if self.clients.adversaries else {}),
+            "per_client": jsonable(each),
+        }
 
     def consensus(self, state: State) -> dict[str, Any] | None:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
@@ -210,6 +218,11 @@ class Run:
             state.step,
         )
         return self.algorithm.message(state, batch)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of those that are known."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")
@@ -262,6 +275,12 @@ def prepare(
         raise ConfigError(
             f"{algorithm.name} distills on public samples, but there are none; "
             "set public_fraction above 0, or give a public data set."
+        )
+    if clients.adversaries and not algorithm.falsifiable:
+        raise ConfigError(
+            f"{algorithm.name} does not know adversaries (client "
+            f"{', '.join(map(str, clients.adversaries))}), who falsify predictions; leave them out, "
+            "or choose mhd, naive or fedmd."
         )
     augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)

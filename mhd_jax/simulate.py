@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mhd_jax import communication, hosts, optim, report
 from mhd_jax import topology as topologies
@@ -524,7 +525,7 @@ def _summary(
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
-            **({"validation": last["validation"]} if "validation" in last else {}),
+            **{name: last[name] for name in ("honest", "validation") if name in last},
             **({} if consensus is None else {"consensus": consensus}),
             "per_client": [
                 {
@@ -540,6 +541,7 @@ def _summary(
             "communication": {
                 **communication.total(int(messages.sum()), run.message()),
                 **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),
+                **_non_finite(history, run.num_active),
             },
             "timing": {
                 "compile_seconds": compile_seconds,
@@ -550,6 +552,15 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _non_finite(history: Sequence[Mapping[str, Any]], num_clients: int) -> dict[str, int]:
+    """How many messages were not finite since the start, where an algorithm looks for them."""
+    if "non_finite" not in history[-1]["train"]:
+        return {}
+    steps = np.diff([0, *(record["step"] for record in history)])
+    means = [record["train"]["non_finite"] for record in history]
+    return {"non_finite": round(num_clients * float(np.dot(steps, means)))}
 
 
 def _peak_memory() -> int:

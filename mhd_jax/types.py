@@ -105,6 +105,8 @@ class Algorithm:
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
+      falsifiable: whether clients may misbehave: their messages go through
+        `mhd_jax.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
       name, hyperparameters: filled in by the factory that made it.
     """
@@ -118,6 +120,7 @@ class Algorithm:
     undirected: bool = False
     has_consensus: bool = False
     remembers_public: bool = False
+    falsifiable: bool = False
     pooled: bool = False
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import adversaries, exchange
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Message
@@ -78,7 +79,11 @@ def fedmd(
         state = init_state(key, clients, sample_batch, num_heads=1)
         speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
         start = {"params": all_params(state), "stats": all_stats(state)}
-        return dataclasses.replace(state, extra={"start": start, "speaks": speaks})
+        extra = {"start": start, "speaks": speaks}
+        if clients.adversaries:
+            logits = shapes_said(state, sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits)
+        return dataclasses.replace(state, extra=extra)
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
@@ -87,25 +92,42 @@ def fedmd(
         start = jax.tree.map(
             lambda new, old: jnp.where(phase == 0, new, old), now, state.extra["start"]
         )
-        speaks = state.extra["speaks"]
-        state = dataclasses.replace(state, extra={"start": start, "speaks": speaks})
+        extra = {**state.extra, "start": start}
+        state = dataclasses.replace(state, extra=extra)
+        speaks = extra["speaks"] > 0
         digests = phase < digest_steps
-        gradients, stats, losses = jax.lax.cond(
-            digests,
-            lambda: digest(state, batch),
-            lambda: private_gradients(state, batch, label_smoothing),
+        gradients, stats, losses, finite, liars = jax.lax.cond(
+            digests, lambda: digest(state, batch), lambda: revisit(state, batch)
         )
-        messages = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
-        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
+        if liars is not None:
+            state = dataclasses.replace(state, extra={**extra, "adversaries": liars})
+        metrics = {
+            "loss": losses,
+            "messages": jnp.where(digests & speaks, jnp.int32(2), 0),  # up and down
+            "non_finite": (speaks & ~finite).astype(jnp.int32),
+        }
+        return apply_gradients(state, gradients, stats), metrics
 
-    def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
-        """Gradients towards the consensus, statistics as they are, and the losses [K]."""
-        start, speaks = state.extra["start"], state.extra["speaks"]
+    def revisit(state: State, batch: Batch) -> tuple[PyTree, ...]:
+        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
+        return gradients, stats, losses, jnp.ones_like(losses, bool), state.extra.get("adversaries")
+
+    def digest(state: State, batch: Batch) -> tuple[PyTree, ...]:
+        """Gradients towards the consensus, statistics as they are, the losses [K], whose logits are
+        finite [K], and the adversaries afterwards."""
+        start, liars = state.extra["start"], state.extra.get("adversaries")
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        heard = coded.arrived(said.logits[:, :, 0])
-        consensus = coded.arrived(jnp.einsum("k,kpc->pc", speaks / speaks.sum(), heard))
+        told = said.logits
+        if liars is not None:
+            told, liars = liars.sent(told), liars.after(told)
+        heard = coded.arrived(told[:, :, 0])
+        finite = exchange.all_finite(heard)
+        speaks = state.extra["speaks"] * finite
+        weights = speaks / jnp.maximum(speaks.sum(), 1)
+        heard = jnp.where(finite[:, None, None], heard, 0)
+        consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
@@ -122,10 +144,11 @@ def fedmd(
             else:
                 target = jax.nn.softmax(consensus)[:, None]
                 each = jax.vmap(distillation, (0, None))(logits[:, :, None], target)
+            each = jnp.where(speaks.any(), each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
-        return gradients, all_stats(state), losses
+        return gradients, all_stats(state), losses, finite, liars
 
     def message(state: State, batch: Batch) -> Message:
         said = shapes_said(state, batch)
@@ -137,4 +160,5 @@ def fedmd(
         predict=predict,
         message=message,
         public_batch="shared",
+        falsifiable=True,
     )

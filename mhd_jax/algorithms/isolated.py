@@ -54,5 +54,6 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
         train_step=train_step,
         predict=predict,
         message=lambda state, batch: {},
+        falsifiable=True,
         pooled=pooled,
     )

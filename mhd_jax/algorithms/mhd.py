@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import adversaries, exchange, random
 from mhd_jax import compression as compressions
-from mhd_jax import exchange, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Message, of_one_client
 from mhd_jax.compression import Compression
@@ -79,8 +79,9 @@ def mhd(
       num_targets: Δ, neighbours drawn per client and step, or "all".
       nu_aux: weight of the auxiliary heads' distillation.
       nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
-      target_selection: "most_confident", "random", "mean", or a function of the candidates
-        (see `mhd_jax.exchange.TargetSelection`).
+      target_selection: one of `mhd_jax.exchange.TARGET_SELECTIONS` ("most_confident", "random",
+        "mean", and those that withstand false predictions, for `num_targets="all"`: "robust"
+        among others), or a function of the candidates (see `mhd_jax.exchange.TargetSelection`).
       include_self: whether a client's own head is among its candidates (where it learns from
         auxiliary heads: m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
@@ -132,9 +133,13 @@ def mhd(
         state = init_state(key, clients, sample_batch, num_heads)
         if nu_emb > 0:
             _require_equal_widths(state)
-        if num_aux_heads == 0 or clients.learns_labels.all():
-            return state
-        return dataclasses.replace(state, extra={"unlabelled": jnp.asarray(~clients.learns_labels)})
+        extra: dict[str, PyTree] = {}
+        if num_aux_heads > 0 and not clients.learns_labels.all():
+            extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
+        if clients.adversaries:
+            logits = shapes_said(state, sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits)
+        return dataclasses.replace(state, extra=extra or ())
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
         """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
@@ -191,14 +196,22 @@ def mhd(
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        heard = arrived(said, everywhere if batch.public_is_shared else _stay)
-        teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
+        extra = dict(state.extra)
+        told = said
+        if "adversaries" in extra:
+            told = dataclasses.replace(said, logits=extra["adversaries"].sent(said.logits))
+            extra["adversaries"] = extra["adversaries"].after(said.logits)
+        heard = arrived(told, everywhere if batch.public_is_shared else _stay)
+        finite = exchange.all_finite(heard)
+        teachers = exchange.draw_teachers(state, graph, finite, num_targets)
         taught = teacher_outputs(state, heard, teachers, batch)
+        understood = teachers.valid  # whoever is finite on his own samples is on those of all
+        if not batch.public_is_shared:
+            understood &= exchange.all_finite(taught, axes=2)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         # Teachers are constants: each client's gradient starts at its own outputs.
-        unlabelled = state.extra["unlabelled"] if state.extra else None
         at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
-            said, taught, teachers.valid, keys, unlabelled
+            said, taught, understood, keys, extra.get("unlabelled")
         )
         gradients, stats, private_losses = gradients_from(at_said)
         metrics = {
@@ -206,8 +219,11 @@ def mhd(
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
             "messages": exchange.from_teachers(teachers),
+            "non_finite": ((graph > 0) & ~finite).sum(axis=1)
+            + (teachers.valid & ~understood).sum(axis=1),
         }
-        return apply_gradients(state, gradients, stats), metrics
+        state = apply_gradients(state, gradients, stats)
+        return dataclasses.replace(state, extra=extra or ()), metrics
 
     def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
         """What S_i says about i's public samples, [K, T, P, …]."""
@@ -222,6 +238,9 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
+        if "adversaries" in dict(state.extra):
+            logits = state.extra["adversaries"].sent_by(teachers.positions, outputs.logits)
+            outputs = dataclasses.replace(outputs, logits=logits)
         return arrived(outputs, _stay)  # computed where their students are
 
     def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
@@ -254,6 +273,7 @@ def mhd(
         message=message,
         num_heads=num_heads,
         public_batch=public_batch,
+        falsifiable=True,
     )
 
 
