@@ -228,7 +228,7 @@ def test_a_summary_tells_honest_clients_apart(tmp_path):
 
     def simulate(**settings):
         settings = {"steps": 6, "eval_every": 3, "batch_size": 4, "public_batch_size": 5} | settings
-        return mhd.simulate("complete", clients, **settings)
+        return mhd.simulate("complete", clients, mhd.algorithms.mhd(num_aux_heads=1), **settings)
 
     def stop(record):
         raise KeyboardInterrupt
@@ -240,12 +240,12 @@ def test_a_summary_tells_honest_clients_apart(tmp_path):
     assert resumed.started_at == 3
     assert_trees_equal(resumed.state, whole.state)
     summary = resumed.summary
-    each = [client["beta_sh"]["aux_3"] for client in summary["per_client"]]
-    assert summary["honest"]["beta_sh"]["aux_3"] == pytest.approx((each[0] + each[2]) / 2)
-    assert summary["beta_sh"]["aux_3"] == pytest.approx(np.mean(each))
+    each = [client["beta_sh"]["aux_1"] for client in summary["per_client"]]
+    assert summary["honest"]["beta_sh"]["aux_1"] == pytest.approx((each[0] + each[2]) / 2)
+    assert summary["beta_sh"]["aux_1"] == pytest.approx(np.mean(each))
     assert summary["communication"]["non_finite"] == 6 * (K - 1)
     assert summary["settings"]["clients"]["adversaries"] == {"1": "nan", "3": "replay"}
-    assert "aux_3, honest" in (tmp_path / "report.html").read_text()
+    assert "aux_1, honest" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
