@@ -95,13 +95,16 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
             for metric in report.METRICS
         }
 
-    consensus = [summary["consensus"] for summary in summaries if "consensus" in summary]
+    parts = {
+        part: [summary[part] for summary in summaries if part in summary]
+        for part in ("honest", "consensus")
+    }
     seconds = float(np.median([summary["timing"]["seconds_per_step"] for summary in summaries]))
     return {
         "algorithm": name,
         "seeds": len(summaries),
         **accuracies(summaries),
-        **({"consensus": accuracies(consensus)} if consensus else {}),
+        **{part: accuracies(of) for part, of in parts.items() if of},
         "total_bytes": float(np.mean([s["communication"]["total_bytes"] for s in summaries])),
         "seconds_per_step": seconds,
     }

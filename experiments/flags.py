@@ -16,6 +16,7 @@ import mhd_jax as mhd
 from experiments import data_flags
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
+from mhd_jax.adversaries import KINDS
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
@@ -179,6 +180,12 @@ flags.DEFINE_string(
     None,
     "The classes that clients know, where not all: own (those of its private labels), or clients and their "
     "classes, like 0-3:0-4;4-7:5,6. A client gives all other classes probability 0.",
+)
+flags.DEFINE_string(
+    "adversaries",
+    _SETTINGS["adversaries"],
+    "Clients that send false predictions, and which, like 3:constant,7:label_flip (client 3's and "
+    f"client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, naive, fedmd.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")

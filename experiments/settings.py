@@ -46,6 +46,7 @@ class RunSettings:
     objectives: str = "supervised"
     contrastive_views: str = ""
     label_sets: str | None = None
+    adversaries: str = ""
     norm: str | None = None
     steps: int | None = None
     epochs: float | None = None
@@ -77,6 +78,7 @@ class RunSettings:
             validation_fraction=self.validation_fraction,
             objectives=self._objectives(),
             label_sets=self.label_sets,
+            adversaries=self._adversaries(),
             optimizers=self._optimizers(),
             norm=self.norm,
             seed=seed,
@@ -107,6 +109,19 @@ class RunSettings:
         """Raises `mhd.ConfigError` where such a run could not start."""
         who = self.clients(seed)
         prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
+
+    def _adversaries(self) -> dict[int, str]:
+        """What misbehaving clients send, by client."""
+        found = {}
+        for part in filter(None, self.adversaries.split(",")):
+            client, colon, kind = part.partition(":")
+            if not (client.strip().isdecimal() and colon):
+                raise mhd.ConfigError(
+                    f"cannot read the adversaries {self.adversaries!r}; write them like "
+                    "3:constant,7:label_flip."
+                )
+            found[int(client)] = kind.strip()
+        return found
 
     def _optimizers(self) -> dict[str, SGD]:
         """Those of models with a learning rate of their own."""

@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from mhd_jax import adversaries as misbehaviour
 from mhd_jax import optim
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, require_alike, select
@@ -84,6 +85,7 @@ class Clients:
       objectives: what each client learns from its private data, K names like `OBJECTIVES`.
       settings: how they were made, for `config.json`.
       label_sets: which classes each client knows, bool [K, C]; None where all know all.
+      adversaries: what those send who misbehave, of `mhd_jax.adversaries.KINDS` by client.
     """
 
     data: Dataset
@@ -96,6 +98,7 @@ class Clients:
     objectives: tuple[str, ...]
     settings: dict[str, Any]
     label_sets: np.ndarray | None = None
+    adversaries: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -175,6 +178,7 @@ class Clients:
             ),
             objectives=("supervised",),
             label_sets=None,
+            adversaries={},
         )
 
     def padded(self, multiple: int) -> Clients:
@@ -232,6 +236,7 @@ def make_clients(
     validation_fraction: float = 0.0,
     objectives: Any = "supervised",
     label_sets: LabelSets | None = None,
+    adversaries: Mapping[int, str] | None = None,
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     seed: int = 0,
@@ -267,6 +272,8 @@ def make_clients(
         list of K lists of classes; a dict of such lists by client, where those left out know all;
         or such a dict as text, "0-3:0-4;4-7:5,6". A client says and learns nothing about other
         classes, see `mhd_jax.label_sets`; its β_sh is at most its share of the classes.
+      adversaries: clients whose messages are false, and how, of `mhd_jax.adversaries.KINDS`:
+        {7: "label_flip"}.
       optimizers: of the clients of a model, by its name, where they do not take the run's:
         `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
@@ -287,6 +294,7 @@ def make_clients(
     set_aside = SetAside(fraction, validation_fraction, seed)
     goals = _objectives(objectives, num_clients, data)
     groups = _with_optimizers(_groups(model, goals, norm, data), optimizers or {})
+    false = misbehaviour.checked(adversaries or {}, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
     if others is None:
@@ -308,6 +316,7 @@ def make_clients(
         np.zeros((num_clients, data.num_classes)),
         tuple(goal if isinstance(goal, str) else goal.name for goal in goals),
         {},
+        adversaries=false,
     )
     sizes = clients.label_counts().sum(axis=1)
     if (sizes == 0).any():
@@ -335,6 +344,7 @@ def make_clients(
                 if known is None
                 else {"label_sets": [np.flatnonzero(row).tolist() for row in known]}
             ),
+            **({"adversaries": false} if false else {}),
             "partition": _described(partition),
             "split_digest": array_digest(split.owner, split.public, split.validation),
             **_drawn_settings(partition, set_aside),

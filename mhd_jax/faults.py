@@ -257,8 +257,8 @@ def after_step(
     """A step's state and metrics as those are who took it.
 
     Returns:
-      The state, in which all others are as they were before; the metrics, 0 for them; and the
-      tally.
+      The state, in which all others are as they were before; the metrics, 0 for them (but for counts
+      of messages that are not finite: theirs may be heard); and the tally.
     """
     took, quarantined = there.trains, tally.quarantined
     if quarantined is not None:
@@ -267,7 +267,8 @@ def after_step(
         took &= fine
     state = groups.keep_others(took, after, before)
     metrics = {
-        name: jnp.where(took, value, 0) if value.ndim else value for name, value in metrics.items()
+        name: jnp.where(took, value, 0) if value.ndim and name != "non_finite" else value
+        for name, value in metrics.items()
     }
     trained = tally.trained + took
     return state, metrics, dataclasses.replace(tally, trained=trained, quarantined=quarantined)

@@ -368,7 +368,7 @@ def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
 
 def finite_params(state: State) -> Array:
     """Whose parameters and statistics are all finite, bool [K]."""
-    parts = [exchange.finite_clients((group.params, group.stats)) for group in state.groups]
+    parts = [exchange.all_finite((group.params, group.stats)) for group in state.groups]
     return in_client_order(parts, state.groups)
 
 

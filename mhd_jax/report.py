@@ -86,8 +86,13 @@ def write_comparison(
 
 
 def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
-    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row; the consensus model last."""
+    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row.
+
+    Then those of honest clients alone, where others misbehave, and of the consensus model.
+    """
     lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
+    for head in record.get("honest", {}).get("beta_sh", ()):
+        lines.append((f"{head}, honest", *(record["honest"][metric][head] for metric in METRICS)))
     if "consensus" in record:
         lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
     return lines

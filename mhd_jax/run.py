@@ -155,6 +155,11 @@ class Run:
             for name, total in sums.items()
         }
 
+    def non_finite(self, carry: Carry) -> dict[str, int]:
+        """How many messages were not finite since the last evaluation, where an algorithm counts them."""
+        counts = {name: n for name, n in carry.sums.items() if name == "non_finite"}
+        return {name: int(n[: self.num_active].sum()) for name, n in hosts.fetch(counts).items()}
+
     def messages(self, carry: Carry) -> dict[str, np.ndarray]:
         """By kind, how many messages i got from j since the start [K, K], or exchanged with a server [K]."""
         return {
@@ -210,23 +215,31 @@ class Run:
     def accuracies(
         self, state: State, samples: EvaluationSet | StreamedEvaluationSet
     ) -> dict[str, Any]:
-        """β_sh and β_priv by head: means over clients, and each client's."""
+        """β_sh and β_priv by head: means over clients, and each client's.
+
+        Where some misbehave, "honest" holds the means over the others.
+        """
         per_class = self.per_class_accuracy(state, samples)
         own_labels = self.clients.label_distributions[: self.num_active]
         betas = {"beta_sh": beta_sh(per_class), "beta_priv": beta_priv(per_class, own_labels)}
         names = head_names(per_class.shape[1])
-        means = {
-            metric: {
-                name: float(np.nanmean(values[:, h])) if np.isfinite(values[:, h]).any() else None
-                for h, name in enumerate(names)
+        honest = np.setdiff1d(np.arange(self.num_active), list(self.clients.adversaries))
+
+        def means(rows: np.ndarray | slice) -> dict[str, dict[str, float | None]]:
+            return {
+                metric: {name: _mean(values[rows, h]) for h, name in enumerate(names)}
+                for metric, values in betas.items()
             }
-            for metric, values in betas.items()
-        }
+
         each = {
             metric: {name: values[:, h] for h, name in enumerate(names)}
             for metric, values in betas.items()
         }
-        return {**means, "per_client": jsonable(each)}
+        return {
+            **means(slice(None)),
+            **({"honest": means(honest)} if self.clients.adversaries else {}),
+            "per_client": jsonable(each),
+        }
 
     def hops_to_classes(self) -> np.ndarray:
         """How far each client is from those who hold a class, int [K, C]; −1 is out of reach."""
@@ -257,6 +270,11 @@ class Run:
             )
             for group in state.groups
         }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of those that are known."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")
@@ -311,6 +329,12 @@ def prepare(
         raise ConfigError(
             f"{algorithm.name} distills on public samples, but there are none; "
             "set public_fraction above 0, or give a public data set."
+        )
+    if clients.adversaries and not algorithm.falsifiable:
+        raise ConfigError(
+            f"{algorithm.name} does not know adversaries (client "
+            f"{', '.join(map(str, clients.adversaries))}), who falsify predictions; leave them out, "
+            "or choose mhd, naive or fedmd."
         )
     augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)

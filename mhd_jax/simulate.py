@@ -254,6 +254,7 @@ class _Lane:
             "train": run.means(carry),
             "messages": sent["messages"],
             "bytes": sent["total_bytes"],
+            **run.non_finite(carry),
             "seconds": self.seconds,
         }
         if run.validation is not None:
@@ -556,7 +557,7 @@ def _summary(
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
-            **({"validation": last["validation"]} if "validation" in last else {}),
+            **{name: last[name] for name in ("honest", "validation") if name in last},
             **({} if consensus is None else {"consensus": consensus}),
             "per_client": [
                 {
@@ -573,6 +574,7 @@ def _summary(
             "communication": {
                 **communication.total(messages, run.senders),
                 "by_edge": by_edge,
+                **_non_finite(history),
             },
             **run.faults(carry),
             "timing": {
@@ -584,6 +586,13 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many messages were not finite since the start, where an algorithm looks for them."""
+    if "non_finite" not in history[-1]:
+        return {}
+    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
 
 
 def _peak_memory() -> int:

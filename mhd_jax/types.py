@@ -120,7 +120,8 @@ class Algorithm:
         [K, K], or those between i and a server [K]. Where clients or links fail
         (`mhd_jax.faults`), the graph is without the edges that do, and the engine gives
         parameters, statistics and optimizer states back to those who do not train; what is in
-        `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`.
+        `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`. What messages
+        were not finite, and are not learned from, `metrics["non_finite"]` may count.
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
       message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
         from a client of `group`, one of the state's, consists of, in shapes (see
@@ -134,6 +135,8 @@ class Algorithm:
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
       num_snapshots: how many earlier parameters of each client its state holds.
+      falsifiable: whether clients may misbehave: their messages go through
+        `mhd_jax.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.
@@ -150,6 +153,7 @@ class Algorithm:
     has_consensus: bool = False
     remembers_public: bool = False
     num_snapshots: int = 0
+    falsifiable: bool = False
     pooled: bool = False
     needs_everyone: str = ""
     name: str = "unnamed"

@@ -130,6 +130,9 @@ def test_faults(call):
         (["--learning_rates=cnn:1"], "an optimizer for cnn, but the clients' models are mlp"),
         (["--objectives=none"], "unknown objective 'none'"),
         (["--label_sets=0:10"], "label_sets gives client 0 the class 10"),
+        (["--adversaries=1"], "cannot read the adversaries '1'; write them like 3:constant"),
+        (["--adversaries=1:liar"], "client 1 is an unknown adversary 'liar'"),
+        (["--adversaries=1:nan", "--algorithm=dsgd"], "dsgd does not know adversaries"),
         (["--public_split=train"], "public_split needs a public_dataset"),
         (
             ["--public_dataset=digits", "--public_fraction=0.2"],

@@ -125,7 +125,7 @@ def ccl(
             who, taken = neighbours.positions[:, t], neighbours.valid[:, t]
             found = over_clients(features)(take_rows(models, who), batch.inputs)
             if batch.presence is not None:  # who diverges is heard by nobody
-                taken &= exchange.finite_clients(found)
+                taken &= exchange.all_finite(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
             if lambda_d == 0:

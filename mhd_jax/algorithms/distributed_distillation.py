@@ -95,7 +95,7 @@ def distributed_distillation(
 
         now = _decisions(state, batch)
         if batch.presence is not None:  # who does not train, or diverges, has not changed its mind
-            heard_from = batch.presence.trains & exchange.finite_clients(now)
+            heard_from = batch.presence.trains & exchange.all_finite(now)
             now = where_rows(heard_from, now, said[:, rows])
         weights = metropolis_hastings(graph)
         extra = dict(state.extra)

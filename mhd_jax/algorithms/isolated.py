@@ -52,6 +52,7 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
         train_step=train_step,
         predict=predict,
         message=lambda state, batch, group: {},
+        falsifiable=True,
         pooled=pooled,
         needs_everyone="one client holds all the data" if pooled else "",
     )

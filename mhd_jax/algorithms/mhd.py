@@ -41,8 +41,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import adversaries, exchange, pools, projection, random
 from mhd_jax import compression as compressions
-from mhd_jax import exchange, pools, projection, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
@@ -64,10 +64,10 @@ from mhd_jax.groups import (
 from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.passes import private_and_public
+from mhd_jax.passes import PullBack, private_and_public
 from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 
 @factory
@@ -99,8 +99,9 @@ def mhd(
       num_targets: Δ, neighbours drawn per client and step, or "all".
       nu_aux: weight of the auxiliary heads' distillation.
       nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
-      target_selection: "most_confident", "random", "mean", or a function of the candidates
-        (see `mhd_jax.exchange.TargetSelection`).
+      target_selection: one of `mhd_jax.exchange.TARGET_SELECTIONS` ("most_confident", "random",
+        "mean", and those that withstand false predictions, for `num_targets="all"`: "robust"
+        among others), or a function of the candidates (see `mhd_jax.exchange.TargetSelection`).
       include_self: whether a client's own head is among its candidates (where it learns from
         auxiliary heads: m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
@@ -130,7 +131,8 @@ def mhd(
 
     Raises:
       ConfigError: a value out of range, or (at `init`) embeddings of unequal width without a
-        projection, or ensembles that cannot be (see `mhd_jax.ensembles`).
+        projection, ensembles that cannot be (see `mhd_jax.ensembles`), or clients that replay
+        their messages where teachers are snapshots.
     """
     for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
         require(value >= low, f"{name} must be at least {low}, not {value}.")
@@ -186,7 +188,7 @@ def mhd(
     num_snapshots = pool_size or teacher_delay
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
-        extra: dict[str, Array] = {}
+        extra: dict[str, PyTree] = {}
         same_start: Any = False
         if ensembles is not None:
             mixing = mixing_matrix(ensembles, clients)
@@ -198,6 +200,10 @@ def mhd(
             projection.require_equal_widths(state)
         if embedding_projection == "linear":
             state = projection.with_projections(state)
+        if clients.adversaries:
+            _require_no_replay(clients, num_snapshots)
+            logits = shapes_said(state.groups[0], sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits)
         if pool_size > 0:
             extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
         if num_snapshots > 0:
@@ -276,63 +282,56 @@ def mhd(
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        heard = arrived(
-            state, said, everywhere if batch.public_is_shared else _stay, state.label_sets
-        )
-        available = exchange.finite_clients(heard)
-        if num_snapshots > 0:
-            state, teachers, taught = delayed(state, batch, graph, available)
-        else:
-            teachers = exchange.draw_teachers(state, graph, available, num_targets)
-            taught = teacher_outputs(state, heard, teachers, batch)
-        mapped, pull_back = None, None
-        if is_mapped(state):
-            mapped, pull_back = jax.vjp(
-                lambda maps, embeddings: projection.towards(
-                    state, maps, embeddings, teachers.positions
-                ),
-                projection.projections(state),
-                said.embeddings,
-            )
+        travel = everywhere if batch.public_is_shared else _stay
+        heard = arrived(state, as_sent(state, said), travel, state.label_sets)
+        finite = exchange.all_finite(heard)
+        state, teachers, taught = taught_by_some(state, batch, graph, heard, finite)
+        understood = teachers.valid & are_finite(taught, batch)
+        mapped, gradients_through = mapped_embeddings(state, said, teachers, gradients_from)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
-        # Teachers are constants: each client's gradient starts at its own outputs.
         unlabelled = state.extra.get("unlabelled")
+        # Teachers are constants: each client's gradient starts at its own outputs.
         gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
-        (at_said, at_mapped), terms = over_clients(gradient)(
-            said, mapped, taught, teachers.valid, keys, unlabelled, state.label_sets
+        at_outputs, terms = over_clients(gradient)(
+            said, mapped, taught, understood, keys, unlabelled, state.label_sets
         )
-        if pull_back is None:
-            gradients, stats, private_losses = gradients_from(at_said)
-        else:
-            of_maps, at_embeddings = pull_back(at_mapped)
-            at_said = dataclasses.replace(at_said, embeddings=at_said.embeddings + at_embeddings)
-            gradients, stats, private_losses = gradients_from(at_said)
-            gradients = tuple(
-                {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
-            )
-        metrics = {
+        gradients, stats, private_losses = gradients_through(*at_outputs)
+        state = apply_gradients(remembered(state, said, batch.presence), gradients, stats)
+        state, weights = averaged_in_ensembles(state, batch.presence)
+        not_heard = ((graph > 0) & ~finite).sum(axis=1)
+        return state, {
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
-            "messages": {"predictions": exchange.from_teachers(teachers)},
+            "messages": {"predictions": exchange.from_teachers(teachers), **weights},
+            "non_finite": not_heard + (teachers.valid & ~understood).sum(axis=1),
         }
-        state = apply_gradients(state, gradients, stats)
-        if ensembles is None:
-            return state, metrics
-        averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
-        if batch.presence is not None:  # who is away or has diverged averages with nobody
-            there = batch.presence.trains & batch.presence.reachable & finite_params(state)
-            mixing = exchange.among(mixing, there)
-        weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
-        metrics["messages"]["weights"] = jnp.where(averages, weighed, 0)
-        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
-        return state, metrics
 
-    def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
-        """What S_i says about i's public samples, [K, T, P, …]."""
+    def as_sent(state: State, said: Outputs, senders: Array | None = None) -> Outputs:
+        """Outputs [K, …] as clients send them, true or not; or those [K, T, …] of `senders` [K, T]."""
+        liars = state.extra.get("adversaries")
+        if liars is None:
+            return said
+        return dataclasses.replace(said, logits=liars.sent(said.logits, senders))
+
+    def remembered(state: State, said: Outputs, presence: Presence | None) -> State:
+        """The state, once this has been said to those who could hear it."""
+        if "adversaries" not in state.extra:
+            return state
+        reachable = None if presence is None else presence.reachable
+        liars = state.extra["adversaries"].after(said.logits, reachable)
+        return dataclasses.replace(state, extra={**state.extra, "adversaries": liars})
+
+    def taught_by_some(
+        state: State, batch: Batch, graph: Array, heard: Outputs, available: Array
+    ) -> tuple[State, Teachers, Outputs]:
+        """S_i and what it says about i's public samples, [K, T, P, …], and the state with what it keeps."""
+        if num_snapshots > 0:
+            return delayed(state, batch, graph, available)
+        teachers = exchange.draw_teachers(state, graph, available, num_targets)
         if batch.public_is_shared:
             # Teachers at the present step: what they said as students, gathered.
-            return exchange.gather(heard, teachers.positions)
+            return state, teachers, exchange.gather(heard, teachers.positions)
         outputs = forward_teachers(
             state,
             all_params(state),
@@ -341,13 +340,12 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
-        # Computed where their students are.
-        return arrived(state, outputs, _stay, take_rows(state.label_sets, teachers.positions))
+        return state, teachers, arrived_by_student(state, outputs, teachers)
 
     def delayed(
         state: State, batch: Batch, graph: Array, available: Array
     ) -> tuple[State, Teachers, Outputs]:
-        """S_i of earlier steps and what they say [K, T, P, …], and the state with what it keeps."""
+        """The same with S_i of earlier steps."""
         if pool_size > 0:
             neighbours = exchange.draw_teachers(state, graph, available, "all")
             state, pool = pools.next_pool(state, state.extra["pool"], neighbours, pool_refresh)
@@ -359,16 +357,71 @@ def mhd(
         if batch.public_is_shared:
             said = pools.said_before(state, teachers, slots, batch.public_inputs)
             slot_sets = jax.tree.map(lambda a: a[:, None], state.label_sets)
-            heard = arrived(state, said, everywhere, slot_sets)
+            heard = arrived(state, as_sent(state, said), everywhere, slot_sets)
             taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
         else:
             outputs = forward_teachers(
                 state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
             )
-            taught = arrived(state, outputs, _stay, take_rows(state.label_sets, teachers.positions))
+            taught = arrived_by_student(state, outputs, teachers)
         if teacher_delay > 0:
             state = pools.renewed(state, state.step % teacher_delay)
         return state, teachers, taught
+
+    def arrived_by_student(state: State, outputs: Outputs, teachers: Teachers) -> Outputs:
+        """What students have of their teachers' outputs [K, T, P, …], computed where students are."""
+        label_sets = take_rows(state.label_sets, teachers.positions)
+        return arrived(state, as_sent(state, outputs, teachers.positions), _stay, label_sets)
+
+    def are_finite(taught: Outputs, batch: Batch) -> Array | bool:
+        """Which messages are finite, [K, T], of those whose senders are on their own samples."""
+        if batch.public_is_shared and num_snapshots == 0:
+            return True  # these are what they said about their own samples
+        return exchange.all_finite(taught, axes=2)
+
+    def mapped_embeddings(
+        state: State, said: Outputs, teachers: Teachers, gradients_from: PullBack
+    ) -> tuple[Array | None, Callable[..., Any]]:
+        """Embeddings in the teachers' widths, [K, T, P, D], where clients map them; and the way back.
+
+        That is a function of a loss's gradients at what was said and at these embeddings, which
+        returns what `gradients_from` does, the maps' gradients included.
+        """
+        if not is_mapped(state):
+            return None, lambda at_said, _: gradients_from(at_said)
+        mapped, pull_back = jax.vjp(
+            lambda maps, embeddings: projection.towards(
+                state, maps, embeddings, teachers.positions
+            ),
+            projection.projections(state),
+            said.embeddings,
+        )
+
+        def back(at_said: Outputs, at_mapped: Array) -> Any:
+            of_maps, at_embeddings = pull_back(at_mapped)
+            gradients, stats, losses = gradients_from(
+                dataclasses.replace(at_said, embeddings=at_said.embeddings + at_embeddings)
+            )
+            gradients = tuple(
+                {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
+            )
+            return gradients, stats, losses
+
+        return mapped, back
+
+    def averaged_in_ensembles(
+        state: State, presence: Presence | None
+    ) -> tuple[State, dict[str, Array]]:
+        """The state after a step, averaged where that is due, and the messages of it by kind."""
+        if ensembles is None:
+            return state, {}
+        averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
+        if presence is not None:  # who is away or has diverged averages with nobody
+            there = presence.trains & presence.reachable & finite_params(state)
+            mixing = exchange.among(mixing, there)
+        weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
+        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
+        return state, {"weights": jnp.where(averages, weighed, 0)}
 
     def taught_parts(state: State, said: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
@@ -415,8 +468,19 @@ def mhd(
         num_heads=num_heads,
         public_batch=public_batch,
         num_snapshots=num_snapshots,
+        falsifiable=True,
     )
 
 
 def _stay(sent: PyTree) -> PyTree:
     return sent
+
+
+def _require_no_replay(clients: Any, num_snapshots: int) -> None:
+    replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
+    require(
+        num_snapshots == 0 or not replaying,
+        f"client {', '.join(map(str, replaying))} replays what it said at the step before, but with "
+        "pool_size or teacher_delay snapshots of it speak; choose another kind of adversary, or "
+        "leave these out.",
+    )
