@@ -13,7 +13,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Sharding
 
-from mhd_jax import faults
+from mhd_jax import faults, groups
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.dataset import take
@@ -37,6 +37,8 @@ class Carry:
       count: how many steps that are, int32 [].
       messages: by kind, those of i from j since the start, int32 [K, K], or between i and a
         server [K].
+      diagnostics: of edges since the start, arrays [K, ...], see `mhd_jax.edges`; None where the
+        algorithm has none.
       tally: what came of faults; None in a run in which nothing fails.
     """
 
@@ -45,6 +47,7 @@ class Carry:
     count: Array
     messages: dict[str, Array]
     tally: Tally | None = None
+    diagnostics: dict[str, Array] | None = None
 
     def reset(self) -> Carry:
         """The same state, with nothing summed."""
@@ -140,8 +143,8 @@ def initial_carry(
                 f"of the kinds that its message() declares ({', '.join(declared) or 'none'})."
             )
         sums = jax.tree.map(jnp.zeros_like, metrics)
-        messages = sums.pop("messages")
-        return Carry(state, sums, jnp.zeros((), jnp.int32), messages, tally)
+        messages, diagnostics = sums.pop("messages"), sums.pop("diagnostics", None)
+        return Carry(state, sums, jnp.zeros((), jnp.int32), messages, tally, diagnostics)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key, data)
@@ -172,7 +175,8 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
     sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
     messages = jax.tree.map(lambda _: split, carry.messages)
     tally = jax.tree.map(lambda _: whole, carry.tally)
-    return Carry(state, sums, whole, messages, tally)  # type: ignore[arg-type]  # places, in a carry's shape
+    diagnostics = jax.tree.map(lambda _: split, carry.diagnostics)
+    return Carry(state, sums, whole, messages, tally, diagnostics)  # type: ignore[arg-type]  # places, in a carry's shape
 
 
 def take_steps(
@@ -202,10 +206,14 @@ def take_steps(
         inactive = num_clients - graph.shape[0]
         state, metrics = train_step(before, batch, jnp.pad(graph, (0, inactive)))
         messages = jax.tree.map(jnp.add, carry.messages, metrics.pop("messages"))
+        diagnostics = metrics.pop("diagnostics", None)
         if tally is not None:
             state, metrics, tally = faults.after_step(tally, there, before, state, metrics)
+            nothing = jax.tree.map(jnp.zeros_like, diagnostics)
+            diagnostics = groups.where_rows(there.trains, diagnostics, nothing)
+        diagnostics = jax.tree.map(jnp.add, carry.diagnostics, diagnostics)
         sums = jax.tree.map(jnp.add, carry.sums, metrics)
-        after = Carry(state, sums, carry.count + 1, messages, tally)
+        after = Carry(state, sums, carry.count + 1, messages, tally, diagnostics)
         return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
 
     with under(execution):

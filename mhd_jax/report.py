@@ -44,6 +44,8 @@ def write(
     }
     if by_edge:
         figures["edges"] = edges_figure(by_edge)
+    if "diagnostics" in summary:
+        figures["followed"] = followed_figure(summary)
     page = _template("run.html").render(
         summary=summary,
         settings=_flat(summary["settings"]),
@@ -185,21 +187,42 @@ def hops_figure(summary: Record) -> Figure:
 
 def edges_figure(by_edge: Mapping[str, np.ndarray]) -> Figure:
     """How many messages each client got from each other one [K, K], kind by kind."""
-    sizes = [
-        _heat_map_size(counts, [str(i) for i in range(len(counts))]) for counts in by_edge.values()
-    ]
-    figure = Figure(
-        figsize=(sum(w for w, _ in sizes), max(h for _, h in sizes)), layout="constrained"
-    )
-    axes = figure.subplots(1, len(by_edge), squeeze=False)[0]
-    for axis, (kind, counts) in zip(axes, by_edge.items(), strict=True):
-        names = [str(i) for i in range(len(counts))]
-        scale = Normalize(0, max(counts.max(), 1))
-        image = _heat_map(axis, counts, names, "{:.0f}", "Blues", scale)
+    most = max(counts.max() for counts in by_edge.values())
+    panels = {
+        f"messages: {kind}": (counts, "{:.0f}", Normalize(0, max(most, 1)))
+        for kind, counts in by_edge.items()
+    }
+    return _pairs_figure(panels)
+
+
+def followed_figure(summary: Record) -> Figure:
+    """Shares of public samples on which each client learned from each one, and on which they agreed."""
+    found, heads = summary["diagnostics"], list(summary["beta_sh"])
+    learn = heads[-len(found["followed"]) :]
+    panels = {
+        f"who {head} learned from": (_numbers(shares), "{:.2f}", Normalize(0, 1))
+        for head, shares in zip(learn, found["followed"], strict=True)
+    }
+    panels["agreement"] = (_numbers(found["agreement"]), "{:.2f}", Normalize(0, 1))
+    return _pairs_figure(panels)
+
+
+def _pairs_figure(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
+    """Heat maps of pairs of clients [K, K], from j to i at [i, j]."""
+    names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
+    width, height = _heat_map_size(np.zeros((len(names),) * 2), names)
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(across * width, down * height), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).reshape(-1)
+    for axis, (title, (values, number, scale)) in zip(axes, panels.items(), strict=False):
+        image = _heat_map(axis, values, names, number, "Blues", scale)
         axis.set_xlabel("from client")
         axis.set_ylabel("to client")
-        axis.set_title(f"messages: {kind}")
+        axis.set_title(title)
         figure.colorbar(image, ax=axis)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     return figure
 
 

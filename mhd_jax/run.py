@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import groups, hops, hosts, memory, optim
+from mhd_jax import edges, groups, hops, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -166,6 +166,16 @@ class Run:
             kind: count.astype(np.int64)[(slice(self.num_active),) * count.ndim]
             for kind, count in hosts.fetch(carry.messages).items()
         }
+
+    def diagnostics(self, carry: Carry) -> dict[str, Any]:
+        """Who learned from whom, for a summary; nothing where the algorithm does not tell."""
+        if carry.diagnostics is None:
+            return {}
+        sums = hosts.fetch(carry.diagnostics)
+        if "followed" not in sums:
+            return {}
+        heard = self.messages(carry)["predictions"]
+        return {"diagnostics": edges.means(sums, heard, self.num_active)}
 
     def faults(self, carry: Carry) -> dict[str, Any]:
         """What came of faults, for a summary; nothing where there are none."""

@@ -576,6 +576,7 @@ def _summary(
                 "by_edge": by_edge,
                 **_non_finite(history),
             },
+            **(run.diagnostics(carry) if len(per_class) ** 2 <= _MOST_EDGES else {}),
             **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,

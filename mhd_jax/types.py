@@ -122,6 +122,7 @@ class Algorithm:
         parameters, statistics and optimizer states back to those who do not train; what is in
         `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`. What messages
         were not finite, and are not learned from, `metrics["non_finite"]` may count.
+        `metrics["diagnostics"]`, where there are any, are summed over the run (`mhd_jax.edges`).
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
       message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
         from a client of `group`, one of the state's, consists of, in shapes (see

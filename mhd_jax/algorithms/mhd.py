@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import adversaries, exchange, pools, projection, random
+from mhd_jax import adversaries, edges, exchange, pools, projection, random
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
@@ -260,6 +260,10 @@ def mhd(
             own = dataclasses.replace(own, embeddings=own.embeddings[..., :width])  # type: ignore[index]
         constant = jax.lax.stop_gradient(own)
         loss, terms = jnp.zeros(()), {}
+        diagnostics = {
+            "agreement": edges.agreement(constant, taught, valid),
+            "confidence": edges.confidence(constant),
+        }
         if nu_emb > 0:
             compared = own.embeddings if mapped is None else mapped
             terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
@@ -267,6 +271,7 @@ def mhd(
         if nu_aux > 0:
             choice = candidates(constant, taught, valid)
             targets = jax.lax.stop_gradient(select(key, choice))
+            diagnostics["followed"] = edges.followed(targets, choice)
             learned = distillation(own.logits[:, first_student:], targets, temperature, label_set)
             terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
             loss += nu_aux * terms["aux_loss"]
@@ -276,7 +281,7 @@ def mhd(
                 learned = distillation(own.logits[:, :1], targets, temperature, label_set)
                 loss += nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
         terms["public_entropy"] = prediction_entropy(constant.logits[:, -1], label_set)
-        return loss, {"public_loss": loss, **terms}
+        return loss, {"public_loss": loss, **terms, "diagnostics": diagnostics}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         said, gradients_from = private_and_public(
@@ -299,6 +304,7 @@ def mhd(
         state = apply_gradients(remembered(state, said, batch.presence), gradients, stats)
         state, weights = averaged_in_ensembles(state, batch.presence)
         not_heard = ((graph > 0) & ~finite).sum(axis=1)
+        terms["diagnostics"] = by_client(terms["diagnostics"], teachers)
         return state, {
             **terms,
             "private_loss": private_losses,
@@ -306,6 +312,13 @@ def mhd(
             "messages": {"predictions": exchange.from_teachers(teachers), **weights},
             "non_finite": not_heard + (teachers.valid & ~understood).sum(axis=1),
         }
+
+    def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
+        """Diagnostics by teacher's place as those by client, see `mhd_jax.edges`."""
+        found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
+        for name in seen.keys() - {"confidence"}:
+            found[name] = edges.by_client(seen[name], teachers, own_included)
+        return found
 
     def as_sent(state: State, said: Outputs, senders: Array | None = None) -> Outputs:
         """Outputs [K, …] as clients send them, true or not; or those [K, T, …] of `senders` [K, T]."""
