@@ -15,7 +15,7 @@ from mhd_jax.data.stream import Stream, ahead
 from mhd_jax.engine import device_data
 from mhd_jax.execution import AT_ONCE
 from mhd_jax.run import prepare
-from tests.conftest import assert_trees_equal
+from tests.conftest import assert_trees_close, assert_trees_equal
 
 SETTINGS = {
     "steps": 12,
@@ -24,6 +24,7 @@ SETTINGS = {
     "public_batch_size": 8,
     "progress": False,
 }
+ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # of programs that differ in the shapes of their data
 
 
 def clients(**options):
@@ -53,10 +54,12 @@ def test_a_streamed_run_equals_one_on_the_device(name):
         )
         for where in ("device", "host")
     ]
-    assert_trees_equal(results[0].state.groups, results[1].state.groups)
+    assert_trees_close(*(result.state.groups for result in results), **ROUNDING)
     for one, other in zip(*(result.history for result in results), strict=True):
-        for metric in ("beta_sh", "beta_priv", "validation", "train"):
-            assert one[metric] == other[metric]
+        assert_trees_close(one["train"], other["train"], **ROUNDING)
+        for metric in ("beta_sh", "beta_priv", "validation"):
+            # An answer near a tie may change sides.
+            assert_trees_close(one[metric], other[metric], atol=0.02)
 
 
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
@@ -74,7 +77,7 @@ def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     )
     assert run.stream.block_steps == 1
     short = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
-    assert_trees_equal(whole.state.groups, short.state.groups)
+    assert_trees_close(whole.state.groups, short.state.groups, **ROUNDING)
 
 
 def test_a_streamed_run_that_was_cut_goes_on_with_the_next_sample(tmp_path):
