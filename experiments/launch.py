@@ -20,7 +20,10 @@ _PATIENCE = 120  # seconds that processes wait for each other at the start
 
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
-    str(pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mhd_jax"),
+    os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR",
+        str(pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mhd_jax"),
+    ),
     "Folder that keeps compiled programs from start to start; empty keeps none.",
 )
 _COORDINATOR = flags.DEFINE_string(

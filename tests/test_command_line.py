@@ -360,7 +360,7 @@ def test_the_imagenet_preset_at_toy_size(call, tmp_path, monkeypatch):
 
 def test_interrupt_and_resume(tmp_path):
     command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
-    command += ["--steps=1000000", "--eval_every=500", "--learning_rate=0.01"]
+    command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01"]
     process = python(*command, cwd=tmp_path)
     metrics = tmp_path / "w" / "metrics.jsonl"
     deadline = time.time() + 120

@@ -17,8 +17,6 @@ from mhd_jax.execution import AT_ONCE
 from mhd_jax.run import prepare
 from tests.conftest import assert_trees_close, assert_trees_equal
 
-ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # the same numbers in another program
-
 SETTINGS = {
     "steps": 12,
     "eval_every": 6,
@@ -26,6 +24,7 @@ SETTINGS = {
     "public_batch_size": 8,
     "progress": False,
 }
+ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # of programs that differ in the shapes of their data
 
 
 def clients(**options):
@@ -55,11 +54,12 @@ def test_a_streamed_run_equals_one_on_the_device(name):
         )
         for where in ("device", "host")
     ]
-    assert_trees_close(results[0].state.groups, results[1].state.groups, **ROUNDING)
+    assert_trees_close(*(result.state.groups for result in results), **ROUNDING)
     for one, other in zip(*(result.history for result in results), strict=True):
+        assert_trees_close(one["train"], other["train"], **ROUNDING)
         for metric in ("beta_sh", "beta_priv", "validation"):
-            assert one[metric] == other[metric]
-        assert one["train"] == pytest.approx(other["train"], rel=1e-5)
+            # An answer near a tie may change sides.
+            assert_trees_close(one[metric], other[metric], atol=0.02)
 
 
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
