@@ -216,7 +216,7 @@ def test_a_run_with_faults_repeats_however_it_is_cut(tmp_path):
     found = whole.summary["faults"]
     assert found["steps_missed"] == (~trains).sum(axis=0).tolist()
     assert found["steps_unreachable"] == (~reachable).sum(axis=0).tolist()
-    with pytest.raises(mhd.ConfigError, match="faults is"):
+    with pytest.raises(mhd.ConfigError, match=r"faults\.offline is 0\.3 there"):
         run("fedavg", LATE, workdir=tmp_path)
 
 
