@@ -345,7 +345,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     }
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert page.count("data:image/png;base64,") == 6 and "http" not in page
     assert f"{summary['beta_sh']['main']:.3f}" in page
     entropies = label_entropy(who.label_counts())
     assert all(f"<td>{entropy:.3f}</td>" in page for entropy in entropies)
