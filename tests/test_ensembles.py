@@ -143,7 +143,7 @@ HYBRID = {"ensembles": ((0, 1, 2), (3, 4)), "average_every": 4, "nu_emb": 0.0, "
 
 
 def two_architectures():
-    wide, narrow = Linear(5), Linear(3)
+    wide, narrow = Linear(5), Linear(4)
     models = [wide, wide, wide, narrow, narrow, wide]
     return mhd.make_clients(tiny_dataset(), K, models, partition="iid", public_fraction=0.3)
 
@@ -161,7 +161,7 @@ def whole():
 def test_both_kinds_of_messages_are_counted():
     sent = whole().summary["communication"]
     logits = 8 * NUM_CLASSES * 4  # one head teaches
-    sizes = [4 * (4 * width + 2 * (width + 1) * NUM_CLASSES) for width in (5, 3)]
+    sizes = [4 * (4 * width + 2 * (width + 1) * NUM_CLASSES) for width in (5, 4)]
     averages = 2  # at steps 4 and 8
     weights = averages * (3 * 2 * sizes[0] + 2 * 1 * sizes[1])
     predictions = 10 * K * logits  # one teacher each
