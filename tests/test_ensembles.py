@@ -111,7 +111,9 @@ def test_ensembles_of_one_are_plain_mhd():
         state = algorithm.init(jax.random.key(0), clients, batch)
         state, metrics = jax.jit(algorithm.train_step)(state, batch, GRAPH)
         found.append((state.groups, metrics["messages"]["predictions"]))
-    assert_trees_equal(*found)
+    (one, heard), (other, heard_too) = found
+    assert_trees_close(one, other, rtol=1e-4, atol=1e-6)  # two programs round as they like
+    np.testing.assert_array_equal(heard, heard_too)
     assert not metrics["messages"]["weights"].any()
 
 
