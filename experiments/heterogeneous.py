@@ -77,7 +77,7 @@ def ensembles(
     count = settings.num_clients
     if any(not 0 < number < count for number in num_large):
         raise mhd.ConfigError(
-            f"--num_large must be between 0 and {count}, the number of clients, not "
+            f"--num_large must be in 1 … {count - 1} for {count} clients, not "
             f"{', '.join(map(str, num_large))}."
         )
 
