@@ -95,23 +95,28 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
             for metric in report.METRICS
         }
 
-    def spread(values: list[float | None]) -> dict[str, float | None]:
-        known = [value for value in values if value is not None]
-        if not known:
-            return {"mean": None, "std": None}
-        std = float(np.std(known, ddof=1)) if len(known) > 1 else None
-        return {"mean": float(np.mean(known)), "std": std}
-
-    consensus = [summary["consensus"] for summary in summaries if "consensus" in summary]
+    parts = {
+        part: [summary[part] for summary in summaries if part in summary]
+        for part in ("honest", "consensus")
+    }
     seconds = float(np.median([summary["timing"]["seconds_per_step"] for summary in summaries]))
     return {
         "algorithm": name,
         "seeds": len(summaries),
         **accuracies(summaries),
-        **({"consensus": accuracies(consensus)} if consensus else {}),
+        **{part: accuracies(of) for part, of in parts.items() if of},
         "total_bytes": float(np.mean([s["communication"]["total_bytes"] for s in summaries])),
         "seconds_per_step": seconds,
     }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and standard deviation (n − 1) of what is known; None where nothing or only one is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"mean": None, "std": None}
+    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {"mean": float(np.mean(known)), "std": std}
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
@@ -120,7 +125,7 @@ def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     for row in rows:
         megabytes = f"{row['total_bytes'] / 1e6:,.1f}"
         for head, *values in report.accuracy_lines(row):
-            cells = " | ".join(_cell(value) for value in values)
+            cells = " | ".join(as_cell(value) for value in values)
             lines.append(f"| {row['algorithm']} | {head} | {cells} | {megabytes} |")
     seeds = rows[0]["seeds"]
     lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
@@ -137,7 +142,7 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
             table.add_row(
                 row["algorithm"] if first else "",
                 head,
-                *(_cell(value) for value in values),
+                *(as_cell(value) for value in values),
                 f"{row['total_bytes'] / 1e6:.1f}" if first else "",
                 f"{1000 * row['seconds_per_step']:.2f}" if first else "",
                 end_section=i == len(lines) - 1,
@@ -145,8 +150,9 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def _cell(value: Mapping[str, float | None]) -> str:
+def as_cell(value: Mapping[str, float | None], sign: str = "") -> str:
+    """A mean ± its standard deviation, with its sign where that is "+"."""
     if value["mean"] is None:
         return "–"
-    spread = "" if value["std"] is None else f" ± {value['std']:.3f}"
-    return f"{value['mean']:.3f}{spread}"
+    deviation = "" if value["std"] is None else f" ± {value['std']:.3f}"
+    return f"{value['mean']:{sign}.3f}{deviation}"

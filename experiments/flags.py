@@ -7,6 +7,7 @@ its factory's. Only their help is written here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -15,12 +16,15 @@ import mhd_jax as mhd
 from experiments import data_flags
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
+from mhd_jax.adversaries import KINDS
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.exchange import TARGET_SELECTIONS
+from mhd_jax.faults import ON_NONFINITE
 from mhd_jax.models import MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
+from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
 from mhd_jax.topology import TOPOLOGIES
 
@@ -31,6 +35,9 @@ HYPERPARAMETER_HELP = {
     "num_targets": "Δ, teachers drawn for each client and step, or 'all'.",
     "nu_aux": "Weight of the auxiliary heads' distillation.",
     "nu_emb": "Weight of the embeddings' distillation; 0 sends no embeddings.",
+    "embedding_projection": "How embeddings of unequal width are compared: none refuses them; linear, "
+    "by maps that each client learns to its teachers' widths; shared_width, by as many coordinates as "
+    "the narrowest has.",
     "nu_naive": "Weight of naive distillation.",
     "target_selection": "Which candidate a head learns from, for each public sample.",
     "include_self": "Whether a client's own head is among its candidates.",
@@ -38,6 +45,10 @@ HYPERPARAMETER_HELP = {
     "temperature": "Temperature of the distillation's softmax.",
     "public_batch": "Whether all clients see the same public samples in a step.",
     "public_updates_stats": "Whether public samples update BatchNorm statistics.",
+    "pool_size": "N_P, snapshots of neighbours in each client's pool, from which teachers are drawn; 0 "
+    "draws them among the neighbours as they are.",
+    "pool_refresh": "S_P, steps after which one place of a pool is renewed.",
+    "teacher_delay": "Teachers are the neighbours as they were so many steps ago.",
     "lambda_m": "λ_m, weight of the model-variant cross-feature loss.",
     "lambda_d": "λ_d, weight of the data-variant cross-feature loss; 0 sends no class features.",
     "quasi_global": "Whether gossip has quasi-global momentum, or each client its own.",
@@ -50,10 +61,14 @@ HYPERPARAMETER_HELP = {
     "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps between two averages.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
+    "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
+    "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
+    "average_every": "Steps between two averages of an ensemble.",
     "label_smoothing": "Label smoothing of the private cross-entropy.",
 }
 _CHOICES = {
     "target_selection": list(TARGET_SELECTIONS),
+    "embedding_projection": list(EMBEDDING_PROJECTIONS),
     "public_batch": ["shared", "independent"],
     "mixing": list(topologies.MIXINGS),
     "digest_loss": list(DIGEST_LOSSES),
@@ -62,6 +77,7 @@ _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.
 _TOPOLOGY_FLAGS = sorted(
     {key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"}
 )
+_FAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(mhd.Faults)}
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
 }
@@ -85,6 +101,8 @@ def _define_hyperparameter(name: str, default: Any) -> None:
         flags.DEFINE_bool(name, default, text)
     elif isinstance(default, float) or name == "mu":
         flags.DEFINE_float(name, default, text)
+    elif name == "ensembles":
+        flags.DEFINE_string(name, default, text)
     elif isinstance(default, str) or name == "num_targets":
         flags.DEFINE_string(name, str(default), text)
     else:
@@ -96,7 +114,7 @@ flags.DEFINE_string(
     "augmentation",
     _SETTINGS["augmentation"],
     "Random changes of training images: flip, crop:BORDER, resized_crop:LEAST_AREA, cutout:SIDE, "
-    "joined by commas; flip,crop:4 is usual for CIFAR-10.",
+    "jitter:STRENGTH, joined by commas; flip,crop:4 is usual for CIFAR-10.",
 )
 flags.DEFINE_bool(
     "augment_public", _SETTINGS["augment_public"], "Whether public images are augmented too."
@@ -147,8 +165,27 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "objectives",
     _SETTINGS["objectives"],
-    f"What clients learn from their private data: {', '.join(OBJECTIVES)} (from others alone); one for "
-    "all, or for each group of clients, like supervised:7,unlabelled:1.",
+    f"What clients learn from their private data: {', '.join(OBJECTIVES)}. All but supervised have no "
+    "labels, and learn these from others; one for all, or for each group of clients, like "
+    "supervised:6,unlabelled:1,simclr:1.",
+)
+flags.DEFINE_string(
+    "contrastive_views",
+    _SETTINGS["contrastive_views"],
+    "How an image becomes a view (objective simclr), written like --augmentation; by default "
+    "resized_crop:0.5,jitter:0.4. Add flip where mirrored images are of the same class.",
+)
+flags.DEFINE_string(
+    "label_sets",
+    None,
+    "The classes that clients know, where not all: own (those of its private labels), or clients and their "
+    "classes, like 0-3:0-4;4-7:5,6. A client gives all other classes probability 0.",
+)
+flags.DEFINE_string(
+    "adversaries",
+    _SETTINGS["adversaries"],
+    "Clients that send false predictions, and which, like 3:constant,7:label_flip (client 3's and "
+    f"client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, naive, fedmd.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
@@ -211,6 +248,46 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "num_devices", None, "Devices that share the clients; by default all, at most one a client."
 )
+flags.DEFINE_float(
+    "link_loss",
+    _FAULTS["link_loss"],
+    "How likely a message from one client to another is lost, at each step and for each pair.",
+)
+flags.DEFINE_float(
+    "offline",
+    _FAULTS["offline"],
+    "Share of its time that each client is offline: it neither trains nor teaches.",
+)
+flags.DEFINE_integer(
+    "offline_steps", _FAULTS["offline_steps"], "Steps of a spell that is offline, or is not."
+)
+flags.DEFINE_bool(
+    "offline_trains",
+    _FAULTS["offline_trains"],
+    "Whether clients go on training while they are offline, with nobody to learn from.",
+)
+flags.DEFINE_string(
+    "stragglers", "", "Clients that take only every n-th step, like 0:4,3:2 for client:n."
+)
+flags.DEFINE_float(
+    "participation",
+    _FAULTS["participation"],
+    "Share of the clients that take part in a round, drawn anew for each; the others neither train "
+    "nor teach.",
+)
+flags.DEFINE_integer(
+    "participation_steps",
+    _FAULTS["participation_steps"],
+    "Steps of a round of --participation; for fedavg best its --local_steps, for fedmd those of its round.",
+)
+flags.DEFINE_string("joins", "", "Clients that come late, like 2:500 for client:step.")
+flags.DEFINE_string("leaves", "", "Clients that leave for good, like 2:500 for client:step.")
+flags.DEFINE_enum(
+    "on_nonfinite",
+    _SETTINGS["on_nonfinite"],
+    ON_NONFINITE,
+    "When a client's loss is no longer finite: stop, or quarantine the client and go on with the others.",
+)
 flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
 )
@@ -225,7 +302,7 @@ def settings() -> RunSettings:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
     """
     data = data_flags.values()
-    derived = (*data, "optimizer", "topology_options")
+    derived = (*data, "optimizer", "topology_options", "faults")
     values = {name: _flag(name) for name in _SETTINGS if name not in derived}
     optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
     return RunSettings(
@@ -233,15 +310,19 @@ def settings() -> RunSettings:
         **values,
         optimizer=optimizer,
         topology_options=_topology_options(),
+        faults=_faults(),
     )
 
 
-def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
+def algorithm(
+    name: str, *, strict: bool, defaults: Mapping[str, Any] | None = None
+) -> tuple[mhd.Algorithm, list[str]]:
     """The algorithm of that name with the hyperparameters given as flags.
 
     Args:
       name: a key of `ALGORITHMS`.
       strict: whether to refuse flags that it does not use.
+      defaults: of hyperparameters that are not given, where they are not the algorithm's own.
 
     Returns:
       It, and the names of the flags given that it does not use.
@@ -253,12 +334,17 @@ def algorithm(name: str, *, strict: bool) -> tuple[mhd.Algorithm, list[str]]:
         raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
     known = hyperparameters(ALGORITHMS[name])
     given = [key for key in _all_hyperparameters() if FLAGS[key].present]
-    built = ALGORITHMS[name](**{key: _value(key) for key in given if key in known})
+    if "average_every" in given and "ensembles" not in given:
+        raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
+    values = {**(defaults or {}), **{key: _value(key) for key in given}}
+    built = ALGORITHMS[name](**{key: value for key, value in values.items() if key in known})
     unused = [key for key in given if key not in known]
     if FLAGS["public_batch_size"].present and not built.public_batch:
         unused.append("public_batch_size")
     if FLAGS["augment_public"].present and not built.may_augment_public:
         unused.append("augment_public")
+    if built.pooled:
+        unused += [key for key in _FAULTS if FLAGS[key].present]
     if strict and unused:
         raise mhd.ConfigError(
             f"{', '.join('--' + key for key in unused)} "
@@ -274,12 +360,57 @@ def _flag(name: str) -> Any:
 
 def _value(name: str) -> Any:
     value = _flag(name)
+    if name == "ensembles":
+        return _ensembles(value)
     if name != "num_targets" or value == "all":
         return value
     try:
         return int(value)
     except ValueError:
         raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
+
+
+def _faults() -> mhd.Faults | None:
+    """The faults that the flags describe; None where nothing can fail."""
+    given = {name: _flag(name) for name in _FAULTS}
+    for name in ("stragglers", "joins", "leaves"):
+        given[name] = _by_client(name)
+    for needed, *others in (
+        ("offline", "offline_steps", "offline_trains"),
+        ("participation", "participation_steps"),
+    ):
+        for name in others:
+            if FLAGS[name].present and given[needed] == _FAULTS[needed]:
+                raise mhd.ConfigError(f"--{name} needs --{needed}; give both, or neither.")
+    faults = mhd.Faults(**given)
+    return None if faults == mhd.Faults() else faults
+
+
+def _by_client(name: str) -> dict[int, int]:
+    """Numbers by client from "0:4,3:2"."""
+    try:
+        parts = [part.split(":") for part in filter(None, _flag(name).split(","))]
+        pairs = [(int(client), int(number)) for client, number in parts]
+    except ValueError:
+        raise mhd.ConfigError(
+            f"cannot read --{name}={_flag(name)}; write it like 0:4,3:2."
+        ) from None
+    if len(dict(pairs)) < len(pairs):
+        raise mhd.ConfigError(f"--{name}={_flag(name)} names a client twice; name each once.")
+    return dict(pairs)
+
+
+def _ensembles(text: str) -> int | list[list[int]]:
+    """A size, or lists of clients."""
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        return [[int(client) for client in part.split(",")] for part in text.split(";")]
+    except ValueError:
+        raise mhd.ConfigError(
+            "--ensembles is a number of clients, or the clients of each ensemble like 0,1,2;3,4, "
+            f"not {text!r}."
+        ) from None
 
 
 def _topology_options() -> tuple[tuple[str, Any], ...]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import mhd_jax as mhd
+from mhd_jax.clients import of_each
+from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.data.sources import options_of
 from mhd_jax.optim import SGD
@@ -42,6 +44,9 @@ class RunSettings:
     validation_fraction: float = 0.0
     model: str = "mlp"
     objectives: str = "supervised"
+    contrastive_views: str = ""
+    label_sets: str | None = None
+    adversaries: str = ""
     norm: str | None = None
     steps: int | None = None
     epochs: float | None = None
@@ -57,6 +62,8 @@ class RunSettings:
     data_placement: str = "auto"
     client_chunk: int | None = None
     num_devices: int | None = None
+    faults: mhd.Faults | None = None
+    on_nonfinite: str = "stop"
 
     def clients(self, seed: int) -> mhd.Clients:
         """The clients of one seed: their data split derives from it."""
@@ -69,7 +76,9 @@ class RunSettings:
             public_fraction=self.public_fraction,
             public_size=self.public_size,
             validation_fraction=self.validation_fraction,
-            objectives=self.objectives,
+            objectives=self._objectives(),
+            label_sets=self.label_sets,
+            adversaries=self._adversaries(),
             optimizers=self._optimizers(),
             norm=self.norm,
             seed=seed,
@@ -101,6 +110,19 @@ class RunSettings:
         who = self.clients(seed)
         prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
 
+    def _adversaries(self) -> dict[int, str]:
+        """What misbehaving clients send, by client."""
+        found = {}
+        for part in filter(None, self.adversaries.split(",")):
+            client, colon, kind = part.partition(":")
+            if not (client.strip().isdecimal() and colon):
+                raise mhd.ConfigError(
+                    f"cannot read the adversaries {self.adversaries!r}; write them like "
+                    "3:constant,7:label_flip."
+                )
+            found[int(client)] = kind.strip()
+        return found
+
     def _optimizers(self) -> dict[str, SGD]:
         """Those of models with a learning rate of their own."""
         found = {}
@@ -114,6 +136,18 @@ class RunSettings:
                     "resnet18:0.1,resnet34:0.03."
                 ) from None
         return found
+
+    def _objectives(self) -> str | list[str | mhd.pretext.Pretext]:
+        views = parse(self.contrastive_views)
+        if views is None:
+            return self.objectives
+        names = of_each(self.objectives, self.num_clients, "objectives", "supervised:7,simclr:1")
+        if "simclr" not in names:
+            raise mhd.ConfigError(
+                "contrastive_views are those of clients with the objective simclr, but nobody has it."
+            )
+        simclr = mhd.pretext.SimCLR(views)
+        return [simclr if name == "simclr" else name for name in names]
 
     def _data(self) -> mhd.data.Dataset:
         given = self._data_options()
@@ -177,4 +211,6 @@ class RunSettings:
             "data_placement": self.data_placement,
             "client_chunk": self.client_chunk,
             "num_devices": self.num_devices,
+            "faults": None if algorithm.pooled else self.faults,
+            "on_nonfinite": self.on_nonfinite,
         }

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments import flags as run_flags
 from experiments import launch
+from mhd_jax import report
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.callbacks import ShowProgress
 
@@ -39,8 +40,7 @@ def main() -> None:
     elif result.started_at:
         console.print(f"resumed at step {result.started_at}")
     table = Table("head", "β_sh", "β_priv", title=f"{algorithm.name}, mean over clients")
-    for head, value in summary["beta_sh"].items():
-        own = summary["beta_priv"][head]
+    for head, value, own in report.accuracy_lines(summary):
         table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
     console.print(table)
     console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)

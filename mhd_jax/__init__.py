@@ -1,10 +1,11 @@
 """mhd_jax: decentralized learning by distillation, simulated as pure JAX functions."""
 
-from mhd_jax import algorithms, data, exchange, optim, topology
+from mhd_jax import algorithms, data, exchange, models, optim, pretext, topology
 from mhd_jax.callbacks import Callback
 from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
+from mhd_jax.faults import Faults
 from mhd_jax.simulate import Result, simulate, simulate_seeds
 from mhd_jax.topology import Topology
 from mhd_jax.types import Algorithm, Batch, State
@@ -18,6 +19,7 @@ __all__ = [
     "Clients",
     "ConfigError",
     "DivergedError",
+    "Faults",
     "InterruptedRun",
     "LostProcessError",
     "Result",
@@ -27,8 +29,10 @@ __all__ = [
     "data",
     "exchange",
     "make_clients",
+    "models",
     "optim",
     "partition",
+    "pretext",
     "simulate",
     "simulate_seeds",
     "topology",

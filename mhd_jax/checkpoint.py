@@ -12,6 +12,7 @@ summary.json   written once, when the run has finished
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -19,7 +20,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -85,11 +86,7 @@ class RunFolder:
         stored = read_json(self._config).get("settings")
         if not isinstance(stored, dict):
             raise ConfigError(f"{self._config} is not a run's; choose another workdir.")
-        differing = [
-            f"{key} is {stored.get(key)!r} there and {settings.get(key)!r} now"
-            for key in sorted(stored.keys() | settings.keys())
-            if stored.get(key) != settings.get(key)
-        ]
+        differing = list(_differences(stored, settings))
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
@@ -125,7 +122,7 @@ class RunFolder:
         import orbax.checkpoint as ocp
 
         if self.manager.latest_step() != step:
-            content = {"carry": carry, "seconds": np.float64(seconds)}
+            content = {"carry": _fields(carry), "seconds": np.float64(seconds)}
             self.manager.save(step, args=ocp.args.StandardSave(content))
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, float] | None:
@@ -139,9 +136,9 @@ class RunFolder:
             return None
         content = self.manager.restore(
             self.saved_steps[-1] if step is None else step,
-            args=ocp.args.StandardRestore({"carry": like, "seconds": np.float64(0)}),
+            args=ocp.args.StandardRestore({"carry": _fields(like), "seconds": np.float64(0)}),
         )
-        return content["carry"], float(content["seconds"])
+        return dataclasses.replace(like, **content["carry"]), float(content["seconds"])
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -194,6 +191,12 @@ class RunFolder:
         self.wait()
         if hosts.is_main():
             write_json(self.path / "summary.json", summary)
+
+
+def _fields(carry: Any) -> dict[str, Any]:
+    """What a carry holds, without what this run does not have."""
+    found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def environment() -> dict[str, Any]:
@@ -274,3 +277,15 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 def _write_text(path: pathlib.Path, text: str) -> None:
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _differences(
+    there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """What settings are in a folder and now, where they differ."""
+    for key in sorted(there.keys() | now.keys()):
+        old, new = there.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} is {old!r} there and {new!r} now"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import numbers
 import os
 import pathlib
@@ -13,7 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
+from mhd_jax import adversaries as misbehaviour
 from mhd_jax import optim
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, require_alike, select
@@ -22,18 +23,22 @@ from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.errors import ConfigError
 from mhd_jax.fingerprint import array_digest
-from mhd_jax.models import MODELS, ClientModel
+from mhd_jax.label_sets import LabelSets, resolved
+from mhd_jax.models import MODELS, ClientModel, from_nnx
+from mhd_jax.models.check import require_backbone
+from mhd_jax.models.client_model import backbone_name
 from mhd_jax.optim import Optimizer
+from mhd_jax.pretext import PRETEXTS, Pretext
 
 PyTree = Any
-OBJECTIVES = ("supervised", "unlabelled")
+OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
 _PUBLIC_FRACTION = 0.1
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class ClientGroup:
-    """Clients of one architecture.
+    """Clients of one architecture, heads included.
 
     Attributes:
       name: of the architecture, for reports.
@@ -41,6 +46,8 @@ class ClientGroup:
       members: positions of its clients on the client axis, ascending.
       optimizer: their optimizer; None takes the run's.
       compute_dtype: in which their backbone computes; None takes the run's.
+      pretext: the task, with a head of its own, that they learn from private images instead of
+        labels.
     """
 
     name: str
@@ -48,10 +55,16 @@ class ClientGroup:
     members: tuple[int, ...]
     optimizer: Optimizer | None = None
     compute_dtype: str | None = None
+    pretext: Pretext | None = None
+
+    @property
+    def described(self) -> str:
+        """The architecture in words."""
+        return f"{self.name} for {self.pretext.name}" if self.pretext else self.name
 
     def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
         """The backbone with its heads."""
-        return ClientModel(self.backbone, num_heads, num_classes, self.compute_dtype)
+        return ClientModel(self.backbone, num_heads, num_classes, self.compute_dtype, self.pretext)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,8 +82,10 @@ class Clients:
         split, int [V].
       label_distributions: each client's private labels as frequencies [K, C]; zeros where it
         has none to learn from.
-      objectives: what each client learns from its private data, K of `OBJECTIVES`.
+      objectives: what each client learns from its private data, K names like `OBJECTIVES`.
       settings: how they were made, for `config.json`.
+      label_sets: which classes each client knows, bool [K, C]; None where all know all.
+      adversaries: what those send who misbehave, of `mhd_jax.adversaries.KINDS` by client.
     """
 
     data: Dataset
@@ -82,6 +97,8 @@ class Clients:
     label_distributions: np.ndarray
     objectives: tuple[str, ...]
     settings: dict[str, Any]
+    label_sets: np.ndarray | None = None
+    adversaries: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -144,27 +161,31 @@ class Clients:
         """One client that holds all private data with labels.
 
         Its label distribution is the mean of the clients' who have labels, so that its β_priv is
-        the mean over theirs. The architecture must be one.
+        the mean over theirs. Their architecture must be one.
         """
-        if len(self.groups) > 1:
+        groups = [group for group in self.groups if group.pretext is None]
+        if len(groups) > 1:
             raise ConfigError(
                 "pooled training needs one architecture, but the clients have "
-                f"{', '.join(group.name for group in self.groups)}."
+                f"{', '.join(group.name for group in groups)}."
             )
         return dataclasses.replace(
             self,
-            groups=(dataclasses.replace(self.groups[0], members=(0,)),),
+            groups=(dataclasses.replace(groups[0], members=(0,)),),
             owner=np.where((self.owner >= 0) & self.learns_labels[self.owner], 0, -1),
             label_distributions=self.label_distributions[self.learns_labels].mean(
                 axis=0, keepdims=True
             ),
             objectives=("supervised",),
+            label_sets=None,
+            adversaries={},
         )
 
     def padded(self, multiple: int) -> Clients:
         """The same clients, and in each group inactive ones up to a multiple.
 
-        Inactive clients sit behind all others, hold no samples and have no labels.
+        Inactive clients sit behind all others, hold no samples and have no labels. They know what
+        the first client knows, so that equal label sets stay equal.
         """
         position = self.num_clients
         groups = []
@@ -174,11 +195,15 @@ class Clients:
             groups.append(dataclasses.replace(group, members=group.members + extra))
             position += missing
         nobody = np.zeros((position - self.num_clients, self.num_classes))
+        sets = self.label_sets
+        if sets is not None:
+            sets = np.concatenate([sets, np.repeat(sets[:1], len(nobody), axis=0)])
         return dataclasses.replace(
             self,
             groups=tuple(groups),
             label_distributions=np.concatenate([self.label_distributions, nobody]),
             objectives=self.objectives + ("supervised",) * len(nobody),
+            label_sets=sets,
         )
 
     def with_defaults(
@@ -209,7 +234,9 @@ def make_clients(
     public_fraction: float | None = None,
     public_size: int | None = None,
     validation_fraction: float = 0.0,
-    objectives: str | Sequence[str] | Mapping[int, str] = "supervised",
+    objectives: Any = "supervised",
+    label_sets: LabelSets | None = None,
+    adversaries: Mapping[int, str] | None = None,
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     seed: int = 0,
@@ -220,7 +247,8 @@ def make_clients(
       data: from `mhd_jax.data.load`, or what it takes.
       num_clients: K.
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
-        returns an embedding, or one of these for each client, as a list or a dict by client.
+        returns an embedding (of NNX: `mhd_jax.models.from_nnx`), or one of these for each
+        client, as a list or a dict by client.
       partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
         where there are fewer classes), with skew 100. Or the path of an assignment: the
         `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
@@ -236,7 +264,16 @@ def make_clients(
         choosing settings or checkpoints.
       objectives: what clients learn from their private data, as for `model`, but that a mapping
         may leave out who is "supervised". An "unlabelled" client has samples without labels: it
-        learns only from what others say about the public set.
+        learns only from what others say about the public set. So does a self-supervised one,
+        whose private images also train its backbone: by "rotation", "simclr" or a
+        `mhd_jax.pretext` task with options of its own.
+      label_sets: the classes that each client's task has, where it does not have all: "own" for
+        those of which it has private samples with labels (all, where it has none with labels); a
+        list of K lists of classes; a dict of such lists by client, where those left out know all;
+        or such a dict as text, "0-3:0-4;4-7:5,6". A client says and learns nothing about other
+        classes, see `mhd_jax.label_sets`; its β_sh is at most its share of the classes.
+      adversaries: clients whose messages are false, and how, of `mhd_jax.adversaries.KINDS`:
+        {7: "label_flip"}.
       optimizers: of the clients of a model, by its name, where they do not take the run's:
         `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
@@ -255,8 +292,9 @@ def make_clients(
     others = None if public is None else load(public)
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
-    groups = _with_optimizers(_groups(model, num_clients, norm, data.input_shape), optimizers or {})
-    goals = _objectives(objectives, num_clients)
+    goals = _objectives(objectives, num_clients, data)
+    groups = _with_optimizers(_groups(model, goals, norm, data), optimizers or {})
+    false = misbehaviour.checked(adversaries or {}, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
     if others is None:
@@ -276,8 +314,9 @@ def make_clients(
         public_inputs,
         split.validation,
         np.zeros((num_clients, data.num_classes)),
-        goals,
+        tuple(goal if isinstance(goal, str) else goal.name for goal in goals),
         {},
+        adversaries=false,
     )
     sizes = clients.label_counts().sum(axis=1)
     if (sizes == 0).any():
@@ -285,8 +324,10 @@ def make_clients(
             f"client {int(np.argmin(sizes))} got no private samples; use fewer than "
             f"{num_clients} clients, a smaller public_fraction, or another partition or seed."
         )
+    known = resolved(label_sets, clients.labelled_counts())
     return dataclasses.replace(
         clients,
+        label_sets=known,
         label_distributions=clients.labelled_counts() / sizes[:, None],
         settings={
             "dataset": data.name,
@@ -297,7 +338,13 @@ def make_clients(
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
-            **({} if set(goals) == {"supervised"} else {"objectives": goals}),
+            **({} if set(goals) == {"supervised"} else {"objectives": list(map(str, goals))}),
+            **(
+                {}
+                if known is None
+                else {"label_sets": [np.flatnonzero(row).tolist() for row in known]}
+            ),
+            **({"adversaries": false} if false else {}),
             "partition": _described(partition),
             "split_digest": array_digest(split.owner, split.public, split.validation),
             **_drawn_settings(partition, set_aside),
@@ -382,7 +429,8 @@ def _partition(partition: Any, num_classes: int) -> Partition | pathlib.Path:
     return partition
 
 
-def _objectives(given: Any, num_clients: int) -> tuple[str, ...]:
+def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pretext, ...]:
+    """A name, or a pretext task, for each client."""
     if isinstance(given, Mapping):
         unknown = sorted(set(given) - set(range(num_clients)))
         if unknown:
@@ -390,36 +438,70 @@ def _objectives(given: Any, num_clients: int) -> tuple[str, ...]:
                 f"objectives must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
             )
         given = [given.get(client, "supervised") for client in range(num_clients)]
-    goals = tuple(_of_each(given, num_clients, "objectives", "supervised:7,unlabelled:1"))
+    goals = of_each(given, num_clients, "objectives", "supervised:7,unlabelled:1")
+    goals = [PRETEXTS[goal]() if goal in PRETEXTS else goal for goal in goals]
     for goal in goals:
-        if goal not in OBJECTIVES:
+        if isinstance(goal, Pretext):
+            _require_images(goal, data)
+        elif goal not in OBJECTIVES:
             raise ConfigError(f"unknown objective {goal!r}; choose one of {', '.join(OBJECTIVES)}.")
     if "supervised" not in goals:
         raise ConfigError("nobody has labels to learn from; leave one client supervised.")
-    return goals
+    return tuple(goals)
+
+
+def _require_images(pretext: Pretext, data: Dataset) -> None:
+    """Raises `ConfigError` where samples are no images, or not square ones for turns."""
+    if not data.is_images:
+        raise ConfigError(
+            f"the objective {pretext.name} is for images [height, width, channels], which "
+            f"{data.name} does not hold; make these clients unlabelled."
+        )
+    height, width = (data.input_shape or (0, 0))[:2]
+    if pretext.square and height != width:
+        raise ConfigError(
+            f"the objective {pretext.name} turns images, which must be square, but they have "
+            f"{height} × {width} pixels; set crop_size, or choose another objective."
+        )
 
 
 def _groups(
-    model: ModelChoice, num_clients: int, norm: str | None, input_shape: tuple[int, ...] | None
+    model: ModelChoice, goals: Sequence[str | Pretext], norm: str | None, data: Dataset
 ) -> tuple[ClientGroup, ...]:
     """Clients by architecture, groups in the order of their first client."""
-    choices = _of_each(model, num_clients, "models", "resnet18:4,resnet34:4")
+    choices = of_each(model, len(goals), "models", "resnet18:4,resnet34:4")
     members: dict[Any, list[int]] = {}
-    for client, choice in enumerate(choices):
-        if isinstance(choice, nn.Module):
-            _check_module(choice)
-        elif not isinstance(choice, str):
+    for client, (choice, goal) in enumerate(zip(choices, goals, strict=True)):
+        if isinstance(choice, nnx.Module):
+            from_nnx(choice)  # says what to give instead
+        if not isinstance(choice, str | nn.Module):
             raise ConfigError(
-                f"a model is a name or a Flax module that returns an embedding, not {choice!r}."
+                "a model is a name, a Flax module that returns an embedding, or "
+                f"mhd_jax.models.from_nnx(...) of an NNX class, not {choice!r}."
             )
-        members.setdefault(choice, []).append(client)
+        pretext = None if isinstance(goal, str) else goal
+        try:
+            members.setdefault((choice, pretext), []).append(client)
+        except TypeError as error:
+            raise ConfigError(
+                f"client {client}: {backbone_name(choice)} cannot be hashed ({error}); give its "  # type: ignore[arg-type]
+                "attributes as tuples, not lists."
+            ) from error
     groups = []
-    for choice, positions in members.items():
+    for (choice, pretext), positions in members.items():
         if isinstance(choice, str):
-            name, backbone = choice, build_backbone(choice, norm, input_shape)
+            name, backbone = choice, build_backbone(choice, norm, data.input_shape)
         else:
-            name, backbone = type(choice).__name__.lower(), choice
-        groups.append(ClientGroup(name, backbone, tuple(positions)))
+            name, backbone = backbone_name(choice).lower(), choice
+            who = f"clients {', '.join(map(str, positions))}"
+            try:
+                require_backbone(choice, data.samples(3), data.num_classes)
+            except ConfigError as error:
+                raise ConfigError(f"{who}: {error}") from error
+            except Exception as error:
+                error.add_note(f"It was raised in the model of {who}.")
+                raise
+        groups.append(ClientGroup(name, backbone, tuple(positions), pretext=pretext))
     return tuple(groups)
 
 
@@ -437,20 +519,7 @@ def _with_optimizers(
     )
 
 
-def _check_module(module: nn.Module) -> None:
-    name = type(module).__name__
-    try:
-        hash(module)
-    except TypeError as error:
-        raise ConfigError(
-            f"{name} cannot be hashed ({error}); give its attributes as tuples, not lists."
-        ) from error
-    parameters = inspect.signature(type(module).__call__).parameters
-    if "train" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
-
-
-def _of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
+def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
     """A choice for each client: one for all, "name:count,…", a list, or a dict by client."""
     if isinstance(given, Mapping):
         missing = sorted(set(range(num_clients)) ^ set(given))

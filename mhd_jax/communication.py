@@ -1,7 +1,8 @@
 """What crosses an edge, as arrays; their bytes follow.
 
-An algorithm declares one message as a dictionary from a type ("logits", "weights") to the
-arrays, or their shapes, that it consists of.
+An algorithm sends messages of one kind or of several ("predictions", "weights"), each at its own
+times and along its own edges. It declares one of each kind as a dictionary from a type ("logits",
+"embeddings") to the arrays, or their shapes, that it consists of.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from mhd_jax.memory import num_bytes
 from mhd_jax.types import PyTree
 
 Message = Mapping[str, PyTree]
+Messages = Mapping[str, Message]
 
 
 def of_one_client(tree: PyTree) -> PyTree:
@@ -36,13 +39,33 @@ def bytes_by_dtype(message: Message) -> dict[str, int]:
     return dict(found)
 
 
-def total(messages: int, message: Message) -> dict[str, Any]:
-    """What `messages` messages come to, as in `summary.json`."""
-    by_type, by_dtype = bytes_by_type(message), bytes_by_dtype(message)
+def total(
+    counts: Mapping[str, np.ndarray], senders: Mapping[tuple[int, ...], Messages]
+) -> dict[str, Any]:
+    """What all messages come to, as in `summary.json`.
+
+    Args:
+      counts: how many of each kind, those of i from j [K, K] or between i and a server [K].
+      senders: what a message of each kind from these clients consists of, in shapes.
+
+    Returns:
+      Bytes in all, by type and by number format, and the number of messages by kind.
+      "bytes_per_step_per_edge" is what an edge carries in a step in which a message of every kind
+      crosses it, from the clients whose are the largest.
+    """
+    by_type: Counter[str] = Counter()
+    by_dtype: Counter[str] = Counter()
+    for members, messages in senders.items():
+        for kind, message in messages.items():
+            number = int(counts[kind][..., list(members)].sum())
+            for name, size in bytes_by_type(message).items():
+                by_type[name] += size * number
+            for name, size in bytes_by_dtype(message).items():
+                by_dtype[name] += size * number
     return {
-        "bytes_per_step_per_edge": sum(by_type.values()),
-        "total_bytes": sum(by_type.values()) * messages,
-        "by_type": {kind: size * messages for kind, size in by_type.items()},
-        "by_dtype": {name: size * messages for name, size in by_dtype.items()},
-        "messages": messages,
+        "bytes_per_step_per_edge": max(num_bytes(messages) for messages in senders.values()),
+        "total_bytes": by_type.total(),
+        "by_type": dict(by_type),
+        "by_dtype": dict(by_dtype),
+        "messages": {kind: int(count.sum()) for kind, count in counts.items()},
     }

@@ -4,6 +4,8 @@
 - "int8": each sample's numbers over the largest of them, in 255 steps; the largest goes along.
 - "top_K": the K likeliest classes' log-probabilities, exact; the mass that is left is shared
   equally by the others. For logits alone: what else a message holds stays as it is.
+
+Receivers know which classes a sender knows: nothing of the others counts on the way.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from jax import Array
 
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import everywhere
+from mhd_jax.label_sets import masked
 from mhd_jax.types import PyTree
 
 _LEAST_MASS = 1e-7
@@ -29,18 +32,30 @@ class Compression:
 
     Attributes:
       encode: arrays [..., C] to what is sent.
-      decode: what is sent, and C, to arrays [..., C] of float32 (or what was sent wider).
+      decode: what is sent, C, and the sender's label set, bool [..., C] (None is all classes), to
+        arrays [..., C] of float32 (or what was sent wider).
       ranks_classes: whether it is for logits alone.
     """
 
     encode: Callable[[Array], PyTree]
-    decode: Callable[[PyTree, int], Array]
+    decode: Callable[[PyTree, int, Array | None], Array]
     ranks_classes: bool = False
 
-    def arrived(self, values: Array, travel: Callable[[PyTree], PyTree] = everywhere) -> Array:
-        """Values [..., C] as their receivers have them: coded ones travel, to every device at most."""
+    def arrived(
+        self,
+        values: Array,
+        travel: Callable[[PyTree], PyTree] = everywhere,
+        label_set: Array | None = None,
+    ) -> Array:
+        """Values [..., C] as their receivers have them: coded ones travel, to every device at most.
+
+        Outside the sender's `label_set`, bool [..., C], they are `label_sets.IMPOSSIBLE`.
+        """
+        if label_set is not None and not self.ranks_classes:
+            values = jnp.where(label_set, values, 0)  # which takes no part in a scale
         sent = travel(self.encode(values))
-        return self.decode(sent, values.shape[-1]).astype(values.dtype)
+        decoded = self.decode(sent, values.shape[-1], label_set).astype(values.dtype)
+        return masked(decoded, label_set)
 
     @property
     def for_numbers(self) -> Compression:
@@ -80,22 +95,23 @@ def _top(count: int) -> Compression:
         best, classes = jax.lax.top_k(jax.nn.log_softmax(logits), min(count, num_classes))
         return {"log_probabilities": best, "classes": classes.astype(kind)}
 
-    def decode(sent: PyTree, num_classes: int) -> Array:
+    def decode(sent: PyTree, num_classes: int, label_set: Array | None) -> Array:
         best, classes = sent["log_probabilities"], sent["classes"]
         left = jnp.maximum(1 - jnp.exp(best).sum(axis=-1, keepdims=True), _LEAST_MASS)
-        others = jnp.log(left / max(num_classes - best.shape[-1], 1))
+        known = num_classes if label_set is None else label_set.sum(axis=-1, keepdims=True)
+        others = jnp.log(left / jnp.maximum(known - best.shape[-1], 1))
         everyone = jnp.broadcast_to(others, (*best.shape[:-1], num_classes))
         return jnp.put_along_axis(everyone, classes.astype(jnp.int32), best, axis=-1, inplace=False)
 
     return Compression(encode, decode, ranks_classes=True)
 
 
-NONE = Compression(encode=lambda values: values, decode=lambda sent, _: sent)
+NONE = Compression(encode=lambda values: values, decode=lambda sent, *_: sent)
 _FIXED = {
     "none": NONE,
     "float16": Compression(
         encode=lambda values: values.astype(jnp.float16),
-        decode=lambda sent, _: sent.astype(jnp.float32),
+        decode=lambda sent, *_: sent.astype(jnp.float32),
     ),
-    "int8": Compression(encode=_int8_encode, decode=lambda sent, _: sent["steps"] * sent["scale"]),
+    "int8": Compression(encode=_int8_encode, decode=lambda sent, *_: sent["steps"] * sent["scale"]),
 }

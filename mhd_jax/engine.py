@@ -13,6 +13,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Sharding
 
+from mhd_jax import faults, groups
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.dataset import take
@@ -20,9 +21,10 @@ from mhd_jax.data.evaluation import EvaluationSet
 from mhd_jax.data.preparation import Preparation
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import AT_ONCE, Execution, everywhere, place, under
+from mhd_jax.faults import FaultPlan, Tally
 from mhd_jax.metrics import correct_by_class
 from mhd_jax.schedules import Schedule
-from mhd_jax.types import Algorithm, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Metrics, Presence, PyTree, State
 
 
 @struct.dataclass
@@ -33,13 +35,19 @@ class Carry:
       state: the clients.
       sums: the metrics, summed over the steps since the last evaluation.
       count: how many steps that are, int32 [].
-      messages: those of i from j since the start, int32 [K, K], or between i and a server [K].
+      messages: by kind, those of i from j since the start, int32 [K, K], or between i and a
+        server [K].
+      diagnostics: of edges since the start, arrays [K, ...], see `mhd_jax.edges`; None where the
+        algorithm has none.
+      tally: what came of faults; None in a run in which nothing fails.
     """
 
     state: State
     sums: Metrics
     count: Array
-    messages: Array
+    messages: dict[str, Array]
+    tally: Tally | None = None
+    diagnostics: dict[str, Array] | None = None
 
     def reset(self) -> Carry:
         """The same state, with nothing summed."""
@@ -49,7 +57,10 @@ class Carry:
             return jax.make_array_from_callback(a.shape, a.sharding, lambda part: nothing[part])
 
         sums, count = jax.tree.map(zeros, (self.sums, self.count))
-        return dataclasses.replace(self, sums=sums, count=count)
+        tally = self.tally
+        if tally is not None:
+            tally = dataclasses.replace(tally, trained=zeros(tally.trained))
+        return dataclasses.replace(self, sums=sums, count=count, tally=tally)
 
 
 def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
@@ -93,14 +104,27 @@ def initial_carry(
     seed: int,
     execution: Execution = AT_ONCE,
     *,
+    may_fail: bool = False,
+    quarantine: bool = False,
     abstract: bool = False,
 ) -> Carry:
-    """A new run's state, or (`abstract`) only its shapes, types and places."""
+    """A new run's state, or (`abstract`) only its shapes, types and places.
+
+    `may_fail` says whether clients or links may, `quarantine` whether clients that diverge are
+    taken out.
+    """
+
+    tally = None
+    if may_fail or quarantine:
+        tally = Tally.start(clients.num_clients, quarantine=quarantine)
 
     def init(key: Array, data: Data) -> Carry:
         with under(execution):
             ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
             batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
+            if tally is not None:
+                everyone = jnp.ones(clients.num_clients, bool)
+                batch = dataclasses.replace(batch, presence=Presence(everyone, everyone))
             state = algorithm.init(key, clients, batch)
             graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
             _, metrics = jax.eval_shape(algorithm.train_step, state, batch, graph)
@@ -109,9 +133,18 @@ def initial_carry(
                 f"the metrics of {algorithm.name} must hold 'loss' and 'messages', but are "
                 f"{', '.join(metrics)}."
             )
+        declared = algorithm.message(state, batch, state.groups[0])
+        if (
+            not isinstance(metrics["messages"], dict)
+            or metrics["messages"].keys() != declared.keys()
+        ):
+            raise ConfigError(
+                f"the metrics of {algorithm.name} must count messages by kind, in a dictionary "
+                f"of the kinds that its message() declares ({', '.join(declared) or 'none'})."
+            )
         sums = jax.tree.map(jnp.zeros_like, metrics)
-        messages = sums.pop("messages")
-        return Carry(state, sums, jnp.zeros((), jnp.int32), messages)
+        messages, diagnostics = sums.pop("messages"), sums.pop("diagnostics", None)
+        return Carry(state, sums, jnp.zeros((), jnp.int32), messages, tally, diagnostics)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key, data)
@@ -140,7 +173,10 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
         extra=jax.tree.map(by_client, carry.state.extra),
     )
     sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
-    return Carry(state, sums, whole, split)  # type: ignore[arg-type]  # places, in a carry's shape
+    messages = jax.tree.map(lambda _: split, carry.messages)
+    tally = jax.tree.map(lambda _: whole, carry.tally)
+    diagnostics = jax.tree.map(lambda _: split, carry.diagnostics)
+    return Carry(state, sums, whole, messages, tally, diagnostics)  # type: ignore[arg-type]  # places, in a carry's shape
 
 
 def take_steps(
@@ -148,26 +184,36 @@ def take_steps(
     data: Data,
     adjacency: PyTree,
     num_steps: Array,
+    plan: FaultPlan | None = None,
     *,
     train_step: Callable[[State, object, Array], tuple[State, Metrics]],
     schedule: Schedule,
     spec: BatchSpec,
     execution: Execution = AT_ONCE,
 ) -> Carry:
-    """Takes `num_steps` steps. The count and the graph are traced: neither compiles anew when it changes."""
+    """Takes `num_steps` steps. The count, the graph and the faults are traced: none compiles anew when it changes."""
 
     num_clients = carry.state.num_clients
     places = carry_shardings(carry, execution)
 
     def one_step(_: Array, carry: Carry) -> Carry:
-        state = carry.state
-        batch = draw_batch(data, state.key, state.client_ids, state.step, spec)
-        graph = everywhere(schedule(adjacency, state.step))
+        before, tally = carry.state, carry.tally
+        batch = draw_batch(data, before.key, before.client_ids, before.step, spec)
+        graph = everywhere(schedule(adjacency, before.step))
+        if tally is not None:
+            there, graph, tally = faults.before_step(plan, tally, before, graph)
+            batch = dataclasses.replace(batch, presence=there)
         inactive = num_clients - graph.shape[0]
-        state, metrics = train_step(state, batch, jnp.pad(graph, (0, inactive)))
-        messages = carry.messages + metrics.pop("messages")
+        state, metrics = train_step(before, batch, jnp.pad(graph, (0, inactive)))
+        messages = jax.tree.map(jnp.add, carry.messages, metrics.pop("messages"))
+        diagnostics = metrics.pop("diagnostics", None)
+        if tally is not None:
+            state, metrics, tally = faults.after_step(tally, there, before, state, metrics)
+            nothing = jax.tree.map(jnp.zeros_like, diagnostics)
+            diagnostics = groups.where_rows(there.trains, diagnostics, nothing)
+        diagnostics = jax.tree.map(jnp.add, carry.diagnostics, diagnostics)
         sums = jax.tree.map(jnp.add, carry.sums, metrics)
-        after = Carry(state, sums, carry.count + 1, messages)
+        after = Carry(state, sums, carry.count + 1, messages, tally, diagnostics)
         return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
 
     with under(execution):

@@ -60,9 +60,17 @@ def neighbours(adjacency: Array) -> Teachers:
     return Teachers(positions.astype(jnp.int32), taken > 0)
 
 
-def finite_clients(outputs: Outputs) -> Array:
-    """Which clients' outputs are all finite, bool [K]: nobody learns from the others."""
-    finite = [jnp.isfinite(a).all(axis=range(1, a.ndim)) for a in jax.tree.leaves(outputs)]
+def all_finite(said: PyTree, axes: int = 1) -> Array:
+    """Whose outputs, or which messages, are all finite: nobody learns from the others.
+
+    Args:
+      said: outputs of clients, arrays [K, ...], or messages, arrays [K, T, ...].
+      axes: how many of the leading axes tell them apart: 1 or 2.
+
+    Returns:
+      bool [K] or [K, T].
+    """
+    finite = [jnp.isfinite(a).all(axis=range(axes, a.ndim)) for a in jax.tree.leaves(said)]
     return jnp.stack(finite).all(axis=0)
 
 
@@ -75,9 +83,23 @@ def average(tree: PyTree, weights: Array) -> PyTree:
     """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]."""
 
     def mixed(a: Array) -> Array:
-        return jnp.einsum("ij,j...->i...", weights.astype(a.dtype), everywhere(a))
+        # Accelerators would round parameters to fewer bits at every average.
+        return jnp.einsum(
+            "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
+        )
 
     return jax.tree.map(mixed, tree)
+
+
+def among(weights: Array, there: Array) -> Array:
+    """A mixing matrix [K, K] of those who are there [K]: each shares all its weight among them.
+
+    Who is away, or has no weight left, keeps its own.
+    """
+    left = jnp.where(there[:, None] & there[None, :], weights, 0)
+    total = left.sum(axis=1, keepdims=True)
+    alone = jnp.eye(len(there), dtype=weights.dtype)
+    return jnp.where(total > 0, left / jnp.where(total > 0, total, 1), alone)
 
 
 def along_edges(adjacency: Array) -> Array:
@@ -97,10 +119,11 @@ class Candidates:
     """What one client may learn from on its public batch: N candidates for R heads.
 
     Attributes:
-      logits: [N, P, R, C].
+      logits: [N, P, R, C]; `label_sets.IMPOSSIBLE` of classes that a candidate does not know.
       probabilities: softmax of the logits over the distillation's temperature, [N, P, R, C]:
         what a target is made of.
-      embeddings: [N, P, D], or None where widths differ between clients.
+      embeddings: [N, P, D], or None where they are not sent. Where widths differ, narrower
+        ones end in zeros.
       valid: which of the N rows are candidates, bool [N]; the others hold zeros.
     """
 
@@ -134,6 +157,105 @@ def mean_of_candidates(key: Array, candidates: Candidates) -> Array:
     return jnp.einsum("n,nprc->prc", weights.astype(probabilities.dtype), probabilities)
 
 
+def confidence_cap(key: Array, candidates: Candidates, cap: float = 0.95) -> Array:
+    """The most confident candidate of those with Λ(z) ≤ `cap`; the least confident where there is none.
+
+    Label smoothing keeps honest heads below it. Who knows the cap can stay below it too.
+    """
+    del key
+    confidence = jax.nn.softmax(candidates.logits).max(axis=-1)
+    return _pick(candidates, jnp.where(confidence <= cap, confidence, -confidence))
+
+
+def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) -> Array:
+    """The mean weighted by confidence, each candidate's relative to its own on other samples.
+
+    A weight is the share of the batch of which the candidate is less sure (equally sure: half),
+    raised to `power`. Nobody can be surer than usual of everything, so that a candidate which is
+    always sure has little to say.
+    """
+    del key
+    confidence = jax.nn.softmax(candidates.logits).max(axis=-1)  # [N, P, R]
+    here, there = confidence[:, :, None], confidence[:, None]
+    kind = confidence.dtype
+    share = ((here > there).mean(axis=2, dtype=kind) + (here >= there).mean(axis=2, dtype=kind)) / 2
+    return _weighted_mean(candidates, share**power)
+
+
+def agreement(key: Array, candidates: Candidates) -> Array:
+    """The mean weighted by agreement: a candidate's mean inner product with the others' probabilities."""
+    del key
+    said = jnp.where(candidates.valid[:, None, None, None], candidates.probabilities, 0)
+    others = said.sum(axis=0) - said
+    # A candidate without others agrees with nobody, but is all there is.
+    agreed = (said * others).sum(axis=-1) + jnp.finfo(said.dtype).tiny
+    return _weighted_mean(candidates, agreed)
+
+
+def median(key: Array, candidates: Candidates) -> Array:
+    """The median of the candidates' probabilities, class by class, over its sum."""
+    del key
+    rank, count = _ranks(candidates), candidates.valid.sum()
+    middle = (rank == (count - 1) // 2).astype(jnp.float32) + (rank == count // 2)
+    return _normalised((middle * candidates.probabilities).sum(axis=0))
+
+
+def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> Array:
+    """The mean without the largest and the smallest probabilities, class by class, over its sum.
+
+    Of n candidates' ⌊`fraction` · n⌋ are left out at either end.
+    """
+    del key
+    rank, count = _ranks(candidates), candidates.valid.sum()
+    cut = jnp.floor(fraction * count).astype(count.dtype)
+    kept = (rank >= cut) & (rank < count - cut)
+    return _normalised(jnp.where(kept, candidates.probabilities, 0).sum(axis=0))
+
+
+def robust(key: Array, candidates: Candidates) -> Array:
+    """Relative confidence among main heads, the median among auxiliary ones.
+
+    Main heads are specialists: on most samples a few know, and the others are the majority that a
+    median follows. Auxiliary heads all know something of everything, and a majority of them is right.
+    """
+    main, auxiliary = (
+        candidates.replace(  # type: ignore[attr-defined]
+            logits=candidates.logits[:, :, heads],
+            probabilities=candidates.probabilities[:, :, heads],
+        )
+        for heads in (slice(0, 1), slice(1, None))
+    )
+    return jnp.concatenate([relative_confidence(key, main), median(key, auxiliary)], axis=1)
+
+
+def _weighted_mean(candidates: Candidates, weights: Array) -> Array:
+    """Σ_n w_n p_n over the valid candidates, for weights [N, P, R] that are made to add up to 1."""
+    weights = jnp.where(candidates.valid[:, None, None], weights, 0)
+    total = weights.sum(axis=0)
+    return jnp.einsum(
+        "npr,nprc->prc", weights / jnp.where(total > 0, total, 1), candidates.probabilities
+    )
+
+
+def _ranks(candidates: Candidates) -> Array:
+    """Which place a probability has among the valid candidates', ascending, int [N, P, R, C].
+
+    Counted pair by pair, which XLA computes faster than it sorts so few. Equal ones stand in the
+    candidates' order; those that are none stand behind all others.
+    """
+    valid = candidates.valid[:, None, None, None]
+    values = jnp.where(valid, candidates.probabilities, jnp.inf)
+    earlier = jnp.tril(jnp.ones((len(values),) * 2, bool), -1)[..., None, None, None]
+    one, other = values[:, None], values[None]
+    return ((other < one) | (earlier & (other == one))).sum(axis=1)
+
+
+def _normalised(masses: Array) -> Array:
+    """Masses [..., C] over their sum; zeros stay zeros."""
+    total = masses.sum(axis=-1, keepdims=True)
+    return masses / jnp.where(total > 0, total, 1)
+
+
 def _pick(candidates: Candidates, scores: Array) -> Array:
     """The probabilities of the valid candidate with the largest score [N, P, R]."""
     scores = jnp.where(candidates.valid[:, None, None], scores, -jnp.inf)
@@ -145,4 +267,10 @@ TARGET_SELECTIONS: dict[str, TargetSelection] = {
     "most_confident": most_confident,
     "random": random_candidate,
     "mean": mean_of_candidates,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "agreement": agreement,
+    "confidence_cap": confidence_cap,
+    "relative_confidence": relative_confidence,
+    "robust": robust,
 }

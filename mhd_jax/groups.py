@@ -12,11 +12,11 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import exchange, random
+from mhd_jax import exchange, label_sets, random
 from mhd_jax.data.batching import take_rows
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import over_clients
-from mhd_jax.losses import private_cross_entropy
+from mhd_jax.losses import pretext_cross_entropy, private_cross_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.types import Batch, GroupState, Metrics, PyTree, State
 
@@ -39,7 +39,11 @@ def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> Py
 
 
 def init_state(
-    key: Array, clients: Any, sample_batch: Batch, num_heads: int, same_start: bool = False
+    key: Array,
+    clients: Any,
+    sample_batch: Batch,
+    num_heads: int,
+    same_start: bool | np.ndarray = False,
 ) -> State:
     """Fresh clients: each draws its own parameters from its own key.
 
@@ -48,10 +52,14 @@ def init_state(
       clients: `mhd_jax.clients.Clients` whose groups have an optimizer.
       sample_batch: a batch, for the shape of one client's inputs.
       num_heads: H.
-      same_start: whether all draw from the first client's key instead.
+      same_start: whether all draw from the first client's key instead, or whose key each draws
+        from, int [K].
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
-    drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    if isinstance(same_start, bool):
+        drawn = jnp.zeros_like(client_ids) if same_start else client_ids
+    else:
+        drawn = jnp.asarray(same_start, jnp.int32)
     keys = random.client_keys(key, random.Purpose.INIT, drawn)
     sample = jax.tree.map(lambda a: a[0], sample_batch.inputs)
     groups = []
@@ -61,17 +69,20 @@ def init_state(
         params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
         opt_state = over_clients(group.optimizer.init)(params)
         groups.append(GroupState(params, stats, opt_state, model, group.optimizer, group.members))
-    return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups))
+    known = jax.tree.map(jnp.asarray, clients.label_sets)
+    return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)
 
 
-def require_one_architecture(clients: Any, why: str) -> None:
-    """Raises `ConfigError` where clients differ in architecture, naming them."""
-    if len(clients.groups) > 1:
-        listed = "; ".join(
-            f"clients {', '.join(map(str, group.members))}: {group.name}"
-            for group in clients.groups
-        )
-        raise ConfigError(f"{why}, which needs one architecture, but they have {listed}.")
+def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None = None) -> None:
+    """Raises `ConfigError` where clients, all or `among` some, differ in architecture or label set."""
+    found = []
+    for group in clients.groups:
+        members = [i for i in group.members if among is None or i in among]
+        if members:
+            found.append(f"clients {', '.join(map(str, members))}: {group.described}")
+    if len(found) > 1:
+        raise ConfigError(f"{why}, which needs one architecture, but they have {'; '.join(found)}.")
+    label_sets.require_equal(clients.label_sets, why, among)
 
 
 def all_params(state: State) -> tuple[PyTree, ...]:
@@ -104,13 +115,13 @@ def forward(
       shared_inputs: whether all clients see the same samples.
 
     Returns:
-      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (None where widths
-      differ), and the groups' statistics after the pass.
+      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (narrower ones end in
+      zeros), and the groups' statistics after the pass.
     """
     keys = None
     if train is not None:
         keys = random.client_keys(state.key, train, state.client_ids, state.step)
-    in_axes = (0, 0, None if shared_inputs else 0, None if keys is None else 0)
+    in_axes = (0, 0, None if shared_inputs else 0, None if keys is None else 0, 0)
     outputs, new_stats = [], []
     for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
 
@@ -122,10 +133,11 @@ def forward(
             group_stats,
             inputs if shared_inputs else members(inputs),
             keys if keys is None else members(keys),
+            members(state.label_sets),
         )
         outputs.append(group_outputs)
         new_stats.append(updated)
-    return in_client_order(_without_unequal_embeddings(outputs), state.groups), tuple(new_stats)
+    return in_client_order(of_one_width(outputs), state.groups), tuple(new_stats)
 
 
 def local_gradients(
@@ -138,8 +150,10 @@ def local_gradients(
 
     Args:
       state, batch: of this step.
-      loss: of one client, `(outputs, labels [B], mask [B], *context) -> (value, terms)`;
-        `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training mode.
+      loss: of one client, `(outputs, labels [B], mask [B], label_set [C], *context) -> (value,
+        terms)`; `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training
+        mode, and `label_set` is None where all know all classes.
+        A client with a pretext task has that task's loss instead, and one term, "private_loss".
       context: what else it needs, arrays [K, ...].
 
     Returns:
@@ -156,19 +170,31 @@ def local_gradients(
             labels: Array,
             mask: Array,
             key: Array,
+            label_set: Array | None,
             *context: PyTree,
             group: GroupState = group,
         ) -> tuple[PyTree, PyTree, Metrics]:
+            pretext = group.model.pretext
+            if pretext is not None:
+                inputs, labels = pretext.samples(jax.random.fold_in(key, 1), inputs)
+
             def value(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-                outputs, updated = group.model.apply(params, stats, inputs, key)
-                total, parts = loss(outputs, labels, mask, *context)
+                outputs, updated = group.model.apply(params, stats, inputs, key, label_set)
+                if pretext is None:
+                    total, parts = loss(outputs, labels, mask, label_set, *context)
+                else:
+                    said: Any = pretext.head.apply(
+                        {"params": params["pretext"]}, outputs.embeddings
+                    )
+                    total = pretext_cross_entropy(pretext.logits(said), labels)
+                    parts = {"private_loss": total}
                 return total, (parts, updated)
 
             gradient, (parts, updated) = jax.grad(value, has_aux=True)(params)
             return gradient, updated, parts
 
         own = take_members(
-            (batch.inputs, batch.labels, batch.mask, keys, *context),
+            (batch.inputs, batch.labels, batch.mask, keys, state.label_sets, *context),
             group.members,
             state.num_clients,
         )
@@ -182,14 +208,18 @@ def local_gradients(
 def private_gradients(
     state: State, batch: Batch, label_smoothing: float
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
-    """Every client's gradient of CE(z^0(x), y) on its private batch.
+    """Every client's gradient of CE(z^0(x), y), or of its pretext task, on its private batch.
 
     Returns:
       Gradients and statistics after the pass, group by group, and the losses [K].
     """
 
-    def loss(outputs: Outputs, labels: Array, mask: Array) -> tuple[Array, Metrics]:
-        value = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing)
+    def loss(
+        outputs: Outputs, labels: Array, mask: Array, label_set: Array | None
+    ) -> tuple[Array, Metrics]:
+        value = private_cross_entropy(
+            outputs.logits[:, 0], labels, mask, label_smoothing, label_set
+        )
         return value, {"private_loss": value}
 
     gradients, stats, terms = local_gradients(state, batch, loss)
@@ -202,44 +232,53 @@ def forward_teachers(
     stats: tuple[PyTree, ...],
     teachers: Array,
     inputs: PyTree,
-    train: random.Purpose,
+    *,
+    train: random.Purpose | None = None,
+    slots: Array | None = None,
 ) -> Outputs:
     """Outputs of each client's teachers on the client's own samples.
 
     Args:
-      state, params, stats: as for `forward`.
+      state, params, stats: as for `forward`; or snapshots of them, arrays [k, slots, ...].
       teachers: positions of the teachers, int32 [K, T].
       inputs: [K, P, ...].
-      train: the teachers run in the mode, and with the keys, of their own training pass.
+      train: the teachers run in the mode, and with the keys, of their own training pass; None is
+        evaluation mode.
+      slots: which of a teacher's snapshots is meant, int32 [K, T].
 
     Returns:
-      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D] (or None).
+      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].
     """
-    keys = random.client_keys(state.key, train, state.client_ids, state.step)
+    keys = None
+    if train is not None:
+        keys = random.client_keys(state.key, train, state.client_ids, state.step)
     group_of = np.zeros(state.num_clients, np.int32)
     row_of = np.zeros(state.num_clients, np.int32)
     for i, group in enumerate(state.groups):
         group_of[list(group.members)] = i
         row_of[list(group.members)] = np.arange(len(group.members))
 
-    def one_slot(slot: Array) -> Outputs:  # [K], one teacher for each client
-        rows = jnp.asarray(row_of)[slot]
+    def one_of_each(place: tuple[Array, Array | None]) -> Outputs:  # one teacher for each client
+        who, slot = place
+        rows = jnp.asarray(row_of)[who]
         parts = []  # every group's answer for all K; the teacher's own group is picked below
         for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
-            rows_here = jnp.minimum(rows, len(group.members) - 1)
+            rows_here: Any = jnp.minimum(rows, len(group.members) - 1)
+            if slot is not None:
+                rows_here = (rows_here, slot)
             parts.append(
-                over_clients(group.model.apply)(
+                over_clients(group.model.apply, (0, 0, 0, None if keys is None else 0, 0))(
                     take_rows(group_params, rows_here),
                     take_rows(group_stats, rows_here),
                     inputs,
-                    keys[slot],
+                    None if keys is None else keys[who],
+                    take_rows(state.label_sets, who),
                 )[0]
             )
-        return over_clients(_pick_part)(
-            jnp.asarray(group_of)[slot], *_without_unequal_embeddings(parts)
-        )
+        return over_clients(_pick_part)(jnp.asarray(group_of)[who], *of_one_width(parts))
 
-    outputs = jax.lax.map(one_slot, teachers.T)  # one slot at a time bounds the memory
+    places = (teachers.T, None if slots is None else slots.T)
+    outputs = jax.lax.map(one_of_each, places)  # one teacher at a time bounds the memory
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
 
 
@@ -247,16 +286,32 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
     return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
 
 
-def _without_unequal_embeddings(outputs: Sequence[Outputs]) -> list[Outputs]:
-    shapes = {None if part.embeddings is None else part.embeddings.shape for part in outputs}
-    if len(shapes) == 1:
-        return list(outputs)
-    return [dataclasses.replace(part, embeddings=None) for part in outputs]
+def of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:
+    """Groups' outputs with embeddings as wide as the widest."""
+    embeddings: list[Array] = [part.embeddings for part in outputs]  # type: ignore[misc]
+    width = max(a.shape[-1] for a in embeddings)
+    return [
+        dataclasses.replace(part, embeddings=padded(a, width))
+        for part, a in zip(outputs, embeddings, strict=True)
+    ]
 
 
-def shapes_said(state: State, batch: Batch) -> Outputs:
-    """Shapes of what one client says about a public batch: logits [P, H, C], embeddings [P, D]."""
-    kernel = state.groups[0].params["heads"]["kernel"]
+def padded(embeddings: Array, width: int) -> Array:
+    """Embeddings [..., D] that end in zeros, [..., width]."""
+    missing = width - embeddings.shape[-1]
+    if missing == 0:
+        return embeddings
+    return jnp.pad(embeddings, [(0, 0)] * (embeddings.ndim - 1) + [(0, missing)])
+
+
+def embedding_width(group: GroupState) -> int:
+    """D of a group's clients."""
+    return group.params["heads"]["kernel"].shape[2]
+
+
+def shapes_said(group: GroupState, batch: Batch) -> Outputs:
+    """Shapes of what a client of a group says about a public batch: logits [P, H, C], embeddings [P, D]."""
+    kernel = group.params["heads"]["kernel"]
     _, num_heads, width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]
 
@@ -282,10 +337,68 @@ def apply_gradients(
     return dataclasses.replace(state, step=state.step + 1, groups=tuple(groups))
 
 
+def keep_others(took: Array, after: State, before: State) -> State:
+    """The state after a step, in which the groups of those who did not take it are as before.
+
+    Snapshots are of what clients were, and stay.
+
+    Args:
+      took: who did, bool [K].
+      after, before: the step.
+    """
+    groups = []
+    for new, old in zip(after.groups, before.groups, strict=True):
+        own = take_members(took, new.members, after.num_clients)
+        kept = where_rows(
+            own, (new.params, new.stats, new.opt_state), (old.params, old.stats, old.opt_state)
+        )
+        params, stats, opt_state = kept
+        groups.append(dataclasses.replace(new, params=params, stats=stats, opt_state=opt_state))
+    return dataclasses.replace(after, groups=tuple(groups))
+
+
+def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
+    """Rows of arrays [K, ...]: of `ones` where `which` [K] holds, else of `others`."""
+
+    def choose(one: Array, other: Array) -> Array:
+        return jnp.where(which.reshape((-1,) + (1,) * (one.ndim - 1)), one, other)
+
+    return jax.tree.map(choose, ones, others)
+
+
+def finite_params(state: State) -> Array:
+    """Whose parameters and statistics are all finite, bool [K]."""
+    parts = [exchange.all_finite((group.params, group.stats)) for group in state.groups]
+    return in_client_order(parts, state.groups)
+
+
 def predict(state: State, inputs: PyTree) -> Array:
     """Logits [K, N, H, C] of all clients on the same inputs [N, ...], in evaluation mode."""
     outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)
     return outputs.logits
+
+
+def averaged(state: State, weights: Array, among: Array | None = None) -> State:
+    """Every client's parameters and statistics as Σ_j W[i, j] of the clients'; optimizers stay.
+
+    Args:
+      state: before.
+      weights: W, row-stochastic [K, K]; 0 between clients of different groups.
+      among: who takes part, bool [K], and has no weight for the others, who may hold anything and
+        keep it; None takes all.
+    """
+    groups = []
+    for group in state.groups:
+        own = group.params, group.stats
+        within = weights[np.ix_(group.members, group.members)]
+        if among is None:
+            params, stats = exchange.average(own, within)
+        else:
+            here = take_members(among, group.members, state.num_clients)
+            sent = where_rows(here, own, jax.tree.map(jnp.zeros_like, own))
+            params, stats = where_rows(here, exchange.average(sent, within), own)
+        groups.append(dataclasses.replace(group, params=params, stats=stats))
+    return dataclasses.replace(state, groups=tuple(groups))
 
 
 def consensus(state: State, num_active: int) -> State:
@@ -295,10 +408,5 @@ def consensus(state: State, num_active: int) -> State:
       state: of one architecture.
       num_active: how many clients are real; the others only fill devices.
     """
-    (group,) = state.groups
     weights = (jnp.arange(state.num_clients) < num_active) / num_active
-    everyone = jnp.broadcast_to(weights, (state.num_clients,) * 2)
-    params, stats = exchange.average((group.params, group.stats), everyone)
-    return dataclasses.replace(
-        state, groups=(dataclasses.replace(group, params=params, stats=stats),)
-    )
+    return averaged(state, jnp.broadcast_to(weights, (state.num_clients,) * 2))

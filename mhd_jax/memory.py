@@ -12,7 +12,7 @@ import psutil
 from mhd_jax import optim
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.data.batching import BatchSpec
-from mhd_jax.types import PyTree
+from mhd_jax.types import Algorithm, PyTree
 
 _USABLE = 0.8  # of the memory: the rest is for what an estimate does not see
 
@@ -22,7 +22,7 @@ class Estimate:
     """Bytes of one client, the largest of its kind.
 
     Attributes:
-      state: parameters, statistics and optimizer state.
+      state: parameters, statistics, snapshots of these, and optimizer state.
       gradients: of one pass, as large as the parameters.
       batch: its own samples in a step.
       private, public: what a pass over its private or public batch keeps for its gradient.
@@ -48,9 +48,9 @@ class Estimate:
         return max(1, min(num_clients, left // max(self.private, self.public, 1)))
 
 
-def estimate(clients: Clients, num_heads: int, spec: BatchSpec) -> Estimate:
+def estimate(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> Estimate:
     """The estimate for clients that have their optimizers."""
-    each = [_of_group(group, clients, num_heads, spec) for group in clients.groups]
+    each = [_of_group(group, clients, algorithm, spec) for group in clients.groups]
     fields = [field.name for field in dataclasses.fields(Estimate)]
     return Estimate(**{name: max(getattr(part, name) for part in each) for name in fields})
 
@@ -72,8 +72,10 @@ def _itemsize(dtype: Any) -> int:
     return getattr(dtype, "itemsize", 8)  # keys are two words
 
 
-def _of_group(group: ClientGroup, clients: Clients, num_heads: int, spec: BatchSpec) -> Estimate:
-    model = group.client_model(num_heads, clients.num_classes)
+def _of_group(
+    group: ClientGroup, clients: Clients, algorithm: Algorithm, spec: BatchSpec
+) -> Estimate:
+    model = group.client_model(algorithm.num_heads, clients.num_classes)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     samples = clients.data.samples
@@ -93,9 +95,9 @@ def _of_group(group: ClientGroup, clients: Clients, num_heads: int, spec: BatchS
         return max(num_bytes(residuals) - known, 0)
 
     return Estimate(
-        state=num_bytes((params, stats, opt_state)),
+        state=num_bytes((params, stats, opt_state)) + algorithm.num_snapshots * known,
         gradients=num_bytes(params),
         batch=num_bytes(samples(spec.private + spec.public * spec.independent_public)),
-        private=activations(spec.private),
+        private=activations(spec.private * (group.pretext.views if group.pretext else 1)),
         public=activations(spec.public),
     )

@@ -17,13 +17,18 @@ def head_names(num_heads: int) -> list[str]:
     return ["main", *(f"aux_{rank}" for rank in range(1, num_heads))]
 
 
-def prediction_entropy(logits: Array) -> Array:
+def prediction_entropy(logits: Array, label_set: Array | None = None) -> Array:
     """Entropy of the mean prediction over samples [N, C], over its maximum log C.
 
-    Near 0 a head answers the same whatever it sees: the signature of a collapse.
+    Near 0 a head answers the same whatever it sees: the signature of a collapse. Of a client with a
+    label set L, bool [C], the maximum is log |L|; one that knows a single class has 1.
     """
     mean = jax.nn.softmax(logits).mean(axis=0)
-    return jax.scipy.special.entr(mean).sum() / jnp.log(logits.shape[-1])
+    entropy = jax.scipy.special.entr(mean).sum()
+    if label_set is None:
+        return entropy / jnp.log(logits.shape[-1])
+    known = label_set.sum()
+    return jnp.where(known > 1, entropy / jnp.log(jnp.maximum(known, 2)), 1)
 
 
 def correct_by_class(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:

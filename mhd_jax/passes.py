@@ -1,8 +1,8 @@
 """A step's two passes of every client, over its private and over the public batch.
 
 Where nothing forbids it they are one: a larger batch fills the device better. Statistics of
-the batch and dropout would tell the joint pass from two, and clients that are computed in
-chunks are better served by two short ones.
+the batch and dropout would tell the joint pass from two, a pretext task makes other images of the
+private ones, and clients that are computed in chunks are better served by two short passes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def private_and_public(
       public_updates_stats: whether public samples update normalisation statistics too.
 
     Returns:
-      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (None where widths differ), and
+      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones end in zeros), and
       a function that takes a loss's gradient at them. It returns, group by group, the gradients of
-      CE(z^0(x), y) + that loss and the statistics after the step, and the private losses [K].
+      the private loss + that loss and the statistics after the step, and the private losses [K].
     """
     if _are_one(state, batch):
         return _jointly(state, batch, label_smoothing)
@@ -50,7 +50,9 @@ def _are_one(state: State, batch: Batch) -> bool:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
 
     return computes_at_once() and not any(
-        jax.tree.leaves(group.stats) or group.model.is_random(*of_one((group.params, batch.inputs)))
+        jax.tree.leaves(group.stats)
+        or group.model.pretext
+        or group.model.is_random(*of_one((group.params, batch.inputs)))
         for group in state.groups
     )
 
@@ -73,7 +75,9 @@ def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Output
 
     def back(at_said: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
         own = jax.tree.map(lambda a: a[:, :num_private], outputs)
-        losses, at_own = over_clients(jax.value_and_grad(loss))(own, batch.labels, batch.mask)
+        losses, at_own = over_clients(jax.value_and_grad(loss))(
+            own, batch.labels, batch.mask, state.label_sets
+        )
         at_outputs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), at_own, at_said)
         (gradients,) = pull_back(at_outputs)
         return gradients, all_stats(state), losses
@@ -106,5 +110,7 @@ def _apart(
     return said, back
 
 
-def _private_loss(own: Outputs, labels: Array, mask: Array, label_smoothing: float) -> Array:
-    return private_cross_entropy(own.logits[:, 0], labels, mask, label_smoothing)
+def _private_loss(
+    own: Outputs, labels: Array, mask: Array, label_set: Array | None, label_smoothing: float
+) -> Array:
+    return private_cross_entropy(own.logits[:, 0], labels, mask, label_smoothing, label_set)

@@ -25,6 +25,11 @@ class Purpose(enum.IntEnum):
     AUGMENTATION = 7
     PUBLIC_AUGMENTATION = 8
     TOPOLOGY = 9
+    LINK_LOSS = 10
+    OFFLINE = 11
+    PARTICIPATION = 12
+    POOL = 13
+    PROJECTION = 14
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

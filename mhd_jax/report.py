@@ -35,7 +35,17 @@ def write(
         "accuracy": accuracy_figure(history, summary["algorithm"]),
         "data_split": data_split_figure(clients.label_counts(), clients.data.class_names),
         "per_class_accuracy": per_class_figure(summary, clients.data.class_names),
+        "hops": hops_figure(summary),
     }
+    by_edge = {
+        kind: np.array(counts)
+        for kind, counts in summary["communication"]["by_edge"].items()
+        if np.ndim(counts) == 2
+    }
+    if by_edge:
+        figures["edges"] = edges_figure(by_edge)
+    if "diagnostics" in summary:
+        figures["followed"] = followed_figure(summary)
     page = _template("run.html").render(
         summary=summary,
         settings=_flat(summary["settings"]),
@@ -78,8 +88,13 @@ def write_comparison(
 
 
 def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
-    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row; the consensus model last."""
+    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row.
+
+    Then those of honest clients alone, where others misbehave, and of the consensus model.
+    """
     lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
+    for head in record.get("honest", {}).get("beta_sh", ()):
+        lines.append((f"{head}, honest", *(record["honest"][metric][head] for metric in METRICS)))
     if "consensus" in record:
         lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
     return lines
@@ -149,6 +164,65 @@ def per_class_figure(summary: Record, class_names: Sequence[str]) -> Figure:
         image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
         figure.colorbar(image, ax=axis, label="accuracy")
         axis.set_title(f"{summary['algorithm']}: test accuracy, {head}")
+    return figure
+
+
+def hops_figure(summary: Record) -> Figure:
+    """Test accuracy of every head by distance from the clients that hold a class."""
+    rows = summary["by_hops"]
+    figure = Figure(figsize=(1.8 + 0.9 * max(len(rows), 3), 3.6), layout="constrained")
+    axis = figure.subplots()
+    heads = list(summary["beta_sh"])
+    for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+        values = [row["accuracy"][head] for row in rows]
+        axis.plot(range(len(rows)), values, "o-", color=colour, label=head)
+    labels = ["none" if row["hops"] is None else str(row["hops"]) for row in rows]
+    axis.set_xticks(range(len(rows)), labels)
+    axis.set_xlim(-0.4, len(rows) - 0.6)
+    axis.set_xlabel("hops to who holds the class")
+    _accuracy_axis(axis, "test accuracy")
+    axis.legend(title="head", fontsize="small")
+    return figure
+
+
+def edges_figure(by_edge: Mapping[str, np.ndarray]) -> Figure:
+    """How many messages each client got from each other one [K, K], kind by kind."""
+    most = max(counts.max() for counts in by_edge.values())
+    panels = {
+        f"messages: {kind}": (counts, "{:.0f}", Normalize(0, max(most, 1)))
+        for kind, counts in by_edge.items()
+    }
+    return _pairs_figure(panels)
+
+
+def followed_figure(summary: Record) -> Figure:
+    """Shares of public samples on which each client learned from each one, and on which they agreed."""
+    found, heads = summary["diagnostics"], list(summary["beta_sh"])
+    learn = heads[-len(found["followed"]) :]
+    panels = {
+        f"who {head} learned from": (_numbers(shares), "{:.2f}", Normalize(0, 1))
+        for head, shares in zip(learn, found["followed"], strict=True)
+    }
+    panels["agreement"] = (_numbers(found["agreement"]), "{:.2f}", Normalize(0, 1))
+    return _pairs_figure(panels)
+
+
+def _pairs_figure(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
+    """Heat maps of pairs of clients [K, K], from j to i at [i, j]."""
+    names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
+    width, height = _heat_map_size(np.zeros((len(names),) * 2), names)
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(across * width, down * height), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).reshape(-1)
+    for axis, (title, (values, number, scale)) in zip(axes, panels.items(), strict=False):
+        image = _heat_map(axis, values, names, number, "Blues", scale)
+        axis.set_xlabel("from client")
+        axis.set_ylabel("to client")
+        axis.set_title(title)
+        figure.colorbar(image, ax=axis)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     return figure
 
 

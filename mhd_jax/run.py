@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import groups, hosts, memory, optim
+from mhd_jax import edges, groups, hops, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
 from mhd_jax.clients import Clients
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.data.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
@@ -35,6 +35,7 @@ from mhd_jax.engine import (
 )
 from mhd_jax.errors import ConfigError
 from mhd_jax.execution import Execution, client_mesh
+from mhd_jax.faults import ON_NONFINITE, FaultPlan, Faults, Tally, require_sound
 from mhd_jax.fingerprint import array_digest, program_digest
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
 from mhd_jax.schedules import cycle
@@ -54,6 +55,8 @@ class Run:
 
     Attributes:
       algorithm, topology: resolved.
+      plan: what fails; None where nothing does.
+      quarantine: whether clients that diverge are taken out, and do not stop the run.
       everyone: the clients as given.
       clients: those who train: pooled into one, or padded to fill the devices.
       num_active: how many of these are real.
@@ -70,6 +73,8 @@ class Run:
 
     algorithm: Algorithm
     topology: Topology
+    plan: FaultPlan | None
+    quarantine: bool
     everyone: Clients
     clients: Clients
     num_active: int
@@ -93,6 +98,8 @@ class Run:
             self.spec,
             self.seed,
             self.execution,
+            may_fail=self.plan is not None,
+            quarantine=self.quarantine,
         )
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
@@ -115,7 +122,7 @@ class Run:
     def lower(self, carry: Carry) -> jax.stages.Lowered:
         """The program of `advance`, not yet compiled; `carry` may be shapes only."""
         return dispatch.lower(
-            carry, self.data, self.topology.adjacency, jnp.int32(1), **self.static()
+            carry, self.data, self.topology.adjacency, jnp.int32(1), self.plan, **self.static()
         )
 
     def split(self, tree: PyTree) -> list[PyTree]:
@@ -123,7 +130,9 @@ class Run:
         return [tree]
 
     def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
-        return dispatch(carry, data, self.topology.adjacency, jnp.int32(num_steps), **self.static())
+        return dispatch(
+            carry, data, self.topology.adjacency, jnp.int32(num_steps), self.plan, **self.static()
+        )
 
     def static(self) -> dict[str, Any]:
         """What the program of `advance` is compiled for, beside shapes."""
@@ -134,18 +143,60 @@ class Run:
             "execution": self.execution,
         }
 
-    def means(self, carry: Carry) -> dict[str, float]:
-        """Metrics as means over steps and clients."""
-        sums, count = hosts.fetch((carry.sums, carry.count))
+    def means(self, carry: Carry) -> dict[str, float | None]:
+        """Metrics as means over clients and the steps that they took; None where nobody took one."""
+        sums, count, tally = hosts.fetch((carry.sums, carry.count, carry.tally))
+        taken = int(count) if tally is None else float(np.mean(tally.trained[: self.num_active]))
         return {
-            name: float(np.mean(np.atleast_1d(total)[: self.num_active])) / int(count)
+            name: float(np.mean(np.atleast_1d(total)[: self.num_active]))
+            / (taken if np.ndim(total) else int(count))
+            if taken
+            else None
             for name, total in sums.items()
         }
 
-    def messages(self, carry: Carry) -> np.ndarray:
-        """How many messages i got from j since the start [K, K], or exchanged with a server [K]."""
-        found = hosts.fetch(carry.messages).astype(np.int64)
-        return found[(slice(self.num_active),) * found.ndim]
+    def non_finite(self, carry: Carry) -> dict[str, int]:
+        """How many messages were not finite since the last evaluation, where an algorithm counts them."""
+        counts = {name: n for name, n in carry.sums.items() if name == "non_finite"}
+        return {name: int(n[: self.num_active].sum()) for name, n in hosts.fetch(counts).items()}
+
+    def messages(self, carry: Carry) -> dict[str, np.ndarray]:
+        """By kind, how many messages i got from j since the start [K, K], or exchanged with a server [K]."""
+        return {
+            kind: count.astype(np.int64)[(slice(self.num_active),) * count.ndim]
+            for kind, count in hosts.fetch(carry.messages).items()
+        }
+
+    def diagnostics(self, carry: Carry) -> dict[str, Any]:
+        """Who learned from whom, for a summary; nothing where the algorithm does not tell."""
+        if carry.diagnostics is None:
+            return {}
+        sums = hosts.fetch(carry.diagnostics)
+        if "followed" not in sums:
+            return {}
+        heard = self.messages(carry)["predictions"]
+        return {"diagnostics": edges.means(sums, heard, self.num_active)}
+
+    def faults(self, carry: Carry) -> dict[str, Any]:
+        """What came of faults, for a summary; nothing where there are none."""
+        if carry.tally is None:
+            return {}
+        tally = jax.tree.map(lambda a: a[: self.num_active], hosts.fetch(carry.tally))
+        found: dict[str, Any] = {}
+        if self.plan is not None:
+            found |= {
+                "links_lost": int(tally.lost.sum()),
+                "steps_missed": tally.missed,
+                "steps_unreachable": tally.unreachable,
+            }
+        if self.quarantine:
+            found["quarantined"] = self.quarantined(carry.tally)
+        return {"faults": found}
+
+    def quarantined(self, tally: Tally) -> dict[int, int]:
+        """Clients that diverged, with the steps at which they did."""
+        steps = hosts.fetch(tally.quarantined)[: self.num_active]
+        return {int(i): int(steps[i]) for i in np.flatnonzero(steps >= 0)}
 
     def diverged(self, sums: Metrics) -> np.ndarray:
         """Clients whose loss is not finite."""
@@ -174,23 +225,36 @@ class Run:
     def accuracies(
         self, state: State, samples: EvaluationSet | StreamedEvaluationSet
     ) -> dict[str, Any]:
-        """β_sh and β_priv by head: means over clients, and each client's."""
+        """β_sh and β_priv by head: means over clients, and each client's.
+
+        Where some misbehave, "honest" holds the means over the others.
+        """
         per_class = self.per_class_accuracy(state, samples)
         own_labels = self.clients.label_distributions[: self.num_active]
         betas = {"beta_sh": beta_sh(per_class), "beta_priv": beta_priv(per_class, own_labels)}
         names = head_names(per_class.shape[1])
-        means = {
-            metric: {
-                name: float(np.nanmean(values[:, h])) if np.isfinite(values[:, h]).any() else None
-                for h, name in enumerate(names)
+        honest = np.setdiff1d(np.arange(self.num_active), list(self.clients.adversaries))
+
+        def means(rows: np.ndarray | slice) -> dict[str, dict[str, float | None]]:
+            return {
+                metric: {name: _mean(values[rows, h]) for h, name in enumerate(names)}
+                for metric, values in betas.items()
             }
-            for metric, values in betas.items()
-        }
+
         each = {
             metric: {name: values[:, h] for h, name in enumerate(names)}
             for metric, values in betas.items()
         }
-        return {**means, "per_client": jsonable(each)}
+        return {
+            **means(slice(None)),
+            **({"honest": means(honest)} if self.clients.adversaries else {}),
+            "per_client": jsonable(each),
+        }
+
+    def hops_to_classes(self) -> np.ndarray:
+        """How far each client is from those who hold a class, int [K, C]; −1 is out of reach."""
+        clients = self.everyone.pooled() if self.algorithm.pooled else self.everyone
+        return hops.to_classes(hops.edges_of(self.topology, self.steps), clients.labelled_counts())
 
     def consensus(self, state: State) -> dict[str, Any] | None:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
@@ -199,8 +263,9 @@ class Run:
         found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
-    def message(self) -> Message:
-        """Shapes of what one message consists of, by type."""
+    @functools.cached_property
+    def senders(self) -> dict[tuple[int, ...], Messages]:
+        """Shapes of what a message of each kind consists of, by the clients that send such."""
         state = self.carry.state
         batch = jax.eval_shape(
             functools.partial(draw_batch, spec=self.spec),
@@ -209,7 +274,17 @@ class Run:
             state.client_ids,
             state.step,
         )
-        return self.algorithm.message(state, batch)
+        return {
+            tuple(i for i in group.members if i < self.num_active): self.algorithm.message(
+                state, batch, group
+            )
+            for group in state.groups
+        }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of those that are known."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")
@@ -234,6 +309,8 @@ def prepare(
     data_placement: str = "auto",
     client_chunk: int | None = None,
     num_devices: int | None = None,
+    faults: Faults | None = None,
+    on_nonfinite: str = "stop",
 ) -> Run:
     """Checks settings and makes a run ready; arguments as for `mhd_jax.simulate`.
 
@@ -263,10 +340,25 @@ def prepare(
             f"{algorithm.name} distills on public samples, but there are none; "
             "set public_fraction above 0, or give a public data set."
         )
+    if clients.adversaries and not algorithm.falsifiable:
+        raise ConfigError(
+            f"{algorithm.name} does not know adversaries (client "
+            f"{', '.join(map(str, clients.adversaries))}), who falsify predictions; leave them out, "
+            "or choose mhd, naive or fedmd."
+        )
     augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name, steps)
+    if faults is not None and not isinstance(faults, Faults):
+        raise ConfigError(f"faults are a mhd_jax.Faults, not {faults!r}.")
+    if faults == Faults():  # nothing fails
+        faults = None
+    if on_nonfinite not in ON_NONFINITE:
+        raise ConfigError(
+            f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, not {on_nonfinite!r}."
+        )
+    quarantine = on_nonfinite == "quarantine"
     settings = {
         "algorithm": algorithm.name,
         "hyperparameters": algorithm.hyperparameters,
@@ -282,6 +374,10 @@ def prepare(
         "compute_dtype": compute_dtype,
         "seed": seed,
     }
+    if faults is not None:
+        settings["faults"] = dataclasses.asdict(faults)
+    if quarantine:
+        settings["on_nonfinite"] = on_nonfinite
     everyone = clients
     if algorithm.pooled:  # the same number of private samples in a step, in one place
         clients = clients.pooled()
@@ -312,13 +408,15 @@ def prepare(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
     num_active = clients.num_clients
-    execution = _execution(clients, client_chunk, num_devices, algorithm.num_heads, spec)
+    execution = _execution(clients, client_chunk, num_devices, algorithm, spec)
     clients = clients.padded(execution.num_shards)
     on_host = _stays_on_host(data_placement, clients)
     stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
     data = device_data(clients, execution) if stream is None else stream.blank()
     arguments = (algorithm, clients, data, spec, seed, execution)
-    carry = initial_carry(*arguments, abstract=True)
+    carry = initial_carry(
+        *arguments, may_fail=faults is not None, quarantine=quarantine, abstract=True
+    )
     if any(callable(value) for value in algorithm.hyperparameters.values()):
         ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
         batch = jax.eval_shape(
@@ -330,11 +428,16 @@ def prepare(
         )
         graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
         settings["program"] = program_digest(algorithm.train_step, carry.state, batch, graph)
+    plan = None
+    if faults is not None:
+        plan = faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
     make_set = StreamedEvaluationSet if on_host else evaluation_set
     test = clients.data.test_inputs, clients.data.test_labels
-    return Run(
+    run = Run(
         algorithm=algorithm,
         topology=topology,
+        plan=plan,
+        quarantine=quarantine,
         everyone=everyone,
         clients=clients,
         num_active=num_active,
@@ -351,6 +454,10 @@ def prepare(
         carry=carry,
         settings=settings,
     )
+    if faults is not None:
+        has_server = any(count.ndim == 1 for count in carry.messages.values())
+        require_sound(faults, algorithm, has_server)
+    return run
 
 
 def _stays_on_host(data_placement: str, clients: Clients) -> bool:
@@ -464,7 +571,7 @@ def _execution(
     clients: Clients,
     client_chunk: int | None,
     num_devices: int | None,
-    num_heads: int,
+    algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
     """How to compute the client axis, by what was measured (see Performance in the README).
@@ -495,7 +602,7 @@ def _execution(
     on_device = -(-clients.num_clients // shards)
     serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
     chunk = 1 if serial else on_device
-    needs, capacity = memory.estimate(clients, num_heads, spec), memory.capacity_bytes()
+    needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
         return Execution(chunk if serial else None, mesh=mesh)
     return Execution(

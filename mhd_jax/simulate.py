@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import resource
 import signal
@@ -22,7 +21,7 @@ from typing import Any
 
 import jax
 
-from mhd_jax import communication, hosts, optim
+from mhd_jax import communication, hops, hosts, optim
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
@@ -30,6 +29,7 @@ from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import Carry
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
+from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
 from mhd_jax.together import Together, together
@@ -86,6 +86,8 @@ def simulate(
     data_placement: str = "auto",
     client_chunk: int | None = None,
     num_devices: int | None = None,
+    faults: Faults | None = None,
+    on_nonfinite: str = "stop",
     workdir: str | pathlib.Path | None = None,
     checkpoint_every: int | None = None,
     callbacks: Watcher | Sequence[Watcher] = (),
@@ -122,6 +124,10 @@ def simulate(
         changes results within floating-point tolerance.
       num_devices: devices that share the clients; None takes all, but no more than clients.
         Results are equal within floating-point tolerance.
+      faults: lost links, clients that are offline, slow or late, a `mhd_jax.Faults`.
+      on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
+        "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
+        the others go on.
       workdir: the run's folder. A second start resumes where the first was cut, and only
         reads a run that has finished.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
@@ -133,7 +139,7 @@ def simulate(
 
     Raises:
       ConfigError: settings that cannot work, or a workdir of another run.
-      DivergedError: a client's loss is no longer finite.
+      DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
       LostProcessError: another process of a run on several has ended.
     """
@@ -155,6 +161,8 @@ def simulate(
         data_placement=data_placement,
         client_chunk=client_chunk,
         num_devices=num_devices,
+        faults=faults,
+        on_nonfinite=on_nonfinite,
     )
     plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
     return _simulate([run], [workdir], plan, _watchers(callbacks, progress))[0]
@@ -218,15 +226,12 @@ class _Lane:
     folder: RunFolder | None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
 
     @property
     def starts(self) -> list[int]:
         """The steps at which the run can be taken up, in their order."""
         return (self.folder.saved_steps if self.folder is not None else []) or [0]
-
-    @functools.cached_property
-    def _message_bytes(self) -> int:
-        return sum(communication.bytes_by_type(self.run.message()).values())
 
     def begin(self, step: int) -> Carry:
         """The state at `step`, one of `starts`."""
@@ -240,14 +245,16 @@ class _Lane:
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds a line to the history."""
-        run, messages = self.run, int(self.run.messages(carry).sum())
+        run = self.run
+        sent = communication.total(run.messages(carry), run.senders)
         record = {
             "step": int(carry.state.step),
             "seed": run.seed,
             **run.accuracies(carry.state, run.test),
             "train": run.means(carry),
-            "messages": messages,
-            "bytes": messages * self._message_bytes,
+            "messages": sent["messages"],
+            "bytes": sent["total_bytes"],
+            **run.non_finite(carry),
             "seconds": self.seconds,
         }
         if run.validation is not None:
@@ -415,9 +422,13 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        for lane, sums in zip(lanes, program.split(carry.sums), strict=True):
+        for lane, (sums, tally) in zip(
+            lanes, program.split((carry.sums, carry.tally)), strict=True
+        ):
             lane.seconds += elapsed / len(lanes)
             _require_finite(lane.run, sums, step)
+            if lane.run.quarantine:
+                _report_quarantine(lane, tally)
         records = []
         if plan.evaluates_at(step):
             records = [
@@ -464,6 +475,23 @@ def _require_finite(run: Run, sums: Metrics, step: int) -> None:
     if bad.size:
         raise DivergedError(
             f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step} "
+            f"(seed {run.seed}); lower the learning rate or the distillation weights."
+        )
+
+
+def _report_quarantine(lane: _Lane, tally: Tally) -> None:
+    """Warns of clients new in quarantine; raises `DivergedError` where all are."""
+    run, found = lane.run, lane.run.quarantined(tally)
+    for client in sorted(found.keys() - lane.reported.keys()):
+        warnings.warn(
+            f"the loss or the parameters of client {client} are no longer finite at step "
+            f"{found[client]} (seed {run.seed}): it is in quarantine, and the others go on.",
+            stacklevel=2,
+        )
+    lane.reported = found
+    if len(found) == run.num_active:
+        raise DivergedError(
+            f"all clients are in quarantine, the last since step {max(found.values())} "
             f"(seed {run.seed}); lower the learning rate or the distillation weights."
         )
 
@@ -515,6 +543,7 @@ def _summary(
     per_class = run.per_class_accuracy(carry.state, run.test)
     names = head_names(per_class.shape[1])
     messages = run.messages(carry)
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= _MOST_EDGES}
     each = last["per_client"]
     models = run.everyone.model_names
     consensus = run.consensus(carry.state)
@@ -528,7 +557,7 @@ def _summary(
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
-            **({"validation": last["validation"]} if "validation" in last else {}),
+            **{name: last[name] for name in ("honest", "validation") if name in last},
             **({} if consensus is None else {"consensus": consensus}),
             "per_client": [
                 {
@@ -540,11 +569,15 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "by_hops": hops.accuracies(per_class, run.hops_to_classes(), names),
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
-                **communication.total(int(messages.sum()), run.message()),
-                **({"by_edge": messages} if messages.size <= _MOST_EDGES else {}),
+                **communication.total(messages, run.senders),
+                "by_edge": by_edge,
+                **_non_finite(history),
             },
+            **(run.diagnostics(carry) if len(per_class) ** 2 <= _MOST_EDGES else {}),
+            **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,
                 "seconds_per_step": seconds / run.steps,
@@ -554,6 +587,13 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many messages were not finite since the start, where an algorithm looks for them."""
+    if "non_finite" not in history[-1]:
+        return {}
+    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
 
 
 def _peak_memory() -> int:

@@ -34,6 +34,7 @@ class Together:
     runs: tuple[Run, ...]
     data: DeviceData
     adjacency: PyTree
+    plan: PyTree
 
     def join(self, carries: Sequence[Carry]) -> Carry:
         """One carry of all runs' own, which must have come to one step."""
@@ -42,7 +43,12 @@ class Together:
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes steps of all runs; `carry` is used up."""
         return _dispatch(
-            carry, self.data, self.adjacency, jnp.int32(num_steps), **self.runs[0].static()
+            carry,
+            self.data,
+            self.adjacency,
+            jnp.int32(num_steps),
+            self.plan,
+            **self.runs[0].static(),
         )
 
     def split(self, tree: PyTree) -> list[PyTree]:
@@ -67,7 +73,7 @@ def together(runs: Sequence[Run]) -> Together | None:
     if execution.chunk is not None or execution.recompute:
         return None
     on_device = -(-first.clients.num_clients // execution.num_shards)
-    needs = memory.estimate(first.clients, first.algorithm.num_heads, first.spec)
+    needs = memory.estimate(first.clients, first.algorithm, first.spec)
     copies = 2 * memory.num_bytes(first.data) // execution.num_shards  # each run keeps its own
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     if len(runs) * bytes_each > memory.capacity_bytes():
@@ -75,7 +81,7 @@ def together(runs: Sequence[Run]) -> Together | None:
     most = max(data.labels.shape[1] for data in held)
     data = _stack([_padded(each, most) for each in held])
     adjacency = _stack([run.topology.adjacency for run in runs])
-    return Together(tuple(runs), data, adjacency)
+    return Together(tuple(runs), data, adjacency, _stack([run.plan for run in runs]))
 
 
 def _alike(one: Run, ones: DeviceData, other: Run, others: DeviceData) -> bool:
@@ -88,6 +94,7 @@ def _alike(one: Run, ones: DeviceData, other: Run, others: DeviceData) -> bool:
             data.has_labels,
             data.public_inputs,
             run.topology.adjacency,
+            run.plan,
             run.carry,
         )
         return jax.tree.map(lambda a: (a.shape, a.dtype), rest)
@@ -169,13 +176,14 @@ def _dispatch(
     data: DeviceData,
     adjacency: PyTree,
     num_steps: Array,
+    plan: PyTree = None,
     *,
     execution: Execution,
     **static: Any,
 ) -> Carry:
     axes = _axes(carry)
     steps: Any = functools.partial(take_steps, execution=execution, **static)
-    after = jax.vmap(steps, in_axes=(axes, 0, 0, None), out_axes=axes)(
-        carry, data, adjacency, num_steps
+    after = jax.vmap(steps, in_axes=(axes, 0, 0, None, 0), out_axes=axes)(
+        carry, data, adjacency, num_steps, plan
     )
     return _placed(after, execution)

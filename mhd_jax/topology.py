@@ -367,19 +367,19 @@ def hypercube(num_clients: int) -> Topology:
 
 
 def islands(num_clients: int, num_islands: int = 2, meet_every: int | None = None) -> Topology:
-    """Complete graphs of K / `num_islands` clients, each joined to the next by one edge.
+    """Complete graphs of K / `num_islands` clients or one more, each joined to the next by one edge.
 
     With `meet_every` = n these bridges are there at the steps 0, n, 2n, … only.
     """
-    if num_islands < 1 or num_clients % num_islands:
+    if not 1 <= num_islands <= num_clients:
         raise ConfigError(
-            f"an islands topology needs equal islands, but {num_clients} clients cannot form "
-            f"{num_islands}; change num_islands or the number of clients."
+            f"{num_clients} clients cannot form {num_islands} islands; change num_islands or the "
+            "number of clients."
         )
-    size = num_clients // num_islands
-    graph = nx.disjoint_union_all([nx.complete_graph(size)] * num_islands)
+    parts = np.array_split(np.arange(num_clients), num_islands)
+    graph = nx.disjoint_union_all([nx.complete_graph(len(part)) for part in parts])
     apart = from_networkx(graph).at(0)
-    graph.add_edges_from((size * i - 1, size * i) for i in range(1, num_islands))
+    graph.add_edges_from((int(part[0]) - 1, int(part[0])) for part in parts[1:])
     joined = from_networkx(graph, "islands")
     if meet_every is None:
         return joined

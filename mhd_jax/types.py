@@ -17,7 +17,20 @@ from flax import struct
 from mhd_jax.models.client_model import ClientModel
 
 PyTree = Any
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # arrays, and counts of messages by kind
+
+
+@struct.dataclass
+class Presence:
+    """Who is there in one step.
+
+    Attributes:
+      trains: who takes the step, bool [K]; the others stay as they are.
+      reachable: who can be heard from, with the parameters that it has, bool [K].
+    """
+
+    trains: jax.Array
+    reachable: jax.Array
 
 
 @struct.dataclass
@@ -32,6 +45,7 @@ class Batch:
         [K, P, ...] when each client draws its own.
       public_indices: positions of the public samples in the public set, int32
         [P] or [K, P].
+      presence: who is there; None in a run in which all are, at every step.
     """
 
     inputs: PyTree
@@ -39,6 +53,7 @@ class Batch:
     mask: jax.Array
     public_inputs: PyTree
     public_indices: jax.Array
+    presence: Presence | None = None
 
     @property
     def public_is_shared(self) -> bool:
@@ -48,7 +63,11 @@ class Batch:
 
 @struct.dataclass
 class GroupState:
-    """Clients of one architecture, stacked: every array has a leading axis of the group's size."""
+    """Clients of one architecture, stacked: every array has a leading axis of the group's size.
+
+    `snapshots` are parameters and statistics of earlier steps, arrays [k, slots, ...], where an
+    algorithm keeps some.
+    """
 
     params: PyTree
     stats: PyTree
@@ -56,6 +75,7 @@ class GroupState:
     model: ClientModel = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     members: tuple[int, ...] = struct.field(pytree_node=False)
+    snapshots: PyTree = ()
 
 
 @struct.dataclass
@@ -68,6 +88,8 @@ class State:
       client_ids: who sits at each position of the client axis, int32 [K]. Keys
         derive from the id, so a client keeps its randomness wherever it sits.
       groups: clients by architecture; `members` gives their positions.
+      label_sets: which classes each client knows, bool [K, C]; None where all know all. The
+        whole is everyone's: receivers know their senders' sets.
       extra: what one algorithm keeps beside (consensus estimates, teacher pools); arrays
         [K, ...] live where their clients do.
     """
@@ -76,6 +98,7 @@ class State:
     key: jax.Array
     client_ids: jax.Array
     groups: tuple[GroupState, ...]
+    label_sets: jax.Array | None = None
     extra: PyTree = ()
 
     @property
@@ -93,10 +116,17 @@ class Algorithm:
         clients cannot take part (unequal architectures or embeddings, say).
       train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
         scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
-        of this step: those of i from j, int32 [K, K], or those between i and a server [K].
+        of this step that arrive, by kind ("predictions", "weights"): those of i from j, int32
+        [K, K], or those between i and a server [K]. Where clients or links fail
+        (`mhd_jax.faults`), the graph is without the edges that do, and the engine gives
+        parameters, statistics and optimizer states back to those who do not train; what is in
+        `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`. What messages
+        were not finite, and are not learned from, `metrics["non_finite"]` may count.
+        `metrics["diagnostics"]`, where there are any, are summed over the run (`mhd_jax.edges`).
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
-      message: `(state, batch) -> {type: arrays}`, what one message consists of, in shapes
-        (see `mhd_jax.communication`); arrays are not read.
+      message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
+        from a client of `group`, one of the state's, consists of, in shapes (see
+        `mhd_jax.communication`); arrays are not read.
       num_heads: H.
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
@@ -105,20 +135,28 @@ class Algorithm:
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
+      num_snapshots: how many earlier parameters of each client its state holds.
+      falsifiable: whether clients may misbehave: their messages go through
+        `mhd_jax.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
+      needs_everyone: why it has no sound meaning where clients or links are missing; empty where
+        it has one.
       name, hyperparameters: filled in by the factory that made it.
     """
 
     init: Callable[[jax.Array, Any, Batch], State]
     train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     predict: Callable[[State, PyTree], jax.Array]
-    message: Callable[[State, Batch], Mapping[str, PyTree]]
+    message: Callable[[State, Batch, GroupState], Mapping[str, Mapping[str, PyTree]]]
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False
     has_consensus: bool = False
     remembers_public: bool = False
+    num_snapshots: int = 0
+    falsifiable: bool = False
     pooled: bool = False
+    needs_everyone: str = ""
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

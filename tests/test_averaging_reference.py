@@ -128,7 +128,7 @@ def test_gossip_follows_the_equations(name, graph, settings, float64):
         previous = RATES[step]
         for actual, expected in zip(found[step], x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(metrics[step]["messages"], graph)
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], graph)
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.9])
@@ -169,7 +169,8 @@ def test_fedavg_follows_the_equations(float64):
             x = [mixed(w, a) for a in x]
         for actual, expected in zip(found[step], x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(metrics[step]["messages"], 2 * ((step + 1) % 3 == 0))
+        messages = metrics[step]["messages"]["weights"]
+        np.testing.assert_array_equal(messages, 2 * ((step + 1) % 3 == 0))
 
 
 @pytest.mark.parametrize("mixing", ["uniform", "metropolis_hastings"])
@@ -343,7 +344,7 @@ def test_fedmd_follows_the_equations(kind, float64):
         x, m = nesterov_step(x, m, g, RATES[step])
         for actual, expected in zip(found[step], x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(metrics[step]["messages"], 2 * (step % 3 < 2))
+        np.testing.assert_array_equal(metrics[step]["messages"]["predictions"], 2 * (step % 3 < 2))
 
 
 # CCL.
@@ -443,9 +444,10 @@ def test_what_ccl_sends():
     algorithm = mhd.algorithms.ccl()
     state = algorithm.init(jax.random.key(0), clients, batch)
     weights = 4 * (4 * 5 + 5 * 3 + 3)
-    assert bytes_by_type(algorithm.message(state, batch)) == {
-        "weights": weights,
-        "class features": 4 * (3 * 5 + 3),
-    }
+    (group,) = state.groups
+    sent = algorithm.message(state, batch, group)
+    assert sent.keys() == {"weights", "features"}
+    assert bytes_by_type(sent["weights"]) == {"weights": weights}
+    assert bytes_by_type(sent["features"]) == {"class features": 4 * (3 * 5 + 3)}
     no_data_variant = mhd.algorithms.ccl(lambda_d=0.0)
-    assert bytes_by_type(no_data_variant.message(state, batch)) == {"weights": weights}
+    assert no_data_variant.message(state, batch, group).keys() == {"weights"}

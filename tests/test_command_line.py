@@ -91,10 +91,24 @@ def test_graphs_that_change(call):
     assert status == 2 and "one way only at step 3" in err and err.strip().count("\n") == 0
 
 
+def test_faults(call):
+    arguments = ["--offline=0.4", "--offline_steps=2", "--stragglers=2:3", "--leaves=0:4"]
+    arguments += ["--on_nonfinite=quarantine", "--algorithm=isolated", "--workdir=w"]
+    status, _, err = call(train, *SMALL, *arguments)
+    assert status == 0, err
+    summary = json.loads(pathlib.Path("w/summary.json").read_text())
+    given = summary["settings"]["faults"]
+    assert given["stragglers"] == [[2, 3]] and given["leaves"] == [[0, 4]]
+    assert (given["offline"], given["offline_steps"], given["link_loss"]) == (0.4, 2, 0.0)
+    missed = summary["faults"]["steps_missed"]
+    assert missed[0] >= 2 and missed[2] >= 4 and summary["faults"]["quarantined"] == {}
+    assert "<dt>faults</dt>" in pathlib.Path("w/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, cnn"),
+        (["--model=resnet99"], "unknown model 'resnet99'; choose one of mlp, "),
         (["--dataset=mnits"], "mnits is not prepared in"),
         (["--data_dir=/data"], "data_dir cannot go with digits, which takes test_fraction"),
         (["--image_size=8"], "image_size cannot go with digits"),
@@ -115,6 +129,10 @@ def test_graphs_that_change(call):
         (["--learning_rates=mlp"], "cannot read the learning rates 'mlp'"),
         (["--learning_rates=cnn:1"], "an optimizer for cnn, but the clients' models are mlp"),
         (["--objectives=none"], "unknown objective 'none'"),
+        (["--label_sets=0:10"], "label_sets gives client 0 the class 10"),
+        (["--adversaries=1"], "cannot read the adversaries '1'; write them like 3:constant"),
+        (["--adversaries=1:liar"], "client 1 is an unknown adversary 'liar'"),
+        (["--adversaries=1:nan", "--algorithm=dsgd"], "dsgd does not know adversaries"),
         (["--public_split=train"], "public_split needs a public_dataset"),
         (
             ["--public_dataset=digits", "--public_fraction=0.2"],
@@ -139,7 +157,17 @@ def test_graphs_that_change(call):
             ["--algorithm=isolated", "--public_batch_size=8", "--num_targets=2"],
             "--num_targets, --public_batch_size are not used by",
         ),
+        (["--link_loss=1"], "link_loss must be in [0, 1), not 1.0"),
+        (["--offline_steps=5"], "--offline_steps needs --offline; give both, or neither"),
+        (["--stragglers=1"], "cannot read --stragglers=1; write it like 0:4,3:2"),
+        (["--leaves=1:2,1:3"], "--leaves=1:2,1:3 names a client twice"),
+        (["--joins=3:2"], "joins names client 3, but the clients are 0 to 2"),
+        (["--algorithm=supervised", "--link_loss=0.1"], "--link_loss is not used by --algorithm"),
         (["--num_targets=some"], "--num_targets is a number or 'all', not 'some'"),
+        (["--ensembles=0,1;x"], "clients of each ensemble like 0,1,2;3,4, not '0,1;x'"),
+        (["--ensembles=0,2;1,3"], "ensembles must name clients 0 … 2; check [3]"),
+        (["--ensembles=2"], "3 clients do not make ensembles of 2"),
+        (["--average_every=5"], "--average_every is about --ensembles; give both, or neither"),
         (["--learning_rate=-1"], "learning_rate must be positive"),
         (["mhd"], "unexpected argument 'mhd'; flags are written --name=value"),
         (["--workdir=mine"], "mine exists and is not a run's folder"),
@@ -353,6 +381,35 @@ def test_quickstart_at_toy_size(tmp_path):
     rows = json.loads((tmp_path / "runs" / "demo" / "table.json").read_text())["rows"]
     assert [row["algorithm"] for row in rows] == ["isolated", "naive", "mhd"]
     assert "aux_3" in text and "report: runs/demo/report.html" in text
+
+
+def test_studies_at_toy_size(tmp_path):
+    """Who gains from whom, and who knows what at which distance."""
+    toy = ("--steps=2", "--seeds=1", "--eval_every=2", "--num_aux_heads=1", "--public_batch_size=4")
+    chosen = ("--cases=mixed_1,unlabelled", "--num_clients=2")
+    process = python("-m", "experiments.heterogeneous", *toy, *chosen, cwd=tmp_path)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    folder = tmp_path / "runs" / "heterogeneous"
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    found = [(row["ensemble"], row["clients"], row["places"]) for row in rows]
+    assert found == [
+        ("mixed_1", "small", [0]),
+        ("mixed_1", "large", [1]),
+        ("unlabelled", "small", [0]),
+        ("unlabelled", "small, unlabelled", [1]),
+    ]
+    assert rows[0]["gain"]["mean"] == 0 and rows[-1]["beta_priv"]["main"]["mean"] is None
+    assert (folder / "heterogeneous.png").exists()
+
+    process = python(
+        "-m", "experiments.topology", *toy, "--topologies=chain", "--algorithms=mhd", cwd=tmp_path
+    )
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    rows = json.loads((tmp_path / "runs" / "topology" / "table.json").read_text())["rows"]
+    assert [row["hops"] for row in rows] == [0, 1, 2, 3, 4]
+    assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
 
 
 def test_distributed_distillation_converges_in_its_experiment(tmp_path):

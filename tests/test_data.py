@@ -285,7 +285,7 @@ def test_bad_data_is_refused(make, sentence):
         ({"model": "mlp:1,mlp:2"}, "are for 3 clients, but there are 4"),
         ({"model": ["mlp"]}, "are for 1 clients"),
         ({"model": {0: "mlp"}}, "must name clients 0 … 3"),
-        ({"model": 7}, "a model is a name or a Flax module"),
+        ({"model": 7}, "a model is a name, a Flax module"),
         (
             {"partition": mhd.partition.primary_labels(4)},
             "labels_per_client is 4, but there are on",

@@ -40,7 +40,7 @@ def test_adding_an_algorithm():
     assert summary["beta_sh"]["main"] > alone["beta_sh"]["main"] + 0.1
     sent = summary["communication"]
     assert sent["total_bytes"] == 200 * 8 * 64 * 10 * 4 and sent["by_type"].keys() == {
-        "predictions"
+        "probabilities"
     }
     whole = programs("docs/adding_an_algorithm.md")[0]
     assert len(whole.splitlines()) < 60
@@ -52,6 +52,17 @@ def test_bringing_data():
     assert found["result"].summary["beta_sh"]["main"] > 0.5
 
 
+def test_bringing_a_model():
+    found = run("docs/bringing_a_model.md", 0)
+    assert [group.members for group in found["clients"].groups] == [(0, 1), (2, 3)]
+    assert found["result"].summary["beta_sh"]["main"] > 0.25
+
+
 def test_every_program_is_run():
     counts = {path.name: len(programs(path)) for path in [ROOT / "README.md", *ROOT.glob("docs/*")]}
-    assert counts == {"README.md": 2, "adding_an_algorithm.md": 1, "bringing_data.md": 1}
+    assert counts == {
+        "README.md": 2,
+        "adding_an_algorithm.md": 1,
+        "bringing_a_model.md": 1,
+        "bringing_data.md": 1,
+    }

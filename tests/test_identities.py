@@ -79,7 +79,7 @@ def test_a_client_without_teachers_distills_from_itself():
         algorithm = mhd.algorithms.mhd(include_self=include_self)
         _, metrics = run_steps(algorithm, clients, EMPTY, [batch])
         assert (np.asarray(metrics["aux_loss"]) > 0).all() == include_self
-        assert not metrics["messages"].any()
+        assert not metrics["messages"]["predictions"].any()
         np.testing.assert_array_equal(metrics["emb_loss"], 0)
 
 
@@ -205,20 +205,29 @@ def test_every_algorithm_keeps_structure_and_never_recompiles(name, num_clients)
         before, after = jax.tree.leaves(state), jax.tree.leaves(new_state)
         assert [(a.shape, a.dtype) for a in before] == [(a.shape, a.dtype) for a in after]
         assert int(new_state.step) == int(state.step) + 1
-        assert np.isfinite(metrics["loss"]).all() and metrics["messages"].dtype == jnp.int32
+        assert np.isfinite(metrics["loss"]).all()
+        counts = metrics["messages"].values()
+        assert {count.dtype for count in counts} <= {jnp.dtype(jnp.int32)}
         state = new_state
     assert len(traces) == 1
     logits = algorithm.predict(state, batch.public_inputs)
     assert logits.shape == (num_clients, 7, algorithm.num_heads, NUM_CLASSES)
 
 
-@pytest.mark.parametrize("public_batch", ["shared", "independent"])
-def test_two_groups_equal_one(public_batch):
-    """One architecture split in two interleaved groups gives the same clients."""
+@pytest.mark.parametrize(
+    ("public_batch", "halves"),
+    [
+        ("shared", [(0, 3), (1, 2)]),
+        ("independent", [(0, 3), (1, 2)]),
+        ("shared", [(2,), (0, 1, 3)]),
+    ],
+)
+def test_two_groups_equal_one(public_batch, halves):
+    """One architecture split in two groups gives the same clients."""
     shared = public_batch == "shared"
     algorithm = mhd.algorithms.mhd(num_targets=2, public_batch=public_batch)
     whole = tiny_clients(K)
-    split = tiny_clients(K, groups=[(Linear(), (0, 3)), (Linear(), (1, 2))])
+    split = tiny_clients(K, groups=[(Linear(), members) for members in halves])
     batches = [tiny_batch(K, seed=s, shared=shared) for s in range(3)]
     one, _ = run_steps(algorithm, whole, COMPLETE, batches)
     two, _ = run_steps(algorithm, split, COMPLETE, batches)
@@ -234,6 +243,37 @@ def test_two_groups_equal_one(public_batch):
     np.testing.assert_allclose(
         algorithm.predict(two, inputs), algorithm.predict(one, inputs), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_order_of_unlike_clients_does_not_matter():
+    """Two architectures, their clients in another order: the same clients come out."""
+    algorithm = mhd.algorithms.mhd(num_targets=2, nu_emb=0.0)
+    order = np.array([2, 0, 3, 1])
+    place = np.argsort(order)
+    kinds = [(Linear(5), (0, 1)), (Linear(3), (2, 3))]
+    moved = [(kind, tuple(sorted(int(place[i]) for i in members))) for kind, members in kinds]
+    graph = jnp.asarray(np.random.default_rng(1).integers(0, 2, (K, K)) * (1 - np.eye(K)))
+    batch = tiny_batch(K)
+    state = algorithm.init(jax.random.key(0), tiny_clients(K, groups=kinds), batch)
+    other = algorithm.init(jax.random.key(0), tiny_clients(K, groups=moved), batch)
+
+    def moved_rows(here, there):
+        rows = np.array([here.members.index(order[i]) for i in there.members])
+        return dataclasses.replace(there, params=jax.tree.map(lambda a: a[rows], here.params))
+
+    relabelled = dataclasses.replace(
+        other,
+        client_ids=jnp.asarray(order, jnp.int32),
+        groups=tuple(map(moved_rows, state.groups, other.groups)),
+    )
+    reordered = dataclasses.replace(
+        batch, inputs=batch.inputs[order], labels=batch.labels[order], mask=batch.mask[order]
+    )
+    step = jax.jit(algorithm.train_step)
+    expected, _ = step(state, batch, graph)
+    actual, _ = step(relabelled, reordered, graph[order][:, order])
+    said = [algorithm.predict(after, batch.public_inputs) for after in (actual, expected)]
+    np.testing.assert_allclose(said[0], said[1][order], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("public_batch", ["shared", "independent"])
@@ -384,11 +424,9 @@ def test_what_crosses_an_edge():
     for settings, sizes in expected.items():
         algorithm = mhd.algorithms.mhd(**dict(settings))
         state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
-        assert bytes_by_type(algorithm.message(state, batch)) == sizes
-        assert bytes_by_type(algorithm.message(state, independent)) == {
-            **sizes,
-            "indices": 7 * 4,
-        }
+        for of, expected_sizes in ((batch, sizes), (independent, {**sizes, "indices": 7 * 4})):
+            (message,) = algorithm.message(state, of, state.groups[0]).values()
+            assert bytes_by_type(message) == expected_sizes
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """MHD's loss and gradient against NumPy computations written from the equations alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import mhd_jax as mhd
 from mhd_jax import exchange, groups
-from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
+from mhd_jax.clients import ClientGroup
+from tests.conftest import NUM_CLASSES, Linear, assert_trees_close, tiny_batch, tiny_clients
 
 K = 4
 GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
@@ -218,7 +222,7 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
         )
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected)
     drawn = int(teachers.valid.sum())
-    assert int(metrics["messages"].sum()) == drawn
+    assert int(metrics["messages"]["predictions"].sum()) == drawn
 
 
 def test_candidates_are_chosen_at_temperature_one():
@@ -266,18 +270,48 @@ def test_a_selection_rule_of_ones_own():
     np.testing.assert_array_equal(differs, [True, True, True, False])
 
 
-def test_step_equals_a_loop_over_clients():
+class Deep(nn.Module):
+    """Another architecture, of the same embedding width."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.tanh(nn.Dense(5)(nn.relu(nn.Dense(6)(x))))
+
+
+CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.01))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [(Linear(), (0, 1, 2, 3), CLIPPED_ADAM)],
+        [(Deep(), (1,), CLIPPED_ADAM), (Linear(), (0, 2, 3), optax.sgd(0.1, momentum=0.9))],
+    ],
+    ids=["alike", "unlike"],
+)
+def test_step_equals_a_loop_over_clients(kinds):
     """The stacked step against one client at a time, each with its own model call and optimizer."""
     algorithm = mhd.algorithms.mhd(num_targets=2, nu_emb=0.2)
-    tx = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.01))
-    clients, batch = tiny_clients(K, optimizer=tx), tiny_batch(K)
+    clients, batch = tiny_clients(K), tiny_batch(K)
+    members = tuple(
+        ClientGroup(type(backbone).__name__, backbone, members, tx)
+        for backbone, members, tx in kinds
+    )
+    clients = dataclasses.replace(clients, groups=members)
     state = algorithm.init(jax.random.key(1), clients, batch)
     new_state, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
     teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), jnp.ones(K, bool), 2)
-    model, stacked = state.groups[0].model, state.groups[0].params
-    each = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(K)]
-    said = [model.apply(p, {}, batch.public_inputs)[0] for p in each]
+    homes = {i: (g, r) for g, group in enumerate(state.groups) for r, i in enumerate(group.members)}
+
+    def of_client(state, i):
+        g, row = homes[i]
+        return jax.tree.map(lambda a: a[row], state.groups[g].params)
+
+    models = [state.groups[homes[i][0]].model for i in range(K)]
+    each = [of_client(state, i) for i in range(K)]
+    said = [models[i].apply(each[i], {}, batch.public_inputs)[0] for i in range(K)]
     for i in range(K):
+        model, tx = models[i], state.groups[homes[i][0]].optimizer
         chosen = [
             int(j) for j, v in zip(teachers.positions[i], teachers.valid[i], strict=True) if v
         ]
@@ -285,7 +319,7 @@ def test_step_equals_a_loop_over_clients():
         confidence = jnp.stack([c.max(-1) for c in candidates])
         best = confidence.argmax(0)
 
-        def loss(p, i=i, candidates=candidates, best=best, chosen=chosen):
+        def loss(p, i=i, model=model, candidates=candidates, best=best, chosen=chosen):
             private = model.apply(p, {}, batch.inputs[i])[0].logits[:, 0]
             labels = optax.smooth_labels(jax.nn.one_hot(batch.labels[i], NUM_CLASSES), 0.1)
             ce = optax.softmax_cross_entropy(private, labels)
@@ -302,11 +336,11 @@ def test_step_equals_a_loop_over_clients():
             return total
 
         updates, _ = tx.update(jax.grad(loss)(each[i]), tx.init(each[i]), each[i])
-        expected = optax.apply_updates(each[i], updates)
-        jax.tree.map(
-            lambda a, e, i=i: np.testing.assert_allclose(a[i], e, rtol=2e-4, atol=2e-6),
-            new_state.groups[0].params,
-            expected,
+        assert_trees_close(
+            of_client(new_state, i),
+            optax.apply_updates(each[i], updates),
+            rtol=2e-4,
+            atol=2e-6,
         )
 
 

@@ -33,6 +33,8 @@ def cifar_resnet_count(n):
 
 EMBEDDINGS = {
     "mlp": 64,
+    "mlp_small": 64,
+    "mlp_large": 64,
     "cnn": 64,
     "lenet5": 84,
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), 64),

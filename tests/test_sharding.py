@@ -15,16 +15,23 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 import mhd_jax as mhd
 from mhd_jax.run import prepare
 
+def narrow(width, *, rngs):
+    return nnx.Sequential(lambda x: x.reshape(len(x), -1), nnx.Linear(64, width, rngs=rngs), nnx.relu)
+
+unlike = ["mlp"] * 5 + [mhd.models.from_nnx(narrow, 12)] * 7
 data = mhd.data.load("digits")
 kwargs = dict(steps=12, eval_every=6, batch_size=8, public_batch_size=16)
 CASES = {
     "mhd": ("ring", 8, "mlp", "mhd"),
     "fewer clients than devices": ("ring", 3, "cnn", "mhd"),
-    "mixed, padded, each its own samples": (
-        "ring", 12, "mlp:5,cnn:7", mhd.algorithms.mhd(public_batch="independent", nu_emb=0.0)),
+    "mixed, padded, each its own samples, ensembles": ("ring", 12, unlike, mhd.algorithms.mhd(
+        public_batch="independent", embedding_projection="linear",
+        ensembles=[[0, 1, 2], [3, 4], [6, 11]], average_every=5)),
+    "teachers from pools": ("ring", 12, "mlp", mhd.algorithms.mhd(pool_size=2, pool_refresh=3)),
     "cross features, another graph at every step": (
         "ring@0,random_matching@4", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
 }
@@ -43,7 +50,7 @@ def run(case, num_devices, workdir=None, **options):
 
 results = {case: [run(case, 1), run(case, None)] for case in CASES}
 
-padded = "mixed, padded, each its own samples"
+padded = "mixed, padded, each its own samples, ensembles"
 results["streamed"] = run(padded, None, data_placement="host")["train"]
 
 def text(algorithm, topology):
@@ -104,7 +111,8 @@ def results(tmp_path_factory):
     [
         ("mhd", 8, 8),
         ("fewer clients than devices", 6, 3),  # two devices share each client's samples
-        ("mixed, padded, each its own samples", 8, 8),
+        ("mixed, padded, each its own samples, ensembles", 8, 8),
+        ("teachers from pools", 8, 8),
         ("cross features, another graph at every step", 8, 8),
     ],
 )
@@ -128,7 +136,7 @@ def test_sharded_equals_unsharded(case, devices, parts, results):
 
 
 def test_streams_bring_every_device_its_own_clients_samples(results):
-    _, many = results["mixed, padded, each its own samples"]
+    _, many = results["mixed, padded, each its own samples, ensembles"]
     assert results["streamed"] == pytest.approx(many["train"], rel=1e-6)
 
 

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import engine
+from mhd_jax import engine, exchange
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import RunFolder
 from mhd_jax.data.batching import BatchSpec
@@ -159,12 +159,15 @@ def finished(tmp_path_factory):
     ("change", "sentence"),
     [
         ({"seed": 1}, "seed is 0 there and 1 now"),
-        ({"topology": "chain"}, "topology is .*ring.* there and .*chain"),
+        ({"topology": "chain"}, "topology.name is 'ring' there and 'chain' now"),
         ({"algorithm": "naive"}, "algorithm is 'mhd' there and 'naive' now"),
-        ({"optimizer": mhd.optim.SGD(0.1)}, "optimizer is .*0.03.* now"),
+        ({"optimizer": mhd.optim.SGD(0.1)}, "optimizer.learning_rate is 0.03 there and 0.1 now"),
         ({"steps": 30}, "steps is 20 there and 30 now"),
-        ({"optimizer": optax.sgd(0.1)}, "optimizer is"),
-        ({"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) % k)}, "clients is"),
+        ({"optimizer": optax.sgd(0.1)}, "optimizer.optax is None there"),
+        (
+            {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) % k)},
+            "clients.split_digest is",
+        ),
     ],
 )
 def test_another_runs_folder_is_refused_and_not_touched(change, sentence, finished):
@@ -254,6 +257,16 @@ def test_a_metric_that_the_engine_needs_is_asked_for():
     with pytest.raises(mhd.ConfigError, match="must hold 'loss' and 'messages', but are messages"):
         mhd.simulate("ring", clients(), dataclasses.replace(alone, train_step=quiet), **SETTINGS)
 
+    def one_count(state, batch, graph):
+        state, metrics = alone.train_step(state, batch, graph)
+        return state, {**metrics, "messages": exchange.along_edges(graph)}
+
+    talking = dataclasses.replace(
+        alone, train_step=one_count, message=lambda state, batch, group: {"predictions": {}}
+    )
+    with pytest.raises(mhd.ConfigError, match=r"count messages by kind, .* \(predictions\)"):
+        mhd.simulate("ring", clients(), talking, **SETTINGS)
+
 
 @pytest.mark.parametrize("name", ["mhd", "distributed_distillation", "fedmd", "ccl"])
 def test_chunks_of_clients_give_the_same_results(name):
@@ -292,6 +305,9 @@ def test_the_run_folder_and_its_summary(tmp_path):
         "accuracy.png",
         "data_split.png",
         "per_class_accuracy.png",
+        "hops.png",
+        "edges.png",
+        "followed.png",
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["settings"]["hyperparameters"]["num_aux_heads"] == 3
@@ -314,7 +330,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     # 20 steps, 4 clients on a ring, one teacher each; 8 public samples; 5 features.
     edges = 20 * 4
     logits, embeddings = 8 * 3 * NUM_CLASSES * 4, 8 * 5 * 4
-    by_edge = np.array(summary["communication"].pop("by_edge"))
+    by_edge = np.array(summary["communication"].pop("by_edge")["predictions"])
     # Every step each client hears one of its two neighbours.
     np.testing.assert_array_equal(by_edge.sum(axis=1), 20)
     assert ((by_edge > 0) <= (np.asarray(mhd.topology.ring(4).at(0)) > 0)).all()
@@ -325,7 +341,8 @@ def test_the_run_folder_and_its_summary(tmp_path):
         "total_bytes": edges * (logits + embeddings),
         "by_type": {"logits": edges * logits, "embeddings": edges * embeddings},
         "by_dtype": {"float32": edges * (logits + embeddings)},
-        "messages": edges,
+        "messages": {"predictions": edges},
+        "non_finite": 0,
     }
     assert set(summary["timing"]) == {
         "compile_seconds",
@@ -335,7 +352,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     }
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert page.count("data:image/png;base64,") == 6 and "http" not in page
     assert f"{summary['beta_sh']['main']:.3f}" in page
     entropies = label_entropy(who.label_counts())
     assert all(f"<td>{entropy:.3f}</td>" in page for entropy in entropies)

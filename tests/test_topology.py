@@ -145,6 +145,13 @@ def test_the_dyck_graph_is_the_dyck_graph():
     assert nx.diameter(graph) == 5 and nx.girth(graph) == 6 and nx.is_bipartite(graph)
 
 
+def test_islands_of_unequal_size_differ_by_one():
+    graph = nx.from_numpy_array(np.asarray(mhd.topology.islands(5).at(0)))
+    expected = nx.disjoint_union(nx.complete_graph(3), nx.complete_graph(2))
+    expected.add_edge(2, 3)
+    assert nx.utils.graphs_equal(nx.Graph(graph.edges), nx.Graph(expected.edges))
+
+
 def test_islands_are_complete_and_joined_in_a_row():
     graph = nx.from_numpy_array(np.asarray(mhd.topology.islands(12, num_islands=3).at(0)))
     assert sorted(nx.bridges(graph)) == [(3, 4), (7, 8)]
@@ -175,7 +182,7 @@ def test_random_graphs_are_connected_and_repeat(name, options):
         ("dyck", 8, {}, "has 32 clients, not 8"),
         ("petersen", 8, {}, "has 10 clients, not 8"),
         ("hypercube", 12, {}, "needs 2, 4, 8, … clients, not 12"),
-        ("islands", 8, {"num_islands": 3}, "8 clients cannot form 3"),
+        ("islands", 8, {"num_islands": 9}, "8 clients cannot form 9 islands"),
         ("random_regular", 5, {"degree": 3}, "even product"),
         ("random_regular", 4, {"degree": 4}, "2 ≤ degree < clients"),
         ("erdos_renyi", 8, {"edge_probability": 0.0}, "must be in"),

@@ -8,6 +8,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+
 from mhd_jax.errors import ConfigError
 from mhd_jax.types import Algorithm
 
@@ -35,14 +38,22 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
                 f"{build.__name__}: {error}; it takes {', '.join(signature.parameters) or 'nothing'}."
             ) from error
         bound.apply_defaults()
+        arguments = {name: _frozen(value) for name, value in bound.arguments.items()}
         try:
-            return cached(**bound.arguments)
+            return cached(**arguments)
         except TypeError as error:
             if "unhashable" not in str(error):
                 raise
-            return build_named(**bound.arguments)
+            return build_named(**arguments)
 
     return wrapped
+
+
+def _frozen(value: Any) -> Any:
+    """Arrays and lists as nested tuples, which are equal by value."""
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def hyperparameters(build: Callable[..., Algorithm]) -> dict[str, object]:

@@ -25,15 +25,15 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
-from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix, needs_everyone
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.data.batching import take_rows
 from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import apply_gradients, local_gradients, predict
 from mhd_jax.losses import masked_mean, private_cross_entropy
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.topology import MIXINGS
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 
 
 @factory
@@ -61,10 +61,17 @@ def ccl(
         return init_gossip(key, clients, sample_batch, quasi_global)
 
     def loss(
-        outputs: Outputs, labels: Array, mask: Array, met: PyTree, received: PyTree
+        outputs: Outputs,
+        labels: Array,
+        mask: Array,
+        label_set: Array | None,
+        met: PyTree,
+        received: PyTree,
     ) -> tuple[Array, Metrics]:
         features: Array = outputs.embeddings  # type: ignore[assignment]  # of one architecture
-        total = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing)
+        total = private_cross_entropy(
+            outputs.logits[:, 0], labels, mask, label_smoothing, label_set
+        )
         terms = {"private_loss": total}
         if lambda_m > 0:
             # Σ_j (f − f_j)² = n (f − f̄)² + Σ_j (f_j − f̄)² with f̄ the mean of the n f_j
@@ -88,7 +95,10 @@ def ccl(
         context = cross_features(state, batch, graph) if lambda_m + lambda_d > 0 else ({}, {})
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
-        metrics = {**terms, "messages": exchange.along_edges(graph)}
+        heard = exchange.along_edges(graph)
+        metrics = {**terms, "messages": {"weights": heard}}
+        if lambda_d > 0:
+            metrics["messages"]["features"] = heard
         return apply_gradients(state, gradients, stats), metrics
 
     def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
@@ -114,6 +124,8 @@ def ccl(
         def turn(t: Array) -> tuple[PyTree, PyTree]:
             who, taken = neighbours.positions[:, t], neighbours.valid[:, t]
             found = over_clients(features)(take_rows(models, who), batch.inputs)
+            if batch.presence is not None:  # who diverges is heard by nobody
+                taken &= exchange.all_finite(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
             if lambda_d == 0:
@@ -132,15 +144,14 @@ def ccl(
             nothing,
         )
 
-    def message(state: State, batch: Batch) -> Message:
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
         # Statistics go along: a neighbour's model answers in evaluation mode.
-        (group,) = state.groups
-        crossing = {"weights": of_one_client((group.params, group.stats))}
+        crossing = {"weights": {"weights": of_one_client((group.params, group.stats))}}
         if lambda_d > 0:
             _, received = jax.eval_shape(
                 cross_features, state, batch, jax.ShapeDtypeStruct((state.num_clients,) * 2, float)
             )
-            crossing["class features"] = of_one_client(received)
+            crossing["features"] = {"class features": of_one_client(received)}
         return crossing
 
     return Algorithm(
@@ -150,6 +161,7 @@ def ccl(
         message=message,
         undirected=True,
         has_consensus=True,
+        needs_everyone=needs_everyone(mixing),
     )
 
 

@@ -9,7 +9,8 @@ network's average. At each step, with the reference minibatch R_t that all share
 
 for x in R_t: dynamic average consensus, with Metropolis–Hastings weights W of an undirected
 graph, z_i(0) = s_i^prev = s_i(θ_i(0)). After every step Σ_i z_i(x) = Σ_i s_i^prev(x) for every x.
-Architectures may differ.
+Architectures may differ. A client with a label set has decisions 0 outside it; all else stays as it is,
+so the mass that z_i has outside draws s_i to all of its own classes alike.
 
 With a compression Q, neighbours keep a common copy ẑ_j of what j has told so far, and j tells
 only what it lacks, so that the error of one message goes into the next (error feedback, as in
@@ -19,6 +20,9 @@ Koloskova et al., ICML 2019):
 
 The sums over clients stay as they are. The copies suppose that all neighbours have heard all
 messages: on a graph over time, that new ones are told the copy for nothing.
+
+A client that is away keeps z_i and s_i^prev, so that the sums agree without it too; one that never
+comes back still counts with its last decisions.
 """
 
 from __future__ import annotations
@@ -34,14 +38,14 @@ from jax import Array
 from mhd_jax import compression as compressions
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.data.dataset import take
 from mhd_jax.execution import over_clients
-from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said
+from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said, where_rows
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.passes import private_and_public
 from mhd_jax.topology import metropolis_hastings
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, State
 
 _AT_ONCE = 500  # reference samples in one pass at the start
 
@@ -90,6 +94,9 @@ def distributed_distillation(
         state = apply_gradients(state, gradients, stats)
 
         now = _decisions(state, batch)
+        if batch.presence is not None:  # who does not train, or diverges, has not changed its mind
+            heard_from = batch.presence.trains & exchange.all_finite(now)
+            now = where_rows(heard_from, now, said[:, rows])
         weights = metropolis_hastings(graph)
         extra = dict(state.extra)
         if compression == "none":
@@ -99,19 +106,20 @@ def distributed_distillation(
             heard = before + coded.arrived(here - before)
             tracked = here + exchange.average(heard, weights) - heard
             extra["heard"] = extra["heard"].at[:, rows].set(heard)
-        extra["estimates"] = estimates.at[:, rows].set(tracked + now - said[:, rows])
+        change = now - said[:, rows]
+        extra["estimates"] = estimates.at[:, rows].set(tracked + change)
         extra["said"] = said.at[:, rows].set(now)
         metrics = {
             "loss": losses + rho * terms,
             "private_loss": losses,
             "public_loss": terms,
-            "messages": exchange.along_edges(graph),
+            "messages": {"predictions": exchange.along_edges(graph)},
         }
         return dataclasses.replace(state, extra=extra), metrics
 
-    def message(state: State, batch: Batch) -> Message:
-        said = shapes_said(state, batch)
-        return {"soft decisions": jax.eval_shape(coded.encode, said.logits)}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        said = shapes_said(group, batch)
+        return {"predictions": {"soft decisions": jax.eval_shape(coded.encode, said.logits)}}
 
     return Algorithm(
         init=init,
@@ -121,6 +129,10 @@ def distributed_distillation(
         public_batch="shared",
         undirected=True,
         remembers_public=True,
+        needs_everyone=""
+        if compression == "none"
+        else "with compression all neighbours must have heard all messages; choose "
+        "compression='none'",
     )
 
 

@@ -7,8 +7,10 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
     revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
-the public samples that each digest step draws. Clients without private data have no say. A
-server averages, so the graph plays no part; architectures may differ.
+the public samples that each digest step draws. Clients without private data have no say, nor have
+those that cannot be reached at a digest step, or whose logits are not finite. A server averages, so
+the graph plays no part; architectures may differ. Where clients have label sets, the mean of a
+class's logits is over those who know it, and each learns its own classes'.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import adversaries, exchange
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message
+from mhd_jax.communication import Messages
 from mhd_jax.groups import (
     all_params,
     all_stats,
@@ -32,10 +35,12 @@ from mhd_jax.groups import (
     predict,
     private_gradients,
     shapes_said,
+    where_rows,
 )
-from mhd_jax.losses import distillation
+from mhd_jax.label_sets import masked
+from mhd_jax.losses import absolute_difference, distillation
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 DIGEST_LOSSES = ("mae", "kl")
 
@@ -78,7 +83,11 @@ def fedmd(
         state = init_state(key, clients, sample_batch, num_heads=1)
         speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
         start = {"params": all_params(state), "stats": all_stats(state)}
-        return dataclasses.replace(state, extra={"start": start, "speaks": speaks})
+        extra = {"start": start, "speaks": speaks}
+        if clients.adversaries:
+            logits = shapes_said(state.groups[0], sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits)
+        return dataclasses.replace(state, extra=extra)
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
@@ -87,25 +96,50 @@ def fedmd(
         start = jax.tree.map(
             lambda new, old: jnp.where(phase == 0, new, old), now, state.extra["start"]
         )
-        speaks = state.extra["speaks"]
-        state = dataclasses.replace(state, extra={"start": start, "speaks": speaks})
+        extra = {**state.extra, "start": start}
+        state = dataclasses.replace(state, extra=extra)
+        has_data = extra["speaks"] > 0
         digests = phase < digest_steps
-        gradients, stats, losses = jax.lax.cond(
-            digests,
-            lambda: digest(state, batch),
-            lambda: private_gradients(state, batch, label_smoothing),
+        gradients, stats, losses, finite, liars = jax.lax.cond(
+            digests, lambda: digest(state, batch), lambda: revisit(state, batch)
         )
-        messages = jnp.where(digests & (speaks > 0), jnp.int32(2), 0)  # up and down
-        return apply_gradients(state, gradients, stats), {"loss": losses, "messages": messages}
+        if liars is not None:
+            state = dataclasses.replace(state, extra={**extra, "adversaries": liars})
+        speaks, each = has_data, jnp.int32(2)  # up and down
+        if batch.presence is not None:
+            each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
+            speaks = has_data & batch.presence.reachable
+        metrics = {
+            "loss": losses,
+            "messages": {"predictions": jnp.where(digests & has_data, each, 0)},
+            "non_finite": (speaks & ~finite).astype(jnp.int32),
+        }
+        return apply_gradients(state, gradients, stats), metrics
 
-    def digest(state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
-        """Gradients towards the consensus, statistics as they are, and the losses [K]."""
-        start, speaks = state.extra["start"], state.extra["speaks"]
+    def revisit(state: State, batch: Batch) -> tuple[PyTree, ...]:
+        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
+        return gradients, stats, losses, jnp.ones_like(losses, bool), state.extra.get("adversaries")
+
+    def digest(state: State, batch: Batch) -> tuple[PyTree, ...]:
+        """Gradients towards the consensus, statistics as they are, the losses [K], whose logits are
+        finite [K], and the adversaries afterwards."""
+        start, liars = state.extra["start"], state.extra.get("adversaries")
         said, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        heard = coded.arrived(said.logits[:, :, 0])
-        consensus = coded.arrived(jnp.einsum("k,kpc->pc", speaks / speaks.sum(), heard))
+        told = said.logits
+        if liars is not None:
+            reachable = None if batch.presence is None else batch.presence.reachable
+            told, liars = liars.sent(told), liars.after(told, reachable)
+        consensus, says, finite, sets = consensus_of(
+            told[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
+        )
+
+        def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
+            if digest_loss == "mae":
+                return absolute_difference(logits, consensus, label_set)
+            target = jax.nn.softmax(consensus)[:, None]
+            return distillation(logits[:, None], target, label_set=label_set)
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
@@ -116,20 +150,38 @@ def fedmd(
                 train=Purpose.PUBLIC_DROPOUT,
                 shared_inputs=True,
             )
-            logits = outputs.logits[:, :, 0]  # [K, P, C]
-            if digest_loss == "mae":
-                each = jnp.abs(logits - consensus).mean(axis=(1, 2))
-            else:
-                target = jax.nn.softmax(consensus)[:, None]
-                each = jax.vmap(distillation, (0, None))(logits[:, :, None], target)
+            each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
+            each = jnp.where(says.any(), each, 0)
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
-        return gradients, all_stats(state), losses
+        return gradients, all_stats(state), losses, finite, liars
 
-    def message(state: State, batch: Batch) -> Message:
-        said = shapes_said(state, batch)
-        return {"logits": jax.eval_shape(coded.encode, said.logits)}
+    def consensus_of(
+        logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """z̃ [P, C] as it comes back, from what clients say [K, P, C]; who had a say and who is finite [K].
+
+        And which of a client's classes it is about, bool [K, C]: those that one who had a say knows.
+        """
+        heard = coded.arrived(logits, label_set=None if label_sets is None else label_sets[:, None])
+        finite = exchange.all_finite(heard)
+        speaks *= finite if presence is None else finite & presence.reachable
+        heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
+        if label_sets is None:
+            weights = speaks / jnp.maximum(speaks.sum(), 1)
+            consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
+            return consensus, speaks, finite, None
+        say = speaks[:, None] * label_sets  # [K, C]
+        voices = say.sum(axis=0)
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), heard)
+        known = voices > 0
+        consensus = coded.arrived(masked(mean, known), label_set=known)
+        return consensus, speaks, finite, label_sets & known
+
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        said = shapes_said(group, batch)
+        return {"predictions": {"logits": jax.eval_shape(coded.encode, said.logits)}}
 
     return Algorithm(
         init=init,
@@ -137,4 +189,5 @@ def fedmd(
         predict=predict,
         message=message,
         public_batch="shared",
+        falsifiable=True,
     )

@@ -8,7 +8,8 @@ result of the previous step's update and η_prev its learning rate (at first the
     g_i = ∇CE_i(x_i') + weight decay · x_i'
     m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer
 
-All clients start from the same parameters. Momentum and normalisation statistics stay at home.
+All clients start from the same parameters. Momentum and normalisation statistics stay at home. Who
+does not take a step does not average in it either, which keeps the mean.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jax import Array
 
 from mhd_jax import exchange, optim
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.errors import ConfigError
 from mhd_jax.groups import (
     apply_gradients,
@@ -30,9 +31,10 @@ from mhd_jax.groups import (
     predict,
     private_gradients,
     require_one_architecture,
+    where_rows,
 )
 from mhd_jax.topology import MIXINGS
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, State
 
 
 @factory
@@ -90,15 +92,15 @@ def _gossip(
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global and mu is None)
         if mu is not None:
-            state = _paper_momentum(state, mu)
+            state = _paper_momentum(state, mu, batch.presence)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        messages = exchange.along_edges(graph)
+        messages = {"weights": exchange.along_edges(graph)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return apply_gradients(state, gradients, stats), metrics
 
-    def message(state: State, batch: Batch) -> Message:
-        del batch
-        return {"weights": of_one_client(state.groups[0].params)}
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+        del state, batch
+        return {"weights": {"weights": of_one_client(group.params)}}
 
     return Algorithm(
         init=init,
@@ -107,6 +109,7 @@ def _gossip(
         message=message,
         undirected=True,
         has_consensus=True,
+        needs_everyone=needs_everyone(mixing),
     )
 
 
@@ -115,6 +118,16 @@ def check_settings(averaging_rate: float, mixing: str, label_smoothing: float) -
     require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
     require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
     require_label_smoothing(label_smoothing)
+
+
+def needs_everyone(mixing: str) -> str:
+    """See `Algorithm.needs_everyone`: what is left of a graph is seldom regular."""
+    if mixing == "metropolis_hastings":
+        return ""
+    return (
+        "uniform weights keep the mean of the parameters on regular graphs alone; choose "
+        "mixing='metropolis_hastings'"
+    )
 
 
 def init_gossip(key: Array, clients: Any, sample_batch: Batch, quasi_global: bool) -> State:
@@ -155,8 +168,11 @@ def mix(state: State, weights: Array, averaging_rate: float, quasi_global: bool)
     return dataclasses.replace(state, groups=(group,))
 
 
-def _paper_momentum(state: State, mu: float) -> State:
-    """m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, from which the local step's momentum starts."""
+def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State:
+    """m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, from which the local step's momentum starts.
+
+    Steps are those that the client takes itself.
+    """
     (group,) = state.groups
     rate = optim.learning_rate(group.opt_state)
     buffer = jax.tree.map(
@@ -168,6 +184,8 @@ def _paper_momentum(state: State, mu: float) -> State:
     opt_state = optim.change_momentum(group.opt_state, lambda m, new, rate: new, buffer)
     group = dataclasses.replace(group, opt_state=opt_state)
     extra = {"mixed": group.params, "buffer": buffer}
+    if presence is not None:
+        extra = where_rows(presence.trains, extra, state.extra)
     return dataclasses.replace(state, groups=(group,), extra=extra)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax.algorithms.base import factory, require_label_smoothing
@@ -45,14 +44,15 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
         del graph
 
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        nobody = jnp.zeros(state.num_clients, jnp.int32)
-        metrics = {"loss": losses, "private_loss": losses, "messages": nobody}
+        metrics = {"loss": losses, "private_loss": losses, "messages": {}}
         return apply_gradients(state, gradients, stats), metrics
 
     return Algorithm(
         init=init,
         train_step=train_step,
         predict=predict,
-        message=lambda state, batch: {},
+        message=lambda state, batch, group: {},
+        falsifiable=True,
         pooled=pooled,
+        needs_everyone="one client holds all the data" if pooled else "",
     )

@@ -11,8 +11,18 @@ S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns
 rank k−1, so knowledge travels one hop further with every rank, while the main head, which
 sees private labels only, stays sharp on the client's own data.
 
+A client with a label set (`mhd_jax.label_sets`) learns what q says inside it, as it stands. A
+candidate is as confident as it is among its own classes: one of a single class is certain.
+
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
 heads (its own is no candidate: it would learn nothing from itself).
+
+Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
+steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
+stays at home. Who distils from whom is the graph's to say, inside ensembles as between them. Where
+clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
+
+With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
 
 Left open by the paper and chosen here: the own head is among the candidates
 (`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
@@ -31,18 +41,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax import adversaries, edges, exchange, pools, projection, random
 from mhd_jax import compression as compressions
-from mhd_jax import exchange, random
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Message, of_one_client
+from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
-from mhd_jax.errors import ConfigError
+from mhd_jax.data.batching import take_rows
+from mhd_jax.ensembles import Ensembles, first_members, mixing_matrix
 from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
 from mhd_jax.execution import everywhere, over_clients
 from mhd_jax.groups import (
     all_params,
     all_stats,
     apply_gradients,
+    averaged,
+    finite_params,
     forward_teachers,
     init_state,
     predict,
@@ -51,9 +64,10 @@ from mhd_jax.groups import (
 from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.passes import private_and_public
+from mhd_jax.passes import PullBack, private_and_public
+from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 
 @factory
@@ -68,8 +82,14 @@ def mhd(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    pool_size: int = 0,
+    pool_refresh: int = 200,
+    teacher_delay: int = 0,
     compression: str = "none",
+    ensembles: Ensembles | None = None,
+    average_every: int = 10,
     label_smoothing: float = 0.1,
+    embedding_projection: str = "none",
 ) -> Algorithm:
     """Multi-Headed Distillation.
 
@@ -79,8 +99,9 @@ def mhd(
       num_targets: Δ, neighbours drawn per client and step, or "all".
       nu_aux: weight of the auxiliary heads' distillation.
       nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
-      target_selection: "most_confident", "random", "mean", or a function of the candidates
-        (see `mhd_jax.exchange.TargetSelection`).
+      target_selection: one of `mhd_jax.exchange.TARGET_SELECTIONS` ("most_confident", "random",
+        "mean", and those that withstand false predictions, for `num_targets="all"`: "robust"
+        among others), or a function of the candidates (see `mhd_jax.exchange.TargetSelection`).
       include_self: whether a client's own head is among its candidates (where it learns from
         auxiliary heads: m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
@@ -89,13 +110,29 @@ def mhd(
       public_batch: "shared": all clients see the same public samples in a step;
         "independent": each its own, on which its teachers then run.
       public_updates_stats: whether public samples update BatchNorm statistics too.
+      pool_size: N_P, snapshots of neighbours in each client's pool, from which its teachers are
+        drawn; 0 takes its neighbours as they are.
+      pool_refresh: S_P, steps after which one random place of a pool is renewed.
+      teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
+        for the study of delay alone, without a pool.
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
         `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
         left to make up for in the next.
+      ensembles: who averages parameters with whom: how many consecutive clients are an ensemble,
+        the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled private
+        sets, or a row-stochastic mixing matrix [K, K] in floats. Those of an ensemble start from
+        the same parameters. None averages nobody.
+      average_every: steps between two averages; in such a step parameters cross, beside the
+        predictions, from every client to those of its ensemble (that weigh it).
       label_smoothing: of the private cross-entropy; the paper's is 0.
+      embedding_projection: how embeddings of unequal width are compared: "none" refuses them,
+        "linear": by maps that each client learns from its own width to its teachers',
+        "shared_width": by the coordinates that all of them have, see `mhd_jax.projection`.
 
     Raises:
-      ConfigError: a value out of range, or (at `init`) embeddings of unequal width.
+      ConfigError: a value out of range, or (at `init`) embeddings of unequal width without a
+        projection, ensembles that cannot be (see `mhd_jax.ensembles`), or clients that replay
+        their messages where teachers are snapshots.
     """
     for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
         require(value >= low, f"{name} must be at least {low}, not {value}.")
@@ -108,7 +145,18 @@ def mhd(
         num_aux_heads > 0 or not same_level,
         "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
     )
+    for name, value, low in (
+        ("pool_size", pool_size, 0),
+        ("pool_refresh", pool_refresh, 1),
+        ("teacher_delay", teacher_delay, 0),
+    ):
+        require(value >= low, f"{name} must be at least {low}, not {value}.")
+    require(
+        pool_size == 0 or teacher_delay == 0,
+        "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
+    )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
+    require(average_every >= 1, f"average_every must be at least 1, not {average_every}.")
     require_label_smoothing(label_smoothing)
     require(
         public_batch in ("shared", "independent"),
@@ -119,6 +167,16 @@ def mhd(
         f"unknown target_selection {target_selection!r}; "
         f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
     )
+    require(
+        embedding_projection in EMBEDDING_PROJECTIONS,
+        f"unknown embedding_projection {embedding_projection!r}; choose one of "
+        f"{', '.join(EMBEDDING_PROJECTIONS)}.",
+    )
+    require(
+        nu_emb > 0 or embedding_projection == "none",
+        "embedding_projection is about the embeddings' distillation, but nu_emb is 0; leave one of "
+        "them out.",
+    )
     coded = compressions.named(compression)
     select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type]
     num_heads = num_aux_heads + 1
@@ -127,14 +185,34 @@ def mhd(
     num_taught = num_ranks + same_level  # how many heads of a neighbour teach
     # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
     own_included = include_self and num_aux_heads > 0
+    num_snapshots = pool_size or teacher_delay
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
-        state = init_state(key, clients, sample_batch, num_heads)
-        if nu_emb > 0:
-            _require_equal_widths(state)
-        if num_aux_heads == 0 or clients.learns_labels.all():
-            return state
-        return dataclasses.replace(state, extra={"unlabelled": jnp.asarray(~clients.learns_labels)})
+        extra: dict[str, PyTree] = {}
+        same_start: Any = False
+        if ensembles is not None:
+            mixing = mixing_matrix(ensembles, clients)
+            extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
+        if num_aux_heads > 0 and not clients.learns_labels.all():
+            extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
+        state = init_state(key, clients, sample_batch, num_heads, same_start)
+        if nu_emb > 0 and embedding_projection == "none":
+            projection.require_equal_widths(state)
+        if embedding_projection == "linear":
+            state = projection.with_projections(state)
+        if clients.adversaries:
+            _require_no_replay(clients, num_snapshots)
+            logits = shapes_said(state.groups[0], sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits)
+        if pool_size > 0:
+            extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
+        if num_snapshots > 0:
+            state = pools.with_snapshots(state, num_snapshots)
+        return dataclasses.replace(state, extra=extra)
+
+    def is_mapped(state: State) -> bool:
+        """Whether clients map their embeddings to their teachers' widths."""
+        return embedding_projection == "linear" and len(set(projection.widths(state))) > 1
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
         """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
@@ -165,55 +243,108 @@ def mhd(
         )
 
     def public_loss(
-        own: Outputs, taught: Outputs, valid: Array, key: Array, unlabelled: Array | None
+        own: Outputs,
+        mapped: Array | None,
+        taught: Outputs,
+        valid: Array,
+        key: Array,
+        unlabelled: Array | None,
+        label_set: Array | None,
     ) -> tuple[Array, Metrics]:
-        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's."""
+        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
+
+        `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
+        """
+        if taught.embeddings is not None:
+            width = taught.embeddings.shape[-1]
+            own = dataclasses.replace(own, embeddings=own.embeddings[..., :width])  # type: ignore[index]
         constant = jax.lax.stop_gradient(own)
         loss, terms = jnp.zeros(()), {}
+        diagnostics = {
+            "agreement": edges.agreement(constant, taught, valid),
+            "confidence": edges.confidence(constant),
+        }
         if nu_emb > 0:
-            terms["emb_loss"] = embedding_distance(own.embeddings, taught.embeddings, valid)  # type: ignore[arg-type]
+            compared = own.embeddings if mapped is None else mapped
+            terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
             loss += nu_emb * terms["emb_loss"]
         if nu_aux > 0:
             choice = candidates(constant, taught, valid)
             targets = jax.lax.stop_gradient(select(key, choice))
-            learned = distillation(own.logits[:, first_student:], targets, temperature)
+            diagnostics["followed"] = edges.followed(targets, choice)
+            learned = distillation(own.logits[:, first_student:], targets, temperature, label_set)
             terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
             loss += nu_aux * terms["aux_loss"]
             if unlabelled is not None:
                 main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)])
                 targets = jax.lax.stop_gradient(select(jax.random.fold_in(key, 1), main_heads))
-                learned = distillation(own.logits[:, :1], targets, temperature)
+                learned = distillation(own.logits[:, :1], targets, temperature, label_set)
                 loss += nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
-        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1])
-        return loss, {"public_loss": loss, **terms}
+        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1], label_set)
+        return loss, {"public_loss": loss, **terms, "diagnostics": diagnostics}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        heard = arrived(said, everywhere if batch.public_is_shared else _stay)
-        teachers = exchange.draw_teachers(state, graph, exchange.finite_clients(heard), num_targets)
-        taught = teacher_outputs(state, heard, teachers, batch)
+        travel = everywhere if batch.public_is_shared else _stay
+        heard = arrived(state, as_sent(state, said), travel, state.label_sets)
+        finite = exchange.all_finite(heard)
+        state, teachers, taught = taught_by_some(state, batch, graph, heard, finite)
+        understood = teachers.valid & are_finite(taught, batch)
+        mapped, gradients_through = mapped_embeddings(state, said, teachers, gradients_from)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
+        unlabelled = state.extra.get("unlabelled")
         # Teachers are constants: each client's gradient starts at its own outputs.
-        unlabelled = state.extra["unlabelled"] if state.extra else None
-        at_said, terms = over_clients(jax.grad(public_loss, has_aux=True))(
-            said, taught, teachers.valid, keys, unlabelled
+        gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
+        at_outputs, terms = over_clients(gradient)(
+            said, mapped, taught, understood, keys, unlabelled, state.label_sets
         )
-        gradients, stats, private_losses = gradients_from(at_said)
-        metrics = {
+        gradients, stats, private_losses = gradients_through(*at_outputs)
+        state = apply_gradients(remembered(state, said, batch.presence), gradients, stats)
+        state, weights = averaged_in_ensembles(state, batch.presence)
+        not_heard = ((graph > 0) & ~finite).sum(axis=1)
+        terms["diagnostics"] = by_client(terms["diagnostics"], teachers)
+        return state, {
             **terms,
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
-            "messages": exchange.from_teachers(teachers),
+            "messages": {"predictions": exchange.from_teachers(teachers), **weights},
+            "non_finite": not_heard + (teachers.valid & ~understood).sum(axis=1),
         }
-        return apply_gradients(state, gradients, stats), metrics
 
-    def teacher_outputs(state: State, heard: Outputs, teachers: Teachers, batch: Batch) -> Outputs:
-        """What S_i says about i's public samples, [K, T, P, …]."""
+    def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
+        """Diagnostics by teacher's place as those by client, see `mhd_jax.edges`."""
+        found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
+        for name in seen.keys() - {"confidence"}:
+            found[name] = edges.by_client(seen[name], teachers, own_included)
+        return found
+
+    def as_sent(state: State, said: Outputs, senders: Array | None = None) -> Outputs:
+        """Outputs [K, …] as clients send them, true or not; or those [K, T, …] of `senders` [K, T]."""
+        liars = state.extra.get("adversaries")
+        if liars is None:
+            return said
+        return dataclasses.replace(said, logits=liars.sent(said.logits, senders))
+
+    def remembered(state: State, said: Outputs, presence: Presence | None) -> State:
+        """The state, once this has been said to those who could hear it."""
+        if "adversaries" not in state.extra:
+            return state
+        reachable = None if presence is None else presence.reachable
+        liars = state.extra["adversaries"].after(said.logits, reachable)
+        return dataclasses.replace(state, extra={**state.extra, "adversaries": liars})
+
+    def taught_by_some(
+        state: State, batch: Batch, graph: Array, heard: Outputs, available: Array
+    ) -> tuple[State, Teachers, Outputs]:
+        """S_i and what it says about i's public samples, [K, T, P, …], and the state with what it keeps."""
+        if num_snapshots > 0:
+            return delayed(state, batch, graph, available)
+        teachers = exchange.draw_teachers(state, graph, available, num_targets)
         if batch.public_is_shared:
             # Teachers at the present step: what they said as students, gathered.
-            return exchange.gather(heard, teachers.positions)
+            return state, teachers, exchange.gather(heard, teachers.positions)
         outputs = forward_teachers(
             state,
             all_params(state),
@@ -222,30 +353,125 @@ def mhd(
             batch.public_inputs,
             train=Purpose.PUBLIC_DROPOUT,
         )
-        return arrived(outputs, _stay)  # computed where their students are
+        return state, teachers, arrived_by_student(state, outputs, teachers)
 
-    def taught_parts(said: Outputs) -> dict[str, tuple[Compression, Array]]:
+    def delayed(
+        state: State, batch: Batch, graph: Array, available: Array
+    ) -> tuple[State, Teachers, Outputs]:
+        """The same with S_i of earlier steps."""
+        if pool_size > 0:
+            neighbours = exchange.draw_teachers(state, graph, available, "all")
+            state, pool = pools.next_pool(state, state.extra["pool"], neighbours, pool_refresh)
+            state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
+            teachers, slots = pools.draw(state, pool, num_targets)
+        else:
+            teachers = exchange.draw_teachers(state, graph, available, num_targets)
+            slots = jnp.full_like(teachers.positions, state.step % teacher_delay)
+        if batch.public_is_shared:
+            said = pools.said_before(state, teachers, slots, batch.public_inputs)
+            slot_sets = jax.tree.map(lambda a: a[:, None], state.label_sets)
+            heard = arrived(state, as_sent(state, said), everywhere, slot_sets)
+            taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
+        else:
+            outputs = forward_teachers(
+                state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
+            )
+            taught = arrived_by_student(state, outputs, teachers)
+        if teacher_delay > 0:
+            state = pools.renewed(state, state.step % teacher_delay)
+        return state, teachers, taught
+
+    def arrived_by_student(state: State, outputs: Outputs, teachers: Teachers) -> Outputs:
+        """What students have of their teachers' outputs [K, T, P, …], computed where students are."""
+        label_sets = take_rows(state.label_sets, teachers.positions)
+        return arrived(state, as_sent(state, outputs, teachers.positions), _stay, label_sets)
+
+    def are_finite(taught: Outputs, batch: Batch) -> Array | bool:
+        """Which messages are finite, [K, T], of those whose senders are on their own samples."""
+        if batch.public_is_shared and num_snapshots == 0:
+            return True  # these are what they said about their own samples
+        return exchange.all_finite(taught, axes=2)
+
+    def mapped_embeddings(
+        state: State, said: Outputs, teachers: Teachers, gradients_from: PullBack
+    ) -> tuple[Array | None, Callable[..., Any]]:
+        """Embeddings in the teachers' widths, [K, T, P, D], where clients map them; and the way back.
+
+        That is a function of a loss's gradients at what was said and at these embeddings, which
+        returns what `gradients_from` does, the maps' gradients included.
+        """
+        if not is_mapped(state):
+            return None, lambda at_said, _: gradients_from(at_said)
+        mapped, pull_back = jax.vjp(
+            lambda maps, embeddings: projection.towards(
+                state, maps, embeddings, teachers.positions
+            ),
+            projection.projections(state),
+            said.embeddings,
+        )
+
+        def back(at_said: Outputs, at_mapped: Array) -> Any:
+            of_maps, at_embeddings = pull_back(at_mapped)
+            gradients, stats, losses = gradients_from(
+                dataclasses.replace(at_said, embeddings=at_said.embeddings + at_embeddings)
+            )
+            gradients = tuple(
+                {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
+            )
+            return gradients, stats, losses
+
+        return mapped, back
+
+    def averaged_in_ensembles(
+        state: State, presence: Presence | None
+    ) -> tuple[State, dict[str, Array]]:
+        """The state after a step, averaged where that is due, and the messages of it by kind."""
+        if ensembles is None:
+            return state, {}
+        averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
+        if presence is not None:  # who is away or has diverged averages with nobody
+            there = presence.trains & presence.reachable & finite_params(state)
+            mixing = exchange.among(mixing, there)
+        weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
+        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
+        return state, {"weights": jnp.where(averages, weighed, 0)}
+
+    def taught_parts(state: State, said: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
         parts = {"logits": (coded, said.logits[..., :num_taught, :])}
         if nu_emb > 0:
-            parts["embeddings"] = (coded.for_numbers, said.embeddings)  # type: ignore[assignment]
+            embeddings: Array = said.embeddings  # type: ignore[assignment]
+            if embedding_projection == "shared_width":
+                embeddings = embeddings[..., : projection.widths(state).min()]
+            parts["embeddings"] = (coded.for_numbers, embeddings)
         return parts
 
-    def arrived(said: Outputs, travel: Callable[[PyTree], PyTree]) -> Outputs:
-        """What students have of it: what crosses edges is all that crosses devices."""
+    def arrived(
+        state: State, said: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
+    ) -> Outputs:
+        """What students have of it, from teachers with label sets [..., C].
+
+        What crosses edges is all that crosses devices.
+        """
+        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         parts = {
-            name: how.arrived(values, travel) for name, (how, values) in taught_parts(said).items()
+            name: how.arrived(values, travel, known.get(name))
+            for name, (how, values) in taught_parts(state, said).items()
         }
         return Outputs(parts["logits"], parts.get("embeddings"))
 
-    def message(state: State, batch: Batch) -> Message:
+    def message(state: State, batch: Batch, group: GroupState) -> Messages:
         def sent(said: Outputs) -> dict[str, PyTree]:
-            return {name: how.encode(values) for name, (how, values) in taught_parts(said).items()}
+            parts = taught_parts(state, said)
+            return {name: how.encode(values) for name, (how, values) in parts.items()}
 
-        crossing = jax.eval_shape(sent, shapes_said(state, batch))
+        crossing = jax.eval_shape(sent, shapes_said(group, batch))
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
-        return crossing
+        if ensembles is None:
+            return {"predictions": crossing}
+        weights = of_one_client((group.params, group.stats))
+        return {"predictions": crossing, "weights": {"weights": weights}}
 
     return Algorithm(
         init=init,
@@ -254,6 +480,8 @@ def mhd(
         message=message,
         num_heads=num_heads,
         public_batch=public_batch,
+        num_snapshots=num_snapshots,
+        falsifiable=True,
     )
 
 
@@ -261,13 +489,11 @@ def _stay(sent: PyTree) -> PyTree:
     return sent
 
 
-def _require_equal_widths(state: State) -> None:
-    widths = {group.members: group.params["heads"]["kernel"].shape[2] for group in state.groups}
-    if len(set(widths.values())) > 1:
-        listed = "; ".join(
-            f"clients {', '.join(map(str, members))}: {width}" for members, width in widths.items()
-        )
-        raise ConfigError(
-            f"nu_emb > 0 compares embeddings, which must have one width, but they have {listed}. "
-            "Set nu_emb to 0, or give the clients backbones of one embedding width."
-        )
+def _require_no_replay(clients: Any, num_snapshots: int) -> None:
+    replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
+    require(
+        num_snapshots == 0 or not replaying,
+        f"client {', '.join(map(str, replaying))} replays what it said at the step before, but with "
+        "pool_size or teacher_delay snapshots of it speak; choose another kind of adversary, or "
+        "leave these out.",
+    )

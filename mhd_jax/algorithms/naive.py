@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.mhd import mhd
+from mhd_jax.ensembles import Ensembles
 from mhd_jax.exchange import TargetSelection
 from mhd_jax.types import Algorithm
 
@@ -22,15 +23,21 @@ def naive(
     temperature: float = 1.0,
     public_batch: str = "shared",
     public_updates_stats: bool = False,
+    pool_size: int = 0,
+    pool_refresh: int = 200,
+    teacher_delay: int = 0,
     compression: str = "none",
+    ensembles: Ensembles | None = None,
+    average_every: int = 10,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Naive distillation.
 
     Args:
       nu_naive: weight of the distillation.
-      num_targets, target_selection, temperature, public_batch, public_updates_stats,
-        compression, label_smoothing: as for `mhd`.
+      num_targets, target_selection, temperature, public_batch, public_updates_stats, pool_size,
+        pool_refresh, teacher_delay, compression, ensembles, average_every, label_smoothing: as
+        for `mhd`.
     """
     require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
     return mhd(
@@ -42,6 +49,11 @@ def naive(
         temperature=temperature,
         public_batch=public_batch,
         public_updates_stats=public_updates_stats,
+        pool_size=pool_size,
+        pool_refresh=pool_refresh,
+        teacher_delay=teacher_delay,
         compression=compression,
+        ensembles=ensembles,
+        average_every=average_every,
         label_smoothing=label_smoothing,
     )

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mhd_jax.errors import ConfigError
 from mhd_jax.models.client_model import ClientModel, Outputs
+from mhd_jax.models.from_nnx import from_nnx
 from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, LeNet5
@@ -68,6 +69,13 @@ def _vit_tiny(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
 
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
+    # Of one embedding width, for studies of unlike clients.
+    "mlp_small": ModelSpec(
+        lambda norm, shape: MLP((8, 64), norm), ("layer", "none", "batch"), images=False
+    ),
+    "mlp_large": ModelSpec(
+        lambda norm, shape: MLP((512, 64), norm), ("layer", "none", "batch"), images=False
+    ),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
@@ -95,4 +103,5 @@ __all__ = [
     "Outputs",
     "ResNet",
     "ViT",
+    "from_nnx",
 ]

@@ -12,6 +12,9 @@ from flax import struct
 from flax.errors import InvalidRngError
 
 from mhd_jax.errors import ConfigError
+from mhd_jax.label_sets import masked
+from mhd_jax.models.from_nnx import FromNNX
+from mhd_jax.pretext import Pretext
 
 PyTree = Any
 
@@ -20,7 +23,8 @@ PyTree = Any
 class Outputs:
     """What a client says about N samples: `logits` [N, H, C] and `embeddings` [N, D].
 
-    `embeddings` is None where clients of unequal embedding width speak together.
+    Where clients of unequal embedding width speak together, D is the largest, and narrower
+    embeddings end in zeros. `embeddings` is None where they are not sent.
     """
 
     logits: jax.Array
@@ -32,17 +36,21 @@ class ClientModel:
     """Architecture of one client; parameters live outside.
 
     Attributes:
-      backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`.
+      backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`. Every random
+        stream that it asks for in training mode is served.
       num_heads: H; head 0 is the main head.
       num_classes: C.
       compute_dtype: in which the backbone computes, "bfloat16" say; parameters, statistics
         and heads keep their own type. None computes in the parameters' type.
+      pretext: the task that it learns from private images instead of labels, with a head of its
+        own; None learns from labels.
     """
 
     backbone: nn.Module
     num_heads: int
     num_classes: int
     compute_dtype: str | None = None
+    pretext: Pretext | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
         """Draws parameters and normalisation statistics of one client.
@@ -52,25 +60,18 @@ class ClientModel:
           inputs: a batch of samples, for its shapes.
 
         Returns:
-          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C].
+          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C],
+          `params["pretext"]` the pretext task's own head, where there is one.
 
         Raises:
-          ConfigError: the backbone does not return an array [N, D].
+          ConfigError: the backbone does not return floating-point numbers [N, D].
         """
         backbone_key, head_key = jax.random.split(key)
         embeddings, variables = self.backbone.init_with_output(
             {"params": backbone_key, "dropout": backbone_key}, inputs, train=False
         )
-        num_samples = jax.tree.leaves(inputs)[0].shape[0]
-        shape = getattr(embeddings, "shape", None)
-        if shape is None or len(shape) != 2 or shape[0] != num_samples:
-            raise ConfigError(
-                f"{type(self.backbone).__name__} must map a batch to an embedding of shape [N, D] "
-                f"(here N = {num_samples}), but it returned "
-                f"{type(embeddings).__name__ if shape is None else f'shape {list(shape)}'}; "
-                "leave the classifier to the heads and return the last hidden activation."
-            )
-        width = shape[1]
+        self._require_embedding(embeddings, inputs)
+        width = embeddings.shape[1]
         # Fan-in is D for every head: draw the heads as one [D, H·C] matrix, then lay them apart.
         flat = nn.initializers.lecun_normal()(
             head_key, (width, self.num_heads * self.num_classes), embeddings.dtype
@@ -81,29 +82,41 @@ class ClientModel:
             "backbone": variables.get("params", {}),
             "heads": {"kernel": kernel, "bias": bias},
         }
+        if self.pretext is not None:
+            own = self.pretext.head.init(jax.random.fold_in(head_key, 1), embeddings)
+            params["pretext"] = own["params"]
         return params, variables.get("batch_stats", {})
 
     def apply(
-        self, params: PyTree, stats: PyTree, inputs: PyTree, key: jax.Array | None = None
+        self,
+        params: PyTree,
+        stats: PyTree,
+        inputs: PyTree,
+        key: jax.Array | None = None,
+        label_set: jax.Array | None = None,
     ) -> tuple[Outputs, PyTree]:
         """One client's outputs on `inputs` [N, ...], and its statistics after them.
 
         With a `key` (for dropout and the like) the backbone runs in training mode;
-        without one in evaluation mode, which leaves `stats` as they are.
+        without one in evaluation mode, which leaves `stats` as they are. Outside a `label_set`,
+        bool [C], all heads' logits are `label_sets.IMPOSSIBLE`.
         """
         backbone, inputs = _cast((params["backbone"], inputs), self.compute_dtype)
         variables = {"params": backbone, "batch_stats": stats}
         if key is None:
             embeddings: Any = self.backbone.apply(variables, inputs, train=False)
         else:
+            # Flax takes "params" for every stream that is not named.
+            rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}
             embeddings, updates = self.backbone.apply(
-                variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+                variables, inputs, train=True, rngs=rngs, mutable=["batch_stats"]
             )
             stats = updates.get("batch_stats", stats)
+        self._require_embedding(embeddings, inputs)
         heads = params["heads"]
         embeddings = embeddings.astype(heads["kernel"].dtype)
         logits = jnp.einsum("nd,hdc->nhc", embeddings, heads["kernel"]) + heads["bias"]
-        return Outputs(logits, embeddings), stats
+        return Outputs(masked(logits, label_set), embeddings), stats
 
     def is_random(self, params: PyTree, inputs: PyTree) -> bool:
         """Whether a pass in training mode draws random numbers, as dropout does.
@@ -119,6 +132,27 @@ class ClientModel:
         except InvalidRngError:  # it asked for a key, and there is none
             return True
         return False
+
+    def _require_embedding(self, embeddings: Any, inputs: PyTree) -> None:
+        num_samples = jax.tree.leaves(inputs)[0].shape[0]
+        shape = getattr(embeddings, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != num_samples:
+            found = type(embeddings).__name__ if shape is None else f"shape {list(shape)}"
+        elif not jnp.issubdtype(embeddings.dtype, jnp.floating):
+            found = embeddings.dtype.name
+        else:
+            return
+        raise ConfigError(
+            f"{backbone_name(self.backbone)} must map a batch to an embedding of shape [N, D] "
+            f"(here N = {num_samples}) in floating-point numbers, but it returned {found}; leave "
+            "the classifier to the heads and return the last hidden activation."
+        )
+
+
+def backbone_name(backbone: nn.Module) -> str:
+    """The class, or an NNX module's own."""
+    built = backbone.build if isinstance(backbone, FromNNX) else type(backbone)
+    return built.__name__
 
 
 def _cast(tree: PyTree, dtype: str | None) -> PyTree:

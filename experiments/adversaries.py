@@ -1,0 +1,136 @@
+r"""Which choices of targets survive how many clients that lie.
+
+  python -m experiments.adversaries --workdir=runs/adversaries
+
+The demo's clients learn the digits by MHD, and some of them send false predictions: the last
+ones, all in the same way. Accuracies are those of the honest clients. Choices work on all
+neighbours (--num_targets=all); beside them stand MHD's defaults, and the most confident choice
+where the liars are recognised, because they send nothing but NaN. The folder gets adversaries.json,
+adversaries.md and adversaries.png. The same command again takes up what was cut.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import mhd_jax as mhd
+from experiments import launch
+from experiments.comparison import as_cell, summarise
+from experiments.settings import RunSettings
+from mhd_jax.adversaries import KINDS
+from mhd_jax.callbacks import ShowProgress
+from mhd_jax.checkpoint import write_json
+from mhd_jax.exchange import TARGET_SELECTIONS
+
+_NUM_CLIENTS = 8
+_COUNTS = flags.DEFINE_list("counts", ["0", "1", "2", "3"], "How many of the 8 clients lie.")
+_KIND = flags.DEFINE_enum("kind", "label_flip", KINDS, "What they send.")
+_SELECTIONS = flags.DEFINE_list("selections", list(TARGET_SELECTIONS), "Choices of targets.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from 0.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/adversaries", "Folder of the study.")
+
+_DEFAULTS = "most_confident, Δ = 1"
+_SILENT = "most_confident, liars silent"
+Found = dict[str, dict[int, Any]]
+
+
+def main() -> None:
+    """Runs the study and writes what it shows."""
+    console = launch.console()
+    workdir = pathlib.Path(_WORKDIR.value)
+    counts = _counts()
+    found: Found = {}
+    for count in counts:
+        for name, (algorithm, kind) in _cases().items():
+            folder = workdir / f"{count} {_KIND.value}" / name.replace(" ", "_").replace(",", "")
+            label = f"{count} × {kind}: {name}"
+            found.setdefault(name, {})[count] = _run(algorithm, kind, count, folder, label)
+    settings = {flag.name: flag.value for flag in (_KIND, _SEEDS, _STEPS)}
+    write_json(workdir / "adversaries.json", {"settings": settings, "beta_sh": found})
+    lines = [[name, *(as_cell(each[count]) for count in counts)] for name, each in found.items()]
+    headings = ["target_selection", *(f"{count} of {_NUM_CLIENTS}" for count in counts)]
+    text = [headings, ["---"] * len(headings), *lines]
+    (workdir / "adversaries.md").write_text(
+        "".join(f"| {' | '.join(line)} |\n" for line in text), encoding="utf-8"
+    )
+    figure(found).savefig(workdir / "adversaries.png", dpi=120)
+    table = Table(*headings, title=f"β_sh of honest clients' last head, others: {_KIND.value}")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    console.print(f"plot: {workdir / 'adversaries.png'}", markup=False, soft_wrap=True)
+
+
+def _counts() -> list[int]:
+    try:
+        counts = [int(count) for count in _COUNTS.value]
+    except ValueError:
+        raise mhd.ConfigError(f"--counts are numbers, not {','.join(_COUNTS.value)}.") from None
+    if not counts or not all(0 <= count < _NUM_CLIENTS for count in counts):
+        raise mhd.ConfigError(f"--counts must be in 0 … {_NUM_CLIENTS - 1}.")
+    return counts
+
+
+def _cases() -> dict[str, tuple[mhd.Algorithm, str]]:
+    """Algorithms by what the table calls them, and what liars send there."""
+
+    def choosing(selection: str) -> mhd.Algorithm:
+        return mhd.algorithms.mhd(target_selection=selection, num_targets="all")
+
+    return {
+        **{name: (choosing(name), _KIND.value) for name in _SELECTIONS.value},
+        _DEFAULTS: (mhd.algorithms.mhd(), _KIND.value),
+        _SILENT: (choosing("most_confident"), "nan"),
+    }
+
+
+def _run(
+    algorithm: mhd.Algorithm, kind: str, count: int, folder: pathlib.Path, label: str
+) -> dict[str, float | None]:
+    """β_sh of the honest clients' last head: mean and standard deviation over seeds."""
+    liars = range(_NUM_CLIENTS - count, _NUM_CLIENTS)
+    settings = RunSettings(
+        num_clients=_NUM_CLIENTS,
+        steps=_STEPS.value,
+        adversaries=",".join(f"{liar}:{kind}" for liar in liars),
+    )
+    seeds = range(_SEEDS.value)
+    folders = [folder / f"seed_{seed}" for seed in seeds]
+    results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
+    row = summarise(algorithm.name, [result.summary for result in results])
+    return list(row.get("honest", row)["beta_sh"].values())[-1]
+
+
+def figure(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Figure:
+    """β_sh over the number of liars, a line for each choice."""
+    drawn = Figure(figsize=(8, 4), layout="constrained")
+    axis = drawn.subplots()
+    styles: Sequence[str] = ("-", "--", ":")
+    for i, (name, each) in enumerate(found.items()):
+        axis.errorbar(
+            list(each),
+            [value["mean"] for value in each.values()],
+            yerr=[value["std"] or 0.0 for value in each.values()],
+            linestyle=styles[i // 4 % len(styles)],
+            marker="o",
+            capsize=3,
+            label=name,
+        )
+    axis.set_xticks(list(next(iter(found.values()))))
+    axis.set_xlabel(f"clients of {_NUM_CLIENTS} that lie ({_KIND.value})")
+    axis.set_ylabel("β_sh, honest clients' last head")
+    axis.set_ylim(0, 1.02)
+    axis.grid(alpha=0.3)
+    drawn.legend(fontsize="small", loc="outside right upper")
+    return drawn
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,182 @@
+r"""Transitive learning: what clients know of classes held by others one, two, three … hops away.
+
+  python -m experiments.topology --topologies=chain,ring,islands,complete --seeds=3
+
+Each client holds classes that no other one has (--skew=inf), so that whatever it knows of another
+class came along edges. Flags are those of experiments.train, with other defaults: 5 clients,
+disjoint classes, 4 auxiliary heads and no embedding distillation. The same command again takes up
+what was cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import mhd_jax as mhd
+from experiments import flags as run_flags
+from experiments import launch
+from experiments.comparison import as_cell, spread
+from experiments.settings import RunSettings
+from mhd_jax import report
+from mhd_jax.callbacks import ShowProgress
+from mhd_jax.checkpoint import write_json
+
+_TOPOLOGIES = flags.DEFINE_list(
+    "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
+)
+_ALGORITHMS = flags.DEFINE_list(
+    "algorithms", ["mhd", "naive", "isolated"], "Algorithms to compare on each graph."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
+flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(launch)
+# Other defaults than those of experiments.train: of flags, and of hyperparameters.
+_FLAGS = {"num_clients": 5, "skew": float("inf")}
+_HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0}
+
+Row = dict[str, Any]
+
+
+def study(
+    settings: RunSettings,
+    topologies: Sequence[str],
+    algorithms: Sequence[mhd.Algorithm],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+) -> list[Row]:
+    """Trains every algorithm on every graph with every seed.
+
+    Args:
+      settings: what all runs share, but for the graph.
+      topologies: names.
+      algorithms: each with its hyperparameters.
+      seeds: of data split and training.
+      workdir: gets TOPOLOGY/ALGORITHM/seed_N for each run; one that has finished is only read.
+
+    Returns:
+      For each graph, algorithm and distance: accuracy by head, mean and deviation over seeds.
+    """
+    graphs = {name: dataclasses.replace(settings, topology=name) for name in topologies}
+    for each in graphs.values():  # before hours are spent on the first
+        for algorithm in algorithms:
+            each.check(algorithm, seeds[0])
+    rows = []
+    total = len(graphs) * len(algorithms)
+    for number, (name, algorithm) in enumerate(
+        [(name, algorithm) for name in graphs for algorithm in algorithms], 1
+    ):
+        folders = [workdir / name / algorithm.name / f"seed_{seed}" for seed in seeds]
+        progress = ShowProgress(f"[{number}/{total}] {name}, {algorithm.name}")
+        results = graphs[name].simulate(algorithm, seeds, folders, [progress])
+        tables = [
+            {row["hops"]: row["accuracy"] for row in result.summary["by_hops"]}
+            for result in results
+        ]
+        for hops in dict.fromkeys(hops for table in tables for hops in table):
+            found = [table[hops] for table in tables if hops in table]
+            rows.append(
+                {
+                    "topology": name,
+                    "algorithm": algorithm.name,
+                    "hops": hops,
+                    "accuracy": {head: spread([a[head] for a in found]) for head in found[0]},
+                }
+            )
+    return rows
+
+
+def lines(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[str]]:
+    """The table's lines: graph, algorithm, hops, and a column for each head."""
+    return [
+        [
+            row["topology"],
+            row["algorithm"],
+            "out of reach" if row["hops"] is None else str(row["hops"]),
+            *(as_cell(row["accuracy"][head]) if head in row["accuracy"] else "" for head in heads),
+        ]
+        for row in rows
+    ]
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy against hops: a panel for each graph, MHD by head, other algorithms dashed."""
+    graphs = list(dict.fromkeys(row["topology"] for row in rows))
+    drawn = Figure(figsize=(3.4 * len(graphs) + 1.6, 3.6), layout="constrained")
+    axes = drawn.subplots(1, len(graphs), sharey=True, squeeze=False)[0]
+    others = [name for name in dict.fromkeys(row["algorithm"] for row in rows) if name != "mhd"]
+    for axis, graph in zip(axes, graphs, strict=True):
+        for name in dict.fromkeys(row["algorithm"] for row in rows):
+            own = [
+                row
+                for row in rows
+                if (row["topology"], row["algorithm"]) == (graph, name) and row["hops"] is not None
+            ]
+            heads = list(own[0]["accuracy"])
+            colours = report.head_colours(len(heads))
+            for head, colour in zip(heads, colours, strict=False):
+                values = [row["accuracy"][head] for row in own]
+                grey = ("C3", "C7", "C1")[others.index(name) % 3] if name in others else colour
+                axis.errorbar(
+                    [row["hops"] for row in own],
+                    [value["mean"] for value in values],
+                    yerr=[value["std"] or 0.0 for value in values],
+                    color=grey,
+                    linestyle="--" if name in others else "-",
+                    marker=".",
+                    capsize=2,
+                    label=name if name in others else f"mhd, {head}",
+                )
+        far = max(row["hops"] or 0 for row in rows if row["topology"] == graph)
+        axis.set_xticks(np.arange(far + 1))
+        axis.set_xlabel("hops to who holds the class")
+        axis.set_title(graph)
+        axis.grid(alpha=0.3)
+        axis.set_ylim(-0.02, 1.02)
+    axes[0].set_ylabel("test accuracy")
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, fontsize="small", loc="outside right upper")
+    return drawn
+
+
+def main() -> None:
+    """Trains by the flags, and writes accuracy by distance."""
+    if flags.FLAGS["topology"].present:
+        raise mhd.ConfigError(
+            "this study takes --topologies, several of them; leave --topology out."
+        )
+    names = [name.strip() for name in _ALGORITHMS.value]
+    algorithms = [
+        run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)[0] for name in names
+    ]
+    settings = run_flags.settings()
+    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/topology")
+    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    rows = study(settings, _TOPOLOGIES.value, algorithms, seeds, workdir)
+
+    heads = max((list(row["accuracy"]) for row in rows), key=len)
+    headings = ["graph", "algorithm", "hops", *heads]
+    write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
+    cells = [headings, ["---"] * len(headings), *lines(rows, heads)]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    (workdir / "table.md").write_text(text, encoding="utf-8")
+    figure(rows).savefig(workdir / "hops.png", dpi=120)
+    console = launch.console()
+    shown = Table(*headings, title=f"accuracy by distance, mean ± std over {len(seeds)} seed(s)")
+    for line in lines(rows, heads):
+        shown.add_row(*line)
+    console.print(shown)
+    console.print(f"plot: {workdir / 'hops.png'}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    for name, value in _FLAGS.items():
+        flags.FLAGS.set_default(name, value)
+    launch.run(main)

@@ -1,0 +1,83 @@
+"""What a user's own backbone must be, found out from shapes before anything is computed."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.errors import InvalidRngError
+from jax.extend.core import Var
+
+from mhd_jax.errors import ConfigError
+from mhd_jax.models.client_model import ClientModel, backbone_name
+
+PyTree = Any
+_BIAS_AND_SHAPE = (
+    "add",
+    "add_any",
+    "broadcast_in_dim",
+    "convert_element_type",
+    "reshape",
+    "squeeze",
+)
+_LINEAR = ("conv_general_dilated", "dot_general")
+
+
+def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> None:
+    """Raises `ConfigError` unless a module can be clients' backbone.
+
+    It must take `train`, return an embedding in both modes, and draw no random numbers in
+    evaluation. One that ends in a linear layer as wide as there are classes is taken
+    for a classifier; an embedding of that width must end otherwise, in an activation or a norm.
+
+    Args:
+      backbone: the user's module.
+      samples: shapes of a few samples as it sees them.
+      num_classes: C.
+    """
+    name = backbone_name(backbone)
+    parameters = inspect.signature(type(backbone).__call__).parameters
+    if "train" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
+    model = ClientModel(backbone, 1, num_classes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, stats = jax.eval_shape(model.init, key, samples)
+    try:
+        outputs, _ = jax.eval_shape(model.apply, params, stats, samples)
+    except InvalidRngError as error:
+        raise ConfigError(
+            f"{name} asks for random numbers with train=False; leave them to training."
+        ) from error
+    jax.eval_shape(model.apply, params, stats, samples, key)
+    width = outputs.embeddings.shape[1]
+    if width == num_classes and _ends_linearly(model, params, stats, samples):
+        raise ConfigError(
+            f"{name} ends in a linear layer of width {width}, the number of classes, as a classifier "
+            "does; return the hidden activation before it, for heads are added. (An embedding that "
+            "is meant to be that wide may end in an activation or a norm.)"
+        )
+
+
+def _ends_linearly(model: ClientModel, params: PyTree, stats: PyTree, samples: PyTree) -> bool:
+    """Whether the embedding is a matrix product or a convolution, with at most a bias added."""
+    jaxpr = jax.make_jaxpr(lambda x, p, s: model.apply(p, s, x)[0].embeddings)(
+        samples, params, stats
+    ).jaxpr
+    of_samples = set(jaxpr.invars[: len(jax.tree.leaves(samples))])
+    made_by = {}
+    for equation in jaxpr.eqns:
+        made_by.update(dict.fromkeys(equation.outvars, equation))
+        if any(isinstance(v, Var) and v in of_samples for v in equation.invars):
+            of_samples.update(equation.outvars)
+    (last,) = jaxpr.outvars
+    while last in made_by:
+        equation = made_by[last]
+        inputs = [v for v in equation.invars if isinstance(v, Var) and v in of_samples]
+        if len(inputs) != 1:  # such as a sum of two branches
+            return False
+        if equation.primitive.name not in _BIAS_AND_SHAPE:
+            return equation.primitive.name in _LINEAR
+        (last,) = inputs
+    return False

@@ -1,0 +1,148 @@
+"""Flax NNX modules as backbones: each pass rebuilds one from its client's parameters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict
+
+from mhd_jax.errors import ConfigError
+
+
+def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.Module:
+    """An NNX module as a client's backbone: `from_nnx(MyNet, 64)`.
+
+    Each client draws its own by `build(*args, **kwargs, rngs=...)`. `nnx.Param`s are its
+    parameters; what else it holds (`nnx.BatchStat`) is carried along as its statistics. Every
+    pass in training mode gives each of its random streams a fresh key. Training and evaluation
+    are told apart by `module.train()` and `module.eval()`, and by an argument `train` or
+    `deterministic` of its `__call__`, where `rngs` without a default gets a stream too. Random
+    numbers drawn in evaluation mode are always the same.
+
+    Args:
+      build: a class, or a function with a name, whose modules map a batch to an embedding [N, D].
+      *args, **kwargs: its arguments but for `rngs`; hashable.
+
+    Raises:
+      ConfigError: a module that is drawn already, a lambda, or arguments that do not fit.
+    """
+    if isinstance(build, nnx.Module):
+        name = type(build).__name__
+        raise ConfigError(
+            f"this {name} has drawn its parameters, but each client draws its own: give the class "
+            f"and its arguments, as in mhd_jax.models.from_nnx({name}, ...)."
+        )
+    if not callable(build) or getattr(build, "__name__", "<lambda>") == "<lambda>":
+        raise ConfigError(
+            "from_nnx takes an NNX class or a function with a name, by which a run's settings tell "
+            f"it from others, and its arguments; not {build!r}."
+        )
+    try:
+        if isinstance(build, type):
+            inspect.signature(build.__init__).bind(None, *args, **kwargs, rngs=None)  # type: ignore[misc]
+        else:
+            inspect.signature(build).bind(*args, **kwargs, rngs=None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{build.__name__} cannot be built from these arguments and `rngs`: {error}."
+        ) from error
+    return FromNNX(build, args, FrozenDict(kwargs))
+
+
+class FromNNX(nn.Module):
+    """What `from_nnx` returns: a Linen module that holds an NNX module's variables.
+
+    flax.nnx.bridge.ToLinen would draw the parameters anew in every pass, only to replace them, and
+    would give random streams without a key of theirs the same key in every step.
+    """
+
+    build: Callable[..., nnx.Module]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(self, inputs: Any, train: bool = False) -> Any:
+        """The module's outputs; in training mode its statistics are kept."""
+        if self.is_initializing():
+            module = _built(self.build, self.args, self.kwargs, nnx.Rngs(self.make_rng("params")))
+            self._keep(module, "params", nnx.Param)
+            self._keep(module, "batch_stats", _STATISTICS)
+        else:
+            graph, shapes = _structure(self.build, self.args, self.kwargs)
+            values = flatten_dict({**self.variables.get("params", {})})
+            values |= flatten_dict({**self.variables.get("batch_stats", {})})
+
+            def value(path: tuple[Any, ...], leaf: Any) -> Any:
+                if isinstance(leaf, nnx.RngCount):
+                    return leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))
+                if isinstance(leaf, nnx.RngKey):
+                    return leaf.replace(_of_shape(self._key(train), leaf.shape))
+                return (
+                    leaf.replace(values[path]) if isinstance(leaf, nnx.Variable) else values[path]
+                )
+
+            module = nnx.merge(graph, nnx.map_state(value, shapes))
+        module.train() if train else module.eval()
+        taken = inspect.signature(type(module).__call__).parameters
+        modes = {"train": train, "deterministic": not train}
+        options: dict[str, Any] = {name: modes[name] for name in modes if name in taken}
+        if "rngs" in taken and taken["rngs"].default is inspect.Parameter.empty:
+            options["rngs"] = nnx.Rngs(self._key(train))
+        outputs = module(inputs, **options)
+        if train and self.is_mutable_collection("batch_stats"):
+            self._keep(module, "batch_stats", _STATISTICS)
+        return outputs
+
+    def __repr__(self) -> str:
+        shown = [*map(_shown, self.args), *(f"{k}={_shown(v)}" for k, v in self.kwargs.items())]
+        return f"{self.build.__name__}({', '.join(shown)})"
+
+    def _key(self, train: bool) -> jax.Array:
+        return self.make_rng("dropout") if train else jax.random.key(0)
+
+    def _keep(self, module: nnx.Module, collection: str, kinds: Any) -> None:
+        for name, tree in nnx.to_pure_dict(nnx.state(module, kinds)).items():
+            self.put_variable(collection, name, tree)
+
+
+_STATISTICS = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState))
+
+
+@functools.cache
+def _structure(
+    build: Callable[..., nnx.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A module without its arrays, and their shapes."""
+    return nnx.split(nnx.eval_shape(lambda: _built(build, args, kwargs, nnx.Rngs(0))))
+
+
+def _built(
+    build: Callable[..., nnx.Module],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    module = build(*args, **kwargs, rngs=rngs)
+    if not isinstance(module, nnx.Module) or not callable(module):
+        raise ConfigError(
+            f"{build.__name__} must build an NNX module that can be called with a batch, but it "
+            f"built {type(module).__name__}."
+        )
+    return module
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__name__", repr(value))  # a function's address differs between processes
+
+
+def _of_shape(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """As many keys; some modules stack their layers' streams."""
+    return jax.random.split(key, shape) if shape else key

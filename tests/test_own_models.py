@@ -1,0 +1,287 @@
+"""Users' own modules: of Flax NNX, with random streams of their own, and those that cannot serve."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import mhd_jax as mhd
+from mhd_jax.groups import all_params, all_stats, forward
+from mhd_jax.models import ClientModel, from_nnx
+from mhd_jax.random import Purpose
+from tests.conftest import FEATURES, NUM_CLASSES, assert_trees_equal, tiny_clients, tiny_dataset
+
+
+class Net(nnx.Module):
+    """A list of layers, statistics, and a random stream in each of two dropouts."""
+
+    def __init__(self, width, act=nnx.relu, *, rngs):
+        self.layers = nnx.List(
+            [nnx.Linear(FEATURES, 8, rngs=rngs), nnx.Linear(8, width, rngs=rngs)]
+        )
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropouts = nnx.List([nnx.Dropout(0.5, rngs=rngs) for _ in range(2)])
+        self.act = act
+
+    def __call__(self, x):
+        x = self.act(self.norm(self.layers[1](self.layers[0](x))))
+        return jnp.concatenate([dropout(x) for dropout in self.dropouts], axis=1)
+
+
+def tower(width, *, rngs):
+    return nnx.Sequential(nnx.Linear(FEATURES, width, rngs=rngs), nnx.relu)
+
+
+def test_an_nnx_module_computes_trains_and_draws_as_it_says():
+    model = ClientModel(from_nnx(Net, 6), 1, NUM_CLASSES)
+    x = jax.random.normal(jax.random.key(0), (40, FEATURES))
+    keys = jax.random.split(jax.random.key(1), 2)
+
+    @jax.jit
+    def everything(keys, x):
+        params, stats = jax.vmap(model.init, in_axes=(0, None))(keys, x)
+        run = jax.vmap(model.apply, in_axes=(0, 0, None, 0))
+        evaluated, kept = jax.vmap(model.apply, in_axes=(0, 0, None))(params, stats, x)
+        trained, updated = run(params, stats, x, keys)
+        again, _ = run(params, stats, x, keys[::-1])
+        return params, stats, kept, updated, [o.embeddings for o in (evaluated, trained, again)]
+
+    params, stats, kept, updated, (evaluated, trained, again) = everything(keys, x)
+    assert_trees_equal(kept, stats)
+    masks = []
+    for i in range(2):
+        first, second = (params["backbone"]["layers"][n] for n in (0, 1))
+        h = (x @ first["kernel"][i] + first["bias"][i]) @ second["kernel"][i] + second["bias"][i]
+        plain = np.maximum(h / np.sqrt(1 + 1e-5), 0)
+        np.testing.assert_allclose(evaluated[i], np.hstack([plain] * 2), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            updated["norm"]["mean"][i], 0.01 * h.mean(0), rtol=1e-3, atol=1e-6
+        )
+        alive = np.asarray((h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) > 1e-3)
+        kept_by = [np.asarray(said[i]) != 0 for said in (trained, again)]
+        masks += [m[:, part][alive] for m in kept_by for part in (slice(6), slice(6, None))]
+    assert not np.allclose(*params["backbone"]["layers"][0]["kernel"])
+    # Two clients, two steps' keys, two layers: no two masks agree in more than chance.
+    for i, one in enumerate(masks):
+        assert 0.3 < one.mean() < 0.7
+        for other in masks[:i]:
+            size = min(len(one), len(other))
+            assert (one[:size] == other[:size]).mean() < 0.75
+
+
+class Told(nnx.Module):
+    """Is told its mode by arguments, and given its stream in the call."""
+
+    def __init__(self, *, rngs):
+        self.scale = nnx.Param(jnp.ones(FEATURES))
+
+    def __call__(self, x, *, train, deterministic, rngs):
+        assert train != deterministic
+        return x * self.scale + (rngs.noise.normal(x.shape) if train else 0)
+
+
+def test_arguments_tell_an_nnx_module_its_mode_and_bring_its_stream():
+    model, x = ClientModel(from_nnx(Told), 1, NUM_CLASSES), jnp.ones((3, FEATURES))
+    params, stats = model.init(jax.random.key(0), x)
+    evaluated = model.apply(params, stats, x)[0].embeddings
+    np.testing.assert_array_equal(evaluated, x)
+    one, two = (model.apply(params, stats, x, jax.random.key(i))[0].embeddings for i in (1, 2))
+    assert (one != two).all() and (one != x).all()
+    assert model.is_random(params, x)
+    quiet = ClientModel(from_nnx(tower, 6), 1, NUM_CLASSES)
+    assert not quiet.is_random(jax.eval_shape(quiet.init, jax.random.key(0), x)[0], x)
+
+
+def test_an_nnx_module_computes_in_bfloat16_and_keeps_its_parameters():
+    model = ClientModel(from_nnx(Net, 6), 1, NUM_CLASSES, "bfloat16")
+    key, x = jax.random.key(0), jnp.ones((3, FEATURES))
+    params, stats = jax.eval_shape(model.init, key, x)
+    (outputs, updated) = jax.eval_shape(model.apply, params, stats, x, key)
+    for tree in (params, outputs, updated):
+        assert {a.dtype for a in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+    equations = jax.make_jaxpr(model.apply)(params, stats, x, key).eqns
+    dots = [e for e in equations if e.primitive.name == "dot_general"]
+    assert [e.outvars[0].aval.dtype.name for e in dots] == ["bfloat16"] * 2 + ["float32"]
+
+
+def test_nnx_models_are_what_they_are_made_of():
+    one, same, other = (
+        from_nnx(Net, 6, act=nnx.gelu),
+        from_nnx(Net, 6, act=nnx.gelu),
+        from_nnx(Net, 6),
+    )
+    assert one == same and hash(one) == hash(same) and one != other
+    clients = tiny_clients(4, model=[one, other, same, from_nnx(tower, 7)])
+    assert [(group.name, group.members) for group in clients.groups] == [
+        ("net", (0, 2)),
+        ("net", (1,)),
+        ("tower", (3,)),
+    ]
+    assert clients.settings["backbones"] == ["Net(6, act=gelu)", "Net(6)", "tower(7)"]
+
+
+class Streams(nn.Module):
+    """Noise from three streams, one after another."""
+
+    names: tuple[str, ...] = ("dropout", "noise", "droppath")
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.tanh(nn.Dense(6)(x))
+        if not train:
+            return x
+        draws = [jax.random.normal(self.make_rng(name), x.shape) for name in self.names]
+        return x + sum(10.0**n * draw for n, draw in enumerate(draws))
+
+
+class Noise(nn.Module):
+    """Nothing but what three streams bring."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        names = ("dropout", "noise", "droppath") if train else ()
+        draws = [jax.random.normal(self.make_rng(name), x.shape) for name in names]
+        return jnp.hstack(draws or [jnp.tanh(x)] * 3)
+
+
+def test_every_stream_is_served_by_client_and_step():
+    clients = tiny_clients(2, model=Noise())
+    x = jnp.zeros((5, FEATURES))
+    algorithm = mhd.algorithms.isolated()
+    batch = mhd.Batch(jnp.stack([x, x]), jnp.zeros((2, 5), int), jnp.ones((2, 5)), x, jnp.zeros(5))
+    state = algorithm.init(jax.random.key(0), clients, batch)
+
+    @jax.vmap
+    def at(step):
+        now = state.replace(step=step)
+        said, _ = forward(
+            now, all_params(now), all_stats(now), x, train=Purpose.DROPOUT, shared_inputs=True
+        )
+        return said.embeddings
+
+    drawn = np.asarray(jax.jit(at)(jnp.arange(2)))  # [steps, K, N, 3 · F]
+    assert len(np.unique(drawn)) == drawn.size
+    key = jax.random.fold_in(
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(0), Purpose.DROPOUT), 1), 1
+    )  # of step 1, client 1
+    alone = Noise().apply({}, x, train=True, rngs=dict.fromkeys(("dropout", "params"), key))
+    np.testing.assert_array_equal(drawn[1, 1, :, :FEATURES], alone[:, :FEATURES])
+
+
+class Linen(nn.Module):
+    """Ends as it is told."""
+
+    end: str = "linear"
+    width: int = NUM_CLASSES
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(self.width)(nn.relu(nn.Dense(8)(x)))
+        return {
+            "linear": lambda: x,
+            "shaped": lambda: x[:, None].reshape(x.shape).astype(jnp.bfloat16),
+            "relu": lambda: nn.relu(x),
+            "norm": lambda: nn.LayerNorm()(x),
+            "residual": lambda: x + nn.Dense(self.width)(x),
+            "tuple in training": lambda: (x,) if train else x,
+            "maps": lambda: x[:, None, None],
+            "one sample": lambda: x[:1],
+            "integers": lambda: x.astype(int),
+            "noise": lambda: x + jax.random.normal(self.make_rng("noise"), x.shape),
+            "wrong shapes": lambda: x + jnp.ones(77),
+        }[self.end]()
+
+
+class Ended(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.last = nnx.Linear(FEATURES, width, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(x)
+
+
+def listed(*, rngs):
+    return [nnx.Linear(FEATURES, 3, rngs=rngs)]
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Linen(), "Linen ends in a linear layer of width 3, the number of classes"),
+        (Linen("shaped"), "Linen ends in a linear layer of width 3"),
+        (from_nnx(Ended, 3), "Ended ends in a linear layer of width 3"),
+        (Linen("tuple in training", 5), "Linen must map .* returned tuple"),
+        (Linen("maps", 5), r"returned shape \[3, 1, 1, 5\]"),
+        (Linen("one sample", 5), r"here N = 3\) .* returned shape \[1, 5\]"),
+        (Linen("integers", 5), "floating-point numbers, but it returned int32"),
+        (Linen("noise", 5), "asks for random numbers with train=False"),
+        (from_nnx(listed), "listed must build an NNX module .* built list"),
+    ],
+)
+def test_backbones_that_cannot_serve_are_refused_by_name(model, sentence):
+    with pytest.raises(mhd.ConfigError, match=f"^clients 1, 2: .*{sentence}"):
+        mhd.make_clients(tiny_dataset(), 3, ["mlp", model, model])
+
+
+def test_an_error_of_the_models_own_names_its_clients():
+    with pytest.raises(ValueError, match="77") as error:
+        mhd.make_clients(tiny_dataset(), 2, Linen("wrong shapes"))
+    assert "clients 0, 1" in error.value.__notes__[-1]
+
+
+@pytest.mark.parametrize("end", ["relu", "norm", "residual"])
+def test_an_embedding_may_be_as_wide_as_there_are_classes(end):
+    assert mhd.make_clients(tiny_dataset(), 2, Linen(end)).model_names == ["linen"] * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)), "this Linear has drawn its parameters"),
+        (lambda: Net, "a model is a name, a Flax module .* or mhd_jax.models.from_nnx"),
+        (lambda: from_nnx(lambda rngs: tower(6, rngs=rngs)), "a function with a name"),
+        (lambda: from_nnx(Net), "Net cannot be built from these arguments and `rngs`: missing"),
+        (lambda: from_nnx(len, []), "len cannot be built"),
+        (lambda: from_nnx(Net, [6]), "client 0: Net cannot be hashed"),
+    ],
+)
+def test_nnx_models_that_cannot_be_are_refused(make, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.make_clients(tiny_dataset(), 2, make())
+
+
+def test_a_stopped_run_of_unlike_modules_equals_one_that_never_was(tmp_path):
+    """NNX and Linen, dropout, statistics, streams, learned maps: all is in the checkpoint."""
+    models = [from_nnx(Net, 4), Streams(), from_nnx(Net, 4)]
+
+    class Stop(mhd.Callback):
+        def on_steps(self, step, steps_per_second):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def run(workdir, **kwargs):
+        return mhd.simulate(
+            "complete",
+            mhd.make_clients(tiny_dataset(), 3, models, partition="iid", public_fraction=0.3),
+            mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear"),
+            **{"steps": 6, "eval_every": 6, "batch_size": 4, "public_batch_size": 8},
+            workdir=workdir,
+            **kwargs,
+        )
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(mhd.InterruptedRun):
+        run(tmp_path / "cut", callbacks=[Stop()], steps_per_dispatch=1)
+    resumed = run(tmp_path / "cut")
+    assert 0 < resumed.started_at < 6
+    assert_trees_equal(resumed.state, whole.state)
+    sent = resumed.summary["communication"]
+    edges = np.array(sent["by_edge"]["predictions"])
+    # P = 8 samples, and embeddings of 8, 6 and 8 numbers, whoever they are sent by.
+    assert sent["by_type"]["embeddings"] == (edges.sum(axis=0) * [8, 6, 8]).sum() * 8 * 4
+    assert resumed.history[-1]["bytes"] == sent["total_bytes"]
