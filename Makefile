@@ -8,7 +8,7 @@ demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow

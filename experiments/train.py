@@ -17,7 +17,6 @@ from rich.table import Table
 
 from experiments import flags as run_flags
 from experiments import launch
-from mhd_jax import report
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.callbacks import ShowProgress
 
@@ -32,6 +31,8 @@ def main() -> None:
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], [ShowProgress()])
+
+    from mhd_jax import report  # matplotlib takes a moment, which a run has taken by now
 
     console = launch.console()
     summary = result.summary

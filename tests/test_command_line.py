@@ -409,7 +409,7 @@ def test_studies_at_toy_size(tmp_path):
 
 def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     """Both quantities fall by an order of magnitude in 512 steps; the experiment goes on."""
-    flags = ("--steps=512", "--graphs=chain", "--rho=10")
+    flags = ("--num_clients=4", "--steps=512", "--graphs=chain", "--rho=10")
     process = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text

@@ -146,6 +146,15 @@ def test_a_finished_run_is_read_and_left_alone(tmp_path):
     assert set(files) == {f for f in tmp_path.rglob("*") if f.is_file()}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run, inside a folder that looks like one."""
+    outside = tmp_path_factory.mktemp("finished")
+    (outside / "config.json").write_text("")
+    run(workdir=outside / "run", steps=20)
+    return outside / "run"
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -161,13 +170,11 @@ def test_a_finished_run_is_read_and_left_alone(tmp_path):
         ),
     ],
 )
-def test_another_runs_folder_is_refused_and_not_touched(change, sentence, tmp_path):
-    (tmp_path / "config.json").write_text("")
-    run(workdir=tmp_path / "run", steps=20)
-    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+def test_another_runs_folder_is_refused_and_not_touched(change, sentence, finished):
+    before = {f: f.read_bytes() for f in finished.rglob("*") if f.is_file()}
     with pytest.raises(mhd.ConfigError, match=sentence):
-        run(workdir=tmp_path / "run", **change)
-    assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+        run(workdir=finished, **change)
+    assert before == {f: f.read_bytes() for f in finished.rglob("*") if f.is_file()}
 
 
 @pytest.mark.parametrize(
