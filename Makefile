@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow extra lint clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -12,6 +12,8 @@ test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
 
 slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
+
+extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need.
 
 lint: $(VENV)/installed  ## Formatting, lint and types.
 	$(BIN)/ruff format --check .
@@ -23,6 +25,10 @@ $(VENV)/installed: requirements.txt
 	  { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/extra: requirements-extra.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt
 	touch $@
 
 clean:
