@@ -260,11 +260,10 @@ def simulate_many(
         for run in prepared
     ]
     watch = _watchers(callbacks, progress)
+    folders: list[Any] = list(workdirs or [None] * len(runs))
     lanes = [
-        _Lane(
-            run, None if workdir is None else RunFolder(workdir, run.settings), plan, write_reports
-        )
-        for run, workdir, plan in zip(prepared, workdirs or [None] * len(runs), plans, strict=True)
+        _Lane(run, None if folder is None else RunFolder(folder, run.settings), plan, write_reports)
+        for run, folder, plan in zip(prepared, folders, plans, strict=True)
     ]
     return _simulate(lanes, watch, keep_going)
 
