@@ -186,6 +186,7 @@ def simulate_seeds(
 
     Each run is what `simulate` makes of its seed, within floating-point tolerance, with its own
     folder; a run that is at another step than the others, or alone of its shape, goes by itself.
+    It raises what `simulate` raises.
 
     Args:
       topologies, clients: one for each seed.
@@ -198,9 +199,6 @@ def simulate_seeds(
 
     Returns:
       A `Result` for each seed, whose training time is its share.
-
-    Raises:
-      As `simulate`.
     """
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:

@@ -82,7 +82,7 @@ def _links(adjacency: jax.Array) -> jax.Array:
 
 
 def spectral_gap(mixing: Any) -> float:
-    """1 − |λ₂| of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
+    """`1 − |λ₂|` of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
     sizes = np.sort(np.abs(np.linalg.eigvals(np.asarray(mixing, np.float64))))
     return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
