@@ -1,7 +1,4 @@
-"""How the documentation is built: `make docs`."""
-
-import pathlib
-import sys
+"""How the documentation is built: `make docs`, from the folder above."""
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -10,13 +7,11 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.writers.html5 import HTML5Translator
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 import mhd_jax
 
 project = "mhd_jax"
 author = "The mhd_jax authors"
-copyright = "the mhd_jax authors, Apache-2.0"
+project_copyright = "the mhd_jax authors, Apache-2.0"
 version = release = mhd_jax.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
