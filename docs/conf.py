@@ -1,5 +1,7 @@
 """How the documentation is built: `make docs`, from the folder above."""
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -78,8 +80,8 @@ def plain_defaults(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str, str | None] | None:
-    """Signatures of dataclasses with fields that a factory fills are Python, too."""
-    return signature and (signature.replace("<factory>", "..."), returns)
+    """Signatures with a function or a factory as default are Python, too."""
+    return signature and (re.sub(r"<(?:function )?(\w+)>", r"\1", signature), returns)
 
 
 def setup(app: Sphinx) -> None:

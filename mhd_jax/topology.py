@@ -206,7 +206,7 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
 
 
 def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topology:
-    """A topology from a file: `.npy` ([K, K] or [T, K, K]), or else an edge list.
+    """A topology from a file: ``.npy`` ([K, K] or [T, K, K]), or else an edge list.
 
     An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; with an arrow,
     `i -> j` or `i -> j weight`, it goes one way only, and lets j learn from i. `#` starts a comment.
