@@ -14,7 +14,7 @@ slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
 
 docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
-	$(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
+	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
 
 extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need.
 

@@ -53,10 +53,15 @@ def show_formula(html: HTML5Translator, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-def keep_formulas(
+def keep_form(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Indented lines of a module's docstring are formulas or examples, and keep their form."""
+    """What docstrings mean where reStructuredText would read something else.
+
+    "num_clients: K." is no list that starts at K. Indented lines of a module's docstring are formulas
+    or examples.
+    """
+    lines[:] = [re.sub(r"(^\s*|: )([A-Z]\.)$", r"\1\\\2", line) for line in lines]
     if what != "module":
         return
     kept: list[str] = []
@@ -87,5 +92,5 @@ def plain_defaults(
 def setup(app: Sphinx) -> None:
     """Registers what stands above."""
     app.add_html_math_renderer("mathml", (show_formula, None), (show_formula, None))
-    app.connect("autodoc-process-docstring", keep_formulas)
+    app.connect("autodoc-process-docstring", keep_form)
     app.connect("autodoc-process-signature", plain_defaults)
