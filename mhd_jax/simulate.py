@@ -185,6 +185,8 @@ def simulate_seeds(
 ) -> list[Result]:
     """`simulate` with several seeds, in one program where their runs have one shape and fit.
 
+    It raises what `simulate` raises.
+
     Args:
       topologies, clients: one for each seed.
       algorithm: as for `simulate`.
@@ -196,9 +198,6 @@ def simulate_seeds(
 
     Returns:
       A `Result` for each seed, whose training time is its share.
-
-    Raises:
-      As `simulate`.
     """
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
@@ -235,7 +234,8 @@ def simulate_many(
     Such runs may differ in their seed, their clients' data, their graph, and in numbers of the
     algorithm or the optimizer (a learning rate, a weight; but 0, which stands for "without", is
     another shape). Each is what `simulate` makes of its settings, within floating-point tolerance,
-    with its own folder; one that is at another step than the others goes by itself.
+    with its own folder; one that is at another step than the others goes by itself. It raises what
+    `simulate` raises.
 
     Args:
       runs: for each the arguments of `simulate`, but for those below.
@@ -248,9 +248,6 @@ def simulate_many(
     Returns:
       A `Result` for each run, whose training time is its share; the error of one that diverged,
       with `keep_going`.
-
-    Raises:
-      As `simulate`.
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
