@@ -23,7 +23,9 @@ import jax
 
 from mhd_jax import communication, hops, hosts, optim
 from mhd_jax import topology as topologies
-from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
+from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
+from mhd_jax.callbacks.base import Callbacks
+from mhd_jax.callbacks.progress import is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
@@ -229,6 +231,12 @@ class _Lane:
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
 
     @property
+    def watched(self) -> WatchedRun:
+        """The run as watchers know it."""
+        folder = None if self.folder is None else self.folder.path
+        return WatchedRun(self.run.settings, folder, tuple(self.history))
+
+    @property
     def starts(self) -> list[int]:
         """The steps at which the run can be taken up, in their order."""
         return (self.folder.saved_steps if self.folder is not None else []) or [0]
@@ -347,12 +355,17 @@ def _carry_out(
     carry = joined.join(carries) if joined else carries[0]
     del carries
     program = joined or lanes[0].run
+    status = "failed"
     try:
-        watch.on_start(lanes[0].run.settings, started_at)
+        watch.on_start([lane.watched for lane in lanes], started_at)
         with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
             carry, compile_seconds = _train(lanes, program, plan, carry, watch, stop_requested)
+        status = "finished"
+    except (InterruptedRun, KeyboardInterrupt):
+        status = "interrupted"
+        raise
     finally:
-        watch.on_end()
+        watch.on_end(status)
     return [
         lane.finish(part, started_at, compile_seconds / len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)

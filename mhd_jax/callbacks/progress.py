@@ -1,9 +1,9 @@
-"""What a run tells those who watch it, and the watcher that shows its progress."""
+"""A run's progress for who watches the terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,64 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
-class Callback:
-    """Watches a run. Override what you need; a plain function of the record works as well."""
-
-    def on_start(self, settings: Mapping[str, Any], step: int) -> None:
-        """The run starts, or resumes, at `step`; the program is about to be compiled."""
-
-    def on_compiled(self, seconds: float) -> None:
-        """The training program is compiled."""
-
-    def on_steps(self, step: int, steps_per_second: float) -> None:
-        """Training has reached `step`."""
-
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """An evaluation is done; `record` is its line of `metrics.jsonl`."""
-
-    def on_end(self) -> None:
-        """The run is over: finished, interrupted or failed."""
-
-
-class _Function(Callback):
-    def __init__(self, function: Callable[[Mapping[str, Any]], None]):
-        self._function = function
-
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        self._function(record)
-
-
-class Callbacks(Callback):
-    """Several watchers as one."""
-
-    def __init__(self, callbacks: Sequence[Callback | Callable[[Mapping[str, Any]], None]]):
-        self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
-
-    def on_start(self, settings: Mapping[str, Any], step: int) -> None:
-        """Tells all."""
-        for callback in self._all:
-            callback.on_start(settings, step)
-
-    def on_compiled(self, seconds: float) -> None:
-        """Tells all."""
-        for callback in self._all:
-            callback.on_compiled(seconds)
-
-    def on_steps(self, step: int, steps_per_second: float) -> None:
-        """Tells all."""
-        for callback in self._all:
-            callback.on_steps(step, steps_per_second)
-
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Tells all."""
-        for callback in self._all:
-            callback.on_evaluation(record)
-
-    def on_end(self) -> None:
-        """Tells all."""
-        for callback in self._all:
-            callback.on_end()
+from mhd_jax.callbacks.base import Callback, WatchedRun
 
 
 def is_interactive() -> bool:
@@ -93,10 +36,10 @@ class ShowProgress(Callback):
         self._rate = 0.0
         self._steps = 0
 
-    def on_start(self, settings: Mapping[str, Any], step: int) -> None:
+    def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Opens the bar."""
-        self._steps = settings["steps"]
-        self._label = self._label or settings["algorithm"]
+        self._steps = runs[0].settings["steps"]
+        self._label = self._label or runs[0].settings["algorithm"]
         if not is_interactive():
             self._print(f"{self._label}: from step {step} of {self._steps}, compiling")
             return
@@ -137,7 +80,7 @@ class ShowProgress(Callback):
             f"{left:.0f} s left, {accuracy}"
         )
 
-    def on_end(self) -> None:
+    def on_end(self, status: str) -> None:
         """Closes the bar."""
         if self._bar is not None:
             self._bar.stop()

@@ -1,0 +1,82 @@
+"""Runs as TensorBoard shows them, written by tensorboardX, which needs no TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mhd_jax.callbacks.base import WatchedRun
+from mhd_jax.callbacks.tracker import Log, Tracker, require
+from mhd_jax.checkpoint import jsonable
+from mhd_jax.errors import ConfigError
+from mhd_jax.nested import flat
+
+_EXTRA = "tensorboard"
+
+
+class TensorBoard(Tracker):
+    """Writes event files: scalars at each evaluation, and the settings once, as hyperparameters.
+
+    `tensorboard --logdir=runs` shows all below that folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None):
+        """Looks for tensorboardX, and writes nothing yet.
+
+        Args:
+          folder: gets `seed_N` for each run; by default they go to `tensorboard` in its workdir.
+
+        Raises:
+          ConfigError: tensorboardX is not installed.
+        """
+        super().__init__()
+        require("tensorboardX", _EXTRA)
+        self._folder = None if folder is None else pathlib.Path(folder)
+
+    def open(self, run: WatchedRun, step: int) -> Log:
+        """The run's event files; TensorBoard hides what older ones hold of steps to come."""
+        if self._folder is not None:
+            folder = self._folder / f"seed_{run.settings['seed']}"
+        elif run.folder is not None:
+            folder = run.folder / "tensorboard"
+        else:
+            raise ConfigError(
+                "there is no place for TensorBoard's files; give the run a workdir, or say "
+                "TensorBoard(folder)."
+            )
+        return _Events(folder, run.settings, step)
+
+
+class _Events(Log):
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], step: int):
+        self.last = step if any(folder.glob("events*")) else 0
+        writer = require("tensorboardX", _EXTRA).SummaryWriter
+        try:
+            self._writer = writer(str(folder), purge_step=self.last + 1 if self.last else 0)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {folder}: {error.strerror}.") from error
+        self._settings = settings
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self.last == 0:
+            self._describe([n for n in numbers if n.startswith(("beta_sh/", "beta_priv/"))])
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        self.last = step
+
+    def close(self, status: str) -> None:
+        self._writer.close()
+
+    def _describe(self, metrics: list[str]) -> None:
+        """Settings for the page of hyperparameters, where these metrics stand beside them.
+
+        In the run's own file: `add_hparams` would make a second run beside it.
+        """
+        hparams = require("tensorboardX.summary", _EXTRA).hparams
+        known = flat(jsonable(self._settings), ".")
+        plain = {name: value for name, value in known.items() if not isinstance(value, list)}
+        for part in hparams(plain, dict.fromkeys(metrics, 0.0)):
+            self._writer.file_writer.add_summary(part)
