@@ -1,12 +1,13 @@
-"""A run's progress for who watches the terminal."""
+"""A run's progress for who sits before it."""
 
 from __future__ import annotations
 
+import datetime
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,70 +16,76 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from mhd_jax.callbacks.base import Callback, WatchedRun
 
 
 def is_interactive() -> bool:
     """Whether someone watches: a terminal, or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
 
 
 class ShowProgress(Callback):
-    """A bar with rate, time left and the main accuracies; plain lines where nobody watches live."""
+    """Rate, time left and the main accuracies.
+
+    In a terminal a bar, in a notebook a line that changes, elsewhere a line for each evaluation.
+    """
 
     def __init__(self, label: str | None = None):
-        """`label` stands before the bar; by default the algorithm's name."""
+        """`label` stands in front; by default the algorithm's name."""
         self._label = label
         self._console = Console(stderr=True)
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         self._task = TaskID(0)
-        self._rate = 0.0
+        self._cell: Any = None  # a notebook's
         self._steps = 0
+        self._seeds = 1
+        self._state = ""
+        self._accuracies: dict[int, str] = {}
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Opens the bar."""
-        self._steps = runs[0].settings["steps"]
-        self._label = self._label or runs[0].settings["algorithm"]
-        if not is_interactive():
-            self._print(f"{self._label}: from step {step} of {self._steps}, compiling")
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[accuracy]}"),
-            console=self._console,
-        )
-        self._task = self._bar.add_task(
-            self._label, total=self._steps, completed=step, rate="compiling", accuracy=""
-        )
-        self._bar.start()
+        settings = runs[0].settings
+        self._steps, self._seeds = settings["steps"], len(runs)
+        self._label = self._label or settings["algorithm"]
+        self._accuracies = {}
+        if _in_notebook():
+            from IPython.display import display  # there, as this is a notebook
+
+            self._cell = display({"text/plain": ""}, raw=True, display_id=True)
+        elif self._console.is_terminal:
+            self._bar = _Bar(self._console)
+            self._task = self._bar.add_task(
+                self._label, total=self._steps, completed=step, rate="compiling"
+            )
+            self._bar.start()
+        self._say(f"from step {step} of {self._steps}, compiling")
 
     def on_compiled(self, seconds: float) -> None:
         """Notes how long it took."""
-        if self._bar is None:
-            self._print(f"{self._label}: compiled in {seconds:.1f} s")
+        self._say(f"compiled in {seconds:.1f} s")
 
     def on_steps(self, step: int, steps_per_second: float) -> None:
         """Moves the bar."""
-        self._rate = steps_per_second
+        rate = rate_text(steps_per_second)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, rate=f"{steps_per_second:,.0f} steps/s")
+            self._bar.update(self._task, completed=step, rate=rate)
+        left = datetime.timedelta(seconds=round((self._steps - step) / steps_per_second))
+        self._state = f"step {step} of {self._steps}, {rate}, {left} left"
+        self._refresh()
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """Shows the accuracies."""
-        accuracy = f"seed {record['seed']}: {accuracy_line(record)}"
+        seed = f"seed {record['seed']}: " if self._seeds > 1 else ""
+        self._accuracies[record["seed"]] = accuracy = seed + accuracy_line(record)
         if self._bar is not None:
-            self._bar.update(self._task, accuracy=accuracy)
-            return
-        left = (self._steps - record["step"]) / self._rate if self._rate else 0.0
-        self._print(
-            f"{self._label}: step {record['step']} of {self._steps}, {self._rate:,.0f} steps/s, "
-            f"{left:.0f} s left, {accuracy}"
-        )
+            self._bar.below = list(self._accuracies.values())
+        self._say(f"{self._state}, {accuracy}")
 
     def on_end(self, status: str) -> None:
         """Closes the bar."""
@@ -86,8 +93,47 @@ class ShowProgress(Callback):
             self._bar.stop()
             self._bar = None
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+    def _say(self, state: str) -> None:
+        """A line of its own, where lines stay."""
+        if self._cell is not None:
+            self._refresh()
+        elif self._bar is None:
+            line = f"{self._label}: {state}"
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _refresh(self) -> None:
+        """The notebook's lines as they are now."""
+        if self._cell is not None:
+            lines = [f"{self._label}: {self._state or 'compiling'}", *self._accuracies.values()]
+            self._cell.update({"text/plain": "\n".join(lines)}, raw=True)
+
+
+class _Bar(Progress):
+    """A bar, and lines below it, which narrow terminals would not have room for beside it."""
+
+    def __init__(self, console: Console):
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    below: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the lines."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(f"  {line}") for line in self.below)
+
+
+def rate_text(steps_per_second: float) -> str:
+    """ "250 steps/s", "2.5 steps/s" or "4.0 s/step"."""
+    if steps_per_second < 1:
+        return f"{1 / steps_per_second:.1f} s/step"
+    return f"{steps_per_second:,.{0 if steps_per_second >= 10 else 1}f} steps/s"
 
 
 def accuracy_line(record: Mapping[str, Any]) -> str:

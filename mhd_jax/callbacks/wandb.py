@@ -46,7 +46,7 @@ class _WandbRun(Log):
         wandb = require("wandb", _EXTRA)
         algorithm, seed = run.settings["algorithm"], run.settings["seed"]
         self._file = None if run.folder is None else run.folder / "wandb.json"
-        kept = {"id": None, "step": 0}
+        kept: dict[str, Any] = {"id": None, "step": 0}
         if step and self._file is not None and self._file.exists():
             kept = read_json(self._file)
         self.last = kept["step"]
@@ -68,7 +68,7 @@ class _WandbRun(Log):
             )
         except wandb.Error as error:
             raise ConfigError(
-                f"wandb cannot start: {error} Log in by `wandb login`, or set WANDB_MODE=offline."
+                f"wandb cannot start: {error} WANDB_MODE=offline keeps all on this machine."
             ) from error
         self._keep()
 
