@@ -57,6 +57,7 @@ class Run:
       algorithm, topology: resolved.
       plan: what fails; None where nothing does.
       quarantine: whether clients that diverge are taken out, and do not stop the run.
+      optimizers: as described, one for each group of clients.
       everyone: the clients as given.
       clients: those who train: pooled into one, or padded to fill the devices.
       num_active: how many of these are real.
@@ -75,6 +76,7 @@ class Run:
     topology: Topology
     plan: FaultPlan | None
     quarantine: bool
+    optimizers: tuple[optim.Optimizer, ...]
     everyone: Clients
     clients: Clients
     num_active: int
@@ -404,6 +406,7 @@ def prepare(
     }
     if own:
         settings["optimizers"] = own
+    optimizers = tuple(group.optimizer or optimizer for group in clients.groups)
     clients = clients.with_defaults(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
@@ -438,6 +441,7 @@ def prepare(
         topology=topology,
         plan=plan,
         quarantine=quarantine,
+        optimizers=optimizers,
         everyone=everyone,
         clients=clients,
         num_active=num_active,

@@ -141,7 +141,7 @@ class Algorithm:
       pooled: whether one client holds all private data (the upper bound).
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.
-      name, hyperparameters: filled in by the factory that made it.
+      name, hyperparameters, factory: filled in by the factory that made it.
     """
 
     init: Callable[[jax.Array, Any, Batch], State]
@@ -159,6 +159,7 @@ class Algorithm:
     needs_everyone: str = ""
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    factory: Callable[..., Algorithm] | None = None
 
     @property
     def may_augment_public(self) -> bool:

@@ -80,7 +80,7 @@ def test_watchers_learn_which_runs_start_where_and_how_they_end(tmp_path):
 @pytest.mark.parametrize(
     ("module", "extra", "make"),
     [
-        ("tensorboardX", "tensorboard", lambda: mhd.callbacks.TensorBoard("events")),
+        ("tensorboardX", "tensorboard", lambda: mhd.callbacks.TensorBoard()),
         ("wandb", "wandb", lambda: mhd.callbacks.WandB("project")),
     ],
 )

@@ -15,19 +15,24 @@ class WatchedRun:
     Attributes:
       settings: what decides its results, as in `config.json`.
       folder: its workdir, if it has one.
-      history: the evaluations so far, where it resumes.
+      history: its evaluations so far, as in `metrics.jsonl`; it grows while the run goes on.
     """
 
     settings: Mapping[str, Any]
     folder: pathlib.Path | None
     history: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def name(self) -> str:
+        """What tells it from others that go with it."""
+        return f"seed {self.settings['seed']}" if self.folder is None else self.folder.name
+
 
 class Callback:
     """Watches a run. Override what you need; a plain function of the record works as well."""
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
-        """Runs start, or resume, at `step`: one, or several seeds that go together.
+        """Runs start, or resume, at `step`: one, or several that go together.
 
         The program is about to be compiled. All that follows up to `on_end` is about these.
         """
@@ -39,7 +44,7 @@ class Callback:
         """Training has reached `step`, at that rate for all runs together."""
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """An evaluation is done; `record` is its line of `metrics.jsonl`."""
+        """An evaluation is done; `record` is its line of `metrics.jsonl`, and its run's last."""
 
     def on_end(self, status: str) -> None:
         """The runs are over: "finished", "interrupted" or "failed"."""

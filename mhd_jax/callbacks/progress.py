@@ -20,6 +20,8 @@ from rich.text import Text
 
 from mhd_jax.callbacks.base import Callback, WatchedRun
 
+_MOST_LINES = 8
+
 
 def is_interactive() -> bool:
     """Whether someone watches: a terminal, or a notebook."""
@@ -44,16 +46,15 @@ class ShowProgress(Callback):
         self._task = TaskID(0)
         self._cell: Any = None  # a notebook's
         self._steps = 0
-        self._seeds = 1
+        self._runs: Sequence[WatchedRun] = ()
         self._state = ""
-        self._accuracies: dict[int, str] = {}
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Opens the bar."""
         settings = runs[0].settings
-        self._steps, self._seeds = settings["steps"], len(runs)
+        self._steps, self._runs = settings["steps"], runs
         self._label = self._label or settings["algorithm"]
-        self._accuracies = {}
+        self._state = ""
         if _in_notebook():
             from IPython.display import display  # there, as this is a notebook
 
@@ -81,11 +82,10 @@ class ShowProgress(Callback):
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """Shows the accuracies."""
-        seed = f"seed {record['seed']}: " if self._seeds > 1 else ""
-        self._accuracies[record["seed"]] = accuracy = seed + accuracy_line(record)
         if self._bar is not None:
-            self._bar.below = list(self._accuracies.values())
-        self._say(f"{self._state}, {accuracy}")
+            self._bar.below = self._accuracies()
+        whose = next(run for run in self._runs if run.history and run.history[-1] is record)
+        self._say(f"{self._state}, {self._accuracy(whose)}")
 
     def on_end(self, status: str) -> None:
         """Closes the bar."""
@@ -104,8 +104,16 @@ class ShowProgress(Callback):
     def _refresh(self) -> None:
         """The notebook's lines as they are now."""
         if self._cell is not None:
-            lines = [f"{self._label}: {self._state or 'compiling'}", *self._accuracies.values()]
+            lines = [f"{self._label}: {self._state or 'compiling'}", *self._accuracies()]
             self._cell.update({"text/plain": "\n".join(lines)}, raw=True)
+
+    def _accuracies(self) -> list[str]:
+        """A line for each run, of the first ones where they are many."""
+        return [self._accuracy(run) for run in self._runs[:_MOST_LINES] if run.history]
+
+    def _accuracy(self, run: WatchedRun) -> str:
+        name = f"{run.name}: " if len(self._runs) > 1 else ""
+        return name + accuracy_line(run.history[-1])
 
 
 class _Bar(Progress):

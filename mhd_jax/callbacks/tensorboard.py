@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,44 +18,31 @@ _EXTRA = "tensorboard"
 class TensorBoard(Tracker):
     """Writes event files: scalars at each evaluation, and the settings once, as hyperparameters.
 
-    `tensorboard --logdir=runs` shows all below that folder.
+    They go to `tensorboard` in each run's workdir; `tensorboard --logdir=runs` shows all below
+    that folder.
     """
 
-    def __init__(self, folder: str | os.PathLike | None = None):
+    def __init__(self) -> None:
         """Looks for tensorboardX, and writes nothing yet.
 
-        Args:
-          folder: gets `seed_N` for each run; by default they go to `tensorboard` in its workdir.
-
         Raises:
-          ConfigError: tensorboardX is not installed.
+          ConfigError: it is not installed.
         """
         super().__init__()
         require("tensorboardX", _EXTRA)
-        self._folder = None if folder is None else pathlib.Path(folder)
 
     def open(self, run: WatchedRun, step: int) -> Log:
         """The run's event files; TensorBoard hides what older ones hold of steps to come."""
-        if self._folder is not None:
-            folder = self._folder / f"seed_{run.settings['seed']}"
-        elif run.folder is not None:
-            folder = run.folder / "tensorboard"
-        else:
-            raise ConfigError(
-                "there is no place for TensorBoard's files; give the run a workdir, or say "
-                "TensorBoard(folder)."
-            )
-        return _Events(folder, run.settings, step)
+        if run.folder is None:
+            raise ConfigError("TensorBoard's files go to a run's folder; give the run a workdir.")
+        return _Events(run.folder / "tensorboard", run.settings, step)
 
 
 class _Events(Log):
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], step: int):
         self.last = step if any(folder.glob("events*")) else 0
         writer = require("tensorboardX", _EXTRA).SummaryWriter
-        try:
-            self._writer = writer(str(folder), purge_step=self.last + 1 if self.last else 0)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}.") from error
+        self._writer = writer(str(folder), purge_step=self.last + 1 if self.last else 0)
         self._settings = settings
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -65,7 +51,6 @@ class _Events(Log):
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
-        self.last = step
 
     def close(self, status: str) -> None:
         self._writer.close()

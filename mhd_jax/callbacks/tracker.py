@@ -33,14 +33,13 @@ class Log(abc.ABC):
 
 
 class Tracker(Callback, abc.ABC):
-    """Gives each run a log of its own: several seeds that go together do not mix.
+    """Gives each run a log of its own, so that runs that go together do not mix.
 
     A log gets each evaluation once, however often the run is cut and resumed.
     """
 
     def __init__(self) -> None:
-        self._logs: dict[int, Log] = {}
-        self._before: dict[int, Mapping[str, Any]] = {}  # the evaluation before, by seed
+        self._logs: list[tuple[WatchedRun, Log]] = []
 
     @abc.abstractmethod
     def open(self, run: WatchedRun, step: int) -> Log:
@@ -49,24 +48,29 @@ class Tracker(Callback, abc.ABC):
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Opens a log for each run, and gives it what it has missed."""
         for run in runs:
-            seed = run.settings["seed"]
-            self._logs[seed] = self.open(run, step)
-            self._before[seed] = {"step": 0, "seconds": 0.0}
-            for record in run.history:
-                self.on_evaluation(record)
+            self._logs.append((run, self.open(run, step)))
+        self._catch_up()
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Writes the record's numbers."""
-        seed, step = record["seed"], record["step"]
-        before, self._before[seed] = self._before[seed], record
-        if step > self._logs[seed].last:
-            rate = (step - before["step"]) / max(record["seconds"] - before["seconds"], 1e-9)
-            self._logs[seed].write(step, {**numbers_of(record), "steps_per_second": rate})
+        """Writes what is new."""
+        self._catch_up()
 
     def on_end(self, status: str) -> None:
         """Closes the logs."""
         while self._logs:
-            self._logs.popitem()[1].close(status)
+            self._logs.pop()[1].close(status)
+
+    def _catch_up(self) -> None:
+        for run, log in self._logs:
+            missing = len(run.history)
+            while missing and run.history[missing - 1]["step"] > log.last:
+                missing -= 1
+            for i, record in enumerate(run.history[missing:], missing):
+                before = run.history[i - 1] if i else {"step": 0, "seconds": 0.0}
+                seconds = max(record["seconds"] - before["seconds"], 1e-9)
+                rate = (record["step"] - before["step"]) / seconds
+                log.write(record["step"], {**numbers_of(record), "steps_per_second": rate})
+                log.last = record["step"]
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:

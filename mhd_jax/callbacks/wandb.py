@@ -44,7 +44,7 @@ class WandB(Tracker):
 class _WandbRun(Log):
     def __init__(self, run: WatchedRun, step: int, options: Mapping[str, Any]):
         wandb = require("wandb", _EXTRA)
-        algorithm, seed = run.settings["algorithm"], run.settings["seed"]
+        algorithm = run.settings["algorithm"]
         self._file = None if run.folder is None else run.folder / "wandb.json"
         kept: dict[str, Any] = {"id": None, "step": 0}
         if step and self._file is not None and self._file.exists():
@@ -56,7 +56,7 @@ class _WandbRun(Log):
                     "id": kept["id"],
                     "resume": "allow",
                     "reinit": "create_new",  # beside those of other seeds
-                    "name": f"{algorithm}, seed {seed}" if run.folder is None else str(run.folder),
+                    "name": str(run.folder or f"{algorithm}, {run.name}"),
                     "group": algorithm,
                     "dir": run.folder,
                     "config": jsonable(run.settings),
@@ -70,17 +70,16 @@ class _WandbRun(Log):
             raise ConfigError(
                 f"wandb cannot start: {error} WANDB_MODE=offline keeps all on this machine."
             ) from error
-        self._keep()
+        self._keep(self.last)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step, commit=True)
-        self.last = step
-        self._keep()
+        self._keep(step)
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=1 if status == "failed" else 0)
 
-    def _keep(self) -> None:
+    def _keep(self, step: int) -> None:
         """Leaves what a resumed run needs to know."""
         if self._file is not None:
-            write_json(self._file, {"id": self._run.id, "step": self.last})
+            write_json(self._file, {"id": self._run.id, "step": step})
