@@ -84,6 +84,7 @@ def test_tensorboard(tracked):
         metadata = events.SummaryMetadata("_hparams_/session_start_info")
         started = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
         assert started.hparams["seed"].number_value == seed
+        assert "_hparams_/session_end_info" in events.summary_metadata
         assert started.hparams["hyperparameters.nu_aux"].number_value == pytest.approx(0.3)
 
 

@@ -53,6 +53,8 @@ class _Events(Log):
         self._writer.flush()
 
     def close(self, status: str) -> None:
+        if status == "finished":
+            self._writer.file_writer.add_summary(_hparams({}, {})[2])
         self._writer.close()
 
     def _describe(self, metrics: list[str]) -> None:
@@ -60,8 +62,13 @@ class _Events(Log):
 
         In the run's own file: `add_hparams` would make a second run beside it.
         """
-        hparams = require("tensorboardX.summary", _EXTRA).hparams
         known = flat(jsonable(self._settings), ".")
         plain = {name: value for name, value in known.items() if not isinstance(value, list)}
-        for part in hparams(plain, dict.fromkeys(metrics, 0.0)):
+        experiment, start, _ = _hparams(plain, dict.fromkeys(metrics, 0.0))
+        for part in (experiment, start):
             self._writer.file_writer.add_summary(part)
+
+
+def _hparams(settings: dict[str, Any], metrics: dict[str, float]) -> tuple[Any, Any, Any]:
+    """Summaries that describe a run, start it, and end it with success."""
+    return require("tensorboardX.summary", _EXTRA).hparams(settings, metrics)
