@@ -14,7 +14,7 @@ slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
 
 notebooks: $(VENV)/extra  ## All notebooks, at toy size.
-	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py
+	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py
 
 trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
 	$(BIN)/python -m pytest -m trackers tests/test_trackers.py
