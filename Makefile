@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow notebooks trackers extra lint clean
+.PHONY: demo test slow notebooks trackers docs extra lint clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -18,6 +18,9 @@ notebooks: $(VENV)/extra  ## All notebooks, at toy size.
 
 trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
 	$(BIN)/python -m pytest -m trackers tests/test_trackers.py
+
+docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
+	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
 
 extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need.
 

@@ -578,7 +578,7 @@ def _execution(
     algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
-    """How to compute the client axis, by what was measured (see Performance in the README).
+    """How to compute the client axis, by what was measured (see docs/performance.md).
 
     CPUs compute convolutional clients one after the other on each device, which keeps one
     client's activations in the cache; all else runs all of a device's clients at once, as

@@ -167,7 +167,8 @@ def simulate(
         on_nonfinite=on_nonfinite,
     )
     plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
-    return _all_finite(_simulate([run], [workdir], [plan], _watchers(callbacks, progress)))[0]
+    lane = _Lane(run, None if workdir is None else RunFolder(workdir, run.settings), plan)
+    return _all_finite(_simulate([lane], _watchers(callbacks, progress)))[0]
 
 
 def simulate_seeds(
@@ -186,6 +187,8 @@ def simulate_seeds(
 ) -> list[Result]:
     """`simulate` with several seeds, in one program where their runs have one shape and fit.
 
+    It raises what `simulate` raises.
+
     Args:
       topologies, clients: one for each seed.
       algorithm: as for `simulate`.
@@ -197,9 +200,6 @@ def simulate_seeds(
 
     Returns:
       A `Result` for each seed, whose training time is its share.
-
-    Raises:
-      As `simulate`.
     """
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
@@ -229,13 +229,15 @@ def simulate_many(
     callbacks: Watcher | Sequence[Watcher] = (),
     progress: bool | None = None,
     keep_going: bool = False,
+    write_reports: bool = True,
 ) -> list[Result | DivergedError]:
     """`simulate` with several settings; runs of one shape that fit in memory are one program.
 
     Such runs may differ in their seed, their clients' data, their graph, and in numbers of the
     algorithm or the optimizer (a learning rate, a weight; but 0, which stands for "without", is
     another shape). Each is what `simulate` makes of its settings, within floating-point tolerance,
-    with its own folder; one that is at another step than the others goes by itself.
+    with its own folder; one that is at another step than the others goes by itself. It raises what
+    `simulate` raises.
 
     Args:
       runs: for each the arguments of `simulate`, but for those below.
@@ -243,13 +245,11 @@ def simulate_many(
       workdirs: one for each run.
       callbacks: watch all runs; what they are told at the start says whose a record is.
       keep_going: whether a run that diverges leaves the others alone.
+      write_reports: whether folders get figures and a page, which take a second or two each.
 
     Returns:
       A `Result` for each run, whose training time is its share; the error of one that diverged,
       with `keep_going`.
-
-    Raises:
-      As `simulate`.
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
@@ -259,7 +259,12 @@ def simulate_many(
         for run in prepared
     ]
     watch = _watchers(callbacks, progress)
-    return _simulate(prepared, workdirs or [None] * len(runs), plans, watch, keep_going)
+    folders: list[Any] = list(workdirs or [None] * len(runs))
+    lanes = [
+        _Lane(run, None if folder is None else RunFolder(folder, run.settings), plan, write_reports)
+        for run, folder, plan in zip(prepared, folders, plans, strict=True)
+    ]
+    return _simulate(lanes, watch, keep_going)
 
 
 def _all_finite(found: Sequence[Result | DivergedError]) -> list[Result]:
@@ -283,6 +288,7 @@ class _Lane:
     run: Run
     folder: RunFolder | None
     plan: Plan
+    has_report: bool = True
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
@@ -334,7 +340,7 @@ class _Lane:
         """Writes what stays of the run."""
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
         if self.folder is not None:
-            if hosts.is_main():
+            if self.has_report and hosts.is_main():
                 from mhd_jax import report
 
                 report.write(self.folder.path, summary, self.history, self.run.everyone)
@@ -343,17 +349,9 @@ class _Lane:
 
 
 def _simulate(
-    runs: Sequence[Run],
-    workdirs: Sequence[Any],
-    plans: Sequence[Plan],
-    watch: Callback,
-    keep_going: bool = False,
+    lanes: Sequence[_Lane], watch: Callback, keep_going: bool = False
 ) -> list[Result | DivergedError]:
     """Carries runs out, those that can together."""
-    lanes = [
-        _Lane(run, None if workdir is None else RunFolder(workdir, run.settings), plan)
-        for run, workdir, plan in zip(runs, workdirs, plans, strict=True)
-    ]
     results: dict[int, Result | DivergedError] = {}
     unfinished: list[int] = []
     try:
@@ -367,7 +365,7 @@ def _simulate(
             else:
                 unfinished.append(i)
         for start, indices in _by_start(lanes, unfinished).items():
-            for part, joined in partition([runs[i] for i in indices]):
+            for part, joined in partition([lanes[i].run for i in indices]):
                 who = [indices[i] for i in part]
                 found = _carry_out([lanes[i] for i in who], joined, start, watch, keep_going)
                 results.update(zip(who, found, strict=True))

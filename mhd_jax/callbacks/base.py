@@ -22,11 +22,6 @@ class WatchedRun:
     folder: pathlib.Path | None
     history: Sequence[Mapping[str, Any]] = ()
 
-    @property
-    def name(self) -> str:
-        """What tells it from others that go with it."""
-        return f"seed {self.settings['seed']}" if self.folder is None else self.folder.name
-
 
 class Callback:
     """Watches a run. Override what you need; a plain function of the record works as well."""

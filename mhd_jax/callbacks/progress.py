@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -112,8 +113,16 @@ class ShowProgress(Callback):
         return [self._accuracy(run) for run in self._runs[:_MOST_LINES] if run.history]
 
     def _accuracy(self, run: WatchedRun) -> str:
-        name = f"{run.name}: " if len(self._runs) > 1 else ""
-        return name + accuracy_line(run.history[-1])
+        return self._prefix(run) + accuracy_line(run.history[-1])
+
+    def _prefix(self, run: WatchedRun) -> str:
+        """What tells a run from others that go with it: its seed, or what its folder has of its own."""
+        if len(self._runs) == 1:
+            return ""
+        folders = [run.folder for run in self._runs if run.folder is not None]
+        if run.folder is None:
+            return f"seed {run.settings['seed']}: "
+        return f"{run.folder.relative_to(os.path.commonpath(folders))}: "
 
 
 class _Bar(Progress):

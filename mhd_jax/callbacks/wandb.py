@@ -55,14 +55,13 @@ class _WandbRun(Log):
                 **{
                     "id": kept["id"],
                     "resume": "allow",
-                    "reinit": "create_new",  # beside those of other seeds
-                    "name": str(run.folder or f"{algorithm}, {run.name}"),
+                    "reinit": "create_new",  # beside others that go together
+                    "name": str(run.folder or f"{algorithm}, seed {run.settings['seed']}"),
                     "group": algorithm,
                     "dir": run.folder,
                     "config": jsonable(run.settings),
-                    "settings": wandb.Settings(
-                        console="off", quiet=True
-                    ),  # the terminal is the progress bar's
+                    # The terminal is the progress bar's.
+                    "settings": wandb.Settings(console="off", quiet=True),
                     **options,
                 }
             )
