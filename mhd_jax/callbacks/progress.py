@@ -22,6 +22,7 @@ from rich.text import Text
 from mhd_jax.callbacks.base import Callback, WatchedRun
 
 _MOST_LINES = 8
+_LONGEST_LABEL = 30  # beside a bar
 
 
 def is_interactive() -> bool:
@@ -61,9 +62,10 @@ class ShowProgress(Callback):
 
             self._cell = display({"text/plain": ""}, raw=True, display_id=True)
         elif self._console.is_terminal:
-            self._bar = _Bar(self._console)
+            long = len(self._label) > _LONGEST_LABEL
+            self._bar = _Bar(self._console, above=self._label if long else None)
             self._task = self._bar.add_task(
-                self._label, total=self._steps, completed=step, rate="compiling"
+                "" if long else self._label, total=self._steps, completed=step, rate="compiling"
             )
             self._bar.start()
         self._say(f"from step {step} of {self._steps}, compiling")
@@ -126,9 +128,11 @@ class ShowProgress(Callback):
 
 
 class _Bar(Progress):
-    """A bar, and lines below it, which narrow terminals would not have room for beside it."""
+    """A bar, and lines above and below it, for which narrow terminals have no room beside it."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, above: str | None):
+        self._above = above
+        self.below: Sequence[str] = ()
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -138,12 +142,16 @@ class _Bar(Progress):
             console=console,
         )
 
-    below: Sequence[str] = ()
-
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bar and the lines."""
+        if self._above is not None:
+            yield _line(self._above)
         yield self.make_tasks_table(self.tasks)
-        yield from (Text(f"  {line}") for line in self.below)
+        yield from (_line(f"  {line}") for line in self.below)
+
+
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def rate_text(steps_per_second: float) -> str:
