@@ -12,8 +12,8 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import hosts, report
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import jsonable, read_json, write_json
 from mhd_jax.data import assignment
 
@@ -55,7 +55,7 @@ def compare(
     for algorithm in algorithms:
         label = f"[{len(rows) + 1}/{len(algorithms)}] {algorithm.name}"
         folders = [workdir / algorithm.name / f"seed_{seed}" for seed in seeds]
-        results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
+        results = settings.simulate(algorithm, seeds, folders, watchers(label))
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
         histories[algorithm.name] = [result.history for result in results]
     content = {"settings": described, "seeds": list(seeds), "rows": rows, "notes": list(notes)}

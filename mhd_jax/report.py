@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from mhd_jax.clients import Clients
 from mhd_jax.data import statistics
+from mhd_jax.nested import flat
 
 METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
 _MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
@@ -48,7 +49,7 @@ def write(
         figures["followed"] = followed_figure(summary)
     page = _template("run.html").render(
         summary=summary,
-        settings=_flat(summary["settings"]),
+        settings=flat(summary["settings"], "."),
         figures=_save(folder, figures),
         statistics=statistics.describe(clients.label_counts()),
         samples=clients.role_counts(),
@@ -82,7 +83,7 @@ def write_comparison(
         table=table,
         figures=_save(folder, figures),
         notes=notes,
-        settings=_flat(settings),
+        settings=flat(settings, "."),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -393,17 +394,6 @@ def _save(folder: pathlib.Path, figures: Mapping[str, Figure]) -> dict[str, str]
         (folder / f"{name}.png").write_bytes(buffer.getvalue())
         uris[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return uris
-
-
-def _flat(settings: Record, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _template(name: str) -> jinja2.Template:

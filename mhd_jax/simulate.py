@@ -23,7 +23,9 @@ import jax
 
 from mhd_jax import communication, hops, hosts, optim
 from mhd_jax import topology as topologies
-from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
+from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
+from mhd_jax.callbacks.base import Callbacks
+from mhd_jax.callbacks.progress import is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
@@ -241,7 +243,7 @@ def simulate_many(
       runs: for each the arguments of `simulate`, but for those below.
       eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
       workdirs: one for each run.
-      callbacks: watch all runs; a record's "seed" says whose it is.
+      callbacks: watch all runs; what they are told at the start says whose a record is.
       keep_going: whether a run that diverges leaves the others alone.
       write_reports: whether folders get figures and a page, which take a second or two each.
 
@@ -291,6 +293,12 @@ class _Lane:
     seconds: float = 0.0
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
     failure: DivergedError | None = None
+
+    @property
+    def watched(self) -> WatchedRun:
+        """The run as watchers know it."""
+        folder = None if self.folder is None else self.folder.path
+        return WatchedRun(self.run.settings, folder, self.history)
 
     @property
     def starts(self) -> list[int]:
@@ -407,14 +415,19 @@ def _carry_out(
     carry = joined.join(carries) if joined else carries[0]
     del carries
     program = joined or lanes[0].run
+    status = "failed"
     try:
-        watch.on_start(lanes[0].run.settings, started_at)
+        watch.on_start([lane.watched for lane in lanes], started_at)
         with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
             carry, compile_seconds = _train(
                 lanes, program, carry, watch, stop_requested, keep_going
             )
+        status = "finished"
+    except (InterruptedRun, KeyboardInterrupt):
+        status = "interrupted"
+        raise
     finally:
-        watch.on_end()
+        watch.on_end(status)
     return [
         lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
