@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import resource
 import signal
@@ -20,8 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 
-from mhd_jax import communication, hops, hosts, optim
+from mhd_jax import communication, engine, hops, hosts, optim
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
 from mhd_jax.callbacks.base import Callbacks
@@ -35,7 +38,7 @@ from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
 from mhd_jax.together import Together, partition
-from mhd_jax.types import Algorithm, Metrics, State
+from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
@@ -60,6 +63,21 @@ class Result:
     history: list[dict[str, Any]]
     state: State | None
     started_at: int = 0
+    _answers: Callable[..., Array] | None = dataclasses.field(default=None, repr=False)
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """What the clients say at the end, as logits [K, N, H, C] of all heads.
+
+        Args:
+          inputs: samples [N, ...] as the data set holds them (`data.test_inputs[:100]`, say).
+
+        Raises:
+          ConfigError: the run's checkpoints are gone.
+        """
+        if self.state is None or self._answers is None:
+            raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
+        logits = hosts.fetch(self._answers(self.state, inputs))
+        return logits[: self.summary["num_clients"]]
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
@@ -345,7 +363,17 @@ class _Lane:
 
                 report.write(self.folder.path, summary, self.history, self.run.everyone)
             self.folder.finish(summary)
-        return Result(summary, self.history, carry.state, started_at)
+        return self.result(summary, carry.state, started_at)
+
+    def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
+        """The run as its user gets it."""
+        answers = functools.partial(  # which keeps no data alive
+            engine.answers,
+            predict=self.run.algorithm.predict,
+            preparation=self.run.spec.preparation,
+            execution=self.run.execution,
+        )
+        return Result(summary, self.history, state, started_at, answers)
 
 
 def _simulate(
@@ -359,9 +387,8 @@ def _simulate(
             if lane.folder is not None and lane.folder.finished:
                 restored = lane.folder.restore(lane.run.carry)
                 state = None if restored is None else restored[0].state
-                results[i] = Result(
-                    lane.folder.summary(), lane.folder.history(), state, started_at=lane.plan.steps
-                )
+                lane.history = lane.folder.history()
+                results[i] = lane.result(lane.folder.summary(), state, started_at=lane.plan.steps)
             else:
                 unfinished.append(i)
         for start, indices in _by_start(lanes, unfinished).items():
