@@ -107,8 +107,8 @@ class RunSettings:
     def arguments(self, algorithm: mhd.Algorithm, seed: int) -> dict[str, Any]:
         """What `mhd.simulate_many` takes for one run."""
         return {
-            "topology": self._topology(seed),
             "clients": self.clients(seed),
+            "topology": self._topology(seed),
             "algorithm": algorithm,
             "seed": seed,
             **self._training(algorithm),
@@ -119,10 +119,15 @@ class RunSettings:
         found = {}
         for part in filter(None, self.adversaries.split(",")):
             client, colon, kind = part.partition(":")
-            if not (client.strip().isdecimal() and colon):
+            if not (client.strip().isdecimal() and len(client) < 10 and colon):
                 raise mhd.ConfigError(
                     f"cannot read the adversaries {self.adversaries!r}; write them like "
                     "3:constant,7:label_flip."
+                )
+            if int(client) in found:
+                raise mhd.ConfigError(
+                    f"the adversaries {self.adversaries!r} name client {int(client)} twice; name "
+                    "each once."
                 )
             found[int(client)] = kind.strip()
         return found

@@ -67,6 +67,8 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
     Raises:
       ConfigError: an unknown client or kind, or nobody who is honest.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"adversaries are kinds by client, like {{7: 'nan'}}, not {given!r}.")
     unknown = sorted(set(given) - set(range(num_clients)), key=str)
     if unknown:
         raise ConfigError(
@@ -79,7 +81,7 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
             )
     if len(given) == num_clients:
         raise ConfigError("nobody is honest; leave one client out of the adversaries.")
-    return {client: given[client] for client in sorted(given)}
+    return {int(client): given[client] for client in sorted(given)}
 
 
 def start(clients: Any, said: Any) -> Adversaries:

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from mhd_jax import hosts
+from mhd_jax.checks import is_integer
 from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
 from mhd_jax.files import make_folder, written_whole
@@ -152,14 +153,17 @@ class RunFolder:
             self._manager = None
 
     def history(self) -> list[dict[str, Any]]:
-        """The evaluations so far; a torn last line is left out."""
+        """The evaluations so far; what comes after a torn line, and that line, is left out."""
         records = []
         if self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+            for line in self._metrics.read_bytes().splitlines():
                 try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
                     break
+                if not isinstance(record, dict) or not is_integer(record.get("step")):
+                    break
+                records.append(record)
         return records
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
@@ -262,7 +266,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file; `ConfigError` where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold a JSON object.")

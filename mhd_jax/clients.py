@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from flax import nnx
 
 from mhd_jax import adversaries as misbehaviour
 from mhd_jax import optim
+from mhd_jax.checks import is_integer, require_counts, require_kind
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, require_alike, select
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
@@ -33,6 +33,7 @@ from mhd_jax.pretext import PRETEXTS, Pretext
 PyTree = Any
 OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
 _PUBLIC_FRACTION = 0.1
+_MOST_DIGITS = 9
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 
 
@@ -286,8 +287,12 @@ def make_clients(
       ConfigError: settings that cannot work, named.
     """
     data = load(data)
-    if not isinstance(num_clients, numbers.Integral) or num_clients < 1:
-        raise ConfigError(f"num_clients must be an integer and at least 1, not {num_clients!r}.")
+    require_counts(num_clients=num_clients)
+    if num_clients > len(data.labels):
+        raise ConfigError(
+            f"num_clients is {num_clients:,}, but {data.name} has {len(data.labels):,} training "
+            "samples, of which each client needs one; take fewer clients."
+        )
     partition = _partition(partition, data.num_classes)
     others = None if public is None else load(public)
     fraction = _public_fraction(public_fraction, others, partition)
@@ -365,6 +370,7 @@ def _public_fraction(
     given: float | None, others: Dataset | None, partition: Partition | pathlib.Path
 ) -> float:
     """γ, which nothing else must decide on beside it."""
+    require_kind("public_fraction", "float | None", given)
     if given is None:
         return _PUBLIC_FRACTION if others is None else 0.0
     if others is not None and given > 0:
@@ -378,7 +384,7 @@ def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
     """That many of the rows at random, ascending; fewer are a part of more."""
     if count is None:
         return rows
-    if not isinstance(count, numbers.Integral) or not 1 <= count <= len(rows):
+    if not is_integer(count) or not 1 <= count <= len(rows):
         raise ConfigError(
             f"public_size must be in 1 … {len(rows)}, as many public samples as there are, not "
             f"{count!r}."
@@ -432,7 +438,7 @@ def _partition(partition: Any, num_classes: int) -> Partition | pathlib.Path:
 def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pretext, ...]:
     """A name, or a pretext task, for each client."""
     if isinstance(given, Mapping):
-        unknown = sorted(set(given) - set(range(num_clients)))
+        unknown = sorted(set(given) - set(range(num_clients)), key=str)
         if unknown:
             raise ConfigError(
                 f"objectives must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
@@ -508,7 +514,7 @@ def _groups(
 def _with_optimizers(
     groups: tuple[ClientGroup, ...], optimizers: Mapping[str, Optimizer]
 ) -> tuple[ClientGroup, ...]:
-    unknown = sorted(set(optimizers) - {group.name for group in groups})
+    unknown = sorted(map(str, set(optimizers) - {group.name for group in groups}))
     if unknown:
         raise ConfigError(
             f"there is an optimizer for {', '.join(unknown)}, but the clients' models are "
@@ -522,7 +528,7 @@ def _with_optimizers(
 def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
     """A choice for each client: one for all, "name:count,…", a list, or a dict by client."""
     if isinstance(given, Mapping):
-        missing = sorted(set(range(num_clients)) ^ set(given))
+        missing = sorted(set(range(num_clients)) ^ set(given), key=str)
         if missing:
             raise ConfigError(
                 f"the {what} must name clients 0 … {num_clients - 1}; check {missing[:10]}."
@@ -532,24 +538,23 @@ def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
         parts = [part.strip() for part in given.split(",")]
         if len(parts) == 1 and ":" not in given:
             return [given] * num_clients
-        choices: list[Any] = []
+        counts: list[tuple[str, int]] = []
         for part in parts:
             name, _, count = part.partition(":")
-            if not count.isdigit():
+            if not count.isdecimal() or len(count) > _MOST_DIGITS:
                 raise ConfigError(
                     f"cannot read the {what} {given!r}; write one name, or counts that add up, like "
                     f"{example}."
                 )
-            choices += [name] * int(count)
+            counts.append((name, int(count)))
     elif isinstance(given, Sequence):
-        choices = list(given)
+        counts = [(choice, 1) for choice in given]
     else:
         return [given] * num_clients
-    if len(choices) != num_clients:
-        raise ConfigError(
-            f"the {what} are for {len(choices)} clients, but there are {num_clients}."
-        )
-    return choices
+    total = sum(count for _, count in counts)
+    if total != num_clients:
+        raise ConfigError(f"the {what} are for {total} clients, but there are {num_clients}.")
+    return [choice for choice, count in counts for _ in range(count)]
 
 
 def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | None) -> nn.Module:

@@ -71,7 +71,7 @@ def named(name: str) -> Compression:
     """
     if name in _FIXED:
         return _FIXED[name]
-    match = re.fullmatch(r"top_([1-9]\d*)", name) if isinstance(name, str) else None
+    match = re.fullmatch(r"top_([1-9]\d{0,8})", name) if isinstance(name, str) else None
     if match is None:
         raise ConfigError(
             f"unknown compression {name!r}; choose {', '.join(_FIXED)}, or top_K with K classes "

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import networkx as nx
 import numpy as np
 
+from mhd_jax.checks import is_integer
 from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
 from mhd_jax.groups import require_one_architecture
@@ -69,15 +70,16 @@ def _joined(mixing: np.ndarray) -> list[list[int]]:
 
 def _rows(ensembles: Ensembles, num_clients: int) -> list[list]:
     """The clients of each ensemble, or the rows of W."""
-    if isinstance(ensembles, int | np.integer):
+    if is_integer(ensembles):
+        ensembles = int(ensembles)
         if ensembles < 1 or num_clients % ensembles:
             raise ConfigError(
                 f"{num_clients} clients do not make ensembles of {ensembles}; choose a size that "
                 "divides them, or list the clients of each."
             )
-        return np.arange(num_clients).reshape(-1, int(ensembles)).tolist()
+        return np.arange(num_clients).reshape(-1, ensembles).tolist()
     try:
-        rows = [list(row) for row in ensembles]
+        rows = [list(row) for row in ensembles]  # type: ignore[union-attr]
     except TypeError:
         rows = []
     if isinstance(ensembles, str) or not rows or not all(rows):
@@ -119,7 +121,7 @@ def _weights(rows: list[list], num_clients: int) -> np.ndarray:
 def _require_distinct(lists: list[list], num_clients: int) -> None:
     """Raises `ConfigError` for clients that do not exist, or are named twice."""
     everyone = [client for members in lists for client in members]
-    unknown = [client for client in everyone if client not in range(num_clients)]
+    unknown = [c for c in everyone if not is_integer(c) or c not in range(num_clients)]
     if unknown:
         raise ConfigError(
             f"ensembles must name clients 0 … {num_clients - 1}; check {unknown[:10]}."

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -20,6 +19,7 @@ from flax import struct
 from jax import Array
 
 from mhd_jax import groups, random
+from mhd_jax.checks import is_integer, is_number, require_kind
 from mhd_jax.errors import ConfigError
 from mhd_jax.types import Algorithm, Metrics, Presence, State
 
@@ -63,19 +63,18 @@ class Faults:
     leaves: ByClient = ()
 
     def __post_init__(self):
+        require_kind("offline_trains", "bool", self.offline_trains)
         for name, value in (("link_loss", self.link_loss), ("offline", self.offline)):
-            right = isinstance(value, numbers.Real) and 0 <= value < 1
-            _require(right, f"{name} must be in [0, 1)", value)
+            _require(is_number(value) and 0 <= value < 1, f"{name} must be in [0, 1)", value)
         share = self.participation
-        right = isinstance(share, numbers.Real) and 0 < share <= 1
-        _require(right, "participation must be in (0, 1]", share)
+        _require(is_number(share) and 0 < share <= 1, "participation must be in (0, 1]", share)
         for name in ("offline_steps", "participation_steps"):
             _require_step(name, getattr(self, name), least=1)
         for name, least in (("stragglers", 1), ("joins", 0), ("leaves", 0)):
-            pairs = tuple(sorted(dict(getattr(self, name)).items()))
+            pairs = _pairs(name, getattr(self, name))
             for client, value in pairs:
                 _require_step(f"{name} of client {client}", value, least)
-            object.__setattr__(self, name, pairs)  # hashable, and in one order
+            object.__setattr__(self, name, pairs)  # hashable
         joins = dict(self.joins)
         for client, step in self.leaves:
             if step <= joins.get(client, -1):
@@ -297,11 +296,26 @@ def require_sound(faults: Faults, algorithm: Algorithm, has_server: bool) -> Non
         )
 
 
+def _pairs(name: str, given: object) -> tuple[tuple[int, int], ...]:
+    """Clients and their numbers, in the clients' order."""
+    try:
+        pairs = [*given.items()] if isinstance(given, Mapping) else [(c, n) for c, n in given]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{name} must be numbers by client, like {{0: 4, 3: 2}}, not {given!r}."
+        ) from None
+    for client, _ in pairs:
+        _require(is_integer(client), f"{name} must name clients by their numbers", client)
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError(f"{name} names a client twice ({given!r}); name each once.")
+    return tuple(sorted(pairs))
+
+
 def _require(condition: bool, what: str, value: object) -> None:
     if not condition:
         raise ConfigError(f"{what}, not {value!r}.")
 
 
 def _require_step(name: str, value: object, least: int) -> None:
-    right = isinstance(value, numbers.Integral) and least <= int(value) < _NEVER
+    right = is_integer(value) and least <= int(value) < _NEVER
     _require(right, f"{name} must be a number of steps, at least {least}", value)

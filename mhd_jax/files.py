@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from mhd_jax.errors import ConfigError
 
 
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path whose ~ or ~user is that home folder; as it is, where there is no such user."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 def make_folder(path: pathlib.Path, name: str) -> None:
     """Makes a folder where there is none; `ConfigError` where that cannot be, which says `name`."""
     try:

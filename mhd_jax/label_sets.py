@@ -12,7 +12,6 @@ so that a sample that its teacher puts outside L teaches it nothing.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mhd_jax.checks import is_integer
 from mhd_jax.errors import ConfigError
 
 IMPOSSIBLE = -1e9  # the logit of a class outside: its probability is 0, and 0 · log p is no NaN
+_MOST = 2**20  # clients or classes in one range
 LabelSets = str | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 
 
@@ -73,12 +74,17 @@ def require_equal(sets: np.ndarray | None, why: str, among: Sequence[int] | None
 
 def _sets(given: Any, num_clients: int, num_classes: int) -> np.ndarray:
     if isinstance(given, Mapping):
-        unknown = sorted(set(given) - set(range(num_clients)))
+        unknown = sorted(set(given) - set(range(num_clients)), key=str)
         if unknown:
             raise ConfigError(
                 f"label_sets must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
             )
     else:
+        if not np.iterable(given):
+            raise ConfigError(
+                "label_sets are 'own', a list of classes for each client, or a dict of such lists, "
+                f"not {given!r}."
+            )
         given = dict(enumerate(given))
         if len(given) != num_clients:
             raise ConfigError(
@@ -88,7 +94,7 @@ def _sets(given: Any, num_clients: int, num_classes: int) -> np.ndarray:
     for client, classes in given.items():
         classes = list(classes) if np.iterable(classes) else [classes]
         for label in classes:
-            if not isinstance(label, numbers.Integral) or int(label) not in range(num_classes):
+            if not is_integer(label) or int(label) not in range(num_classes):
                 raise ConfigError(
                     f"label_sets gives client {client} the class {label!r}, but classes are "
                     f"0 … {num_classes - 1}."
@@ -121,8 +127,11 @@ def _read(text: str) -> dict[int, list[int]]:
 def _numbers(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
+        first, dash, last = part.partition("-")
+        both = range(int(first), int(last if dash else first) + 1)
+        if not 1 <= len(both) <= _MOST:
+            raise ValueError
+        found += both
     return found
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mhd_jax.checks import require_kinds
 from mhd_jax.errors import ConfigError
 
 SCHEDULES = ("cosine", "constant", "step", "decreasing")
@@ -43,6 +44,7 @@ class SGD:
     warmup_steps: int = 0
 
     def __post_init__(self):
+        require_kinds(self)
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
         if not 0 <= self.momentum < 1:

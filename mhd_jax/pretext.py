@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from mhd_jax.checks import require_kinds
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.preparation import PLAIN
 from mhd_jax.errors import ConfigError
@@ -99,6 +100,7 @@ class SimCLR:
     square = False
 
     def __post_init__(self):
+        require_kinds(self)
         if self.temperature <= 0:
             raise ConfigError(f"the temperature must be positive, not {self.temperature}.")
         if self.width < 1:

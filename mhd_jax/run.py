@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from mhd_jax import edges, groups, hops, hosts, memory, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
+from mhd_jax.checks import is_number, require_counts, require_kind, require_seed
 from mhd_jax.clients import Clients
 from mhd_jax.communication import Messages
 from mhd_jax.data.augmentation import Augmentation, parse
@@ -42,7 +42,6 @@ from mhd_jax.schedules import cycle
 from mhd_jax.topology import Topology
 from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
-MAX_SEED = 2**32
 DEFAULT_STEPS = 2000
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DATA_PLACEMENTS = ("auto", "device", "host")
@@ -321,6 +320,7 @@ def prepare(
     """
     algorithm = _resolved(algorithm)
     optimizer = optim.SGD() if optimizer is None else optimizer
+    require_kind("augment_public", "bool", augment_public)
     counts = {
         "batch_size": batch_size,
         "public_batch_size": public_batch_size,
@@ -478,19 +478,6 @@ def _stays_on_host(data_placement: str, clients: Clients) -> bool:
     return data_placement == "host"
 
 
-def require_counts(**values: Any) -> None:
-    """Raises `ConfigError` unless each value is an integer of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ConfigError(f"{name} must be an integer and at least 1, not {value!r}.")
-
-
-def require_seed(seed: Any) -> None:
-    """Raises `ConfigError` unless `seed` is an integer that JAX's keys tell apart."""
-    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < MAX_SEED:
-        raise ConfigError(f"seed must be an integer in 0 … 2^32 − 1, not {seed!r}.")
-
-
 def _resolved(algorithm: Any) -> Algorithm:
     if algorithm is None:
         return mhd()
@@ -539,7 +526,7 @@ def _steps(steps: int | None, epochs: float | None, clients: Clients, batch_size
         return DEFAULT_STEPS if steps is None else steps
     if steps is not None:
         raise ConfigError("give steps or epochs, not both.")
-    if not (isinstance(epochs, numbers.Real) and math.isfinite(epochs) and epochs > 0):
+    if not (is_number(epochs) and math.isfinite(epochs) and epochs > 0):
         raise ConfigError(f"epochs must be a positive number, not {epochs!r}.")
     private_samples = int((clients.owner >= 0).sum())
     return max(1, round(float(epochs) * private_samples / (clients.num_clients * batch_size)))

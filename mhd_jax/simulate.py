@@ -30,13 +30,14 @@ from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
 from mhd_jax.callbacks.base import Callbacks
 from mhd_jax.callbacks.progress import is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
+from mhd_jax.checks import require_counts
 from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import Carry
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
 from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
-from mhd_jax.run import Run, prepare, require_counts
+from mhd_jax.run import Run, prepare
 from mhd_jax.together import Together, partition
 from mhd_jax.types import Algorithm, Metrics, PyTree, State
 

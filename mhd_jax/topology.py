@@ -10,7 +10,6 @@ import functools
 import inspect
 import itertools
 import math
-import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,11 +21,13 @@ import numpy as np
 from flax import struct
 
 from mhd_jax import schedules
+from mhd_jax.checks import is_integer, require_kind, require_seed
 from mhd_jax.errors import ConfigError
 from mhd_jax.schedules import Schedule, cycle
 from mhd_jax.types import PyTree
 
 _DRAWN = 16  # graphs, of which a random graph that changes is made
+_MOST_CLIENTS = 2**14  # a matrix of a GiB
 
 
 @struct.dataclass
@@ -135,11 +136,15 @@ def from_array(adjacency: Any, name: str = "custom") -> Topology:
     """A topology from weights [K, K], or [T, K, K] that repeat every T steps.
 
     Raises:
-      ConfigError: not square, negative or non-finite weights, or self-loops.
+      ConfigError: not square, negative or non-finite weights, ones that float32 cannot tell from
+        these or from 0, or self-loops.
     """
     try:
-        matrices = np.asarray(adjacency, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(adjacency)
+        if given.dtype.kind not in "biufO":  # objects may be numbers
+            raise TypeError(f"it holds {given.dtype}")
+        matrices = given.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"an adjacency matrix must be an array of numbers: {error}.") from error
     shape = matrices.shape
     if len(shape) not in (2, 3) or shape[-1] != shape[-2] or 0 in shape:
@@ -157,7 +162,14 @@ def from_array(adjacency: Any, name: str = "custom") -> Topology:
             f"an adjacency matrix must have an empty diagonal, but clients "
             f"{_listed(loops)} have self-loops; a client's own head takes part through include_self."
         )
-    return Topology(jnp.asarray(matrices), cycle, name)
+    least, most = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    positive = matrices[matrices > 0]
+    if ((positive < least) | (positive > most)).any():
+        raise ConfigError(
+            f"weights of an adjacency matrix must lie in {least:.2g} … {most:.2g}, or be 0, but they "
+            f"span {positive.min():.2g} … {positive.max():.2g}; scale them."
+        )
+    return Topology(jnp.asarray(matrices, jnp.float32), cycle, name)
 
 
 def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
@@ -174,7 +186,7 @@ def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
     nodes = range(len(graph)) if numbered else None
     try:
         matrix = nx.to_numpy_array(graph, nodelist=nodes, weight="weight").T
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"the graph's edge weights must be numbers: {error}.") from error
     return from_array(matrix, name or graph.name or type(graph).__name__.lower())
 
@@ -210,10 +222,11 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
 
     An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; with an arrow,
     `i -> j` or `i -> j weight`, it goes one way only, and lets j learn from i. `#` starts a comment.
-    `num_clients` is K; without it the highest client that occurs sets K.
+    A weight of 0 is no edge. `num_clients` is K; without it the highest client that occurs sets K.
 
     Raises:
-      ConfigError: no such file, or a line that is not an edge, named by its number.
+      ConfigError: no such file, a line that is not an edge or contradicts another, named by its
+        number, or more clients than `num_clients`.
     """
     path = os.fspath(path)
     name = os.path.splitext(os.path.basename(path))[0]
@@ -222,9 +235,9 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
     if path.endswith(".npy"):
         try:
             return from_array(np.load(path, allow_pickle=False), name)
-        except (OSError, EOFError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except ConfigError:
+            raise
+        except Exception as error:  # NumPy and zipfile have many
             raise ConfigError(f"{path} is not a readable .npy array: {error}.") from error
     graph = nx.DiGraph(name=name)
     with open(path, encoding="utf-8", errors="replace") as lines:
@@ -244,15 +257,20 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
                     f"{path}, line {number}: expected two clients counted from 0 and an "
                     f"optional weight, found {line.strip()!r}."
                 ) from None
-            graph.add_edge(i, j, weight=weight)
-            if not one_way:
-                graph.add_edge(j, i, weight=weight)
+            for u, v in ((i, j),) if one_way else ((i, j), (j, i)):
+                if graph.get_edge_data(u, v, {"weight": weight})["weight"] != weight:
+                    raise ConfigError(
+                        f"{path}, line {number}: the edge {u} -> {v} has the weight {weight:g} here, "
+                        f"but {graph[u][v]['weight']:g} before; keep one of the two."
+                    )
+                graph.add_edge(u, v, weight=weight)
     if graph.number_of_nodes() == 0:
         raise ConfigError(f"{path} holds no edges.")
-    if max(graph) > 100_000:
-        raise ConfigError(f"{path} names client {max(graph)}: more clients than can be simulated.")
+    size = max(max(graph) + 1, num_clients or 0)
+    if num_clients is not None:
+        _require_equal(name, size, num_clients)
     ordered = nx.DiGraph(name=name)
-    ordered.add_nodes_from(range(max(max(graph) + 1, num_clients or 0)))
+    ordered.add_nodes_from(range(_at_least(size, 1, name)))
     ordered.add_edges_from(graph.edges(data=True))
     return from_networkx(ordered, name)
 
@@ -284,6 +302,9 @@ def star(num_clients: int) -> Topology:
 
 def circulant(num_clients: int, offsets: Sequence[int], directed: bool = False) -> Topology:
     """Client i neighbours i ± o for each offset o, modulo K; `directed`, it learns from i + o alone."""
+    num_clients, offsets = _at_least(num_clients, 1, "circulant"), list(offsets)
+    for offset in offsets:
+        require_kind("an offset", "int", offset)
     if not offsets or not all(0 < offset < num_clients for offset in offsets):
         raise ConfigError(
             f"a circulant topology needs offsets in 1 … {num_clients - 1}, not {list(offsets)}."
@@ -332,6 +353,7 @@ def _offset_matrix(num_clients: int, offsets: Sequence[int], *, directed: bool) 
 
 def torus(num_clients: int) -> Topology:
     """A grid closed in both directions, as near to a square as K allows, sides of at least 3."""
+    num_clients = _at_least(num_clients, 1, "torus")
     sides = [
         a for a in range(3, math.isqrt(num_clients) + 1) if num_clients % a == 0
     ]  # the other side is no shorter
@@ -358,6 +380,7 @@ def petersen(num_clients: int = 10) -> Topology:
 
 def hypercube(num_clients: int) -> Topology:
     """Clients whose numbers differ in one binary digit are neighbours; K is a power of two."""
+    num_clients = _at_least(num_clients, 1, "hypercube")
     dimension = num_clients.bit_length() - 1
     if num_clients != 2**dimension:
         raise ConfigError(f"a hypercube topology needs 2, 4, 8, … clients, not {num_clients}.")
@@ -371,6 +394,8 @@ def islands(num_clients: int, num_islands: int = 2, meet_every: int | None = Non
 
     With `meet_every` = n these bridges are there at the steps 0, n, 2n, … only.
     """
+    num_clients = _at_least(num_clients, 1, "islands")
+    require_kind("num_islands", "int", num_islands)
     if not 1 <= num_islands <= num_clients:
         raise ConfigError(
             f"{num_clients} clients cannot form {num_islands} islands; change num_islands or the "
@@ -393,6 +418,7 @@ def random_matching(num_clients: int, seed: int = 0) -> Topology:
     Where K is odd, one client is alone.
     """
     matrix = np.zeros((_at_least(num_clients, 2, "random_matching"), num_clients))
+    require_seed(seed)
     first = np.arange(0, num_clients - 1, 2)
     matrix[first, first + 1] = matrix[first + 1, first] = 1
     arrays = (from_array(matrix).adjacency, jnp.int32(1), jnp.uint32(seed))
@@ -406,17 +432,22 @@ def random_regular(
 
     With `redraw_every` = n another every n steps, see `_drawn`.
     """
+    num_clients = _at_least(num_clients, 1, "random_regular")
+    require_kind("degree", "int", degree)
     if not 2 <= degree < num_clients or num_clients * degree % 2:
         raise ConfigError(
             f"a random_regular topology needs 2 ≤ degree < clients and an even product of the "
             f"two, not degree {degree} and {num_clients} clients."
         )
-    return _drawn(
-        lambda rng: nx.random_regular_graph(degree, num_clients, rng),
-        "random_regular",
-        redraw_every,
-        seed,
-    )
+
+    def draw(rng: np.random.Generator) -> nx.Graph:
+        others = num_clients - 1 - degree
+        if degree <= others:
+            return nx.random_regular_graph(degree, num_clients, rng)
+        # Dense graphs take networkx for ever; who is no neighbour is as uniform.
+        return nx.complement(nx.random_regular_graph(others, num_clients, rng))
+
+    return _drawn(draw, "random_regular", redraw_every, seed)
 
 
 def erdos_renyi(
@@ -429,6 +460,8 @@ def erdos_renyi(
 
     With `redraw_every` = n another every n steps, see `_drawn`.
     """
+    num_clients = _at_least(num_clients, 1, "erdos_renyi")
+    require_kind("edge_probability", "float", edge_probability)
     if not 0 < edge_probability <= 1:
         raise ConfigError(f"edge_probability must be in (0, 1], not {edge_probability}.")
     return _drawn(
@@ -452,6 +485,7 @@ def _drawn(
     distributed as the first, and any 16 in a row are independent; later ones repeat the shape of
     earlier ones, with the clients in other places.
     """
+    require_seed(seed)
     rng = np.random.default_rng(seed)
     if redraw_every is None:
         return from_networkx(_connected(draw, rng), name)
@@ -484,7 +518,7 @@ def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
     starts = [start for start, _ in parts]
     if not (
         starts
-        and all(isinstance(start, numbers.Integral) and int(start) < 2**31 for start in starts)
+        and all(map(is_integer, starts))
         and starts[0] == 0
         and all(one < next_one for one, next_one in itertools.pairwise(starts))
     ):
@@ -563,7 +597,7 @@ def _parts(name: str) -> list[tuple[int, str]]:
     if "@" not in name or os.path.isfile(name):
         return []
     parts = [part.rpartition("@") for part in name.split(",")]
-    if not all(part and start.isdecimal() for part, _, start in parts):
+    if not all(part and start.isdecimal() and len(start) <= 10 for part, _, start in parts):
         raise ConfigError(
             f"graphs that follow each other are written with the steps at which they start, like "
             f"ring@0,complete@1000, not {name!r}."
@@ -595,18 +629,27 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
 
 def check_size(topology: Topology, num_clients: int) -> Topology:
     """The topology itself; raises `ConfigError` unless it has `num_clients` clients."""
-    if topology.num_clients != num_clients:
-        raise ConfigError(
-            f"the topology {topology.name} has {topology.num_clients} clients, "
-            f"but there are {num_clients}; make the two equal."
-        )
+    _require_equal(topology.name, topology.num_clients, num_clients)
     return topology
 
 
-def _at_least(num_clients: int, least: int, name: str) -> int:
-    if num_clients < least:
-        raise ConfigError(f"a {name} topology needs at least {least} clients, not {num_clients}.")
-    return num_clients
+def _require_equal(name: str, found: int, num_clients: int) -> None:
+    if found != num_clients:
+        raise ConfigError(
+            f"the topology {name} has {found} clients, but there are {num_clients}; make the two "
+            "equal."
+        )
+
+
+def _at_least(num_clients: Any, least: int, name: str) -> int:
+    if not is_integer(num_clients) or num_clients < least:
+        raise ConfigError(f"a {name} topology needs at least {least} clients, not {num_clients!r}.")
+    if num_clients > _MOST_CLIENTS:
+        raise ConfigError(
+            f"a {name} topology has at most {_MOST_CLIENTS:,} clients, not {num_clients:,}: its "
+            "matrix would not fit in memory; take fewer clients."
+        )
+    return int(num_clients)
 
 
 def require_undirected(topology: Topology, why: str, steps: int) -> None:
@@ -638,12 +681,12 @@ def _first_one_way(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -
 
 
 def _interval(name: str, steps: Any) -> jax.Array:
-    if not isinstance(steps, numbers.Integral) or not 1 <= int(steps) < 2**31:
+    if not is_integer(steps) or steps < 1:
         raise ConfigError(f"{name} must be a number of steps, at least 1, not {steps!r}.")
     return jnp.int32(steps)
 
 
-def _exactly(num_clients: int, needed: int, name: str) -> None:
+def _exactly(num_clients: Any, needed: int, name: str) -> None:
     if num_clients != needed:
         raise ConfigError(f"a {name} topology has {needed} clients, not {num_clients}.")
 

@@ -472,7 +472,7 @@ class Biased(Linear):
         ({"optimizer": 0.1}, "an optimizer is mhd_jax.optim.SGD"),
         ({"num_devices": 99}, "num_devices is 99, but there are"),
         ({"client_chunk": 0}, "client_chunk must be an integer"),
-        ({"steps": 2**31}, r"must stay below 2\^32"),
+        ({"steps": 2**30}, r"must stay below 2\^32"),
         ({"who": clients(public_fraction=0.0)}, "set public_fraction above 0"),
         ({"topology": mhd.topology.ring(5)}, "has 5 clients, but there are 4"),
     ],

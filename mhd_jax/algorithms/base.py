@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mhd_jax.checks import require_kind
 from mhd_jax.errors import ConfigError
 from mhd_jax.types import Algorithm
 
@@ -41,6 +42,8 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
             ) from error
         bound.apply_defaults()
         arguments = {name: _frozen(value) for name, value in bound.arguments.items()}
+        for name, value in arguments.items():
+            require_kind(name, str(signature.parameters[name].annotation), value)
         try:
             return cached(**arguments)
         except TypeError as error:

@@ -33,7 +33,6 @@ auxiliary one.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +43,7 @@ from jax import Array
 from mhd_jax import adversaries, edges, exchange, pools, projection, random
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.checks import is_integer
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.compression import Compression
 from mhd_jax.data.batching import take_rows
@@ -138,7 +138,7 @@ def mhd(
         require(value >= low, f"{name} must be at least {low}, not {value}.")
     require(num_aux_heads >= 0, f"num_aux_heads must be at least 0, not {num_aux_heads}.")
     require(
-        num_targets == "all" or (isinstance(num_targets, numbers.Integral) and num_targets >= 1),
+        num_targets == "all" or (is_integer(num_targets) and int(num_targets) >= 1),
         f"num_targets must be a positive integer or 'all', not {num_targets!r}.",
     )
     require(
@@ -163,7 +163,7 @@ def mhd(
         f"public_batch must be 'shared' or 'independent', not {public_batch!r}.",
     )
     require(
-        callable(target_selection) or target_selection in TARGET_SELECTIONS,
+        callable(target_selection) or target_selection in tuple(TARGET_SELECTIONS),
         f"unknown target_selection {target_selection!r}; "
         f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax.checks import require_kinds
 from mhd_jax.data.preparation import Preparation, scale
 from mhd_jax.errors import ConfigError
 
@@ -38,6 +39,7 @@ class Augmentation:
     jitter: float = 0.0
 
     def __post_init__(self):
+        require_kinds(self)
         if self.resized_crop is not None and not 0 < self.resized_crop <= 1:
             raise ConfigError(f"resized_crop must be in (0, 1], not {self.resized_crop}.")
         if self.crop is not None and self.crop < 0:

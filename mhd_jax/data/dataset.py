@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mhd_jax.checks import require_kind
 from mhd_jax.data.lazy import LazyImages
 from mhd_jax.data.preparation import PLAIN, Preparation, scale
 from mhd_jax.errors import ConfigError
 
 PyTree = Any
+_MOST_CLASSES = 2**20
 _MOST_BYTES = 2**28  # of the images from which means and deviations are taken
 
 
@@ -113,6 +115,8 @@ def arrays(
     Raises:
       ConfigError: shapes, dtypes or labels that do not fit, named.
     """
+    require_kind("num_classes", "int | None", num_classes)
+    require_kind("test_fraction", "float | None", test_fraction)
     images, labels = _checked(images, labels, "")
     if (test_images is None) != (test_labels is None):
         raise ConfigError("give both test_images and test_labels, or neither.")
@@ -121,9 +125,16 @@ def arrays(
             raise ConfigError("there is a test split already; leave test_fraction out.")
         test_images, test_labels = _checked(test_images, test_labels, "test_")
         _require_alike(test_images, images, "test_images", "images")
+    if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
+        raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
     if class_names is None:
         if num_classes is None:
             num_classes = _num_classes(labels, test_labels)
+        if num_classes > _MOST_CLASSES:
+            raise ConfigError(
+                f"num_classes is {num_classes:,}, but at most {_MOST_CLASSES:,} can be; number "
+                "classes without gaps."
+            )
         class_names = tuple(map(str, range(num_classes)))
     elif num_classes not in (None, len(class_names)):
         raise ConfigError(
@@ -175,7 +186,7 @@ def _num_classes(labels: np.ndarray, test_labels: np.ndarray | None) -> int:
             f"labels lie in 1 … {largest} and none is 0: count classes from 0, or give num_classes if "
             "class 0 is meant to be empty."
         )
-    if first and min(present) >= 0:
+    if first and (min(present) >= 0 or largest >= _MOST_CLASSES):
         raise ConfigError(
             f"of the classes 0 … {largest}, some have no training samples ({', '.join(map(str, first))}"
             " first); number classes without gaps, or give num_classes if they are meant to be empty."
@@ -216,11 +227,14 @@ def _split(
 
 def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]:
     several = isinstance(images, Mapping)
-    if several:
-        images = jax.tree.map(np.asarray, dict(images))
-    elif not isinstance(images, LazyImages):
-        images = np.asarray(images)
-    labels = np.asarray(labels)
+    try:
+        if several:
+            images = jax.tree.map(np.asarray, dict(images))
+        elif not isinstance(images, LazyImages):
+            images = np.asarray(images)
+        labels = np.asarray(labels)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{prefix}images and {prefix}labels must be arrays: {error}.") from error
     named = [
         (prefix + "images" + jax.tree_util.keystr(path), leaf)
         for path, leaf in jax.tree.leaves_with_path(images)
@@ -228,17 +242,23 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]
     if not named:
         raise ConfigError(f"{prefix}images hold no array.")
     for name, leaf in named:
-        if len(leaf.shape) < (1 if several else 2) or len(leaf) == 0:
+        if len(leaf.shape) < (1 if several else 2) or 0 in leaf.shape:
             raise ConfigError(
-                f"{name} must have shape [N, ...] with N > 0, not {list(leaf.shape)}."
+                f"{name} must have shape [N, ...] with N > 0 and no empty axis, not "
+                f"{list(leaf.shape)}."
             )
         if labels.shape != (len(leaf),):
             raise ConfigError(
                 f"{prefix}labels must have shape [{len(leaf)}], one for each sample of {name}, "
                 f"not {list(labels.shape)}."
             )
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":
         raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
+    if labels.max() >= 2**31 or labels.min() < -(2**31):
+        raise ConfigError(
+            f"{prefix}labels must lie in 0 … C − 1, but they span {labels.min()} … {labels.max()}; "
+            "count classes from 0."
+        )
     kept = [_stored(leaf, name, pixels=not several) for name, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(images), kept), labels.astype(np.int32)
 
@@ -247,7 +267,7 @@ def _stored(values: Any, name: str, pixels: bool) -> Any:
     """An array in the type in which it is kept; `pixels`: whether small integers are some."""
     if values.dtype == np.uint8:
         return values
-    if np.issubdtype(values.dtype, np.integer):
+    if values.dtype.kind in "iu":
         if pixels:
             if values.min() >= 0 and values.max() <= 255:
                 return values.astype(np.uint8)
@@ -257,9 +277,13 @@ def _stored(values: Any, name: str, pixels: bool) -> Any:
         return values.astype(np.int32)
     if not np.issubdtype(values.dtype, np.floating):
         raise ConfigError(f"{name} must be numbers, not {values.dtype}.")
-    if not np.isfinite(values).all():
-        raise ConfigError(f"{name} hold NaN or infinity; clean them first.")
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float32)
+    if not np.isfinite(stored).all():
+        raise ConfigError(
+            f"{name} hold NaN or infinity, or numbers beyond float32; clean them first."
+        )
+    return stored
 
 
 def take(inputs: PyTree, rows: np.ndarray) -> PyTree:

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from mhd_jax.checks import require_kind
 from mhd_jax.data.lazy import LazyImages, fits_in_memory
 from mhd_jax.errors import ConfigError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TEST_NAMES = ("test", "val", "validation")
 _GREY_MODES = ("1", "L", "LA", "La")
+_LARGEST_SIDE = 2**14  # pixels
 _AT_ONCE = 32  # images that a thread decodes before it takes the next ones
 
 
@@ -125,8 +127,7 @@ def decode(
     Raises:
       ConfigError: a file that is damaged, no image, or of more than 8 bits.
     """
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"image_size must be at least 1, not {image_size}.")
+    require_image_size(image_size)
     if channels not in (1, 3):
         raise ConfigError(f"channels must be 1 (grey) or 3 (colour), not {channels}.")
     try:
@@ -148,6 +149,14 @@ def decode(
     if image_size is not None:
         image = fit(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def require_image_size(image_size: int | None) -> None:
+    """Raises `ConfigError` unless that many pixels can be an image's side."""
+    require_kind("image_size", "int | None", image_size)
+    if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
+        bound = "at least 1" if image_size < 1 else f"at most {_LARGEST_SIDE}"
+        raise ConfigError(f"image_size must be {bound}, not {image_size}.")
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
@@ -195,7 +204,7 @@ def _lazy(
         return images
 
     names = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in paths)
-    identity = hashlib.sha256(names.encode()).hexdigest()
+    identity = hashlib.sha256(os.fsencode(names)).hexdigest()
     return LazyImages(read_some, np.arange(len(paths)), shape, identity)
 
 
@@ -243,6 +252,9 @@ def _classes(folder: pathlib.Path) -> ImageFiles:
                 "class's images directly into its folder."
             )
         files = [entry for entry in inside if entry.suffix.lower() in _SUFFIXES]
+        for entry in files:
+            if not entry.is_file():
+                raise ConfigError(f"{entry} is not a file, or leads to none; replace or remove it.")
         if not files:
             raise ConfigError(f"the class folder {path} holds no image; fill or remove it.")
         paths += files

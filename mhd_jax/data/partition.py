@@ -8,11 +8,13 @@ data disjoint by construction. A user's function of this form works wherever the
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
+from mhd_jax.checks import is_number, require_kinds
 from mhd_jax.errors import ConfigError
 
 Partition = Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]
@@ -38,8 +40,9 @@ class PrimaryLabels:
     assignment: str = "balanced"
 
     def __post_init__(self):
-        if not self.skew >= 0:
-            raise ConfigError(f"skew must be at least 0 (or inf), not {self.skew}.")
+        require_kinds(self, but=("skew",))
+        if not is_number(self.skew) or self.skew < 0:
+            raise ConfigError(f"skew must be at least 0 (or inf), not {self.skew!r}.")
         if self.labels_per_client < 1:
             raise ConfigError(
                 f"labels_per_client must be at least 1, not {self.labels_per_client}."
@@ -81,7 +84,7 @@ class PrimaryLabels:
         """Owner of each sample, int [N]."""
         primary = self.primary_labels(num_clients, num_classes, rng)
         weights = np.ones((num_clients, num_classes))
-        if np.isinf(self.skew):
+        if np.isinf(float(self.skew) * num_clients):  # or so large that their sum overflows
             owned = primary.any(axis=0)
             weights[:, owned] = primary[:, owned]
         else:
@@ -121,6 +124,7 @@ class Dirichlet:
     min_samples: int = 1
 
     def __post_init__(self):
+        require_kinds(self)
         if not self.alpha > 0:
             raise ConfigError(f"alpha must be positive, not {self.alpha}.")
         if self.min_samples < 0:
@@ -210,6 +214,7 @@ class Shards:
     shards_per_client: int = 2
 
     def __post_init__(self):
+        require_kinds(self)
         if self.shards_per_client < 1:
             raise ConfigError(
                 f"shards_per_client must be at least 1, not {self.shards_per_client}."
@@ -270,7 +275,7 @@ def named(name: str) -> Partition | pathlib.Path:
     if name in PARTITIONS:
         return PARTITIONS[name]()
     path = pathlib.Path(name)
-    if path.suffix or path.is_file():
+    if path.suffix or os.path.isfile(path):
         return path
     raise ConfigError(
         f"unknown partition {name!r}; choose one of {', '.join(PARTITIONS)}, or give the path of an "

@@ -7,14 +7,12 @@ memory cannot hold them. `experiments.prepare_data` prepares them.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import re
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ from PIL import Image
 from mhd_jax.data import folders
 from mhd_jax.data.lazy import LazyImages, fits_in_memory
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a data set, with its config if it has any
 _AT_ONCE = 1000  # records of one read
@@ -63,8 +62,7 @@ def read(
             f"`python -m experiments.prepare_data --dataset={name} --data_dir={root}`. "
             f"A folder of images is named by its path, like ./{name}."
         )
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"image_size must be at least 1, not {image_size}.")
+    folders.require_image_size(image_size)
     splits = {"": train_split, "test_": test_split}
     identity = _identity(folder, image_size, *splits.values())
     stored = _load(identity)
@@ -100,7 +98,7 @@ def read(
 def root_folder(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     """Where prepared data sets are; by default tensorflow-datasets' own folder."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(given).expanduser()
+    return expanded(given)
 
 
 def newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -108,7 +106,10 @@ def newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
 
     Folders of other names are what an interrupted preparation left.
     """
-    found = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+    try:
+        found = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+    except OSError:  # a name that no folder can have
+        return None
     versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
 
@@ -333,10 +334,11 @@ def _cache_file(identity: str) -> pathlib.Path:
 
 def _load(identity: str) -> dict[str, Any]:
     """What the cache holds; nothing where it is not there, or damaged."""
-    no_cache = (OSError, EOFError, ValueError, zipfile.BadZipFile)
-    with contextlib.suppress(*no_cache), np.load(_cache_file(identity)) as stored:
-        return dict(stored)
-    return {}
+    try:
+        with np.load(_cache_file(identity), allow_pickle=False) as stored:
+            return dict(stored)
+    except Exception:  # NumPy and zipfile have many
+        return {}
 
 
 def _save(identity: str, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from mhd_jax.data import folders, npz, prepared
 from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 
 EMBEDDED = ("digits",)
 _ONLY_OF_PREPARED = ("data_dir", "train_split", "test_split")
@@ -61,7 +62,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         images = (digits.images / 16).astype(np.float32)[..., None]
         return arrays(images, digits.target, name="digits", **options)
     if _is_path(source, options):
-        return _from_path(pathlib.Path(source).expanduser(), options)
+        return _from_path(expanded(source), options)
     if not isinstance(source, str) or not prepared.NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
@@ -78,19 +79,19 @@ def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
         return ("test_fraction",)
     if not _is_path(source, given):
         return _OF_PREPARED
-    if pathlib.Path(source).expanduser().is_dir():
+    if os.path.isdir(expanded(source)):
         return (*_OF_FOLDERS, "test_fraction")
     return ("test_fraction", "num_classes")
 
 
 def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
-    if path.is_dir():
+    if os.path.isdir(path):
         _refuse_foreign(options, "a folder of images", *options_of(path))
         own = {key: options.pop(key) for key in _OF_FOLDERS if key in options}
         return arrays(**folders.read(path, **own), **options, name=path.resolve().name)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")
-    if path.suffix != ".npz":
+    if path.suffix != ".npz" or not path.is_file():
         raise ConfigError(f"{path} is neither a folder of images nor an .npz file.")
     _refuse_foreign(options, "an .npz file", *options_of(path))
     return arrays(**npz.read(path), **options, name=path.name)
@@ -104,9 +105,7 @@ def _is_path(source: Any, given: Iterable[str]) -> bool:
         return True
     if not prepared.NAME.fullmatch(source):
         return "/" in source
-    return (
-        "/" in source and pathlib.Path(source).exists() and not set(given) & set(_ONLY_OF_PREPARED)
-    )
+    return "/" in source and os.path.exists(source) and not set(given) & set(_ONLY_OF_PREPARED)
 
 
 def _refuse_foreign(options: dict[str, Any], source: str, *known: str) -> None:

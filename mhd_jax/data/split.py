@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 
 import numpy as np
 
+from mhd_jax.checks import require_kinds, require_seed
 from mhd_jax.data.partition import Partition
 from mhd_jax.errors import ConfigError
 
@@ -66,6 +66,8 @@ class SetAside:
     seed: int
 
     def __post_init__(self):
+        require_kinds(self, but=("seed",))
+        require_seed(self.seed)
         both = self.public_fraction + self.validation_fraction
         for name, fraction in (
             ("public_fraction", self.public_fraction),
@@ -74,8 +76,6 @@ class SetAside:
         ):
             if not 0 <= fraction < 1:
                 raise ConfigError(f"{name} must be in [0, 1), not {fraction}.")
-        if not isinstance(self.seed, numbers.Integral) or self.seed < 0:
-            raise ConfigError(f"seed must be an integer and at least 0, not {self.seed!r}.")
 
     def sizes(self, num_samples: int) -> list[int]:
         """M and V, of so many training samples."""
