@@ -250,7 +250,7 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
                     del fields[1]
                 i, j = int(fields[0]), int(fields[1])
                 weight = float(fields[2]) if len(fields) == 3 else 1.0
-                if len(fields) > 3 or min(i, j) < 0:
+                if len(fields) > 3 or min(i, j) < 0 or not 0 <= weight < math.inf:
                     raise ValueError
             except (ValueError, IndexError):
                 raise ConfigError(

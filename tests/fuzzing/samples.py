@@ -1,0 +1,254 @@
+"""Data: arrays of any shape and type, .npz files, folders of images."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+from hypothesis import strategies as st
+from PIL import Image
+
+import mhd_jax as mhd
+from tests.fuzzing.kinds import Trap, attempt, damages, kind, odd_values, one_in, scratch
+
+TYPES = ["u1", "f4", "f8", "f2", "i8", "i4", "u8", "?", "c8", "U3", "M8[s]", "m8[s]", "O"]
+
+
+@st.composite
+def pictures(draw, samples):
+    """An array of that many samples, mostly."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    shape = draw(st.sampled_from([(4, 4, 1), (3, 5, 3), (6,)]))
+    if draw(one_in(10)):
+        shape = draw(st.sampled_from([(1,), (), (0,), (2, 0, 1)]))
+    images = rng.integers(0, 300 if draw(st.booleans()) else 255, (samples, *shape)).astype(float)
+    if images.size and draw(one_in(5)):
+        odd = draw(st.sampled_from([np.nan, np.inf, -1.0, 1e300, 2.0**40]))
+        images.flat[draw(st.integers(0, images.size - 1))] = odd
+    with np.errstate(all="ignore"):
+        return images.astype(draw(st.sampled_from(TYPES if draw(one_in(3)) else TYPES[:7])))
+
+
+@st.composite
+def data_sets(draw):
+    """Images, labels and options."""
+    samples = draw(st.sampled_from([0, 1, 9] if draw(one_in(10)) else [30, 31]))
+    images = draw(pictures(samples))
+    classes = 1 if draw(one_in(20)) else draw(st.integers(2, 4))
+    labels = np.arange(samples) % classes
+    if draw(one_in(4)):
+        labels = draw(
+            st.sampled_from(
+                [
+                    labels + 1,
+                    labels - 1,
+                    labels * 2**32,
+                    labels * 10**9,
+                    labels[:-1],
+                    labels[:, None],
+                ]
+            )
+        )
+    if draw(one_in(3)):
+        labels = labels.astype(draw(st.sampled_from(["u8", "i4", "f8", "m8[s]", "U2"])))
+    options = {}
+    if draw(one_in(4)):
+        key = draw(st.sampled_from(["test_fraction", "num_classes"]))
+        options[key] = draw(odd_values)
+    if draw(one_in(6)):
+        options["class_names"] = draw(st.sampled_from([["a", "b"], "ab", ["a"] * 4, 5, [1, 2, 3]]))
+    return images, labels, options
+
+
+def _values_fit(images) -> bool:
+    if images.dtype.kind in "iu":
+        return True
+    if images.dtype.kind != "f":
+        return False
+    return bool((np.abs(images.astype(float)) <= np.finfo(np.float32).max).all())
+
+
+@kind(data_sets(), examples=40)
+def arrays(case):
+    images, labels, options = case
+    data, why = attempt(lambda: mhd.data.arrays(images, labels, **options))
+    fits = images.ndim >= 2 and images.size > 0 and labels.shape == images.shape[:1]
+    fits = fits and _values_fit(images) and labels.dtype.kind in "iu"
+    if not fits:
+        assert why, case
+        return False
+    present = sorted({int(label) for label in labels})
+    if not options:
+        complete = present == list(range(len(present))) and len(present) >= 2
+        counts = [int((labels == label).sum()) for label in present]
+        enough = min(counts) >= 2 and len(labels) // 5 >= len(present)
+        assert complete or why, case
+        assert not (complete and enough and why), (case, why)
+    if why:
+        return False
+    assert present[0] >= 0 and present[-1] < data.num_classes == len(data.class_names)
+    rows = np.concatenate([data.inputs, data.test_inputs])
+    tags = np.concatenate([data.labels, data.test_labels])
+    assert len(rows) == len(images) and np.isfinite(rows.astype(float)).all()
+
+    def sorted_rows(x, y):
+        flat = np.column_stack([x.reshape(len(x), -1).astype(np.float32), y])
+        return flat[np.lexsort(flat.T)]
+
+    np.testing.assert_array_equal(sorted_rows(rows, tags), sorted_rows(images, labels))
+    return True
+
+
+@kind(
+    st.one_of(
+        st.recursive(
+            odd_values,
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=3),
+                st.dictionaries(st.text("ab", max_size=1), inner, max_size=2),
+            ),
+            max_leaves=6,
+        ).map(lambda x: (x, x)),
+        st.tuples(odd_values, odd_values),
+        odd_values,
+        st.text(max_size=20),
+        st.sampled_from(
+            ["~nobody/x", "./" + "a" * 300, "a" * 300, "a\0.npz", "./a\0", "..", "/dev/null"]
+        ),
+    )
+)
+def anything_as_data(given):
+    with scratch():
+        _, why = attempt(lambda: mhd.data.load(given))
+    return why is None
+
+
+@st.composite
+def archives(draw):
+    """Names of arrays in a file, one of which may hold objects, and how the file is damaged."""
+    names = draw(st.sampled_from([("images", "labels"), ("x_train", "y_train")]))
+    if draw(one_in(6)):
+        names = draw(st.sampled_from([("images",), ("pictures", "tags"), ()]))
+    more = draw(
+        st.sampled_from([(), (), ("class_names",), ("note",), ("test_images", "test_labels")])
+    )
+    pickled = draw(st.sampled_from([None] * 9 + ["images", "labels", "x_train"]))
+    return names + more, pickled, draw(st.sampled_from([".npz"] * 9 + [".npy"])), draw(damages())
+
+
+@kind(archives())
+def npz_files(case):
+    names, pickled, ending, damage = case
+    parts = {
+        "images": np.ones((20, 4), np.float32),
+        "labels": np.arange(20) % 2,
+        "class_names": np.array(["a", "b"]),
+    }
+    aliases = {"x_train": "images", "y_train": "labels", "pictures": "images", "tags": "labels"}
+    aliases |= {"test_images": "images", "test_labels": "labels", "note": "class_names"}
+    content = {name: parts[aliases.get(name, name)] for name in names}
+    if pickled in content:
+        content[pickled] = np.array([Trap()] * 20)
+    with scratch():
+        path = pathlib.Path("data.npz")
+        file = io.BytesIO()
+        np.savez(file, **content) if ending == ".npz" else np.save(file, parts["images"])
+        path.write_bytes(damage(file.getvalue()))
+        whole = path.read_bytes() == file.getvalue()
+        data, why = attempt(lambda: mhd.data.load(path))
+    assert Trap.sprung == 0
+    if whole:
+        named = {"images", "labels"} <= set(names) or {"x_train", "y_train"} <= set(names)
+        assert (why is None) == (named and ending == ".npz" and pickled not in content), (case, why)
+    if why is None:
+        assert data.num_classes == 2 and len(data.labels) + len(data.test_labels) in (20, 40)
+    return why is None
+
+
+@st.composite
+def image_folders(draw):
+    """Files by path, and options."""
+    files = {}
+    for split in draw(
+        st.sampled_from([("",), ("",), ("train", "test"), ("train",), ("train", "val")])
+    ):
+        classes = ("a", "b")
+        if draw(one_in(6)):
+            classes = draw(st.sampled_from([("a", "b", "ü"), ("a",), ()]))
+        for name in classes:
+            for i in range(1 if draw(one_in(20)) else 5):
+                side = 5 if draw(one_in(40)) else 4
+                mode, ending, damage = "RGB", ".png", None
+                if draw(one_in(20)):
+                    mode = draw(st.sampled_from(["L", "P", "RGBA", "1", "I;16", "F"]))
+                    ending = draw(st.sampled_from([".bmp", ".tiff", ".txt", ".PNG"]))
+                    damage = draw(damages())
+                files[str(pathlib.PurePath(split, name, f"{i}{ending}"))] = (side, mode, damage)
+    sizes, channels = [3, 1], [1, 3]
+    if draw(one_in(5)):
+        sizes, channels = [0, -1, 2**20, 1.5, "8"], [2, "rgb"]
+    options = {
+        "image_size": draw(st.sampled_from([None, *sizes])),
+        "channels": draw(st.sampled_from([None, *channels])),
+        "in_memory": draw(st.sampled_from([None, True, False])),
+    }
+    spoilt = draw(st.sampled_from([None] * 8 + ["link", "fifo", "folder", "bytes"]))
+    return files, {k: v for k, v in options.items() if v is not None}, spoilt
+
+
+@kind(image_folders())
+def folders_of_images(case):
+    files, options, spoil = case
+    with scratch() as root:
+        top = root / "images"
+        top.mkdir()
+        for name, (side, mode, damage) in files.items():
+            (top / name).parent.mkdir(parents=True, exist_ok=True)
+            content = _encoded(pathlib.Path(name).suffix, side, mode)
+            (top / name).write_bytes(damage(content) if damage else content)
+        first = next(top.rglob("*.png"), None)
+        if first is not None:
+            _spoil(first, spoil)
+
+        def read():
+            data = mhd.data.load(top, **options)
+            return data, np.asarray(data.inputs[np.arange(len(data.labels))])
+
+        found, why = attempt(read)
+    alike = {(side, mode, damage) for side, mode, damage in files.values()} == {(4, "RGB", None)}
+    usual = len({pathlib.Path(name).parts[-2] for name in files}) == 2 and len(files) % 10 == 0
+    usual &= options.get("image_size", 1) in (1, 3) and options.get("channels", 3) in (1, 3)
+    if alike and usual and spoil in (None, "bytes") and all(n.endswith(".png") for n in files):
+        assert why is None, (files, why)
+    if why is None:
+        data, inputs = found
+        assert files and spoil in (None, "bytes") and inputs.dtype == np.uint8
+        assert len(inputs) == len(data.labels)
+        assert inputs.shape[-1] == options.get("channels", inputs.shape[-1])
+        assert inputs.shape[1] == options.get("image_size", inputs.shape[1])
+    return why is None
+
+
+def _encoded(ending, side, mode):
+    """A file's content: an image of that side and Pillow mode."""
+    picture = Image.fromarray(np.full((side, side, 3), 99, np.uint8))
+    picture = picture.convert("L").convert("I") if mode == "I;16" else picture.convert(mode)
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, {".bmp": "BMP", ".tiff": "TIFF"}.get(ending, "PNG"))
+    except OSError:  # a mode that this format does not know
+        picture.convert("RGB").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _spoil(image, how):
+    """Puts what is no image beside one, or renames it to what is no text."""
+    beside = image.with_name("zz.png")
+    if how == "link":
+        beside.symlink_to("nowhere.png")
+    elif how == "fifo":
+        os.mkfifo(beside)
+    elif how == "folder":
+        beside.mkdir()
+    elif how == "bytes":
+        os.rename(image, os.fsencode(image.parent) + b"/\xff.png")
