@@ -138,11 +138,13 @@ class RunSettings:
         for part in filter(None, self.learning_rates.split(",")):
             name, _, rate = part.partition(":")
             try:
+                if name.strip() in found:
+                    raise ValueError
                 found[name.strip()] = dataclasses.replace(self.optimizer, learning_rate=float(rate))
             except ValueError:
                 raise mhd.ConfigError(
-                    f"cannot read the learning rates {self.learning_rates!r}; write them like "
-                    "resnet18:0.1,resnet34:0.03."
+                    f"cannot read the learning rates {self.learning_rates!r}; write positive ones, "
+                    "one for a model, like resnet18:0.1,resnet34:0.03."
                 ) from None
         return found
 

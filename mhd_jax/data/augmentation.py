@@ -83,6 +83,8 @@ def parse(text: str) -> Augmentation | None:
         name, _, value = part.partition(":")
         if name not in known:
             raise ConfigError(f"unknown augmentation {name!r}; choose among {', '.join(known)}.")
+        if name in options:
+            raise ConfigError(f"the augmentation {text!r} names {name} twice; name it once.")
         if (name == "flip") == bool(value):
             takes = (
                 "takes no number" if name == "flip" else f"needs a number, like {_EXAMPLES[name]}"

@@ -8,32 +8,31 @@ import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import argparse  # absl's flags are those of the binaries that are tried
 import sys
 import time
 import traceback
 
-from absl import app, flags
-
 from tests.fuzzing import every_kind, explore
 
-_INPUTS = flags.DEFINE_integer("inputs", 10000, "Inputs of all kinds together.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Another seed tries others.")
-_KINDS = flags.DEFINE_list("kinds", None, "Which kinds; by default all.")
-_LIMIT = flags.DEFINE_float("limit", 120.0, "Seconds that one input may take.")
 
-
-def main(argv):
-    """Prints a line for each kind; its status is 1 where an input failed."""
-    del argv
+def main() -> bool:
+    """Prints a line for each kind; whether an input failed."""
     kinds = every_kind()
-    chosen = _KINDS.value or list(kinds)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=10000, help="of all kinds together")
+    parser.add_argument("--seed", type=int, default=0, help="another one tries others")
+    parser.add_argument("--kinds", default=",".join(kinds), help="which, joined by commas")
+    parser.add_argument("--limit", type=float, default=120, help="seconds that one input may take")
+    given = parser.parse_args()
+    chosen = given.kinds.split(",")
     weights = {name: kinds[name].examples for name in chosen}
     print(f"{'kind':32} {'inputs':>7} {'taken':>7} {'refused':>7} {'seconds':>7}")
     total, failed = 0, []
     for name in chosen:
-        count = max(1, round(_INPUTS.value * weights[name] / sum(weights.values())))
+        count = max(1, round(given.inputs * weights[name] / sum(weights.values())))
         started = time.perf_counter()
-        tried = explore(kinds[name], count, _SEED.value, _LIMIT.value)
+        tried = explore(kinds[name], count, given.seed, given.limit)
         seconds = time.perf_counter() - started
         both = tried.taken + tried.refused
         total += both
@@ -42,11 +41,11 @@ def main(argv):
             failed.append(name)
             traceback.print_exception(tried.failure, file=sys.stdout)
             print(
-                f"again: python -m tests.fuzzing --kinds={name} --inputs={count} --seed={_SEED.value}"
+                f"again: python -m tests.fuzzing --kinds={name} --inputs={count} --seed={given.seed}"
             )
     print(f"{total} inputs, {len(failed)} kinds with failures: {', '.join(failed) or 'none'}")
-    sys.exit(bool(failed))
+    return bool(failed)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """Graphs: arrays, networkx graphs, files, names with options, and several one after the other."""
 
+import itertools
 import math
 import numbers
 import pathlib
@@ -303,7 +304,7 @@ def graphs_one_after_the_other(case):
     text, parts, starts, odd = case
     topology, why = attempt(lambda: mhd.topology.named(text, 6))
     sound = odd is None and set(parts) <= TOPOLOGIES.keys() - {"dyck"}
-    sound &= all(a < b for a, b in zip(starts, starts[1:], strict=False))
+    sound &= all(a < b for a, b in itertools.pairwise(starts))
     assert (why is None) == sound, (text, why)
     if why:
         return False
