@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow notebooks trackers docs extra lint clean
+.PHONY: demo test slow fuzz notebooks trackers docs extra lint clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -12,6 +12,9 @@ test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
 
 slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/installed  ## 10,000 made inputs of every kind: taken or refused, never anything else.
+	$(BIN)/python -m tests.fuzzing --inputs=10000 --seed=0
 
 notebooks: $(VENV)/extra  ## All notebooks, at toy size.
 	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py

@@ -27,13 +27,13 @@ import jax
 import numpy as np
 
 from mhd_jax import hosts
-from mhd_jax.checks import is_integer
 from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
 from mhd_jax.files import make_folder, written_whole
 from mhd_jax.types import PyTree
 
 _VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
 
 
 class RunFolder:
@@ -161,7 +161,7 @@ class RunFolder:
                     record = json.loads(line)
                 except (ValueError, RecursionError):
                     break
-                if not isinstance(record, dict) or not is_integer(record.get("step")):
+                if not isinstance(record, dict) or not record.keys() >= {"step", *_OF_BOTH}:
                     break
                 records.append(record)
         return records
@@ -187,8 +187,26 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """What `finish` wrote."""
-        return read_json(self.path / "summary.json")
+        """What `finish` wrote.
+
+        Raises:
+          ConfigError: it is damaged, or does not belong to `metrics.jsonl`.
+        """
+        path = self.path / "summary.json"
+        found = read_json(path)
+        if found.get("status") != "finished":
+            raise ConfigError(
+                f"{path} is damaged: it is not a finished run's. Put it back from a copy, or remove it "
+                "and start again, to have it written anew."
+            )
+        last = (self.history() or [{}])[-1]
+        same = all(key in found and last.get(key) == found[key] for key in _OF_BOTH)
+        if not same or last.get("step") != found.get("steps"):
+            raise ConfigError(
+                f"{path} and the last line of {self._metrics.name} beside it differ: one of them is "
+                "damaged. Put it back from a copy, or choose another workdir."
+            )
+        return found
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""

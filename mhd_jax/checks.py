@@ -45,6 +45,10 @@ def _float(value: Any) -> float:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (_is_bool, "True or False"),
     "int": (is_integer, "an integer below 2^31"),
+    "int | str": (
+        lambda value: is_integer(value) or isinstance(value, str),
+        "an integer or a text",
+    ),
     "float": (lambda value: is_number(value) and math.isfinite(_float(value)), "a finite number"),
 }
 

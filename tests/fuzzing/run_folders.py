@@ -66,7 +66,7 @@ def bad_folders(draw):
     return name, replaced, draw(damages()), finished
 
 
-@kind(bad_folders(), examples=8)
+@kind(bad_folders(), examples=3)
 def folders_of_runs(case):
     name, replaced, damage, finished = case
     original, expected = whole()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 
 import numpy as np
 from absl import flags
@@ -446,11 +445,9 @@ def _prepared(algorithm, given) -> int:
         return 2 if attempt(check)[1] else 0
 
 
-@kind(command_lines(), examples=25)
+@kind(command_lines(), examples=8)
 def command_lines_of_train(case):
     algorithm, given, sound = case
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(sys.argv[:1])
     with scratch():
         status = _prepared(algorithm, given)
     assert status == 0 or not sound, case
