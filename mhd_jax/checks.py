@@ -28,18 +28,15 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number, infinity among them; True, False and NaN are none."""
-    return isinstance(value, numbers.Real) and not _is_bool(value) and not math.isnan(_float(value))
+    try:
+        real = isinstance(value, numbers.Real) and not _is_bool(value)
+        return real and not math.isnan(float(value))
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
-
-
-def _float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond all floats
-        return math.inf
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -49,7 +46,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: is_integer(value) or isinstance(value, str),
         "an integer or a text",
     ),
-    "float": (lambda value: is_number(value) and math.isfinite(_float(value)), "a finite number"),
+    "float": (lambda value: is_number(value) and math.isfinite(value), "a finite number"),
 }
 
 

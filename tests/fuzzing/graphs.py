@@ -179,7 +179,7 @@ def edge_list_files_of_anything(content):
     return why is None
 
 
-@kind(st.tuples(weights(), damages(), st.booleans()))
+@kind(st.tuples(weights(), damages(), one_in(5)))
 def matrix_files(case):
     given, damage, pickled = case
     with scratch():
