@@ -53,7 +53,7 @@ def first_and_last(heads: Sequence[str]) -> list[str]:
 
 def accuracy(history: Sequence[Record], title: str) -> Figure:
     """β_sh and β_priv over steps: the mean over clients of each head, with the clients' range."""
-    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     heads = list(history[-1]["beta_sh"])
     steps = [record["step"] for record in history]
@@ -72,7 +72,7 @@ def accuracy(history: Sequence[Record], title: str) -> Figure:
             )
         axis.set_xlabel("step")
         _accuracy_axis(axis, label)
-    axes[0].legend(title="head", fontsize="small", loc="lower right")
+    _legend_beside(figure, title="head")
     figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
     return figure
 
@@ -111,31 +111,31 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def per_class_over_time(history: Sequence[Record], class_names: Sequence[str]) -> Figure:
-    """Test accuracy by client and class at a few evaluations: a row of heat maps for each head."""
+def per_class_over_time(history: Sequence[Record]) -> Figure:
+    """Test accuracy by client and class at a few evaluations, side by side: a row for each head."""
     chosen = np.unique(np.linspace(0, len(history) - 1, _MOST_MOMENTS).round().astype(int))
     records = [history[i] for i in chosen]
     heads = list(records[0]["per_client"]["per_class_accuracy"])
-    rows, columns = np.shape(records[0]["per_client"]["per_class_accuracy"][heads[0]])
-    height = min(max(0.16 * rows, 1.2), 4)
-    figure = Figure(
-        figsize=(1.6 + 1.7 * len(records), 0.8 + (height + 0.4) * len(heads)), layout="constrained"
+    num_clients, num_classes = np.shape(records[0]["per_client"]["per_class_accuracy"][heads[0]])
+    height = 0.5 + min(max(0.16 * num_clients, 1.2), 4)
+    figure = Figure(figsize=(9.5, 0.5 + height * len(heads)), layout="constrained")
+    axes = figure.subplots(len(heads), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    gap = max(1, num_classes // 20)
+    starts = np.arange(len(records)) * (num_classes + gap)
+    for axis, head in zip(axes, heads, strict=True):
+        values = np.full((num_clients, starts[-1] + num_classes), np.nan)
+        for start, record in zip(starts, records, strict=True):
+            known = _numbers(record["per_client"]["per_class_accuracy"][head])
+            values[:, start : start + num_classes] = known
+        image = _image(axis, values, "viridis", Normalize(0, 1))
+        for start in starts[1:]:
+            axis.axvspan(start - gap - 0.5, start - 0.5, color="white", linewidth=0)
+        axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_ylabel(f"{head} head\nclient")
+    axes[-1].set_xticks(
+        starts + (num_classes - 1) / 2, [f"step {record['step']:,}" for record in records]
     )
-    axes = figure.subplots(len(heads), len(records), sharex=True, sharey=True, squeeze=False)
-    for line, head in zip(axes, heads, strict=True):
-        for axis, record in zip(line, records, strict=True):
-            values = _numbers(record["per_client"]["per_class_accuracy"][head])
-            image = _image(axis, values, "viridis", Normalize(0, 1))
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        line[0].set_ylabel(f"{head} head\nclient")
-    for axis, record in zip(axes[0], records, strict=True):
-        axis.set_title(f"step {record['step']:,}", fontsize="medium")
-    few = columns <= _MOST_NAMED and all(len(name) <= 2 for name in class_names)
-    for axis in axes[-1]:
-        axis.set_xlabel("class")
-        if few:
-            axis.set_xticks(range(columns), class_names, fontsize="x-small")
+    axes[-1].set_xlabel("classes, in their order, at each of these steps")
     figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
     return figure
 
@@ -225,7 +225,7 @@ def comparison(table: Sequence[Record]) -> Figure:
         axis.set_yticks(range(len(table)), [row["algorithm"] for row in table])
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.set_xlim(0, 1.02)
-        axis.set_xlabel(label)
+        axis.set_xlabel(f"{label}, ± std over seeds")
         axis.grid(axis="x", alpha=0.3)
     most = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
     by_label = dict(zip(*reversed(most.get_legend_handles_labels()), strict=True))
@@ -236,7 +236,6 @@ def comparison(table: Sequence[Record]) -> Figure:
         loc="outside upper center",
         ncols=2,
     )
-    figure.suptitle("mean over clients and seeds, ± std over seeds", fontsize="medium")
     return figure
 
 
@@ -366,6 +365,7 @@ def _heat_map(
                     va="center",
                     fontsize=7,
                     color="white" if dark else "black",
+                    in_layout=False,  # it is inside, and measuring it takes time
                 )
     return image
 

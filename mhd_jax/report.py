@@ -22,7 +22,8 @@ from mhd_jax.figures import METRICS, Record
 
 # Text stays text, and the same figure is the same file.
 _SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}
-_DPI = 150
+_DPI = 120
+_PAGE_DPI = 100  # a page's pixels for an inch of a figure
 _MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
 # Settings that follow from the seed, or are it.
 _OF_THE_SEED = {
@@ -66,7 +67,7 @@ def write(run: FinishedRun) -> None:
     }
     by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
     if by_class:
-        drawn["per_class_over_time"] = figures.per_class_over_time(by_class, names)
+        drawn["per_class_over_time"] = figures.per_class_over_time(by_class)
     by_edge = {
         kind: np.array(counts)
         for kind, counts in summary["communication"]["by_edge"].items()
@@ -134,6 +135,8 @@ def save_figure(figure: Figure, path: pathlib.Path) -> None:
 
     Text of the SVG is text, in a font that the reader has; equal figures make equal files.
     """
+    figure.draw_without_rendering()  # lays it out, once for both files
+    figure.set_layout_engine("none")
     figure.savefig(path.with_suffix(".png"), dpi=_DPI)
     with matplotlib.rc_context(_SVG):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -160,7 +163,7 @@ def in_words(summary: Record) -> list[str]:
         done = f"One model learned {summary['dataset']} from what {who} hold together"
     else:
         graph = settings["topology"]["name"]
-        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the graph {graph}"
+        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
     sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
     if "data" in summary:
         roles = [f"{n:,} {role}" for role, n in summary["data"]["samples"].items() if n]
@@ -208,13 +211,13 @@ def _accuracy_in_words(summary: Record) -> str:
     if first == last:
         return f"At the end, {whose or 'the '}only head has {both(first, of)}."
     gains = [
-        f"{of[metric][last] - of[metric][first]:+.3f} in {symbol}"
+        f"{of[metric][last] - of[metric][first]:+.3f} in {symbol}".replace("-", "−")
         for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv"))
         if of[metric][first] is not None
     ]
     return (
         f"At the end, {whose or 'the '}last head, {last}, has {both(last, of)}; the main head has "
-        f"{both(first, of)}: the last head gains {' and '.join(gains)}."
+        f"{both(first, of)}: from main to last, {' and '.join(gains)}."
     )
 
 
@@ -227,8 +230,8 @@ def compared_settings(
       runs: by row; those of one row differ in their seeds.
 
     Returns:
-      Dotted names with their values, and with the values of each row, None where a row does not
-      have the setting. Where rows have other seeds, what follows from the seed is left out.
+      Dotted names with their values, and with the values of each row; a setting that a row does not
+      have is None. Where rows have other seeds, what follows from the seed is left out.
     """
     of_rows = [_row_settings(each) for each in runs.values()]
     seeds = [[run.summary["seed"] for run in each] for each in runs.values()]
@@ -239,7 +242,7 @@ def compared_settings(
     differing: dict[str, list[Any]] = {}
     for name in names:
         values = [settings.get(name) for settings in of_rows]
-        if all(name in settings and settings[name] == values[0] for settings in of_rows):
+        if all(value == values[0] for value in values):
             common[name] = values[0]
         else:
             differing[name] = values
@@ -294,15 +297,14 @@ def _comparison_in_words(
     """What was compared, and who comes first."""
     first = next(iter(runs.values()))[0].summary
     seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
-    alike = len(seeds) == 1 and not any(name.startswith("clients.") for name in differing)
-    sentences = [
-        f"{len(rows)} rows: {', '.join(runs)}; {first['dataset']}, {first['num_clients']} clients."
-        if alike
-        else f"{len(rows)} rows: {', '.join(runs)}.",
-        "Clients, data split, public set and seeds are the same for all."
-        if alike
-        else "Data or seeds are not the same for all: see what differs.",
-    ]
+    if len(seeds) == 1 and not any(name.startswith("clients.") for name in differing):
+        listed = ", ".join(map(str, next(iter(seeds))))
+        sentences = [
+            f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
+            f"sets and seeds ({listed}) are the same for all."
+        ]
+    else:
+        sentences = ["Data or seeds are not the same for all: see what differs."]
     for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
         last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
         known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
@@ -341,8 +343,12 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
             "What was sent",
             ("what", "bytes", "share"),
             [
-                [Cell(name), Cell(as_bytes(n), n, True), _number(n / max(sent["total_bytes"], 1))]
-                for part in ("by_type", "by_dtype")
+                [
+                    Cell(f"{word} {name}"),
+                    Cell(as_bytes(n), n, True),
+                    _number(n / max(sent["total_bytes"], 1)),
+                ]
+                for word, part in (("type", "by_type"), ("numbers as", "by_dtype"))
                 for name, n in sent.get(part, {}).items()
             ],
         ),
@@ -512,8 +518,6 @@ def _spread(value: Mapping[str, float | None]) -> Cell:
 
 
 def _setting(value: Any) -> Cell:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Cell(f"{value:g}" if isinstance(value, float) else str(value), value, True)
     if isinstance(value, list):
         return Cell(", ".join(map(str, value)))
     return Cell("–" if value is None else str(value))
@@ -527,14 +531,15 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
 
 
-def _save(folder: pathlib.Path, drawn: Mapping[str, Figure]) -> dict[str, str]:
-    """Writes figures as files, and returns them as data URIs for a page."""
-    uris = {}
+def _save(folder: pathlib.Path, drawn: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+    """Writes figures as files, and returns them as data URIs with their widths on a page."""
+    found = {}
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
         png = (folder / f"{name}.png").read_bytes()
-        uris[name] = "data:image/png;base64," + base64.b64encode(png).decode()
-    return uris
+        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
+    return found
 
 
 def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:
@@ -557,6 +562,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
     environment.filters["bytes"] = as_bytes
     environment.filters["reproduction"] = _reproduction
     return environment.get_template(name)

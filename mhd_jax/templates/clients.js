@@ -80,7 +80,8 @@
     const made = element("table", {},
       element("caption", {}, caption.text),
       element("thead", {}, element("tr", {},
-        ...headings.map((heading) => element("th", { scope: "col" }, heading)))),
+        ...headings.map((heading, i) =>
+          element("th", i ? { scope: "col", class: "number" } : { scope: "col" }, heading)))),
       element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells(row)))));
     makeSortable(made);
     const box = { class: "scroll", tabindex: 0, role: "region", "aria-label": caption.text };
