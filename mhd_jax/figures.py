@@ -60,9 +60,16 @@ def accuracy(history: Sequence[Record], title: str) -> Figure:
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for head, colour in zip(heads, head_colours(len(heads)), strict=False):
             each = _numbers([record["per_client"][metric][head] for record in history])
-            axis.fill_between(
-                steps, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.1, linewidth=0
-            )
+            known = each[:, np.isfinite(each).all(axis=0)]  # clients that have this accuracy
+            if known.size:
+                axis.fill_between(
+                    steps,
+                    known.min(axis=1),
+                    known.max(axis=1),
+                    color=colour,
+                    alpha=0.1,
+                    linewidth=0,
+                )
             axis.plot(
                 steps,
                 _numbers([record[metric][head] for record in history]),
@@ -130,7 +137,7 @@ def per_class_over_time(history: Sequence[Record]) -> Figure:
         image = _image(axis, values, "viridis", Normalize(0, 1))
         for start in starts[1:]:
             axis.axvspan(start - gap - 0.5, start - 0.5, color="white", linewidth=0)
-        axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_yticks(range(0, num_clients, -(-num_clients // 8)))
         axis.set_ylabel(f"{head} head\nclient")
     axes[-1].set_xticks(
         starts + (num_classes - 1) / 2, [f"step {record['step']:,}" for record in records]
@@ -143,7 +150,8 @@ def per_class_over_time(history: Sequence[Record]) -> Figure:
 def hops(summary: Record) -> Figure:
     """Test accuracy of every head by distance from the clients that hold a class."""
     rows = summary["by_hops"]
-    figure = Figure(figsize=(2.6 + 0.9 * max(len(rows), 3), 3.6), layout="constrained")
+    width = min(2.6 + 0.9 * max(len(rows), 3), 9.5)
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
     axis = figure.subplots()
     heads = list(summary["beta_sh"])
     for head, colour in zip(heads, head_colours(len(heads)), strict=False):
@@ -183,7 +191,8 @@ def followed(summary: Record) -> Figure:
 def _pairs(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
     """Heat maps of pairs of clients [K, K], from j to i at [i, j]."""
     names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
-    width, height = _heat_map_size(np.zeros((len(names),) * 2), names)
+    side = 0.36 * len(names) if len(names) ** 2 <= _MOST_ANNOTATED else 3.2
+    width, height = max(side + 1.6, 3), max(side + 1, 2.4)
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
     figure = Figure(figsize=(across * width, down * height), layout="constrained")
@@ -326,7 +335,8 @@ def _heat_map_size(values: np.ndarray, class_names: Sequence[str]) -> tuple[floa
     """Width and height in inches of a heat map, its axes and its colour bar."""
     rows, columns = values.shape
     names = 0.06 * max(map(len, class_names)) if len(class_names) <= _MOST_NAMED else 0.0
-    return min(2.2 + 0.5 * columns, 11), min(1.4 + 0.32 * rows, 10) + names
+    row = 0.32 if values.size <= _MOST_ANNOTATED else 0.18
+    return min(2.2 + 0.5 * columns, 11), min(1.4 + row * rows, 10) + names
 
 
 def _heat_map(

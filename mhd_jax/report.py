@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,12 @@ def write(run: FinishedRun) -> None:
         counts = np.array(data["private_samples"])
         described = statistics.describe(counts)
         drawn["data_split"] = figures.data_split(counts, names)
+    graph = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
+    title = (
+        f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{graph}"
+    )
     page = _template("run.html").render(
+        title=title,
         summary=summary,
         sentences=in_words(summary),
         figures=_save(run.path, drawn),
@@ -172,6 +178,10 @@ def in_words(summary: Record) -> list[str]:
             f"Models are {models}; samples: {', '.join(roles)}; partition: "
             f"{settings['clients']['partition']}."
         )
+    goals = Counter(settings["clients"].get("objectives", ()))
+    if goals:
+        listed = ", ".join(f"{count} {goal}" for goal, count in goals.items())
+        sentences.append(f"By what clients learn from their own data, there are {listed}.")
     sentences.append(_accuracy_in_words(summary))
     for client, kind in settings["clients"].get("adversaries", {}).items():
         sentences.append(f"Client {client} lies ({kind}).")
@@ -353,7 +363,7 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
             ],
         ),
         "time": Table(
-            "Time",
+            "Compilation and training apart",
             ("what", "seconds"),
             [
                 [Cell("compilation"), _number(timing["compile_seconds"])],
