@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow browser extra lint clean
+.PHONY: demo test slow docs browser extra lint clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -12,6 +12,9 @@ test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
 
 slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
+	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
 
 browser: $(VENV)/extra  ## Reports in headless Chromium, which it installs where it may.
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \

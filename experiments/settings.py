@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mhd_jax as mhd
+from mhd_jax import memory
 from mhd_jax.clients import of_each
 from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
@@ -92,23 +93,26 @@ class RunSettings:
         callbacks: Sequence[Any],
     ) -> list[mhd.Result]:
         """A run for each seed, saved in its folder."""
-        return mhd.simulate_seeds(
-            [self._topology(seed) for seed in seeds],
-            [self.clients(seed) for seed in seeds],
-            algorithm,
-            seeds=seeds,
-            **self._training(algorithm),
-            checkpoint_every=self.checkpoint_every,
-            steps_per_dispatch=self.steps_per_dispatch,
-            workdirs=workdirs,
-            callbacks=callbacks,
-            progress=False,
-        )
+        found = simulate_cases([(self, algorithm, seed) for seed in seeds], workdirs, callbacks)
+        return [result for result in found if isinstance(result, mhd.Result)]
 
     def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
         """Raises `mhd.ConfigError` where such a run could not start."""
-        who = self.clients(seed)
-        prepare(self._topology(seed), who, algorithm, seed=seed, **self._training(algorithm))
+        prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
+
+    def data_bytes(self) -> int:
+        """How large the training data is, in memory."""
+        return memory.num_bytes(self._data().inputs)
+
+    def arguments(self, algorithm: mhd.Algorithm, seed: int) -> dict[str, Any]:
+        """What `mhd.simulate_many` takes for one run."""
+        return {
+            "topology": self._topology(seed),
+            "clients": self.clients(seed),
+            "algorithm": algorithm,
+            "seed": seed,
+            **self._training(algorithm),
+        }
 
     def _adversaries(self) -> dict[int, str]:
         """What misbehaving clients send, by client."""
@@ -203,7 +207,6 @@ class RunSettings:
             "batch_size": self.batch_size,
             "public_batch_size": self.public_batch_size,
             "optimizer": self.optimizer,
-            "eval_every": self.eval_every,
             "eval_batch_size": self.eval_batch_size,
             "augmentation": self.augmentation,
             "augment_public": self.augment_public and algorithm.may_augment_public,
@@ -214,3 +217,29 @@ class RunSettings:
             "faults": None if algorithm.pooled else self.faults,
             "on_nonfinite": self.on_nonfinite,
         }
+
+
+def simulate_cases(
+    cases: Sequence[tuple[RunSettings, mhd.Algorithm, int]],
+    workdirs: Sequence[pathlib.Path],
+    callbacks: Sequence[Any],
+    *,
+    keep_going: bool = False,
+    write_reports: bool = True,
+) -> list[mhd.Result | mhd.DivergedError]:
+    """Runs of settings, an algorithm and a seed each, as `mhd.simulate_many` does.
+
+    When they evaluate and save is the first one's.
+    """
+    first = cases[0][0]
+    return mhd.simulate_many(
+        [settings.arguments(algorithm, seed) for settings, algorithm, seed in cases],
+        eval_every=first.eval_every,
+        steps_per_dispatch=first.steps_per_dispatch,
+        checkpoint_every=first.checkpoint_every,
+        workdirs=workdirs,
+        callbacks=callbacks,
+        progress=False,
+        keep_going=keep_going,
+        write_reports=write_reports,
+    )

@@ -6,7 +6,7 @@ from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
 from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
 from mhd_jax.faults import Faults
-from mhd_jax.simulate import Result, simulate, simulate_seeds
+from mhd_jax.simulate import Result, simulate, simulate_many, simulate_seeds
 from mhd_jax.topology import Topology
 from mhd_jax.types import Algorithm, Batch, State
 
@@ -34,6 +34,7 @@ __all__ = [
     "partition",
     "pretext",
     "simulate",
+    "simulate_many",
     "simulate_seeds",
     "topology",
 ]

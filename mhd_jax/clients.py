@@ -126,7 +126,7 @@ class Clients:
         return select(self.data.inputs, self.validation), self.data.labels[self.validation]
 
     def save_split(self, path: str | os.PathLike[str]) -> None:
-        """Saves who owns which sample as `.npz`, which `make_clients` takes as a partition."""
+        """Saves who owns which sample as ``.npz``, which `make_clients` takes as a partition."""
         split = Split(self.owner, self.public, self.validation)
         assignment.save(pathlib.Path(path), split, self.data.labels)
 
@@ -252,7 +252,7 @@ def make_clients(
       partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
         where there are fewer classes), with skew 100. Or the path of an assignment: the
         `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
-        validation samples too; or each training sample's owner as `.npy` or `.csv`, −1 for
+        validation samples too; or each training sample's owner as ``.npy`` or ``.csv``, −1 for
         nobody's, from which public and validation samples are drawn then.
       public: the data set whose training samples, without labels, are public; None takes some
         of `data`'s.

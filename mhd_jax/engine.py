@@ -24,7 +24,7 @@ from mhd_jax.execution import AT_ONCE, Execution, everywhere, place, under
 from mhd_jax.faults import FaultPlan, Tally
 from mhd_jax.metrics import correct_by_class
 from mhd_jax.schedules import Schedule
-from mhd_jax.types import Algorithm, Metrics, Presence, PyTree, State
+from mhd_jax.types import Algorithm, Batch, Metrics, Presence, PyTree, State
 
 
 @struct.dataclass
@@ -186,7 +186,7 @@ def take_steps(
     num_steps: Array,
     plan: FaultPlan | None = None,
     *,
-    train_step: Callable[[State, object, Array], tuple[State, Metrics]],
+    train_step: Callable[[State, Batch, Array], tuple[State, Metrics]],
     schedule: Schedule,
     spec: BatchSpec,
     execution: Execution = AT_ONCE,

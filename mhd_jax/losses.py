@@ -71,7 +71,7 @@ def distillation(
 
 
 def absolute_difference(logits: Array, targets: Array, label_set: Array | None) -> Array:
-    """mean_x |z(x) − target(x)|, the digest loss of FedMD.
+    """`mean_x |z(x) − target(x)|`, the digest loss of FedMD.
 
     Args:
       logits: [P, C].

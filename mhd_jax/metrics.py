@@ -21,7 +21,7 @@ def prediction_entropy(logits: Array, label_set: Array | None = None) -> Array:
     """Entropy of the mean prediction over samples [N, C], over its maximum log C.
 
     Near 0 a head answers the same whatever it sees: the signature of a collapse. Of a client with a
-    label set L, bool [C], the maximum is log |L|; one that knows a single class has 1.
+    label set L, bool [C], the maximum is `log |L|`; one that knows a single class has 1.
     """
     mean = jax.nn.softmax(logits).mean(axis=0)
     entropy = jax.scipy.special.entr(mean).sum()

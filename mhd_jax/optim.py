@@ -78,10 +78,12 @@ class SGD:
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` steps; equal settings give the same object."""
-        return _build_sgd(self, steps)
+        try:
+            return _cached_sgd(self, steps)
+        except TypeError:  # numbers of several runs at once, see `mhd_jax.varied`
+            return _build_sgd(self, steps)
 
 
-@functools.cache
 def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay)
@@ -92,6 +94,9 @@ def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
         else optax.identity(),
         _scale_by_rate(settings.rate(steps)),
     )
+
+
+_cached_sgd = functools.cache(_build_sgd)
 
 
 class _RateState(NamedTuple):

@@ -57,6 +57,7 @@ class Run:
       algorithm, topology: resolved.
       plan: what fails; None where nothing does.
       quarantine: whether clients that diverge are taken out, and do not stop the run.
+      optimizers: as described, one for each group of clients.
       everyone: the clients as given.
       clients: those who train: pooled into one, or padded to fill the devices.
       num_active: how many of these are real.
@@ -75,6 +76,7 @@ class Run:
     topology: Topology
     plan: FaultPlan | None
     quarantine: bool
+    optimizers: tuple[optim.Optimizer, ...]
     everyone: Clients
     clients: Clients
     num_active: int
@@ -402,6 +404,7 @@ def prepare(
     }
     if own:
         settings["optimizers"] = own
+    optimizers = tuple(group.optimizer or optimizer for group in clients.groups)
     clients = clients.with_defaults(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
@@ -436,6 +439,7 @@ def prepare(
         topology=topology,
         plan=plan,
         quarantine=quarantine,
+        optimizers=optimizers,
         everyone=everyone,
         clients=clients,
         num_active=num_active,
@@ -572,7 +576,7 @@ def _execution(
     algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
-    """How to compute the client axis, by what was measured (see Performance in the README).
+    """How to compute the client axis, by what was measured (see docs/performance.md).
 
     CPUs compute convolutional clients one after the other on each device, which keeps one
     client's activations in the cache; all else runs all of a device's clients at once, as

@@ -33,7 +33,7 @@ from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProce
 from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
-from mhd_jax.together import Together, together
+from mhd_jax.together import Together, partition
 from mhd_jax.types import Algorithm, Metrics, State
 
 _SECONDS_PER_DISPATCH = 0.5
@@ -167,7 +167,8 @@ def simulate(
         on_nonfinite=on_nonfinite,
     )
     plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
-    return _simulate([run], [workdir], plan, _watchers(callbacks, progress))[0]
+    lane = _Lane(run, None if workdir is None else RunFolder(workdir, run.settings), plan)
+    return _all_finite(_simulate([lane], _watchers(callbacks, progress)))[0]
 
 
 def simulate_seeds(
@@ -186,33 +187,93 @@ def simulate_seeds(
 ) -> list[Result]:
     """`simulate` with several seeds, in one program where their runs have one shape and fit.
 
-    Each run is what `simulate` makes of its seed, within floating-point tolerance, with its own
-    folder; a run that is at another step than the others, or alone of its shape, goes by itself.
+    It raises what `simulate` raises.
 
     Args:
       topologies, clients: one for each seed.
       algorithm: as for `simulate`.
       seeds: of training.
       workdirs: one for each seed.
-      eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
-      callbacks: watch all runs; a record's "seed" says whose it is.
+      eval_every, steps_per_dispatch, checkpoint_every, callbacks, progress: as for
+        `simulate_many`.
       **settings: the others of `simulate`.
 
     Returns:
       A `Result` for each seed, whose training time is its share.
-
-    Raises:
-      As `simulate`.
     """
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
         raise ConfigError("topologies, clients and workdirs must be one for each seed.")
-    runs = [
-        prepare(topology, who, algorithm, seed=seed, eval_every=eval_every, **settings)
-        for topology, who, seed in zip(topologies, clients, seeds, strict=True)
+    found = simulate_many(
+        [
+            {"topology": topology, "clients": who, "algorithm": algorithm, "seed": seed, **settings}
+            for topology, who, seed in zip(topologies, clients, seeds, strict=True)
+        ],
+        eval_every=eval_every,
+        steps_per_dispatch=steps_per_dispatch,
+        workdirs=workdirs,
+        checkpoint_every=checkpoint_every,
+        callbacks=callbacks,
+        progress=progress,
+    )
+    return _all_finite(found)
+
+
+def simulate_many(
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    eval_every: int = 200,
+    steps_per_dispatch: int | None = None,
+    workdirs: Sequence[str | pathlib.Path] | None = None,
+    checkpoint_every: int | None = None,
+    callbacks: Watcher | Sequence[Watcher] = (),
+    progress: bool | None = None,
+    keep_going: bool = False,
+    write_reports: bool = True,
+) -> list[Result | DivergedError]:
+    """`simulate` with several settings; runs of one shape that fit in memory are one program.
+
+    Such runs may differ in their seed, their clients' data, their graph, and in numbers of the
+    algorithm or the optimizer (a learning rate, a weight; but 0, which stands for "without", is
+    another shape). Each is what `simulate` makes of its settings, within floating-point tolerance,
+    with its own folder; one that is at another step than the others goes by itself. It raises what
+    `simulate` raises.
+
+    Args:
+      runs: for each the arguments of `simulate`, but for those below.
+      eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
+      workdirs: one for each run.
+      callbacks: watch all runs; a record's "seed" says whose it is.
+      keep_going: whether a run that diverges leaves the others alone.
+      write_reports: whether folders get figures and a page, which take a second or two each.
+
+    Returns:
+      A `Result` for each run, whose training time is its share; the error of one that diverged,
+      with `keep_going`.
+    """
+    if len(workdirs or runs) != len(runs) or not runs:
+        raise ConfigError("runs must be some, and workdirs one for each.")
+    prepared = [prepare(**settings, eval_every=eval_every) for settings in runs]
+    plans = [
+        Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
+        for run in prepared
     ]
-    plan = Plan.checked(runs[0].steps, eval_every, checkpoint_every, steps_per_dispatch)
-    return _simulate(runs, workdirs or [None] * len(runs), plan, _watchers(callbacks, progress))
+    watch = _watchers(callbacks, progress)
+    folders: list[Any] = list(workdirs or [None] * len(runs))
+    lanes = [
+        _Lane(run, None if folder is None else RunFolder(folder, run.settings), plan, write_reports)
+        for run, folder, plan in zip(prepared, folders, plans, strict=True)
+    ]
+    return _simulate(lanes, watch, keep_going)
+
+
+def _all_finite(found: Sequence[Result | DivergedError]) -> list[Result]:
+    results = []
+    for each in found:
+        if isinstance(each, DivergedError):
+            raise each
+        results.append(each)
+    return results
 
 
 def _watchers(callbacks: Watcher | Sequence[Watcher], progress: bool | None) -> Callback:
@@ -226,9 +287,12 @@ class _Lane:
 
     run: Run
     folder: RunFolder | None
+    plan: Plan
+    has_report: bool = True
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
+    failure: DivergedError | None = None
 
     @property
     def starts(self) -> list[int]:
@@ -274,7 +338,7 @@ class _Lane:
         """Writes what stays of the run."""
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
         if self.folder is not None:
-            if hosts.is_main():
+            if self.has_report and hosts.is_main():
                 from mhd_jax import report
 
                 report.write(self.folder.finished_with(summary, self.history))
@@ -283,14 +347,10 @@ class _Lane:
 
 
 def _simulate(
-    runs: Sequence[Run], workdirs: Sequence[Any], plan: Plan, watch: Callback
-) -> list[Result]:
+    lanes: Sequence[_Lane], watch: Callback, keep_going: bool = False
+) -> list[Result | DivergedError]:
     """Carries runs out, those that can together."""
-    lanes = [
-        _Lane(run, None if workdir is None else RunFolder(workdir, run.settings))
-        for run, workdir in zip(runs, workdirs, strict=True)
-    ]
-    results: dict[int, Result] = {}
+    results: dict[int, Result | DivergedError] = {}
     unfinished: list[int] = []
     try:
         for i, lane in enumerate(lanes):
@@ -298,15 +358,15 @@ def _simulate(
                 restored = lane.folder.restore(lane.run.carry)
                 state = None if restored is None else restored[0].state
                 results[i] = Result(
-                    lane.folder.summary(), lane.folder.history(), state, started_at=plan.steps
+                    lane.folder.summary(), lane.folder.history(), state, started_at=lane.plan.steps
                 )
             else:
                 unfinished.append(i)
         for start, indices in _by_start(lanes, unfinished).items():
-            joined = together([runs[i] for i in indices])
-            for part in [indices] if joined else [[i] for i in indices]:
-                found = _carry_out([lanes[i] for i in part], joined, start, plan, watch)
-                results.update(zip(part, found, strict=True))
+            for part, joined in partition([lanes[i].run for i in indices]):
+                who = [indices[i] for i in part]
+                found = _carry_out([lanes[i] for i in who], joined, start, watch, keep_going)
+                results.update(zip(who, found, strict=True))
     except jax.errors.JaxRuntimeError as error:
         if not hosts.lost_another(error):
             raise
@@ -345,9 +405,9 @@ def _carry_out(
     lanes: Sequence[_Lane],
     joined: Together | None,
     started_at: int,
-    plan: Plan,
     watch: Callback,
-) -> list[Result]:
+    keep_going: bool,
+) -> list[Result | DivergedError]:
     """Takes runs from one step to their end: one, or several that are joined."""
     carries = [lane.begin(started_at) for lane in lanes]
     carry = joined.join(carries) if joined else carries[0]
@@ -356,11 +416,13 @@ def _carry_out(
     try:
         watch.on_start(lanes[0].run.settings, started_at)
         with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
-            carry, compile_seconds = _train(lanes, program, plan, carry, watch, stop_requested)
+            carry, compile_seconds = _train(
+                lanes, program, carry, watch, stop_requested, keep_going
+            )
     finally:
         watch.on_end()
     return [
-        lane.finish(part, started_at, compile_seconds / len(lanes))
+        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
     ]
 
@@ -403,23 +465,23 @@ class Plan:
 def _train(
     lanes: Sequence[_Lane],
     program: Run | Together,
-    plan: Plan,
     carry: Carry,
     watch: Callback,
     stop_requested: Callable[[], bool],
+    keep_going: bool,
 ) -> tuple[Carry, float]:
-    """Trains to the end of the plan.
+    """Trains to the end of the lanes' common plan, or until all have diverged.
 
     Returns:
       The carry, and the seconds of compilation.
     """
+    plan = lanes[0].plan
     started = time.perf_counter()
     carry = jax.block_until_ready(program.advance(carry, 0))  # compiles, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
 
     step = int(carry.state.step)
-    folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all, or of none
     pace = _Pace(plan.per_dispatch)
     while step < plan.steps:
         num_steps = min(int(hosts.from_each(pace.steps())[0]), plan.next_stop(step) - step)
@@ -432,19 +494,20 @@ def _train(
             lanes, program.split((carry.sums, carry.tally)), strict=True
         ):
             lane.seconds += elapsed / len(lanes)
-            _require_finite(lane.run, sums, step)
-            if lane.run.quarantine:
-                _report_quarantine(lane, tally)
+            if lane.failure is None:
+                _look_after(lane, sums, tally, step, keep_going)
+        if all(lane.failure for lane in lanes):
+            break
         records = []
         if plan.evaluates_at(step):
-            records = [
-                lane.record(part) for lane, part in zip(lanes, program.split(carry), strict=True)
-            ]
+            records = [lane.record(part) for lane, part in _going(lanes, program, carry)]
             carry = carry.reset()
         stopping = bool(hosts.from_each(stop_requested()).any()) and step < plan.steps
+        folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all, or of none
         if folders and (plan.saves_at(step) or stopping):
-            for lane, folder, part in zip(lanes, folders, program.split(carry), strict=True):
-                folder.save(step, part, lane.seconds)
+            for lane, part in _going(lanes, program, carry):
+                if lane.folder is not None:
+                    lane.folder.save(step, part, lane.seconds)
         # Watchers come last: what they may raise loses nothing.
         watch.on_steps(step, pace.rate)
         for record in records:
@@ -458,6 +521,26 @@ def _train(
                 f"{_folders(lanes)}, and the same command resumes it"
             )
     return carry, compile_seconds
+
+
+def _going(
+    lanes: Sequence[_Lane], program: Run | Together, carry: Carry
+) -> list[tuple[_Lane, Carry]]:
+    """Those that have not diverged, each with its own part."""
+    parts = zip(lanes, program.split(carry), strict=True)
+    return [(lane, part) for lane, part in parts if lane.failure is None]
+
+
+def _look_after(lane: _Lane, sums: Metrics, tally: Tally, step: int, keep_going: bool) -> None:
+    """Raises `DivergedError` for a run that has, or notes it in its lane."""
+    try:
+        _require_finite(lane.run, sums, step)
+        if lane.run.quarantine:
+            _report_quarantine(lane, tally)
+    except DivergedError as error:
+        if not keep_going:
+            raise
+        lane.failure = error
 
 
 class _Pace:

@@ -82,7 +82,7 @@ def _links(adjacency: jax.Array) -> jax.Array:
 
 
 def spectral_gap(mixing: Any) -> float:
-    """1 − |λ₂| of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
+    """`1 − |λ₂|` of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
     sizes = np.sort(np.abs(np.linalg.eigvals(np.asarray(mixing, np.float64))))
     return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
@@ -206,7 +206,7 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
 
 
 def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topology:
-    """A topology from a file: `.npy` ([K, K] or [T, K, K]), or else an edge list.
+    """A topology from a file: ``.npy`` ([K, K] or [T, K, K]), or else an edge list.
 
     An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; with an arrow,
     `i -> j` or `i -> j weight`, it goes one way only, and lets j learn from i. `#` starts a comment.

@@ -141,7 +141,9 @@ class Algorithm:
       pooled: whether one client holds all private data (the upper bound).
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.
-      name, hyperparameters: filled in by the factory that made it.
+      name: filled in by the factory that made it.
+      hyperparameters: filled in by it, too.
+      factory: filled in by it, too.
     """
 
     init: Callable[[jax.Array, Any, Batch], State]
@@ -159,6 +161,7 @@ class Algorithm:
     needs_everyone: str = ""
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    factory: Callable[..., Algorithm] | None = None
 
     @property
     def may_augment_public(self) -> bool:

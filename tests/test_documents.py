@@ -8,6 +8,8 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax import run as runs
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.models import MODELS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -59,10 +61,23 @@ def test_bringing_a_model():
 
 
 def test_every_program_is_run():
-    counts = {path.name: len(programs(path)) for path in [ROOT / "README.md", *ROOT.glob("docs/*")]}
-    assert counts == {
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
+    assert {name: count for name, count in counts.items() if count} == {
         "README.md": 2,
-        "adding_an_algorithm.md": 1,
-        "bringing_a_model.md": 1,
-        "bringing_data.md": 1,
+        "docs/adding_an_algorithm.md": 1,
+        "docs/bringing_a_model.md": 1,
+        "docs/bringing_data.md": 1,
     }
+
+
+def test_readme_links_to_files_that_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_guides_name_every_option_and_model():
+    options = {name for build in ALGORITHMS.values() for name in hyperparameters(build)}
+    for names, guide in ((options, "algorithms.md"), (MODELS, "what_there_is.md")):
+        text = (ROOT / "docs" / guide).read_text()
+        assert [name for name in names if f"`{name}`" not in text] == []

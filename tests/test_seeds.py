@@ -1,4 +1,4 @@
-"""Runs of several seeds in one program are the runs that each seed makes by itself."""
+"""Several runs in one program are what each of them is by itself."""
 
 import dataclasses
 import shutil
@@ -10,6 +10,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax import together as joining
 from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.algorithms.base import factory
 from mhd_jax.run import prepare
 from tests.conftest import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
 
@@ -131,33 +132,123 @@ def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
 def test_branches_stay_branches():
     """A joined step count keeps `cond` from computing both sides of every run."""
     runs = prepared("fedavg")
-    joined = joining.together(runs)
+    joined = together(runs)
     carry = joined.join([run.start() for run in runs])
     assert carry.state.step.shape == () and carry.state.key.shape == (3,)
-    static = joined.runs[0].static()
-    text = joining._dispatch.lower(
-        carry, joined.data, joined.adjacency, np.int32(1), **static
-    ).as_text()
+    arguments = (carry, joined.data, joined.adjacency, np.int32(1), None, {})
+    text = joining._dispatch.lower(*arguments, **joined.static()).as_text()
     assert "stablehlo.case" in text
+
+
+def together(runs):
+    """The runs as one, where all of them are."""
+    indices, joined = joining.partition(runs)[0]
+    return joined if len(indices) == len(runs) else None
 
 
 def test_what_cannot_or_should_not_go_together(monkeypatch):
     runs = prepared("mhd")
-    assert joining.together(runs) is not None
-    assert joining.together(runs[:1]) is None
+    assert together(runs) is not None
+    assert joining.partition(runs[:1]) == [([0], None)]
     other = prepare(graph(0), clients(0), "mhd", **{**SETTINGS, "batch_size": 5})
-    assert joining.together([*runs, other]) is None
-    assert joining.together([*runs, *prepared("naive")]) is None
-    assert joining.together(prepared("mhd", client_chunk=1)) is None
+    parts = joining.partition([runs[0], other, *prepared("naive"), runs[1]])
+    assert [part for part, _ in parts] == [[0, 5], [1], [2, 3, 4]]
+    assert together(prepared("mhd", client_chunk=1)) is None
+    longer = prepare(graph(0), clients(0), "mhd", **{**SETTINGS, "steps": 13})  # another schedule
+    assert together([runs[0], longer]) is None
+    one = joining._most_at_once(runs[0])
+    monkeypatch.setattr(joining, "_most_at_once", lambda run: 2)
+    assert one > 2 and [part for part, _ in joining.partition(runs)] == [[0, 1], [2]]
+    monkeypatch.undo()
     monkeypatch.setattr(joining.memory, "capacity_bytes", lambda: 1)
-    assert joining.together(runs) is None
+    assert together(runs) is None
     with pytest.raises(mhd.ConfigError, match="must be one for each seed"):
         mhd.simulate_seeds([graph(0)], [clients(0)], seeds=[0, 1])
+    with pytest.raises(mhd.ConfigError, match="runs must be some"):
+        mhd.simulate_many([])
+
+
+def settings(seed=0, algorithm="mhd", learning_rate=0.1, weight_decay=1e-3, graph_of=0, **numbers):
+    """The arguments of a run of its own."""
+    return {
+        "topology": graph(graph_of),
+        "clients": clients(seed),
+        "algorithm": ALGORITHMS[algorithm](**numbers),
+        "optimizer": mhd.optim.SGD(learning_rate, weight_decay=weight_decay),
+        "seed": seed,
+        **{name: value for name, value in SETTINGS.items() if name != "eval_every"},
+    }
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        [{}, {"nu_aux": 0.7, "label_smoothing": 0.3}, {"temperature": 3.0, "learning_rate": 0.01}],
+        [{}, {"weight_decay": 0.3, "seed": 2}, {"nu_emb": 2.0, "graph_of": 1}],
+        [
+            {"algorithm": "ccl", "lambda_m": 0.4},
+            {"algorithm": "ccl", "lambda_d": 2.0, "averaging_rate": 0.5},
+            {"algorithm": "ccl", "learning_rate": 0.3},
+        ],
+    ],
+)
+def test_numbers_that_differ(several, programs):
+    """Hyperparameters, data and graphs of their own, in one program."""
+    several = [settings(**each) for each in several]
+    results = mhd.simulate_many(several, eval_every=6)
+    assert set(programs) == {3}
+    for given, result in zip(several, results, strict=True):
+        alone = mhd.simulate(**given, eval_every=6)
+        assert result.summary["settings"] == alone.summary["settings"]
+        ours, theirs = result.state.groups[0], alone.state.groups[0]
+        assert_trees_close(ours.params, theirs.params, rtol=1e-4, atol=1e-6)
+        assert_trees_close(ours.opt_state, theirs.opt_state, rtol=1e-3, atol=1e-5)
+        assert ours.optimizer is theirs.optimizer
+    params = [jax.tree.leaves(result.state.groups[0].params)[0] for result in results]
+    assert all(np.abs(params[0] - other).max() > 1e-3 for other in params[1:])
+
+
+def test_a_number_that_decides_makes_another_program(programs):
+    """0 is without; and what an algorithm asks about a number must have one answer."""
+    runs = [settings(nu_emb=0.0), settings(nu_emb=0.1), settings(nu_emb=0.2)]
+    mhd.simulate_many(runs, eval_every=12)
+    assert set(programs) == {2}
+
+    @factory
+    def decided(strength: float = 1.0):
+        inner = mhd.algorithms.isolated()
+        if strength > 1:
+            return inner
+        return dataclasses.replace(inner, train_step=lambda *args: inner.train_step(*args))
+
+    programs.clear()
+    runs = [{**settings(), "algorithm": decided(strength=s)} for s in (0.5, 2.0)]
+    assert len(mhd.simulate_many(runs, eval_every=12)) == 2 and not programs
+
+
+def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, programs):
+    runs = [settings(learning_rate=rate, algorithm="isolated") for rate in (0.1, 1e30, 0.2)]
+    folders = [tmp_path / str(i) for i in range(3)]
+    seen = []
+    one, failed, other = mhd.simulate_many(
+        runs, eval_every=6, keep_going=True, workdirs=folders, callbacks=seen.append
+    )
+    assert set(programs) == {3} and len(seen) == 4
+    assert isinstance(failed, mhd.DivergedError) and not (folders[1] / "summary.json").exists()
+    for given, found in ((runs[0], one), (runs[2], other)):
+        alone = mhd.simulate(**given, eval_every=6)
+        assert_trees_close(
+            found.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4, atol=1e-6
+        )
+    with pytest.raises(mhd.DivergedError, match="no longer finite"):
+        mhd.simulate_many(runs, eval_every=6)
+    (only,) = mhd.simulate_many(runs[1:2], eval_every=6, keep_going=True)
+    assert isinstance(only, mhd.DivergedError)
 
 
 def test_splitting_gives_back_what_was_joined():
     runs = prepared("ccl")
-    joined = joining.together(runs)
+    joined = together(runs)
     carries = [run.start() for run in runs]
     copies = jax.device_get([dataclasses.replace(c, state=c.state.groups) for c in carries])
     for one, other in zip(joined.split(joined.join(carries)), copies, strict=True):
@@ -166,4 +257,4 @@ def test_splitting_gives_back_what_was_joined():
 
 def test_all_algorithms_go_together():
     for name in ALGORITHMS:
-        assert joining.together(prepared(name)) is not None
+        assert together(prepared(name)) is not None

@@ -25,7 +25,9 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
 
     def build_named(**arguments: Any) -> Algorithm:
         algorithm = build(**arguments)
-        return dataclasses.replace(algorithm, name=build.__name__, hyperparameters=arguments)
+        return dataclasses.replace(
+            algorithm, name=build.__name__, hyperparameters=arguments, factory=wrapped
+        )
 
     cached = functools.cache(build_named)
 

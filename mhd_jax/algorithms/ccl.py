@@ -92,7 +92,7 @@ def ccl(
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         # Cross features come from the parameters before gossip.
-        context = cross_features(state, batch, graph) if lambda_m + lambda_d > 0 else ({}, {})
+        context = cross_features(state, batch, graph) if lambda_m > 0 or lambda_d > 0 else ({}, {})
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
         heard = exchange.along_edges(graph)

@@ -35,9 +35,8 @@ def naive(
 
     Args:
       nu_naive: weight of the distillation.
-      num_targets, target_selection, temperature, public_batch, public_updates_stats, pool_size,
-        pool_refresh, teacher_delay, compression, ensembles, average_every, label_smoothing: as
-        for `mhd`.
+
+    All others are as for `mhd`.
     """
     require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
     return mhd(

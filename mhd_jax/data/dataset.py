@@ -27,7 +27,8 @@ class Dataset:
       inputs: training samples as stored: an array [N, ...], or a tree of arrays that all have
         the samples along their first axis.
       labels: int32 [N] in 0 … C − 1.
-      test_inputs, test_labels: the same for the test split.
+      test_inputs: the same for the test split.
+      test_labels: its labels.
       num_classes: C.
       class_names: C names.
       preparation: how stored samples become what models see.

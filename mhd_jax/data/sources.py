@@ -29,7 +29,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     split of 360. Other names are those of tensorflow-datasets, prepared before
     (`experiments.prepare_data`).
 
-    A path leads to a folder of images (see `mhd_jax.data.folders`) or to an `.npz` file (see
+    A path leads to a folder of images (see `mhd_jax.data.folders`) or to an ``.npz`` file (see
     `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the
     working directory as "./digits", or as a `pathlib.Path`.
 

@@ -20,7 +20,7 @@ from mhd_jax.errors import ConfigError
 def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.Module:
     """An NNX module as a client's backbone: `from_nnx(MyNet, 64)`.
 
-    Each client draws its own by `build(*args, **kwargs, rngs=...)`. `nnx.Param`s are its
+    Each client draws its own by `build(*args, **kwargs, rngs=...)`. Its `nnx.Param` are its
     parameters; what else it holds (`nnx.BatchStat`) is carried along as its statistics. Every
     pass in training mode gives each of its random streams a fresh key. Training and evaluation
     are told apart by `module.train()` and `module.eval()`, and by an argument `train` or
@@ -29,7 +29,8 @@ def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.
 
     Args:
       build: a class, or a function with a name, whose modules map a batch to an embedding [N, D].
-      *args, **kwargs: its arguments but for `rngs`; hashable.
+      *args: its arguments, hashable.
+      **kwargs: those given by name, but for `rngs`.
 
     Raises:
       ConfigError: a module that is drawn already, a lambda, or arguments that do not fit.

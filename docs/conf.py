@@ -1,0 +1,96 @@
+"""How the documentation is built: `make docs`, from the folder above."""
+
+import re
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
+from sphinx.writers.html5 import HTML5Translator
+
+import mhd_jax
+
+project = "mhd_jax"
+author = "The mhd_jax authors"
+project_copyright = "the mhd_jax authors, Apache-2.0"
+version = release = mhd_jax.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings are Google's form. A name in single backticks is a link where it is documented.
+default_role = "py:obj"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "exclude-members": "replace"}
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+add_module_names = False
+# What is ours must be found. What is not ours is a name: there is no index of other libraries offline.
+nitpick_ignore_regex = [(r"py:.*", r"(?s)(?!mhd_jax\.).*")]
+
+html_theme = "furo"
+html_title = f"mhd_jax {release}"
+html_static_path = ["_static"]
+html_css_files = ["math.css"]
+html_math_renderer = "mathml"
+html_show_sphinx = False
+
+
+def show_formula(html: HTML5Translator, node: nodes.Element) -> None:
+    """Formulas as MathML, which browsers show without a script or a network."""
+    is_block = isinstance(node, nodes.math_block)
+    try:
+        formula = tex2mathml(node.astext(), as_block=is_block)
+    except MathError as error:
+        raise SphinxError(f"{html.builder.current_docname}, {node.astext()!r}: {error}") from error
+    html.body.append(f'<div class="formula">{formula}</div>' if is_block else formula)
+    raise nodes.SkipNode
+
+
+def keep_form(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """What docstrings mean where reStructuredText would read something else.
+
+    "num_clients: K." is no list that starts at K. Indented lines of a module's docstring are formulas
+    or examples.
+    """
+    lines[:] = [re.sub(r"(^\s*|: )([A-Z]\.)$", r"\1\\\2", line) for line in lines]
+    if what != "module":
+        return
+    kept: list[str] = []
+    inside = False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not inside and kept and not kept[-1]:
+            kept += ["::", ""]
+        if line:
+            inside = indented
+        kept.append(line)
+    lines[:] = kept
+
+
+def plain_defaults(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str, str | None] | None:
+    """Signatures with a function or a factory as default are Python, too."""
+    return signature and (re.sub(r"<(?:function )?(\w+)>", r"\1", signature), returns)
+
+
+def setup(app: Sphinx) -> None:
+    """Registers what stands above."""
+    app.add_html_math_renderer("mathml", (show_formula, None), (show_formula, None))
+    app.connect("autodoc-process-docstring", keep_form)
+    app.connect("autodoc-process-signature", plain_defaults)

@@ -1,0 +1,312 @@
+"""Many runs from few words: cases that differ in some flags, each with several seeds.
+
+What a sweep and an ablation share: reading `FLAG=VALUE,VALUE`, carrying runs out together where
+they are one program, and the tidy table of what came of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from absl import flags
+from absl.testing import flagsaver
+
+import mhd_jax as mhd
+from experiments import flags as run_flags
+from experiments.settings import RunSettings, simulate_cases
+from mhd_jax import hosts, memory, report
+from mhd_jax.callbacks import ShowProgress
+from mhd_jax.checkpoint import write_json
+
+CONFIDENCE = 0.95
+_MOST_AT_ONCE = 64  # runs handed over together
+_FOR_DATA = 0.1  # of the memory: what their copies of the data may take
+_LONGEST_NAME = 120  # of a folder
+
+Axis = tuple[str, tuple[str, ...]]  # a flag and its values, as they are written
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One setting of the flags.
+
+    Attributes:
+      given: the flags in which cases differ, as written; those that are left at the common value
+        are not there.
+      settings, algorithm: what they make of the common flags.
+    """
+
+    given: tuple[tuple[str, str], ...]
+    settings: RunSettings
+    algorithm: mhd.Algorithm
+
+    @property
+    def name(self) -> str:
+        """What tells the case from the others."""
+        return " ".join(f"{flag}={value}" for flag, value in self.given) or "base"
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        name = re.sub(r"[^\w.=,+-]+", "_", self.name)
+        if len(name) <= _LONGEST_NAME:
+            return name
+        return f"{name[:_LONGEST_NAME]}_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a case with one seed: a finished run, or why there is none."""
+
+    case: Case
+    seed: int
+    folder: pathlib.Path
+    summary: Mapping[str, Any] | None
+    status: str  # "finished", "diverged" or "refused"
+    reason: str = ""
+
+
+def axis(text: str, flag: str) -> Axis:
+    """A flag and its values from "FLAG=VALUE,VALUE", or with ; where values hold commas.
+
+    Raises:
+      mhd.ConfigError: it cannot be read; `flag` says where it stands.
+    """
+    name, equals, values = text.partition("=")
+    name = name.strip().lstrip("-")
+    found = tuple(v.strip() for v in values.split(";" if ";" in values else ",") if v.strip())
+    if not (name and equals and found):
+        raise mhd.ConfigError(
+            f"cannot read --{flag}={text}; write it like --{flag}=nu_aux=0.1,0.3, with ; between "
+            "values that hold commas."
+        )
+    if name not in flags.FLAGS:
+        raise mhd.ConfigError(f"--{flag}={text}: there is no flag --{name}; see --help.")
+    if len(set(found)) < len(found):
+        raise mhd.ConfigError(f"--{flag}={text} names a value twice; name each once.")
+    return name, found
+
+
+def grid(axes: Sequence[Axis]) -> list[tuple[tuple[str, str], ...]]:
+    """All combinations of values, the last flag's changing fastest."""
+    return list(itertools.product(*([(name, value) for value in values] for name, values in axes)))
+
+
+def one_at_a_time(axes: Sequence[Axis]) -> list[tuple[tuple[str, str], ...]]:
+    """The common setting, and each value of each flag by itself."""
+    return [(), *(((name, value),) for name, values in axes for value in values)]
+
+
+def read(
+    assignments: Sequence[tuple[tuple[str, str], ...]],
+) -> tuple[list[Case], list[str]]:
+    """The cases of flags given as written, each once, and notes about those left out.
+
+    A hyperparameter that a case's algorithm does not use is left out of the case.
+
+    Args:
+      assignments: for each case the flags that it sets.
+
+    Raises:
+      mhd.ConfigError: a value that the flag does not take.
+    """
+    cases: dict[str, Case] = {}
+    for given in assignments:
+        case = _read_one(given)
+        content = repr((case.settings, case.algorithm.name, case.algorithm.hyperparameters))
+        cases.setdefault(content, case)
+    repeated = len(assignments) - len(cases)
+    notes = [f"{repeated} combination(s) that repeat another were left out."] if repeated else []
+    return list(cases.values()), notes
+
+
+def _read_one(given: Sequence[tuple[str, str]]) -> Case:
+    with flagsaver.flagsaver():
+        for name, text in given:
+            flag = flags.FLAGS[name]
+            try:
+                flag.present = 0  # the command line's value gives way
+                flag.parse(text)
+            except (flags.IllegalFlagValueError, ValueError) as error:
+                raise mhd.ConfigError(f"--{name} does not take {text!r}: {error}") from error
+            flag.using_default_value = False
+            flag.present = 1
+        name = str(flags.FLAGS["algorithm"].value)
+        algorithm, unused = run_flags.algorithm(name, strict=False)
+        used = tuple(pair for pair in given if pair[0] not in unused)
+        return Case(used, run_flags.settings(), algorithm)
+
+
+def carry_out(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) -> list[Outcome]:
+    """Runs every case with every seed, those of one shape as one program.
+
+    A run that has finished before is only read; one that diverges, or whose settings cannot
+    work, leaves the others alone.
+
+    Args:
+      cases: as `read` gives them.
+      seeds: of data split and training.
+      workdir: gets CASE/seed_N for each run.
+
+    Raises:
+      mhd.ConfigError: no case can work, or a folder holds other runs.
+    """
+    outcomes: dict[tuple[int, int], Outcome] = {}
+    pending: dict[Any, list[tuple[int, int]]] = {}
+    refusals = []
+    for i, case in enumerate(cases):
+        try:
+            case.settings.check(case.algorithm, seeds[0])
+        except mhd.ConfigError as error:
+            refusals.append(error)
+            for seed in seeds:
+                folder = workdir / case.folder / f"seed_{seed}"
+                outcomes[i, seed] = Outcome(case, seed, folder, None, "refused", str(error))
+            continue
+        pending.setdefault(_program(case), []).extend((i, seed) for seed in seeds)
+    if len(refusals) == len(cases):
+        raise refusals[0]
+    batches = [
+        part for runs in pending.values() for part in _split(runs, _at_once(cases[runs[0][0]]))
+    ]
+    for number, batch in enumerate(batches, 1):
+        runs = [(cases[i], seed) for i, seed in batch]
+        folders = [workdir / case.folder / f"seed_{seed}" for case, seed in runs]
+        label = f"[{number}/{len(batches)}] {_label(runs)}"
+        found = simulate_cases(
+            [(case.settings, case.algorithm, seed) for case, seed in runs],
+            folders,
+            [ShowProgress(label)],
+            keep_going=True,
+            write_reports=False,
+        )
+        for key, (case, seed), folder, result in zip(batch, runs, folders, found, strict=True):
+            if isinstance(result, mhd.DivergedError):
+                outcomes[key] = Outcome(case, seed, folder, None, "diverged", str(result))
+            else:
+                outcomes[key] = Outcome(case, seed, folder, result.summary, "finished")
+    return [outcomes[i, seed] for i in range(len(cases)) for seed in seeds]
+
+
+def _program(case: Case) -> str:
+    """What cases that may be one program have in common: all but numbers, data and graph."""
+
+    def kind(value: Any) -> Any:
+        return value != 0 if isinstance(value, float) else value
+
+    settings = dataclasses.replace(
+        case.settings, topology="", topology_options=(), partition=mhd.partition.iid()
+    )
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    own["optimizer"] = {k: kind(v) for k, v in dataclasses.asdict(settings.optimizer).items()}
+    numbers = {k: kind(v) for k, v in case.algorithm.hyperparameters.items()}
+    return repr((case.algorithm.name, numbers, own))
+
+
+def _at_once(case: Case) -> int:
+    """How many runs are handed over together: each brings its data."""
+    data = case.settings.data_bytes()
+    return max(1, min(_MOST_AT_ONCE, int(_FOR_DATA * memory.capacity_bytes() // max(data, 1))))
+
+
+def _split(runs: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    return [runs[start : start + most] for start in range(0, len(runs), most)]
+
+
+def _label(runs: Sequence[tuple[Case, int]]) -> str:
+    names = list(dict.fromkeys(case.name for case, _ in runs))
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(runs)} runs"
+
+
+def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
+    """A row for each run and head; one without accuracies for a run that did not finish."""
+    names = list(dict.fromkeys(flag for o in outcomes for flag, _ in o.case.given))
+    rows: list[Row] = []
+    for outcome in outcomes:
+        given = dict(outcome.case.given)
+        row: Row = {"case": outcome.case.name, **{name: given.get(name) for name in names}}
+        row |= {"algorithm": outcome.case.algorithm.name, "seed": outcome.seed}
+        row |= {"status": outcome.status, "reason": outcome.reason, "folder": str(outcome.folder)}
+        summary = outcome.summary
+        if summary is None:
+            rows.append(row)
+            continue
+        for head in summary["beta_sh"]:
+            accuracies = {metric: summary[metric][head] for metric in report.METRICS}
+            rows.append(
+                {
+                    **row,
+                    "head": head,
+                    **accuracies,
+                    "total_bytes": summary["communication"]["total_bytes"],
+                    "seconds_per_step": summary["timing"]["seconds_per_step"],
+                }
+            )
+    return rows
+
+
+def write_tidy(rows: Sequence[Row], workdir: pathlib.Path) -> None:
+    """Writes results.csv and results.jsonl."""
+    if not hosts.is_main():
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    (workdir / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    lines = (json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) for row in rows)
+    (workdir / "results.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def interval(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean, standard deviation (n − 1) and half the width of the mean's 95 % confidence interval.
+
+    The interval is Student's, over what is known; None where too little is.
+    """
+    known = np.array([value for value in values if value is not None])
+    if len(known) == 0:
+        return {"mean": None, "std": None, "half_width": None}
+    if len(known) == 1:
+        return {"mean": float(known[0]), "std": None, "half_width": None}
+    std = float(known.std(ddof=1))
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)
+    half_width = float(quantile * std / np.sqrt(len(known)))
+    return {"mean": float(known.mean()), "std": std, "half_width": half_width}
+
+
+def by_case(outcomes: Sequence[Outcome]) -> list[Row]:
+    """A row for each case: accuracies by head over the seeds that finished, bytes, failures."""
+    rows = []
+    for name in dict.fromkeys(outcome.case.name for outcome in outcomes):
+        own = [outcome for outcome in outcomes if outcome.case.name == name]
+        case = own[0].case
+        done = [outcome.summary for outcome in own if outcome.summary is not None]
+        row: Row = {"case": name, "given": dict(case.given), "algorithm": case.algorithm.name}
+        row |= {"seeds": len(done), "failed": len(own) - len(done)}
+        for metric in report.METRICS:
+            heads = done[0][metric] if done else ()
+            row[metric] = {h: interval([summary[metric][h] for summary in done]) for h in heads}
+        sent = [summary["communication"]["total_bytes"] for summary in done]
+        row["total_bytes"] = float(np.mean(sent)) if sent else None
+        rows.append(row)
+    return rows
+
+
+def write_summary(workdir: pathlib.Path, content: Mapping[str, Any], markdown: str) -> None:
+    """Writes table.json and table.md."""
+    if hosts.is_main():
+        write_json(workdir / "table.json", content)
+        (workdir / "table.md").write_text(markdown, encoding="utf-8")

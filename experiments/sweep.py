@@ -1,0 +1,235 @@
+r"""Runs a grid over any flags and seeds, and puts what came of it in one tidy table and a plot.
+
+  python -m experiments.sweep --grid=skew=0,10,100 --grid=algorithm=isolated,naive,mhd --seeds=3 \
+      --workdir=runs/skew
+
+--grid takes all combinations; --vary takes the common setting, and each value of each flag by
+itself. Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed as
+one program. One that diverges, or cannot be, is noted beside the others. The folder gets
+results.csv and results.jsonl (a row for each run and head), table.md, table.json and sweep.png; the
+same command again takes up what was cut and only reads what has finished.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import mhd_jax as mhd
+from experiments import cases, compare, launch, train  # noqa: F401  # two define flags
+from experiments import flags as run_flags
+from experiments.cases import Axis, Row
+from mhd_jax import report
+
+_GRID = flags.DEFINE_multi_string(
+    "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."
+)
+_VARY = flags.DEFINE_multi_string(
+    "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
+)
+flags.declare_key_flag("algorithm")  # of experiments.train
+flags.declare_key_flag("seeds")  # of experiments.compare
+flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(launch)
+_OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
+
+
+def main() -> None:
+    """Sweeps by the flags."""
+    if not _GRID.value and not _VARY.value:
+        raise mhd.ConfigError("give --grid or --vary, like --grid=nu_aux=0.1,0.3,1.")
+    if _GRID.value and _VARY.value:
+        raise mhd.ConfigError("--grid and --vary are two ways to sweep; give one of them.")
+    kind = "grid" if _GRID.value else "vary"
+    axes = [cases.axis(text, kind) for text in _GRID.value or _VARY.value]
+    check_axes(axes, kind)
+    assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
+    found, notes = cases.read(assignments)
+    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/sweep")
+    seeds = [flags.FLAGS.seed + i for i in range(flags.FLAGS.seeds)]
+    outcomes = cases.carry_out(found, seeds, workdir)
+    cases.write_tidy(cases.tidy(outcomes), workdir)
+    rows = cases.by_case(outcomes)
+    notes += failures(outcomes)
+    content = {"seeds": seeds, "axes": dict(axes), "rows": rows, "notes": notes}
+    cases.write_summary(workdir, content, markdown(rows, notes, len(seeds)))
+    figure(rows, axes if _GRID.value else []).savefig(workdir / "sweep.png", dpi=120)
+    console = launch.console()
+    console.print(rich_table(rows, len(seeds)))
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(f"table: {workdir / 'results.csv'}", markup=False, soft_wrap=True)
+    console.print(f"plot: {workdir / 'sweep.png'}", markup=False, soft_wrap=True)
+
+
+def check_axes(axes: Sequence[Axis], kind: str) -> None:
+    """Refuses flags that cannot be swept, or are named twice."""
+    names = [name for name, _ in axes]
+    for name in names:
+        if name in _OF_THE_SWEEP:
+            raise mhd.ConfigError(f"--{name} is the sweep's own; it cannot be in --{kind}.")
+        if names.count(name) > 1:
+            raise mhd.ConfigError(f"--{name} is in two --{kind}; give all its values in one.")
+
+
+def failures(outcomes: Sequence[cases.Outcome]) -> list[str]:
+    """A sentence for each case that has no result for some seed."""
+    by_case: dict[tuple[str, str, str], list[int]] = {}
+    for o in outcomes:
+        if o.summary is None:
+            by_case.setdefault((o.case.name, o.status, o.reason), []).append(o.seed)
+    return [
+        f"{name} was {status}, seed {', '.join(map(str, seeds))}: {reason}"
+        if status == "refused"
+        else f"{name} {status}, seed {', '.join(map(str, seeds))}: {reason}"
+        for (name, status, reason), seeds in by_case.items()
+    ]
+
+
+_HEADINGS = ("case", "head", "β_sh", "β_priv", "MB sent")
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """The table's lines: case, head, accuracies with their intervals, bytes."""
+    found = []
+    for row in rows:
+        sent = "" if row["total_bytes"] is None else f"{row['total_bytes'] / 1e6:,.1f}"
+        if not row["beta_sh"]:
+            found.append([row["case"], "–", "–", "–", "–"])
+        for i, head in enumerate(row["beta_sh"]):
+            cells = [as_cell(row[metric][head]) for metric in report.METRICS]
+            found.append([row["case"] if i == 0 else "", head, *cells, sent if i == 0 else ""])
+    return found
+
+
+def as_cell(value: Mapping[str, float | None]) -> str:
+    """A mean with its confidence interval."""
+    if value["mean"] is None:
+        return "–"
+    if value["half_width"] is None:
+        return f"{value['mean']:.3f}"
+    return f"{value['mean']:.3f} ± {value['half_width']:.3f}"
+
+
+def rich_table(rows: Sequence[Row], num_seeds: int) -> Table:
+    """The table for the terminal."""
+    title = f"mean over clients and {num_seeds} seed(s), 95 % interval"
+    table = Table(*_HEADINGS, title=title)
+    for line in lines(rows):
+        table.add_row(*line)
+    return table
+
+
+def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
+    """The table as Markdown."""
+    cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(rows)]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    said = f"Mean over clients and {num_seeds} seed(s), ± half of its 95 % confidence interval."
+    return "\n".join([text, said, *notes]) + "\n"
+
+
+def figure(rows: Sequence[Row], axes: Sequence[Axis]) -> Figure:
+    """Accuracies with 95 % intervals: over the grid's longest axis of numbers, else case by case."""
+    numeric = [
+        (name, values) for name, values in axes if len(values) > 2 and all(map(_is_number, values))
+    ]
+    rows = [row for row in rows if row["beta_sh"]]
+    if numeric:
+        return _over_numbers(rows, max(numeric, key=lambda axis: len(axis[1]))[0])
+    return _case_by_case(rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
+    """A line for each combination of the other flags; the main head dashed."""
+    drawn = Figure(figsize=(12, 4), layout="constrained")
+    panels = drawn.subplots(1, 2, sharey=True)
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        rest = " ".join(f"{k}={v}" for k, v in row["given"].items() if k != name)
+        series.setdefault(rest or row["algorithm"], []).append(row)
+    numbers = sorted({float(row["given"][name]) for row in rows if name in row["given"]})
+    for axis, (metric, label) in zip(panels, report.METRICS.items(), strict=True):
+        for i, (rest, own) in enumerate(series.items()):
+            colour = f"C{i % 10}"
+            heads = list(own[0][metric])
+            for head in dict.fromkeys((heads[-1], heads[0])):
+                points = [(row["given"].get(name), row[metric][head]) for row in own]
+                known = [(x, v) for x, v in points if v["mean"] is not None]
+                # Algorithms that have no such flag have one value for all.
+                xs = [float(x) if x is not None else None for x, _ in known]
+                if None in xs:
+                    axis.axhline(known[0][1]["mean"], color=colour, linestyle=":", label=rest)
+                    break
+                axis.errorbar(
+                    [_place(float(x), numbers) for x, _ in known if x is not None],
+                    [v["mean"] for _, v in known],
+                    yerr=[v["half_width"] or 0.0 for _, v in known],
+                    color=colour,
+                    linestyle="-" if head == heads[-1] else "--",
+                    marker="o",
+                    markersize=4,
+                    capsize=3,
+                    label=f"{rest}, {head}",
+                )
+        axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
+        axis.set_xlabel(name)
+        _accuracy_axis(axis, label)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, fontsize="small", loc="outside right upper")
+    return drawn
+
+
+def _place(number: float, numbers: Sequence[float]) -> int:
+    """Where a number stands: values are told apart whatever their distance."""
+    return list(numbers).index(number)
+
+
+def _accuracy_axis(axis: Axes, label: str) -> None:
+    axis.set_ylabel(label)
+    axis.set_ylim(0, 1.02)
+    axis.grid(alpha=0.3)
+
+
+def _case_by_case(rows: Sequence[Row]) -> Figure:
+    """A line for each case: main head and last head."""
+    drawn = Figure(figsize=(12, 1.2 + 0.34 * len(rows)), layout="constrained")
+    panels = drawn.subplots(1, 2, sharey=True)
+    for axis, (metric, label) in zip(panels, report.METRICS.items(), strict=True):
+        for y, row in enumerate(rows):
+            heads = list(row[metric])
+            for head in dict.fromkeys((heads[0], heads[-1])):
+                value, is_main = row[metric][head], head == "main"
+                if value["mean"] is None:
+                    continue
+                axis.errorbar(
+                    value["mean"],
+                    y + (0 if len(heads) == 1 else 0.14 if is_main else -0.14),
+                    xerr=value["half_width"] or 0.0,
+                    color="black" if is_main else report.head_colours(2)[1],
+                    marker="o" if is_main else "s",
+                    markersize=4,
+                    capsize=3,
+                )
+        axis.set_yticks(range(len(rows)), [row["case"] for row in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    drawn.suptitle("main head (black) and last auxiliary head (colour), 95 % intervals over seeds")
+    return drawn
+
+
+if __name__ == "__main__":
+    launch.run(main)
