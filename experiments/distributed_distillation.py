@@ -192,6 +192,9 @@ def figure(runs: Sequence[dict[str, Any]]) -> Figure:
     estimate.set_title("Estimates of the average: max_i ‖z_i − s̄‖")
     gradient.set_title("Gradients of CE_i + ρ/2 · mean ‖s_i − s̄‖²: max_i norm")
     spread.set_title("Spread of the decisions: ‖s_i − s̄‖ at the end")
+    estimate.set_ylabel("distance of probabilities")
+    gradient.set_ylabel("norm of the gradient")
+    spread.set_ylabel("distance of probabilities")
     for axis in (estimate, gradient):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

@@ -320,10 +320,10 @@ def _comparison_in_words(
         known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
         if len(known) > 1:
             order = sorted(known, key=lambda name: -known[name][1]["mean"])
-            listed = [
+            best = [
                 f"{name} ({known[name][0]}) {_spread(known[name][1]).text}" for name in order[:3]
             ]
-            sentences.append(f"Highest {symbol} of the last head: {', then '.join(listed)}.")
+            sentences.append(f"Highest {symbol} of the last head: {', then '.join(best)}.")
     return sentences
 
 
