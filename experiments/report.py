@@ -20,7 +20,7 @@ from absl import flags
 import mhd_jax as mhd
 from experiments import launch
 from experiments.comparison import rich_table, summarise, write
-from mhd_jax import report
+from mhd_jax import dotted, report
 from mhd_jax.checkpoint import FinishedRun, read_json, read_run
 from mhd_jax.files import make_folder
 
@@ -69,7 +69,7 @@ def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str,
     _require_own(output)
     make_folder(output, "output folder")
     table = [summarise(name, [run.summary for run in each]) for name, each in rows.items()]
-    common, differing = report.compared_settings(rows)
+    common, differing = dotted.compared(rows)
     about = {
         "runs": {name: [str(run.path) for run in each] for name, each in rows.items()},
         "settings": common,
@@ -104,7 +104,7 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs that differ in their seed alone, each in the order of the seeds."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        groups.setdefault(_key(report.seedless(run.summary["settings"])[0]), []).append(run)
+        groups.setdefault(_key(dotted.seedless(run.summary["settings"])[0]), []).append(run)
     found = []
     for each in groups.values():
         if len({_seeds(run) for run in each}) == len(each):
@@ -134,7 +134,7 @@ def _seeds(run: FinishedRun) -> tuple[int, int]:
 
 def _drawn(run: FinishedRun) -> dict[str, Any]:
     """What a run's settings say of its split and graph beside the seeds."""
-    drawn = report.seedless(run.summary["settings"])[1]
+    drawn = dotted.seedless(run.summary["settings"])[1]
     return {name: value for name, value in drawn.items() if not name.endswith("seed")}
 
 
@@ -146,7 +146,7 @@ def _named(groups: Sequence[Sequence[FinishedRun]]) -> dict[str, Sequence[Finish
     named: dict[str, Sequence[FinishedRun]] = {}
     for algorithm, rivals in by_algorithm.items():
         rows = {str(place): group for place, group in enumerate(rivals)}
-        differing = report.compared_settings(rows)[1]
+        differing = dotted.compared(rows)[1]
         told = {
             name.rpartition(".")[2]: values
             for name, values in differing.items()

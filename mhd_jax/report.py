@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from mhd_jax import figures
+from mhd_jax import dotted, figures
 from mhd_jax.checkpoint import FinishedRun
 from mhd_jax.data import statistics
 from mhd_jax.figures import METRICS, Record
@@ -26,15 +26,6 @@ _SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}
 _DPI = 120
 _PAGE_DPI = 100  # a page's pixels for an inch of a figure
 _MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
-# Settings that follow from the seed, or are it.
-_OF_THE_SEED = {
-    "seed",
-    "clients.split_seed",
-    "clients.split_digest",
-    "clients.public_digest",
-    "clients.label_sets",
-    "topology.digest",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +86,7 @@ def write(run: FinishedRun) -> None:
         tables=_run_tables(summary, described),
         described=described,
         client_view=_client_view(summary, history),
-        settings=flat(summary["settings"]),
+        settings=dotted.flat(summary["settings"]),
         environments=[run.config.get("environment", {})],
     )
     (run.path / "report.html").write_text(page, encoding="utf-8")
@@ -122,7 +113,7 @@ def write_comparison(
     }
     if figures.sends(histories):
         drawn["communication"] = figures.communication_curves(histories)
-    common, differing = compared_settings(runs)
+    common, differing = dotted.compared(runs)
     environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
     page = _template("comparison.html").render(
         names=list(runs),
@@ -231,54 +222,6 @@ def _accuracy_in_words(summary: Record) -> str:
     )
 
 
-def compared_settings(
-    runs: Mapping[str, Sequence[FinishedRun]],
-) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Settings that all runs have in common, and those that differ between rows.
-
-    Args:
-      runs: by row; those of one row differ in their seeds.
-
-    Returns:
-      Dotted names with their values, and with the values of each row; a setting that a row does not
-      have is None. Where rows have other seeds, what follows from the seed is left out.
-    """
-    of_rows = [_row_settings(each) for each in runs.values()]
-    seeds = [[run.summary["seed"] for run in each] for each in runs.values()]
-    names = dict.fromkeys(name for settings in of_rows for name in settings)
-    if any(other != seeds[0] for other in seeds):
-        names = {name: None for name in names if name not in _OF_THE_SEED}
-    common: dict[str, Any] = {}
-    differing: dict[str, list[Any]] = {}
-    for name in names:
-        values = [settings.get(name) for settings in of_rows]
-        if all(value == values[0] for value in values):
-            common[name] = values[0]
-        else:
-            differing[name] = values
-    return common, differing
-
-
-def seedless(settings: Record) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings by dotted name: those that do not follow from the seed, and those that do."""
-    found = flat(settings)
-    return (
-        {name: value for name, value in found.items() if name not in _OF_THE_SEED},
-        {name: value for name, value in found.items() if name in _OF_THE_SEED},
-    )
-
-
-def flat(settings: Record, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found
-
-
 def as_bytes(size: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -286,17 +229,6 @@ def as_bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
-
-
-def _row_settings(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """A row's settings: a list of the runs' values where these differ."""
-    each = [flat(run.summary["settings"]) for run in runs]
-    return {
-        name: value
-        if all(other.get(name) == value for other in each)
-        else [other.get(name) for other in each]
-        for name, value in each[0].items()
-    }
 
 
 def _comparison_in_words(
@@ -556,7 +488,7 @@ def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:
     """Commands, and what else the runs were made with: each value once."""
     found: dict[str, list[str]] = {}
     for environment in environments:
-        for name, value in flat(environment).items():
+        for name, value in dotted.flat(environment).items():
             if value is not None:
                 values = found.setdefault(name.removeprefix("versions."), [])
                 if str(value) not in values:

@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 import mhd_jax as mhd
 from experiments import launch
 from experiments import report as binary
-from mhd_jax import figures, report
+from mhd_jax import dotted, figures, report
 from mhd_jax.checkpoint import read_run, write_json
 from mhd_jax.simulate import _by_class
 from tests.conftest import Linear, tiny_dataset
@@ -180,9 +180,9 @@ def test_the_same_settings_on_other_graphs_are_other_rows(folders, tmp_path):
 
 def test_settings_in_common_and_those_that_differ(folders):
     runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
-    common, differing = report.compared_settings({"a": runs[:1], "b": [strong(runs[0])]})
+    common, differing = dotted.compared({"a": runs[:1], "b": [strong(runs[0])]})
     assert differing == {"hyperparameters.nu_aux": [0.3, 2.0]} and common["seed"] == 0
-    common, differing = report.compared_settings({"a": runs, "b": [strong(runs[0])]})
+    common, differing = dotted.compared({"a": runs, "b": [strong(runs[0])]})
     assert list(differing) == ["hyperparameters.nu_aux"] and "seed" not in common
 
 
