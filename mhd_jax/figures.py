@@ -301,7 +301,9 @@ def _curves(
     over: str,
 ) -> Figure:
     """Both accuracies of every row's last head [runs, evaluations], drawn over something."""
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    # The legend stands beside, and takes what it needs.
+    width, height = 8 + 0.075 * max(map(len, histories)), max(3.6, 0.4 + 0.19 * len(histories))
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for (name, runs), style in zip(histories.items(), line_styles(len(histories)), strict=True):

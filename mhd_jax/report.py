@@ -25,6 +25,7 @@ from mhd_jax.figures import METRICS, Record
 _SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}
 _DPI = 120
 _PAGE_DPI = 100  # a page's pixels for an inch of a figure
+_MOST_IN_TITLE = 6  # rows of a comparison
 _MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
 
 
@@ -116,7 +117,9 @@ def write_comparison(
     common, differing = dotted.compared(runs)
     environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
     page = _template("comparison.html").render(
-        names=list(runs),
+        title=f"Comparison of {', '.join(runs)}"
+        if len(runs) <= _MOST_IN_TITLE
+        else f"Comparison of {len(runs)} configurations",
         sentences=_comparison_in_words(rows, runs, differing),
         figures=_save(folder, drawn),
         tables=_comparison_tables(folder, rows, runs, differing),
@@ -239,14 +242,16 @@ def _comparison_in_words(
     """What was compared, and who comes first."""
     first = next(iter(runs.values()))[0].summary
     seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
-    if len(seeds) == 1 and not any(name.startswith("clients.") for name in differing):
+    if len(seeds) > 1:
+        sentences = ["Rows have other seeds; the links to their reports name them."]
+    elif any(name.startswith("clients.") for name in differing):
+        sentences = ["Clients or their data are not the same for all: see what differs."]
+    else:
         listed = ", ".join(map(str, next(iter(seeds))))
         sentences = [
             f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
             f"sets and seeds ({listed}) are the same for all."
         ]
-    else:
-        sentences = ["Data or seeds are not the same for all: see what differs."]
     for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
         last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
         known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}

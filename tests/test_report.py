@@ -1,27 +1,28 @@
-"""Pages and figures of finished runs, and `experiments.report`, which writes them again and compares."""
+"""Pages and figures of finished runs, and how those are read again and compared."""
 
 import dataclasses
 import itertools
 import json
+import os
+import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-import grain  # noqa: F401  # defines flags, which must not go with those that a test sets
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import launch
-from experiments import report as binary
+from experiments import finished
 from mhd_jax import dotted, figures, report
 from mhd_jax.checkpoint import read_run, write_json
 from mhd_jax.simulate import _by_class
 from tests.conftest import Linear, tiny_dataset
 
 K, C = 3, 3
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_a_folder_of_an_older_version_still_renders(folders, tmp_path):
 def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
     runs = [read_run(path.parent) for path in sorted(folders.rglob("config.json"))]
     runs[2:2] = map(strong, runs[:2])
-    rows = {row["algorithm"]: row for row in binary.compare(runs, tmp_path)}
+    rows = {row["algorithm"]: row for row in finished.compare(runs, tmp_path)}
     assert list(rows) == ["mhd, nu_aux=0.3", "mhd, nu_aux=2.0", "supervised"]
     a, b = (read(folders / f"mhd/seed_{s}/summary.json")["beta_sh"]["aux_1"] for s in (0, 1))
     found = rows["mhd, nu_aux=0.3"]["beta_sh"]["aux_1"]
@@ -173,7 +174,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
 def test_the_same_settings_on_other_graphs_are_other_rows(folders, tmp_path):
     run = read_run(folders / "mhd/seed_0")
     other = altered(run, topology={"name": "ring", "digest": "another"})
-    rows = binary.compare([run, other], tmp_path)
+    rows = finished.compare([run, other], tmp_path)
     assert [row["algorithm"] for row in rows] == ["mhd 1", "mhd 2"]
     assert set(read(tmp_path / "table.json")["differing"]) == {"topology.digest"}
 
@@ -186,46 +187,38 @@ def test_settings_in_common_and_those_that_differ(folders):
     assert list(differing) == ["hyperparameters.nu_aux"] and "seed" not in common
 
 
-@pytest.fixture
-def call(capfd, monkeypatch):
-    """Runs the binary in this process and gives its status and what it printed."""
+def test_folders_that_serve_nothing_are_refused(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    write_json(tmp_path / "half/config.json", {"settings": {}})
+    for folder, sentence in (
+        ("none", "there is no folder"),
+        ("empty", "holds no run"),
+        ("half", "has not finished"),
+    ):
+        with pytest.raises(mhd.ConfigError, match=sentence):
+            finished.read([tmp_path / folder])
+    run, other = finished.read([folders / "supervised", folders / "mhd/seed_0"])
+    with pytest.raises(mhd.ConfigError, match="holds something else"):
+        finished.compare([run, other], folders)
+    with pytest.raises(mhd.ConfigError, match="hold the same run"):
+        finished.compare([run, dataclasses.replace(run, path=tmp_path / "copy")], tmp_path / "out")
 
-    def run(*arguments):
-        with flagsaver.flagsaver():
-            monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-            with pytest.raises(SystemExit) as ended:
-                launch.run(binary.main, takes_arguments=True)
-        printed = capfd.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
 
-    return run
+def binary(*arguments):
+    """`python -m experiments.report`: its status, and what it printed on stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "experiments.report", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
-def test_one_folder_is_written_again(call, folders, tmp_path):
+def test_one_folder_is_written_again(folders, tmp_path):
     run = tmp_path / "w"
     shutil.copytree(folders / "supervised", run, ignore=shutil.ignore_patterns("checkpoints"))
     before = (run / "report.html").read_text()
     (run / "report.html").unlink()
-    status, _, err = call(run)
-    assert status == 0, err
+    assert binary(run) == (0, "")
     assert (run / "report.html").read_text() == before
-    status, _, err = call(run, f"--output={tmp_path / 'out'}")
-    assert status == 2 and "leave --output out" in err
-
-
-def test_folders_that_serve_nothing_are_refused(call, folders, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "half").mkdir()
-    write_json(tmp_path / "half/config.json", {"settings": {}})
-    for arguments, sentence in (
-        ([], "name the folders of runs"),
-        ([tmp_path / "none"], "there is no folder"),
-        ([tmp_path / "empty"], "holds no run"),
-        ([tmp_path / "half"], "has not finished"),
-        ([folders, f"--output={folders}"], "holds something else"),
-    ):
-        status, _, err = call(*arguments)
-        assert status == 2 and sentence in err and err.strip().count("\n") == 0
-    run = read_run(folders / "supervised")
-    with pytest.raises(mhd.ConfigError, match="hold the same run"):
-        binary.compare([run, dataclasses.replace(run, path=tmp_path / "copy")], tmp_path / "out")
+    status, err = binary(run, "--output=out")
+    assert status == 2 and "leave --output out" in err and err.strip().count("\n") == 0
