@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mhd_jax as mhd
@@ -75,28 +75,35 @@ def _run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs that differ in their seed alone, each in the order of the seeds."""
+    found = []
+    for each in _by(runs, lambda settings: dotted.seedless(settings)):
+        groups = [each]
+        # Graphs and splits of one's own are known by digests alone, which follow from seeds too.
+        for names in (("topology.digest",), dotted.DRAWN):
+            if not all(map(_seeds_differ, groups)):
+                groups = _by(each, lambda settings, names=names: _some(settings, names))
+        for group in groups:
+            if not _seeds_differ(group):
+                folders = " and ".join(str(run.path) for run in group)
+                raise mhd.ConfigError(f"{folders} hold the same run; name one of them.")
+        found += groups
+    return [sorted(group, key=_seeds) for group in found]
+
+
+def _by(
+    runs: Sequence[FinishedRun], part: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> list[list[FinishedRun]]:
+    """Runs with the same part of their settings together."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        groups.setdefault(_key(dotted.seedless(run.summary["settings"])[0]), []).append(run)
-    found = []
-    for each in groups.values():
-        if len({_seeds(run) for run in each}) == len(each):
-            found.append(each)
-            continue
-        # Graphs or splits of one's own, of which settings hold digests alone, are told apart by seed.
-        apart: dict[str, list[FinishedRun]] = {}
-        for run in each:
-            apart.setdefault(_key(_drawn(run)), []).append(run)
-        for alike in apart.values():
-            if len({_seeds(run) for run in alike}) < len(alike):
-                folders = " and ".join(str(run.path) for run in alike)
-                raise mhd.ConfigError(f"{folders} hold the same run; name one of them.")
-        found += apart.values()
-    return [sorted(each, key=_seeds) for each in found]
+        key = json.dumps(part(run.summary["settings"]), sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
 
 
-def _key(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)
+def _some(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    found = dotted.flat(settings)
+    return {name: found.get(name) for name in names}
 
 
 def _seeds(run: FinishedRun) -> tuple[int, int]:
@@ -105,10 +112,8 @@ def _seeds(run: FinishedRun) -> tuple[int, int]:
     return settings["seed"], settings["clients"].get("split_seed", -1)
 
 
-def _drawn(run: FinishedRun) -> dict[str, Any]:
-    """What a run's settings say of its split and graph beside the seeds."""
-    drawn = dotted.seedless(run.summary["settings"])[1]
-    return {name: value for name, value in drawn.items() if not name.endswith("seed")}
+def _seeds_differ(runs: Sequence[FinishedRun]) -> bool:
+    return len({_seeds(run) for run in runs}) == len(runs)
 
 
 def _named(groups: Sequence[Sequence[FinishedRun]]) -> dict[str, Sequence[FinishedRun]]:

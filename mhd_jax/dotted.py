@@ -7,15 +7,14 @@ from typing import Any
 
 from mhd_jax.checkpoint import FinishedRun
 
-# Settings that follow from the seed, or are it.
-_OF_THE_SEED = {
-    "seed",
-    "clients.split_seed",
+# Settings that are drawn by the seeds, or by a file or function of the user's.
+DRAWN = (
     "clients.split_digest",
     "clients.public_digest",
     "clients.label_sets",
     "topology.digest",
-}
+)
+_OF_THE_SEED = {"seed", "clients.split_seed", *DRAWN}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -29,13 +28,9 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def seedless(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings by dotted name: those that do not follow from the seed, and those that do."""
-    found = flat(settings)
-    return (
-        {name: value for name, value in found.items() if name not in _OF_THE_SEED},
-        {name: value for name, value in found.items() if name in _OF_THE_SEED},
-    )
+def seedless(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, without those that are a seed or follow from one."""
+    return {name: value for name, value in flat(settings).items() if name not in _OF_THE_SEED}
 
 
 def compared(

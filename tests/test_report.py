@@ -172,10 +172,10 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
 
 
 def test_the_same_settings_on_other_graphs_are_other_rows(folders, tmp_path):
-    run = read_run(folders / "mhd/seed_0")
-    other = altered(run, topology={"name": "ring", "digest": "another"})
-    rows = finished.compare([run, other], tmp_path)
-    assert [row["algorithm"] for row in rows] == ["mhd 1", "mhd 2"]
+    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+    others = [altered(run, topology={"name": "ring", "digest": "another"}) for run in runs]
+    rows = finished.compare([*runs, *others], tmp_path)
+    assert [(row["algorithm"], row["seeds"]) for row in rows] == [("mhd 1", 2), ("mhd 2", 2)]
     assert set(read(tmp_path / "table.json")["differing"]) == {"topology.digest"}
 
 
