@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -76,12 +77,12 @@ def _run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs that differ in their seed alone, each in the order of the seeds."""
     found = []
-    for each in _by(runs, lambda settings: dotted.seedless(settings)):
+    for each in _by(runs, dotted.seedless):
         groups = [each]
         # Graphs and splits of one's own are known by digests alone, which follow from seeds too.
         for names in (("topology.digest",), dotted.DRAWN):
             if not all(map(_seeds_differ, groups)):
-                groups = _by(each, lambda settings, names=names: _some(settings, names))
+                groups = _by(each, functools.partial(_some, names))
         for group in groups:
             if not _seeds_differ(group):
                 folders = " and ".join(str(run.path) for run in group)
@@ -101,7 +102,7 @@ def _by(
     return list(groups.values())
 
 
-def _some(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _some(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     found = dotted.flat(settings)
     return {name: found.get(name) for name in names}
 
