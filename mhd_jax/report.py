@@ -51,13 +51,14 @@ class Table:
 def write(run: FinishedRun) -> None:
     """Writes a finished run's figures and its `report.html` into its folder."""
     summary, history = run.summary, run.history
-    data = summary.get("data")  # which folders of older versions lack
+    data = summary.get("data")  # which folders of older versions lack, as other parts
     names = _class_names(summary)
     drawn = {
         "accuracy": figures.accuracy(history, summary["algorithm"]),
         "per_class_accuracy": figures.per_class(summary, names),
-        "hops": figures.hops(summary),
     }
+    if "by_hops" in summary:
+        drawn["hops"] = figures.hops(summary)
     by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
     if by_class:
         drawn["per_class_over_time"] = figures.per_class_over_time(by_class)
