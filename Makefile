@@ -2,16 +2,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow docs browser extra lint clean
+.PHONY: demo test slow notebooks trackers docs browser extra lint clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not notebooks and not trackers"
 
 slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
+
+notebooks: $(VENV)/extra  ## All notebooks, at toy size.
+	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py
+
+trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
+	$(BIN)/python -m pytest -m trackers tests/test_trackers.py
 
 docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
 	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs

@@ -23,9 +23,9 @@ import mhd_jax as mhd
 from experiments import launch
 from experiments.comparison import as_cell, summarise
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import report
 from mhd_jax.adversaries import KINDS
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.figures import line_styles
@@ -105,7 +105,7 @@ def _run(
     )
     seeds = range(_SEEDS.value)
     folders = [folder / f"seed_{seed}" for seed in seeds]
-    results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
+    results = settings.simulate(algorithm, seeds, folders, watchers(label))
     row = summarise(algorithm.name, [result.summary for result in results])
     return list(row.get("honest", row)["beta_sh"].values())[-1]
 

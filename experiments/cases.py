@@ -25,8 +25,8 @@ from absl.testing import flagsaver
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments.settings import RunSettings, simulate_cases
+from experiments.watching import watchers
 from mhd_jax import hosts, memory
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
 from mhd_jax.figures import METRICS
 
@@ -189,7 +189,7 @@ def carry_out(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path
         found = simulate_cases(
             [(case.settings, case.algorithm, seed) for case, seed in runs],
             folders,
-            [ShowProgress(label)],
+            watchers(label),
             keep_going=True,
             write_reports=False,
         )

@@ -12,8 +12,8 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import hosts, report
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import FinishedRun, jsonable, read_json, read_run, write_json
 from mhd_jax.data import assignment
 from mhd_jax.figures import METRICS
@@ -56,7 +56,7 @@ def compare(
     for algorithm in algorithms:
         label = f"[{len(rows) + 1}/{len(algorithms)}] {algorithm.name}"
         folders = [workdir / algorithm.name / f"seed_{seed}" for seed in seeds]
-        results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
+        results = settings.simulate(algorithm, seeds, folders, watchers(label))
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
         if hosts.is_main():
             runs[algorithm.name] = [read_run(folder) for folder in folders]

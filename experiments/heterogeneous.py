@@ -26,8 +26,8 @@ from experiments import flags as run_flags
 from experiments import launch, seed_flags
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import report
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
 from mhd_jax.figures import METRICS, head_colours
 
@@ -131,8 +131,8 @@ def study(
     rows, first = [], None
     for number, (name, ensemble) in enumerate(chosen.items(), 1):
         folders = [workdir / name / f"seed_{seed}" for seed in seeds]
-        progress = ShowProgress(f"[{number}/{len(chosen)}] {name}")
-        results = ensemble.settings.simulate(ensemble.algorithm, seeds, folders, [progress])
+        watching = watchers(f"[{number}/{len(chosen)}] {name}")
+        results = ensemble.settings.simulate(ensemble.algorithm, seeds, folders, watching)
         found = [result.summary["per_client"] for result in results]
         first = found if first is None else first
         for kind in dict.fromkeys(ensemble.kinds):

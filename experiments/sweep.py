@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import cases, launch, seed_flags, train  # noqa: F401  # train defines --algorithm
+from experiments import cases, comparison, launch, seed_flags, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
 from mhd_jax import report
@@ -110,17 +110,16 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def as_cell(value: Mapping[str, float | None]) -> str:
-    """A mean with its confidence interval."""
-    if value["mean"] is None:
-        return "–"
-    if value["half_width"] is None:
-        return f"{value['mean']:.3f}"
-    return f"{value['mean']:.3f} ± {value['half_width']:.3f}"
+    """A mean ± its standard deviation, and its confidence interval."""
+    mean, half = value["mean"], value["half_width"]
+    if mean is None or half is None:
+        return comparison.as_cell(value)
+    return f"{comparison.as_cell(value)} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 def rich_table(rows: Sequence[Row], num_seeds: int) -> Table:
     """The table for the terminal."""
-    title = f"mean over clients and {num_seeds} seed(s), 95 % interval"
+    title = f"mean ± standard deviation over {num_seeds} seed(s) [95 % interval of the mean]"
     table = Table(*_HEADINGS, title=title)
     for line in lines(rows):
         table.add_row(*line)
@@ -131,7 +130,10 @@ def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
     """The table as Markdown."""
     cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(rows)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
-    said = f"Mean over clients and {num_seeds} seed(s), ± half of its 95 % confidence interval."
+    said = (
+        f"Mean over clients, then mean ± standard deviation over {num_seeds} seed(s) [95 % confidence "
+        "interval of the mean]."
+    )
     return "\n".join([text, said, *notes]) + "\n"
 
 

@@ -25,8 +25,8 @@ from experiments import flags as run_flags
 from experiments import launch, seed_flags
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import report
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
 from mhd_jax.figures import head_colours, line_styles
 
@@ -75,8 +75,8 @@ def study(
         [(name, algorithm) for name in graphs for algorithm in algorithms], 1
     ):
         folders = [workdir / name / algorithm.name / f"seed_{seed}" for seed in seeds]
-        progress = ShowProgress(f"[{number}/{total}] {name}, {algorithm.name}")
-        results = graphs[name].simulate(algorithm, seeds, folders, [progress])
+        watching = watchers(f"[{number}/{total}] {name}, {algorithm.name}")
+        results = graphs[name].simulate(algorithm, seeds, folders, watching)
         tables = [
             {row["hops"]: row["accuracy"] for row in result.summary["by_hops"]}
             for result in results

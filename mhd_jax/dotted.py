@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mhd_jax import nested
 from mhd_jax.checkpoint import FinishedRun
 
 # Settings that are drawn by the seeds, or by a file or function of the user's.
@@ -17,15 +18,9 @@ DRAWN = (
 _OF_THE_SEED = {"seed", "clients.split_seed", *DRAWN}
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings as one level of dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found
+    return nested.flat(settings, ".")
 
 
 def seedless(settings: Mapping[str, Any]) -> dict[str, Any]:

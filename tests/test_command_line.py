@@ -170,6 +170,7 @@ def test_faults(call):
         (["--average_every=5"], "--average_every is about --ensembles; give both, or neither"),
         (["--learning_rate=-1"], "learning_rate must be positive"),
         (["mhd"], "unexpected argument 'mhd'; flags are written --name=value"),
+        (["--wandb_project="], "a wandb project needs a name"),
         (["--workdir=mine"], "mine exists and is not a run's folder"),
     ],
 )
