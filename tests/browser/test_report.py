@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+from absl import flags
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -36,6 +37,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "compare"
     settings = RunSettings(num_clients=3, steps=6, eval_every=2, batch_size=4)
     algorithms = [mhd.algorithms.isolated(), mhd.algorithms.mhd(num_aux_heads=2)]
+    flags.FLAGS(["compare"])  # which say who watches
     compare(settings, algorithms, [0, 1], folder)
     return folder
 
