@@ -19,8 +19,10 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +36,56 @@ from mhd_jax.types import PyTree
 
 _VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run's folder says.
+
+    Attributes:
+      path: the folder.
+      config: of `config.json`.
+      summary: of `summary.json`.
+      history: the records of `metrics.jsonl`.
+    """
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+
+def read_run(path: pathlib.Path) -> FinishedRun:
+    """Reads a finished run's folder; `ConfigError` where there is none, or it has not finished."""
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path} does not hold a run; name a folder that train has written.")
+    if not (path / "summary.json").exists():
+        raise ConfigError(
+            f"the run in {path} has not finished; the command that started it takes it up again."
+        )
+    config = read_json(path / "config.json")
+    if not isinstance(config.get("settings"), dict):
+        raise ConfigError(f"{path} does not hold a whole run; name another folder.")
+    summary, history = _read_finished(path)
+    return FinishedRun(path, config, summary, history)
+
+
+def _read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the evaluations in a folder; `ConfigError` unless they belong together."""
+    summary, history = read_json(path / "summary.json"), _read_lines(path / "metrics.jsonl")
+    if summary.get("status") != "finished":
+        raise ConfigError(
+            f"{path / 'summary.json'} is damaged: it is not a finished run's. Put it back from a copy, "
+            "or remove it and start the run again, to have it written anew."
+        )
+    last = history[-1] if history else {}
+    same = all(key in summary and last.get(key) == summary[key] for key in _OF_BOTH)
+    if not same or last.get("step") != summary.get("steps"):
+        raise ConfigError(
+            f"{path / 'summary.json'} and the last line of metrics.jsonl beside it differ: one of them "
+            "is damaged. Put it back from a copy, or choose another folder."
+        )
+    return summary, history
 
 
 class RunFolder:
@@ -154,17 +206,7 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """The evaluations so far; what comes after a torn line, and that line, is left out."""
-        records = []
-        if self._metrics.exists():
-            for line in self._metrics.read_bytes().splitlines():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    break
-                if not isinstance(record, dict) or not record.keys() >= {"step", *_OF_BOTH}:
-                    break
-                records.append(record)
-        return records
+        return _read_lines(self._metrics)
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drops what `metrics.jsonl` holds beyond `step`; returns the evaluations up to it."""
@@ -174,7 +216,7 @@ class RunFolder:
         if (
             hosts.is_main()
             and self._metrics.exists()
-            and text != self._metrics.read_text(encoding="utf-8")
+            and text.encode() != self._metrics.read_bytes()
         ):
             _write_text(self._metrics, text)
         return records
@@ -192,21 +234,13 @@ class RunFolder:
         Raises:
           ConfigError: it is damaged, or does not belong to `metrics.jsonl`.
         """
-        path = self.path / "summary.json"
-        found = read_json(path)
-        if found.get("status") != "finished":
-            raise ConfigError(
-                f"{path} is damaged: it is not a finished run's. Put it back from a copy, or remove it "
-                "and start again, to have it written anew."
-            )
-        last = (self.history() or [{}])[-1]
-        same = all(key in found and last.get(key) == found[key] for key in _OF_BOTH)
-        if not same or last.get("step") != found.get("steps"):
-            raise ConfigError(
-                f"{path} and the last line of {self._metrics.name} beside it differ: one of them is "
-                "damaged. Put it back from a copy, or choose another workdir."
-            )
-        return found
+        return _read_finished(self.path)[0]
+
+    def finished_with(
+        self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    ) -> FinishedRun:
+        """The run with this summary, which `finish` has not written yet."""
+        return FinishedRun(self.path, read_json(self._config), summary, history)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""
@@ -222,7 +256,7 @@ def _fields(carry: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and code that a run was made with."""
+    """Versions, device, code and command that a run was made with."""
     versions: dict[str, str | None] = {}
     for package in _VERSIONED:
         try:
@@ -238,7 +272,14 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "num_devices": jax.device_count(),
         "git_commit": _git_commit(),
+        "command": _command(),
     }
+
+
+def _command() -> str | None:
+    """How this program was started; None where that was not from a file, as in a notebook."""
+    started_from = getattr(sys.modules["__main__"], "__file__", None)
+    return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
 
 
 def _git_commit() -> str | None:
@@ -278,6 +319,21 @@ def jsonable(value: Any) -> Any:
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return value
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The evaluations in a file, one a line; a torn line, and what comes after it, is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(record, dict) or not record.keys() >= {"step", *_OF_BOTH}:
+                break
+            records.append(record)
+    return records
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

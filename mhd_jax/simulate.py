@@ -44,6 +44,7 @@ from mhd_jax.types import Algorithm, Metrics, PyTree, State
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
 _MOST_EDGES = 64**2  # that a summary lists one by one
+_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
@@ -82,9 +83,9 @@ class Result:
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
-        from mhd_jax import report  # matplotlib takes a moment, and only plots need it
+        from mhd_jax import figures  # matplotlib takes a moment, and only plots need it
 
-        return report.accuracy_figure(self.history, self.summary["algorithm"])
+        return figures.accuracy(self.history, self.summary["algorithm"])
 
 
 def simulate(
@@ -338,18 +339,22 @@ class _Lane:
         """Evaluates, and adds a line to the history."""
         run = self.run
         sent = communication.total(run.messages(carry), run.senders)
+        per_class = run.per_class_accuracy(carry.state, run.test)
         record = {
             "step": int(carry.state.step),
             "seed": run.seed,
-            **run.accuracies(carry.state, run.test),
+            **run.accuracies(per_class),
             "train": run.means(carry),
             "messages": sent["messages"],
             "bytes": sent["total_bytes"],
             **run.non_finite(carry),
             "seconds": self.seconds,
         }
+        record["per_client"] |= _by_class(per_class)
         if run.validation is not None:
-            record["validation"] = run.accuracies(carry.state, run.validation)
+            record["validation"] = run.accuracies(
+                run.per_class_accuracy(carry.state, run.validation)
+            )
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)
@@ -362,7 +367,7 @@ class _Lane:
             if self.has_report and hosts.is_main():
                 from mhd_jax import report
 
-                report.write(self.folder.path, summary, self.history, self.run.everyone)
+                report.write(self.folder.finished_with(summary, self.history))
             self.folder.finish(summary)
         return self.result(summary, carry.state, started_at)
 
@@ -693,6 +698,11 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "data": {
+                "class_names": run.everyone.data.class_names,
+                "samples": run.everyone.role_counts(),
+                "private_samples": run.everyone.label_counts(),
+            },
             "by_hops": hops.accuracies(per_class, run.hops_to_classes(), names),
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
@@ -711,6 +721,16 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _by_class(per_class: np.ndarray) -> dict[str, Any]:
+    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
+    num_clients, num_heads, num_classes = per_class.shape
+    if num_clients * num_classes > _MOST_BY_CLASS:
+        return {}
+    names = head_names(num_heads)
+    kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
+    return {"per_class_accuracy": jsonable(kept)}
 
 
 def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:

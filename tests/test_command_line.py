@@ -102,7 +102,7 @@ def test_faults(call):
     assert (given["offline"], given["offline_steps"], given["link_loss"]) == (0.4, 2, 0.0)
     missed = summary["faults"]["steps_missed"]
     assert missed[0] >= 2 and missed[2] >= 4 and summary["faults"]["quarantined"] == {}
-    assert "<dt>faults</dt>" in pathlib.Path("w/report.html").read_text()
+    assert "<h2>Faults</h2>" in pathlib.Path("w/report.html").read_text()
 
 
 @pytest.mark.parametrize(

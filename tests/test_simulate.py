@@ -312,12 +312,19 @@ def test_the_run_folder_and_its_summary(tmp_path):
         "summary.json",
         "checkpoints",
         "report.html",
-        "accuracy.png",
-        "data_split.png",
-        "per_class_accuracy.png",
-        "hops.png",
-        "edges.png",
-        "followed.png",
+        *(
+            f"{figure}.{ending}"
+            for figure in (
+                "accuracy",
+                "data_split",
+                "per_class_accuracy",
+                "per_class_over_time",
+                "hops",
+                "edges",
+                "followed",
+            )
+            for ending in ("png", "svg")
+        ),
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["settings"]["hyperparameters"]["num_aux_heads"] == 3
@@ -362,10 +369,10 @@ def test_the_run_folder_and_its_summary(tmp_path):
     }
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 and "http" not in page
+    assert page.count("data:image/png;base64,") == 7
     assert f"{summary['beta_sh']['main']:.3f}" in page
     entropies = label_entropy(who.label_counts())
-    assert all(f"<td>{entropy:.3f}</td>" in page for entropy in entropies)
+    assert all(f">{entropy:.3f}</td>" in page for entropy in entropies)
     result.summary["communication"].pop("by_edge")
     assert result.summary == summary
 

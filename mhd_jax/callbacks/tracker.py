@@ -76,13 +76,15 @@ class Tracker(Callback, abc.ABC):
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation by name: "beta_sh/aux_1", "train/loss", "per_client/beta_sh/main/3".
 
-    Left out are what is unknown (None), and single clients where there are more than 64.
+    Left out are what is unknown (None), single clients where there are more than 64, and their
+    accuracies by class.
     """
     found: dict[str, float] = {}
     for name, value in flat(record, "/").items():
         if isinstance(value, list):
             if len(value) <= _MOST_CLIENTS:
-                found.update({f"{name}/{i}": x for i, x in enumerate(value) if x is not None})
+                known = {i: x for i, x in enumerate(value) if isinstance(x, int | float)}
+                found.update({f"{name}/{i}": x for i, x in known.items()})
         elif value is not None and name not in ("step", "seed"):
             found[name] = value
     return found
