@@ -222,11 +222,12 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
 
     An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; with an arrow,
     `i -> j` or `i -> j weight`, it goes one way only, and lets j learn from i. `#` starts a comment.
-    A weight of 0 is no edge. `num_clients` is K; without it the highest client that occurs sets K.
+    A weight of 0 is no edge; of several weights of an edge the last counts. `num_clients` is K;
+    without it the highest client that occurs sets K.
 
     Raises:
-      ConfigError: no such file, a line that is not an edge or contradicts another, named by its
-        number, or more clients than `num_clients`.
+      ConfigError: no such file, a line that is not an edge, named by its number, or more clients
+        than `num_clients`.
     """
     path = os.fspath(path)
     name = os.path.splitext(os.path.basename(path))[0]
@@ -257,13 +258,9 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
                     f"{path}, line {number}: expected two clients counted from 0 and an "
                     f"optional weight, found {line.strip()!r}."
                 ) from None
-            for u, v in ((i, j),) if one_way else ((i, j), (j, i)):
-                if graph.get_edge_data(u, v, {"weight": weight})["weight"] != weight:
-                    raise ConfigError(
-                        f"{path}, line {number}: the edge {u} -> {v} has the weight {weight:g} here, "
-                        f"but {graph[u][v]['weight']:g} before; keep one of the two."
-                    )
-                graph.add_edge(u, v, weight=weight)
+            graph.add_edge(i, j, weight=weight)
+            if not one_way:
+                graph.add_edge(j, i, weight=weight)
     if graph.number_of_nodes() == 0:
         raise ConfigError(f"{path} holds no edges.")
     size = max(max(graph) + 1, num_clients or 0)

@@ -228,7 +228,7 @@ class Shards:
         Raises:
           ConfigError: more shards than samples.
         """
-        num_shards = num_clients * self.shards_per_client
+        num_shards = num_clients * int(self.shards_per_client)  # of a type that may be too short
         if num_shards > len(labels):
             raise ConfigError(
                 f"{num_shards} shards need as many samples, but there are {len(labels)}; lower "

@@ -98,7 +98,7 @@ def partitions(case):
         reasons = {
             "primary_labels": given.get("labels_per_client", 2) > classes,
             "dirichlet": True,  # chance
-            "shards": given.get("shards_per_client", 2) * k > private,
+            "shards": int(given.get("shards_per_client", 2)) * k > private,
         }
         assert reasons[name], (case, why)
         return False
