@@ -25,7 +25,6 @@ import mhd_jax as mhd
 from experiments import cases, launch, seed_flags, sweep
 from experiments import flags as run_flags
 from experiments.cases import Outcome
-from mhd_jax import report
 
 _CASES = (
     "algorithm=isolated,naive",
@@ -180,7 +179,6 @@ def main() -> None:
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/ablation")
     seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
-    cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)
     notes += sweep.failures(outcomes)
     compared = margins(outcomes, orderings(flags.FLAGS.num_aux_heads))
@@ -188,12 +186,13 @@ def main() -> None:
     cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(compared)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{text}"
-    cases.write_summary(workdir, content, markdown)
-    report.save_figure(sweep.figure(rows, []), workdir / "ablation")
+    drawn = {"ablation": sweep.figure(rows, [])}
+    if compared:
+        drawn["orderings"] = figure(compared)
+    cases.write(workdir, outcomes, content, markdown, drawn)
     console = launch.console()
     console.print(sweep.rich_table(rows, len(seeds)))
     if compared:
-        report.save_figure(figure(compared), workdir / "orderings")
         table = Table(*_HEADINGS, title="differences between runs of one seed, 95 % interval")
         for line in lines(compared):
             table.add_row(*line)
