@@ -4,15 +4,12 @@ python -m tests.fuzzing --inputs=10000 --seed=0
 python -m tests.fuzzing --kinds=edge_list_files --inputs=2000 --seed=7
 """
 
-import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import argparse  # absl's flags are those of the binaries that are tried
 import sys
 import time
 import traceback
 
+import tests.conftest  # noqa: F401  # which says how programs are compiled, before JAX starts
 from tests.fuzzing import every_kind, explore
 
 
@@ -26,6 +23,8 @@ def main() -> bool:
     parser.add_argument("--limit", type=float, default=120, help="seconds that one input may take")
     given = parser.parse_args()
     chosen = given.kinds.split(",")
+    if unknown := set(chosen) - set(kinds):
+        parser.error(f"unknown kinds {', '.join(unknown)}; choose among {', '.join(kinds)}")
     weights = {name: kinds[name].examples for name in chosen}
     print(f"{'kind':32} {'inputs':>7} {'taken':>7} {'refused':>7} {'seconds':>7}")
     total, failed = 0, []
