@@ -71,7 +71,7 @@ def explore(kind: Kind, inputs: int, seed: int | None = None, limit: float = 0) 
     )
     @hypothesis.given(kind.inputs)
     def one(case):
-        with _within(limit):
+        with _within(limit, case):
             taken = kind.check(case)
         tried.taken += taken
         tried.refused += not taken
@@ -86,10 +86,14 @@ def explore(kind: Kind, inputs: int, seed: int | None = None, limit: float = 0) 
     return tried
 
 
+class Hangs(BaseException):
+    """An input takes too long; no `except Exception` makes a refusal of it."""
+
+
 @contextlib.contextmanager
-def _within(seconds: float):
+def _within(seconds: float, case: Any):
     def stop(signum, frame):
-        raise TimeoutError(f"it hangs: more than {seconds} s")
+        raise Hangs(f"more than {seconds} s for {case!r:.2000}")
 
     if not seconds:
         yield
