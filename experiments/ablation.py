@@ -21,7 +21,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments import cases, launch, sweep
+import mhd_jax as mhd
+from experiments import cases, launch, seed_flags, sweep
 from experiments import flags as run_flags
 from experiments.cases import Outcome
 
@@ -42,7 +43,7 @@ _VARY = flags.DEFINE_multi_string(
     list(_CASES),
     "FLAG=VALUE,VALUE: a flag and the values to try by themselves; once for each flag.",
 )
-flags.declare_key_flag("seeds")
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
 _EVAL_EVERY = 1000  # runs are compared at their end
@@ -170,11 +171,13 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Ablates by the flags."""
+    if flags.FLAGS["algorithm"].value != "mhd":  # a flag of the sweep's
+        raise mhd.ConfigError("an ablation is of mhd; leave --algorithm out, or take a sweep.")
     axes = [cases.axis(text, "cases") for text in _VARY.value]
     sweep.check_axes(axes, "cases")
     found, notes = cases.read(cases.one_at_a_time(axes))
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/ablation")
-    seeds = [flags.FLAGS.seed + i for i in range(flags.FLAGS.seeds)]
+    seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
     cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)

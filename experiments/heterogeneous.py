@@ -23,7 +23,7 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch
+from experiments import launch, seed_flags
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from mhd_jax import report
@@ -41,8 +41,8 @@ _NUM_LARGE = flags.DEFINE_list(
 _CHOSEN = flags.DEFINE_list(
     "cases", [], "Which of the study's ensembles to train; by default all of them."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 
 _OURS = ("model", "objectives", "ensembles")  # flags that the study sets itself
@@ -225,7 +225,7 @@ def main() -> None:
         raise mhd.ConfigError(f"--cases takes {', '.join(known)}; unknown: {', '.join(unknown)}.")
     chosen = {name: known[name] for name in known if not _CHOSEN.value or name in _CHOSEN.value}
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/heterogeneous")
-    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    seeds = seed_flags.values()
     rows = study(chosen, seeds, workdir)
 
     write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import cases, compare, launch, train  # noqa: F401  # two define flags
+from experiments import cases, launch, seed_flags, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
 from mhd_jax import report
@@ -34,7 +34,7 @@ _VARY = flags.DEFINE_multi_string(
     "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
 )
 flags.declare_key_flag("algorithm")  # of experiments.train
-flags.declare_key_flag("seeds")  # of experiments.compare
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
 _OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
@@ -52,7 +52,7 @@ def main() -> None:
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
     found, notes = cases.read(assignments)
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/sweep")
-    seeds = [flags.FLAGS.seed + i for i in range(flags.FLAGS.seeds)]
+    seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
     cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)

@@ -4,8 +4,8 @@ r"""Transitive learning: what clients know of classes held by others one, two, t
 
 Each client holds classes that no other one has (--skew=inf), so that whatever it knows of another
 class came along edges. Flags are those of experiments.train, with other defaults: 5 clients,
-disjoint classes, 4 auxiliary heads and no embedding distillation. The same command again takes up
-what was cut.
+disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. The
+same command again takes up what was cut.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch
+from experiments import launch, seed_flags
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from mhd_jax import report
@@ -35,12 +35,12 @@ _TOPOLOGIES = flags.DEFINE_list(
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["mhd", "naive", "isolated"], "Algorithms to compare on each graph."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 # Other defaults than those of experiments.train: of flags, and of hyperparameters.
 _FLAGS = {"num_clients": 5, "skew": float("inf")}
-_HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0}
+_HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0, "num_targets": "all"}
 
 Row = dict[str, Any]
 
@@ -158,7 +158,7 @@ def main() -> None:
     ]
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/topology")
-    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    seeds = seed_flags.values()
     rows = study(settings, _TOPOLOGIES.value, algorithms, seeds, workdir)
 
     heads = max((list(row["accuracy"]) for row in rows), key=len)

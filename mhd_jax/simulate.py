@@ -257,7 +257,7 @@ def simulate_many(
         for run in prepared
     ]
     watch = _watchers(callbacks, progress)
-    folders: list[Any] = list(workdirs or [None] * len(runs))
+    folders: Sequence[Any] = workdirs or [None for _ in runs]
     lanes = [
         _Lane(run, None if folder is None else RunFolder(folder, run.settings), plan, write_reports)
         for run, folder, plan in zip(prepared, folders, plans, strict=True)
