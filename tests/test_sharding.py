@@ -109,7 +109,11 @@ def results(tmp_path_factory):
     ("case", "devices", "parts"),
     [
         ("mhd", 8, 8),
-        ("fewer clients than devices, teachers from pools", 6, 3),  # two devices share each client's samples
+        (
+            "fewer clients than devices, teachers from pools",
+            6,
+            3,
+        ),  # two devices share each client's samples
         ("mixed, padded, each its own samples, ensembles", 8, 8),
         ("cross features, another graph at every step", 8, 8),
     ],
