@@ -17,7 +17,7 @@ from experiments import train
 from tests.test_command_line import call  # noqa: F401  # a fixture
 
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
-FLAGS += ["--schedule=constant", "--eval_every=10"]
+FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
 
 
 def free_port():
