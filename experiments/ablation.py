@@ -5,7 +5,7 @@ r"""MHD against its ablations: what each part of it is worth, seed by seed.
 The common setting is MHD with the flags given (those of experiments.train); each case changes one
 flag of it. Beside the table of accuracies stand the orderings that the MHD paper claims, as
 differences between runs of the same seed with their 95 % confidence intervals. The folder gets
-results.csv, results.jsonl, table.md, table.json, ablation.png and orderings.png; the same command
+results.csv, results.jsonl, table.md, table.json, and the plots ablation and orderings as .png and .svg; the same command
 again takes up what was cut.
 """
 
@@ -25,6 +25,7 @@ import mhd_jax as mhd
 from experiments import cases, launch, seed_flags, sweep
 from experiments import flags as run_flags
 from experiments.cases import Outcome
+from mhd_jax import report
 
 _CASES = (
     "algorithm=isolated,naive",
@@ -188,11 +189,11 @@ def main() -> None:
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{text}"
     cases.write_summary(workdir, content, markdown)
-    sweep.figure(rows, []).savefig(workdir / "ablation.png", dpi=120)
+    report.save_figure(sweep.figure(rows, []), workdir / "ablation")
     console = launch.console()
     console.print(sweep.rich_table(rows, len(seeds)))
     if compared:
-        figure(compared).savefig(workdir / "orderings.png", dpi=120)
+        report.save_figure(figure(compared), workdir / "orderings")
         table = Table(*_HEADINGS, title="differences between runs of one seed, 95 % interval")
         for line in lines(compared):
             table.add_row(*line)

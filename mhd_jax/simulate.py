@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import resource
 import signal
@@ -20,10 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 
-from mhd_jax import communication, hops, hosts, optim
+from mhd_jax import communication, engine, hops, hosts, optim
 from mhd_jax import topology as topologies
-from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
+from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
+from mhd_jax.callbacks.base import Callbacks
+from mhd_jax.callbacks.progress import is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
@@ -33,11 +38,12 @@ from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
 from mhd_jax.together import Together, partition
-from mhd_jax.types import Algorithm, Metrics, State
+from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
 _MOST_EDGES = 64**2  # that a summary lists one by one
+_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
@@ -58,12 +64,27 @@ class Result:
     history: list[dict[str, Any]]
     state: State | None
     started_at: int = 0
+    _answers: Callable[..., Array] | None = dataclasses.field(default=None, repr=False)
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """What the clients say at the end, as logits [K, N, H, C] of all heads.
+
+        Args:
+          inputs: samples [N, ...] as the data set holds them (`data.test_inputs[:100]`, say).
+
+        Raises:
+          ConfigError: the run's checkpoints are gone.
+        """
+        if self.state is None or self._answers is None:
+            raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
+        logits = hosts.fetch(self._answers(self.state, inputs))
+        return logits[: self.summary["num_clients"]]
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
-        from mhd_jax import report  # matplotlib takes a moment, and only plots need it
+        from mhd_jax import figures  # matplotlib takes a moment, and only plots need it
 
-        return report.accuracy_figure(self.history, self.summary["algorithm"])
+        return figures.accuracy(self.history, self.summary["algorithm"])
 
 
 def simulate(
@@ -241,7 +262,7 @@ def simulate_many(
       runs: for each the arguments of `simulate`, but for those below.
       eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
       workdirs: one for each run.
-      callbacks: watch all runs; a record's "seed" says whose it is.
+      callbacks: watch all runs; what they are told at the start says whose a record is.
       keep_going: whether a run that diverges leaves the others alone.
       write_reports: whether folders get figures and a page, which take a second or two each.
 
@@ -293,6 +314,12 @@ class _Lane:
     failure: DivergedError | None = None
 
     @property
+    def watched(self) -> WatchedRun:
+        """The run as watchers know it."""
+        folder = None if self.folder is None else self.folder.path
+        return WatchedRun(self.run.settings, folder, self.history)
+
+    @property
     def starts(self) -> list[int]:
         """The steps at which the run can be taken up, in their order."""
         return (self.folder.saved_steps if self.folder is not None else []) or [0]
@@ -311,18 +338,22 @@ class _Lane:
         """Evaluates, and adds a line to the history."""
         run = self.run
         sent = communication.total(run.messages(carry), run.senders)
+        per_class = run.per_class_accuracy(carry.state, run.test)
         record = {
             "step": int(carry.state.step),
             "seed": run.seed,
-            **run.accuracies(carry.state, run.test),
+            **run.accuracies(per_class),
             "train": run.means(carry),
             "messages": sent["messages"],
             "bytes": sent["total_bytes"],
             **run.non_finite(carry),
             "seconds": self.seconds,
         }
+        record["per_client"] |= _by_class(per_class)
         if run.validation is not None:
-            record["validation"] = run.accuracies(carry.state, run.validation)
+            record["validation"] = run.accuracies(
+                run.per_class_accuracy(carry.state, run.validation)
+            )
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)
@@ -335,9 +366,19 @@ class _Lane:
             if self.has_report and hosts.is_main():
                 from mhd_jax import report
 
-                report.write(self.folder.path, summary, self.history, self.run.everyone)
+                report.write(self.folder.finished_with(summary, self.history))
             self.folder.finish(summary)
-        return Result(summary, self.history, carry.state, started_at)
+        return self.result(summary, carry.state, started_at)
+
+    def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
+        """The run as its user gets it."""
+        answers = functools.partial(  # which keeps no data alive
+            engine.answers,
+            predict=self.run.algorithm.predict,
+            preparation=self.run.spec.preparation,
+            execution=self.run.execution,
+        )
+        return Result(summary, self.history, state, started_at, answers)
 
 
 def _simulate(
@@ -351,9 +392,8 @@ def _simulate(
             if lane.folder is not None and lane.folder.finished:
                 restored = lane.folder.restore(lane.run.carry)
                 state = None if restored is None else restored[0].state
-                results[i] = Result(
-                    lane.folder.summary(), lane.folder.history(), state, started_at=lane.plan.steps
-                )
+                lane.history = lane.folder.history()
+                results[i] = lane.result(lane.folder.summary(), state, started_at=lane.plan.steps)
             else:
                 unfinished.append(i)
         for start, indices in _by_start(lanes, unfinished).items():
@@ -407,14 +447,19 @@ def _carry_out(
     carry = joined.join(carries) if joined else carries[0]
     del carries
     program = joined or lanes[0].run
+    status = "failed"
     try:
-        watch.on_start(lanes[0].run.settings, started_at)
+        watch.on_start([lane.watched for lane in lanes], started_at)
         with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
             carry, compile_seconds = _train(
                 lanes, program, carry, watch, stop_requested, keep_going
             )
+        status = "finished"
+    except (InterruptedRun, KeyboardInterrupt):
+        status = "interrupted"
+        raise
     finally:
-        watch.on_end()
+        watch.on_end(status)
     return [
         lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
@@ -652,6 +697,11 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "data": {
+                "class_names": run.everyone.data.class_names,
+                "samples": run.everyone.role_counts(),
+                "private_samples": run.everyone.label_counts(),
+            },
             "by_hops": hops.accuracies(per_class, run.hops_to_classes(), names),
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
@@ -670,6 +720,16 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _by_class(per_class: np.ndarray) -> dict[str, Any]:
+    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
+    num_clients, num_heads, num_classes = per_class.shape
+    if num_clients * num_classes > _MOST_BY_CLASS:
+        return {}
+    names = head_names(num_heads)
+    kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
+    return {"per_class_accuracy": jsonable(kept)}
 
 
 def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
