@@ -27,11 +27,11 @@ data = mhd.data.load("digits")
 kwargs = dict(steps=12, eval_every=6, batch_size=8, public_batch_size=16)
 CASES = {
     "mhd": ("ring", 8, "mlp", "mhd"),
-    "fewer clients than devices, teachers from pools": (
-        "ring", 3, "cnn", mhd.algorithms.mhd(pool_size=2, pool_refresh=3)),
+    "fewer clients than devices": ("ring", 3, "cnn", "mhd"),
     "mixed, padded, each its own samples, ensembles": ("ring", 12, unlike, mhd.algorithms.mhd(
         public_batch="independent", embedding_projection="linear",
         ensembles=[[0, 1, 2], [3, 4], [6, 11]], average_every=5)),
+    "teachers from pools": ("ring", 12, "mlp", mhd.algorithms.mhd(pool_size=2, pool_refresh=3)),
     "cross features, another graph at every step": (
         "ring@0,random_matching@4", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
 }
@@ -109,12 +109,9 @@ def results(tmp_path_factory):
     ("case", "devices", "parts"),
     [
         ("mhd", 8, 8),
-        (
-            "fewer clients than devices, teachers from pools",
-            6,
-            3,
-        ),  # two devices share each client's samples
+        ("fewer clients than devices", 6, 3),  # two devices share each client's samples
         ("mixed, padded, each its own samples, ensembles", 8, 8),
+        ("teachers from pools", 8, 8),
         ("cross features, another graph at every step", 8, 8),
     ],
 )
