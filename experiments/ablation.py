@@ -3,10 +3,10 @@ r"""MHD against its ablations: what each part of it is worth, seed by seed.
   python -m experiments.ablation --seeds=5 --workdir=runs/ablation
 
 The common setting is MHD with the flags given (those of experiments.train); each case changes one
-flag of it, as --vary says (by default to what the paper and its readers would ask about). Beside the table of accuracies stand the orderings that the MHD paper claims, as
-differences between runs of the same seed with their 95 % confidence intervals. The folder gets
-results.csv, results.jsonl, table.md, table.json, and the plots ablation and orderings as .png and .svg; the same command
-again takes up what was cut.
+flag of it, as --vary says (by default what the paper and its readers would ask about). Beside the
+table of accuracies stand the orderings that the MHD paper claims, as differences between runs of
+one seed with their 95 % confidence intervals. The folder gets results.csv, results.jsonl, table.md,
+table.json and two plots; the same command again takes up what was cut.
 """
 
 from __future__ import annotations
