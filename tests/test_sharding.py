@@ -48,7 +48,11 @@ def run(case, num_devices, workdir=None, **options):
     return {"train": last["train"], "per_client": last["per_client"], "messages": last["messages"],
             "consensus": result.summary.get("consensus"), "devices": len(devices), "parts": sorted(parts), "clients": len(result.summary["per_client"])}
 
-results = {case: [run(case, 1), run(case, None)] for case in CASES}
+folder = sys.argv[1]
+results = {case: [run(case, 1), run(case, None, folder if case == "mhd" else None)] for case in CASES}
+one = mhd.simulate("ring", mhd.make_clients(data, 8, "mlp", partition="iid"), "mhd", workdir=folder,
+                   num_devices=1, **kwargs)
+results["restored on one device"] = one.started_at == 12 and one.state.num_clients == 8
 
 padded = "mixed, padded, each its own samples, ensembles"
 results["streamed"] = run(padded, None, data_placement="host")["train"]
@@ -81,11 +85,6 @@ def seeds_together():
     return [result.history[-1]["train"] for result in found]
 
 results["seeds together"] = seeds_together()
-folder = sys.argv[1]
-eight = run("mhd", 8, folder)
-one = mhd.simulate("ring", mhd.make_clients(data, 8, "mlp", partition="iid"), "mhd", workdir=folder,
-                   num_devices=1, **kwargs)
-results["restored on one device"] = one.started_at == 12 and one.state.num_clients == 8
 print(json.dumps(results))
 """
 
