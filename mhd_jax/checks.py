@@ -39,9 +39,18 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (_is_bool, "True or False"),
     "int": (is_integer, "an integer below 2^31"),
+    "str": (_is_hashable, "a text"),  # which ones there are, its taker says
     "int | str": (
         lambda value: is_integer(value) or isinstance(value, str),
         "an integer or a text",
@@ -53,7 +62,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def require_kind(name: str, annotation: str, value: Any) -> None:
     """Raises `ConfigError` unless a value is what an annotation says: "int", "float | None" ...
 
-    Other annotations than those of numbers are not looked at.
+    Other annotations than those of numbers and texts are not looked at.
     """
     kind = annotation.removesuffix(" | None")
     if kind not in _KINDS or isinstance(value, Varied) or (value is None and kind != annotation):

@@ -85,6 +85,7 @@ def _folder_with_a_pipe():
         (lambda: mhd.algorithms.mhd(num_targets=True), "num_targets must be an integer or"),
         (lambda: mhd.algorithms.fedavg(2**40), "local_steps must be an integer below 2"),
         (lambda: mhd.algorithms.mhd(compression="top_" + "9" * 5000), "unknown compression"),
+        (lambda: mhd.algorithms.fedmd(compression={}), "compression must be a text"),
         (lambda: mhd.Faults(stragglers=5), "stragglers must be numbers by client"),
         (lambda: mhd.Faults(joins={"a": 5}), "joins must name clients by their numbers, not 'a'"),
         (lambda: mhd.Faults(leaves=[(1, 5), (1, 7)]), "leaves names a client twice"),

@@ -103,9 +103,9 @@ def networkx_graphs(graph):
         if not graph.is_directed() and u != v:
             expected[place[u], place[v]] += weight
     topology, why = attempt(lambda: mhd.topology.from_networkx(graph))
-    if why is None and not plain:  # a weight written as text is a number
+    if why is None and not plain:  # NumPy makes a number of a text, and of a single one in a tuple
         assert all(
-            isinstance(data.get("weight", 1), int | float | str)
+            isinstance(data.get("weight", 1), int | float | str | tuple)
             for *_, data in graph.edges(data=True)
         )
         return True
