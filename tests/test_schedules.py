@@ -294,7 +294,8 @@ def test_seeds_go_together():
         prepare(graph, own, "mhd", seed=seed, **SETTINGS)
         for graph, own, seed in zip(graphs, who, seeds, strict=True)
     ]
-    assert joining.together(runs) is not None
+    ((indices, joined),) = joining.partition(runs)
+    assert indices == [0, 1] and joined is not None
     results = mhd.simulate_seeds(graphs, who, "mhd", seeds=seeds, **SETTINGS)
     for graph, own, seed, joined in zip(graphs, who, seeds, results, strict=True):
         alone = mhd.simulate(graph, own, "mhd", seed=seed, **SETTINGS)
