@@ -44,7 +44,8 @@ def run(main: Callable[[], None]) -> None:
     """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
 
     Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
-    diverged, 4 for one that lost a process, 130 for one that was interrupted.
+    diverged, 4 for one that lost a process, 5 for a workdir that cannot be written, 130 for one that
+    was interrupted.
     """
 
     def wrapped(argv: Sequence[str]) -> None:
@@ -62,6 +63,8 @@ def run(main: Callable[[], None]) -> None:
             _exit(f"error: {error}", 2)
         except mhd.DivergedError as error:
             _exit(f"error: {error}", 3)
+        except mhd.StorageError as error:
+            _exit(f"error: {error}", 5)
         except mhd.LostProcessError:
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:
