@@ -181,7 +181,10 @@ def main() -> None:
             moment, until = "left alone", None
             if kills < _KILLS.value:
                 moment, until = _next_moment(folder, draw, life)
+            began = time.monotonic()
             ended = live(folder, cache, until)
+            if ended:  # with the programs compiled, and maybe from a late checkpoint
+                life = min(life, time.monotonic() - began)
             if not ended:
                 kills += 1
                 met[moment] += 1

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -142,7 +142,8 @@ class Checkpoints:
         if hosts.is_main():
             manifest.write(self.folder(step), {"about": about})
             scores = self.scores()
-            self._remove(scores.keys() - self._keep.chosen(scores))
+            for old in scores.keys() - self._keep.chosen(scores):
+                _remove_folder(self.folder(old))
 
     def restore(self, step: int, like: PyTree, start: Callable[[], PyTree]) -> PyTree:
         """The arrays of a checkpoint.
@@ -188,12 +189,8 @@ class Checkpoints:
         if self._path.is_dir():
             kept = {str(s) for s in self.steps if s <= step}
             for path in self._path.iterdir():
-                if path.name not in kept:
+                if path.is_dir() and path.name not in kept:
                     _remove_folder(path)
-
-    def _remove(self, steps: Sequence[int] | set[int]) -> None:
-        for step in steps:
-            _remove_folder(self.folder(step))
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.
@@ -239,9 +236,13 @@ class Checkpoints:
 
 
 def _remove_folder(path: pathlib.Path) -> None:
-    """Removes a folder, its manifest first: half of it is no checkpoint any more."""
-    (path / manifest.NAME).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    """Removes a folder. First it gets another name: half of it is no checkpoint any more.
+
+    And what an earlier save that failed may still write no longer comes to it.
+    """
+    removed = path.with_name(f"{path.name}.removed")
+    path.rename(removed)
+    shutil.rmtree(removed)
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,9 @@
 """Checkpoints: what is damaged is found and named, what is whole is kept, and goes on elsewhere."""
 
+import contextlib
 import json
 import shutil
+import subprocess
 import warnings
 
 import pytest
@@ -196,3 +198,34 @@ def test_the_best_state_on_the_validation_set_is_kept(tmp_path):
     assert_trees_equal(run(tmp_path, keep_best=True, **options).best, result.best)
     with pytest.raises(mhd.ConfigError, match="there is none; set validation_fraction"):
         run(tmp_path / "without", keep_best=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("making a small disk needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk, original):
+    ballast = small_disk / "ballast"
+
+    def fill(record):
+        if record["step"] == 10:
+            with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+    for callbacks in (fill, ()):
+        with pytest.raises(mhd.StorageError, match=r"cannot be written \(.*No space.*Make room"):
+            run(small_disk / "run", callbacks=callbacks)
+    ballast.unlink()
+    resumed = run(small_disk / "run")
+    assert resumed.started_at in (5, 10)  # whether the second save came before the ballast
+    assert_trees_equal(resumed.state, original[1].state)
+    assert [record["step"] for record in resumed.history] == [5, 10, 15, 20]
