@@ -158,7 +158,7 @@ class RunFolder:
         return dataclasses.replace(like, **found), float(self.checkpoints.about(step)["seconds"])
 
     def warn_of_another_environment(self, step: int, like: PyTree) -> None:
-        """Says so where a run goes on elsewhere than it was saved, and is equal within tolerance only."""
+        """Says so where a run goes on elsewhere than it was saved, and so not bit for bit."""
         then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
         differing = [
             f"{key} {then.get(key)} there, {now[key]} now"
@@ -167,14 +167,15 @@ class RunFolder:
         ]
         if differing and hosts.is_main():
             warnings.warn(
-                f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, and what "
-                "follows is equal to a run without a stop within floating-point tolerance only.",
+                f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, but not "
+                "bit for bit as without a stop; where only devices differ, by rounding.",
                 stacklevel=2,
             )
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
+        """Returns when everything saved is on disk, on all processes."""
         self.checkpoints.wait()
+        hosts.barrier("checkpoints written")
 
     def close(self) -> None:
         """Ends the threads that save."""

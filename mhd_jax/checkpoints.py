@@ -134,6 +134,8 @@ class Checkpoints:
         try:
             self._orbax().save(self.folder(step), args=ocp.args.StandardSave(content))
         except Exception as error:
+            if hosts.lost_another(error):
+                raise
             raise self._failure(error) from error
         self._sealing = self._sealer.submit(self._seal, step, dict(about))
 
@@ -203,13 +205,13 @@ class Checkpoints:
         try:
             self._sealing.result()
         except Exception as error:
+            if hosts.lost_another(error):
+                raise
             raise self._failure(error) from error
         finally:
             self._sealing = None
 
-    def _failure(self, error: Exception) -> Exception:
-        if hosts.lost_another(error):
-            return error
+    def _failure(self, error: Exception) -> StorageError:
         steps = self.steps
         there = (
             f"The last good checkpoint is of step {steps[-1]}." if steps else "There is none yet."

@@ -146,7 +146,7 @@ def test_other_packages_are_told_of_and_other_contents_refused(cut):
     about["environment"]["jax"] = "0.0.1"
     (folder / manifest.NAME).unlink()
     manifest.write(folder, {"about": about})
-    with pytest.warns(UserWarning, match=r"saved elsewhere \(jax 0.0.1 there, .* tolerance only"):
+    with pytest.warns(UserWarning, match=r"saved elsewhere \(jax 0.0.1 there, .* not bit for bit"):
         assert run(cut).started_at == 20
 
     (cut / "summary.json").unlink()
