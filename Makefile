@@ -2,19 +2,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow docs extra lint clean
+.PHONY: demo test slow notebooks trackers docs browser extra lint clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not notebooks and not trackers"
 
 slow: $(VENV)/installed  ## The studies that the suite leaves out.
 	$(BIN)/python -m pytest -m slow
 
+notebooks: $(VENV)/extra  ## All notebooks, at toy size.
+	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py
+
+trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
+	$(BIN)/python -m pytest -m trackers tests/test_trackers.py
+
 docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
 	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
+
+browser: $(VENV)/extra  ## Reports in headless Chromium, which it installs where it may.
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update --quiet && \
+	    apt-get install --yes --quiet --no-install-recommends chromium chromium-driver; } || \
+	  { echo "The browser test needs chromium and chromedriver: on Debian, as root,"; \
+	    echo "apt-get install chromium chromium-driver"; exit 1; }
+	$(BIN)/python -m pytest -n 0 tests/browser
 
 extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need.
 

@@ -5,7 +5,7 @@ r"""MHD against its ablations: what each part of it is worth, seed by seed.
 The common setting is MHD with the flags given (those of experiments.train); each case changes one
 flag of it. Beside the table of accuracies stand the orderings that the MHD paper claims, as
 differences between runs of the same seed with their 95 % confidence intervals. The folder gets
-results.csv, results.jsonl, table.md, table.json, ablation.png and orderings.png; the same command
+results.csv, results.jsonl, table.md, table.json, and the plots ablation and orderings as .png and .svg; the same command
 again takes up what was cut.
 """
 
@@ -21,9 +21,11 @@ from absl import flags
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments import cases, launch, sweep
+import mhd_jax as mhd
+from experiments import cases, launch, seed_flags, sweep
 from experiments import flags as run_flags
 from experiments.cases import Outcome
+from mhd_jax import report
 
 _CASES = (
     "algorithm=isolated,naive",
@@ -42,7 +44,7 @@ _VARY = flags.DEFINE_multi_string(
     list(_CASES),
     "FLAG=VALUE,VALUE: a flag and the values to try by themselves; once for each flag.",
 )
-flags.declare_key_flag("seeds")
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
 _EVAL_EVERY = 1000  # runs are compared at their end
@@ -170,11 +172,13 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Ablates by the flags."""
+    if flags.FLAGS["algorithm"].value != "mhd":  # a flag of the sweep's
+        raise mhd.ConfigError("an ablation is of mhd; leave --algorithm out, or take a sweep.")
     axes = [cases.axis(text, "cases") for text in _VARY.value]
     sweep.check_axes(axes, "cases")
     found, notes = cases.read(cases.one_at_a_time(axes))
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/ablation")
-    seeds = [flags.FLAGS.seed + i for i in range(flags.FLAGS.seeds)]
+    seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
     cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)
@@ -185,11 +189,11 @@ def main() -> None:
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{text}"
     cases.write_summary(workdir, content, markdown)
-    sweep.figure(rows, []).savefig(workdir / "ablation.png", dpi=120)
+    report.save_figure(sweep.figure(rows, []), workdir / "ablation")
     console = launch.console()
     console.print(sweep.rich_table(rows, len(seeds)))
     if compared:
-        figure(compared).savefig(workdir / "orderings.png", dpi=120)
+        report.save_figure(figure(compared), workdir / "orderings")
         table = Table(*_HEADINGS, title="differences between runs of one seed, 95 % interval")
         for line in lines(compared):
             table.add_row(*line)

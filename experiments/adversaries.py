@@ -6,13 +6,13 @@ The demo's clients learn the digits by MHD, and some of them send false predicti
 ones, all in the same way. Accuracies are those of the honest clients. Choices work on all
 neighbours (--num_targets=all); beside them stand MHD's defaults, and the most confident choice
 where the liars are recognised, because they send nothing but NaN. The folder gets adversaries.json,
-adversaries.md and adversaries.png. The same command again takes up what was cut.
+adversaries.md, adversaries.png and .svg. The same command again takes up what was cut.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -23,10 +23,12 @@ import mhd_jax as mhd
 from experiments import launch
 from experiments.comparison import as_cell, summarise
 from experiments.settings import RunSettings
+from experiments.watching import watchers
+from mhd_jax import report
 from mhd_jax.adversaries import KINDS
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
 from mhd_jax.exchange import TARGET_SELECTIONS
+from mhd_jax.figures import line_styles
 
 _NUM_CLIENTS = 8
 _COUNTS = flags.DEFINE_list("counts", ["0", "1", "2", "3"], "How many of the 8 clients lie.")
@@ -60,7 +62,7 @@ def main() -> None:
     (workdir / "adversaries.md").write_text(
         "".join(f"| {' | '.join(line)} |\n" for line in text), encoding="utf-8"
     )
-    figure(found).savefig(workdir / "adversaries.png", dpi=120)
+    report.save_figure(figure(found), workdir / "adversaries")
     table = Table(*headings, title=f"β_sh of honest clients' last head, others: {_KIND.value}")
     for line in lines:
         table.add_row(*line)
@@ -103,7 +105,7 @@ def _run(
     )
     seeds = range(_SEEDS.value)
     folders = [folder / f"seed_{seed}" for seed in seeds]
-    results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
+    results = settings.simulate(algorithm, seeds, folders, watchers(label))
     row = summarise(algorithm.name, [result.summary for result in results])
     return list(row.get("honest", row)["beta_sh"].values())[-1]
 
@@ -112,14 +114,12 @@ def figure(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Figure:
     """β_sh over the number of liars, a line for each choice."""
     drawn = Figure(figsize=(8, 4), layout="constrained")
     axis = drawn.subplots()
-    styles: Sequence[str] = ("-", "--", ":")
-    for i, (name, each) in enumerate(found.items()):
+    for (name, each), style in zip(found.items(), line_styles(len(found)), strict=True):
         axis.errorbar(
             list(each),
             [value["mean"] for value in each.values()],
             yerr=[value["std"] or 0.0 for value in each.values()],
-            linestyle=styles[i // 4 % len(styles)],
-            marker="o",
+            **style,
             capsize=3,
             label=name,
         )

@@ -116,6 +116,34 @@ def pool() -> Row:
     return Row("pool", ratio, "times the time", "none: what it costs", None, detail)
 
 
+def numbers() -> Row:
+    """Runs of the demo's MHD with four weights and two seeds in one program, against one by one; with compilation."""
+    who = [mhd.make_clients("digits", 8, seed=seed) for seed in (0, 1)]
+    settings: list[dict[str, Any]] = [
+        {
+            "topology": "complete",
+            "clients": clients,
+            "algorithm": mhd.algorithms.mhd(nu_aux=nu_aux),
+            "seed": seed,
+            "steps": 1000,
+        }
+        for nu_aux in (0.1, 0.2, 0.3, 0.4)
+        for seed, clients in enumerate(who)
+    ]
+
+    def seconds(sets: list[list[dict[str, Any]]]) -> float:
+        jax.clear_caches()
+        with no_compilation_cache():
+            started = time.perf_counter()
+            for runs in sets:
+                mhd.simulate_many(runs, eval_every=1000, progress=False)
+            return time.perf_counter() - started
+
+    together, apart = seconds([settings]), seconds([[one] for one in settings])
+    detail = {"runs": len(settings), "together_seconds": together, "apart_seconds": apart}
+    return Row("numbers", together / apart, "times the time", "none: what it saves", None, detail)
+
+
 # ResNet-20 with EvoNorm on 32×32×3, batch 32: 16 clients train alone, with plain SGD.
 
 _CLIENTS, _BATCH = 16, 32
@@ -545,6 +573,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     "dispatch": dispatch,
     "schedule": schedule,
     "pool": pool,
+    "numbers": numbers,
     "streamed": streamed,
     "compile_growth": compile_growth,
     "compile_cache": compile_cache,

@@ -25,9 +25,10 @@ from absl.testing import flagsaver
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments.settings import RunSettings, simulate_cases
-from mhd_jax import hosts, memory, report
-from mhd_jax.callbacks import ShowProgress
+from experiments.watching import watchers
+from mhd_jax import hosts, memory
 from mhd_jax.checkpoint import write_json
+from mhd_jax.figures import METRICS
 
 CONFIDENCE = 0.95
 _MOST_AT_ONCE = 64  # runs handed over together
@@ -188,7 +189,7 @@ def carry_out(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path
         found = simulate_cases(
             [(case.settings, case.algorithm, seed) for case, seed in runs],
             folders,
-            [ShowProgress(label)],
+            watchers(label),
             keep_going=True,
             write_reports=False,
         )
@@ -244,7 +245,7 @@ def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
             rows.append(row)
             continue
         for head in summary["beta_sh"]:
-            accuracies = {metric: summary[metric][head] for metric in report.METRICS}
+            accuracies = {metric: summary[metric][head] for metric in METRICS}
             rows.append(
                 {
                     **row,
@@ -296,7 +297,7 @@ def by_case(outcomes: Sequence[Outcome]) -> list[Row]:
         done = [outcome.summary for outcome in own if outcome.summary is not None]
         row: Row = {"case": name, "given": dict(case.given), "algorithm": case.algorithm.name}
         row |= {"seeds": len(done), "failed": len(own) - len(done)}
-        for metric in report.METRICS:
+        for metric in METRICS:
             heads = done[0][metric] if done else ()
             row[metric] = {h: interval([summary[metric][h] for summary in done]) for h in heads}
         sent = [summary["communication"]["total_bytes"] for summary in done]

@@ -15,14 +15,14 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch
+from experiments import launch, seed_flags
 from experiments.comparison import compare, rich_table
 
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 
 
@@ -39,7 +39,7 @@ def main() -> None:
             notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/compare")
-    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    seeds = seed_flags.values()
     rows = compare(settings, algorithms, seeds, workdir, notes)
     console = launch.console()
     console.print(rich_table(rows, f"mean over clients, {len(seeds)} seed(s)"))

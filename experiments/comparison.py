@@ -12,10 +12,11 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import hosts, report
-from mhd_jax.callbacks import ShowProgress
-from mhd_jax.checkpoint import jsonable, read_json, write_json
+from mhd_jax.checkpoint import FinishedRun, jsonable, read_json, read_run, write_json
 from mhd_jax.data import assignment
+from mhd_jax.figures import METRICS
 
 Row = dict[str, Any]
 
@@ -53,19 +54,30 @@ def compare(
     for algorithm in algorithms:  # before hours are spent on the first
         settings.check(algorithm, seeds[0])
     rows: list[Row] = []
-    histories: dict[str, list[list[dict[str, Any]]]] = {}
+    runs: dict[str, list[FinishedRun]] = {}
     for algorithm in algorithms:
         label = f"[{len(rows) + 1}/{len(algorithms)}] {algorithm.name}"
         folders = [workdir / algorithm.name / f"seed_{seed}" for seed in seeds]
-        results = settings.simulate(algorithm, seeds, folders, [ShowProgress(label)])
+        results = settings.simulate(algorithm, seeds, folders, watchers(label))
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
-        histories[algorithm.name] = [result.history for result in results]
-    content = {"settings": described, "seeds": list(seeds), "rows": rows, "notes": list(notes)}
+        if hosts.is_main():
+            runs[algorithm.name] = [read_run(folder) for folder in folders]
     if hosts.is_main():
-        write_json(workdir / "table.json", content)
-        (workdir / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
-        report.write_comparison(workdir, rows, histories, notes, described)
+        write(workdir, rows, runs, notes, {"settings": described, "seeds": list(seeds)})
     return rows
+
+
+def write(
+    folder: pathlib.Path,
+    rows: Sequence[Row],
+    runs: Mapping[str, Sequence[FinishedRun]],
+    notes: Sequence[str],
+    about: Mapping[str, Any],
+) -> None:
+    """Writes table.json, with what there is to say `about` the comparison, table.md and the report."""
+    write_json(folder / "table.json", {**about, "rows": rows, "notes": list(notes)})
+    (folder / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
+    report.write_comparison(folder, rows, runs, notes)
 
 
 def _check_folder(
@@ -94,21 +106,25 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
     def accuracies(of: Sequence[Mapping[str, Any]]) -> Row:
         return {
             metric: {head: spread([part[metric][head] for part in of]) for head in of[0][metric]}
-            for metric in report.METRICS
+            for metric in METRICS
         }
 
     parts = {
         part: [summary[part] for summary in summaries if part in summary]
         for part in ("honest", "consensus")
     }
-    seconds = float(np.median([summary["timing"]["seconds_per_step"] for summary in summaries]))
+
+    def median(name: str) -> float:
+        return float(np.median([summary["timing"][name] for summary in summaries]))
+
     return {
         "algorithm": name,
         "seeds": len(summaries),
         **accuracies(summaries),
         **{part: accuracies(of) for part, of in parts.items() if of},
         "total_bytes": float(np.mean([s["communication"]["total_bytes"] for s in summaries])),
-        "seconds_per_step": seconds,
+        "seconds_per_step": median("seconds_per_step"),
+        "compile_seconds": median("compile_seconds"),
     }
 
 
@@ -123,13 +139,14 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     """The table as Markdown: one line for each algorithm and head."""
+    counts = [row["seeds"] for row in rows]
     lines = ["| algorithm | head | β_sh | β_priv | MB sent |", "|---|---|---|---|---|"]
     for row in rows:
         megabytes = f"{row['total_bytes'] / 1e6:,.1f}"
         for head, *values in report.accuracy_lines(row):
             cells = " | ".join(as_cell(value) for value in values)
             lines.append(f"| {row['algorithm']} | {head} | {cells} | {megabytes} |")
-    seeds = rows[0]["seeds"]
+    seeds = "–".join(map(str, sorted({min(counts), max(counts)})))
     lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
     return "\n".join([*lines, *notes]) + "\n"
 

@@ -6,7 +6,7 @@ Clients learn the digits, two of ten each, on a ring, a chain and a complete gra
 decreasing steps. Two things must vanish: the largest distance of a client's estimate z_i from the
 network's average decision s̄, and the largest full-batch gradient of CE_i + ρ/2 · mean ‖s_i − s̄‖².
 The spread of the decisions themselves does not; it is reported against ρ. The folder gets
-convergence.json, convergence.md and convergence.png.
+convergence.json, convergence.md, convergence.png and .svg.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import launch
+from mhd_jax import report
 from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import Clients, build_backbone
+from mhd_jax.figures import line_styles
 from mhd_jax.groups import all_params, all_stats, forward, private_gradients
 from mhd_jax.memory import num_bytes
 from mhd_jax.models import ClientModel
@@ -171,7 +173,7 @@ def main() -> None:
     (workdir / "convergence.md").write_text(
         _markdown(convergence) + "\n" + _markdown(traffic), encoding="utf-8"
     )
-    figure(runs).savefig(workdir / "convergence.png", dpi=120)
+    report.save_figure(figure(runs), workdir / "convergence")
     console.print(_rich(convergence), _rich(traffic))
     console.print(f"plot: {workdir / 'convergence.png'}", markup=False, soft_wrap=True)
 
@@ -180,18 +182,19 @@ def figure(runs: Sequence[dict[str, Any]]) -> Figure:
     """What vanishes, over steps, and what does not, against ρ."""
     drawn = Figure(figsize=(13, 4), layout="constrained")
     estimate, gradient, spread = drawn.subplots(1, 3)
-    for run in runs:
-        if run["rho"] != _RHO:
-            continue
+    compared = [run for run in runs if run["rho"] == _RHO]
+    for run, style in zip(compared, line_styles(len(compared)), strict=True):
         steps = [record["step"] for record in run["records"]]
         label = f"{run['graph']}, {run['schedule']} steps"
-        style = "-" if run["schedule"] == "decreasing" else ":"
         for axis, name in ((estimate, "estimate"), (gradient, "gradient")):
             values = [record[name] for record in run["records"]]
-            axis.loglog(steps, values, style, marker=".", label=label)
+            axis.loglog(steps, values, **style, label=label)
     estimate.set_title("Estimates of the average: max_i ‖z_i − s̄‖")
     gradient.set_title("Gradients of CE_i + ρ/2 · mean ‖s_i − s̄‖²: max_i norm")
     spread.set_title("Spread of the decisions: ‖s_i − s̄‖ at the end")
+    estimate.set_ylabel("distance of probabilities")
+    gradient.set_ylabel("norm of the gradient")
+    spread.set_ylabel("distance of probabilities")
     for axis in (estimate, gradient):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

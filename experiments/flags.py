@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import data_flags
+from experiments import data_flags, watching
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.adversaries import KINDS
@@ -110,6 +110,7 @@ def _define_hyperparameter(name: str, default: Any) -> None:
 
 
 flags.adopt_module_key_flags(data_flags)
+flags.adopt_module_key_flags(watching)
 flags.DEFINE_string(
     "augmentation",
     _SETTINGS["augmentation"],

@@ -23,12 +23,13 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch
+from experiments import launch, seed_flags
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import report
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
+from mhd_jax.figures import METRICS, head_colours
 
 _SMALL = flags.DEFINE_string("small", "mlp_small", "Backbone of the small clients.")
 _LARGE = flags.DEFINE_string("large", "mlp_large", "Backbone of the large ones.")
@@ -41,8 +42,8 @@ _NUM_LARGE = flags.DEFINE_list(
 _CHOSEN = flags.DEFINE_list(
     "cases", [], "Which of the study's ensembles to train; by default all of them."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 
 _OURS = ("model", "objectives", "ensembles")  # flags that the study sets itself
@@ -130,8 +131,8 @@ def study(
     rows, first = [], None
     for number, (name, ensemble) in enumerate(chosen.items(), 1):
         folders = [workdir / name / f"seed_{seed}" for seed in seeds]
-        progress = ShowProgress(f"[{number}/{len(chosen)}] {name}")
-        results = ensemble.settings.simulate(ensemble.algorithm, seeds, folders, [progress])
+        watching = watchers(f"[{number}/{len(chosen)}] {name}")
+        results = ensemble.settings.simulate(ensemble.algorithm, seeds, folders, watching)
         found = [result.summary["per_client"] for result in results]
         first = found if first is None else first
         for kind in dict.fromkeys(ensemble.kinds):
@@ -160,7 +161,7 @@ def _accuracies(
         "places": list(places),
         **{
             metric: {head: spread([of_seed(c, metric, head) for c in found]) for head in heads}
-            for metric in report.METRICS
+            for metric in METRICS
         },
         "gain": spread(gains),
     }
@@ -184,7 +185,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """β_sh of the main and the last head of each kind of client, mean ± std over seeds."""
     drawn = Figure(figsize=(8, 1 + 0.45 * len(rows)), layout="constrained")
     axis = drawn.subplots()
-    colours = dict(zip(("main", "last"), report.head_colours(2), strict=True))
+    colours = dict(zip(("main", "last"), head_colours(2), strict=True))
     for place, row in enumerate(rows):
         heads = list(row["beta_sh"])
         for which, head in (("main", heads[0]), ("last", heads[-1])):
@@ -201,7 +202,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axis.set_yticks(range(len(rows)), [f"{row['ensemble']}: {row['clients']}" for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlim(0, 1.02)
-    axis.set_xlabel(report.METRICS["beta_sh"])
+    axis.set_xlabel(METRICS["beta_sh"])
     axis.grid(alpha=0.3)
     axis.legend(loc="lower left")
     return drawn
@@ -225,14 +226,14 @@ def main() -> None:
         raise mhd.ConfigError(f"--cases takes {', '.join(known)}; unknown: {', '.join(unknown)}.")
     chosen = {name: known[name] for name in known if not _CHOSEN.value or name in _CHOSEN.value}
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/heterogeneous")
-    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    seeds = seed_flags.values()
     rows = study(chosen, seeds, workdir)
 
     write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
     cells = [_HEADINGS, ["---"] * len(_HEADINGS), *lines(rows)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     (workdir / "table.md").write_text(text, encoding="utf-8")
-    figure(rows).savefig(workdir / "heterogeneous.png", dpi=120)
+    report.save_figure(figure(rows), workdir / "heterogeneous")
     console = launch.console()
     shown = Table(*_HEADINGS, title=f"MHD, mean ± std over {len(seeds)} seed(s)")
     for line in lines(rows):

@@ -22,7 +22,7 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments import data_flags, launch
 from experiments.settings import RunSettings
-from mhd_jax import hosts, report
+from mhd_jax import figures, hosts, report
 from mhd_jax.checkpoint import write_json
 from mhd_jax.data import statistics
 from mhd_jax.files import make_folder
@@ -102,9 +102,8 @@ def write(output: pathlib.Path, clients: mhd.Clients, found: dict[str, Any]) -> 
     }
     write_json(output / _NUMBERS, content)
     clients.save_split(output / "split.npz")
-    figure = report.data_split_figure(clients.label_counts(), clients.data.class_names)
-    for ending in ("png", "svg"):
-        figure.savefig(output / f"data_split.{ending}", dpi=120)
+    figure = figures.data_split(clients.label_counts(), clients.data.class_names)
+    report.save_figure(figure, output / "data_split")
 
 
 def _require_own(output: pathlib.Path) -> None:

@@ -40,8 +40,11 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
+
+    Where it `takes_arguments`, `main` gets what is not a flag as a list of strings; all other
+    binaries take flags alone.
 
     Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
     diverged, 4 for one that lost a process, 5 for a workdir that cannot be written, 130 for one that
@@ -53,12 +56,13 @@ def run(main: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax tells every detail of a save
         try:
-            if len(argv) > 1:
+            arguments = argv[1:]
+            if arguments and not takes_arguments:
                 raise mhd.ConfigError(
-                    f"unexpected argument {argv[1]!r}; flags are written --name=value."
+                    f"unexpected argument {arguments[0]!r}; flags are written --name=value."
                 )
             with _other_processes():
-                main()
+                main(arguments) if takes_arguments else main()
         except mhd.ConfigError as error:
             _exit(f"error: {error}", 2)
         except mhd.DivergedError as error:

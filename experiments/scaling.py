@@ -3,7 +3,7 @@
   python -m experiments.scaling --models=mlp,lenet5,resnet20 --workdir=runs/scaling
 
 Each client trains by MHD on a ring with private batches of 32 and a public one of 64. The
-folder gets scaling.json, scaling.md and scaling.png.
+folder gets scaling.json, scaling.md, scaling.png and .svg.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 import mhd_jax as mhd
 from experiments import launch
 from experiments.benchmark import alternating_medians, no_compilation_cache
-from mhd_jax import memory
+from mhd_jax import memory, report
 from mhd_jax.checkpoint import write_json
+from mhd_jax.figures import line_styles
 from mhd_jax.run import prepare
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
@@ -113,10 +114,11 @@ def figure(costs: Sequence[Cost]) -> Figure:
         ("compile_seconds", "seconds of compilation"),
     )
     for axis, (field, label) in zip(axes, panels, strict=True):
-        for model, marker in zip(dict.fromkeys(c.model for c in costs), "osD^", strict=False):
+        models = list(dict.fromkeys(c.model for c in costs))
+        for model, style in zip(models, line_styles(len(models)), strict=True):
             own = [c for c in costs if c.model == model]
             values = [getattr(c, field) for c in own]
-            axis.plot([c.num_clients for c in own], values, marker=marker, label=model)
+            axis.plot([c.num_clients for c in own], values, **style, label=model)
         axis.set_xscale("log", base=2)
         axis.set_xlabel("clients")
         axis.set_ylabel(label)
@@ -150,7 +152,7 @@ def main() -> None:
             num_clients *= 4 if model != "resnet20" else 2
         write_json(folder / "scaling.json", [dataclasses.asdict(cost) for cost in costs])
     (folder / "scaling.md").write_text(markdown(costs), encoding="utf-8")
-    figure(costs).savefig(folder / "scaling.png", dpi=120)
+    report.save_figure(figure(costs), folder / "scaling")
     console.print(f"table and plot: {folder}", markup=False)
 
 

@@ -6,7 +6,7 @@ r"""Runs a grid over any flags and seeds, and puts what came of it in one tidy t
 --grid takes all combinations; --vary takes the common setting, and each value of each flag by
 itself. Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed as
 one program. One that diverges, or cannot be, is noted beside the others. The folder gets
-results.csv and results.jsonl (a row for each run and head), table.md, table.json and sweep.png; the
+results.csv and results.jsonl (a row for each run and head), table.md, table.json, sweep.png and .svg; the
 same command again takes up what was cut and only reads what has finished.
 """
 
@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import cases, compare, launch, train  # noqa: F401  # two define flags
+from experiments import cases, comparison, launch, seed_flags, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
 from mhd_jax import report
+from mhd_jax.figures import METRICS, head_colours, line_styles
 
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."
@@ -34,7 +35,7 @@ _VARY = flags.DEFINE_multi_string(
     "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
 )
 flags.declare_key_flag("algorithm")  # of experiments.train
-flags.declare_key_flag("seeds")  # of experiments.compare
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
 _OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
@@ -52,14 +53,14 @@ def main() -> None:
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
     found, notes = cases.read(assignments)
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/sweep")
-    seeds = [flags.FLAGS.seed + i for i in range(flags.FLAGS.seeds)]
+    seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
     cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)
     notes += failures(outcomes)
     content = {"seeds": seeds, "axes": dict(axes), "rows": rows, "notes": notes}
     cases.write_summary(workdir, content, markdown(rows, notes, len(seeds)))
-    figure(rows, axes if _GRID.value else []).savefig(workdir / "sweep.png", dpi=120)
+    report.save_figure(figure(rows, axes if _GRID.value else []), workdir / "sweep")
     console = launch.console()
     console.print(rich_table(rows, len(seeds)))
     for note in notes:
@@ -103,23 +104,22 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
         if not row["beta_sh"]:
             found.append([row["case"], "–", "–", "–", "–"])
         for i, head in enumerate(row["beta_sh"]):
-            cells = [as_cell(row[metric][head]) for metric in report.METRICS]
+            cells = [as_cell(row[metric][head]) for metric in METRICS]
             found.append([row["case"] if i == 0 else "", head, *cells, sent if i == 0 else ""])
     return found
 
 
 def as_cell(value: Mapping[str, float | None]) -> str:
-    """A mean with its confidence interval."""
-    if value["mean"] is None:
-        return "–"
-    if value["half_width"] is None:
-        return f"{value['mean']:.3f}"
-    return f"{value['mean']:.3f} ± {value['half_width']:.3f}"
+    """A mean ± its standard deviation, and its confidence interval."""
+    mean, half = value["mean"], value["half_width"]
+    if mean is None or half is None:
+        return comparison.as_cell(value)
+    return f"{comparison.as_cell(value)} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 def rich_table(rows: Sequence[Row], num_seeds: int) -> Table:
     """The table for the terminal."""
-    title = f"mean over clients and {num_seeds} seed(s), 95 % interval"
+    title = f"mean ± standard deviation over {num_seeds} seed(s) [95 % interval of the mean]"
     table = Table(*_HEADINGS, title=title)
     for line in lines(rows):
         table.add_row(*line)
@@ -130,7 +130,10 @@ def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
     """The table as Markdown."""
     cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(rows)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
-    said = f"Mean over clients and {num_seeds} seed(s), ± half of its 95 % confidence interval."
+    said = (
+        f"Mean over clients, then mean ± standard deviation over {num_seeds} seed(s) [95 % confidence "
+        "interval of the mean]."
+    )
     return "\n".join([text, said, *notes]) + "\n"
 
 
@@ -161,9 +164,10 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
         rest = " ".join(f"{k}={v}" for k, v in row["given"].items() if k != name)
         series.setdefault(rest or row["algorithm"], []).append(row)
     numbers = sorted({float(row["given"][name]) for row in rows if name in row["given"]})
-    for axis, (metric, label) in zip(panels, report.METRICS.items(), strict=True):
-        for i, (rest, own) in enumerate(series.items()):
-            colour = f"C{i % 10}"
+    for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
+        styles = line_styles(len(series))
+        for (rest, own), style in zip(series.items(), styles, strict=True):
+            colour = style["color"]
             heads = list(own[0][metric])
             for head in dict.fromkeys((heads[-1], heads[0])):
                 points = [(row["given"].get(name), row[metric][head]) for row in own]
@@ -179,7 +183,7 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
                     yerr=[v["half_width"] or 0.0 for _, v in known],
                     color=colour,
                     linestyle="-" if head == heads[-1] else "--",
-                    marker="o",
+                    marker=style["marker"],
                     markersize=4,
                     capsize=3,
                     label=f"{rest}, {head}",
@@ -207,7 +211,7 @@ def _case_by_case(rows: Sequence[Row]) -> Figure:
     """A line for each case: main head and last head."""
     drawn = Figure(figsize=(12, 1.2 + 0.34 * len(rows)), layout="constrained")
     panels = drawn.subplots(1, 2, sharey=True)
-    for axis, (metric, label) in zip(panels, report.METRICS.items(), strict=True):
+    for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
         for y, row in enumerate(rows):
             heads = list(row[metric])
             for head in dict.fromkeys((heads[0], heads[-1])):
@@ -218,7 +222,7 @@ def _case_by_case(rows: Sequence[Row]) -> Figure:
                     value["mean"],
                     y + (0 if len(heads) == 1 else 0.14 if is_main else -0.14),
                     xerr=value["half_width"] or 0.0,
-                    color="black" if is_main else report.head_colours(2)[1],
+                    color="black" if is_main else head_colours(2)[1],
                     marker="o" if is_main else "s",
                     markersize=4,
                     capsize=3,

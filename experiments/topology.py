@@ -4,8 +4,8 @@ r"""Transitive learning: what clients know of classes held by others one, two, t
 
 Each client holds classes that no other one has (--skew=inf), so that whatever it knows of another
 class came along edges. Flags are those of experiments.train, with other defaults: 5 clients,
-disjoint classes, 4 auxiliary heads and no embedding distillation. The same command again takes up
-what was cut.
+disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. The
+same command again takes up what was cut.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch
+from experiments import launch, seed_flags
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
+from experiments.watching import watchers
 from mhd_jax import report
-from mhd_jax.callbacks import ShowProgress
 from mhd_jax.checkpoint import write_json
+from mhd_jax.figures import head_colours, line_styles
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -35,12 +36,12 @@ _TOPOLOGIES = flags.DEFINE_list(
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["mhd", "naive", "isolated"], "Algorithms to compare on each graph."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 # Other defaults than those of experiments.train: of flags, and of hyperparameters.
 _FLAGS = {"num_clients": 5, "skew": float("inf")}
-_HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0}
+_HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0, "num_targets": "all"}
 
 Row = dict[str, Any]
 
@@ -74,8 +75,8 @@ def study(
         [(name, algorithm) for name in graphs for algorithm in algorithms], 1
     ):
         folders = [workdir / name / algorithm.name / f"seed_{seed}" for seed in seeds]
-        progress = ShowProgress(f"[{number}/{total}] {name}, {algorithm.name}")
-        results = graphs[name].simulate(algorithm, seeds, folders, [progress])
+        watching = watchers(f"[{number}/{total}] {name}, {algorithm.name}")
+        results = graphs[name].simulate(algorithm, seeds, folders, watching)
         tables = [
             {row["hops"]: row["accuracy"] for row in result.summary["by_hops"]}
             for result in results
@@ -112,6 +113,8 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     drawn = Figure(figsize=(3.4 * len(graphs) + 1.6, 3.6), layout="constrained")
     axes = drawn.subplots(1, len(graphs), sharey=True, squeeze=False)[0]
     others = [name for name in dict.fromkeys(row["algorithm"] for row in rows) if name != "mhd"]
+    # The first colour is close to those of the heads.
+    styles = dict(zip(others, line_styles(len(others) + 1)[1:], strict=True))
     for axis, graph in zip(axes, graphs, strict=True):
         for name in dict.fromkeys(row["algorithm"] for row in rows):
             own = [
@@ -120,17 +123,15 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 if (row["topology"], row["algorithm"]) == (graph, name) and row["hops"] is not None
             ]
             heads = list(own[0]["accuracy"])
-            colours = report.head_colours(len(heads))
+            colours = head_colours(len(heads))
             for head, colour in zip(heads, colours, strict=False):
                 values = [row["accuracy"][head] for row in own]
-                grey = ("C3", "C7", "C1")[others.index(name) % 3] if name in others else colour
+                style = styles[name] if name in others else {"color": colour, "marker": "."}
                 axis.errorbar(
                     [row["hops"] for row in own],
                     [value["mean"] for value in values],
                     yerr=[value["std"] or 0.0 for value in values],
-                    color=grey,
-                    linestyle="--" if name in others else "-",
-                    marker=".",
+                    **style,
                     capsize=2,
                     label=name if name in others else f"mhd, {head}",
                 )
@@ -158,7 +159,7 @@ def main() -> None:
     ]
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/topology")
-    seeds = [flags.FLAGS.seed + i for i in range(_SEEDS.value)]
+    seeds = seed_flags.values()
     rows = study(settings, _TOPOLOGIES.value, algorithms, seeds, workdir)
 
     heads = max((list(row["accuracy"]) for row in rows), key=len)
@@ -167,7 +168,7 @@ def main() -> None:
     cells = [headings, ["---"] * len(headings), *lines(rows, heads)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     (workdir / "table.md").write_text(text, encoding="utf-8")
-    figure(rows).savefig(workdir / "hops.png", dpi=120)
+    report.save_figure(figure(rows), workdir / "hops")
     console = launch.console()
     shown = Table(*headings, title=f"accuracy by distance, mean ± std over {len(seeds)} seed(s)")
     for line in lines(rows, heads):

@@ -16,9 +16,8 @@ from absl import flags
 from rich.table import Table
 
 from experiments import flags as run_flags
-from experiments import launch
+from experiments import launch, watching
 from mhd_jax.algorithms import ALGORITHMS
-from mhd_jax.callbacks import ShowProgress
 
 _ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
 flags.adopt_module_key_flags(run_flags)
@@ -30,7 +29,7 @@ def main() -> None:
     algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
-    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], [ShowProgress()])
+    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
     from mhd_jax import report  # matplotlib takes a moment, which a run has taken by now
 

@@ -1,6 +1,6 @@
 """mhd_jax: decentralized learning by distillation, simulated as pure JAX functions."""
 
-from mhd_jax import algorithms, data, exchange, models, optim, pretext, topology
+from mhd_jax import algorithms, callbacks, data, exchange, models, optim, pretext, topology
 from mhd_jax.callbacks import Callback
 from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
@@ -33,6 +33,7 @@ __all__ = [
     "StorageError",
     "Topology",
     "algorithms",
+    "callbacks",
     "data",
     "exchange",
     "make_clients",

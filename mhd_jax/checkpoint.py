@@ -19,9 +19,11 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +38,38 @@ from mhd_jax.types import PyTree
 
 FORMAT = 1  # of a run's folder; another one is refused
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run's folder says.
+
+    Attributes:
+      path: the folder.
+      config: of `config.json`.
+      summary: of `summary.json`.
+      history: the records of `metrics.jsonl`.
+    """
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+
+def read_run(path: pathlib.Path) -> FinishedRun:
+    """Reads a finished run's folder; `ConfigError` where there is none, or it has not finished."""
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path} does not hold a run; name a folder that train has written.")
+    if not (path / "summary.json").exists():
+        raise ConfigError(
+            f"the run in {path} has not finished; the command that started it takes it up again."
+        )
+    config, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+    history = _read_lines(path / "metrics.jsonl")
+    if not isinstance(config.get("settings"), dict) or "beta_sh" not in summary or not history:
+        raise ConfigError(f"{path} does not hold a whole run; name another folder.")
+    return FinishedRun(path, config, summary, history)
 
 
 class RunFolder:
@@ -183,14 +217,7 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """The evaluations so far; a torn last line is left out."""
-        records = []
-        if self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return records
+        return _read_lines(self._metrics)
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drops what the folder holds beyond `step`; returns the evaluations up to it.
@@ -226,6 +253,12 @@ class RunFolder:
         """What `finish` wrote."""
         return read_json(self.path / "summary.json")
 
+    def finished_with(
+        self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    ) -> FinishedRun:
+        """The run with this summary, which `finish` has not written yet."""
+        return FinishedRun(self.path, read_json(self._config), summary, history)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""
         self.wait()
@@ -240,7 +273,7 @@ def _fields(carry: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and code that a run was made with."""
+    """Versions, device, code and command that a run was made with."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -250,6 +283,7 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "num_devices": jax.device_count(),
         "git_commit": _git_commit(),
+        "command": _command(),
     }
 
 
@@ -271,6 +305,12 @@ def decisive_environment(carry: PyTree) -> dict[str, Any]:
     devices = jax.devices()
     used = max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(carry))
     return {**versions(), "device": devices[0].device_kind, "devices": used}
+
+
+def _command() -> str | None:
+    """How this program was started; None where that was not from a file, as in a notebook."""
+    started_from = getattr(sys.modules["__main__"], "__file__", None)
+    return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
 
 
 def _git_commit() -> str | None:
@@ -310,6 +350,18 @@ def jsonable(value: Any) -> Any:
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return value
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; a torn last line is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -251,3 +251,17 @@ def count_correct(
         correct, _ = jax.lax.scan(one_chunk, zeros, samples)
     labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)
     return correct, jnp.bincount(labels, length=num_classes + 1)[:num_classes]
+
+
+@functools.partial(jax.jit, static_argnames=("predict", "preparation", "execution"))
+def answers(
+    state: State,
+    inputs: PyTree,
+    *,
+    predict: Callable[[State, PyTree], Array],
+    preparation: Preparation,
+    execution: Execution = AT_ONCE,
+) -> Array:
+    """All clients' logits [K, N, H, C] on samples as their data set stores them."""
+    with under(execution):
+        return predict(state, preparation(inputs))

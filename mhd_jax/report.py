@@ -1,90 +1,152 @@
-"""What people look at: figures, and self-contained HTML pages of a run or a comparison."""
+"""What people read: self-contained HTML pages of a run or a comparison, and figure files."""
 
 from __future__ import annotations
 
 import base64
-import io
+import dataclasses
+import os
 import pathlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mhd_jax.clients import Clients
+from mhd_jax import dotted, figures
+from mhd_jax.checkpoint import FinishedRun
 from mhd_jax.data import statistics
+from mhd_jax.figures import METRICS, Record
 
-METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
-_MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
-_MOST_NAMED = 20  # classes or clients that still have room for their names
+# Text stays text, and the same figure is the same file.
+_SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}
+_DPI = 120
+_PAGE_DPI = 100  # a page's pixels for an inch of a figure
+_MOST_IN_TITLE = 6  # rows of a comparison
+_MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
 
-Record = Mapping[str, Any]
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A table's cell: what it says and, where that is a number, by what to sort it."""
+
+    text: str
+    value: float | None = None
+    is_number: bool = False
+    links: Sequence[tuple[str, str]] = ()
 
 
-def write(
-    folder: pathlib.Path, summary: Record, history: Sequence[Record], clients: Clients
-) -> None:
-    """Writes a finished run's figures and its `report.html`."""
-    figures = {
-        "accuracy": accuracy_figure(history, summary["algorithm"]),
-        "data_split": data_split_figure(clients.label_counts(), clients.data.class_names),
-        "per_class_accuracy": per_class_figure(summary, clients.data.class_names),
-        "hops": hops_figure(summary),
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a page; its first column says what a line is about."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def write(run: FinishedRun) -> None:
+    """Writes a finished run's figures and its `report.html` into its folder."""
+    summary, history = run.summary, run.history
+    data = summary.get("data")  # which folders of older versions lack, as other parts
+    names = _class_names(summary)
+    drawn = {
+        "accuracy": figures.accuracy(history, summary["algorithm"]),
+        "per_class_accuracy": figures.per_class(summary, names),
     }
+    if "by_hops" in summary:
+        drawn["hops"] = figures.hops(summary)
+    by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
+    if by_class:
+        drawn["per_class_over_time"] = figures.per_class_over_time(by_class)
     by_edge = {
         kind: np.array(counts)
         for kind, counts in summary["communication"]["by_edge"].items()
         if np.ndim(counts) == 2
     }
     if by_edge:
-        figures["edges"] = edges_figure(by_edge)
+        drawn["edges"] = figures.edges(by_edge)
     if "diagnostics" in summary:
-        figures["followed"] = followed_figure(summary)
-    page = _template("run.html").render(
-        summary=summary,
-        settings=_flat(summary["settings"]),
-        figures=_save(folder, figures),
-        statistics=statistics.describe(clients.label_counts()),
-        samples=clients.role_counts(),
-        class_names=clients.data.class_names,
+        drawn["followed"] = figures.followed(summary)
+    described = None
+    if data is not None:
+        counts = np.array(data["private_samples"])
+        described = statistics.describe(counts)
+        drawn["data_split"] = figures.data_split(counts, names)
+    graph = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
+    title = (
+        f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{graph}"
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    page = _template("run.html").render(
+        title=title,
+        summary=summary,
+        sentences=in_words(summary),
+        figures=_save(run.path, drawn),
+        tables=_run_tables(summary, described),
+        described=described,
+        client_view=_client_view(summary, history),
+        settings=dotted.flat(summary["settings"]),
+        environments=[run.config.get("environment", {})],
+    )
+    (run.path / "report.html").write_text(page, encoding="utf-8")
 
 
 def write_comparison(
     folder: pathlib.Path,
-    table: Sequence[Record],
-    histories: Mapping[str, Sequence[Sequence[Record]]],
+    rows: Sequence[Record],
+    runs: Mapping[str, Sequence[FinishedRun]],
     notes: Sequence[str],
-    settings: Record,
 ) -> None:
     """Writes a comparison's figures and its `report.html`.
 
     Args:
       folder: where to.
-      table: one row for each algorithm, from `experiments.compare`.
-      histories: by algorithm, one history for each seed.
+      rows: the table, from `experiments.comparison.summarise`.
+      runs: those of each row, by what the row calls them ("algorithm").
       notes: what a reader must know beside the figures.
-      settings: the common settings.
     """
-    figures = {
-        "comparison": comparison_figure(table),
-        "accuracy": comparison_curves(histories),
-        "communication": communication_curves(histories),
+    histories = {name: [run.history for run in each] for name, each in runs.items()}
+    drawn = {
+        "comparison": figures.comparison(rows),
+        "accuracy": figures.comparison_curves(histories),
     }
+    if figures.sends(histories):
+        drawn["communication"] = figures.communication_curves(histories)
+    common, differing = dotted.compared(runs)
+    environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
     page = _template("comparison.html").render(
-        table=table,
-        figures=_save(folder, figures),
+        title=f"Comparison of {', '.join(runs)}"
+        if len(runs) <= _MOST_IN_TITLE
+        else f"Comparison of {len(runs)} configurations",
+        sentences=_comparison_in_words(rows, runs, differing),
+        figures=_save(folder, drawn),
+        tables=_comparison_tables(folder, rows, runs, differing),
         notes=notes,
-        settings=_flat(settings),
+        settings=common,
+        environments=environments,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Saves a figure as `path` with .png and with .svg, for screens and for papers.
+
+    Text of the SVG is text, in a font that the reader has; equal figures make equal files.
+    """
+    # savefig would draw it twice for each file, and all the time goes into that.
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    figure.set_dpi(_DPI)
+    FigureCanvasAgg(figure).print_png(path.with_suffix(".png"))
+    with matplotlib.rc_context(_SVG):
+        FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
@@ -100,325 +162,361 @@ def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
     return lines
 
 
-def head_colours(num_heads: int) -> list[Any]:
-    """One colour for each head: black for the main one, then viridis by rank."""
-    viridis = matplotlib.colormaps["viridis"]
-    return ["black", *(viridis(x) for x in np.linspace(0.15, 0.85, max(num_heads - 1, 1)))]
-
-
-def accuracy_figure(history: Sequence[Record], title: str) -> Figure:
-    """β_sh and β_priv over steps: the mean over clients of each head, with the clients' range."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    heads = list(history[-1]["beta_sh"])
-    steps = [record["step"] for record in history]
-    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for head, colour in zip(heads, head_colours(len(heads)), strict=False):
-            each = _numbers([record["per_client"][metric][head] for record in history])
-            axis.fill_between(
-                steps, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.1, linewidth=0
-            )
-            axis.plot(
-                steps,
-                _numbers([record[metric][head] for record in history]),
-                color=colour,
-                marker="." if len(steps) < 30 else None,
-                label=head,
-            )
-        axis.set_xlabel("step")
-        _accuracy_axis(axis, label)
-    axes[0].legend(title="head", fontsize="small", loc="lower right")
-    figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
-    return figure
-
-
-def data_split_figure(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Private samples by client and class [K, C], and each client's in all."""
-    width, height = _heat_map_size(counts, class_names)
-    figure = Figure(figsize=(width + 2, height), layout="constrained")
-    axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(width, 1.8))
-    # Square roots tell few samples from none.
-    image = _heat_map(axis, counts, class_names, "{:.0f}", "Blues", PowerNorm(0.5, 0, counts.max()))
-    edges = np.arange(len(counts) + 1) - 0.5
-    beside.stairs(counts.sum(axis=1), edges, orientation="horizontal", fill=True)
-    beside.set_xlabel("samples in all")
-    beside.xaxis.set_major_locator(MaxNLocator(3))
-    beside.xaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.colorbar(image, ax=[axis, beside], label="samples", fraction=0.05, aspect=30)
-    figure.suptitle("Private samples of each client")
-    return figure
-
-
-def per_class_figure(summary: Record, class_names: Sequence[str]) -> Figure:
-    """Test accuracy by client and class at the end: the main head and the last one."""
-    heads = list(summary["beta_sh"])
-    shown = heads[:1] if len(heads) == 1 else [heads[0], heads[-1]]
-    panels = [
-        _numbers([client["per_class_accuracy"][head] for client in summary["per_client"]])
-        for head in shown
-    ]
-    width, height = _heat_map_size(panels[0], class_names)
-    figure = Figure(figsize=(width * len(shown), height), layout="constrained")
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, head, panel in zip(axes, shown, panels, strict=True):
-        image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
-        figure.colorbar(image, ax=axis, label="accuracy")
-        axis.set_title(f"{summary['algorithm']}: test accuracy, {head}")
-    return figure
-
-
-def hops_figure(summary: Record) -> Figure:
-    """Test accuracy of every head by distance from the clients that hold a class."""
-    rows = summary["by_hops"]
-    figure = Figure(figsize=(1.8 + 0.9 * max(len(rows), 3), 3.6), layout="constrained")
-    axis = figure.subplots()
-    heads = list(summary["beta_sh"])
-    for head, colour in zip(heads, head_colours(len(heads)), strict=False):
-        values = [row["accuracy"][head] for row in rows]
-        axis.plot(range(len(rows)), values, "o-", color=colour, label=head)
-    labels = ["none" if row["hops"] is None else str(row["hops"]) for row in rows]
-    axis.set_xticks(range(len(rows)), labels)
-    axis.set_xlim(-0.4, len(rows) - 0.6)
-    axis.set_xlabel("hops to who holds the class")
-    _accuracy_axis(axis, "test accuracy")
-    axis.legend(title="head", fontsize="small")
-    return figure
-
-
-def edges_figure(by_edge: Mapping[str, np.ndarray]) -> Figure:
-    """How many messages each client got from each other one [K, K], kind by kind."""
-    most = max(counts.max() for counts in by_edge.values())
-    panels = {
-        f"messages: {kind}": (counts, "{:.0f}", Normalize(0, max(most, 1)))
-        for kind, counts in by_edge.items()
-    }
-    return _pairs_figure(panels)
-
-
-def followed_figure(summary: Record) -> Figure:
-    """Shares of public samples on which each client learned from each one, and on which they agreed."""
-    found, heads = summary["diagnostics"], list(summary["beta_sh"])
-    learn = heads[-len(found["followed"]) :]
-    panels = {
-        f"who {head} learned from": (_numbers(shares), "{:.2f}", Normalize(0, 1))
-        for head, shares in zip(learn, found["followed"], strict=True)
-    }
-    panels["agreement"] = (_numbers(found["agreement"]), "{:.2f}", Normalize(0, 1))
-    return _pairs_figure(panels)
-
-
-def _pairs_figure(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
-    """Heat maps of pairs of clients [K, K], from j to i at [i, j]."""
-    names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
-    width, height = _heat_map_size(np.zeros((len(names),) * 2), names)
-    across = min(len(panels), 2)
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(across * width, down * height), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).reshape(-1)
-    for axis, (title, (values, number, scale)) in zip(axes, panels.items(), strict=False):
-        image = _heat_map(axis, values, names, number, "Blues", scale)
-        axis.set_xlabel("from client")
-        axis.set_ylabel("to client")
-        axis.set_title(title)
-        figure.colorbar(image, ax=axis)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    return figure
-
-
-def comparison_figure(table: Sequence[Record]) -> Figure:
-    """Main and last head of every algorithm, mean ± std over seeds."""
-    figure = Figure(figsize=(10, 0.9 + 0.55 * len(table)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for row, entry in enumerate(table):
-            heads = list(entry[metric])
-            shown = {"main": heads[0]} if len(heads) == 1 else {"main": heads[0], "last": heads[-1]}
-            for offset, (kind, head) in zip((-0.17, 0.17), shown.items(), strict=False):
-                value = entry[metric][head]
-                if value["mean"] is None:
-                    continue
-                colour = "black" if kind == "main" else head_colours(2)[1]
-                y = row + (0 if len(shown) == 1 else offset)
-                axis.errorbar(
-                    value["mean"], y, xerr=value["std"] or 0.0, color=colour, fmt="o", capsize=3
-                )
-                axis.annotate(
-                    f"{head} {value['mean']:.2f}",
-                    (value["mean"], y),
-                    xytext=(0, 5 if kind == "main" else -12),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize="x-small",
-                    color=colour,
-                )
-        axis.set_yticks(range(len(table)), [entry["algorithm"] for entry in table])
-        axis.set_ylim(len(table) - 0.4, -0.6)
-        axis.set_xlim(0, 1.05)
-        axis.set_xlabel(label)
-        axis.grid(axis="x", alpha=0.3)
-    seeds = table[0]["seeds"]
-    figure.suptitle(f"Mean over clients and {seeds} seed{'s' * (seeds > 1)}, ± std over seeds")
-    return figure
-
-
-def comparison_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) -> Figure:
-    """Accuracy over steps of every algorithm's last head, mean ± std over seeds."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for name, runs, style in _styled(histories):
-            head, values = _last_head(runs, metric)
-            steps = [record["step"] for record in runs[0]]
-            mean, std = values.mean(axis=0), values.std(axis=0)
-            axis.plot(steps, mean, **style, label=f"{name} ({head})")
-            axis.fill_between(
-                steps, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0
-            )
-        axis.set_xlabel("step")
-        _accuracy_axis(axis, label)
-    _legend_beside(figure)
-    return figure
-
-
-def communication_curves(histories: Mapping[str, Sequence[Sequence[Record]]]) -> Figure:
-    """Accuracy of every algorithm's last head against the bytes sent so far, mean over seeds."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for name, runs, style in _styled(histories):
-            head, values = _last_head(runs, metric)
-            sent = _numbers([[record["bytes"] for record in run] for run in runs]).mean(axis=0)
-            mean, speaks = values.mean(axis=0), sent > 0
-            if speaks.any():
-                axis.plot(sent[speaks], mean[speaks], **style, label=f"{name} ({head})")
-                axis.plot(sent[-1], mean[-1], "o", color=style["color"])
-            else:
-                axis.axhline(mean[-1], color=style["color"], linestyle=":", label=name)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("bytes sent")
-        _accuracy_axis(axis, label)
-    _legend_beside(figure)
-    return figure
-
-
-def _legend_beside(figure: Figure) -> None:
-    """One legend for all axes, which covers none."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize="small", loc="outside right upper")
-
-
-def _styled(histories: Mapping[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Each algorithm with a colour and a line of its own."""
-    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(histories)))
-    styles = ("-", "--", "-.")
-    return [
-        (name, runs, {"color": colour, "linestyle": styles[i % len(styles)]})
-        for i, ((name, runs), colour) in enumerate(zip(histories.items(), colours, strict=True))
-    ]
-
-
-def _last_head(runs: Sequence[Sequence[Record]], metric: str) -> tuple[str, np.ndarray]:
-    """The last head's name, and its accuracies [runs, evaluations]."""
-    head = list(runs[0][-1][metric])[-1]
-    return head, _numbers([[record[metric][head] for record in run] for run in runs])
-
-
-def _accuracy_axis(axis: Axes, label: str) -> None:
-    axis.set_ylabel(label)
-    axis.set_ylim(0, 1.02)
-    axis.grid(alpha=0.3)
-
-
-def _heat_map_size(values: np.ndarray, class_names: Sequence[str]) -> tuple[float, float]:
-    """Width and height in inches of a heat map, its axes and its colour bar."""
-    rows, columns = values.shape
-    names = 0.06 * max(map(len, class_names)) if len(class_names) <= _MOST_NAMED else 0.0
-    return min(2.2 + 0.5 * columns, 14), min(1.4 + 0.35 * rows, 12) + names
-
-
-def _heat_map(
-    axis: Axes,
-    values: np.ndarray,
-    class_names: Sequence[str],
-    number: str,
-    colours: str,
-    scale: Normalize,
-) -> AxesImage:
-    image = axis.imshow(values, cmap=colours, norm=scale, aspect="auto", interpolation="nearest")
-    axis.set_xlabel("class")
-    axis.set_ylabel("client")
-    if len(class_names) <= _MOST_NAMED:
-        long = max(map(len, class_names)) > 3
-        axis.set_xticks(
-            range(len(class_names)),
-            class_names,
-            rotation=45 if long else 0,
-            rotation_mode="anchor",
-            ha="right" if long else "center",
+def in_words(summary: Record) -> list[str]:
+    """What a run did and found, in a few sentences."""
+    settings, timing = summary["settings"], summary["timing"]
+    who = f"{summary['num_clients']} clients"
+    if _pooled(summary):
+        done = f"One model learned {summary['dataset']} from what {who} hold together"
+    else:
+        graph = settings["topology"]["name"]
+        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
+    sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
+    if "data" in summary:
+        roles = [f"{n:,} {role}" for role, n in summary["data"]["samples"].items() if n]
+        models = ", ".join(settings["clients"]["models"])
+        sentences.append(
+            f"Models are {models}; samples: {', '.join(roles)}; partition: "
+            f"{settings['clients']['partition']}."
         )
-    if len(values) <= _MOST_NAMED:
-        axis.set_yticks(range(len(values)))
-    if values.size <= _MOST_ANNOTATED:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                r, g, b, _ = image.cmap(image.norm(value))
-                dark = 0.3 * r + 0.59 * g + 0.11 * b < 0.5
-                axis.text(
-                    column,
-                    row,
-                    number.format(value),
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if dark else "black",
-                )
-    return image
-
-
-def _numbers(values: Any) -> np.ndarray:
-    """An array of floats in which None is NaN."""
-    return np.array(values, dtype=float)
-
-
-def _save(folder: pathlib.Path, figures: Mapping[str, Figure]) -> dict[str, str]:
-    """Writes figures as PNG files, and returns them as data URIs for a page."""
-    uris = {}
-    for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        (folder / f"{name}.png").write_bytes(buffer.getvalue())
-        uris[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return uris
-
-
-def _flat(settings: Record, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mhd_jax"), autoescape=True, undefined=jinja2.StrictUndefined
+    goals = Counter(settings["clients"].get("objectives", ()))
+    if goals:
+        listed = ", ".join(f"{count} {goal}" for goal, count in goals.items())
+        sentences.append(f"By what clients learn from their own data, there are {listed}.")
+    sentences.append(_accuracy_in_words(summary))
+    for client, kind in settings["clients"].get("adversaries", {}).items():
+        sentences.append(f"Client {client} lies ({kind}).")
+    sent = summary["communication"]
+    if sent["total_bytes"]:
+        parts = ", ".join(f"{as_bytes(n)} of {name}" for name, n in sent["by_type"].items())
+        sentences.append(f"{as_bytes(sent['total_bytes'])} were sent in all: {parts}.")
+    else:
+        sentences.append("Nothing was sent.")
+    seconds = timing["seconds_per_step"] * summary["steps"]
+    sentences.append(
+        f"Training took {_seconds(seconds)}, {1000 * timing['seconds_per_step']:.3g} ms a step, after "
+        f"{_seconds(timing['compile_seconds'])} of compilation."
     )
-    environment.filters["accuracy"] = lambda x: "–" if x is None else f"{x:.3f}"
-    environment.filters["bytes"] = _bytes
-    environment.filters["accuracy_lines"] = accuracy_lines
-    return environment.get_template(name)
+    faults = summary.get("faults", {})
+    if "links_lost" in faults:
+        sentences.append(
+            f"{faults['links_lost']:,} links were lost, and clients missed "
+            f"{sum(faults['steps_missed']):,} steps in all."
+        )
+    for client, step in faults.get("quarantined", {}).items():
+        sentences.append(f"Client {client} is in quarantine since step {step}.")
+    return sentences
 
 
-def _bytes(size: float) -> str:
+def _accuracy_in_words(summary: Record) -> str:
+    """Accuracies of the last head, and what it gains over the main one."""
+
+    def both(head: str, of: Record) -> str:
+        values = {"β_sh": of["beta_sh"][head], "β_priv": of["beta_priv"][head]}
+        return " and ".join(f"{name} {x:.3f}" for name, x in values.items() if x is not None)
+
+    honest = summary.get("honest")
+    of, whose = (honest, "honest clients' ") if honest else (summary, "")
+    heads = list(of["beta_sh"])
+    first, last = heads[0], heads[-1]
+    if first == last:
+        return f"At the end, {whose or 'the '}only head has {both(first, of)}."
+    gains = [
+        f"{of[metric][last] - of[metric][first]:+.3f} in {symbol}".replace("-", "−")
+        for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv"))
+        if of[metric][first] is not None
+    ]
+    return (
+        f"At the end, {whose or 'the '}last head, {last}, has {both(last, of)}; the main head has "
+        f"{both(first, of)}: from main to last, {' and '.join(gains)}."
+    )
+
+
+def as_bytes(size: float) -> str:
+    """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def _comparison_in_words(
+    rows: Sequence[Record],
+    runs: Mapping[str, Sequence[FinishedRun]],
+    differing: Mapping[str, Any],
+) -> list[str]:
+    """What was compared, and who comes first."""
+    first = next(iter(runs.values()))[0].summary
+    seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
+    if len(seeds) > 1:
+        sentences = ["Rows have other seeds; the links to their reports name them."]
+    elif any(name.startswith("clients.") for name in differing):
+        sentences = ["Clients or their data are not the same for all: see what differs."]
+    else:
+        listed = ", ".join(map(str, next(iter(seeds))))
+        sentences = [
+            f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
+            f"sets and seeds ({listed}) are the same for all."
+        ]
+    for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
+        last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
+        known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
+        if len(known) > 1:
+            order = sorted(known, key=lambda name: -known[name][1]["mean"])
+            best = [
+                f"{name} ({known[name][0]}) {_spread(known[name][1]).text}" for name in order[:3]
+            ]
+            sentences.append(f"Highest {symbol} of the last head: {', then '.join(best)}.")
+    return sentences
+
+
+def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
+    """The tables of a run's page."""
+    heads = list(summary["beta_sh"])
+    timing, sent = summary["timing"], summary["communication"]
+    tables = {
+        "heads": Table(
+            "Accuracy at the end, mean over clients",
+            ("head", "β_sh", "β_priv"),
+            [[Cell(name), *map(_number, values)] for name, *values in accuracy_lines(summary)],
+        ),
+        "clients": Table(
+            "Accuracy of each client at the end",
+            ("client", "model", *(f"{s} {head}" for s in ("β_sh", "β_priv") for head in heads)),
+            [
+                [
+                    _count(client["client"]),
+                    Cell(client["model"]),
+                    *(_number(client[metric][head]) for metric in METRICS for head in heads),
+                ]
+                for client in summary["per_client"]
+            ],
+        ),
+        "bytes": Table(
+            "What was sent",
+            ("what", "bytes", "share"),
+            [
+                [
+                    Cell(f"{word} {name}"),
+                    Cell(as_bytes(n), n, True),
+                    _number(n / max(sent["total_bytes"], 1)),
+                ]
+                for word, part in (("type", "by_type"), ("numbers as", "by_dtype"))
+                for name, n in sent.get(part, {}).items()
+            ],
+        ),
+        "time": Table(
+            "Compilation and training apart",
+            ("what", "seconds"),
+            [
+                [Cell("compilation"), _number(timing["compile_seconds"])],
+                [
+                    Cell("training, without compilation"),
+                    _number(timing["seconds_per_step"] * summary["steps"]),
+                ],
+                [Cell("one step"), _number(timing["seconds_per_step"], 5)],
+            ],
+        ),
+    }
+    if described is not None:
+        names = _class_names(summary)
+        tables["data"] = Table(
+            "Private data of each client",
+            ("client", "samples", "classes", "entropy (bits)", "largest class", "its share"),
+            [
+                [
+                    _count(client["client"]),
+                    _count(client["samples"]),
+                    _count(client["classes"]),
+                    _number(client["entropy_bits"]),
+                    Cell(names[client["largest_class"]]),
+                    _number(client["largest_share"]),
+                ]
+                for client in described["clients"]
+            ],
+        )
+    return tables
+
+
+def _comparison_tables(
+    folder: pathlib.Path,
+    rows: Sequence[Record],
+    runs: Mapping[str, Sequence[FinishedRun]],
+    differing: Mapping[str, Sequence[Any]],
+) -> dict[str, Table]:
+    """The tables of a comparison's page."""
+    return {
+        "accuracy": Table(
+            "Accuracy at the end, mean over clients, ± standard deviation over seeds",
+            ("algorithm", "head", "β_sh", "β_priv"),
+            [
+                [Cell(row["algorithm"]), Cell(head), *map(_spread, values)]
+                for row in rows
+                for head, *values in accuracy_lines(row)
+            ],
+        ),
+        "cost": Table(
+            "Bytes and time: mean of the bytes and medians of the times over seeds",
+            ("algorithm", "bytes sent", "compilation, s", "ms a step", "reports"),
+            [
+                [
+                    Cell(row["algorithm"]),
+                    Cell(as_bytes(row["total_bytes"]), row["total_bytes"], True),
+                    _number(row["compile_seconds"], 1),
+                    _number(1000 * row["seconds_per_step"], 2),
+                    Cell("", links=[_link(folder, run) for run in runs[row["algorithm"]]]),
+                ]
+                for row in rows
+            ],
+        ),
+        "differing": Table(
+            "Settings that differ",
+            ("setting", *runs),
+            [[Cell(name), *map(_setting, values)] for name, values in differing.items()],
+        ),
+    }
+
+
+def _link(folder: pathlib.Path, run: FinishedRun) -> tuple[str, str]:
+    """A run's report as it is found from a comparison's, and its seed."""
+    path = pathlib.Path(os.path.relpath(run.path.resolve(), folder.resolve())) / "report.html"
+    return path.as_posix(), f"seed {run.summary['seed']}"
+
+
+def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
+    """What the page's script shows of the client that a reader chooses, as JSON."""
+    heads = list(summary["beta_sh"])
+    moments = np.linspace(0, len(history) - 1, min(len(history), _MOST_MOMENTS))
+    records = [history[i] for i in moments.round().astype(int)]
+    data = summary.get("data")
+    samples = None
+    if data is not None:
+        counts = np.array(data["private_samples"])
+        samples = (counts.sum(axis=0, keepdims=True) if _pooled(summary) else counts).tolist()
+    clients = [
+        {
+            "name": "all, pooled" if _pooled(summary) else str(i),
+            "facts": _facts(summary, i, samples),
+            "curves": {
+                metric: [
+                    [_rounded(record["per_client"][metric][head][i]) for record in records]
+                    for head in heads
+                ]
+                for metric in METRICS
+            },
+            "samples": samples and samples[i],
+            "by_class": [
+                [_rounded(x) for x in client["per_class_accuracy"][head]] for head in heads
+            ],
+        }
+        for i, client in enumerate(summary["per_client"])
+    ]
+    return {
+        "steps": [record["step"] for record in records],
+        "heads": heads,
+        "colours": [to_hex(c) for c in figures.head_colours(len(heads))[: len(heads)]],
+        "metrics": METRICS,
+        "classes": _class_names(summary),
+        "clients": clients,
+    }
+
+
+def _facts(summary: Record, i: int, samples: Sequence[Sequence[int]] | None) -> dict[str, str]:
+    """What is to be said about a client beside its accuracies."""
+    client, settings = summary["per_client"][i], summary["settings"]["clients"]
+    facts = {"model": client["model"]}
+    if samples is not None:
+        held = np.array([samples[i]])
+        facts["private samples"] = f"{held.sum():,} of {(held > 0).sum()} classes"
+        facts["entropy of its labels"] = f"{statistics.label_entropy(held)[0]:.3f} bits"
+    if "objectives" in settings and not _pooled(summary):
+        facts["learns from its data by"] = settings["objectives"][i]
+    if str(i) in settings.get("adversaries", {}) and not _pooled(summary):
+        facts["lies"] = settings["adversaries"][str(i)]
+    faults = summary.get("faults", {})
+    if "steps_missed" in faults:
+        facts["steps missed"] = f"{faults['steps_missed'][i]:,}"
+    if str(i) in faults.get("quarantined", {}):
+        facts["in quarantine since step"] = str(faults["quarantined"][str(i)])
+    return facts
+
+
+def _pooled(summary: Record) -> bool:
+    """Whether one model holds the data of several clients."""
+    return len(summary["per_client"]) < summary["num_clients"]
+
+
+def _class_names(summary: Record) -> list[str]:
+    """The classes' names, or their numbers where a folder does not tell."""
+    if "data" in summary:
+        return summary["data"]["class_names"]
+    by_head = summary["per_client"][0]["per_class_accuracy"]
+    return [str(c) for c in range(len(by_head["main"]))]
+
+
+def _number(value: float | None, digits: int = 3) -> Cell:
+    return Cell("–" if value is None else f"{value:,.{digits}f}", value, True)
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", value, True)
+
+
+def _spread(value: Mapping[str, float | None]) -> Cell:
+    """A mean ± its standard deviation."""
+    mean, std = value["mean"], value["std"]
+    if mean is None:
+        return Cell("–", None, True)
+    return Cell(f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}"), mean, True)
+
+
+def _setting(value: Any) -> Cell:
+    if isinstance(value, list):
+        return Cell(", ".join(map(str, value)))
+    return Cell("–" if value is None else str(value))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
+
+
+def _save(folder: pathlib.Path, drawn: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+    """Writes figures as files, and returns them as data URIs with their widths on a page."""
+    found = {}
+    for name, figure in drawn.items():
+        save_figure(figure, folder / name)
+        png = (folder / f"{name}.png").read_bytes()
+        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
+    return found
+
+
+def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:
+    """Commands, and what else the runs were made with: each value once."""
+    found: dict[str, list[str]] = {}
+    for environment in environments:
+        for name, value in dotted.flat(environment).items():
+            if value is not None:
+                values = found.setdefault(name.removeprefix("versions."), [])
+                if str(value) not in values:
+                    values.append(str(value))
+    return {"commands": found.pop("command", []), "environment": found}
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mhd_jax"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
+    environment.filters["bytes"] = as_bytes
+    environment.filters["reproduction"] = _reproduction
+    return environment.get_template(name)

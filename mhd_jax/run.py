@@ -224,14 +224,11 @@ class Run:
         correct = correct[: self.num_active]
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
 
-    def accuracies(
-        self, state: State, samples: EvaluationSet | StreamedEvaluationSet
-    ) -> dict[str, Any]:
-        """β_sh and β_priv by head: means over clients, and each client's.
+    def accuracies(self, per_class: np.ndarray) -> dict[str, Any]:
+        """β_sh and β_priv by head, of accuracies [K, H, C]: means over clients, and each client's.
 
         Where some misbehave, "honest" holds the means over the others.
         """
-        per_class = self.per_class_accuracy(state, samples)
         own_labels = self.clients.label_distributions[: self.num_active]
         betas = {"beta_sh": beta_sh(per_class), "beta_priv": beta_priv(per_class, own_labels)}
         names = head_names(per_class.shape[1])
@@ -262,7 +259,8 @@ class Run:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
         if not self.algorithm.has_consensus:
             return None
-        found = self.accuracies(_consensus(state, num_active=self.num_active), self.test)
+        consensus = _consensus(state, num_active=self.num_active)
+        found = self.accuracies(self.per_class_accuracy(consensus, self.test))
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
     @functools.cached_property

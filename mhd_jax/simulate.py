@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import math
 import pathlib
 import resource
@@ -22,10 +23,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 
-from mhd_jax import communication, hops, hosts, optim
+from mhd_jax import communication, engine, hops, hosts, optim
 from mhd_jax import topology as topologies
-from mhd_jax.callbacks import Callback, Callbacks, ShowProgress, is_interactive
+from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
+from mhd_jax.callbacks.base import Callbacks
+from mhd_jax.callbacks.progress import is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
 from mhd_jax.checkpoints import Keep, best
 from mhd_jax.clients import Clients
@@ -42,12 +47,13 @@ from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare, require_counts
 from mhd_jax.together import Together, partition
-from mhd_jax.types import Algorithm, Metrics, State
+from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
 _MOST_EDGES = 64**2  # that a summary lists one by one
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
@@ -71,12 +77,27 @@ class Result:
     state: State | None
     started_at: int = 0
     best: State | None = None
+    _answers: Callable[..., Array] | None = dataclasses.field(default=None, repr=False)
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """What the clients say at the end, as logits [K, N, H, C] of all heads.
+
+        Args:
+          inputs: samples [N, ...] as the data set holds them (`data.test_inputs[:100]`, say).
+
+        Raises:
+          ConfigError: the run's checkpoints are gone.
+        """
+        if self.state is None or self._answers is None:
+            raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
+        logits = hosts.fetch(self._answers(self.state, inputs))
+        return logits[: self.summary["num_clients"]]
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
-        from mhd_jax import report  # matplotlib takes a moment, and only plots need it
+        from mhd_jax import figures  # matplotlib takes a moment, and only plots need it
 
-        return report.accuracy_figure(self.history, self.summary["algorithm"])
+        return figures.accuracy(self.history, self.summary["algorithm"])
 
 
 def simulate(
@@ -274,7 +295,7 @@ def simulate_many(
       eval_every, steps_per_dispatch, checkpoint_every, keep_checkpoints, keep_best, fall_back,
         progress: as for `simulate`.
       workdirs: one for each run.
-      callbacks: watch all runs; a record's "seed" says whose it is.
+      callbacks: watch all runs; what they are told at the start says whose a record is.
       keep_going: whether a run that diverges leaves the others alone.
       write_reports: whether folders get figures and a page, which take a second or two each.
 
@@ -290,7 +311,7 @@ def simulate_many(
         for run in prepared
     ]
     watch = _watchers(callbacks, progress)
-    folders: Sequence[Any] = workdirs or [None] * len(runs)
+    folders: Sequence[Any] = workdirs or [None for _ in runs]
     keep = _keep(prepared, keep_checkpoints, keep_best, folders)
     lanes = [
         _Lane(run, _folder(folder, run, keep), plan, keep, fall_back, write_reports)
@@ -347,6 +368,12 @@ class _Lane:
     best_score: float = -math.inf
 
     @property
+    def watched(self) -> WatchedRun:
+        """The run as watchers know it."""
+        folder = None if self.folder is None else self.folder.path
+        return WatchedRun(self.run.settings, folder, self.history)
+
+    @property
     def starts(self) -> list[int]:
         """The steps at which the run can be taken up, in their order."""
         if self.folder is None:
@@ -373,9 +400,8 @@ class _Lane:
         """What a run that has finished has left."""
         assert self.folder is not None
         state = self._saved_state(self.plan.steps)
-        return Result(
-            self.folder.summary(), self.folder.history(), state, self.plan.steps, self._best(state)
-        )
+        self.history = self.folder.history()
+        return self.result(self.folder.summary(), state, self.plan.steps)
 
     def _best(self, final: State | None) -> State | None:
         """The state of the checkpoint that is kept as the best one."""
@@ -413,18 +439,22 @@ class _Lane:
         """Evaluates, and adds a line to the history."""
         run = self.run
         sent = communication.total(run.messages(carry), run.senders)
+        per_class = run.per_class_accuracy(carry.state, run.test)
         record = {
             "step": int(carry.state.step),
             "seed": run.seed,
-            **run.accuracies(carry.state, run.test),
+            **run.accuracies(per_class),
             "train": run.means(carry),
             "messages": sent["messages"],
             "bytes": sent["total_bytes"],
             **run.non_finite(carry),
             "seconds": self.seconds,
         }
+        record["per_client"] |= _by_class(per_class)
         if run.validation is not None:
-            record["validation"] = run.accuracies(carry.state, run.validation)
+            record["validation"] = run.accuracies(
+                run.per_class_accuracy(carry.state, run.validation)
+            )
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)
@@ -438,9 +468,19 @@ class _Lane:
             if self.has_report and hosts.is_main():
                 from mhd_jax import report
 
-                report.write(self.folder.path, summary, self.history, self.run.everyone)
+                report.write(self.folder.finished_with(summary, self.history))
             self.folder.finish(summary)
-        return Result(summary, self.history, carry.state, started_at, self._best(carry.state))
+        return self.result(summary, carry.state, started_at)
+
+    def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
+        """The run as its user gets it."""
+        answers = functools.partial(  # which keeps no data alive
+            engine.answers,
+            predict=self.run.algorithm.predict,
+            preparation=self.run.spec.preparation,
+            execution=self.run.execution,
+        )
+        return Result(summary, self.history, state, started_at, self._best(state), answers)
 
 
 def _simulate(
@@ -513,14 +553,19 @@ def _carry_out(
     carry = joined.join(carries) if joined else carries[0]
     del carries
     program = joined or lanes[0].run
+    status = "failed"
     try:
-        watch.on_start(lanes[0].run.settings, started_at)
+        watch.on_start([lane.watched for lane in lanes], started_at)
         with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
             carry, compile_seconds = _train(
                 lanes, program, carry, watch, stop_requested, keep_going
             )
+        status = "finished"
+    except (InterruptedRun, KeyboardInterrupt):
+        status = "interrupted"
+        raise
     finally:
-        watch.on_end()
+        watch.on_end(status)
     return [
         lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
@@ -758,6 +803,11 @@ def _summary(
                 }
                 for i in range(len(per_class))
             ],
+            "data": {
+                "class_names": run.everyone.data.class_names,
+                "samples": run.everyone.role_counts(),
+                "private_samples": run.everyone.label_counts(),
+            },
             "by_hops": hops.accuracies(per_class, run.hops_to_classes(), names),
             "topology": topologies.describe(run.topology, run.steps),
             "communication": {
@@ -776,6 +826,16 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _by_class(per_class: np.ndarray) -> dict[str, Any]:
+    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
+    num_clients, num_heads, num_classes = per_class.shape
+    if num_clients * num_classes > _MOST_BY_CLASS:
+        return {}
+    names = head_names(num_heads)
+    kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
+    return {"per_class_accuracy": jsonable(kept)}
 
 
 def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:

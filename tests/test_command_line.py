@@ -102,7 +102,7 @@ def test_faults(call):
     assert (given["offline"], given["offline_steps"], given["link_loss"]) == (0.4, 2, 0.0)
     missed = summary["faults"]["steps_missed"]
     assert missed[0] >= 2 and missed[2] >= 4 and summary["faults"]["quarantined"] == {}
-    assert "<dt>faults</dt>" in pathlib.Path("w/report.html").read_text()
+    assert "<h2>Faults</h2>" in pathlib.Path("w/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,7 @@ def test_faults(call):
         (["--average_every=5"], "--average_every is about --ensembles; give both, or neither"),
         (["--learning_rate=-1"], "learning_rate must be positive"),
         (["mhd"], "unexpected argument 'mhd'; flags are written --name=value"),
+        (["--wandb_project="], "a wandb project needs a name"),
         (["--workdir=mine"], "mine exists and is not a run's folder"),
     ],
 )

@@ -79,6 +79,14 @@ def test_two_arguments_suffice():
     assert list(result.summary["beta_sh"]) == ["main", "aux_1", "aux_2", "aux_3"]
     assert seen == result.history and seen[-1]["step"] == 20
     assert result.plot().axes
+    # The clients' own answers are what was counted; digits are stored as pixels.
+    answers = result.predict(small.test_inputs)
+    assert answers.shape == (4, 40, 4, 10)
+    correct = answers.argmax(axis=-1) == small.test_labels[:, None]
+    per_class = np.stack([correct[:, small.test_labels == c].mean(axis=1) for c in range(10)])
+    np.testing.assert_allclose(
+        per_class.mean(axis=(0, 1)), list(result.summary["beta_sh"].values()), rtol=1e-6
+    )
 
 
 def test_it_learns():
@@ -216,6 +224,8 @@ def test_a_finished_run_without_checkpoints_keeps_its_history(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text()
     again = run(workdir=tmp_path)
     assert again.state is None and again.history == first.history
+    with pytest.raises(mhd.ConfigError, match="gone with its checkpoints"):
+        again.predict(tiny_dataset().inputs)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
@@ -303,12 +313,19 @@ def test_the_run_folder_and_its_summary(tmp_path):
         "summary.json",
         "checkpoints",
         "report.html",
-        "accuracy.png",
-        "data_split.png",
-        "per_class_accuracy.png",
-        "hops.png",
-        "edges.png",
-        "followed.png",
+        *(
+            f"{figure}.{ending}"
+            for figure in (
+                "accuracy",
+                "data_split",
+                "per_class_accuracy",
+                "per_class_over_time",
+                "hops",
+                "edges",
+                "followed",
+            )
+            for ending in ("png", "svg")
+        ),
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["settings"]["hyperparameters"]["num_aux_heads"] == 3
@@ -353,10 +370,10 @@ def test_the_run_folder_and_its_summary(tmp_path):
     }
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 and "http" not in page
+    assert page.count("data:image/png;base64,") == 7
     assert f"{summary['beta_sh']['main']:.3f}" in page
     entropies = label_entropy(who.label_counts())
-    assert all(f"<td>{entropy:.3f}</td>" in page for entropy in entropies)
+    assert all(f">{entropy:.3f}</td>" in page for entropy in entropies)
     result.summary["communication"].pop("by_edge")
     assert result.summary == summary
 

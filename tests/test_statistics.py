@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.spatial import distance
 
-from mhd_jax import report
+from mhd_jax import figures
 from mhd_jax.data import statistics
 
 BY_HAND = np.array([[4, 4, 0], [0, 0, 2], [1, 2, 1]])
@@ -54,7 +54,7 @@ def test_extremes():
 def test_the_plot_shows_counts_and_sizes(shape):
     counts = np.random.default_rng(0).integers(0, 50, shape)
     names = [f"a class of long name {i}" for i in range(shape[1])]
-    figure = report.data_split_figure(counts, names)
+    figure = figures.data_split(counts, names)
     figure.draw_without_rendering()  # a layout that finds no room warns
     heat_map, sizes = figure.axes[:2]
     np.testing.assert_array_equal(heat_map.images[0].get_array(), counts)

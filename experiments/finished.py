@@ -1,0 +1,149 @@
+"""Runs that have finished, from their folders: grouped by what they are, and compared."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mhd_jax as mhd
+from experiments.comparison import summarise, write
+from mhd_jax import dotted
+from mhd_jax.checkpoint import FinishedRun, read_json, read_run
+from mhd_jax.files import make_folder
+
+_MOST_TOLD = 3  # settings in a row's name
+
+
+def read(folders: Sequence[pathlib.Path]) -> list[FinishedRun]:
+    """The runs whose folders these are, or that lie below them.
+
+    Raises:
+      mhd.ConfigError: a folder without a run, or one that has not finished.
+    """
+    return [read_run(folder) for folder in _run_folders(folders)]
+
+
+def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str, Any]]:
+    """Writes a comparison of runs.
+
+    Args:
+      runs: finished ones.
+      output: the folder to write to.
+
+    Returns:
+      A row for each group of runs that differ in their seed alone, as in table.json.
+
+    Raises:
+      mhd.ConfigError: a run that is named twice, or an output folder of something else.
+    """
+    rows = _named(_grouped(runs))
+    _require_own(output)
+    make_folder(output, "output folder")
+    table = [summarise(name, [run.summary for run in each]) for name, each in rows.items()]
+    common, differing = dotted.compared(rows)
+    about = {
+        "runs": {name: [str(run.path) for run in each] for name, each in rows.items()},
+        "settings": common,
+        "differing": {
+            name: dict(zip(rows, values, strict=True)) for name, values in differing.items()
+        },
+    }
+    write(output, table, rows, [], about)
+    return table
+
+
+def _run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The folders of the runs that are there or below."""
+    found: dict[pathlib.Path, pathlib.Path] = {}
+    for folder in given:
+        if not folder.is_dir():
+            raise mhd.ConfigError(f"there is no folder {folder}; name folders of runs.")
+        below = (
+            [folder]
+            if (folder / "config.json").exists()
+            else sorted(path.parent for path in folder.rglob("config.json"))
+        )
+        if not below:
+            raise mhd.ConfigError(
+                f"{folder} holds no run; name a folder that train or compare has written."
+            )
+        found |= {path.resolve(): path for path in below}
+    return list(found.values())
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs that differ in their seed alone, each in the order of the seeds."""
+    found = []
+    for each in _by(runs, dotted.seedless):
+        groups = [each]
+        # Graphs and splits of one's own are known by digests alone, which follow from seeds too.
+        for names in (("topology.digest",), dotted.DRAWN):
+            if not all(map(_seeds_differ, groups)):
+                groups = _by(each, functools.partial(_some, names))
+        for group in groups:
+            if not _seeds_differ(group):
+                folders = " and ".join(str(run.path) for run in group)
+                raise mhd.ConfigError(f"{folders} hold the same run; name one of them.")
+        found += groups
+    return [sorted(group, key=_seeds) for group in found]
+
+
+def _by(
+    runs: Sequence[FinishedRun], part: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> list[list[FinishedRun]]:
+    """Runs with the same part of their settings together."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        key = json.dumps(part(run.summary["settings"]), sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def _some(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    found = dotted.flat(settings)
+    return {name: found.get(name) for name in names}
+
+
+def _seeds(run: FinishedRun) -> tuple[int, int]:
+    """Of training, and of the split; −1 where a file describes that."""
+    settings = run.summary["settings"]
+    return settings["seed"], settings["clients"].get("split_seed", -1)
+
+
+def _seeds_differ(runs: Sequence[FinishedRun]) -> bool:
+    return len({_seeds(run) for run in runs}) == len(runs)
+
+
+def _named(groups: Sequence[Sequence[FinishedRun]]) -> dict[str, Sequence[FinishedRun]]:
+    """Rows by name: the algorithm, and what tells it from other rows of the same one."""
+    by_algorithm: dict[str, list[Sequence[FinishedRun]]] = {}
+    for group in groups:
+        by_algorithm.setdefault(group[0].summary["algorithm"], []).append(group)
+    named: dict[str, Sequence[FinishedRun]] = {}
+    for algorithm, rivals in by_algorithm.items():
+        rows = {str(place): group for place, group in enumerate(rivals)}
+        differing = dotted.compared(rows)[1]
+        told = {
+            name.rpartition(".")[2]: values
+            for name, values in differing.items()
+            if not name.endswith("digest")
+        }
+        for place, group in enumerate(rivals):
+            own = [f"{name}={values[place]}" for name, values in told.items()]
+            short = f"{algorithm}, {', '.join(own)}" if 0 < len(own) <= _MOST_TOLD else ""
+            if len(rivals) == 1:
+                short = algorithm
+            known = not short or short in named
+            named[f"{algorithm} {place + 1}" if known else short] = group
+    return named
+
+
+def _require_own(output: pathlib.Path) -> None:
+    """Raises `mhd.ConfigError` for a folder of something else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "table.json").exists() or "runs" not in read_json(output / "table.json"):
+        raise mhd.ConfigError(f"{output} holds something else; choose another --output.")

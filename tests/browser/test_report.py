@@ -1,0 +1,156 @@
+"""The pages of a run and of a comparison in a browser, as readers of phones and of desktops see them."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from absl import flags
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+import mhd_jax as mhd
+from experiments.comparison import compare
+from experiments.settings import RunSettings
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+WIDTHS = (1280, 390)  # of a desktop and of a phone, in pixels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A comparison and its runs."""
+    folder = tmp_path_factory.mktemp("runs") / "compare"
+    settings = RunSettings(num_clients=3, steps=6, eval_every=2, batch_size=4)
+    algorithms = [mhd.algorithms.isolated(), mhd.algorithms.mhd(num_aux_heads=2)]
+    flags.FLAGS(["compare"])  # which say who watches
+    compare(settings, algorithms, [0, 1], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None or DRIVER is None:
+        pytest.fail("chromium and chromedriver are missing; see `make browser`")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in OPTIONS:
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(params=WIDTHS)
+def show(request, browser):
+    """Opens a page at one of the widths; at the end the console must hold no complaint."""
+    size = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def show(page: pathlib.Path):
+        browser.get(page.as_uri())
+        assert browser.execute_script("return innerWidth") == request.param
+        return browser
+
+    yield show
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"]
+    assert severe == []
+
+
+@pytest.mark.parametrize(
+    "page", ["report.html", "mhd/seed_0/report.html", "isolated/seed_1/report.html"]
+)
+def test_figures_load_and_only_boxes_scroll_sideways(show, folder, page):
+    browser = show(folder / page)
+    widths = [
+        browser.execute_script("return arguments[0].naturalWidth", image)
+        for image in browser.find_elements(By.TAG_NAME, "img")
+    ]
+    assert len(widths) >= 3 and min(widths) > 0
+    scrolled, shown = browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert scrolled <= shown
+
+
+def column(table, place):
+    cells = table.find_elements(By.CSS_SELECTOR, f"tbody tr > :nth-child({place + 1})")
+    return [cell.text for cell in cells]
+
+
+def test_a_table_sorts_by_number_both_ways(show, folder):
+    browser = show(folder / "mhd/seed_0/report.html")
+    (table,) = (
+        table
+        for table in browser.find_elements(By.TAG_NAME, "table")
+        if "Private data" in table.find_element(By.TAG_NAME, "caption").text
+    )
+    samples = table.find_elements(By.CSS_SELECTOR, "thead button")[1]
+    before = [int(text.replace(",", "")) for text in column(table, 1)]
+    assert min(map(len, column(table, 1))) > 0 and len(set(before)) > 1
+    samples.click()
+    assert [int(text.replace(",", "")) for text in column(table, 1)] == sorted(before)
+    heading = samples.find_element(By.XPATH, "..")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    samples.send_keys(Keys.ENTER)  # a keyboard serves as well
+    assert [int(text.replace(",", "")) for text in column(table, 1)] == sorted(before)[::-1]
+    assert heading.get_attribute("aria-sort") == "descending"
+
+
+def test_bytes_sort_by_size_and_not_as_text(show, folder):
+    browser = show(folder / "report.html")
+    script = """
+      const rows = ["9 kB", "10 MB", "–", "2 B"].map((text, i) => {
+        const row = document.createElement("tr");
+        const cell = row.insertCell();
+        cell.textContent = text;
+        cell.dataset.value = ["9e3", "1e7", "", "2"][i];
+        return row;
+      });
+      const body = document.createElement("tbody");
+      body.append(...rows);
+      return [1, -1].map((sign) => {
+        sortRows(body, 0, sign);
+        return [...body.rows].map((row) => row.textContent);
+      });
+    """
+    assert browser.execute_script(script) == [
+        ["2 B", "9 kB", "10 MB", "–"],
+        ["10 MB", "9 kB", "2 B", "–"],
+    ]
+
+
+def test_the_reader_chooses_a_client(show, folder):
+    browser = show(folder / "mhd/seed_0/report.html")
+    data = json.loads((folder / "mhd/seed_0/summary.json").read_text())
+    chooser = browser.find_element(
+        By.CSS_SELECTOR, f"#{browser.find_element(By.TAG_NAME, 'label').get_attribute('for')}"
+    )
+    view = browser.find_element(By.ID, "client-view")
+    drawn = set()
+    for client in range(3):
+        Select(chooser).select_by_visible_text(str(client))
+        assert view.find_element(By.TAG_NAME, "h3").text == f"Client {client}"
+        table = view.find_element(By.TAG_NAME, "table")
+        assert column(table, 1) == [str(n) for n in data["data"]["private_samples"][client]]
+        known = data["per_client"][client]["per_class_accuracy"]["aux_2"]
+        assert column(table, 4) == [f"{x:.3f}" for x in known]
+        charts = view.find_elements(By.TAG_NAME, "svg")
+        assert len(charts) == 2 and all(chart.size["width"] > 200 for chart in charts)
+        drawn.add(charts[0].get_attribute("innerHTML"))
+    assert len(drawn) == 3

@@ -1,0 +1,90 @@
+"""What watchers are told, and the numbers that trackers make of it."""
+
+import contextlib
+import sys
+
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.callbacks.tracker import numbers_of
+from tests.conftest import tiny_clients
+
+
+def test_numbers_have_names():
+    record = {
+        "step": 5,
+        "seed": 7,
+        "beta_sh": {"main": 0.5, "aux_1": 0.25},
+        "beta_priv": {"main": None},
+        "per_client": {"beta_sh": {"main": [0.4, None, 0.6]}},
+        "train": {"loss": 1.5, "aux_loss": None},
+        "bytes": 10,
+    }
+    assert numbers_of(record) == {
+        "beta_sh/main": 0.5,
+        "beta_sh/aux_1": 0.25,
+        "per_client/beta_sh/main/0": 0.4,
+        "per_client/beta_sh/main/2": 0.6,
+        "train/loss": 1.5,
+        "bytes": 10,
+    }
+    crowd = {"beta_sh": {"main": 0.5}, "per_client": {"beta_sh": {"main": [0.5] * 65}}}
+    assert numbers_of(crowd) == {"beta_sh/main": 0.5}
+
+
+class Diary(mhd.Callback):
+    """Notes what it is told, and may end the run at a step."""
+
+    def __init__(self, end_at=None, by=None):
+        self.told = []
+        self._end_at, self._by = end_at, by
+
+    def on_start(self, runs, step):
+        for run in runs:
+            history = [record["step"] for record in run.history]
+            self.told.append((run.settings["seed"], run.folder.name, history, step))
+
+    def on_evaluation(self, record):
+        self.told.append((record["seed"], record["step"]))
+        if record["step"] == self._end_at:
+            raise self._by
+
+    def on_end(self, status):
+        self.told.append(status)
+
+
+def test_watchers_learn_which_runs_start_where_and_how_they_end(tmp_path):
+    def told(diary):
+        with contextlib.suppress(KeyboardInterrupt, OSError):
+            mhd.simulate_seeds(
+                ["ring"] * 2,
+                [tiny_clients()] * 2,
+                "isolated",
+                seeds=(4, 1),
+                workdirs=[tmp_path / "a", tmp_path / "b"],
+                callbacks=diary,
+                steps=6,
+                eval_every=2,
+                batch_size=4,
+            )
+        return diary.told
+
+    start = [(4, "a", [], 0), (1, "b", [], 0)]
+    assert told(Diary(2, KeyboardInterrupt)) == [*start, (4, 2), "interrupted"]
+    start = [(4, "a", [2], 2), (1, "b", [2], 2)]
+    assert told(Diary(4, OSError("no disk"))) == [*start, (4, 4), "failed"]
+    start = [(4, "a", [2, 4], 4), (1, "b", [2, 4], 4)]
+    assert told(Diary()) == [*start, (4, 6), (1, 6), "finished"]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "make"),
+    [
+        ("tensorboardX", "tensorboard", lambda: mhd.callbacks.TensorBoard()),
+        ("wandb", "wandb", lambda: mhd.callbacks.WandB("project")),
+    ],
+)
+def test_a_tracker_that_is_not_installed_says_how_to_get_it(monkeypatch, module, extra, make):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(mhd.ConfigError, match=rf"{module} is not installed; .*\.\[{extra}\]"):
+        make()
