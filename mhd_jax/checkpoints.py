@@ -8,6 +8,7 @@ has no manifest is no checkpoint, but what a killed process has left.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -226,7 +227,10 @@ class Checkpoints:
         """Ends the threads, once everything is on disk."""
         self._sealer.shutdown()
         if self._checkpointer is not None:
-            self._checkpointer.close()
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # of a failed save, which `wait` tells of
+                self._checkpointer.close()
             self._checkpointer = None
 
     def _orbax(self) -> Any:
