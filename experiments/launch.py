@@ -54,7 +54,8 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     def wrapped(argv: Sequence[str]) -> None:
         _configure_jax()
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax tells every detail of a save
+            # Orbax tells every detail of a save, and of one that fails, which is raised as well.
+            logging.set_verbosity(logging.FATAL)
         try:
             arguments = argv[1:]
             if arguments and not takes_arguments:

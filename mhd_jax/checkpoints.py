@@ -217,9 +217,8 @@ class Checkpoints:
         there = (
             f"The last good checkpoint is of step {steps[-1]}." if steps else "There is none yet."
         )
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return StorageError(
-            f"{self._path} cannot be written ({reason}). {there} Make room, and the same command "
+            f"{self._path} cannot be written ({_reason(error)}). {there} Make room, and the same command "
             "resumes the run."
         )
 
@@ -239,6 +238,14 @@ class Checkpoints:
 
             self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         return self._checkpointer
+
+
+def _reason(error: Exception) -> str:
+    """What the system says of a failed save; tensorstore puts it behind what it tried."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = str(error).partition("\n")[0]
+    return first.rpartition(": ")[2].partition(" [")[0] or type(error).__name__
 
 
 def _remove_folder(path: pathlib.Path) -> None:

@@ -239,8 +239,8 @@ def simulate_seeds(
       algorithm: as for `simulate`.
       seeds: of training.
       workdirs: one for each seed.
-      eval_every, steps_per_dispatch, checkpoint_every, keep_checkpoints, keep_best, fall_back,
-        callbacks, progress: as for `simulate_many`.
+      eval_every, steps_per_dispatch, checkpoint_every: as for `simulate_many`.
+      keep_checkpoints, keep_best, fall_back, callbacks, progress: likewise.
       **settings: the others of `simulate`.
 
     Returns:
@@ -292,8 +292,8 @@ def simulate_many(
 
     Args:
       runs: for each the arguments of `simulate`, but for those below.
-      eval_every, steps_per_dispatch, checkpoint_every, keep_checkpoints, keep_best, fall_back,
-        progress: as for `simulate`.
+      eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
+      keep_checkpoints, keep_best, fall_back: likewise, for each run.
       workdirs: one for each run.
       callbacks: watch all runs; what they are told at the start says whose a record is.
       keep_going: whether a run that diverges leaves the others alone.
