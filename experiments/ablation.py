@@ -3,10 +3,10 @@ r"""MHD against its ablations: what each part of it is worth, seed by seed.
   python -m experiments.ablation --seeds=5 --workdir=runs/ablation
 
 The common setting is MHD with the flags given (those of experiments.train); each case changes one
-flag of it. Beside the table of accuracies stand the orderings that the MHD paper claims, as
-differences between runs of the same seed with their 95 % confidence intervals. The folder gets
-results.csv, results.jsonl, table.md, table.json, and the plots ablation and orderings as .png and .svg; the same command
-again takes up what was cut.
+flag of it, as --vary says (by default what the paper and its readers would ask about). Beside the
+table of accuracies stand the orderings that the MHD paper claims, as differences between runs of
+one seed with their 95 % confidence intervals. The folder gets results.csv, results.jsonl, table.md,
+table.json and two plots; the same command again takes up what was cut.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import mhd_jax as mhd
 from experiments import cases, launch, seed_flags, sweep
 from experiments import flags as run_flags
 from experiments.cases import Outcome
-from mhd_jax import report
 
 _CASES = (
     "algorithm=isolated,naive",
@@ -39,11 +38,7 @@ _CASES = (
     "label_smoothing=0",
     "public_fraction=0.02,0.05",
 )
-_VARY = flags.DEFINE_multi_string(
-    "cases",
-    list(_CASES),
-    "FLAG=VALUE,VALUE: a flag and the values to try by themselves; once for each flag.",
-)
+flags.declare_key_flag("vary")  # of the sweep
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
@@ -172,15 +167,17 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Ablates by the flags."""
-    if flags.FLAGS["algorithm"].value != "mhd":  # a flag of the sweep's
-        raise mhd.ConfigError("an ablation is of mhd; leave --algorithm out, or take a sweep.")
-    axes = [cases.axis(text, "cases") for text in _VARY.value]
-    sweep.check_axes(axes, "cases")
+    if flags.FLAGS["algorithm"].value != "mhd" or flags.FLAGS.grid:  # flags of the sweep's
+        raise mhd.ConfigError(
+            "an ablation is of mhd, one flag at a time; leave --algorithm and --grid out, or take "
+            "experiments.sweep."
+        )
+    axes = [cases.axis(text, "vary") for text in flags.FLAGS.vary or _CASES]
+    sweep.check_axes(axes, "vary")
     found, notes = cases.read(cases.one_at_a_time(axes))
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/ablation")
     seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
-    cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)
     notes += sweep.failures(outcomes)
     compared = margins(outcomes, orderings(flags.FLAGS.num_aux_heads))
@@ -188,12 +185,13 @@ def main() -> None:
     cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(compared)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{text}"
-    cases.write_summary(workdir, content, markdown)
-    report.save_figure(sweep.figure(rows, []), workdir / "ablation")
+    drawn = {"ablation": sweep.figure(rows, [])}
+    if compared:
+        drawn["orderings"] = figure(compared)
+    cases.write(workdir, outcomes, content, markdown, drawn)
     console = launch.console()
     console.print(sweep.rich_table(rows, len(seeds)))
     if compared:
-        report.save_figure(figure(compared), workdir / "orderings")
         table = Table(*_HEADINGS, title="differences between runs of one seed, 95 % interval")
         for line in lines(compared):
             table.add_row(*line)

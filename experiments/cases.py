@@ -21,12 +21,13 @@ import numpy as np
 import scipy.stats
 from absl import flags
 from absl.testing import flagsaver
+from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments.settings import RunSettings, simulate_cases
 from experiments.watching import watchers
-from mhd_jax import hosts, memory
+from mhd_jax import hosts, memory, report
 from mhd_jax.checkpoint import write_json
 from mhd_jax.figures import METRICS
 
@@ -258,20 +259,6 @@ def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
     return rows
 
 
-def write_tidy(rows: Sequence[Row], workdir: pathlib.Path) -> None:
-    """Writes results.csv and results.jsonl."""
-    if not hosts.is_main():
-        return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    (workdir / "results.csv").write_text(text.getvalue(), encoding="utf-8")
-    lines = (json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) for row in rows)
-    (workdir / "results.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def interval(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean, standard deviation (n − 1) and half the width of the mean's 95 % confidence interval.
 
@@ -306,8 +293,26 @@ def by_case(outcomes: Sequence[Outcome]) -> list[Row]:
     return rows
 
 
-def write_summary(workdir: pathlib.Path, content: Mapping[str, Any], markdown: str) -> None:
-    """Writes table.json and table.md."""
-    if hosts.is_main():
-        write_json(workdir / "table.json", content)
-        (workdir / "table.md").write_text(markdown, encoding="utf-8")
+def write(
+    workdir: pathlib.Path,
+    outcomes: Sequence[Outcome],
+    content: Mapping[str, Any],
+    markdown: str,
+    drawn: Mapping[str, Figure],
+) -> None:
+    """Writes results.csv and results.jsonl, table.json and table.md, and figures by their names."""
+    if not hosts.is_main():
+        return
+    rows = tidy(outcomes)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    (workdir / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    lines = (json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) for row in rows)
+    (workdir / "results.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_json(workdir / "table.json", content)
+    (workdir / "table.md").write_text(markdown, encoding="utf-8")
+    for name, figure in drawn.items():
+        report.save_figure(figure, workdir / name)

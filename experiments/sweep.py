@@ -25,7 +25,6 @@ import mhd_jax as mhd
 from experiments import cases, comparison, launch, seed_flags, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
-from mhd_jax import report
 from mhd_jax.figures import METRICS, head_colours, line_styles
 
 _GRID = flags.DEFINE_multi_string(
@@ -55,12 +54,11 @@ def main() -> None:
     workdir = pathlib.Path(flags.FLAGS.workdir or "runs/sweep")
     seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
-    cases.write_tidy(cases.tidy(outcomes), workdir)
     rows = cases.by_case(outcomes)
     notes += failures(outcomes)
     content = {"seeds": seeds, "axes": dict(axes), "rows": rows, "notes": notes}
-    cases.write_summary(workdir, content, markdown(rows, notes, len(seeds)))
-    report.save_figure(figure(rows, axes if _GRID.value else []), workdir / "sweep")
+    drawn = {"sweep": figure(rows, axes if _GRID.value else [])}
+    cases.write(workdir, outcomes, content, markdown(rows, notes, len(seeds)), drawn)
     console = launch.console()
     console.print(rich_table(rows, len(seeds)))
     for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import psutil
 from mhd_jax import optim
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.data.batching import BatchSpec
+from mhd_jax.models.client_model import ClientModel
 from mhd_jax.types import Algorithm, PyTree
 
 _USABLE = 0.8  # of the memory: the rest is for what an estimate does not see
@@ -55,6 +57,13 @@ def estimate(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> Estimat
     return Estimate(**{name: max(getattr(part, name) for part in each) for name in fields})
 
 
+def parameters(
+    group: ClientGroup, clients: Clients, algorithm: Algorithm, spec: BatchSpec
+) -> PyTree:
+    """Shapes and types of one client's parameters."""
+    return _traced(group, clients, algorithm, spec)[0][0]
+
+
 def capacity_bytes() -> int:
     """Memory that the steps may take on one device; always the same on one machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -75,16 +84,54 @@ def _itemsize(dtype: Any) -> int:
 def _of_group(
     group: ClientGroup, clients: Clients, algorithm: Algorithm, spec: BatchSpec
 ) -> Estimate:
-    model = group.client_model(algorithm.num_heads, clients.num_classes)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    known, opt_state, private, public = _traced(group, clients, algorithm, spec)
+    params, stats = (num_bytes(tree) for tree in known)
+    return Estimate(
+        state=params + stats + opt_state + algorithm.num_snapshots * (params + stats),
+        gradients=params,
+        batch=num_bytes(clients.data.samples(spec.private + spec.public * spec.independent_public)),
+        private=private,
+        public=public,
+    )
 
-    samples = clients.data.samples
+
+def _traced(
+    group: ClientGroup, clients: Clients, algorithm: Algorithm, spec: BatchSpec
+) -> tuple[tuple[PyTree, PyTree], int, int, int]:
+    leaves, structure = jax.tree.flatten(clients.data.samples(1))
+    return _of_model(
+        group.client_model(algorithm.num_heads, clients.num_classes),
+        group.optimizer,
+        structure,
+        tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves),
+        spec.private * (group.pretext.views if group.pretext else 1),
+        spec.public,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _of_model(
+    model: ClientModel,
+    optimizer: Any,
+    structure: Any,
+    sample: tuple[tuple[tuple[int, ...], Any], ...],
+    num_private: int,
+    num_public: int,
+) -> tuple[tuple[PyTree, PyTree], int, int, int]:
+    """Shapes of parameters and statistics, and bytes: of the optimizer's state, and of what passes keep.
+
+    Tracing a model takes a tenth of a second or more, and runs that are compared share theirs.
+    """
+
+    def samples(count: int) -> PyTree:
+        leaves = [jax.ShapeDtypeStruct((count, *shape), dtype) for shape, dtype in sample]
+        return jax.tree.unflatten(structure, leaves)
 
     def kept(params: PyTree, stats: PyTree, inputs: PyTree, key: Any) -> PyTree:
         return jax.vjp(lambda p: model.apply(p, stats, inputs, key)[0], params)[1]
 
-    params, stats = jax.eval_shape(model.init, key, samples(max(spec.private, 1)))
-    optimizer = group.optimizer
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, stats = jax.eval_shape(model.init, key, samples(max(num_private, 1)))
     opt_state = () if optimizer is None else jax.eval_shape(optim.build(optimizer, 1).init, params)
     known = num_bytes((params, stats))  # a pass keeps these by reference
 
@@ -94,10 +141,4 @@ def _of_group(
         residuals = jax.eval_shape(kept, params, stats, samples(count), key)
         return max(num_bytes(residuals) - known, 0)
 
-    return Estimate(
-        state=num_bytes((params, stats, opt_state)) + algorithm.num_snapshots * known,
-        gradients=num_bytes(params),
-        batch=num_bytes(samples(spec.private + spec.public * spec.independent_public)),
-        private=activations(spec.private * (group.pretext.views if group.pretext else 1)),
-        public=activations(spec.public),
-    )
+    return (params, stats), num_bytes(opt_state), activations(num_private), activations(num_public)

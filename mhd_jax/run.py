@@ -602,7 +602,7 @@ def _execution(
     if client_chunk is not None:
         return Execution(client_chunk, recompute=True, mesh=mesh)
     on_device = -(-clients.num_clients // shards)
-    serial = jax.default_backend() == "cpu" and _has_convolutions(clients)
+    serial = jax.default_backend() == "cpu" and _has_convolutions(clients, algorithm, spec)
     chunk = 1 if serial else on_device
     needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
@@ -612,11 +612,6 @@ def _execution(
     )
 
 
-def _has_convolutions(clients: Clients) -> bool:
-    sample = clients.data.samples(1)
-    for group in clients.groups:
-        model = group.client_model(1, clients.num_classes)
-        params, _ = jax.eval_shape(model.init, jax.random.key(0), sample)
-        if any(leaf.ndim >= 4 for leaf in jax.tree.leaves(params)):
-            return True
-    return False
+def _has_convolutions(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> bool:
+    shapes = [memory.parameters(group, clients, algorithm, spec) for group in clients.groups]
+    return any(leaf.ndim >= 4 for leaf in jax.tree.leaves(shapes))

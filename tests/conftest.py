@@ -2,14 +2,18 @@
 
 import atexit
 import dataclasses
+import gc
 import os
 import shutil
 import tempfile
 
 # Many small programs of few steps: compiling them well would take longer than running them badly,
-# and the suite's processes share what they compile. Fusion emitters alone triple the time.
+# and the suite's processes share what they compile. Fusion emitters alone triple the time, and
+# code in parts for several threads costs a fifth more.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
 )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mhd_jax_tests_")
@@ -27,6 +31,8 @@ from flax import linen as nn
 import mhd_jax as mhd
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.types import Batch
+
+gc.set_threshold(10_000)  # tracing makes many objects and little garbage
 
 NUM_CLASSES = 3
 FEATURES = 4
@@ -96,6 +102,13 @@ def assert_trees_equal(a, b):
         return np.asarray(jax.random.key_data(x) if is_key else x)
 
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Lets a file's programs go at its end: files share few, and all of them weigh gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import compare, inspect_data, launch, train
+from experiments import compare, heterogeneous, inspect_data, launch, train
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from tests import made_images
@@ -66,14 +66,8 @@ def test_train_saves_resumes_and_leaves_a_finished_run_alone(call):
     status, _, err = call(train, *arguments, "--seed=1")
     assert status == 2 and "w holds a run with other settings" in err
     assert err.strip().count("\n") == 0
-
-
-def test_flags_from_a_file(call):
-    pathlib.Path("preset.flags").write_text("--algorithm=isolated\n# a comment\n--steps=3\n")
-    status, _, _ = call(train, *SMALL, "--flagfile=preset.flags", "--workdir=w")
-    assert status == 0
-    summary = json.loads(pathlib.Path("w/summary.json").read_text())
-    assert (summary["algorithm"], summary["steps"]) == ("isolated", 3)
+    status, _, err = call(compare, "--workdir=w")
+    assert status == 2 and "w holds a single run" in err
 
 
 def test_graphs_that_change(call):
@@ -91,12 +85,14 @@ def test_graphs_that_change(call):
     assert status == 2 and "one way only at step 3" in err and err.strip().count("\n") == 0
 
 
-def test_faults(call):
-    arguments = ["--offline=0.4", "--offline_steps=2", "--stragglers=2:3", "--leaves=0:4"]
-    arguments += ["--on_nonfinite=quarantine", "--algorithm=isolated", "--workdir=w"]
-    status, _, err = call(train, *SMALL, *arguments)
+def test_faults_and_a_file_of_flags(call):
+    faults = ["--offline=0.4", "--offline_steps=2", "--stragglers=2:3", "--leaves=0:4"]
+    faults += ["--on_nonfinite=quarantine", "# a comment", "--algorithm=isolated"]
+    pathlib.Path("preset.flags").write_text("\n".join(faults))
+    status, _, err = call(train, *SMALL, "--flagfile=preset.flags", "--workdir=w")
     assert status == 0, err
     summary = json.loads(pathlib.Path("w/summary.json").read_text())
+    assert (summary["algorithm"], summary["steps"]) == ("isolated", 6)
     given = summary["settings"]["faults"]
     assert given["stragglers"] == [[2, 3]] and given["leaves"] == [[0, 4]]
     assert (given["offline"], given["offline_steps"], given["link_loss"]) == (0.4, 2, 0.0)
@@ -222,18 +218,13 @@ def test_compare_puts_all_in_one_table(call):
     before = pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns
     assert call(compare, *arguments, "--workdir=c")[0] == 0
     assert pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns == before
-
-
-def test_a_comparison_is_not_overwritten_by_another(call):
-    first = ["--algorithms=isolated", "--seeds=1", "--workdir=c"]
-    assert call(compare, *SMALL, *first)[0] == 0
     before = pathlib.Path("c/table.json").read_bytes()
     for change, sentence in (
-        (["--algorithms=supervised"], "a comparison with isolated; choose another"),
-        (["--seed=5"], "a comparison with seed 0; choose another"),
+        (["--algorithms=supervised"], "a comparison with isolated, mhd; choose another"),
+        (["--seed=5"], "a comparison with seed 0, seed 1; choose another"),
         (["--steps=7"], "other settings (steps)"),
     ):
-        status, _, err = call(compare, *SMALL, *first, *change)
+        status, _, err = call(compare, *arguments, "--workdir=c", *change)
         assert status == 2 and sentence in err
         assert pathlib.Path("c/table.json").read_bytes() == before
 
@@ -256,12 +247,6 @@ def test_compare_fails_before_it_trains(call):
 def test_compare_refuses(call, arguments, sentence):
     status, _, err = call(compare, *arguments)
     assert status == 2 and sentence in err
-
-
-def test_a_comparison_does_not_enter_a_runs_folder(call):
-    assert call(train, *SMALL, "--algorithm=isolated", "--workdir=w")[0] == 0
-    status, _, err = call(compare, "--workdir=w")
-    assert status == 2 and "w holds a single run" in err
 
 
 def test_data_is_seen_before_training_and_trained_on(call):
@@ -349,7 +334,7 @@ def test_the_imagenet_preset_at_toy_size(call, tmp_path, monkeypatch):
         num_classes=4,
     )
     preset = ROOT / "experiments" / "presets" / "imagenet_mhd.flags"
-    toy = ["--image_size=18", "--crop_size=16", "--model=resnet8", "--steps=2", "--eval_every=2"]
+    toy = ["--image_size=18", "--crop_size=16", "--model=cnn", "--steps=2", "--eval_every=2"]
     few = ["--num_clients=2", "--labels_per_client=2", "--batch_size=4", "--public_batch_size=4"]
     where = [f"--data_dir={tmp_path / 'data'}", "--data_placement=host", "--warmup_steps=1"]
     status, _, err = call(train, f"--flagfile={preset}", *toy, *few, *where, "--workdir=w")
@@ -384,13 +369,12 @@ def test_quickstart_at_toy_size(tmp_path):
     assert "aux_3" in text and "report: runs/demo/report.html" in text
 
 
-def test_studies_at_toy_size(tmp_path):
+def test_studies_at_toy_size(call, tmp_path):
     """Who gains from whom, and who knows what at which distance."""
     toy = ("--steps=2", "--seeds=1", "--eval_every=2", "--num_aux_heads=1", "--public_batch_size=4")
     chosen = ("--cases=mixed_1", "--num_clients=2")
-    process = python("-m", "experiments.heterogeneous", *toy, *chosen, cwd=tmp_path)
-    text, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, text
+    status, _, err = call(heterogeneous, *toy, *chosen)
+    assert status == 0, err
     folder = tmp_path / "runs" / "heterogeneous"
     rows = json.loads((folder / "table.json").read_text())["rows"]
     found = [(row["ensemble"], row["clients"], row["places"]) for row in rows]

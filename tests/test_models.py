@@ -311,10 +311,10 @@ def test_clients_start_from_different_parameters():
     np.testing.assert_allclose(flat.std(axis=1), np.sqrt(1 / 64), rtol=0.15)  # lecun_normal
 
 
-@pytest.mark.parametrize(("name", "norm"), [("cnn", norm) for norm in MODELS["cnn"].norms])
-def test_backbones_compute_in_bfloat16_and_keep_their_parameters(name, norm):
+@pytest.mark.parametrize("norm", ["group", "batch", "evonorm_s0"])
+def test_backbones_compute_in_bfloat16_and_keep_their_parameters(norm):
     shape = (8, 8, 1)
-    exact = ClientModel(build_backbone(name, norm, shape), 2, 10)
+    exact = ClientModel(build_backbone("cnn", norm, shape), 2, 10)
     rough = dataclasses.replace(exact, compute_dtype="bfloat16")
     inputs = jax.random.normal(jax.random.key(1), (16, *shape))
     params, stats = jax.jit(exact.init)(jax.random.key(0), inputs)

@@ -92,8 +92,9 @@ def test_without_a_teacher_the_main_head_stays():
 
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_their_own_accuracy_is_unknown(placement):
-    clients = mhd.make_clients("digits", 3, objectives="supervised:2,unlabelled:1")
-    settings = {"steps": 2, "eval_every": 2, "data_placement": placement}
+    clients = tiny_clients(3, objectives="supervised:2,unlabelled:1", public_fraction=0.3)
+    settings = {"steps": 2, "eval_every": 2, "batch_size": 4, "public_batch_size": 4}
+    settings["data_placement"] = placement
     summary = mhd.simulate("complete", clients, "mhd", **settings).summary
     known = [client["beta_priv"]["main"] is not None for client in summary["per_client"]]
     assert known == [True, True, False]

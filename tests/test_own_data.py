@@ -402,6 +402,7 @@ def test_clients_learn_from_a_folder(tmp_path):
     images = rng.integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
     data = mhd.data.load(save_folder(tmp_path / "own", images, np.arange(40) % 3))
     clients = mhd.make_clients(data, 2, "mlp")
-    result = mhd.simulate("complete", clients, steps=2, batch_size=4, public_batch_size=2)
+    settings = {"steps": 2, "batch_size": 4, "public_batch_size": 2}
+    result = mhd.simulate("complete", clients, "naive", **settings)
     assert np.isfinite(result.history[-1]["train"]["loss"])
     assert result.summary["settings"]["clients"]["dataset"] == "own"

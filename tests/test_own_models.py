@@ -258,6 +258,8 @@ def test_nnx_models_that_cannot_be_are_refused(make, sentence):
 def test_a_stopped_run_of_unlike_modules_equals_one_that_never_was(tmp_path):
     """NNX and Linen, dropout, statistics, streams, learned maps: all is in the checkpoint."""
     models = [from_nnx(Net, 4), Streams(), from_nnx(Net, 4)]
+    clients = mhd.make_clients(tiny_dataset(), 3, models, partition="iid", public_fraction=0.3)
+    algorithm = mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear")
 
     class Stop(mhd.Callback):
         def on_steps(self, step, steps_per_second):
@@ -267,17 +269,17 @@ def test_a_stopped_run_of_unlike_modules_equals_one_that_never_was(tmp_path):
     def run(workdir, **kwargs):
         return mhd.simulate(
             "complete",
-            mhd.make_clients(tiny_dataset(), 3, models, partition="iid", public_fraction=0.3),
-            mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear"),
+            clients,
+            algorithm,
             **{"steps": 6, "eval_every": 6, "batch_size": 4, "public_batch_size": 8},
             workdir=workdir,
             **kwargs,
         )
 
-    whole = run(tmp_path / "whole")
+    whole = run(None)
     with pytest.raises(mhd.InterruptedRun):
-        run(tmp_path / "cut", callbacks=[Stop()], steps_per_dispatch=1)
-    resumed = run(tmp_path / "cut")
+        run(tmp_path, callbacks=[Stop()], steps_per_dispatch=1)
+    resumed = run(tmp_path)
     assert 0 < resumed.started_at < 6
     assert_trees_equal(resumed.state, whole.state)
     sent = resumed.summary["communication"]

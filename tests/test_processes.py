@@ -13,7 +13,11 @@ import time
 import numpy as np
 import pytest
 
+from experiments import train
+from tests.test_command_line import call  # noqa: F401  # a fixture
+
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
+FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
 
 
 def free_port():
@@ -56,14 +60,14 @@ def start_two(workdir, *flags):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    process = start(workdir, "--steps=30", "--eval_every=10")
+    process = start(workdir, "--steps=30")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return workdir
 
 
-def assert_same_run(one, other):
-    for a, b in zip(*(lines(folder) for folder in (one, other)), strict=True):
+def assert_same_lines(one, other):
+    for a, b in zip(one, other, strict=True):
         assert a["step"] == b["step"] and a["messages"] == b["messages"]
         for name, value in a["train"].items():
             np.testing.assert_allclose(b["train"][name], value, rtol=1e-4)
@@ -76,18 +80,17 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_two_processes_equal_one(alone, tmp_path, placement):
-    steps = ["--steps=30", "--eval_every=10", f"--data_placement={placement}"]
-    processes = start_two(tmp_path / "two", *steps)
+def test_two_processes_equal_one(alone, tmp_path):
+    """Samples come as streams; the next test keeps them on the devices."""
+    processes = start_two(tmp_path / "two", "--steps=30", "--data_placement=host")
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert ["mean over clients" in printed for printed, _ in outputs] == [True, False]
-    assert_same_run(alone, tmp_path / "two")
+    assert_same_lines(lines(alone), lines(tmp_path / "two"))
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes(alone, tmp_path):
-    endless = ["--steps=1000000", "--eval_every=10", "--steps_per_dispatch=1"]
+    endless = ["--steps=1000000", "--steps_per_dispatch=1", "--data_placement=device"]
     processes = start_two(tmp_path / "cut", *endless)
     metrics = tmp_path / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -112,6 +115,7 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(alone, tmp_path):
     assert all("the same command resumes it" in errors for _, errors in outputs)
     saved = [record["step"] for record in lines(tmp_path / "cut")]
     assert saved == list(range(10, 10 * len(saved) + 1, 10))  # no line lost, none repeated
+    assert_same_lines(lines(alone), lines(tmp_path / "cut")[:3])
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,7 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(alone, tmp_path):
         ),
     ],
 )
-def test_incomplete_flags_are_refused(flags, sentence, tmp_path):
-    process = start(tmp_path / "run", *flags)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and sentence in errors
-    assert not (tmp_path / "run").exists()
+def test_incomplete_flags_are_refused(flags, sentence, call):  # noqa: F811
+    status, _, errors = call(train, "--workdir=run", *flags)
+    assert status == 2 and sentence in errors
+    assert not pathlib.Path("run").exists()

@@ -108,8 +108,8 @@ def test_an_ablation(call, programs):  # noqa: F811
         "--seeds=2",
         "--num_aux_heads=1",
         "--nu_emb=0",
-        "--cases=algorithm=isolated",
-        "--cases=num_aux_heads=2",
+        "--vary=algorithm=isolated",
+        "--vary=num_aux_heads=2",
         "--workdir=w",
     ]
     status, _, _ = call(ablation, *arguments)
