@@ -164,11 +164,11 @@ def test_seeds_together_equal_one_alone(results):
     assert first["loss"] != second["loss"]
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(1, 1), (5, 5)])
-def test_a_checkpoint_moves_to_another_number_of_devices(devices, parts, results):
+@pytest.mark.parametrize("devices", [1, 5])
+def test_a_checkpoint_moves_to_another_number_of_devices(devices, results):
     whole, moved = results["teachers from pools"][0], results["moved"][str(devices)]
     assert moved["started_at"] == 6 and whole["started_at"] == 0
-    assert (moved["devices"], moved["parts"]) == (devices, [parts])
+    assert (moved["devices"], moved["parts"]) == (devices, [devices])
     assert moved["messages"] == whole["messages"] and moved["clients"] == whole["clients"]
     for name, value in whole["train"].items():
         np.testing.assert_allclose(moved["train"][name], value, rtol=1e-3, atol=1e-4)
