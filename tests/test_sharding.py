@@ -31,14 +31,16 @@ CASES = {
     "mixed, padded, each its own samples, ensembles": ("ring", 12, unlike, mhd.algorithms.mhd(
         public_batch="independent", embedding_projection="linear",
         ensembles=[[0, 1, 2], [3, 4], [6, 11]], average_every=5)),
-    "teachers from pools": ("ring", 12, "mlp", mhd.algorithms.mhd(pool_size=2, pool_refresh=3)),
+    "teachers from pools, some lie": ("ring", 12, "mlp", mhd.algorithms.mhd(
+        pool_size=2, pool_refresh=3, num_targets="all", target_selection="robust")),
     "cross features, another graph at every step": (
         "ring@0,random_matching@4", 12, "mlp", mhd.algorithms.ccl(averaging_rate=0.9)),
 }
 
 def run(case, num_devices, workdir=None, **options):
     topology, num_clients, model, algorithm = CASES[case]
-    clients = mhd.make_clients(data, num_clients, model, partition="iid")
+    liars = {0: "label_flip", 3: "nan", 11: "uniform"} if "some lie" in case else {}
+    clients = mhd.make_clients(data, num_clients, model, partition="iid", adversaries=liars)
     result = mhd.simulate(topology, clients, algorithm, num_devices=num_devices, workdir=workdir,
                           **kwargs, **options)
     last = result.history[-1]
@@ -120,7 +122,7 @@ def results(tmp_path_factory):
         ("mhd", 8, 8),
         ("fewer clients than devices", 6, 3),  # two devices share each client's samples
         ("mixed, padded, each its own samples, ensembles", 8, 8),
-        ("teachers from pools", 8, 8),
+        ("teachers from pools, some lie", 8, 8),
         ("cross features, another graph at every step", 8, 8),
     ],
 )
