@@ -45,6 +45,8 @@ def compare(
     """
     described = jsonable({**dataclasses.asdict(settings), "partition": str(settings.partition)})
     del described["data_dir"]  # the same data may lie elsewhere
+    for name in ("keep_checkpoints", "keep_best", "fall_back"):  # which change no result
+        del described[name]
     if assignment.is_whole(settings.partition):  # which decides on these
         del described["public_fraction"], described["validation_fraction"]
     names = [algorithm.name for algorithm in algorithms]

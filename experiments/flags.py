@@ -222,6 +222,22 @@ flags.DEFINE_integer(
     "checkpoint_every", None, "Steps between checkpoints; by default --eval_every."
 )
 flags.DEFINE_integer(
+    "keep_checkpoints",
+    _SETTINGS["keep_checkpoints"],
+    "How many of the latest checkpoints stay; the one of the last step does.",
+)
+flags.DEFINE_bool(
+    "keep_best",
+    _SETTINGS["keep_best"],
+    "Whether the checkpoint stays, too, whose last head has the highest β_sh on the validation set "
+    "(--validation_fraction).",
+)
+flags.DEFINE_bool(
+    "fall_back",
+    _SETTINGS["fall_back"],
+    "Whether a run whose latest checkpoint is damaged takes the newest one that is whole.",
+)
+flags.DEFINE_integer(
     "steps_per_dispatch",
     None,
     "Steps that the device takes between two looks of the host; by default about half a "

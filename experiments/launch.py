@@ -47,13 +47,15 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     binaries take flags alone.
 
     Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
-    diverged, 4 for one that lost a process, 130 for one that was interrupted.
+    diverged, 4 for one that lost a process, 5 for a workdir that cannot be written, 130 for one that
+    was interrupted.
     """
 
     def wrapped(argv: Sequence[str]) -> None:
         _configure_jax()
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax tells every detail of a save
+            # Orbax tells every detail of a save, and of one that fails, which is raised as well.
+            logging.set_verbosity(logging.FATAL)
         try:
             arguments = argv[1:]
             if arguments and not takes_arguments:
@@ -66,6 +68,8 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             _exit(f"error: {error}", 2)
         except mhd.DivergedError as error:
             _exit(f"error: {error}", 3)
+        except mhd.StorageError as error:
+            _exit(f"error: {error}", 5)
         except mhd.LostProcessError:
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:

@@ -59,6 +59,9 @@ class RunSettings:
     eval_batch_size: int = 500
     compute_dtype: str = "float32"
     checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    keep_best: bool = False
+    fall_back: bool = False
     steps_per_dispatch: int | None = None
     data_placement: str = "auto"
     client_chunk: int | None = None
@@ -244,6 +247,9 @@ def simulate_cases(
         eval_every=first.eval_every,
         steps_per_dispatch=first.steps_per_dispatch,
         checkpoint_every=first.checkpoint_every,
+        keep_checkpoints=first.keep_checkpoints,
+        keep_best=first.keep_best,
+        fall_back=first.fall_back,
         workdirs=workdirs,
         callbacks=callbacks,
         progress=False,

@@ -4,7 +4,13 @@ from mhd_jax import algorithms, callbacks, data, exchange, models, optim, pretex
 from mhd_jax.callbacks import Callback
 from mhd_jax.clients import Clients, make_clients
 from mhd_jax.data import partition
-from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
+from mhd_jax.errors import (
+    ConfigError,
+    DivergedError,
+    InterruptedRun,
+    LostProcessError,
+    StorageError,
+)
 from mhd_jax.faults import Faults
 from mhd_jax.simulate import Result, simulate, simulate_many, simulate_seeds
 from mhd_jax.topology import Topology
@@ -24,6 +30,7 @@ __all__ = [
     "LostProcessError",
     "Result",
     "State",
+    "StorageError",
     "Topology",
     "algorithms",
     "callbacks",

@@ -6,7 +6,7 @@ the same folder.
 config.json    settings that decide the results, and the environment they ran in
 split.npz      who owns which training sample; `make_clients` takes it as a partition
 metrics.jsonl  one line for each evaluation
-checkpoints/   everything that evolves, by orbax
+checkpoints/   everything that evolves, see `mhd_jax.checkpoints`
 summary.json   written once, when the run has finished
 """
 
@@ -22,18 +22,21 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mhd_jax import hosts
+from mhd_jax.checkpoints import KEEP_LAST, Checkpoints, Keep
 from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
-from mhd_jax.files import make_folder, written_whole
+from mhd_jax.files import make_folder, partial_of, sync, written_whole
 from mhd_jax.types import PyTree
 
+FORMAT = 1  # of a run's folder; another one is refused
 _VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
 
@@ -91,25 +94,33 @@ def _read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, A
 class RunFolder:
     """One run on disk. Opening it checks that it is this run's, and writes nothing into another's."""
 
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
+    def __init__(
+        self, path: str | os.PathLike, settings: Mapping[str, Any], keep: Keep = KEEP_LAST
+    ):
         """Checks that `path` is, or can become, the folder of a run with these settings.
 
         Args:
           path: the folder; `create` makes it.
           settings: what decides the run's results, JSON-like.
+          keep: which checkpoints stay.
 
         Raises:
-          ConfigError: the folder holds something else, or a run with other settings.
+          ConfigError: the folder holds something else, or a run with other settings, or of another
+            version.
         """
         self.path = pathlib.Path(path)
         self._settings = jsonable(settings)
-        self._manager: Any = None
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         if self._config.exists():
             self._check(self._settings)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or self._holds_something()):
             raise ConfigError(
                 f"{self.path} exists and is not a run's folder; choose another workdir."
             )
+
+    def _holds_something(self) -> bool:
+        """Whether there is more than what a process leaves that is killed at its very start."""
+        return any(path != partial_of(self._config) for path in self.path.iterdir())
 
     @property
     def _config(self) -> pathlib.Path:
@@ -129,16 +140,27 @@ class RunFolder:
         if hosts.is_main():
             make_folder(self.path, "workdir")
             if not self._config.exists():
-                content = {"settings": self._settings, "environment": environment()}
+                content = {
+                    "format": FORMAT,
+                    "settings": self._settings,
+                    "environment": environment(),
+                }
                 write_json(self._config, content)
             if not self._split.exists():
                 clients.save_split(self._split)
         hosts.barrier("run folder created")
 
     def _check(self, settings: dict[str, Any]) -> None:
-        stored = read_json(self._config).get("settings")
+        config = read_json(self._config)
+        stored = config.get("settings")
         if not isinstance(stored, dict):
             raise ConfigError(f"{self._config} is not a run's; choose another workdir.")
+        if config.get("format") != FORMAT:
+            raise ConfigError(
+                f"{self.path} was made by another version of mhd_jax (its format is "
+                f"{config.get('format')}, this version's {FORMAT}). Finish the run with that version, "
+                "or choose another workdir."
+            )
         differing = list(_differences(stored, settings))
         if differing:
             raise ConfigError(
@@ -151,82 +173,100 @@ class RunFolder:
         """Whether the run has come to its end."""
         return (self.path / "summary.json").exists()
 
-    @property
-    def manager(self):
-        """The orbax manager of `checkpoints/`, made when first needed."""
-        if self._manager is None:
-            import orbax.checkpoint as ocp  # slow to import, and not every run saves
+    def save(
+        self, step: int, carry: PyTree, seconds: float, evaluations: int, score: float | None = None
+    ) -> None:
+        """Saves everything that evolves, in the background.
 
-            self._manager = ocp.CheckpointManager(
-                (self.path / "checkpoints").absolute(),
-                options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
-            )
-        return self._manager
+        Args:
+          step: of which there is no checkpoint yet.
+          carry: what evolves.
+          seconds: trained so far.
+          evaluations: how many lines `metrics.jsonl` has now.
+          score: what the best checkpoint is chosen by.
 
-    @property
-    def saved_steps(self) -> list[int]:
-        """The steps of which there are checkpoints, in their order."""
-        if not (self.path / "checkpoints").exists():
-            return []
-        return sorted(self.manager.all_steps())
+        Raises:
+          StorageError: this save, or the one before, cannot be written.
+        """
+        about = {
+            "evaluations": evaluations,
+            "seconds": seconds,
+            "score": score,
+            "environment": decisive_environment(carry),
+        }
+        self.checkpoints.save(step, _fields(carry), about)
 
-    def save(self, step: int, carry: PyTree, seconds: float) -> None:
-        """Saves everything that evolves; a second save of one step does nothing."""
-        import orbax.checkpoint as ocp
-
-        if self.manager.latest_step() != step:
-            content = {"carry": _fields(carry), "seconds": np.float64(seconds)}
-            self.manager.save(step, args=ocp.args.StandardSave(content))
-
-    def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, float] | None:
+    def restore(self, like: PyTree, step: int, start: Callable[[], PyTree]) -> tuple[PyTree, float]:
         """A checkpoint, as `like` has its shapes and places, and the seconds trained.
 
-        The latest one, or that of `step`. None where there is none.
-        """
-        import orbax.checkpoint as ocp
+        Args:
+          like: a carry, or its shapes.
+          step: of which there is a checkpoint.
+          start: makes what a new run's is.
 
-        if not self.saved_steps:
-            return None
-        content = self.manager.restore(
-            self.saved_steps[-1] if step is None else step,
-            args=ocp.args.StandardRestore({"carry": _fields(like), "seconds": np.float64(0)}),
-        )
-        return dataclasses.replace(like, **content["carry"]), float(content["seconds"])
+        Raises:
+          ConfigError: it is damaged, or another version's.
+        """
+        found = self.checkpoints.restore(step, _fields(like), lambda: _fields(start()))
+        return dataclasses.replace(like, **found), float(self.checkpoints.about(step)["seconds"])
+
+    def warn_of_another_environment(self, step: int, like: PyTree) -> None:
+        """Says so where a run goes on elsewhere than it was saved, and so not bit for bit."""
+        then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
+        differing = [
+            f"{key} {then.get(key)} there, {now[key]} now"
+            for key in now
+            if then.get(key) != now[key]
+        ]
+        if differing and hosts.is_main():
+            warnings.warn(
+                f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, but not "
+                "bit for bit as without a stop; where only devices differ, by rounding.",
+                stacklevel=2,
+            )
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
+        """Returns when everything saved is on disk, on all processes."""
+        self.checkpoints.wait()
+        hosts.barrier("checkpoints written")
 
     def close(self) -> None:
-        """Ends the checkpoint manager's threads."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Ends the threads that save."""
+        self.checkpoints.close()
 
     def history(self) -> list[dict[str, Any]]:
         """The evaluations so far; what comes after a torn line, and that line, is left out."""
         return _read_lines(self._metrics)
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drops what `metrics.jsonl` holds beyond `step`; returns the evaluations up to it."""
+        """Drops what the folder holds beyond `step`; returns the evaluations up to it.
+
+        Raises:
+          ConfigError: `metrics.jsonl` has lost lines since the checkpoint of `step`.
+        """
         records = [record for record in self.history() if record["step"] <= step]
+        written = self.checkpoints.about(step)["evaluations"] if step else 0
+        if len(records) != written:
+            raise ConfigError(
+                f"{self._metrics} holds {len(records)} evaluations up to step {step}, but {written} "
+                "were written. Put it back from a copy, or choose another workdir."
+            )
         text = "".join(json.dumps(record) + "\n" for record in records)
         hosts.barrier("metrics read")
-        if (
-            hosts.is_main()
-            and self._metrics.exists()
-            and text.encode() != self._metrics.read_bytes()
-        ):
+        if not hosts.is_main():
+            return records
+        if self._metrics.exists() and text.encode() != self._metrics.read_bytes():
             _write_text(self._metrics, text)
+        self.checkpoints.forget_beyond(step)
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`."""
+        """Adds a line to `metrics.jsonl`; it is on the disk before the checkpoint that counts it."""
         if not hosts.is_main():
             return
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        sync(self._metrics)
 
     def summary(self) -> dict[str, Any]:
         """What `finish` wrote.
@@ -257,16 +297,10 @@ def _fields(carry: Any) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, device, code and command that a run was made with."""
-    versions: dict[str, str | None] = {}
-    for package in _VERSIONED:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "backend": device.platform,
         "device": device.device_kind,
@@ -274,6 +308,26 @@ def environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "command": _command(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Those of the packages that decide the results."""
+    import mhd_jax  # which imports this module
+
+    found: dict[str, str | None] = {"mhd_jax": mhd_jax.__version__}
+    for package in _VERSIONED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def decisive_environment(carry: PyTree) -> dict[str, Any]:
+    """What must be equal for a run to go on bit for bit: versions, and the devices of its arrays."""
+    devices = jax.devices()
+    used = max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(carry))
+    return {**versions(), "device": devices[0].device_kind, "devices": used}
 
 
 def _command() -> str | None:

@@ -17,3 +17,7 @@ class InterruptedRun(KeyboardInterrupt):
 
 class LostProcessError(RuntimeError):
     """Another process of a run on several has ended before its time."""
+
+
+class StorageError(RuntimeError):
+    """What should stay of a run cannot be written: the disk is full, or fails."""

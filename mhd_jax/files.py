@@ -25,7 +25,23 @@ def make_folder(path: pathlib.Path, name: str) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file to write instead of `path`, which becomes `path` in one move once it is written."""
-    partial = path.with_name(path.name + ".partial")
+    """A file to write instead of `path`, which becomes `path` in one move once it is on the disk."""
+    partial = partial_of(path)
     yield partial
+    sync(partial)
     os.replace(partial, path)
+    sync(path.parent)
+
+
+def partial_of(path: pathlib.Path) -> pathlib.Path:
+    """What `written_whole` writes first; a process that is killed may leave it behind."""
+    return path.with_name(path.name + ".partial")
+
+
+def sync(path: pathlib.Path) -> None:
+    """Returns when a file, or a folder's list of files, is on the disk and survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

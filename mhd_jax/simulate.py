@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import math
 import pathlib
 import resource
 import signal
@@ -30,11 +32,18 @@ from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
 from mhd_jax.callbacks.base import Callbacks
 from mhd_jax.callbacks.progress import is_interactive
 from mhd_jax.checkpoint import RunFolder, jsonable
+from mhd_jax.checkpoints import Keep, best
 from mhd_jax.checks import require_counts
 from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import Carry
-from mhd_jax.errors import ConfigError, DivergedError, InterruptedRun, LostProcessError
+from mhd_jax.errors import (
+    ConfigError,
+    DivergedError,
+    InterruptedRun,
+    LostProcessError,
+    StorageError,
+)
 from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare
@@ -44,6 +53,7 @@ from mhd_jax.types import Algorithm, Metrics, PyTree, State
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
 _MOST_EDGES = 64**2  # that a summary lists one by one
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
@@ -56,7 +66,9 @@ class Result:
     Attributes:
       summary: as in `summary.json`.
       history: one record for each evaluation, as in `metrics.jsonl`.
-      state: the state at the end; None for a finished run whose checkpoints are gone.
+      state: the state at the end; None for a finished run whose last checkpoint is gone.
+      best: the state with the highest β_sh of the last head on the validation set, with
+        `keep_best`; None without.
       started_at: the step at which this process took it up: 0 for a new run, `steps` for
         one that had finished before.
     """
@@ -65,6 +77,7 @@ class Result:
     history: list[dict[str, Any]]
     state: State | None
     started_at: int = 0
+    best: State | None = None
     _answers: Callable[..., Array] | None = dataclasses.field(default=None, repr=False)
 
     def predict(self, inputs: PyTree) -> np.ndarray:
@@ -112,6 +125,9 @@ def simulate(
     on_nonfinite: str = "stop",
     workdir: str | pathlib.Path | None = None,
     checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    keep_best: bool = False,
+    fall_back: bool = False,
     callbacks: Watcher | Sequence[Watcher] = (),
     progress: bool | None = None,
 ) -> Result:
@@ -153,6 +169,11 @@ def simulate(
       workdir: the run's folder. A second start resumes where the first was cut, and only
         reads a run that has finished.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
+      keep_checkpoints: how many of the latest checkpoints stay; the one of the last step does.
+      keep_best: whether the one stays, too, whose last head has the highest β_sh on the
+        validation set. Evaluations that find a better one save it.
+      fall_back: whether a run whose latest checkpoint is damaged takes the newest one that is
+        whole, with a warning; without, it is refused.
       callbacks: watchers, see `mhd_jax.callbacks`; a function is called with each record.
       progress: whether to show a progress bar on stderr; None shows it where someone watches.
 
@@ -160,10 +181,11 @@ def simulate(
       A `Result`.
 
     Raises:
-      ConfigError: settings that cannot work, or a workdir of another run.
+      ConfigError: settings that cannot work, a workdir of another run, or a damaged checkpoint.
       DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
       LostProcessError: another process of a run on several has ended.
+      StorageError: the workdir cannot be written, because the disk is full, say.
     """
     run = prepare(
         topology,
@@ -187,7 +209,8 @@ def simulate(
         on_nonfinite=on_nonfinite,
     )
     plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
-    lane = _Lane(run, None if workdir is None else RunFolder(workdir, run.settings), plan)
+    keep = _keep([run], keep_checkpoints, keep_best, [workdir])
+    lane = _Lane(run, _folder(workdir, run, keep), plan, keep, fall_back)
     return _all_finite(_simulate([lane], _watchers(callbacks, progress)))[0]
 
 
@@ -201,6 +224,9 @@ def simulate_seeds(
     steps_per_dispatch: int | None = None,
     workdirs: Sequence[str | pathlib.Path] | None = None,
     checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    keep_best: bool = False,
+    fall_back: bool = False,
     callbacks: Watcher | Sequence[Watcher] = (),
     progress: bool | None = None,
     **settings: Any,
@@ -214,8 +240,8 @@ def simulate_seeds(
       algorithm: as for `simulate`.
       seeds: of training.
       workdirs: one for each seed.
-      eval_every, steps_per_dispatch, checkpoint_every, callbacks, progress: as for
-        `simulate_many`.
+      eval_every, steps_per_dispatch, checkpoint_every: as for `simulate_many`.
+      keep_checkpoints, keep_best, fall_back, callbacks, progress: likewise.
       **settings: the others of `simulate`.
 
     Returns:
@@ -233,6 +259,9 @@ def simulate_seeds(
         steps_per_dispatch=steps_per_dispatch,
         workdirs=workdirs,
         checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        keep_best=keep_best,
+        fall_back=fall_back,
         callbacks=callbacks,
         progress=progress,
     )
@@ -246,6 +275,9 @@ def simulate_many(
     steps_per_dispatch: int | None = None,
     workdirs: Sequence[str | pathlib.Path] | None = None,
     checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    keep_best: bool = False,
+    fall_back: bool = False,
     callbacks: Watcher | Sequence[Watcher] = (),
     progress: bool | None = None,
     keep_going: bool = False,
@@ -262,6 +294,7 @@ def simulate_many(
     Args:
       runs: for each the arguments of `simulate`, but for those below.
       eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
+      keep_checkpoints, keep_best, fall_back: likewise, for each run.
       workdirs: one for each run.
       callbacks: watch all runs; what they are told at the start says whose a record is.
       keep_going: whether a run that diverges leaves the others alone.
@@ -280,11 +313,29 @@ def simulate_many(
     ]
     watch = _watchers(callbacks, progress)
     folders: Sequence[Any] = workdirs or [None for _ in runs]
+    keep = _keep(prepared, keep_checkpoints, keep_best, folders)
     lanes = [
-        _Lane(run, None if folder is None else RunFolder(folder, run.settings), plan, write_reports)
+        _Lane(run, _folder(folder, run, keep), plan, keep, fall_back, write_reports)
         for run, folder, plan in zip(prepared, folders, plans, strict=True)
     ]
     return _simulate(lanes, watch, keep_going)
+
+
+def _keep(runs: Sequence[Run], last: int, keep_best: bool, folders: Sequence[Any]) -> Keep:
+    """Which checkpoints stay, once that is found to be possible."""
+    require_counts(keep_checkpoints=last)
+    if keep_best and any(run.validation is None for run in runs):
+        raise ConfigError(
+            "keep_best chooses on a validation set, and there is none; set validation_fraction. "
+            "Nothing is chosen on the test set."
+        )
+    if keep_best and None in folders:
+        raise ConfigError("keep_best keeps a checkpoint in a folder; give a workdir.")
+    return Keep(last, keep_best)
+
+
+def _folder(path: str | pathlib.Path | None, run: Run, keep: Keep) -> RunFolder | None:
+    return None if path is None else RunFolder(path, run.settings, keep)
 
 
 def _all_finite(found: Sequence[Result | DivergedError]) -> list[Result]:
@@ -308,11 +359,14 @@ class _Lane:
     run: Run
     folder: RunFolder | None
     plan: Plan
+    keep: Keep
+    fall_back: bool
     has_report: bool = True
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
     failure: DivergedError | None = None
+    best_score: float = -math.inf
 
     @property
     def watched(self) -> WatchedRun:
@@ -323,17 +377,64 @@ class _Lane:
     @property
     def starts(self) -> list[int]:
         """The steps at which the run can be taken up, in their order."""
-        return (self.folder.saved_steps if self.folder is not None else []) or [0]
+        if self.folder is None:
+            return [0]
+        checkpoints = self.folder.checkpoints
+        return (checkpoints.whole_steps() if self.fall_back else checkpoints.steps) or [0]
 
     def begin(self, step: int) -> Carry:
         """The state at `step`, one of `starts`."""
         if self.folder is None:
             return self.run.start()
         self.folder.create(self.run.everyone)
-        restored = self.folder.restore(self.run.carry, step) if step else None
-        carry, self.seconds = restored or (self.run.start(), 0.0)
-        self.history = self.folder.rewind(int(carry.state.step))
+        if step:
+            carry, self.seconds = self.folder.restore(self.run.carry, step, self.run.start)
+            self.folder.warn_of_another_environment(step, self.run.carry)
+        else:
+            carry = self.run.start()
+        self.history = self.folder.rewind(step)
+        scores = self.folder.checkpoints.scores().values()
+        self.best_score = max((score for score in scores if score is not None), default=-math.inf)
         return carry
+
+    def read(self) -> Result:
+        """What a run that has finished has left."""
+        assert self.folder is not None
+        state = self._saved_state(self.plan.steps)
+        self.history = self.folder.history()
+        return self.result(self.folder.summary(), state, self.plan.steps)
+
+    def _best(self, final: State | None) -> State | None:
+        """The state of the checkpoint that is kept as the best one."""
+        if self.folder is None or not self.keep.best:
+            return None
+        step = best(self.folder.checkpoints.scores())
+        if step is None or step == self.plan.steps:
+            return final
+        return self._saved_state(step)
+
+    def _saved_state(self, step: int) -> State | None:
+        """The state of a checkpoint; None where it is not among those to be had."""
+        if self.folder is None or step not in self.starts:
+            return None
+        return self.folder.restore(self.run.carry, step, self.run.start)[0].state
+
+    def score(self) -> float | None:
+        """β_sh of the last head on the validation set at the last evaluation."""
+        values = list(self.history[-1]["validation"]["beta_sh"].values())
+        return values[-1]
+
+    def save(self, step: int, carry: Carry, *, due: bool) -> None:
+        """Saves where that is due, or where what was evaluated at this step is the best so far."""
+        if self.folder is None:
+            return
+        evaluated = bool(self.history) and self.history[-1]["step"] == step
+        score = self.score() if self.keep.best and evaluated else None
+        is_best = score is not None and score > self.best_score
+        if score is not None and is_best:
+            self.best_score = score
+        if due or is_best:
+            self.folder.save(step, carry, self.seconds, len(self.history), score)
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds a line to the history."""
@@ -364,6 +465,7 @@ class _Lane:
         """Writes what stays of the run."""
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
         if self.folder is not None:
+            self.folder.wait()
             if self.has_report and hosts.is_main():
                 from mhd_jax import report
 
@@ -379,7 +481,7 @@ class _Lane:
             preparation=self.run.spec.preparation,
             execution=self.run.execution,
         )
-        return Result(summary, self.history, state, started_at, answers)
+        return Result(summary, self.history, state, started_at, self._best(state), answers)
 
 
 def _simulate(
@@ -391,10 +493,7 @@ def _simulate(
     try:
         for i, lane in enumerate(lanes):
             if lane.folder is not None and lane.folder.finished:
-                restored = lane.folder.restore(lane.run.carry)
-                state = None if restored is None else restored[0].state
-                lane.history = lane.folder.history()
-                results[i] = lane.result(lane.folder.summary(), state, started_at=lane.plan.steps)
+                results[i] = lane.read()
             else:
                 unfinished.append(i)
         for start, indices in _by_start(lanes, unfinished).items():
@@ -410,6 +509,13 @@ def _simulate(
         raise LostProcessError(
             f"this process has lost the others ({str(error).splitlines()[0]}), and cannot go on "
             f"alone.{saved} start all of them again with the same command."
+        ) from error
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK or not _folders(lanes):
+            raise
+        raise StorageError(
+            f"{_folders(lanes)} cannot be written ({error.strerror}). Make room, and the same "
+            "command resumes the run."
         ) from error
     finally:
         for lane in lanes:
@@ -544,10 +650,10 @@ def _train(
             carry = carry.reset()
         stopping = bool(hosts.from_each(stop_requested()).any()) and step < plan.steps
         folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all, or of none
-        if folders and (plan.saves_at(step) or stopping):
+        due = plan.saves_at(step) or stopping
+        if folders and (due or (records and lanes[0].keep.best)):
             for lane, part in _going(lanes, program, carry):
-                if lane.folder is not None:
-                    lane.folder.save(step, part, lane.seconds)
+                lane.save(step, part, due=due)
         # Watchers come last: what they may raise loses nothing.
         watch.on_steps(step, pace.rate)
         for record in records:

@@ -251,7 +251,8 @@ def test_training_time_survives_an_interruption(tmp_path):
     with pytest.raises(mhd.InterruptedRun):
         run("isolated", workdir=tmp_path, callbacks=Stop(), steps_per_dispatch=3, eval_every=20)
     folder = RunFolder(tmp_path, json.loads((tmp_path / "config.json").read_text())["settings"])
-    _, seconds = folder.restore(prepare("ring", clients(), "isolated", **PREPARED).carry)
+    prepared = prepare("ring", clients(), "isolated", **PREPARED)
+    _, seconds = folder.restore(prepared.carry, folder.checkpoints.steps[-1], prepared.start)
     folder.close()
     resumed = run("isolated", workdir=tmp_path, eval_every=20)
     assert resumed.summary["timing"]["seconds_per_step"] * 20 > seconds > 0

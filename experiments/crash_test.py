@@ -1,0 +1,247 @@
+r"""Kills a run again and again, at random moments, and compares what it comes to with one left alone.
+
+  python -m experiments.crash_test --kills=50 --workdir=runs/crash_test
+
+A run of experiments.train is a process that gets SIGKILL: half of the times at a random moment of
+its life, from its start to its end; else right after a save has begun, a checkpoint has come to its
+place or to its manifest, a line was added to the metrics, or the report has been begun. The same
+command starts it again, until it ends; then another one begins, until there were enough kills. Each
+must end as the run that was never killed: state, history, summary (but for the time) and kept
+checkpoints, bit for bit. Exit status 1 says that one did not. The folder gets crash_test.json.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import mhd_jax as mhd
+from experiments import launch
+from mhd_jax import manifest
+from mhd_jax.checkpoint import read_json, write_json
+
+_KILLS = flags.DEFINE_integer("kills", 50, "How many times a process is killed.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/crash_test", "Folder of the test.")
+_TRAIN = flags.DEFINE_string(
+    "train_flags",
+    "--algorithm=mhd --num_clients=4 --topology=ring --pool_size=2 --pool_refresh=7 "
+    "--link_loss=0.1 --offline=0.2 --offline_steps=5 --on_nonfinite=quarantine "
+    "--validation_fraction=0.1 --keep_best --steps=240 --eval_every=20 --checkpoint_every=30 "
+    "--steps_per_dispatch=5",
+    "Flags of the run, as for experiments.train.",
+)
+_ROOT = pathlib.Path(__file__).parent.parent
+_LONGEST = 600  # seconds of a process that is left alone
+_WATCH = 0.002  # seconds from look to look
+
+
+@dataclasses.dataclass
+class Folder:
+    """What is seen of a run from outside."""
+
+    path: pathlib.Path
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written that has not come to its place."""
+        return any("tmp" in name for name in self._checkpoints())
+
+    def unsealed(self) -> set[str]:
+        """Checkpoints in their place, without a manifest."""
+        return {name for name in self._checkpoints() if name.isdecimal()} - self.sealed()
+
+    def sealed(self) -> set[str]:
+        """Checkpoints with a manifest."""
+        there = (self.path / "checkpoints" / name for name in self._checkpoints())
+        return {path.name for path in there if (path / manifest.NAME).exists()}
+
+    def lines(self) -> int:
+        """The length of the metrics."""
+        metrics = self.path / "metrics.jsonl"
+        return metrics.stat().st_size if metrics.exists() else 0
+
+    def report_begun(self) -> bool:
+        """Whether plots are there, and the summary is not."""
+        return any(self.path.glob("*.png")) and not (self.path / "summary.json").exists()
+
+    def _checkpoints(self) -> list[str]:
+        try:
+            return [path.name for path in (self.path / "checkpoints").iterdir()]
+        except FileNotFoundError:
+            return []
+
+
+def moments(folder: Folder) -> dict[str, Callable[[], bool]]:
+    """By name, whether something has happened since this was called."""
+    lines, sealed = folder.lines(), folder.sealed()
+    return {
+        "a save has begun": folder.saving,
+        "a checkpoint is in its place": lambda: bool(folder.unsealed()),
+        "a checkpoint has its manifest": lambda: bool(folder.sealed() - sealed),
+        "a line was added": lambda: folder.lines() > lines,
+        "the report is begun": folder.report_begun,
+    }
+
+
+def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) -> bool:
+    """One process of the run, killed once `until` says so; whether it ended by itself.
+
+    Raises:
+      RuntimeError: it failed.
+    """
+    command = [sys.executable, "-m", "experiments.train", *shlex.split(_TRAIN.value)]
+    command += [f"--workdir={folder.path}", f"--compilation_cache={cache}"]
+    log = folder.path.with_suffix(".log")
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=output)
+        deadline = time.monotonic() + _LONGEST
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                if until is not None and until():
+                    process.kill()
+                    process.wait()
+                    return False
+                time.sleep(_WATCH)
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        raise RuntimeError(f"a process ended with {process.returncode}: {log.read_text()[-3000:]}")
+    return True
+
+
+def outcome(folder: Folder) -> dict[str, Any]:
+    """All of a finished run that must repeat."""
+    for name in folder.sealed():
+        if damage := manifest.damage(folder.path / "checkpoints" / name):
+            raise RuntimeError(damage)
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    summary = read_json(folder.path / "summary.json")
+    del summary["timing"]
+    return {
+        "history": [{k: v for k, v in line.items() if k != "seconds"} for line in lines],
+        "summary": summary,
+        "checkpoints": sorted(folder.sealed()),
+        "left over": sorted({*folder._checkpoints()} - folder.sealed()),
+        "state": _arrays(folder.path / "checkpoints" / str(summary["steps"])),
+    }
+
+
+def _arrays(checkpoint: pathlib.Path) -> dict[str, tuple[Any, ...]]:
+    """The arrays of a checkpoint by name: shape, type and bytes."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(checkpoint.absolute()).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        found = checkpointer.restore(
+            checkpoint.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(found)
+    return {
+        jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype), leaf.tobytes())
+        for path, leaf in leaves
+    }
+
+
+def main() -> None:
+    """Kills, starts again and compares."""
+    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    if workdir.exists():
+        raise mhd.ConfigError(f"{workdir} exists; choose another workdir, or delete it.")
+    workdir.mkdir(parents=True)
+    cache = workdir / "cache"
+    console = launch.console()
+    alone = Folder(workdir / "alone")
+    begun = time.monotonic()
+    live(alone, workdir / "cache of the run alone", None)
+    life = time.monotonic() - begun
+    expected = outcome(alone)
+    draw = random.Random(_SEED.value)
+    met: collections.Counter[str] = collections.Counter()
+    kills, runs, unequal = 0, 0, []
+    while kills < _KILLS.value:
+        runs += 1
+        folder, ended = Folder(workdir / f"run_{runs}"), False
+        while not ended:
+            moment, until = "left alone", None
+            if kills < _KILLS.value:
+                moment, until = _next_moment(folder, draw, life)
+            began = time.monotonic()
+            ended = live(folder, cache, until)
+            if ended:  # with the programs compiled, and maybe from a late checkpoint
+                life = min(life, time.monotonic() - began)
+            if not ended:
+                kills += 1
+                met[moment] += 1
+                console.print(f"kill {kills}: {moment}, {_progress(folder)}", markup=False)
+        found = outcome(folder)
+        differing = [name for name in expected if found[name] != expected[name]]
+        if differing:
+            unequal.append({"run": runs, "differing": differing})
+        else:
+            shutil.rmtree(folder.path)
+        console.print(
+            f"run {runs} has ended: {', '.join(differing) or 'all'} "
+            f"{'differs' if differing else 'equal'}",
+            markup=False,
+        )
+    content = {
+        "kills": kills,
+        "by_moment": dict(met),
+        "runs": runs,
+        "unequal": unequal,
+        "arrays": len(expected["state"]),
+        "train_flags": _TRAIN.value,
+        "seed": _SEED.value,
+        "seconds": time.monotonic() - begun,
+    }
+    write_json(workdir / "crash_test.json", content)
+    console.print(f"{kills} kills in {runs} run(s), {len(unequal)} of which differ", markup=False)
+    if unequal:
+        sys.exit(1)
+
+
+def _next_moment(
+    folder: Folder, draw: random.Random, life: float
+) -> tuple[str, Callable[[], bool]]:
+    """When the next process is killed: its name, and what says that it is now."""
+    started = time.monotonic()
+    if draw.random() < 0.5:
+        at = started + draw.uniform(0, life)
+        return "at a random time", lambda: time.monotonic() > at
+    happened = moments(folder)
+    name = draw.choice(sorted(happened))
+    delay = draw.choice([0.0, draw.uniform(0, 0.1)])
+    first: list[float] = []
+
+    def until() -> bool:
+        if not first and happened[name]():
+            first.append(time.monotonic())
+        return bool(first) and time.monotonic() >= first[0] + delay
+
+    return name, until
+
+
+def _progress(folder: Folder) -> str:
+    """How far a run has come."""
+    steps = sorted(map(int, folder.sealed()))
+    return f"last checkpoint of step {steps[-1]}" if steps else "no checkpoint yet"
+
+
+if __name__ == "__main__":
+    launch.run(main)
