@@ -37,7 +37,7 @@ from mhd_jax.files import make_folder, partial_of, sync, written_whole
 from mhd_jax.types import PyTree
 
 FORMAT = 1  # of a run's folder; another one is refused
-_VERSIONED = ("mhd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
 
 
