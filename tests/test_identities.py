@@ -435,7 +435,7 @@ def test_what_crosses_an_edge():
         ({"num_aux_heads": -1}, "num_aux_heads must be at least 0"),
         ({"num_targets": 0}, "num_targets must be a positive integer or 'all'"),
         ({"nu_aux": -0.1}, "nu_aux must be at least 0"),
-        ({"nu_emb": float("nan")}, "nu_emb must be at least 0"),
+        ({"nu_emb": float("nan")}, "nu_emb must be a finite number"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"target_selection": "best"}, "unknown target_selection 'best'; choose one of"),

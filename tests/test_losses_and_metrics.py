@@ -126,7 +126,7 @@ def test_sgd_equals_its_equations(nesterov):
     ("settings", "sentence"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
         ({"momentum": 1.0}, "momentum must be in"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"schedule": "linear"}, "unknown schedule 'linear'"),

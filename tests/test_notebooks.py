@@ -3,8 +3,9 @@
 import os
 import pathlib
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="make extra installs it")
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
