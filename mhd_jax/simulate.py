@@ -187,31 +187,39 @@ def simulate(
       LostProcessError: another process of a run on several has ended.
       StorageError: the workdir cannot be written, because the disk is full, say.
     """
-    run = prepare(
-        topology,
-        clients,
-        algorithm,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        public_batch_size=public_batch_size,
-        optimizer=optimizer,
-        seed=seed,
+    settings = {
+        "topology": topology,
+        "clients": clients,
+        "algorithm": algorithm,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "public_batch_size": public_batch_size,
+        "optimizer": optimizer,
+        "seed": seed,
+        "eval_batch_size": eval_batch_size,
+        "augmentation": augmentation,
+        "augment_public": augment_public,
+        "compute_dtype": compute_dtype,
+        "data_placement": data_placement,
+        "client_chunk": client_chunk,
+        "num_devices": num_devices,
+        "faults": faults,
+        "on_nonfinite": on_nonfinite,
+    }
+    found = simulate_many(
+        [settings],
         eval_every=eval_every,
-        eval_batch_size=eval_batch_size,
-        augmentation=augmentation,
-        augment_public=augment_public,
-        compute_dtype=compute_dtype,
-        data_placement=data_placement,
-        client_chunk=client_chunk,
-        num_devices=num_devices,
-        faults=faults,
-        on_nonfinite=on_nonfinite,
+        steps_per_dispatch=steps_per_dispatch,
+        workdirs=None if workdir is None else [workdir],
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        keep_best=keep_best,
+        fall_back=fall_back,
+        callbacks=callbacks,
+        progress=progress,
     )
-    plan = Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
-    keep = _keep([run], keep_checkpoints, keep_best, [workdir])
-    lane = _Lane(run, _folder(workdir, run, keep), plan, keep, fall_back)
-    return _all_finite(_simulate([lane], _watchers(callbacks, progress)))[0]
+    return _all_finite(found)[0]
 
 
 def simulate_seeds(
