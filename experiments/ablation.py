@@ -19,10 +19,9 @@ from typing import Any
 
 from absl import flags
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import cases, launch, seed_flags, sweep
+from experiments import cases, launch, seed_flags, sweep, tables
 from experiments import flags as run_flags
 from experiments.cases import Outcome
 
@@ -182,9 +181,8 @@ def main() -> None:
     notes += sweep.failures(outcomes)
     compared = margins(outcomes, orderings(flags.FLAGS.num_aux_heads))
     content = {"seeds": seeds, "rows": rows, "orderings": compared, "notes": notes}
-    cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(compared)]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
-    markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{text}"
+    cells = lines(compared)
+    markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{tables.markdown(_HEADINGS, cells)}"
     drawn = {"ablation": sweep.figure(rows, [])}
     if compared:
         drawn["orderings"] = figure(compared)
@@ -192,10 +190,8 @@ def main() -> None:
     console = launch.console()
     console.print(sweep.rich_table(rows, len(seeds)))
     if compared:
-        table = Table(*_HEADINGS, title="differences between runs of one seed, 95 % interval")
-        for line in lines(compared):
-            table.add_row(*line)
-        console.print(table)
+        title = "differences between runs of one seed, 95 % interval"
+        console.print(tables.rich(_HEADINGS, cells, title))
     for note in notes:
         console.print(note, markup=False)
     console.print(f"tables: {workdir / 'table.md'}", markup=False, soft_wrap=True)

@@ -17,10 +17,9 @@ from typing import Any
 
 from absl import flags
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import launch
+from experiments import launch, tables
 from experiments.comparison import as_cell, summarise
 from experiments.settings import RunSettings
 from experiments.watching import watchers
@@ -58,15 +57,10 @@ def main() -> None:
     write_json(workdir / "adversaries.json", {"settings": settings, "beta_sh": found})
     lines = [[name, *(as_cell(each[count]) for count in counts)] for name, each in found.items()]
     headings = ["target_selection", *(f"{count} of {_NUM_CLIENTS}" for count in counts)]
-    text = [headings, ["---"] * len(headings), *lines]
-    (workdir / "adversaries.md").write_text(
-        "".join(f"| {' | '.join(line)} |\n" for line in text), encoding="utf-8"
-    )
+    (workdir / "adversaries.md").write_text(tables.markdown(headings, lines), encoding="utf-8")
     report.save_figure(figure(found), workdir / "adversaries")
-    table = Table(*headings, title=f"β_sh of honest clients' last head, others: {_KIND.value}")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    title = f"β_sh of honest clients' last head, others: {_KIND.value}"
+    console.print(tables.rich(headings, lines, title))
     console.print(f"plot: {workdir / 'adversaries.png'}", markup=False, soft_wrap=True)
 
 

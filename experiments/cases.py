@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
+from experiments.comparison import spread
 from experiments.settings import RunSettings, simulate_cases
 from experiments.watching import watchers
 from mhd_jax import hosts, memory, report
@@ -264,15 +265,12 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
 
     The interval is Student's, over what is known; None where too little is.
     """
-    known = np.array([value for value in values if value is not None])
-    if len(known) == 0:
-        return {"mean": None, "std": None, "half_width": None}
-    if len(known) == 1:
-        return {"mean": float(known[0]), "std": None, "half_width": None}
-    std = float(known.std(ddof=1))
-    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)
-    half_width = float(quantile * std / np.sqrt(len(known)))
-    return {"mean": float(known.mean()), "std": std, "half_width": half_width}
+    found, count = spread(values), sum(value is not None for value in values)
+    std = found["std"]
+    if std is None:
+        return {**found, "half_width": None}
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+    return {**found, "half_width": float(quantile * std / np.sqrt(count))}
 
 
 def by_case(outcomes: Sequence[Outcome]) -> list[Row]:

@@ -21,10 +21,9 @@ import numpy as np
 from absl import flags
 from jax import Array
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import launch
+from experiments import launch, tables
 from mhd_jax import report
 from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import Clients, build_backbone
@@ -171,10 +170,10 @@ def main() -> None:
     write_json(workdir / "convergence.json", {"settings": settings, "runs": runs, "bytes": sent})
     convergence, traffic = _tables(runs, sent)
     (workdir / "convergence.md").write_text(
-        _markdown(convergence) + "\n" + _markdown(traffic), encoding="utf-8"
+        tables.markdown(*convergence) + "\n" + tables.markdown(*traffic), encoding="utf-8"
     )
     report.save_figure(figure(runs), workdir / "convergence")
-    console.print(_rich(convergence), _rich(traffic))
+    console.print(tables.rich(*convergence), tables.rich(*traffic))
     console.print(f"plot: {workdir / 'convergence.png'}", markup=False, soft_wrap=True)
 
 
@@ -247,20 +246,6 @@ def _tables(
         ],
     )
     return convergence, traffic
-
-
-def _markdown(table: _Lines) -> str:
-    headings, lines = table
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _rich(table: _Lines) -> Table:
-    headings, lines = table
-    shown = Table(*headings)
-    for line in lines:
-        shown.add_row(*line)
-    return shown
 
 
 if __name__ == "__main__":

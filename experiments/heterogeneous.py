@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, seed_flags
+from experiments import launch, seed_flags, tables
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from experiments.watching import watchers
@@ -230,15 +229,12 @@ def main() -> None:
     rows = study(chosen, seeds, workdir)
 
     write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
-    cells = [_HEADINGS, ["---"] * len(_HEADINGS), *lines(rows)]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
-    (workdir / "table.md").write_text(text, encoding="utf-8")
+    cells = lines(rows)
+    (workdir / "table.md").write_text(tables.markdown(_HEADINGS, cells), encoding="utf-8")
     report.save_figure(figure(rows), workdir / "heterogeneous")
     console = launch.console()
-    shown = Table(*_HEADINGS, title=f"MHD, mean ± std over {len(seeds)} seed(s)")
-    for line in lines(rows):
-        shown.add_row(*line)
-    console.print(shown)
+    title = f"MHD, mean ± std over {len(seeds)} seed(s)"
+    console.print(tables.rich(_HEADINGS, cells, title))
     console.print(
         f"Gain: over who sits at the same places in the ensemble {next(iter(chosen))}.",
         markup=False,

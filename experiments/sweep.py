@@ -17,15 +17,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import cases, comparison, launch, seed_flags, train  # noqa: F401  # train defines --algorithm
+from experiments import cases, comparison, launch, seed_flags, tables, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
-from mhd_jax.figures import METRICS, head_colours, line_styles
+from mhd_jax.figures import (
+    METRICS,
+    accuracy_axis,
+    first_and_last,
+    head_colours,
+    legend_beside,
+    line_styles,
+)
 
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."
@@ -83,10 +89,9 @@ def failures(outcomes: Sequence[cases.Outcome]) -> list[str]:
     for o in outcomes:
         if o.summary is None:
             by_case.setdefault((o.case.name, o.status, o.reason), []).append(o.seed)
+    said = {"refused": "was refused", "diverged": "diverged"}
     return [
-        f"{name} was {status}, seed {', '.join(map(str, seeds))}: {reason}"
-        if status == "refused"
-        else f"{name} {status}, seed {', '.join(map(str, seeds))}: {reason}"
+        f"{name} {said[status]}, seed {', '.join(map(str, seeds))}: {reason}"
         for (name, status, reason), seeds in by_case.items()
     ]
 
@@ -118,16 +123,12 @@ def as_cell(value: Mapping[str, float | None]) -> str:
 def rich_table(rows: Sequence[Row], num_seeds: int) -> Table:
     """The table for the terminal."""
     title = f"mean ± standard deviation over {num_seeds} seed(s) [95 % interval of the mean]"
-    table = Table(*_HEADINGS, title=title)
-    for line in lines(rows):
-        table.add_row(*line)
-    return table
+    return tables.rich(_HEADINGS, lines(rows), title)
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
     """The table as Markdown."""
-    cells = [list(_HEADINGS), ["---"] * len(_HEADINGS), *lines(rows)]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    text = tables.markdown(_HEADINGS, lines(rows))
     said = (
         f"Mean over clients, then mean ± standard deviation over {num_seeds} seed(s) [95 % confidence "
         "interval of the mean]."
@@ -176,7 +177,8 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
                     axis.axhline(known[0][1]["mean"], color=colour, linestyle=":", label=rest)
                     break
                 axis.errorbar(
-                    [_place(float(x), numbers) for x, _ in known if x is not None],
+                    # Values are told apart whatever their distance.
+                    [numbers.index(float(x)) for x, _ in known if x is not None],
                     [v["mean"] for _, v in known],
                     yerr=[v["half_width"] or 0.0 for _, v in known],
                     color=colour,
@@ -188,21 +190,9 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
                 )
         axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
         axis.set_xlabel(name)
-        _accuracy_axis(axis, label)
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, fontsize="small", loc="outside right upper")
+        accuracy_axis(axis, label)
+    legend_beside(drawn)
     return drawn
-
-
-def _place(number: float, numbers: Sequence[float]) -> int:
-    """Where a number stands: values are told apart whatever their distance."""
-    return list(numbers).index(number)
-
-
-def _accuracy_axis(axis: Axes, label: str) -> None:
-    axis.set_ylabel(label)
-    axis.set_ylim(0, 1.02)
-    axis.grid(alpha=0.3)
 
 
 def _case_by_case(rows: Sequence[Row]) -> Figure:
@@ -212,7 +202,7 @@ def _case_by_case(rows: Sequence[Row]) -> Figure:
     for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
         for y, row in enumerate(rows):
             heads = list(row[metric])
-            for head in dict.fromkeys((heads[0], heads[-1])):
+            for head in first_and_last(heads):
                 value, is_main = row[metric][head], head == "main"
                 if value["mean"] is None:
                     continue

@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, seed_flags
+from experiments import launch, seed_flags, tables
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from experiments.watching import watchers
 from mhd_jax import report
 from mhd_jax.checkpoint import write_json
-from mhd_jax.figures import head_colours, line_styles
+from mhd_jax.figures import head_colours, legend_beside, line_styles
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -142,8 +141,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.grid(alpha=0.3)
         axis.set_ylim(-0.02, 1.02)
     axes[0].set_ylabel("test accuracy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, fontsize="small", loc="outside right upper")
+    legend_beside(drawn)
     return drawn
 
 
@@ -165,15 +163,12 @@ def main() -> None:
     heads = max((list(row["accuracy"]) for row in rows), key=len)
     headings = ["graph", "algorithm", "hops", *heads]
     write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
-    cells = [headings, ["---"] * len(headings), *lines(rows, heads)]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in cells)
-    (workdir / "table.md").write_text(text, encoding="utf-8")
+    cells = lines(rows, heads)
+    (workdir / "table.md").write_text(tables.markdown(headings, cells), encoding="utf-8")
     report.save_figure(figure(rows), workdir / "hops")
     console = launch.console()
-    shown = Table(*headings, title=f"accuracy by distance, mean ± std over {len(seeds)} seed(s)")
-    for line in lines(rows, heads):
-        shown.add_row(*line)
-    console.print(shown)
+    title = f"accuracy by distance, mean ± std over {len(seeds)} seed(s)"
+    console.print(tables.rich(headings, cells, title))
     console.print(f"plot: {workdir / 'hops.png'}", markup=False, soft_wrap=True)
 
 

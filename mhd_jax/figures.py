@@ -78,8 +78,8 @@ def accuracy(history: Sequence[Record], title: str) -> Figure:
                 label=head,
             )
         axis.set_xlabel("step")
-        _accuracy_axis(axis, label)
-    _legend_beside(figure, title="head")
+        accuracy_axis(axis, label)
+    legend_beside(figure, title="head")
     figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
     return figure
 
@@ -161,8 +161,8 @@ def hops(summary: Record) -> Figure:
     axis.set_xticks(range(len(rows)), labels)
     axis.set_xlim(-0.4, len(rows) - 0.6)
     axis.set_xlabel("hops to who holds the class")
-    _accuracy_axis(axis, "test accuracy")
-    _legend_beside(figure, title="head")
+    accuracy_axis(axis, "test accuracy")
+    legend_beside(figure, title="head")
     return figure
 
 
@@ -311,8 +311,8 @@ def _curves(
             values = _numbers([[record[metric][head] for record in run] for run in runs])
             draw(axis, runs, values, {**style, "label": f"{name} ({head})"})
         axis.set_xlabel(over)
-        _accuracy_axis(axis, label)
-    _legend_beside(figure)
+        accuracy_axis(axis, label)
+    legend_beside(figure)
     return figure
 
 
@@ -321,13 +321,14 @@ def _deviation(values: np.ndarray) -> np.ndarray:
     return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
-def _legend_beside(figure: Figure, title: str | None = None) -> None:
+def legend_beside(figure: Figure, title: str | None = None) -> None:
     """One legend for all axes, which covers none."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
 
 
-def _accuracy_axis(axis: Axes, label: str) -> None:
+def accuracy_axis(axis: Axes, label: str) -> None:
+    """An axis of fractions, with this label."""
     axis.set_ylabel(label)
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.3)

@@ -1,0 +1,23 @@
+"""Tables of studies: headings and lines of cells, as Markdown and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The table as Markdown."""
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def rich(
+    headings: Sequence[str], lines: Sequence[Sequence[str]], title: str | None = None
+) -> Table:
+    """The table for the terminal."""
+    table = Table(*headings, title=title)
+    for line in lines:
+        table.add_row(*line)
+    return table
