@@ -27,8 +27,20 @@ from tests.conftest import (
 
 K = 4
 COMPLETE = 1 - jnp.eye(K)
+ONLY_1_TEACHES_0 = jnp.zeros((K, K)).at[0, 1].set(1)
 HONEST = len(KINDS)
 PLAIN = optax.sgd(0.1)  # one object, so that equal programs compile once
+
+
+def learning_from_main_heads(shared, **options):
+    """MHD in which one auxiliary head learns from others' main heads, and nothing else does."""
+    return mhd.algorithms.mhd(
+        num_aux_heads=1,
+        include_self=False,
+        nu_emb=0.0,
+        public_batch="shared" if shared else "independent",
+        **options,
+    )
 
 
 def run_steps(algorithm, clients, graph, batches, state=None, step=None):
@@ -121,13 +133,7 @@ def test_a_message_may_be_bad_where_its_sender_is_not():
 @pytest.mark.parametrize("shared", [True, False])
 def test_students_learn_from_what_was_sent(shared):
     """Client 0 learns from client 1 alone: its loss against the lie, written out."""
-    algorithm = mhd.algorithms.mhd(
-        num_aux_heads=1,
-        include_self=False,
-        nu_emb=0.0,
-        public_batch="shared" if shared else "independent",
-    )
-    graph = jnp.zeros((K, K)).at[0, 1].set(1)
+    algorithm, graph = learning_from_main_heads(shared), ONLY_1_TEACHES_0
     before, now = (tiny_batch(K, seed=s, shared=shared) for s in range(2))
     step = jax.jit(algorithm.train_step)
     for kind in ("label_flip", "replay"):
@@ -280,14 +286,7 @@ DELAYED = [{"pool_size": 2, "pool_refresh": 1}, {"teacher_delay": 1}]
 @pytest.mark.parametrize("delay", DELAYED, ids=["pool", "delay"])
 def test_liars_snapshots_lie_too(delay, shared):
     """Client 0 learns from client 1 alone, whose snapshots say what nobody believes, or all alike."""
-    algorithm = mhd.algorithms.mhd(
-        num_aux_heads=1,
-        include_self=False,
-        nu_emb=0.0,
-        public_batch="shared" if shared else "independent",
-        **delay,
-    )
-    graph = jnp.zeros((K, K)).at[0, 1].set(1)
+    algorithm, graph = learning_from_main_heads(shared, **delay), ONLY_1_TEACHES_0
     batches = [tiny_batch(K, seed=s, shared=shared) for s in range(2)]
     step = jax.jit(algorithm.train_step)
 
