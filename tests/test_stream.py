@@ -80,23 +80,6 @@ def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     assert_trees_close(whole.state.groups, short.state.groups, **ROUNDING)
 
 
-def test_a_streamed_run_that_was_cut_goes_on_with_the_next_sample(tmp_path):
-    class CutError(Exception):
-        pass
-
-    def cut(record):
-        if record["step"] == 6:
-            raise CutError
-
-    settings = SETTINGS | {"data_placement": "host"}
-    whole = mhd.simulate("complete", clients(), **settings)
-    with pytest.raises(CutError):
-        mhd.simulate("complete", clients(), workdir=tmp_path, callbacks=cut, **settings)
-    resumed = mhd.simulate("complete", clients(), workdir=tmp_path, **settings)
-    assert resumed.started_at == 6
-    assert_trees_equal(whole.state.groups, resumed.state.groups)
-
-
 def test_only_the_rows_that_a_block_needs_are_read():
     """A source that counts what is read of it."""
 
