@@ -469,9 +469,12 @@ class _Lane:
             self.folder.append(record)
         return record
 
-    def finish(self, carry: Carry, started_at: int, compile_seconds: float) -> Result:
+    def finish(
+        self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
+    ) -> Result:
         """Writes what stays of the run."""
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary["execution"] = _executed(self.run, runs_at_once)
         if self.folder is not None:
             self.folder.wait()
             if self.has_report and hosts.is_main():
@@ -576,7 +579,7 @@ def _carry_out(
     finally:
         watch.on_end(status)
     return [
-        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes))
+        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
     ]
 
@@ -835,6 +838,18 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _executed(run: Run, runs_at_once: int) -> dict[str, Any]:
+    """Choices that settings leave open, by which results round: those of the last session."""
+    execution = run.execution
+    return {
+        "num_devices": 1 if execution.mesh is None else execution.mesh.size,
+        "client_chunk": execution.chunk,
+        "recompute": execution.recompute,
+        "data_placement": "device" if run.stream is None else "host",
+        "runs_at_once": runs_at_once,
+    }
 
 
 def _by_class(per_class: np.ndarray) -> dict[str, Any]:
