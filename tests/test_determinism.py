@@ -176,6 +176,14 @@ def test_how_often_is_evaluated_changes_no_result(name):
     assert one == other
 
 
+@pytest.mark.parametrize("name", ["mhd", "distributed_distillation"])
+def test_streamed_samples_are_the_same(name):
+    streamed = simulate(name, data_placement="host")
+    assert_trees_equal(streamed.state, whole(name).state)
+    one, other = (without(r.summary, "timing", "execution") for r in (streamed, whole(name)))
+    assert one == other and streamed.summary["execution"]["data_placement"] == "host"
+
+
 ANOTHER_PROCESS = ("mhd", "ccl", "fedmd")
 OTHER_DEVICES = {
     "five devices, one client at once": ({"num_devices": 5, "client_chunk": 1}, tuple(ALGORITHMS)),
