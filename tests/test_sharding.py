@@ -28,7 +28,7 @@ unlike = ["mlp_small"] * 5 + [mhd.models.from_nnx(narrow, 12)] * 7
 data = mhd.data.load("digits")
 sizes = dict(steps=12, batch_size=8, public_batch_size=16)
 CASES = {
-    "fewer clients than devices": ("ring", 3, "cnn", "naive"),
+    "fewer clients than devices": ("ring", 3, "mlp_small", "naive"),
     "mixed, padded, each its own samples, ensembles, graphs drawn anew": (
         "ring@0,random_matching@4", 12, unlike, mhd.algorithms.mhd(
             num_aux_heads=1, public_batch="independent", embedding_projection="linear",
