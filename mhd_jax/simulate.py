@@ -578,7 +578,8 @@ def _carry_out(
             carry, compile_seconds = _train(
                 lanes, program, carry, watch, stop_requested, keep_going
             )
-        status = "finished"
+        if not all(lane.failure for lane in lanes):
+            status = "finished"
     except (InterruptedRun, KeyboardInterrupt):
         status = "interrupted"
         raise
@@ -654,12 +655,13 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        for lane, (sums, tally) in zip(
-            lanes, program.split((carry.sums, carry.tally)), strict=True
-        ):
+        parts = program.split((carry.sums, carry.tally))
+        for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
             lane.seconds += elapsed / len(lanes)
             if lane.failure is None:
                 _look_after(lane, sums, tally, step, keep_going)
+                if lane.failure is not None:
+                    watch.on_failure(place)
         if all(lane.failure for lane in lanes):
             break
         records = []
