@@ -184,6 +184,7 @@ class Linen(nn.Module):
             "shaped": lambda: x[:, None].reshape(x.shape).astype(jnp.bfloat16),
             "relu": lambda: nn.relu(x),
             "norm": lambda: nn.LayerNorm()(x),
+            "softmax": lambda: nn.softmax(x),
             "residual": lambda: x + nn.Dense(self.width)(x),
             "tuple in training": lambda: (x,) if train else x,
             "maps": lambda: x[:, None, None],
@@ -231,9 +232,15 @@ def test_an_error_of_the_models_own_names_its_clients():
     assert "clients 0, 1" in error.value.__notes__[-1]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("end", ["relu", "norm", "residual"])
 def test_an_embedding_may_be_as_wide_as_there_are_classes(end):
     assert mhd.make_clients(tiny_dataset(), 2, Linen(end)).model_names == ["linen"] * 2
+
+
+def test_probabilities_of_as_many_classes_are_warned_of():
+    with pytest.warns(UserWarning, match=r"Linen returns 3 numbers.*ends in a softmax\?"):
+        mhd.make_clients(tiny_dataset(), 2, Linen("softmax"))
 
 
 @pytest.mark.parametrize(
