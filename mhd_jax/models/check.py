@@ -75,7 +75,7 @@ def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:
     """Whether the embedding of random samples, by random parameters, is a distribution."""
 
     @jax.jit
-    def embeddings(key: jax.Array) -> jax.Array:
+    def embeddings(key: jax.Array) -> Any:
         inputs = jax.tree.map(
             lambda a: jax.random.uniform(key, a.shape, maxval=2.0).astype(a.dtype), samples
         )
