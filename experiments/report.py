@@ -3,9 +3,9 @@ r"""Compares runs that have finished, or writes one run's report again.
   python -m experiments.report runs/a runs/b runs/compare --output=runs/report
 
 A folder holds a run, or runs below it, like that of a comparison or a study; those that have not
-finished are left out. Runs that differ in their seed alone become one row, a mean ± standard deviation. The output folder gets table.json,
-table.md, plots and report.html, which says in what settings the rows differ. One run's folder
-alone gets its own report.html and plots again.
+finished are left out. Runs that differ in their seed alone become one row, a mean ± standard
+deviation. The output folder gets table.json, table.md, plots and report.html, which says in what
+settings the rows differ. One run's folder alone gets its own report.html and plots again.
 """
 
 from __future__ import annotations
