@@ -17,13 +17,16 @@ from mhd_jax.files import make_folder
 _MOST_TOLD = 3  # settings in a row's name
 
 
-def read(folders: Sequence[pathlib.Path]) -> list[FinishedRun]:
-    """The runs whose folders these are, or that lie below them.
+def read(folders: Sequence[pathlib.Path]) -> tuple[list[FinishedRun], list[pathlib.Path]]:
+    """The finished runs whose folders these are, or that lie below them, and the folders of others.
 
     Raises:
-      mhd.ConfigError: a folder without a run, or one that has not finished.
+      mhd.ConfigError: a folder without a run, or nowhere one that has finished.
     """
-    return [read_run(folder) for folder in _run_folders(folders)]
+    found = _run_folders(folders)
+    others = [folder for folder in found if not (folder / "summary.json").exists()]
+    chosen = [folder for folder in found if folder not in others]
+    return [read_run(folder) for folder in chosen or found], others
 
 
 def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str, Any]]:

@@ -2,10 +2,10 @@ r"""Compares runs that have finished, or writes one run's report again.
 
   python -m experiments.report runs/a runs/b runs/compare --output=runs/report
 
-A folder holds a run, or runs below it, like that of a comparison or a study. Runs that differ in
-their seed alone become one row, a mean ± standard deviation. The output folder gets table.json,
-table.md, plots and report.html, which says in what settings the rows differ. One run's folder
-alone gets its own report.html and plots again.
+A folder holds a run, or runs below it, like that of a comparison or a study; those that have not
+finished are left out. Runs that differ in their seed alone become one row, a mean ± standard
+deviation. The output folder gets table.json, table.md, plots and report.html, which says in what
+settings the rows differ. One run's folder alone gets its own report.html and plots again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ def main(arguments: Sequence[str]) -> None:
     """Reports on the runs in the folders given."""
     if not arguments:
         raise mhd.ConfigError("name the folders of runs: experiments.report runs/a runs/b.")
-    runs = finished.read([pathlib.Path(argument) for argument in arguments])
+    runs, others = finished.read([pathlib.Path(argument) for argument in arguments])
     console = launch.console()
-    if len(runs) == 1:
+    if others:
+        names = ", ".join(map(str, others))
+        console.print(f"left out, for it has not finished: {names}", markup=False, soft_wrap=True)
+    if len(runs) + len(others) == 1:
         if flags.FLAGS["output"].present:
             raise mhd.ConfigError(
                 "one run's report is written into its own folder; leave --output out, or name more "

@@ -38,6 +38,12 @@ from mhd_jax.types import PyTree
 
 FORMAT = 1  # of a run's folder; another one is refused
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_CONFIGURED = (  # what else decides on numbers
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
 _OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
 
 
@@ -296,7 +302,7 @@ def _fields(carry: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device, code and command that a run was made with."""
+    """Versions, device, options of JAX, code and command that a run was made with."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -305,6 +311,8 @@ def environment() -> dict[str, Any]:
         "backend": device.platform,
         "device": device.device_kind,
         "num_devices": jax.device_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        **{name: getattr(jax.config, name) for name in _CONFIGURED},
         "git_commit": _git_commit(),
         "command": _command(),
     }

@@ -470,9 +470,12 @@ class _Lane:
             self.folder.append(record)
         return record
 
-    def finish(self, carry: Carry, started_at: int, compile_seconds: float) -> Result:
+    def finish(
+        self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
+    ) -> Result:
         """Writes what stays of the run."""
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary["execution"] = _executed(self.run, runs_at_once)
         if self.folder is not None:
             self.folder.wait()
             if self.has_report and hosts.is_main():
@@ -575,14 +578,15 @@ def _carry_out(
             carry, compile_seconds = _train(
                 lanes, program, carry, watch, stop_requested, keep_going
             )
-        status = "finished"
+        if not all(lane.failure for lane in lanes):
+            status = "finished"
     except (InterruptedRun, KeyboardInterrupt):
         status = "interrupted"
         raise
     finally:
         watch.on_end(status)
     return [
-        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes))
+        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
     ]
 
@@ -654,12 +658,13 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        for lane, (sums, tally) in zip(
-            lanes, program.split((carry.sums, carry.tally)), strict=True
-        ):
+        parts = program.split((carry.sums, carry.tally))
+        for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
             lane.seconds += elapsed / len(lanes)
             if lane.failure is None:
                 _look_after(lane, sums, tally, step, keep_going)
+                if lane.failure is not None:
+                    watch.on_failure(place)
         if all(lane.failure for lane in lanes):
             break
         records = []
@@ -846,6 +851,18 @@ def _summary(
             "settings": run.settings,
         }
     )
+
+
+def _executed(run: Run, runs_at_once: int) -> dict[str, Any]:
+    """Choices that settings leave open, by which results round: those of the last session."""
+    execution = run.execution
+    return {
+        "num_devices": 1 if execution.mesh is None else execution.mesh.size,
+        "client_chunk": execution.chunk,
+        "recompute": execution.recompute,
+        "data_placement": "device" if run.stream is None else "host",
+        "runs_at_once": runs_at_once,
+    }
 
 
 def _by_class(per_class: np.ndarray) -> dict[str, Any]:

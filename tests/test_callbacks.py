@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.callbacks.tracker import numbers_of
-from tests.conftest import tiny_clients
+from mhd_jax.callbacks.tracker import Log, Tracker, numbers_of
+from tests.conftest import Linear, tiny_clients, tiny_dataset
 
 
 def test_numbers_have_names():
@@ -75,6 +75,42 @@ def test_watchers_learn_which_runs_start_where_and_how_they_end(tmp_path):
     assert told(Diary(4, OSError("no disk"))) == [*start, (4, 4), "failed"]
     start = [(4, "a", [2, 4], 4), (1, "b", [2, 4], 4)]
     assert told(Diary()) == [*start, (4, 6), (1, 6), "finished"]
+
+
+@pytest.mark.parametrize("rates", [(0.1, 1e30, 0.2), (1e30, 1e30)])
+def test_trackers_tell_runs_that_diverge_from_those_that_go_on(rates):
+    logs, ends = [], []
+
+    class Noted(Log):
+        def __init__(self):
+            self.last, self.noted = 0, []
+
+        def write(self, step, numbers):
+            self.noted.append(step)
+
+        def close(self, status):
+            self.noted.append(status)
+
+    class Noting(Tracker):
+        def open(self, run, step):
+            logs.append(Noted())
+            return logs[-1]
+
+        def on_end(self, status):
+            ends.append(status)
+            super().on_end(status)
+
+    clients = mhd.make_clients(tiny_dataset(), 4, Linear(), partition="iid")
+    runs = [
+        {"topology": "ring", "clients": clients, "algorithm": "isolated", "steps": 6}
+        | {"optimizer": mhd.optim.SGD(rate), "batch_size": 4}
+        for rate in rates
+    ]
+    mhd.simulate_many(runs, eval_every=3, keep_going=True, callbacks=Noting())
+    assert [log.noted for log in logs] == [
+        [3, 6, "finished"] if rate < 1 else ["failed"] for rate in rates
+    ]
+    assert ends == ["finished" if min(rates) < 1 else "failed"]
 
 
 @pytest.mark.parametrize(

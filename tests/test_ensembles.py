@@ -180,17 +180,6 @@ def test_both_kinds_of_messages_are_counted():
     assert whole().summary["settings"]["hyperparameters"]["ensembles"] == [[0, 1, 2], [3, 4]]
 
 
-def test_hybrid_runs_repeat_however_they_are_cut(tmp_path):
-    def stop(record):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(workdir=tmp_path, callbacks=stop)
-    for again in (run(workdir=tmp_path), run(steps_per_dispatch=1)):
-        assert_trees_equal(again.state, whole().state)
-        assert again.summary["communication"] == whole().summary["communication"]
-
-
 def test_one_ensemble_in_several_notations_is_one_algorithm():
     expected = np.kron(np.eye(3), np.full((2, 2), 0.5))
     notations = (2, [[0, 1], [2, 3], [5, 4]], ((1, 0), (2, 3), (4, 5)), expected)

@@ -1,8 +1,5 @@
 """Users' own modules: of Flax NNX, with random streams of their own, and those that cannot serve."""
 
-import os
-import signal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +184,7 @@ class Linen(nn.Module):
             "shaped": lambda: x[:, None].reshape(x.shape).astype(jnp.bfloat16),
             "relu": lambda: nn.relu(x),
             "norm": lambda: nn.LayerNorm()(x),
+            "softmax": lambda: nn.softmax(x),
             "residual": lambda: x + nn.Dense(self.width)(x),
             "tuple in training": lambda: (x,) if train else x,
             "maps": lambda: x[:, None, None],
@@ -234,9 +232,15 @@ def test_an_error_of_the_models_own_names_its_clients():
     assert "clients 0, 1" in error.value.__notes__[-1]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("end", ["relu", "norm", "residual"])
 def test_an_embedding_may_be_as_wide_as_there_are_classes(end):
     assert mhd.make_clients(tiny_dataset(), 2, Linen(end)).model_names == ["linen"] * 2
+
+
+def test_probabilities_of_as_many_classes_are_warned_of():
+    with pytest.warns(UserWarning, match=r"Linen returns 3 numbers.*ends in a softmax\?"):
+        mhd.make_clients(tiny_dataset(), 2, Linen("softmax"))
 
 
 @pytest.mark.parametrize(
@@ -255,35 +259,17 @@ def test_nnx_models_that_cannot_be_are_refused(make, sentence):
         mhd.make_clients(tiny_dataset(), 2, make())
 
 
-def test_a_stopped_run_of_unlike_modules_equals_one_that_never_was(tmp_path):
-    """NNX and Linen, dropout, statistics, streams, learned maps: all is in the checkpoint."""
+def test_embeddings_of_unlike_modules_weigh_what_they_are_wide():
     models = [from_nnx(Net, 4), Streams(), from_nnx(Net, 4)]
     clients = mhd.make_clients(tiny_dataset(), 3, models, partition="iid", public_fraction=0.3)
-    algorithm = mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear")
-
-    class Stop(mhd.Callback):
-        def on_steps(self, step, steps_per_second):
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    def run(workdir, **kwargs):
-        return mhd.simulate(
-            "complete",
-            clients,
-            algorithm,
-            **{"steps": 6, "eval_every": 6, "batch_size": 4, "public_batch_size": 8},
-            workdir=workdir,
-            **kwargs,
-        )
-
-    whole = run(None)
-    with pytest.raises(mhd.InterruptedRun):
-        run(tmp_path, callbacks=[Stop()], steps_per_dispatch=1)
-    resumed = run(tmp_path)
-    assert 0 < resumed.started_at < 6
-    assert_trees_equal(resumed.state, whole.state)
-    sent = resumed.summary["communication"]
+    result = mhd.simulate(
+        "complete",
+        clients,
+        mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear"),
+        **{"steps": 6, "eval_every": 6, "batch_size": 4, "public_batch_size": 8},
+    )
+    sent = result.summary["communication"]
     edges = np.array(sent["by_edge"]["predictions"])
     # P = 8 samples, and embeddings of 8, 6 and 8 numbers, whoever they are sent by.
     assert sent["by_type"]["embeddings"] == (edges.sum(axis=0) * [8, 6, 8]).sum() * 8 * 4
-    assert resumed.history[-1]["bytes"] == sent["total_bytes"]
+    assert result.history[-1]["bytes"] == sent["total_bytes"]

@@ -17,7 +17,6 @@ from tests.conftest import (
     assert_trees_equal,
     tiny_batch,
     tiny_clients,
-    tiny_dataset,
 )
 
 K = 4
@@ -191,23 +190,6 @@ def test_only_what_is_chosen_is_computed(chunk):
             jnp.asarray(chosen), jnp.asarray(kept), shared
         )
     np.testing.assert_allclose(found, np.where(chosen[..., None], kept * shared, 0), rtol=1e-6)
-
-
-def test_a_run_with_a_pool_resumes_bit_for_bit(tmp_path):
-    clients = mhd.make_clients(tiny_dataset(), K, Linear(), partition="iid")
-    algorithm = mhd.algorithms.mhd(pool_size=2, pool_refresh=3)
-    settings = {"algorithm": algorithm, "steps": 8, "eval_every": 4, "progress": False}
-    whole = mhd.simulate("ring", clients, **settings, steps_per_dispatch=8)
-
-    class Stop(mhd.Callback):
-        def on_evaluation(self, record):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        mhd.simulate("ring", clients, **settings, workdir=tmp_path, callbacks=[Stop()])
-    resumed = mhd.simulate("ring", clients, **settings, workdir=tmp_path, steps_per_dispatch=3)
-    assert resumed.started_at == 4
-    assert_trees_equal(whole.state, resumed.state)
 
 
 @pytest.mark.parametrize(

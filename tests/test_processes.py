@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,19 +28,22 @@ def free_port():
 
 
 def start(workdir, *flags):
-    """A process of the command line, two devices in all."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
-    }
+    """A process of the command line, with one device."""
+    return python(
+        *("-m", "experiments.train", f"--workdir={workdir}", *FLAGS, *flags),
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+    )
+
+
+def python(*arguments, cwd=None, **variables):
+    root = str(pathlib.Path(__file__).parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *FLAGS, *flags],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"} | variables,
     )
 
 
@@ -78,6 +82,32 @@ def assert_same_lines(one, other):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_records_repeats_it(alone, tmp_path):
+    """The command of `config.json`, in another folder and another process: the same, bit for bit."""
+    found = json.loads((alone / "config.json").read_text())["environment"]
+    program, *arguments = shlex.split(found["command"])
+    assert program == "python"
+    moved = [a.replace(f"--workdir={alone}", "--workdir=again") for a in arguments]
+    assert moved != arguments
+    process = python(*moved, cwd=tmp_path, XLA_FLAGS=found["xla_flags"], PYTHONHASHSEED="7")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+    def told(folder):
+        summary = json.loads((folder / "summary.json").read_text())
+        del summary["timing"]
+        return summary, [{**line, "seconds": None} for line in lines(folder)]
+
+    assert told(tmp_path / "again") == told(alone)
+    assert told(alone)[0]["execution"] == {
+        "num_devices": 1,
+        "client_chunk": None,
+        "recompute": False,
+        "data_placement": "device",
+        "runs_at_once": 1,
+    }
 
 
 def test_two_processes_equal_one(alone, tmp_path):

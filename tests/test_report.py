@@ -199,7 +199,7 @@ def test_folders_that_serve_nothing_are_refused(folders, tmp_path):
     ):
         with pytest.raises(mhd.ConfigError, match=sentence):
             finished.read([tmp_path / folder])
-    run, other = finished.read([folders / "supervised", folders / "mhd/seed_0"])
+    (run, other), _ = finished.read([folders / "supervised", folders / "mhd/seed_0"])
     with pytest.raises(mhd.ConfigError, match="holds something else"):
         finished.compare([run, other], folders)
     with pytest.raises(mhd.ConfigError, match="hold the same run"):
@@ -207,11 +207,11 @@ def test_folders_that_serve_nothing_are_refused(folders, tmp_path):
 
 
 def binary(*arguments):
-    """`python -m experiments.report`: its status, and what it printed on stderr."""
+    """`python -m experiments.report`: its status, and what it printed on stderr and on stdout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "experiments.report", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stderr
+    return done.returncode, done.stderr, done.stdout
 
 
 def test_one_folder_is_written_again(folders, tmp_path):
@@ -219,7 +219,17 @@ def test_one_folder_is_written_again(folders, tmp_path):
     shutil.copytree(folders / "supervised", run, ignore=shutil.ignore_patterns("checkpoints"))
     before = (run / "report.html").read_text()
     (run / "report.html").unlink()
-    assert binary(run) == (0, "")
+    assert binary(run)[:2] == (0, "")
     assert (run / "report.html").read_text() == before
-    status, err = binary(run, "--output=out")
+    status, err, _ = binary(run, "--output=out")
     assert status == 2 and "leave --output out" in err and err.strip().count("\n") == 0
+
+
+def test_runs_that_have_not_finished_are_left_out(folders, tmp_path):
+    shutil.copytree(folders, tmp_path / "w")
+    (tmp_path / "w" / "mhd" / "seed_1" / "summary.json").unlink()
+    status, err, out = binary(tmp_path / "w", f"--output={tmp_path / 'out'}")
+    assert (status, err) == (0, "")
+    assert f"left out, for it has not finished: {tmp_path / 'w' / 'mhd' / 'seed_1'}\n" in out
+    rows = read(tmp_path / "out" / "table.json")["rows"]
+    assert {row["algorithm"]: row["seeds"] for row in rows} == {"mhd": 1, "supervised": 1}

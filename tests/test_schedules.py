@@ -18,7 +18,6 @@ from mhd_jax.run import prepare
 from tests.conftest import (
     Linear,
     assert_trees_close,
-    assert_trees_equal,
     tiny_batch,
     tiny_clients,
     tiny_dataset,
@@ -222,14 +221,10 @@ switched = functools.partial(
 
 
 @pytest.mark.parametrize("make", [matched, switched])
-def test_results_do_not_depend_on_the_length_of_a_dispatch(make):
+def test_messages_go_along_the_edges_of_their_step(make):
     topology = make(seed=2)
-    one, other = (run(topology, steps_per_dispatch=n) for n in (1, 5))
-    assert_trees_equal(one.state, other.state)
-    for key in ("communication", "topology"):
-        assert one.summary[key] == other.summary[key]
-    # Messages went along the steps' edges.
-    heard = np.array(one.summary["communication"]["by_edge"]["predictions"])
+    sent = run(topology).summary["communication"]
+    heard = np.array(sent["by_edge"]["predictions"])
     edges = over_steps(topology, 12).sum(axis=0)
     assert (heard <= edges).all() and (make is switched or (heard == edges).all())
 

@@ -46,22 +46,6 @@ def test_the_same_batches_come_from_the_host(independent):
         assert_trees_equal(draw_batch(block, key, ids, jnp.int32(step), spec), drawn)
 
 
-@pytest.mark.parametrize("name", ["mhd", "distributed_distillation", "isolated"])
-def test_a_streamed_run_equals_one_on_the_device(name):
-    results = [
-        mhd.simulate(
-            "complete", clients(validation_fraction=0.1), name, data_placement=where, **SETTINGS
-        )
-        for where in ("device", "host")
-    ]
-    assert_trees_close(*(result.state.groups for result in results), **ROUNDING)
-    for one, other in zip(*(result.history for result in results), strict=True):
-        assert_trees_close(one["train"], other["train"], **ROUNDING)
-        for metric in ("beta_sh", "beta_priv", "validation"):
-            # An answer near a tie may change sides.
-            assert_trees_close(one[metric], other[metric], atol=0.02)
-
-
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     whole = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     monkeypatch.setattr("mhd_jax.data.stream._BLOCK_BYTES", 1)
@@ -78,23 +62,6 @@ def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     assert run.stream.block_steps == 1
     short = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     assert_trees_close(whole.state.groups, short.state.groups, **ROUNDING)
-
-
-def test_a_streamed_run_that_was_cut_goes_on_with_the_next_sample(tmp_path):
-    class CutError(Exception):
-        pass
-
-    def cut(record):
-        if record["step"] == 6:
-            raise CutError
-
-    settings = SETTINGS | {"data_placement": "host"}
-    whole = mhd.simulate("complete", clients(), **settings)
-    with pytest.raises(CutError):
-        mhd.simulate("complete", clients(), workdir=tmp_path, callbacks=cut, **settings)
-    resumed = mhd.simulate("complete", clients(), workdir=tmp_path, **settings)
-    assert resumed.started_at == 6
-    assert_trees_equal(whole.state.groups, resumed.state.groups)
 
 
 def test_only_the_rows_that_a_block_needs_are_read():

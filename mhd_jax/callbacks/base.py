@@ -41,6 +41,9 @@ class Callback:
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """An evaluation is done; `record` is its line of `metrics.jsonl`, and its run's last."""
 
+    def on_failure(self, place: int) -> None:
+        """One of the runs has diverged, and the others go on; `place` is its own in `on_start`."""
+
     def on_end(self, status: str) -> None:
         """The runs are over: "finished", "interrupted" or "failed"."""
 
@@ -78,6 +81,11 @@ class Callbacks(Callback):
         """Tells all."""
         for callback in self._all:
             callback.on_evaluation(record)
+
+    def on_failure(self, place: int) -> None:
+        """Tells all."""
+        for callback in self._all:
+            callback.on_failure(place)
 
     def on_end(self, status: str) -> None:
         """Tells all."""

@@ -39,7 +39,7 @@ class Tracker(Callback, abc.ABC):
     """
 
     def __init__(self) -> None:
-        self._logs: list[tuple[WatchedRun, Log]] = []
+        self._logs: list[tuple[WatchedRun, Log | None]] = []  # None where a run has failed
 
     @abc.abstractmethod
     def open(self, run: WatchedRun, step: int) -> Log:
@@ -55,13 +55,24 @@ class Tracker(Callback, abc.ABC):
         """Writes what is new."""
         self._catch_up()
 
+    def on_failure(self, place: int) -> None:
+        """Closes that run's log."""
+        run, log = self._logs[place]
+        self._logs[place] = (run, None)
+        if log is not None:
+            log.close("failed")
+
     def on_end(self, status: str) -> None:
-        """Closes the logs."""
+        """Closes the logs that are left."""
         while self._logs:
-            self._logs.pop()[1].close(status)
+            _, log = self._logs.pop()
+            if log is not None:
+                log.close(status)
 
     def _catch_up(self) -> None:
         for run, log in self._logs:
+            if log is None:
+                continue
             missing = len(run.history)
             while missing and run.history[missing - 1]["step"] > log.last:
                 missing -= 1

@@ -1,11 +1,14 @@
-"""What a user's own backbone must be, found out from shapes before anything is computed."""
+"""What a user's own backbone must be, found out from shapes before anything is trained."""
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.errors import InvalidRngError
 from jax.extend.core import Var
@@ -30,7 +33,8 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
 
     It must take `train`, return an embedding in both modes, and draw no random numbers in
     evaluation. One that ends in a linear layer as wide as there are classes is taken
-    for a classifier; an embedding of that width must end otherwise, in an activation or a norm.
+    for a classifier; an embedding of that width must end otherwise, in an activation or a norm. Warns of
+    one of that width whose rows are probabilities: a classifier that ends in a softmax.
 
     Args:
       backbone: the user's module.
@@ -58,6 +62,28 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
             "does; return the hidden activation before it, for heads are added. (An embedding that "
             "is meant to be that wide may end in an activation or a norm.)"
         )
+    if width == num_classes and _are_probabilities(model, samples):
+        warnings.warn(
+            f"{name} returns {num_classes} numbers, none below 0, that sum to 1, as many as there are "
+            "classes: a classifier that ends in a softmax? Return the hidden activation before its "
+            "last layer, for heads are added.",
+            stacklevel=2,
+        )
+
+
+def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:
+    """Whether the embedding of random samples, by random parameters, is a distribution."""
+
+    @jax.jit
+    def embeddings(key: jax.Array) -> Any:
+        inputs = jax.tree.map(
+            lambda a: jax.random.uniform(key, a.shape, maxval=2.0).astype(a.dtype), samples
+        )
+        params, stats = model.init(key, inputs)
+        return model.apply(params, stats, inputs)[0].embeddings
+
+    said = np.asarray(embeddings(jax.random.key(0)).astype(jnp.float32))
+    return bool((said >= 0).all() and np.allclose(said.sum(axis=1), 1, atol=1e-2))
 
 
 def _ends_linearly(model: ClientModel, params: PyTree, stats: PyTree, samples: PyTree) -> bool:
