@@ -314,6 +314,8 @@ def simulate_many(
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
+    if len({pathlib.Path(folder).resolve() for folder in workdirs or ()}) < len(workdirs or ()):
+        raise ConfigError("workdirs must differ from run to run.")
     prepared = [prepare(**settings, eval_every=eval_every) for settings in runs]
     plans = [
         Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
@@ -500,7 +502,11 @@ def _simulate(
     unfinished: list[int] = []
     try:
         for i, lane in enumerate(lanes):
-            if lane.folder is not None and lane.folder.finished:
+            if lane.folder is not None and not lane.folder.finished:
+                lane.folder.claim()
+            if (
+                lane.folder is not None and lane.folder.finished
+            ):  # maybe just now, by another process
                 results[i] = lane.read()
             else:
                 unfinished.append(i)
