@@ -762,23 +762,32 @@ def _progress_bar(progress: bool | None) -> list[Callback]:
 
 @contextlib.contextmanager
 def _stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once."""
-    requested = threading.Event()
+    """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
+
+    A request that came too late, in the last steps, is passed on to who is asked otherwise.
+    """
+    received: list[int] = []
+
+    def requested() -> bool:
+        return bool(received)
+
     if not active or threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
+        yield requested
         return
 
     def handle(signum: int, frame: Any) -> None:
-        if requested.is_set():
+        received.append(signum)
+        if len(received) > 1:
             raise KeyboardInterrupt
-        requested.set()
 
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield requested.is_set
+        yield requested
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _summary(
