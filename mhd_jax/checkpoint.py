@@ -154,7 +154,7 @@ class RunFolder:
             except ConfigError as error:
                 refusal = error
         if hosts.from_each(refusal is not None).any():
-            raise refusal or ConfigError(f"the first process cannot use {self.path}.")
+            raise refusal or ConfigError(f"the first process cannot use {self.path}, and says why.")
         self._require_own()
 
     def create(self, clients: Clients) -> None:

@@ -503,10 +503,8 @@ def _simulate(
     try:
         for i, lane in enumerate(lanes):
             if lane.folder is not None and not lane.folder.finished:
-                lane.folder.claim()
-            if (
-                lane.folder is not None and lane.folder.finished
-            ):  # maybe just now, by another process
+                lane.folder.claim()  # which another process may have finished until then
+            if lane.folder is not None and lane.folder.finished:
                 results[i] = lane.read()
             else:
                 unfinished.append(i)
