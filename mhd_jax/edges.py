@@ -12,6 +12,8 @@ from jax import Array
 from mhd_jax.exchange import Candidates, Teachers
 from mhd_jax.models.client_model import Outputs
 
+MOST_CLIENTS = 64  # of a run whose edges are told one by one
+
 
 def followed(targets: Array, candidates: Candidates) -> Array:
     """Whose predictions a client's targets are, [N, R]: shares of the samples, by head that learns.

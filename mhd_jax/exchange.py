@@ -10,9 +10,11 @@ from flax import struct
 from jax import Array
 
 from mhd_jax import random
-from mhd_jax.execution import everywhere
+from mhd_jax.execution import everywhere, neighbour_slots, over_clients
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.types import PyTree, State
+
+_GATHERING = 16  # as slow, by the neighbour, as so many clients in a product of matrices
 
 
 @struct.dataclass
@@ -38,10 +40,10 @@ def draw_teachers(
       num_targets: Δ, or "all" for the whole neighbourhood.
 
     Returns:
-      Teachers in T = min(Δ, K − 1) slots (at least one), taken slots first.
+      Teachers in T slots, taken slots first: Δ, or as many as hold the largest neighbourhood.
     """
     num_clients = state.num_clients
-    most = max(num_clients - 1, 1)
+    most = neighbour_slots(num_clients)
     slots = most if num_targets == "all" else min(int(num_targets), most)
     keys = random.client_keys(state.key, random.Purpose.TEACHERS, state.client_ids, state.step)
     # Noise belongs to the pair of clients, not to their positions.
@@ -55,9 +57,16 @@ def draw_teachers(
 
 def neighbours(adjacency: Array) -> Teachers:
     """All neighbours of every client of a graph [K, K], taken slots first, in client order."""
-    slots = max(adjacency.shape[0] - 1, 1)
-    taken, positions = jax.lax.top_k((adjacency > 0).astype(jnp.int32), slots)
-    return Teachers(positions.astype(jnp.int32), taken > 0)
+    positions, taken = _first_of(adjacency > 0, neighbour_slots(len(adjacency)))
+    return Teachers(positions, taken)
+
+
+def _first_of(chosen: Array, slots: int) -> tuple[Array, Array]:
+    """The first columns chosen in each row of [K, K], int32 [K, slots], and which slots are taken."""
+    num_clients = chosen.shape[1]
+    order = num_clients - jnp.arange(num_clients, dtype=jnp.float32)
+    found, columns = jax.lax.top_k(jnp.where(chosen, order, 0), slots)  # floats are sorted fastest
+    return columns.astype(jnp.int32), found > 0
 
 
 def all_finite(said: PyTree, axes: int = 1) -> Array:
@@ -89,6 +98,27 @@ def average(tree: PyTree, weights: Array) -> PyTree:
         )
 
     return jax.tree.map(mixed, tree)
+
+
+def average_neighbours(tree: PyTree, weights: Array) -> PyTree:
+    """`average` by a mixing matrix in which only neighbours in the graph, and oneself, have weight."""
+    num_clients = len(weights)
+    slots = min(neighbour_slots(num_clients) + 1, num_clients)
+    if slots * _GATHERING > num_clients:
+        return average(tree, weights)
+    positions, _ = _first_of(weights != 0, slots)
+    shares = jnp.take_along_axis(weights, positions, axis=1)
+
+    def of_one(positions: Array, shares: Array, everyone: PyTree) -> PyTree:
+        def add(t: Array, sums: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda total, a: total + shares[t].astype(a.dtype) * a[positions[t]], sums, everyone
+            )
+
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), everyone)
+        return jax.lax.fori_loop(0, slots, add, zeros)
+
+    return over_clients(of_one, in_axes=(0, 0, None))(positions, shares, everywhere(tree))
 
 
 def among(weights: Array, there: Array) -> Array:

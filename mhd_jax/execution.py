@@ -41,11 +41,13 @@ class Execution:
         instead of keeping those of all clients from the pass forward.
       mesh: devices along the axes "clients" and "batch": each client's samples are shared
         where there are more devices than clients. None leaves everything on one device.
+      most_neighbours: how many a client has at most, at any step; None is all others.
     """
 
     chunk: int | None = None
     recompute: bool = False
     mesh: Mesh | None = None
+    most_neighbours: int | None = None
 
     @property
     def num_shards(self) -> int:
@@ -102,6 +104,12 @@ def computes_at_once() -> bool:
     execution = _current.get()
     shares = execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1
     return execution.chunk is None and not execution.recompute and not shares
+
+
+def neighbour_slots(num_clients: int) -> int:
+    """Places that hold the neighbours of any of K clients, at least 1."""
+    others, most = num_clients - 1, _current.get().most_neighbours
+    return max(others if most is None else min(most, others), 1)
 
 
 def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from mhd_jax.models.client_model import ClientModel
 from mhd_jax.types import Algorithm, PyTree
 
 _USABLE = 0.8  # of the memory: the rest is for what an estimate does not see
+_CONTAINER = pathlib.Path("/sys/fs/cgroup/memory.max")  # "max" where it has no limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Estimate:
         left = capacity - self.step(num_clients, 0, recompute=True)
         return max(1, min(num_clients, left // max(self.private, self.public, 1)))
 
+    def largest_evaluation(self, num_private: int, at_once: int, capacity: int) -> int:
+        """Of how many samples the answers of `at_once` clients fit, when a batch has `num_private`."""
+        each = -(-self.private // max(num_private, 1))
+        return max(1, capacity // max(each * at_once, 1))
+
 
 def estimate(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> Estimate:
     """The estimate for clients that have their optimizers."""
@@ -66,9 +73,27 @@ def parameters(
 
 def capacity_bytes() -> int:
     """Memory that the steps may take on one device; always the same on one machine."""
+    return int(_USABLE * whole_bytes())
+
+
+def whole_bytes(num_devices: int | None = None) -> int:
+    """All memory of one device; devices of a CPU, all or so many, share the machine's."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    whole = stats.get("bytes_limit", psutil.virtual_memory().total // jax.local_device_count())
-    return int(_USABLE * whole)
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    sharing = max(1, (num_devices or jax.device_count()) // jax.process_count())
+    return _machine_bytes() // sharing
+
+
+@functools.cache
+def _machine_bytes() -> int:
+    """The machine's memory, or its container's share of it."""
+    whole = psutil.virtual_memory().total
+    try:
+        limit = _CONTAINER.read_text().strip()
+    except OSError:
+        return whole
+    return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
 def num_bytes(tree: PyTree) -> int:

@@ -46,6 +46,7 @@ DEFAULT_STEPS = 2000
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DATA_PLACEMENTS = ("auto", "device", "host")
 _MOST_FOR_DATA = 0.4  # of the device's memory
+_FEW_CLIENTS = 64  # for whom all others have a place as neighbours
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -409,9 +410,13 @@ def prepare(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
     )
     num_active = clients.num_clients
-    execution = _execution(clients, client_chunk, num_devices, algorithm, spec)
+    execution = dataclasses.replace(
+        _execution(clients, client_chunk, num_devices, algorithm, spec),
+        most_neighbours=_bound_on_neighbours(topology),
+    )
     clients = clients.padded(execution.num_shards)
     on_host = _stays_on_host(data_placement, clients)
+    eval_batch_size = min(eval_batch_size, _most_evaluated(clients, algorithm, spec, execution))
     stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
     data = device_data(clients, execution) if stream is None else stream.blank()
     arguments = (algorithm, clients, data, spec, seed, execution)
@@ -462,18 +467,40 @@ def prepare(
     return run
 
 
+def _most_evaluated(
+    clients: Clients, algorithm: Algorithm, spec: BatchSpec, execution: Execution
+) -> int:
+    """Of how many samples at once the answers fit in half of the memory."""
+    needs = memory.estimate(clients, algorithm, spec)
+    at_once = execution.chunk or -(-clients.num_clients // execution.num_shards)
+    return needs.largest_evaluation(spec.private, at_once, memory.capacity_bytes() // 2)
+
+
+def _bound_on_neighbours(topology: Topology) -> int | None:
+    """How many neighbours a client has at most, where counting on that saves time and memory.
+
+    Rounded up to a power of 2: graphs that differ little are one program, and few clients' all are.
+    """
+    bound = topology.most_neighbours if topology.num_clients > _FEW_CLIENTS else None
+    return None if bound is None else 2 ** max(bound - 1, 0).bit_length()
+
+
 def _stays_on_host(data_placement: str, clients: Clients) -> bool:
     """Whether training and test data are streamed: by choice, or because they are too large."""
     if data_placement not in DATA_PLACEMENTS:
         raise ConfigError(
             f"data_placement must be one of {', '.join(DATA_PLACEMENTS)}, not {data_placement!r}."
         )
-    if data_placement == "auto":
-        samples = clients.data.inputs, clients.data.test_inputs, clients.public_inputs
-        if any(isinstance(a, LazyImages) for a in jax.tree.leaves(samples)):
-            return True
-        return memory.num_bytes(samples) > _MOST_FOR_DATA * memory.capacity_bytes()
-    return data_placement == "host"
+    if data_placement == "host":
+        return True
+    samples = clients.data.inputs, clients.data.test_inputs, clients.public_inputs
+    if data_placement == "device":
+        if memory.num_bytes(samples) > memory.whole_bytes():
+            raise ConfigError("the device cannot hold the data; set data_placement to 'host'.")
+        return False
+    if any(isinstance(a, LazyImages) for a in jax.tree.leaves(samples)):
+        return True
+    return memory.num_bytes(samples) > _MOST_FOR_DATA * memory.capacity_bytes()
 
 
 def _resolved(algorithm: Any) -> Algorithm:

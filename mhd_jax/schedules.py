@@ -65,3 +65,17 @@ class Switch:
             for schedule, part in zip(self.schedules, parts, strict=True)
         ]
         return jax.lax.switch((starts <= step).sum() - 1, graphs, step)
+
+
+def most_neighbours(schedule: Schedule, arrays: PyTree) -> int | None:
+    """The largest neighbourhood in any graph of a schedule; None where its arrays do not tell."""
+    if isinstance(schedule, Switch):
+        parts = zip(schedule.schedules, arrays[1], strict=True)
+        bounds = [most_neighbours(*part) for part in parts]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) if len(known) == len(bounds) else None
+    if schedule not in (cycle, redrawn, meeting):
+        return None
+    # These take one of their matrices, with the clients in some order.
+    matrices = [a for a in jax.tree.leaves(arrays) if a.ndim >= 2]
+    return max(int((matrix > 0).sum(axis=-1).max()) for matrix in matrices)

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from mhd_jax import communication, engine, hops, hosts, optim
+from mhd_jax import communication, edges, engine, fit, hops, hosts, optim
 from mhd_jax import topology as topologies
 from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
 from mhd_jax.callbacks.base import Callbacks
@@ -52,7 +52,6 @@ from mhd_jax.types import Algorithm, Metrics, PyTree, State
 
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
-_MOST_EDGES = 64**2  # that a summary lists one by one
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
@@ -321,6 +320,8 @@ def simulate_many(
         Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
         for run in prepared
     ]
+    for run in prepared:
+        fit.require_state_fits(run, saves=workdirs is not None)
     watch = _watchers(callbacks, progress)
     folders: Sequence[Any] = workdirs or [None for _ in runs]
     keep = _keep(prepared, keep_checkpoints, keep_best, folders)
@@ -514,6 +515,11 @@ def _simulate(
                 found = _carry_out([lanes[i] for i in who], joined, start, watch, keep_going)
                 results.update(zip(who, found, strict=True))
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise ConfigError(
+                f"the run does not fit: {str(error).splitlines()[0]}. Lower batch_size, "
+                "public_batch_size, eval_batch_size or client_chunk, or take more devices."
+            ) from error
         if not hosts.lost_another(error):
             raise
         kept = _folders(lanes)
@@ -635,7 +641,8 @@ def _train(
     """
     plan = lanes[0].plan
     started = time.perf_counter()
-    carry = jax.block_until_ready(program.advance(carry, 0))  # compiles, and takes no step
+    fit.require_step_fits(program.lower(carry).compile(), lanes[0].run)
+    carry = jax.block_until_ready(program.advance(carry, 0))  # loads it, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
 
@@ -799,7 +806,8 @@ def _summary(
     per_class = run.per_class_accuracy(carry.state, run.test)
     names = head_names(per_class.shape[1])
     messages = run.messages(carry)
-    by_edge = {kind: count for kind, count in messages.items() if count.size <= _MOST_EDGES}
+    named = edges.MOST_CLIENTS**2
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
     each = last["per_client"]
     models = run.everyone.model_names
     consensus = run.consensus(carry.state)
@@ -837,7 +845,7 @@ def _summary(
                 "by_edge": by_edge,
                 **_non_finite(history),
             },
-            **(run.diagnostics(carry) if len(per_class) ** 2 <= _MOST_EDGES else {}),
+            **(run.diagnostics(carry) if len(per_class) ** 2 <= named else {}),
             **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,

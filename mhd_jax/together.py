@@ -92,15 +92,15 @@ class Together:
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes steps of all runs; `carry` is used up."""
-        return _dispatch(
-            carry,
-            self.data,
-            self.adjacency,
-            jnp.int32(num_steps),
-            self.plan,
-            self.numbers.arrays(),
-            **self.static(),
-        )
+        return _dispatch(*self._arguments(carry, num_steps), **self.static())
+
+    def lower(self, carry: Carry) -> jax.stages.Lowered:
+        """The program of `advance`, not yet compiled; `carry` may be shapes only."""
+        return _dispatch.lower(*self._arguments(carry, 1), **self.static())
+
+    def _arguments(self, carry: Carry, num_steps: int) -> tuple[Any, ...]:
+        numbers = self.numbers.arrays()
+        return carry, self.data, self.adjacency, jnp.int32(num_steps), self.plan, numbers
 
     def static(self) -> dict[str, Any]:
         """What the program of `advance` is compiled for, beside shapes."""
@@ -151,6 +151,11 @@ def _most_at_once(run: Run) -> int:
 
 def _joined(runs: Sequence[Run]) -> Together | None:
     """Runs that look alike as one; None where their numbers make them several programs."""
+    bounds = [run.execution.most_neighbours for run in runs]
+    if len(set(bounds)) > 1:  # of which the largest serves all
+        known = [bound for bound in bounds if bound is not None]
+        most = max(known) if len(known) == len(bounds) else None
+        runs = [_with_neighbours(run, most) for run in runs]
     held = [run.data for run in runs if isinstance(run.data, DeviceData)]
     most = max(data.labels.shape[1] for data in held)
     joined = Together(
@@ -175,6 +180,12 @@ def _joined(runs: Sequence[Run]) -> Together | None:
         except (NotAlikeError, TypeError, ValueError, jax.errors.JAXTypeError):
             return None  # each traces by itself: something is done to a number that needs its value
     return joined
+
+
+def _with_neighbours(run: Run, most: int | None) -> Run:
+    """The run with places for so many neighbours of a client."""
+    execution = dataclasses.replace(run.execution, most_neighbours=most)
+    return dataclasses.replace(run, execution=execution)
 
 
 def _description(run: Run) -> dict[Path, Any]:
@@ -215,7 +226,7 @@ def _alike(one: Run, other: Run) -> bool:
         return False
 
     def settled(run: Run) -> dict[str, Any]:
-        rest = {name: value for name, value in run.static().items() if name != "train_step"}
+        rest = {k: v for k, v in _with_neighbours(run, None).static().items() if k != "train_step"}
         kinds = {path: _kind(value) for path, value in _description(run).items()}
         return {**rest, "description": kinds}
 

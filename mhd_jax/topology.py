@@ -50,6 +50,11 @@ class Topology:
         """K."""
         return jax.eval_shape(self.at, 0).shape[-1]
 
+    @property
+    def most_neighbours(self) -> int | None:
+        """How many anyone may learn from at any step; None where only the function knows."""
+        return schedules.most_neighbours(self.schedule, self.adjacency)
+
     def at(self, step: jax.Array | int) -> jax.Array:
         """The adjacency matrix [K, K] of one step."""
         return self.schedule(self.adjacency, jnp.asarray(step))
@@ -84,7 +89,9 @@ def _links(adjacency: jax.Array) -> jax.Array:
 
 def spectral_gap(mixing: Any) -> float:
     """`1 − |λ₂|` of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
-    sizes = np.sort(np.abs(np.linalg.eigvals(np.asarray(mixing, np.float64))))
+    matrix = np.asarray(mixing, np.float64)
+    eigenvalues = np.linalg.eigvalsh if (matrix == matrix.T).all() else np.linalg.eigvals
+    sizes = np.sort(np.abs(eigenvalues(matrix)))
     return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
 

@@ -100,11 +100,11 @@ def distributed_distillation(
         weights = metropolis_hastings(graph)
         extra = dict(state.extra)
         if compression == "none":
-            tracked = exchange.average(here, weights)
+            tracked = exchange.average_neighbours(here, weights)
         else:
             before = extra["heard"][:, rows]
             heard = before + coded.arrived(here - before)
-            tracked = here + exchange.average(heard, weights) - heard
+            tracked = here + exchange.average_neighbours(heard, weights) - heard
             extra["heard"] = extra["heard"].at[:, rows].set(heard)
         change = now - said[:, rows]
         extra["estimates"] = estimates.at[:, rows].set(tracked + change)

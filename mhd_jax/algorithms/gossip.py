@@ -155,7 +155,7 @@ def mix(state: State, weights: Array, averaging_rate: float, quasi_global: bool)
     (group,) = state.groups
     moves = jax.tree.map(
         lambda mean, own: averaging_rate * (mean - own),
-        exchange.average(group.params, weights),
+        exchange.average_neighbours(group.params, weights),
         group.params,
     )
     params = jax.tree.map(jnp.add, group.params, moves)
