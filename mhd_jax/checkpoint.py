@@ -8,6 +8,7 @@ split.npz      who owns which training sample; `make_clients` takes it as a part
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.checkpoints`
 summary.json   written once, when the run has finished
+lock           there while a process has the folder, see `mhd_jax.locks`
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ def simulate(
       on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
         "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
         the others go on.
-      workdir: the run's folder. A second start resumes where the first was cut, and only
-        reads a run that has finished.
+      workdir: the run's folder. A second start resumes where the first was cut, only reads a run
+        that has finished, and is refused while the first still runs.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
       keep_checkpoints: how many of the latest checkpoints stay; the one of the last step does.
       keep_best: whether the one stays, too, whose last head has the highest β_sh on the
@@ -180,7 +180,8 @@ def simulate(
       A `Result`.
 
     Raises:
-      ConfigError: settings that cannot work, a workdir of another run, or a damaged checkpoint.
+      ConfigError: settings that cannot work, a workdir of another run or in use, or a damaged
+        checkpoint.
       DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
       LostProcessError: another process of a run on several has ended.
