@@ -144,6 +144,37 @@ def numbers() -> Row:
     return Row("numbers", together / apart, "times the time", "none: what it saves", None, detail)
 
 
+def load() -> Row:
+    """1,000 clients' MLPs by MHD on a random regular graph of degree 4: the step, over four times that of 250."""
+    runs = []
+    for num_clients in (1000, 250):
+        made = np.random.default_rng(0).integers(0, 256, (40 * num_clients, 8, 8, 1))
+        data = mhd.data.arrays(made.astype(np.uint8), np.arange(len(made)) % 10)
+        clients = mhd.make_clients(data, num_clients, "mlp", partition="iid")
+        graph = mhd.topology.random_regular(num_clients, degree=4)
+        runs.append(prepare(graph, clients, "mhd", steps=10_000))
+    compiled = [compilation(run) for run in runs]
+    many, few = _seconds_per_step(*runs, steps=4, repetitions=7)
+    ratio = many / (4 * few)
+    detail = {
+        "ms_per_step": [1e3 * many, 1e3 * few],
+        "compile_seconds": [seconds for seconds, _ in compiled],
+        "megabytes": [size / 1e6 for _, size in compiled],
+    }
+    return Row("load", ratio, "times linear growth", "≤ 1.25", ratio <= 1.25, detail)
+
+
+def compilation(run: Run) -> tuple[float, int]:
+    """Seconds to compile a run's dispatch, and bytes of its state and its step, on all devices."""
+    with no_compilation_cache():
+        started = time.perf_counter()
+        compiled: Any = run.lower(run.carry).compile()
+        seconds = time.perf_counter() - started
+    devices = 1 if run.execution.mesh is None else run.execution.mesh.size
+    beside = devices * compiled.memory_analysis().temp_size_in_bytes
+    return seconds, memory.num_bytes(run.carry) + beside
+
+
 # ResNet-20 with EvoNorm on 32×32×3, batch 32: 16 clients train alone, with plain SGD.
 
 _CLIENTS, _BATCH = 16, 32
@@ -574,6 +605,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     "schedule": schedule,
     "pool": pool,
     "numbers": numbers,
+    "load": load,
     "streamed": streamed,
     "compile_growth": compile_growth,
     "compile_cache": compile_cache,

@@ -1,14 +1,17 @@
-"""What a step costs against the number of clients: time, memory, compilation.
+r"""What a step costs against the number of clients: time, memory, compilation.
 
   python -m experiments.scaling --models=mlp,lenet5,resnet20 --workdir=runs/scaling
+  python -m experiments.scaling --models=mlp --algorithms=mhd,qg_dsgd --topology=random_regular \
+      --num_clients=125,250,500,1000 --workdir=runs/load
 
-Each client trains by MHD on a ring with private batches of 32 and a public one of 64. The
-folder gets scaling.json, scaling.md, scaling.png and .svg.
+Each client trains on made images with private batches of 32, and a public one of 64 where there
+is one. The folder gets scaling.json, scaling.md, scaling.png and .svg.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -21,16 +24,26 @@ from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import launch
-from experiments.benchmark import alternating_medians, no_compilation_cache
-from mhd_jax import memory, report
+from experiments.benchmark import alternating_medians, compilation
+from mhd_jax import report
+from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import write_json
 from mhd_jax.figures import line_styles
+from mhd_jax.files import make_folder
 from mhd_jax.run import prepare
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
 _MOST = {"mlp": 256, "lenet5": 256, "resnet20": 32}
+_DEGREE = 4  # of random regular graphs
 
 _MODELS = flags.DEFINE_list("models", list(_SHAPES), "Models to measure.")
+_ALGORITHMS = flags.DEFINE_list(
+    "algorithms", ["mhd"], "Algorithms to measure, with their defaults."
+)
+_NUM_CLIENTS = flags.DEFINE_list(
+    "num_clients", [], "Numbers of clients; by default 1, 4, 16 … up to what suits a model."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "ring", "Graph; random_regular has degree 4 here.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/scaling", "Folder for the table and the plot.")
 
 
@@ -46,6 +59,7 @@ class Cost:
     """
 
     model: str
+    algorithm: str
     num_clients: int
     step_seconds: float
     compile_seconds: float
@@ -53,21 +67,21 @@ class Cost:
     chunk: int | None
 
 
-def measure(model: str, num_clients: int) -> Cost:
-    """The cost of MHD on a ring of so many clients, on made images."""
+def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost:
+    """The cost of so many clients, on made images."""
     rng = np.random.default_rng(0)
     shape = _SHAPES[model]
     count = 40 * num_clients + 400
     images = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
     data = mhd.data.arrays(images, np.arange(count) % 10)
     clients = mhd.make_clients(data, num_clients, model, partition="iid")
-    graph = "ring" if num_clients > 2 else "complete"
-    run = prepare(graph, clients, "mhd", steps=10_000)
-    with no_compilation_cache():
-        started = time.perf_counter()
-        compiled: Any = run.lower(run.carry).compile()
-        compile_seconds = time.perf_counter() - started
-        holder = [run.advance(run.start(), 1)]
+    options = {"degree": _DEGREE} if topology == "random_regular" else {}
+    few = topology == "ring" and num_clients < 3
+    graph = mhd.topology.named("complete" if few else topology, num_clients, **options)
+    optimizer = mhd.optim.SGD(momentum=0.9)  # which some algorithms need
+    run = prepare(graph, clients, algorithm, steps=10_000, optimizer=optimizer)
+    compile_seconds, memory_bytes = compilation(run)
+    holder = [run.advance(run.start(), 1)]
     started = time.perf_counter()
     holder[0] = jax.block_until_ready(run.advance(holder[0], 1))
     steps = max(1, int(0.3 / (time.perf_counter() - started)))
@@ -77,14 +91,13 @@ def measure(model: str, num_clients: int) -> Cost:
         return holder[0]
 
     seconds = alternating_medians(advance, repetitions=5)[0] / steps
-    devices = 1 if run.execution.mesh is None else run.execution.mesh.size
-    beside = devices * compiled.memory_analysis().temp_size_in_bytes
     return Cost(
         model,
+        algorithm,
         num_clients,
         seconds,
         compile_seconds,
-        memory.num_bytes(run.carry) + beside,
+        memory_bytes,
         run.execution.chunk,
     )
 
@@ -92,19 +105,19 @@ def measure(model: str, num_clients: int) -> Cost:
 def markdown(costs: Sequence[Cost]) -> str:
     """The table."""
     lines = [
-        "| model | K | ms per step | ms per client | memory, MB | compilation, s |",
-        "|---|---|---|---|---|---|",
+        "| model | algorithm | K | ms per step | ms per client | memory, MB | compilation, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for c in costs:
         ms = 1e3 * c.step_seconds
         lines.append(
-            f"| {c.model} | {c.num_clients} | {ms:.3g} | {ms / c.num_clients:.3g} "
+            f"| {c.model} | {c.algorithm} | {c.num_clients} | {ms:.3g} | {ms / c.num_clients:.3g} "
             f"| {c.memory_bytes / 1e6:.3g} | {c.compile_seconds:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def figure(costs: Sequence[Cost]) -> Figure:
+def figure(costs: Sequence[Cost], topology: str) -> Figure:
     """Time, memory and compilation against K."""
     plot = Figure(figsize=(12, 3.6), layout="constrained")
     axes = plot.subplots(1, 3)
@@ -114,11 +127,11 @@ def figure(costs: Sequence[Cost]) -> Figure:
         ("compile_seconds", "seconds of compilation"),
     )
     for axis, (field, label) in zip(axes, panels, strict=True):
-        models = list(dict.fromkeys(c.model for c in costs))
-        for model, style in zip(models, line_styles(len(models)), strict=True):
-            own = [c for c in costs if c.model == model]
+        lines = list(dict.fromkeys((c.model, c.algorithm) for c in costs))
+        for line, style in zip(lines, line_styles(len(lines)), strict=True):
+            own = [c for c in costs if (c.model, c.algorithm) == line]
             values = [getattr(c, field) for c in own]
-            axis.plot([c.num_clients for c in own], values, **style, label=model)
+            axis.plot([c.num_clients for c in own], values, **style, label=", ".join(line))
         axis.set_xscale("log", base=2)
         axis.set_xlabel("clients")
         axis.set_ylabel(label)
@@ -129,30 +142,46 @@ def figure(costs: Sequence[Cost]) -> Figure:
             axis.set_yscale("log")
     axes[0].legend()
     device = jax.devices()[0]
-    plot.suptitle(f"MHD on a ring: {jax.device_count()} × {device.device_kind}")
+    plot.suptitle(f"{topology}: {jax.device_count()} × {device.device_kind}")
     return plot
+
+
+def _numbers_of_clients(model: str) -> list[int]:
+    """How many clients to measure: as the flag says, or up to what suits the model."""
+    if _NUM_CLIENTS.value:
+        given = [int(n) for n in _NUM_CLIENTS.value if n.isdecimal() and int(n) > 0]
+        if len(given) < len(_NUM_CLIENTS.value):
+            raise mhd.ConfigError("--num_clients takes positive integers, like 125,250,500.")
+        return given
+    factor = 2 if model == "resnet20" else 4
+    return [factor**n for n in range(10) if factor**n <= _MOST[model]]
 
 
 def main() -> None:
     """Measures by the flags."""
-    unknown = [name for name in _MODELS.value if name not in _SHAPES]
-    if unknown or not _MODELS.value:
-        raise mhd.ConfigError(
-            f"--models takes {', '.join(_SHAPES)}; unknown: {', '.join(unknown)}."
-        )
+    for name, given, known in (
+        ("models", _MODELS.value, _SHAPES),
+        ("algorithms", _ALGORITHMS.value, ALGORITHMS),
+    ):
+        unknown = [each for each in given if each not in known]
+        if unknown or not given:
+            raise mhd.ConfigError(
+                f"--{name} takes {', '.join(known)}; unknown: {', '.join(unknown)}."
+            )
+    numbers = {model: _numbers_of_clients(model) for model in _MODELS.value}
+    for number in {n for some in numbers.values() for n in some if n > 2}:
+        mhd.topology.as_topology(_TOPOLOGY.value, number)  # refuses what cannot be
     folder = pathlib.Path(_WORKDIR.value)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "workdir")
     console = launch.console()
     costs: list[Cost] = []
-    for model in _MODELS.value:
-        num_clients = 1
-        while num_clients <= _MOST[model]:
-            costs.append(measure(model, num_clients))
+    for model, algorithm in itertools.product(_MODELS.value, _ALGORITHMS.value):
+        for number in numbers[model]:
+            costs.append(measure(model, algorithm, _TOPOLOGY.value, number))
             console.print(costs[-1], highlight=False)
-            num_clients *= 4 if model != "resnet20" else 2
-        write_json(folder / "scaling.json", [dataclasses.asdict(cost) for cost in costs])
+            write_json(folder / "scaling.json", [dataclasses.asdict(cost) for cost in costs])
     (folder / "scaling.md").write_text(markdown(costs), encoding="utf-8")
-    report.save_figure(figure(costs), folder / "scaling")
+    report.save_figure(figure(costs, _TOPOLOGY.value), folder / "scaling")
     console.print(f"table and plot: {folder}", markup=False)
 
 

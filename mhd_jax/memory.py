@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import psutil
 
 from mhd_jax import optim
@@ -99,7 +99,7 @@ def _machine_bytes() -> int:
 def num_bytes(tree: PyTree) -> int:
     """Bytes of all arrays of a tree, which may be shapes only."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-    return sum(int(np.prod(leaf.shape)) * _itemsize(leaf.dtype) for leaf in leaves)
+    return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in leaves)
 
 
 def _itemsize(dtype: Any) -> int:

@@ -1,0 +1,162 @@
+r"""Looks for growth in a long run: memory, arrays, threads, open files, compiled programs.
+
+  python -m experiments.endurance --steps=20000 --pool_size=2 --link_loss=0.1 \
+      --on_nonfinite=quarantine --validation_fraction=0.1 --keep_best --workdir=runs/endurance
+
+Trains as experiments.train does with the same flags, and counts at every evaluation what the
+process holds. Counts differ from one evaluation to the next, for a save may be under way, but their
+median in the run's last quarter must not exceed that in its second. Exit status 1 says that one
+does. The folder gets endurance.json with all counts, endurance.png and .svg.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+from absl import flags
+from matplotlib.figure import Figure
+
+import mhd_jax as mhd
+from experiments import flags as run_flags
+from experiments import launch, tables, train, watching
+from mhd_jax import engine, memory, report
+from mhd_jax.checkpoint import write_json
+
+flags.adopt_module_key_flags(train)
+
+_FEWEST = 8  # evaluations that tell of growth
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What the process holds after an evaluation.
+
+    Attributes:
+      step: of the run.
+      resident_bytes: its memory, as the system sees it.
+      arrays, array_bytes: JAX's that are alive.
+      threads, open_files: of the process.
+      programs: dispatches that were compiled.
+    """
+
+    step: int
+    resident_bytes: int
+    arrays: int
+    array_bytes: int
+    threads: int
+    open_files: int
+    programs: int
+
+
+class Watch(mhd.Callback):
+    """Counts at every evaluation."""
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self.counts: list[Counts] = []
+        self._process = psutil.Process()
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Counts what is left once garbage is gone."""
+        gc.collect()
+        alive = jax.live_arrays()
+        self.counts.append(
+            Counts(
+                step=record["step"],
+                resident_bytes=self._process.memory_info().rss,
+                arrays=len(alive),
+                array_bytes=memory.num_bytes(alive),
+                threads=self._process.num_threads(),
+                open_files=self._process.num_fds(),
+                programs=engine.dispatch._cache_size(),  # type: ignore[attr-defined]
+            )
+        )
+
+
+def medians(counts: Sequence[Counts]) -> dict[str, tuple[float, float]]:
+    """By name the median count in the second quarter of a run and in the last one."""
+    quarter = len(counts) // 4
+    names = [field.name for field in dataclasses.fields(Counts) if field.name != "step"]
+
+    def typical(name: str, some: Sequence[Counts]) -> float:
+        return float(np.median([getattr(count, name) for count in some]))
+
+    second, last = counts[quarter : 2 * quarter], counts[-quarter:]
+    return {name: (typical(name, second), typical(name, last)) for name in names}
+
+
+def grown(counts: Sequence[Counts]) -> list[str]:
+    """What has grown. The system's view of memory is not exact, and is not judged."""
+    found = medians(counts)
+    return [n for n, (then, now) in found.items() if now > then and n != "resident_bytes"]
+
+
+def slope(counts: Sequence[Counts]) -> float:
+    """Bytes of resident memory by which the run grows in 1,000 steps, over its second half."""
+    half = counts[len(counts) // 2 :]
+    return float(1000 * np.polyfit([c.step for c in half], [c.resident_bytes for c in half], 1)[0])
+
+
+def figure(counts: Sequence[Counts]) -> Figure:
+    """Memory and the other counts over the steps."""
+    plot = Figure(figsize=(10, 3.4), layout="constrained")
+    left, right = plot.subplots(1, 2)
+    steps = [c.step for c in counts]
+    left.plot(steps, [c.resident_bytes / 1e6 for c in counts], label="resident")
+    left.plot(steps, [c.array_bytes / 1e6 for c in counts], label="in JAX's arrays")
+    left.set_ylabel("MB")
+    for name in ("arrays", "threads", "open_files", "programs"):
+        right.plot(steps, [getattr(c, name) for c in counts], label=name.replace("_", " "))
+    right.set_yscale("log")
+    right.set_ylabel("number")
+    for axis in (left, right):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    left.set_ylim(bottom=0)
+    return plot
+
+
+def main() -> None:
+    """Trains, counts and judges."""
+    algorithm, _ = run_flags.algorithm(flags.FLAGS.algorithm, strict=True)
+    settings = run_flags.settings()
+    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/endurance")
+    watch = Watch()
+    settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], [watch, *watching.watchers()])
+    if len(watch.counts) < _FEWEST:
+        raise mhd.ConfigError(
+            f"this process has evaluated {len(watch.counts)} times, of which nothing can be told; "
+            f"take a new workdir, and more steps or a lower eval_every for {_FEWEST} times or more."
+        )
+    found, more = medians(watch.counts), grown(watch.counts)
+    content = {
+        "counts": [dataclasses.asdict(count) for count in watch.counts],
+        "medians_of_second_and_last_quarter": found,
+        "grown": more,
+        "resident_bytes_per_1000_steps": slope(watch.counts),
+    }
+    write_json(workdir / "endurance.json", content)
+    report.save_figure(figure(watch.counts), workdir / "endurance")
+    console = launch.console()
+    lines = [[name.replace("_", " "), f"{a:,.0f}", f"{b:,.0f}"] for name, (a, b) in found.items()]
+    console.print(tables.rich(["median", "second quarter", "last quarter"], lines))
+    console.print(
+        f"resident memory: {slope(watch.counts) / 1e3:+.1f} kB in 1,000 steps; "
+        f"grown: {', '.join(more) or 'nothing'}",
+        markup=False,
+    )
+    if more:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    launch.run(main)
