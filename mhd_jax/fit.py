@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from mhd_jax.run import Run
 from mhd_jax.types import PyTree
 
 _WORTH_NAMING = 0.05  # of the whole
+_STEP = "a step (batch_size, public_batch_size or client_chunk)"
 
 
 def require_state_fits(run: Run, *, saves: bool) -> None:
@@ -36,17 +38,46 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
     _require({what: on_each_device(tree) for what, tree in parts.items()}, run)
 
 
-def require_step_fits(compiled: jax.stages.Compiled, run: Run) -> None:
-    """Raises `ConfigError` where the compiled step of a run needs more than a device has."""
-    found: Any = compiled.memory_analysis()
+def fitted(run: Run) -> Run:
+    """The run, computed in chunks of clients where its compiled step would not fit otherwise.
+
+    Raises:
+      ConfigError: it does not fit in chunks as given by the user, or of one client.
+    """
+    while True:
+        needed = _step_bytes(run.lower(run.carry))
+        smaller = _smaller_chunk(run, needed)
+        if smaller is None:
+            _require(needed, run)
+            return run
+        execution = dataclasses.replace(run.execution, chunk=smaller, recompute=True)
+        run = dataclasses.replace(run, execution=execution)
+
+
+def require_step_fits(lowered: jax.stages.Lowered, run: Run) -> None:
+    """Raises `ConfigError` where the step of several runs in one program needs more than a device has."""
+    _require(_step_bytes(lowered), run)
+
+
+def _step_bytes(lowered: jax.stages.Lowered) -> dict[str, int]:
+    """What the program needs on each device, as its compiler says, by what it is for."""
+    found: Any = lowered.compile().memory_analysis()
     if found is None:  # a backend that does not tell
-        return
-    fewer = "" if run.execution.chunk == 1 else " or client_chunk"
-    parts = {
+        return {}
+    return {
         "state and data (num_clients, or a smaller model)": found.argument_size_in_bytes,
-        f"a step (batch_size, public_batch_size{fewer})": found.temp_size_in_bytes,
+        _STEP: found.temp_size_in_bytes,
     }
-    _require(parts, run)
+
+
+def _smaller_chunk(run: Run, needed: Mapping[str, int]) -> int | None:
+    """A chunk with which the step may fit where it does not; None where there is none."""
+    execution, whole = run.execution, _whole_bytes(run)
+    chunk = execution.chunk or -(-run.clients.num_clients // execution.num_shards)
+    if sum(needed.values()) <= whole or run.client_chunk is not None or chunk == 1:
+        return None
+    left = max(whole - sum(needed.values()) + needed[_STEP], 0)
+    return max(1, min(int(chunk * left / needed[_STEP]), chunk // 2))
 
 
 def on_each_device(tree: PyTree) -> int:
@@ -58,9 +89,13 @@ def on_each_device(tree: PyTree) -> int:
     )
 
 
-def _require(parts: Mapping[str, int], run: Run) -> None:
+def _whole_bytes(run: Run) -> int:
     mesh = run.execution.mesh
-    total, whole = sum(parts.values()), memory.whole_bytes(1 if mesh is None else mesh.size)
+    return memory.whole_bytes(1 if mesh is None else mesh.size)
+
+
+def _require(parts: Mapping[str, int], run: Run) -> None:
+    total, whole = sum(parts.values()), _whole_bytes(run)
     if total <= whole:
         return
     largest = sorted(parts.items(), key=lambda part: -part[1])

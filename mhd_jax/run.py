@@ -63,6 +63,7 @@ class Run:
       num_active: how many of these are real.
       spec: the sizes of a step's batch.
       execution: how the client axis is computed.
+      client_chunk: as given; None where `execution` has what fits.
       steps: how many.
       seed: of training.
       data: on the device; or, where a stream brings it, a blank block of it.
@@ -82,6 +83,7 @@ class Run:
     num_active: int
     spec: BatchSpec
     execution: Execution
+    client_chunk: int | None
     steps: int
     seed: int
     data: DeviceData | Block
@@ -450,6 +452,7 @@ def prepare(
         num_active=num_active,
         spec=spec,
         execution=execution,
+        client_chunk=client_chunk,
         steps=steps,
         seed=seed,
         data=data,

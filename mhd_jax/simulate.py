@@ -642,7 +642,10 @@ def _train(
     """
     plan = lanes[0].plan
     started = time.perf_counter()
-    fit.require_step_fits(program.lower(carry).compile(), lanes[0].run)
+    if isinstance(program, Run):
+        program = lanes[0].run = fit.fitted(program)
+    else:
+        fit.require_step_fits(program.lower(carry), lanes[0].run)
     carry = jax.block_until_ready(program.advance(carry, 0))  # loads it, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)

@@ -140,13 +140,13 @@ def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
 
 
 def _most_at_once(run: Run) -> int:
-    """How many such runs fit in memory with their data."""
+    """How many such runs fit in half of the memory, with their data."""
     execution = run.execution
     on_device = -(-run.clients.num_clients // execution.num_shards)
     needs = memory.estimate(run.clients, run.algorithm, run.spec)
     copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run keeps its own
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
-    return max(1, memory.capacity_bytes() // bytes_each)
+    return max(1, memory.capacity_bytes() // (2 * bytes_each))
 
 
 def _joined(runs: Sequence[Run]) -> Together | None:
