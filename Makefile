@@ -2,7 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow fuzz notebooks trackers docs browser extra lint clean
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --fork-strategy fewest \
+  --annotation-style line --custom-compile-command "make lock" $(LOCKFLAGS) pyproject.toml
+
+# Of the equations, saving, streaming and the command line.
+QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train_saves_resumes
+
+.PHONY: demo test slow fuzz notebooks trackers docs browser extra lint licences lock newest clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -33,22 +40,39 @@ browser: $(VENV)/extra  ## Reports in headless Chromium, which it installs where
 	    echo "apt-get install chromium chromium-driver"; exit 1; }
 	$(BIN)/python -m pytest -n 0 tests/browser
 
-extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need.
+extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need, and maintainers.
 
 lint: $(VENV)/installed  ## Formatting, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+licences: $(VENV)/extra  ## Every installed package's licence is one that pyproject.toml allows.
+	$(BIN)/pip-licenses --summary
+
+lock: $(VENV)/extra  ## Requirements anew from pyproject.toml; LOCKFLAGS=--upgrade takes the newest versions.
+	$(LOCK) --extra dev --output-file requirements.txt
+	$(LOCK) --extra dev,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
+	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
+	  --output-file requirements-extra.txt
+
+newest: $(VENV)/extra  ## A quick part of the suite with the newest versions that pyproject.toml allows.
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/newest
+	$(BIN)/uv pip install --quiet --python build/newest -r pyproject.toml --extra dev
+	@echo "What the newest versions change in the tested set:"
+	@$(BIN)/uv pip install --dry-run --upgrade -r pyproject.toml --extra dev 2>&1 | grep "^ " || echo " nothing"
+	build/newest/bin/python -m pytest -n 0 -k "$(QUICK)" \
+	  tests/test_mhd_reference.py tests/test_checkpoints.py tests/test_stream.py tests/test_command_line.py
+
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 $(VENV)/extra: requirements-extra.txt $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt
+	$(INSTALL) -r requirements-extra.txt
 	touch $@
 
 clean:

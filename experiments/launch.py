@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ import mhd_jax as mhd
 from experiments import watchdog
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
+_INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -74,9 +77,10 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:
             _exit(str(stop), 130)
-        except KeyboardInterrupt:
-            _exit("interrupted", 130)
+        except KeyboardInterrupt:  # asked for a second time
+            _exit(_INTERRUPTED, 130)
 
+    _end_by_signals()
     app.run(wrapped)
 
 
@@ -118,6 +122,7 @@ def _other_processes() -> contextlib.AbstractContextManager[None]:
         raise mhd.ConfigError(f"--process_id counts from 0 to {processes - 1}, not {own}.")
     if missing and not _on_several_hosts():
         return contextlib.nullcontext()
+    jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM for itself
     try:
         jax.distributed.initialize(**given, initialization_timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -131,6 +136,23 @@ def _on_several_hosts() -> bool:
     """Whether Slurm or a TPU pod has started more than one process of this program."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     return int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in hosts
+
+
+def _end_by_signals() -> None:
+    """Ctrl-C and SIGTERM end the process, but where a run saves itself first.
+
+    At once, as a kill does: an exception could get lost in a callback or come out as another one.
+    """
+
+    def end(signum: int, frame: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # where the signal came while it was written to
+            sys.stdout.flush()
+        os.write(sys.stderr.fileno(), f"{_INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, end)
+        atexit.register(signal.signal, signum, signal.SIG_IGN)  # all is done by then
 
 
 def _exit(sentence: str, status: int) -> None:

@@ -29,13 +29,14 @@ def main() -> None:
     algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
     settings = run_flags.settings()
     workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
+    finished = (workdir / "summary.json").exists()
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
     from mhd_jax import report  # matplotlib takes a moment, which a run has taken by now
 
     console = launch.console()
     summary = result.summary
-    if result.started_at == summary["steps"]:
+    if finished:
         console.print(f"{workdir} holds this run, finished; nothing was changed.", markup=False)
     elif result.started_at:
         console.print(f"resumed at step {result.started_at}")

@@ -8,10 +8,12 @@ split.npz      who owns which training sample; `make_clients` takes it as a part
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.checkpoints`
 summary.json   written once, when the run has finished
+lock           there while a process has the folder, see `mhd_jax.locks`
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -29,7 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax import hosts
+from mhd_jax import hosts, locks
 from mhd_jax.checkpoints import KEEP_LAST, Checkpoints, Keep
 from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
@@ -117,6 +119,10 @@ class RunFolder:
         self.path = pathlib.Path(path)
         self._settings = jsonable(settings)
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+        self._claim = contextlib.ExitStack()
+        self._require_own()
+
+    def _require_own(self) -> None:
         if self._config.exists():
             self._check(self._settings)
         elif self.path.exists() and (not self.path.is_dir() or self._holds_something()):
@@ -126,7 +132,8 @@ class RunFolder:
 
     def _holds_something(self) -> bool:
         """Whether there is more than what a process leaves that is killed at its very start."""
-        return any(path != partial_of(self._config) for path in self.path.iterdir())
+        left = {partial_of(self._config), locks.file_of(self.path)}
+        return any(path not in left for path in self.path.iterdir())
 
     @property
     def _config(self) -> pathlib.Path:
@@ -140,11 +147,27 @@ class RunFolder:
     def _metrics(self) -> pathlib.Path:
         return self.path / "metrics.jsonl"
 
+    def claim(self) -> None:
+        """Makes the folder, where there is none, and keeps other processes out of it until `close`.
+
+        Raises:
+          ConfigError: another process is at it, or it has become another run's.
+        """
+        refusal = None
+        if hosts.is_main():
+            try:
+                make_folder(self.path, "workdir")
+                self._claim.enter_context(locks.locked(self.path))
+            except ConfigError as error:
+                refusal = error
+        if hosts.from_each(refusal is not None).any():
+            raise refusal or ConfigError(f"the first process cannot use {self.path}, and says why.")
+        self._require_own()
+
     def create(self, clients: Clients) -> None:
-        """Makes the folder, where it is not this run's already."""
+        """Writes what the folder holds before any step, where it is not there already."""
         hosts.barrier("run folder checked")  # before any process changes it
         if hosts.is_main():
-            make_folder(self.path, "workdir")
             if not self._config.exists():
                 content = {
                     "format": FORMAT,
@@ -237,8 +260,9 @@ class RunFolder:
         hosts.barrier("checkpoints written")
 
     def close(self) -> None:
-        """Ends the threads that save."""
-        self.checkpoints.close()
+        """Ends the threads that save, and lets others at the folder."""
+        with self._claim:
+            self.checkpoints.close()
 
     def history(self) -> list[dict[str, Any]]:
         """The evaluations so far; what comes after a torn line, and that line, is left out."""

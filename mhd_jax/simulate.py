@@ -165,8 +165,8 @@ def simulate(
       on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
         "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
         the others go on.
-      workdir: the run's folder. A second start resumes where the first was cut, and only
-        reads a run that has finished.
+      workdir: the run's folder. A second start resumes where the first was cut, only reads a run
+        that has finished, and is refused while the first still runs.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
       keep_checkpoints: how many of the latest checkpoints stay; the one of the last step does.
       keep_best: whether the one stays, too, whose last head has the highest β_sh on the
@@ -180,7 +180,8 @@ def simulate(
       A `Result`.
 
     Raises:
-      ConfigError: settings that cannot work, a workdir of another run, or a damaged checkpoint.
+      ConfigError: settings that cannot work, a workdir of another run or in use, or a damaged
+        checkpoint.
       DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
       LostProcessError: another process of a run on several has ended.
@@ -313,6 +314,8 @@ def simulate_many(
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
+    if len({pathlib.Path(folder).resolve() for folder in workdirs or ()}) < len(workdirs or ()):
+        raise ConfigError("workdirs must differ from run to run.")
     prepared = [prepare(**settings, eval_every=eval_every) for settings in runs]
     plans = [
         Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
@@ -504,6 +507,8 @@ def _simulate(
     unfinished: list[int] = []
     try:
         for i, lane in enumerate(lanes):
+            if lane.folder is not None and not lane.folder.finished:
+                lane.folder.claim()  # which another process may have finished until then
             if lane.folder is not None and lane.folder.finished:
                 results[i] = lane.read()
             else:
@@ -771,23 +776,32 @@ def _progress_bar(progress: bool | None) -> list[Callback]:
 
 @contextlib.contextmanager
 def _stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once."""
-    requested = threading.Event()
+    """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
+
+    A request that came too late, in the last steps, is passed on to who is asked otherwise.
+    """
+    received: list[int] = []
+
+    def requested() -> bool:
+        return bool(received)
+
     if not active or threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
+        yield requested
         return
 
     def handle(signum: int, frame: Any) -> None:
-        if requested.is_set():
+        received.append(signum)
+        if len(received) > 1:
             raise KeyboardInterrupt
-        requested.set()
 
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield requested.is_set
+        yield requested
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _summary(
