@@ -75,11 +75,10 @@ def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost
     images = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
     data = mhd.data.arrays(images, np.arange(count) % 10)
     clients = mhd.make_clients(data, num_clients, model, partition="iid")
-    options = {"degree": _DEGREE} if topology == "random_regular" else {}
-    few = topology == "ring" and num_clients < 3
-    graph = mhd.topology.named("complete" if few else topology, num_clients, **options)
     optimizer = mhd.optim.SGD(momentum=0.9)  # which some algorithms need
-    run = prepare(graph, clients, algorithm, steps=10_000, optimizer=optimizer)
+    run = prepare(
+        _graph(topology, num_clients), clients, algorithm, steps=10_000, optimizer=optimizer
+    )
     compile_seconds, memory_bytes = compilation(run)
     holder = [run.advance(run.start(), 1)]
     started = time.perf_counter()
@@ -100,6 +99,12 @@ def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost
         memory_bytes,
         run.execution.chunk,
     )
+
+
+def _graph(topology: str, num_clients: int) -> mhd.Topology:
+    options = {"degree": _DEGREE} if topology == "random_regular" else {}
+    few = topology == "ring" and num_clients < 3
+    return mhd.topology.named("complete" if few else topology, num_clients, **options)
 
 
 def markdown(costs: Sequence[Cost]) -> str:
@@ -169,8 +174,8 @@ def main() -> None:
                 f"--{name} takes {', '.join(known)}; unknown: {', '.join(unknown)}."
             )
     numbers = {model: _numbers_of_clients(model) for model in _MODELS.value}
-    for number in {n for some in numbers.values() for n in some if n > 2}:
-        mhd.topology.as_topology(_TOPOLOGY.value, number)  # refuses what cannot be
+    for number in {n for some in numbers.values() for n in some}:
+        _graph(_TOPOLOGY.value, number)  # refuses what cannot be
     folder = pathlib.Path(_WORKDIR.value)
     make_folder(folder, "workdir")
     console = launch.console()
