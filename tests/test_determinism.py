@@ -1,10 +1,12 @@
 """One seed, one result: bit for bit however a run is cut, watched or saved; on other devices nearly so."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,9 +33,9 @@ SETTINGS = {
 }
 
 
-def clients(models=None, **kwargs):
+def clients(models=None, num_clients=K, **kwargs):
     kwargs = {"partition": "iid", "public_fraction": 0.3, "validation_fraction": 0.2, **kwargs}
-    return mhd.make_clients(tiny_dataset(100), K, models or Linear(), **kwargs)
+    return mhd.make_clients(tiny_dataset(100), num_clients, models or Linear(), **kwargs)
 
 
 def one_sample_is_no_number(adversaries):
@@ -54,9 +56,18 @@ FAULTS = mhd.Faults(
     participation=0.75,
     participation_steps=4,
 )
+POOLS = "pools, liars, predictions in 8 bits"
+UNLIKE = "ensembles, unlike models with all they may have, another graph at every third step"
 RUNS = {name: {"algorithm": name} for name in ALGORITHMS} | {
-    "pools, predictions in 8 bits": {
-        "algorithm": mhd.algorithms.mhd(pool_size=2, pool_refresh=5, compression="int8")
+    POOLS: {
+        "algorithm": mhd.algorithms.mhd(
+            num_targets="all",
+            target_selection="robust",
+            pool_size=2,
+            pool_refresh=5,
+            compression="int8",
+        ),
+        "clients": clients(adversaries={0: "label_flip", 3: "nan", 6: "uniform"}),
     },
     "error feedback": {"algorithm": mhd.algorithms.distributed_distillation(compression="int8")},
     "faults, quarantine, liars": {
@@ -65,9 +76,10 @@ RUNS = {name: {"algorithm": name} for name in ALGORITHMS} | {
         "faults": FAULTS,
         "on_nonfinite": "quarantine",
     },
-    "ensembles, unlike models with all they may have, another graph at every third step": {
+    UNLIKE: {
         "algorithm": mhd.algorithms.mhd(
             num_aux_heads=0,
+            public_batch="independent",
             embedding_projection="linear",
             ensembles=((0, 1, 2), (3, 4)),
             average_every=5,
@@ -76,6 +88,10 @@ RUNS = {name: {"algorithm": name} for name in ALGORITHMS} | {
         "topology": mhd.topology.named("random_matching@0,erdos_renyi@4", K, redraw_every=3),
     },
     "streamed from the host": {"algorithm": "mhd", "data_placement": "host"},
+}
+TWO = "two clients, whose samples devices share"
+ON_DEVICES = {
+    TWO: {"algorithm": "naive", "topology": "complete", "clients": clients(num_clients=2)}
 }
 CLIENTS = clients()
 OF_THE_HOST = ("eval_every", "steps_per_dispatch", "checkpoint_every", "callbacks", "progress")
@@ -95,7 +111,7 @@ def without(mapping, *keys):
 
 def simulate(name, workdir=None, seeds=(0,), **how):
     """The first seed's result; the others' runs are in one program with it."""
-    settings = {"clients": CLIENTS} | SETTINGS | RUNS[name] | how
+    settings = {"clients": CLIENTS} | SETTINGS | (RUNS | ON_DEVICES)[name] | how
     of_the_host = {key: value for key, value in settings.items() if key in OF_THE_HOST}
     result, *_ = mhd.simulate_many(
         [{"seed": seed, **without(settings, *OF_THE_HOST)} for seed in seeds],
@@ -187,29 +203,58 @@ def test_streamed_samples_are_the_same(name):
 ANOTHER_PROCESS = ("mhd", "ccl", "fedmd")
 OTHER_DEVICES = {
     "five devices, one client at once": ({"num_devices": 5, "client_chunk": 1}, tuple(ALGORITHMS)),
-    "two devices, two clients at once": ({"num_devices": 2, "client_chunk": 2}, ANOTHER_PROCESS),
+    "five devices": ({"num_devices": 5}, (POOLS, UNLIKE, "streamed from the host", TWO)),
     "five devices, two seeds at once": ({"num_devices": 5, "seeds": (0, 1)}, ("naive",)),
 }
+MOVED = "from five devices to two, two clients at once"
 ROUNDING = 1e-5  # largest difference, over the largest number of an array
 
 
 def parameters(result):
-    """Real clients' parameters by name; those who only fill the devices come last."""
-    leaves = jax.tree_util.tree_leaves_with_path([group.params for group in result.state.groups])
+    """Real clients' parameters by name; in a group, those who only fill the devices come last."""
     active = len(result.summary["per_client"])
-    return {jax.tree_util.keystr(path): np.asarray(leaf[:active]) for path, leaf in leaves}
+
+    def own(group):
+        return jax.tree.map(lambda a: a[: sum(i < active for i in group.members)], group.params)
+
+    leaves = jax.tree_util.tree_leaves_with_path([own(group) for group in result.state.groups])
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def places(result):
+    """On how many devices the clients' state is, and in how many parts each of its arrays."""
+    leaves = jax.tree.leaves(result.state.groups)
+    devices = {device.id for leaf in leaves for device in leaf.devices()}
+    parts = {len({str(part.index[0]) for part in leaf.addressable_shards}) for leaf in leaves}
+    return [len(devices), sorted(parts)]
 
 
 def tell_from_elsewhere(folder):
     """What a process with five devices finds, as files."""
+    folder = pathlib.Path(folder)
+
+    def tell(name, way, result):
+        path = folder / f"{name}, {way}"
+        np.savez(path.with_suffix(".npz"), **parameters(result))
+        told = {"history": result.history, "summary": result.summary, "places": places(result)}
+        path.with_suffix(".json").write_text(json.dumps(told))
+
     ways = OTHER_DEVICES | {"one device": ({"num_devices": 1}, ANOTHER_PROCESS)}
     for way, (how, names) in ways.items():
         for name in names:
-            result = simulate(name, **how)
-            path = pathlib.Path(folder) / f"{name}, {way}"
-            np.savez(path.with_suffix(".npz"), **parameters(result))
-            told = {"history": result.history, "summary": result.summary}
-            path.with_suffix(".json").write_text(json.dumps(told))
+            tell(name, way, simulate(name, **how))
+
+    def stop(record):
+        if record["step"] == 6:  # pools were filled anew
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        simulate(POOLS, workdir=folder / "stopped", callbacks=stop, num_devices=5)
+    shutil.copytree(folder / "stopped", folder / "moved")
+    with pytest.warns(UserWarning, match="devices 5 there, 2 now"):
+        moved = simulate(POOLS, workdir=folder / "moved", num_devices=2, client_chunk=2)
+    assert moved.started_at == 6
+    tell(POOLS, MOVED, moved)
 
 
 @pytest.fixture(scope="module")
@@ -236,35 +281,59 @@ def elsewhere(tmp_path_factory):
     def told(name, way):
         path = folder / f"{name}, {way}"
         found = json.loads(path.with_suffix(".json").read_text())
-        return dict(np.load(path.with_suffix(".npz"))), found["history"], found["summary"]
+        return {**found, "parameters": dict(np.load(path.with_suffix(".npz")))}
 
+    told.folder = folder
     return told
 
 
 @pytest.mark.parametrize("name", ANOTHER_PROCESS)
 def test_another_process_finds_the_same_bit_for_bit(name, elsewhere):
-    numbers, history, summary = elsewhere(name, "one device")
-    assert_trees_equal(numbers, parameters(whole(name)))
-    for one, other in zip(history, whole(name).history, strict=True):
+    found = elsewhere(name, "one device")
+    assert_trees_equal(found["parameters"], parameters(whole(name)))
+    for one, other in zip(found["history"], whole(name).history, strict=True):
         assert without(one, "seconds") == without(other, "seconds")
-    assert without(summary, "timing") == without(whole(name).summary, "timing")
+    assert without(found["summary"], "timing") == without(whole(name).summary, "timing")
+
+
+def assert_rounded(found, expected):
+    """That what was told of a run differs from it by rounding alone."""
+    numbers = parameters(expected)
+    assert found["parameters"].keys() == numbers.keys()
+    for key, value in numbers.items():
+        largest = max(np.abs(value).max(), 1e-3)  # what has no gradient is rounding alone
+        assert np.abs(found["parameters"][key] - value).max() <= ROUNDING * largest
+    for one, other in zip(found["history"], expected.history, strict=True):
+        assert (one["step"], one["messages"]) == (other["step"], other["messages"])
+        assert one["train"] == pytest.approx(other["train"], rel=ROUNDING, abs=ROUNDING)
+    for of in ("beta_sh", "beta_priv"):
+        # An answer near a tie may change sides.
+        assert found["summary"][of] == pytest.approx(expected.summary[of], abs=0.02)
+        if "consensus" in expected.summary:
+            consensus = expected.summary["consensus"][of]
+            assert found["summary"]["consensus"][of] == pytest.approx(consensus, abs=0.02)
 
 
 @pytest.mark.parametrize(
     ("way", "name"), [(way, name) for way, (_, names) in OTHER_DEVICES.items() for name in names]
 )
 def test_other_devices_and_company_only_round(way, name, elsewhere):
-    numbers, history, summary = elsewhere(name, way)
-    expected = parameters(whole(name))
-    assert numbers.keys() == expected.keys()
-    for key, value in expected.items():
-        assert np.abs(numbers[key] - value).max() <= ROUNDING * np.abs(value).max()
-    for one, other in zip(history, whole(name).history, strict=True):
-        assert (one["step"], one["messages"]) == (other["step"], other["messages"])
-        assert one["train"] == pytest.approx(other["train"], rel=ROUNDING, abs=ROUNDING)
-    for of in ("beta_sh", "beta_priv"):
-        # An answer near a tie may change sides.
-        assert summary[of] == pytest.approx(whole(name).summary[of], abs=0.02)
-        if "consensus" in whole(name).summary:
-            consensus = whole(name).summary["consensus"][of]
-            assert summary["consensus"][of] == pytest.approx(consensus, abs=0.02)
+    found = elsewhere(name, way)
+    assert_rounded(found, whole(name))
+    # Every array of the clients' state is split by client; devices may share a client's samples.
+    devices = OTHER_DEVICES[way][0]["num_devices"]
+    shared = {TWO: [4, [2]], "supervised": [4, [1]]}
+    assert found["places"] == shared.get(name, [devices, [devices]])
+
+
+def test_a_checkpoint_moves_to_another_number_of_devices(elsewhere, tmp_path):
+    """Stopped on five devices, where seven clients are padded to ten."""
+    found = elsewhere(POOLS, MOVED)
+    assert_rounded(found, whole(POOLS))
+    assert found["places"] == [2, [2]]
+    shutil.copytree(elsewhere.folder / "stopped", tmp_path / "run")
+    with pytest.warns(UserWarning, match="devices 5 there, 1 now"):
+        result = simulate(POOLS, workdir=tmp_path / "run")
+    assert result.started_at == 6
+    told = {"history": result.history, "summary": result.summary}
+    assert_rounded({**told, "parameters": parameters(result)}, whole(POOLS))
