@@ -197,12 +197,12 @@ def test_flags_that_do_not_parse(call, argument, sentence):
 
 
 def test_compare_puts_all_in_one_table(call):
-    arguments = [*SMALL, "--algorithms=isolated,mhd,supervised", "--seeds=2", "--num_aux_heads=1"]
+    arguments = [*SMALL, "--algorithms=isolated,mhd", "--seeds=2", "--num_aux_heads=1"]
     arguments += ["--eval_every=6"]
     status, out, _ = call(compare, *arguments, "--workdir=c")
     assert status == 0 and "isolated does not use --num_aux_heads." in out
     table = json.loads(pathlib.Path("c/table.json").read_text())
-    assert [row["algorithm"] for row in table["rows"]] == ["isolated", "mhd", "supervised"]
+    assert [row["algorithm"] for row in table["rows"]] == ["isolated", "mhd"]
     for row in table["rows"]:
         runs = [
             json.loads(pathlib.Path(f"c/{row['algorithm']}/seed_{s}/summary.json").read_text())
