@@ -71,9 +71,11 @@ class Folder:
         return {name for name in self._checkpoints() if name.isdecimal()} - self.sealed()
 
     def sealed(self) -> set[str]:
-        """Checkpoints with a manifest."""
+        """Checkpoints with a manifest; one that is being removed has another name."""
         there = (self.path / "checkpoints" / name for name in self._checkpoints())
-        return {path.name for path in there if (path / manifest.NAME).exists()}
+        return {
+            path.name for path in there if path.name.isdecimal() and (path / manifest.NAME).exists()
+        }
 
     def lines(self) -> int:
         """The length of the metrics."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from rich.filesize import decimal
 
-from mhd_jax import memory
+from mhd_jax import hosts, memory
 from mhd_jax.errors import ConfigError
 from mhd_jax.run import Run
 from mhd_jax.types import PyTree
@@ -90,8 +90,12 @@ def on_each_device(tree: PyTree) -> int:
 
 
 def _whole_bytes(run: Run) -> int:
+    """The memory of a device, of the process that has least: all must decide alike."""
     mesh = run.execution.mesh
-    return memory.whole_bytes(1 if mesh is None else mesh.size)
+    own = memory.whole_bytes(1 if mesh is None else mesh.size)
+    if jax.process_count() == 1:
+        return own
+    return int(hosts.from_each(own >> 20).min()) << 20  # they tell each other 32 bits
 
 
 def _require(parts: Mapping[str, int], run: Run) -> None:

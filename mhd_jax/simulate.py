@@ -145,7 +145,7 @@ def simulate(
         `optim.SGD()` if None.
       seed: of everything random in training (the split has its own, in `make_clients`).
       eval_every: steps between evaluations on the test set; the last step has one always.
-      eval_batch_size: test samples evaluated at once.
+      eval_batch_size: test samples evaluated at once, or fewer where these would not fit.
       augmentation: what is done to images that a model is trained on, a
         `mhd_jax.data.Augmentation` or as on the command line: "flip,crop:4".
       augment_public: whether to public images too.
@@ -180,8 +180,8 @@ def simulate(
       A `Result`.
 
     Raises:
-      ConfigError: settings that cannot work, a workdir of another run or in use, or a damaged
-        checkpoint.
+      ConfigError: settings that cannot work or do not fit in memory, a workdir of another run or
+        in use, or a damaged checkpoint.
       DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
       LostProcessError: another process of a run on several has ended.

@@ -124,3 +124,13 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(monkeypatch, module,
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(mhd.ConfigError, match=rf"{module} is not installed; .*\.\[{extra}\]"):
         make()
+
+
+@pytest.mark.parametrize("silence", [0, 3600])
+def test_where_lines_stay_none_says_nothing_for_long(silence, monkeypatch, capsys):
+    monkeypatch.setattr("mhd_jax.callbacks.progress._LONGEST_SILENCE", silence)
+    settings = {"steps": 6, "eval_every": 6, "steps_per_dispatch": 2, "batch_size": 2}
+    mhd.simulate("ring", tiny_clients(3), "isolated", **settings, progress=True)
+    lines = capsys.readouterr().err
+    assert ("step 2 of 6" in lines) == ("step 4 of 6" in lines) == (silence == 0)
+    assert "step 6 of 6" in lines and "β_sh main" in lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from mhd_jax.callbacks.base import Callback, WatchedRun
 
 _MOST_LINES = 8
 _LONGEST_LABEL = 30  # beside a bar
+_LONGEST_SILENCE = 60  # seconds, where lines stay
 
 
 def is_interactive() -> bool:
@@ -37,7 +39,8 @@ def _in_notebook() -> bool:
 class ShowProgress(Callback):
     """Rate, time left and the main accuracies.
 
-    In a terminal a bar, in a notebook a line that changes, elsewhere a line for each evaluation.
+    In a terminal a bar, in a notebook a line that changes, elsewhere a line for each evaluation, and
+    one after each minute without.
     """
 
     def __init__(self, label: str | None = None):
@@ -50,6 +53,7 @@ class ShowProgress(Callback):
         self._steps = 0
         self._runs: Sequence[WatchedRun] = ()
         self._state = ""
+        self._said_at = 0.0
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Opens the bar."""
@@ -82,6 +86,8 @@ class ShowProgress(Callback):
         left = datetime.timedelta(seconds=round((self._steps - step) / steps_per_second))
         self._state = f"step {step} of {self._steps}, {rate}, {left} left"
         self._refresh()
+        if self._bar is None and time.monotonic() - self._said_at >= _LONGEST_SILENCE:
+            self._say(self._state)
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """Shows the accuracies."""
@@ -98,6 +104,7 @@ class ShowProgress(Callback):
 
     def _say(self, state: str) -> None:
         """A line of its own, where lines stay."""
+        self._said_at = time.monotonic()
         if self._cell is not None:
             self._refresh()
         elif self._bar is None:
