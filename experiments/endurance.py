@@ -116,6 +116,7 @@ def figure(counts: Sequence[Counts]) -> Figure:
     for name in ("arrays", "threads", "open_files", "programs"):
         right.plot(steps, [getattr(c, name) for c in counts], label=name.replace("_", " "))
     right.set_yscale("log")
+    right.set_ylim(1, 10 * max(c.arrays for c in counts))  # room for the legend
     right.set_ylabel("number")
     for axis in (left, right):
         axis.set_xlabel("step")
