@@ -15,6 +15,7 @@ from mhd_jax.run import Run
 from mhd_jax.types import PyTree
 
 _WORTH_NAMING = 0.05  # of the whole
+_OF_THE_STATE = "num_clients, pool_size, teacher_delay or a smaller model"
 _STEP = "a step (batch_size, public_batch_size or client_chunk)"
 
 
@@ -33,7 +34,7 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
         "what the algorithm remembers (num_clients or the public set)": state.extra,
         "data (data_placement='host')": (run.data, run.test, run.validation),
         "counts of edges (num_clients)": (run.carry.messages, run.carry.diagnostics),
-        "the copy that is being saved (as before)": run.carry if copied else (),
+        f"a copy of the state while it is saved ({_OF_THE_STATE})": run.carry if copied else (),
     }
     _require({what: on_each_device(tree) for what, tree in parts.items()}, run)
 

@@ -44,7 +44,7 @@ def test_the_copy_that_is_saved_counts(monkeypatch):
     monkeypatch.setattr(memory, "whole_bytes", lambda devices=None: int(1.5 * state) + data)
     fit.require_state_fits(run, saves=False)
     if jax.default_backend() == "cpu":
-        with pytest.raises(mhd.ConfigError, match="for the copy that is being saved"):
+        with pytest.raises(mhd.ConfigError, match="for a copy of the state while it is saved"):
             fit.require_state_fits(run, saves=True)
 
 
