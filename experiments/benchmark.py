@@ -148,9 +148,9 @@ def load() -> Row:
     """1,000 clients' MLPs by MHD on a random regular graph of degree 4: the step, over four times that of 250."""
     runs = []
     for num_clients in (1000, 250):
-        made = np.random.default_rng(0).integers(0, 256, (40 * num_clients, 8, 8, 1))
-        data = mhd.data.arrays(made.astype(np.uint8), np.arange(len(made)) % 10)
-        clients = mhd.make_clients(data, num_clients, "mlp", partition="iid")
+        clients = images_of_clients(
+            num_clients, "mlp", norm=None, count=40 * num_clients, shape=(8, 8, 1)
+        )
         graph = mhd.topology.random_regular(num_clients, degree=4)
         runs.append(prepare(graph, clients, "mhd", steps=10_000))
     compiled = [compilation(run) for run in runs]
@@ -170,8 +170,7 @@ def compilation(run: Run) -> tuple[float, int]:
         started = time.perf_counter()
         compiled: Any = run.lower(run.carry).compile()
         seconds = time.perf_counter() - started
-    devices = 1 if run.execution.mesh is None else run.execution.mesh.size
-    beside = devices * compiled.memory_analysis().temp_size_in_bytes
+    beside = run.execution.num_devices * compiled.memory_analysis().temp_size_in_bytes
     return seconds, memory.num_bytes(run.carry) + beside
 
 
@@ -414,19 +413,23 @@ _MHD_SETTINGS: dict[str, Any] = {
 }
 
 
-def _images_of_clients(
-    num_clients: int, model: str | list[str] = "resnet20", norm: str = "group"
+def images_of_clients(
+    num_clients: int,
+    model: Any = "resnet20",
+    norm: str | None = "group",
+    count: int = 4000,
+    shape: tuple[int, ...] = (32, 32, 3),
 ) -> mhd.Clients:
-    """Clients with made images of CIFAR-10's shape."""
+    """Clients who share `count` made images, by default of CIFAR-10's shape."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4000, 32, 32, 3)).astype(np.uint8)
-    data = mhd.data.arrays(images, np.arange(4000) % 10)
+    images = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
+    data = mhd.data.arrays(images, np.arange(count) % 10)
     return mhd.make_clients(data, num_clients, model, norm=norm, partition="iid")
 
 
 def mhd_overhead() -> Row:
     """MHD against isolated training on as many samples (private + public), ResNet-20 with GroupNorm, K = 8."""
-    clients = _images_of_clients(8)
+    clients = images_of_clients(8)
     together = prepare("complete", clients, "mhd", **_MHD_SETTINGS)
     both = {**_MHD_SETTINGS, "batch_size": 2 * _BATCH}
     alone = prepare("empty", clients, "isolated", **both)
@@ -440,7 +443,7 @@ def mixed() -> Row:
     """MHD of 4 small CNNs and 4 ResNet-8 together, against the same 4 and 4 apart, steps added up."""
 
     def of(*models: str) -> Run:
-        clients = _images_of_clients(4 * len(models), [name for name in models for _ in range(4)])
+        clients = images_of_clients(4 * len(models), [name for name in models for _ in range(4)])
         return prepare("complete", clients, "mhd", **_MHD_SETTINGS)
 
     together, *apart = _seconds_per_step(of("cnn", "resnet8"), of("cnn"), of("resnet8"), steps=2)
@@ -460,10 +463,7 @@ class _Glance(nn.Module):
 
 def streamed() -> Row:
     """MHD of 8 clients that barely compute, on images of CIFAR-10's shape: the host's stream against data on the device."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (50_000, 32, 32, 3)).astype(np.uint8)
-    data = mhd.data.arrays(images, np.arange(50_000) % 10)
-    clients = mhd.make_clients(data, 8, _Glance(), partition="iid")
+    clients = images_of_clients(8, _Glance(), norm=None, count=50_000)
     runs = [
         prepare("complete", clients, "mhd", data_placement=where, **_MHD_SETTINGS)
         for where in ("device", "host")
@@ -522,7 +522,7 @@ def cpu_ccl() -> Row:
 
 
 def _on_a_ring(row: str, algorithm: str, flops: float) -> Row:
-    clients = _images_of_clients(_CLIENTS, norm="evonorm")
+    clients = images_of_clients(_CLIENTS, norm="evonorm")
     run = prepare("ring", clients, algorithm, batch_size=_BATCH, steps=1000)
     (seconds,), ceiling = _seconds_per_step(run, steps=2, repetitions=3), _matmul_ceiling()
     fraction = flops / ceiling / seconds
@@ -532,7 +532,7 @@ def _on_a_ring(row: str, algorithm: str, flops: float) -> Row:
 
 def peak_memory() -> Row:
     """Memory of a step of MHD in chunks of one client, ResNet-20 with GroupNorm, beyond the data."""
-    clients = _images_of_clients(8)
+    clients = images_of_clients(8)
     run = prepare("complete", clients, "mhd", client_chunk=1, num_devices=1, **_MHD_SETTINGS)
     analysis: Any = run.lower(run.carry).compile().memory_analysis()
     carry = memory.num_bytes(run.carry)

@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import launch
-from experiments.benchmark import alternating_medians, compilation
+from experiments.benchmark import alternating_medians, compilation, images_of_clients
 from mhd_jax import report
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import write_json
@@ -69,12 +68,8 @@ class Cost:
 
 def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost:
     """The cost of so many clients, on made images."""
-    rng = np.random.default_rng(0)
-    shape = _SHAPES[model]
     count = 40 * num_clients + 400
-    images = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
-    data = mhd.data.arrays(images, np.arange(count) % 10)
-    clients = mhd.make_clients(data, num_clients, model, partition="iid")
+    clients = images_of_clients(num_clients, model, norm=None, count=count, shape=_SHAPES[model])
     optimizer = mhd.optim.SGD(momentum=0.9)  # which some algorithms need
     run = prepare(
         _graph(topology, num_clients), clients, algorithm, steps=10_000, optimizer=optimizer

@@ -54,6 +54,15 @@ class Execution:
         """Parts that the client axis is in."""
         return 1 if self.mesh is None else self.mesh.shape[AXIS]
 
+    @property
+    def num_devices(self) -> int:
+        """Devices that compute."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def at_once(self, num_clients: int) -> int:
+        """How many of K clients each device computes together."""
+        return self.chunk or -(-num_clients // self.num_shards)
+
     def sharding(self, by_client: bool) -> Sharding:
         """Where arrays live: split along their leading client axis, or whole on every device."""
         if self.mesh is None:

@@ -74,7 +74,7 @@ def _step_bytes(lowered: jax.stages.Lowered) -> dict[str, int]:
 def _smaller_chunk(run: Run, needed: Mapping[str, int]) -> int | None:
     """A chunk with which the step may fit where it does not; None where there is none."""
     execution, whole = run.execution, _whole_bytes(run)
-    chunk = execution.chunk or -(-run.clients.num_clients // execution.num_shards)
+    chunk = execution.at_once(run.clients.num_clients)
     if sum(needed.values()) <= whole or run.client_chunk is not None or chunk == 1:
         return None
     left = max(whole - sum(needed.values()) + needed[_STEP], 0)
@@ -92,8 +92,7 @@ def on_each_device(tree: PyTree) -> int:
 
 def _whole_bytes(run: Run) -> int:
     """The memory of a device, of the process that has least: all must decide alike."""
-    mesh = run.execution.mesh
-    own = memory.whole_bytes(1 if mesh is None else mesh.size)
+    own = memory.whole_bytes(run.execution.num_devices)
     if jax.process_count() == 1:
         return own
     return int(hosts.from_each(own >> 20).min()) << 20  # they tell each other 32 bits

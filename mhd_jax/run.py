@@ -475,7 +475,7 @@ def _most_evaluated(
 ) -> int:
     """Of how many samples at once the answers fit in half of the memory."""
     needs = memory.estimate(clients, algorithm, spec)
-    at_once = execution.chunk or -(-clients.num_clients // execution.num_shards)
+    at_once = execution.at_once(clients.num_clients)
     return needs.largest_evaluation(spec.private, at_once, memory.capacity_bytes() // 2)
 
 

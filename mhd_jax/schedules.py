@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,13 +67,17 @@ class Switch:
         return jax.lax.switch((starts <= step).sum() - 1, graphs, step)
 
 
+def largest(bounds: Sequence[int | None]) -> int | None:
+    """The bound that serves all; None where one of them is not known."""
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if len(known) == len(bounds) else None
+
+
 def most_neighbours(schedule: Schedule, arrays: PyTree) -> int | None:
     """The largest neighbourhood in any graph of a schedule; None where its arrays do not tell."""
     if isinstance(schedule, Switch):
         parts = zip(schedule.schedules, arrays[1], strict=True)
-        bounds = [most_neighbours(*part) for part in parts]
-        known = [bound for bound in bounds if bound is not None]
-        return max(known) if len(known) == len(bounds) else None
+        return largest([most_neighbours(*part) for part in parts])
     if schedule not in (cycle, redrawn, meeting):
         return None
     # These take one of their matrices, with the clients in some order.

@@ -871,7 +871,7 @@ def _executed(run: Run, runs_at_once: int) -> dict[str, Any]:
     """Choices that settings leave open, by which results round: those of the last session."""
     execution = run.execution
     return {
-        "num_devices": 1 if execution.mesh is None else execution.mesh.size,
+        "num_devices": execution.num_devices,
         "client_chunk": execution.chunk,
         "recompute": execution.recompute,
         "data_placement": "device" if run.stream is None else "host",

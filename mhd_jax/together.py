@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mhd_jax import memory, optim
+from mhd_jax import memory, optim, schedules
 from mhd_jax.data.batching import DeviceData
 from mhd_jax.engine import Carry, carry_shardings, take_steps
 from mhd_jax.execution import Execution
@@ -151,11 +151,8 @@ def _most_at_once(run: Run) -> int:
 
 def _joined(runs: Sequence[Run]) -> Together | None:
     """Runs that look alike as one; None where their numbers make them several programs."""
-    bounds = [run.execution.most_neighbours for run in runs]
-    if len(set(bounds)) > 1:  # of which the largest serves all
-        known = [bound for bound in bounds if bound is not None]
-        most = max(known) if len(known) == len(bounds) else None
-        runs = [_with_neighbours(run, most) for run in runs]
+    places = schedules.largest([run.execution.most_neighbours for run in runs])
+    runs = [_with_neighbours(run, places) for run in runs]
     held = [run.data for run in runs if isinstance(run.data, DeviceData)]
     most = max(data.labels.shape[1] for data in held)
     joined = Together(
