@@ -121,7 +121,8 @@ def figure(counts: Sequence[Counts]) -> Figure:
     for axis in (left, right):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        axis.legend()
+    left.legend()
+    right.legend(ncols=2, loc="upper right")
     left.set_ylim(bottom=0)
     return plot
 
