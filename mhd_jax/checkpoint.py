@@ -31,14 +31,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax import hosts, locks
+from mhd_jax import hosts, locks, programs
 from mhd_jax.checkpoints import KEEP_LAST, Checkpoints, Keep
 from mhd_jax.clients import Clients
 from mhd_jax.errors import ConfigError
 from mhd_jax.files import make_folder, partial_of, sync, written_whole
 from mhd_jax.types import PyTree
 
-FORMAT = 1  # of a run's folder; another one is refused
+FORMAT = 2  # of a run's folder; another one is refused
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _CONFIGURED = (  # what else decides on numbers
     "jax_enable_x64",
@@ -103,28 +103,34 @@ class RunFolder:
     """One run on disk. Opening it checks that it is this run's, and writes nothing into another's."""
 
     def __init__(
-        self, path: str | os.PathLike, settings: Mapping[str, Any], keep: Keep = KEEP_LAST
+        self,
+        path: str | os.PathLike,
+        settings: Mapping[str, Any],
+        programs: Mapping[str, str],
+        keep: Keep = KEEP_LAST,
     ):
         """Checks that `path` is, or can become, the folder of a run with these settings.
 
         Args:
           path: the folder; `create` makes it.
           settings: what decides the run's results, JSON-like.
+          programs: digests of the code that computes them, see `mhd_jax.programs`.
           keep: which checkpoints stay.
 
         Raises:
-          ConfigError: the folder holds something else, or a run with other settings, or of another
-            version.
+          ConfigError: the folder holds something else, or a run with other settings, of other code,
+            or of another version.
         """
         self.path = pathlib.Path(path)
         self._settings = jsonable(settings)
+        self._programs = dict(programs)
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self._claim = contextlib.ExitStack()
         self._require_own()
 
     def _require_own(self) -> None:
         if self._config.exists():
-            self._check(self._settings)
+            self._check()
         elif self.path.exists() and (not self.path.is_dir() or self._holds_something()):
             raise ConfigError(
                 f"{self.path} exists and is not a run's folder; choose another workdir."
@@ -172,6 +178,7 @@ class RunFolder:
                 content = {
                     "format": FORMAT,
                     "settings": self._settings,
+                    "programs": self._programs,
                     "environment": environment(),
                 }
                 write_json(self._config, content)
@@ -179,7 +186,7 @@ class RunFolder:
                 clients.save_split(self._split)
         hosts.barrier("run folder created")
 
-    def _check(self, settings: dict[str, Any]) -> None:
+    def _check(self) -> None:
         config = read_json(self._config)
         stored = config.get("settings")
         if not isinstance(stored, dict):
@@ -190,11 +197,32 @@ class RunFolder:
                 f"{config.get('format')}, this version's {FORMAT}). Finish the run with that version, "
                 "or choose another workdir."
             )
-        differing = list(_differences(stored, settings))
+        differing = list(_differences(stored, self._settings))
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
                 "Choose another workdir, or the same settings to resume it."
+            )
+        self._check_programs(config)
+
+    def _check_programs(self, config: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` where the code is another; warns where that cannot be told."""
+        differing = programs.changed(config.get("programs", {}), self._programs)
+        if not differing:
+            return
+        what = " and ".join(differing)
+        there, now = _what_traces(config.get("environment", {})), _what_traces(environment())
+        elsewhere = _differing(there, now)
+        if not elsewhere:
+            raise ConfigError(
+                f"{self.path} holds a run of other code: its {what} computed something else than now. "
+                "Choose another workdir, or bring the code back."
+            )
+        if hosts.is_main():
+            warnings.warn(
+                f"whether the code of {self.path} is still the same cannot be told: its {what} "
+                f"differ, but so does what traces them ({'; '.join(elsewhere)}).",
+                stacklevel=2,
             )
 
     @property
@@ -242,11 +270,7 @@ class RunFolder:
     def warn_of_another_environment(self, step: int, like: PyTree) -> None:
         """Says so where a run goes on elsewhere than it was saved, and so not bit for bit."""
         then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
-        differing = [
-            f"{key} {then.get(key)} there, {now[key]} now"
-            for key in now
-            if then.get(key) != now[key]
-        ]
+        differing = _differing(then, now)
         if differing and hosts.is_main():
             warnings.warn(
                 f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, but not "
@@ -340,6 +364,19 @@ def environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "command": _command(),
     }
+
+
+def _what_traces(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an `environment` on which a program's digest depends, beside the code."""
+    rest = {name: environment.get(name) for name in ("backend", *_CONFIGURED)}
+    return {**environment.get("versions", {}), **rest}
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is another now than in a folder, in words."""
+    return [
+        f"{key} {then.get(key)} there, {now[key]} now" for key in now if then.get(key) != now[key]
+    ]
 
 
 def versions() -> dict[str, str | None]:

@@ -207,6 +207,20 @@ class Clients:
             label_sets=sets,
         )
 
+    def first(self, count: int) -> Clients:
+        """Those at the first positions alone: what `padded` has added is gone."""
+        groups = [
+            dataclasses.replace(group, members=tuple(i for i in group.members if i < count))
+            for group in self.groups
+        ]
+        return dataclasses.replace(
+            self,
+            groups=tuple(group for group in groups if group.members),
+            label_distributions=self.label_distributions[:count],
+            objectives=self.objectives[:count],
+            label_sets=None if self.label_sets is None else self.label_sets[:count],
+        )
+
     def with_defaults(
         self, optimizer: Optimizer, compute_dtype: str | None = None, steps: int = 1
     ) -> Clients:

@@ -21,3 +21,9 @@ class LostProcessError(RuntimeError):
 
 class StorageError(RuntimeError):
     """What should stay of a run cannot be written: the disk is full, or fails."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an exception of others says, cut to a part of one line."""
+    line = next(iter(str(error).strip().splitlines()), "no reason given").strip()
+    return line if len(line) <= most else f"{line[: most - 1]}…"

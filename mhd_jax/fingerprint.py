@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mhd_jax.data.lazy import LazyImages
+
+_LENGTH = 16
+_OF_NO_RESULT = ("name", "debug_info", "src")  # parameters of primitives: what a program is called
 
 
 def array_digest(*arrays: Any) -> str:
@@ -22,17 +26,91 @@ def array_digest(*arrays: Any) -> str:
             sha.update(f"{array.identity}{array_digest(array.numbers)}".encode())
         else:
             sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()[:16]
+    return sha.hexdigest()[:_LENGTH]
 
 
 def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
     """Tells pure functions apart by what they compute: their jaxpr and its constants.
 
+    Names of functions and variables, and where the code stands, make no difference.
+
     Args:
       function: traceable.
-      *arguments: arrays, or their shapes.
+      *arguments: trees of arrays, or of their shapes.
     """
-    closed = jax.make_jaxpr(function)(*arguments)
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses differ between processes
-    constants = [np.asarray(c) for c in closed.consts]
-    return hashlib.sha256((text + array_digest(*constants)).encode()).hexdigest()[:16]
+    # JAX keeps what it traced by the function, whatever it was traced under: a new one has nothing.
+    return jaxpr_digest(jax.make_jaxpr(lambda *given: function(*given))(*arguments))
+
+
+def jaxpr_digest(closed: ClosedJaxpr) -> str:
+    """The digest of a function that is traced already."""
+    return _Digests().of_closed(closed)
+
+
+class _Digests:
+    """Digests of jaxprs; one that stands in several places is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Jaxpr, str]] = {}  # which keeps ids from being used again
+
+    def of_closed(self, closed: ClosedJaxpr) -> str:
+        constants = ",".join(map(self._value, closed.consts))
+        return _short(f"{self._of_jaxpr(closed.jaxpr)}({constants})")
+
+    def _of_jaxpr(self, jaxpr: Jaxpr) -> str:
+        if id(jaxpr) not in self._known:
+            self._known[id(jaxpr)] = (jaxpr, _short("\n".join(self._lines(jaxpr))))
+        return self._known[id(jaxpr)][1]
+
+    def _lines(self, jaxpr: Jaxpr) -> list[str]:
+        numbers: dict[Any, int] = {}
+
+        def made(variables: Any) -> str:
+            for variable in variables:
+                numbers[variable] = len(numbers)
+            return " ".join(variable.aval.str_short() for variable in variables)
+
+        def used(variables: Any) -> str:
+            return " ".join(
+                f"{v.aval.str_short()}={self._value(v.val)}"
+                if isinstance(v, Literal)
+                else str(numbers[v])
+                for v in variables
+            )
+
+        lines = [made(jaxpr.constvars), made(jaxpr.invars)]
+        for equation in jaxpr.eqns:
+            parameters = " ".join(
+                f"{name}={self._value(value)}"
+                for name, value in sorted(equation.params.items())
+                if name not in _OF_NO_RESULT
+            )
+            inputs = used(equation.invars)
+            lines.append(f"{equation.primitive} {parameters} {inputs}: {made(equation.outvars)}")
+        return [*lines, used(jaxpr.outvars)]
+
+    def _value(self, value: Any) -> str:
+        """A constant or a primitive's parameter as text."""
+        if isinstance(value, ClosedJaxpr):
+            return self.of_closed(value)
+        if isinstance(value, Jaxpr):
+            return self._of_jaxpr(value)
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return f"key {array_digest(jax.random.key_data(value))}"
+        if isinstance(value, jax.Array | np.ndarray):
+            return array_digest(np.asarray(value))
+        if isinstance(value, Mapping):
+            return self._value(sorted((str(key), self._value(v)) for key, v in value.items()))
+        if isinstance(value, tuple | list):
+            return f"({','.join(map(self._value, value))})"
+        if isinstance(value, set | frozenset):
+            return self._value(sorted(map(self._value, value)))
+        if type(value).__name__ == "WrappedFun" or (
+            callable(value) and not isinstance(value, type)
+        ):
+            return "function"  # a rule of differentiation, say: what is made of it is in the jaxpr
+        return re.sub(r"0x[0-9a-f]+", "", repr(value))  # addresses differ between processes
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]

@@ -14,6 +14,7 @@ import psutil
 from mhd_jax import optim
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.data.batching import BatchSpec
+from mhd_jax.errors import ConfigError
 from mhd_jax.models.client_model import ClientModel
 from mhd_jax.types import Algorithm, PyTree
 
@@ -157,7 +158,7 @@ def _of_model(
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, stats = jax.eval_shape(model.init, key, samples(max(num_private, 1)))
-    opt_state = () if optimizer is None else jax.eval_shape(optim.build(optimizer, 1).init, params)
+    opt_state = _optimizer_state(optimizer, params)
     known = num_bytes((params, stats))  # a pass keeps these by reference
 
     def activations(count: int) -> int:
@@ -167,3 +168,13 @@ def _of_model(
         return max(num_bytes(residuals) - known, 0)
 
     return (params, stats), num_bytes(opt_state), activations(num_private), activations(num_public)
+
+
+def _optimizer_state(optimizer: Any, params: PyTree) -> PyTree:
+    """Shapes of it; of one that does not fit a model's parameters alone, those of two moments."""
+    if optimizer is None:
+        return ()
+    try:
+        return jax.eval_shape(optim.build(optimizer, 1).init, params)
+    except ConfigError:  # the algorithm may have more parameters; the run's start tells
+        return params, params

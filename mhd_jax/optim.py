@@ -6,9 +6,10 @@ repeated from its `config.json`, and that equal settings share a compiled progra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mhd_jax.checks import require_kinds
-from mhd_jax.errors import ConfigError
+from mhd_jax.errors import ConfigError, first_line
 
 SCHEDULES = ("cosine", "constant", "step", "decreasing")
 
@@ -125,9 +126,53 @@ def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
 Optimizer: TypeAlias = SGD | optax.GradientTransformation
 
 
-def build(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The optax transformation that `optimizer` stands for in a run of `steps` steps."""
-    return optimizer.build(steps) if isinstance(optimizer, SGD) else optimizer
+def build(optimizer: Any, steps: int) -> optax.GradientTransformation:
+    """The optax transformation that `optimizer` stands for in a run of `steps` steps.
+
+    Raises:
+      ConfigError: it is no optimizer. So does what is built from a user's transformation where
+        that fails.
+    """
+    if isinstance(optimizer, SGD):
+        return optimizer.build(steps)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(
+            f"an optimizer is mhd_jax.optim.SGD(...) or an optax transformation, not {optimizer!r}."
+        )
+    return optimizer if isinstance(optimizer, _Guarded) else _guarded(optimizer)
+
+
+class _Guarded(optax.GradientTransformation):
+    """A user's transformation, whose failures are told in words."""
+
+
+@functools.lru_cache(maxsize=64)  # the same object for the same one: programs compile for it
+def _guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    def init(params: Any) -> Any:
+        with _in_words(params):
+            return optimizer.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with _in_words(params):
+            return optimizer.update(updates, state, params)
+
+    return _Guarded(init, update)
+
+
+@contextlib.contextmanager
+def _in_words(params: Any) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # optax and the user's own parts raise any
+        parts = ", ".join(params) if isinstance(params, Mapping) else "…"
+        raise ConfigError(
+            f"the optimizer cannot be applied to the clients' parameters, a dictionary of {parts} "
+            f"({type(error).__name__}: {first_line(error)}); it must need gradients, state and "
+            "parameters only, and masks or labels must be trees like the parameters, or functions "
+            "of them."
+        ) from error
 
 
 def has_momentum(opt_state: Any) -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from mhd_jax import edges, groups, hops, hosts, memory, optim
+from mhd_jax import edges, groups, hops, hosts, memory, optim, programs
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -40,7 +39,7 @@ from mhd_jax.fingerprint import array_digest, program_digest
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
 from mhd_jax.schedules import cycle
 from mhd_jax.topology import Topology
-from mhd_jax.types import Algorithm, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, GroupState, Metrics, PyTree, State
 
 DEFAULT_STEPS = 2000
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -266,6 +265,17 @@ class Run:
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
     @functools.cached_property
+    def programs(self) -> dict[str, str]:
+        """Digests of the programs that it consists of, see `mhd_jax.programs`."""
+        return programs.digests(
+            self.algorithm,
+            self.clients.first(self.num_active),
+            self.spec,
+            has_presence=self.carry.tally is not None,
+            most_neighbours=self.execution.most_neighbours,
+        )
+
+    @functools.cached_property
     def senders(self) -> dict[tuple[int, ...], Messages]:
         """Shapes of what a message of each kind consists of, by the clients that send such."""
         state = self.carry.state
@@ -367,7 +377,6 @@ def prepare(
         "hyperparameters": algorithm.hyperparameters,
         "topology": {"name": topology.name, "digest": _graph_digest(topology)},
         "clients": clients.settings,
-        "optimizer": _described(optimizer, steps),
         "steps": steps,
         "batch_size": batch_size,
         "public_batch_size": public_batch_size if algorithm.public_batch else None,
@@ -400,13 +409,7 @@ def prepare(
             f"steps × batch size must stay below 2^32, but it is "
             f"{steps * max(spec.private, spec.public):,}; take fewer steps."
         )
-    own = {
-        ",".join(map(str, group.members)): _described(group.optimizer, steps)
-        for group in clients.groups
-        if group.optimizer is not None
-    }
-    if own:
-        settings["optimizers"] = own
+    owners = [None if group.optimizer is None else group.members for group in clients.groups]
     optimizers = tuple(group.optimizer or optimizer for group in clients.groups)
     clients = clients.with_defaults(
         optimizer, None if compute_dtype == "float32" else compute_dtype, steps
@@ -425,17 +428,7 @@ def prepare(
     carry = initial_carry(
         *arguments, may_fail=faults is not None, quarantine=quarantine, abstract=True
     )
-    if any(callable(value) for value in algorithm.hyperparameters.values()):
-        ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
-        batch = jax.eval_shape(
-            functools.partial(draw_batch, spec=spec),
-            data,
-            carry.state.key,
-            ids,
-            carry.state.step,
-        )
-        graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
-        settings["program"] = program_digest(algorithm.train_step, carry.state, batch, graph)
+    settings |= _described_optimizers(optimizer, owners, optimizers, carry.state.groups)
     plan = None
     if faults is not None:
         plan = faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
@@ -560,24 +553,42 @@ def _steps(steps: int | None, epochs: float | None, clients: Clients, batch_size
     return max(1, round(float(epochs) * private_samples / (clients.num_clients * batch_size)))
 
 
-def _described(optimizer: Any, steps: int) -> Any:
-    """An optimizer in settings: its fields, or a digest of what it computes."""
+def _described_optimizers(
+    common: optim.Optimizer,
+    owners: Sequence[tuple[int, ...] | None],
+    optimizers: Sequence[optim.Optimizer],
+    groups: Sequence[GroupState],
+) -> dict[str, Any]:
+    """Optimizers in settings: the run's, and those of groups with their own, by their clients.
+
+    Args:
+      common: the run's.
+      owners: the clients of each group that has its own; None of one that takes the run's.
+      optimizers: of each group.
+      groups: shapes of what they train.
+    """
+    pairs = list(zip(owners, optimizers, groups, strict=True))
+    own = {
+        ",".join(map(str, members)): _described(optimizer, [group])
+        for members, optimizer, group in pairs
+        if members is not None
+    }
+    takers = [group for members, _, group in pairs if members is None]
+    found = {"optimizer": _described(common, takers)}
+    return found | ({"optimizers": own} if own else {})
+
+
+def _described(optimizer: optim.Optimizer, groups: Sequence[GroupState]) -> Any:
+    """An optimizer in settings: its fields, or a digest of what it makes of these groups' gradients."""
     if isinstance(optimizer, optim.SGD):
         return dataclasses.asdict(optimizer)
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ConfigError(
-            f"an optimizer is mhd_jax.optim.SGD(...) or an optax transformation, not {optimizer!r}."
-        )
-    sample = {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
-    try:
-        digest = program_digest(
-            lambda g, p: optimizer.update(g, optimizer.init(p), p), sample, sample
-        )
-    except TypeError as error:
-        raise ConfigError(
-            f"the optimizer's update must need gradients, state and parameters only: {error}."
-        ) from error
-    return {"optax": digest}
+    update = optim.build(optimizer, 1)
+
+    def of_one(group: GroupState) -> str:
+        params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.params)
+        return program_digest(lambda g, p: update.update(g, update.init(p), p), params, params)
+
+    return {"optax": "-".join(sorted({of_one(group) for group in groups}))}
 
 
 def _graph_digest(topology: Topology) -> str:

@@ -347,7 +347,7 @@ def _keep(runs: Sequence[Run], last: int, keep_best: bool, folders: Sequence[Any
 
 
 def _folder(path: str | pathlib.Path | None, run: Run, keep: Keep) -> RunFolder | None:
-    return None if path is None else RunFolder(path, run.settings, keep)
+    return None if path is None else RunFolder(path, run.settings, run.programs, keep)
 
 
 def _all_finite(found: Sequence[Result | DivergedError]) -> list[Result]:
