@@ -21,7 +21,7 @@ from mhd_jax.data.dataset import Dataset, require_alike, select
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
-from mhd_jax.errors import ConfigError
+from mhd_jax.errors import ConfigError, first_line
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.label_sets import LabelSets, resolved
 from mhd_jax.models import MODELS, ClientModel, from_nnx
@@ -504,8 +504,8 @@ def _groups(
             members.setdefault((choice, pretext), []).append(client)
         except TypeError as error:
             raise ConfigError(
-                f"client {client}: {backbone_name(choice)} cannot be hashed ({error}); give its "  # type: ignore[arg-type]
-                "attributes as tuples, not lists."
+                f"client {client}: {backbone_name(choice)} cannot be hashed ({first_line(error)}); give "  # type: ignore[arg-type]
+                "its attributes as numbers, texts or tuples, not as lists or arrays."
             ) from error
     groups = []
     for (choice, pretext), positions in members.items():

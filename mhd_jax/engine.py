@@ -14,13 +14,12 @@ from flax import struct
 from jax import Array
 from jax.sharding import Sharding
 
-from mhd_jax import faults, groups
+from mhd_jax import contract, faults, groups
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.dataset import take
 from mhd_jax.data.evaluation import EvaluationSet
 from mhd_jax.data.preparation import Preparation
-from mhd_jax.errors import ConfigError
 from mhd_jax.execution import AT_ONCE, Execution, everywhere, place, under
 from mhd_jax.faults import FaultPlan, Tally
 from mhd_jax.metrics import correct_by_class
@@ -128,21 +127,7 @@ def initial_carry(
                 batch = dataclasses.replace(batch, presence=Presence(everyone, everyone))
             state = algorithm.init(key, clients, batch)
             graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
-            _, metrics = jax.eval_shape(algorithm.train_step, state, batch, graph)
-        if not {"loss", "messages"} <= metrics.keys():
-            raise ConfigError(
-                f"the metrics of {algorithm.name} must hold 'loss' and 'messages', but are "
-                f"{', '.join(metrics)}."
-            )
-        declared = algorithm.message(state, batch, state.groups[0])
-        if (
-            not isinstance(metrics["messages"], dict)
-            or metrics["messages"].keys() != declared.keys()
-        ):
-            raise ConfigError(
-                f"the metrics of {algorithm.name} must count messages by kind, in a dictionary "
-                f"of the kinds that its message() declares ({', '.join(declared) or 'none'})."
-            )
+            _, metrics = contract.shapes_of_step(algorithm, state, batch, graph)
         sums = jax.tree.map(jnp.zeros_like, metrics)
         messages, diagnostics = sums.pop("messages"), sums.pop("diagnostics", None)
         return Carry(state, sums, jnp.zeros((), jnp.int32), messages, tally, diagnostics)

@@ -89,9 +89,11 @@ def gather(outputs: Outputs, positions: Array) -> Outputs:
 
 
 def average(tree: PyTree, weights: Array) -> PyTree:
-    """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]."""
+    """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]; of integers, rounded."""
 
     def mixed(a: Array) -> Array:
+        if not jnp.issubdtype(a.dtype, jnp.inexact):  # what a model counts
+            return jnp.round(mixed(a.astype(jnp.float32))).astype(a.dtype)
         # Accelerators would round parameters to fewer bits at every average.
         return jnp.einsum(
             "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,8 +39,15 @@ def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
       function: traceable.
       *arguments: trees of arrays, or of their shapes.
     """
+    if isinstance(function, jax.stages.Wrapped):  # which would not be called a second time
+        function = inspect.unwrap(function)
     # JAX keeps what it traced by the function, whatever it was traced under: a new one has nothing.
     return jaxpr_digest(jax.make_jaxpr(lambda *given: function(*given))(*arguments))
+
+
+def is_pure(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function computes the same each time that it is traced; draws of NumPy do not."""
+    return program_digest(function, *arguments) == program_digest(function, *arguments)
 
 
 def jaxpr_digest(closed: ClosedJaxpr) -> str:

@@ -23,7 +23,7 @@ from mhd_jax.metrics import correct_by_class
 from mhd_jax.models import ClientModel
 from mhd_jax.types import Algorithm, Batch, Presence, PyTree, State
 
-_EFFECTS = ("initial parameters", "steps", "predictions and their evaluation")
+_EFFECTS = ("initial parameters", "train step", "predictions and their evaluation")
 
 
 def digests(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax import edges, groups, hops, hosts, memory, optim, programs
+from mhd_jax import contract, edges, groups, hops, hosts, memory, optim, programs
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -39,7 +39,7 @@ from mhd_jax.fingerprint import array_digest, program_digest
 from mhd_jax.metrics import beta_priv, beta_sh, head_names
 from mhd_jax.schedules import cycle
 from mhd_jax.topology import Topology
-from mhd_jax.types import Algorithm, GroupState, Metrics, PyTree, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 DEFAULT_STEPS = 2000
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -279,19 +279,34 @@ class Run:
     def senders(self) -> dict[tuple[int, ...], Messages]:
         """Shapes of what a message of each kind consists of, by the clients that send such."""
         state = self.carry.state
-        batch = jax.eval_shape(
-            functools.partial(draw_batch, spec=self.spec),
-            self.data,
-            state.key,
-            state.client_ids,
-            state.step,
-        )
+        batch = _batch_shapes(self.carry, self.data, self.spec)
         return {
             tuple(i for i in group.members if i < self.num_active): self.algorithm.message(
                 state, batch, group
             )
             for group in state.groups
         }
+
+
+def _batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:
+    """Shapes of the batch of a step."""
+    state, draw = carry.state, functools.partial(draw_batch, spec=spec)
+    batch = jax.eval_shape(draw, data, state.key, state.client_ids, state.step)
+    if carry.tally is None:
+        return batch
+    there: Any = jax.ShapeDtypeStruct((state.num_clients,), bool)
+    return dataclasses.replace(batch, presence=Presence(there, there))
+
+
+def _require_own_algorithm(
+    algorithm: Algorithm, clients: Clients, batch: Batch, state: State
+) -> None:
+    """Raises `ConfigError` where a user's algorithm cannot be what a run is compiled of."""
+    samples = clients.data.samples(2)
+    contract.require_predictions(algorithm, state, samples, clients.num_classes)
+    graph = jax.ShapeDtypeStruct((state.num_clients,) * 2, jnp.float32)
+    what = f"train_step of {algorithm.name}"
+    contract.require_pure(what, algorithm.train_step, state, batch, graph)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -361,6 +376,7 @@ def prepare(
         )
     augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
     topology = topologies.as_topology(topology, clients.num_clients)
+    topologies.require_sound(topology, steps)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name, steps)
     if faults is not None and not isinstance(faults, Faults):
@@ -428,6 +444,8 @@ def prepare(
     carry = initial_carry(
         *arguments, may_fail=faults is not None, quarantine=quarantine, abstract=True
     )
+    if algorithm.factory not in ALGORITHMS.values():
+        _require_own_algorithm(algorithm, clients, _batch_shapes(carry, data, spec), carry.state)
     settings |= _described_optimizers(optimizer, owners, optimizers, carry.state.groups)
     plan = None
     if faults is not None:

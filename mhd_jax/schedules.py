@@ -67,6 +67,16 @@ class Switch:
         return jax.lax.switch((starts <= step).sum() - 1, graphs, step)
 
 
+_OF_MATRICES: tuple[Schedule, ...] = (cycle, redrawn, meeting)
+
+
+def is_known(schedule: Schedule) -> bool:
+    """Whether a schedule's graphs are its own matrices, with clients in some order, and no others."""
+    if isinstance(schedule, Switch):
+        return all(map(is_known, schedule.schedules))
+    return schedule in _OF_MATRICES
+
+
 def largest(bounds: Sequence[int | None]) -> int | None:
     """The bound that serves all; None where one of them is not known."""
     known = [bound for bound in bounds if bound is not None]
@@ -78,7 +88,7 @@ def most_neighbours(schedule: Schedule, arrays: PyTree) -> int | None:
     if isinstance(schedule, Switch):
         parts = zip(schedule.schedules, arrays[1], strict=True)
         return largest([most_neighbours(*part) for part in parts])
-    if schedule not in (cycle, redrawn, meeting):
+    if schedule not in _OF_MATRICES:
         return None
     # These take one of their matrices, with the clients in some order.
     matrices = [a for a in jax.tree.leaves(arrays) if a.ndim >= 2]

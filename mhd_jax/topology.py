@@ -22,12 +22,14 @@ from flax import struct
 
 from mhd_jax import schedules
 from mhd_jax.checks import is_integer, require_kind, require_seed
-from mhd_jax.errors import ConfigError
+from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.fingerprint import program_digest
 from mhd_jax.schedules import Schedule, cycle
 from mhd_jax.types import PyTree
 
 _DRAWN = 16  # graphs, of which a random graph that changes is made
 _MOST_CLIENTS = 2**14  # a matrix of a GiB
+_MOST_LOOKED_AT = 10**8  # entries of a user's own schedule, over its steps: a tenth of a second
 
 
 @struct.dataclass
@@ -159,24 +161,30 @@ def from_array(adjacency: Any, name: str = "custom") -> Topology:
             f"an adjacency matrix must have shape [K, K] or [T, K, K], not {list(shape)}."
         )
     matrices = matrices.reshape((-1, *shape[-2:]))
+    _require_weights(matrices, "an adjacency matrix")
+    return Topology(jnp.asarray(matrices, jnp.float32), cycle, name)
+
+
+def _require_weights(matrices: np.ndarray, what: str) -> None:
+    """Raises `ConfigError` unless matrices [..., K, K] are weights without self-loops."""
     if not np.isfinite(matrices).all():
-        raise ConfigError("an adjacency matrix must be finite, but this one has NaN or infinity.")
+        raise ConfigError(f"{what} must be finite, but it has NaN or infinity.")
     if (matrices < 0).any():
-        raise ConfigError("an adjacency matrix must not be negative: A[i, j] is a weight.")
-    loops = np.flatnonzero(np.diagonal(matrices, axis1=1, axis2=2).any(axis=0))
+        raise ConfigError(f"{what} must not be negative: A[i, j] is a weight.")
+    diagonals = np.diagonal(matrices, axis1=-2, axis2=-1).reshape(-1, matrices.shape[-1])
+    loops = np.flatnonzero(diagonals.any(axis=0))
     if loops.size:
         raise ConfigError(
-            f"an adjacency matrix must have an empty diagonal, but clients "
+            f"{what} must have an empty diagonal, but clients "
             f"{_listed(loops)} have self-loops; a client's own head takes part through include_self."
         )
     least, most = np.finfo(np.float32).tiny, np.finfo(np.float32).max
     positive = matrices[matrices > 0]
     if ((positive < least) | (positive > most)).any():
         raise ConfigError(
-            f"weights of an adjacency matrix must lie in {least:.2g} … {most:.2g}, or be 0, but they "
+            f"weights of {what} must lie in {least:.2g} … {most:.2g}, or be 0, but they "
             f"span {positive.min():.2g} … {positive.max():.2g}; scale them."
         )
-    return Topology(jnp.asarray(matrices, jnp.float32), cycle, name)
 
 
 def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
@@ -198,30 +206,98 @@ def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
     return from_array(matrix, name or graph.name or type(graph).__name__.lower())
 
 
-@functools.lru_cache(maxsize=64)  # the same function is the same schedule, and compiles once
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
-    """A topology from a traceable function of the step (int32 []) to weights [K, K]."""
+    """A topology from a function of the step, int32 [], to weights [K, K].
 
-    def schedule(adjacency: PyTree, step: jax.Array) -> jax.Array:
-        del adjacency
-        matrix = jnp.asarray(function(step), jnp.float32)
-        return jnp.where(jnp.eye(num_clients, dtype=bool), 0, matrix)
+    The function is traced once, and its graph at a step must follow from the step alone: draw with
+    `jax.random` from it, not with NumPy. Its diagonal is 0. `require_sound` looks at its values.
 
-    name = getattr(function, "__name__", "function")
+    Raises:
+      ConfigError: it cannot be traced, draws anew whenever it is called, or returns another shape.
+    """
+    name = _name_of(function)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
     try:
-        shape = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32)).shape
+        graph = jax.eval_shape(lambda step: jnp.asarray(function(step)), step)
+        digest, again = (program_digest(function, step) for _ in range(2))
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(
             f"the topology function {name} cannot be traced by JAX ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); compute with jax.numpy, without branching on the step, "
+            f"{first_line(error)}); compute with jax.numpy, without branching on the step, "
             "or give an array [T, K, K]."
         ) from error
-    if shape != (num_clients, num_clients):
+    if graph.shape != (num_clients, num_clients):
         raise ConfigError(
-            f"the topology function {name} returns shape {list(shape)}, "
+            f"the topology function {name} returns shape {list(graph.shape)}, "
             f"but {num_clients} clients need [{num_clients}, {num_clients}]."
         )
-    return Topology((), schedule, name)
+    if jnp.issubdtype(graph.dtype, jnp.complexfloating):
+        raise ConfigError(f"the topology function {name} must return numbers, not {graph.dtype}.")
+    if digest != again:
+        raise ConfigError(
+            f"the topology function {name} is another one each time it is called, and would be "
+            "frozen into one graph for the whole run: draw with jax.random from the step, as in "
+            "jax.random.permutation(jax.random.fold_in(key, step), K), not with NumPy or Python."
+        )
+    try:
+        return Topology((), _schedule_of(function, digest), name)
+    except TypeError as error:
+        raise ConfigError(
+            f"the topology function {name} cannot be hashed ({first_line(error)}); give a plain "
+            "function."
+        ) from error
+
+
+@functools.lru_cache(maxsize=64)  # the same function is the same schedule, and compiles once
+def _schedule_of(function: Callable[[jax.Array], jax.Array], digest: str) -> Schedule:
+    """A function of the step as a schedule; with another `digest` it computes something else now."""
+    del digest
+
+    def schedule(adjacency: PyTree, step: jax.Array) -> jax.Array:
+        del adjacency
+        return jnp.asarray(function(step), jnp.float32)
+
+    return schedule
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def require_sound(topology: Topology, steps: int) -> None:
+    """Raises `ConfigError` where a graph of a run of `steps` steps is none: what `from_array` refuses.
+
+    All steps of a user's own schedule are looked at, or evenly spread ones where these are too many.
+    """
+    if schedules.is_known(topology.schedule):
+        for matrices in jax.tree.leaves(topology.adjacency):
+            if np.ndim(matrices) >= 2:
+                _require_weights(np.asarray(matrices), f"the topology {topology.name}")
+        return
+    count = max(1, min(steps, _MOST_LOOKED_AT // topology.num_clients**2))
+    looked_at = np.unique(np.linspace(0, steps - 1, count).astype(np.int32))
+    first = int(_first_unsound(topology.adjacency, looked_at, schedule=topology.schedule))
+    if first < len(looked_at):
+        step = int(looked_at[first])
+        what = f"the topology {topology.name} at step {step}"
+        _require_weights(np.asarray(topology.at(step), np.float64), what)
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def _first_unsound(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Array:
+    """The place of the first of some steps whose matrix is no graph's; their number where there is none."""
+
+    def is_sound(place: jax.Array) -> jax.Array:
+        graph = schedule(adjacency, steps[place])
+        tiny = jnp.finfo(jnp.float32).tiny
+        weights = jnp.isfinite(graph) & ((graph == 0) | (graph >= tiny))
+        return weights.all() & ~jnp.diagonal(graph).any()
+
+    return jax.lax.while_loop(
+        lambda place: (place < len(steps)) & is_sound(jnp.minimum(place, len(steps) - 1)),
+        lambda place: place + 1,
+        jnp.int32(0),
+    )
 
 
 def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topology:

@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import adversaries, edges, exchange, pools, projection, random
+from mhd_jax import adversaries, contract, edges, exchange, pools, projection, random
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.checks import is_integer
@@ -178,7 +178,11 @@ def mhd(
         "them out.",
     )
     coded = compressions.named(compression)
-    select: TargetSelection = TARGET_SELECTIONS.get(target_selection, target_selection)  # type: ignore[arg-type]
+    select: TargetSelection = (
+        contract.checked(target_selection)
+        if callable(target_selection)
+        else TARGET_SELECTIONS[target_selection]
+    )
     num_heads = num_aux_heads + 1
     first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns from others
     num_ranks = max(num_aux_heads, 1)  # how many heads learn, from as many of the own client

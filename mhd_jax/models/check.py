@@ -10,10 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.errors import InvalidRngError
+from flax.errors import (
+    InvalidRngError,
+    ModifyScopeVariableError,
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeVariableNotFoundError,
+)
 from jax.extend.core import Var
 
-from mhd_jax.errors import ConfigError
+from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.fingerprint import is_pure
 from mhd_jax.models.client_model import ClientModel, backbone_name
 
 PyTree = Any
@@ -25,14 +32,20 @@ _BIAS_AND_SHAPE = (
     "reshape",
     "squeeze",
 )
+_OF_VARIABLES = (
+    ModifyScopeVariableError,
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeVariableNotFoundError,
+)
 _LINEAR = ("conv_general_dilated", "dot_general")
 
 
 def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> None:
     """Raises `ConfigError` unless a module can be clients' backbone.
 
-    It must take `train`, return an embedding in both modes, and draw no random numbers in
-    evaluation. One that ends in a linear layer as wide as there are classes is taken
+    It must take `train`, return an embedding in both modes, draw no random numbers in evaluation
+    and none by NumPy at all, and keep the shapes of its own variables. One that ends in a linear layer as wide as there are classes is taken
     for a classifier; an embedding of that width must end otherwise, in an activation or a norm. Warns of
     one of that width whose rows are probabilities: a classifier that ends in a softmax.
 
@@ -54,7 +67,24 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
         raise ConfigError(
             f"{name} asks for random numbers with train=False; leave them to training."
         ) from error
-    jax.eval_shape(model.apply, params, stats, samples, key)
+    try:
+        _, after = jax.eval_shape(model.apply, params, stats, samples, key)
+    except _OF_VARIABLES as error:
+        raise ConfigError(
+            f"{name} has variables with train=True that it has not with train=False "
+            f"({first_line(error)}); make all of them in both modes."
+        ) from error
+    _require_alike(name, stats, after)
+    for what, function, arguments in (
+        ("parameters", model.init, (key, samples)),
+        ("outputs", model.apply, (params, stats, samples, key)),
+    ):
+        if not is_pure(function, *arguments):
+            raise ConfigError(
+                f"{name} has other {what} each time it is called, and what it drew would be frozen for "
+                "the whole run and all clients: draw from self.make_rng, or in initialisers from their "
+                "key, not with NumPy or Python."
+            )
     width = outputs.embeddings.shape[1]
     if width == num_classes and _ends_linearly(model, params, stats, samples):
         raise ConfigError(
@@ -69,6 +99,29 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
             "last layer, for heads are added.",
             stacklevel=2,
         )
+
+
+def _require_alike(name: str, before: PyTree, after: PyTree) -> None:
+    """Raises `ConfigError` unless a pass in training mode leaves the other variables' shapes alone."""
+
+    def shapes(tree: PyTree) -> PyTree:
+        return {
+            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+
+    old, new = shapes(before), shapes(after)
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            raise ConfigError(
+                f"{name} must keep the shapes and types of its variables, but {path} changes in a "
+                "pass with train=True; make all of them in both modes, with one shape."
+            )
+        if not jnp.issubdtype(old[path][1], jnp.number) and old[path][1] != jnp.bool_:
+            raise ConfigError(
+                f"{name} must keep numbers in its variables, but {path} holds {old[path][1]}; random "
+                "keys come from self.make_rng."
+            )
 
 
 def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:

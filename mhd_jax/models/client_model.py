@@ -37,7 +37,9 @@ class ClientModel:
 
     Attributes:
       backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`. Every random
-        stream that it asks for in training mode is served.
+        stream that it asks for in training mode is served. Its variable collections beside the
+        parameters are the client's own state: a pass in training mode may change them, one in
+        evaluation mode only reads them. What it sows is not kept.
       num_heads: H; head 0 is the main head.
       num_classes: C.
       compute_dtype: in which the backbone computes, "bfloat16" say; parameters, statistics
@@ -53,7 +55,7 @@ class ClientModel:
     pretext: Pretext | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        """Draws parameters and normalisation statistics of one client.
+        """Draws parameters and makes the other variables of one client.
 
         Args:
           key: the client's own key.
@@ -61,7 +63,8 @@ class ClientModel:
 
         Returns:
           `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C],
-          `params["pretext"]` the pretext task's own head, where there is one.
+          `params["pretext"]` the pretext task's own head, where there is one; `stats` are the
+          backbone's other collections by name, normalisation statistics among them.
 
         Raises:
           ConfigError: the backbone does not return floating-point numbers [N, D].
@@ -85,7 +88,11 @@ class ClientModel:
         if self.pretext is not None:
             own = self.pretext.head.init(jax.random.fold_in(head_key, 1), embeddings)
             params["pretext"] = own["params"]
-        return params, variables.get("batch_stats", {})
+        return params, {
+            name: tree
+            for name, tree in variables.items()
+            if name != "params" and not _is_sown(tree)
+        }
 
     def apply(
         self,
@@ -102,16 +109,16 @@ class ClientModel:
         bool [C], all heads' logits are `label_sets.IMPOSSIBLE`.
         """
         backbone, inputs = _cast((params["backbone"], inputs), self.compute_dtype)
-        variables = {"params": backbone, "batch_stats": stats}
+        variables = {"params": backbone, **stats}
         if key is None:
             embeddings: Any = self.backbone.apply(variables, inputs, train=False)
         else:
             # Flax takes "params" for every stream that is not named.
             rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}
             embeddings, updates = self.backbone.apply(
-                variables, inputs, train=True, rngs=rngs, mutable=["batch_stats"]
+                variables, inputs, train=True, rngs=rngs, mutable=list(stats)
             )
-            stats = updates.get("batch_stats", stats)
+            stats = {**stats, **updates}
         self._require_embedding(embeddings, inputs)
         heads = params["heads"]
         embeddings = embeddings.astype(heads["kernel"].dtype)
@@ -153,6 +160,12 @@ def backbone_name(backbone: nn.Module) -> str:
     """The class, or an NNX module's own."""
     built = backbone.build if isinstance(backbone, FromNNX) else type(backbone)
     return built.__name__
+
+
+def _is_sown(collection: PyTree) -> bool:
+    """Whether it is what `Module.sow` gathers, in tuples that grow from pass to pass."""
+    nodes = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, tuple))
+    return any(isinstance(node, tuple) for node in nodes)
 
 
 def _cast(tree: PyTree, dtype: str | None) -> PyTree:
