@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax import contract, edges, groups, hops, hosts, memory, optim, programs
+from mhd_jax import contract, degenerate, edges, groups, hops, hosts, memory, optim, programs
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -446,6 +446,7 @@ def prepare(
     )
     if algorithm.factory not in ALGORITHMS.values():
         _require_own_algorithm(algorithm, clients, _batch_shapes(carry, data, spec), carry.state)
+    degenerate.warn_of(algorithm, clients.first(num_active), spec, optimizer, steps, carry.state)
     settings |= _described_optimizers(optimizer, owners, optimizers, carry.state.groups)
     plan = None
     if faults is not None:

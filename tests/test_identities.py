@@ -324,7 +324,7 @@ def test_batch_statistics_stay_per_client_and_private(updates):
     after, _ = run_steps(algorithm, clients, COMPLETE, [batch], state=state)
     kernel = state.groups[0].params["backbone"]["Dense_0"]["kernel"]
     bias = state.groups[0].params["backbone"]["Dense_0"]["bias"]
-    mean = after.groups[0].stats["BatchNorm_0"]["mean"]
+    mean = after.groups[0].stats["batch_stats"]["BatchNorm_0"]["mean"]
     for i in range(K):
         expected = 0.01 * (batch.inputs[i] @ kernel[i] + bias[i]).mean(axis=0)
         if updates:

@@ -153,8 +153,8 @@ def test_another_runs_folder_is_refused_and_not_touched(change, sentence, finish
     [
         ({"optimizer": optax.sgd(0.1)}, {"optimizer": optax.sgd(0.2)}),
         (
-            {"topology": lambda t: jnp.where(t < 100, 1, 0) * jnp.ones((4, 4))},
-            {"topology": lambda t: jnp.ones((4, 4))},
+            {"topology": lambda t: jnp.where(t < 100, 1, 0) * (1 - jnp.eye(4))},
+            {"topology": lambda t: 1 - jnp.eye(4)},
         ),
         (
             {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) % k)},
@@ -170,15 +170,15 @@ def test_users_own_functions_are_told_apart(one, other, tmp_path):
 
 
 def test_own_selection_rules_are_told_apart(tmp_path):
-    def with_rule(value):
-        rule = lambda key, candidates: jnp.full(candidates.logits.shape[1:], value)
+    def with_rule(sharpness):
+        rule = lambda key, candidates: jax.nn.softmax(sharpness * candidates.logits.sum(axis=0))
         algorithm = mhd.algorithms.mhd(target_selection=rule)
         return mhd.simulate("ring", clients(), algorithm, workdir=tmp_path, **SETTINGS)
 
-    with_rule(1 / 3)
-    assert with_rule(1 / 3).started_at == 20
-    with pytest.raises(mhd.ConfigError, match="program is"):
-        with_rule(1 / 4)
+    with_rule(1.0)
+    assert with_rule(1.0).started_at == 20
+    with pytest.raises(mhd.ConfigError, match="run of other code: its train step computed"):
+        with_rule(2.0)
 
 
 def test_a_finished_run_without_checkpoints_keeps_its_history(tmp_path):
@@ -213,7 +213,8 @@ def test_training_time_survives_an_interruption(tmp_path):
 
     with pytest.raises(mhd.InterruptedRun):
         run("isolated", workdir=tmp_path, callbacks=Stop(), steps_per_dispatch=3, eval_every=20)
-    folder = RunFolder(tmp_path, json.loads((tmp_path / "config.json").read_text())["settings"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    folder = RunFolder(tmp_path, config["settings"], config["programs"])
     prepared = prepare("ring", clients(), "isolated", **PREPARED)
     _, seconds = folder.restore(prepared.carry, folder.checkpoints.steps[-1], prepared.start)
     folder.close()
