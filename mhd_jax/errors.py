@@ -21,3 +21,9 @@ class LostProcessError(RuntimeError):
 
 class StorageError(RuntimeError):
     """What should stay of a run cannot be written: the disk is full, or fails."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """An exception of someone else's, its class and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

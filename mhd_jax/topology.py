@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import math
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,12 +23,13 @@ from flax import struct
 
 from mhd_jax import schedules
 from mhd_jax.checks import is_integer, require_kind, require_seed
-from mhd_jax.errors import ConfigError
+from mhd_jax.errors import ConfigError, in_a_line
 from mhd_jax.schedules import Schedule, cycle
 from mhd_jax.types import PyTree
 
 _DRAWN = 16  # graphs, of which a random graph that changes is made
 _MOST_CLIENTS = 2**14  # a matrix of a GiB
+_MOST_DIGITS = 9  # of a client's number
 
 
 @struct.dataclass
@@ -179,23 +181,76 @@ def from_array(adjacency: Any, name: str = "custom") -> Topology:
     return Topology(jnp.asarray(matrices, jnp.float32), cycle, name)
 
 
-def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
+def from_networkx(
+    graph: nx.Graph, name: str | None = None, *, nodes: Sequence[Any] | None = None
+) -> Topology:
     """A topology from a networkx graph; edge weights are kept.
 
-    Nodes 0 … K − 1 are the clients of that number; other nodes are numbered in their order.
-
     An edge u → v of a DiGraph lets v learn from u.
+
+    Args:
+      graph: of one node for each client.
+      name: for reports; by default the graph's own.
+      nodes: the nodes in the order of the clients. Without it, nodes must be numbers, or text of
+        numbers: 0 … K − 1 are the clients of that number, and of 1 … K node n is client n − 1.
+
+    Raises:
+      ConfigError: nodes that do not say which client each is, or weights that `from_array` refuses.
     """
     if graph.number_of_nodes() == 0:
         raise ConfigError("the graph has no nodes; it needs one for each client.")
-    # networkx has the row as an edge's source; a receiver is our row.
-    numbered = set(graph) == set(range(len(graph)))
-    nodes = range(len(graph)) if numbered else None
+    order = _by_number(graph) if nodes is None else _given_order(graph, nodes)
     try:
-        matrix = nx.to_numpy_array(graph, nodelist=nodes, weight="weight").T
+        # networkx has the row as an edge's source; a receiver is our row.
+        matrix = nx.to_numpy_array(graph, nodelist=order, weight="weight").T
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"the graph's edge weights must be numbers: {error}.") from error
-    return from_array(matrix, name or graph.name or type(graph).__name__.lower())
+    return from_array(matrix, name or str(graph.name) or type(graph).__name__.lower())
+
+
+def _by_number(graph: nx.Graph) -> list[Any]:
+    """The nodes, which are numbers, in their order."""
+    number = {node: _as_integer(node) for node in graph}
+    found, size = set(number.values()), len(graph)
+    if found in (set(range(size)), set(range(1, size + 1))):
+        return sorted(graph, key=number.__getitem__)
+    missing = ""
+    if None not in found and len(found) == size and (start := min(found)) in (0, 1):
+        first = next(n for n in itertools.count(start) if n not in found)
+        missing = f", of which graph.add_node({first}) would add the first that is missing"
+    raise ConfigError(
+        f"nodes 0 … K − 1 or 1 … K say which client each is, but the graph's {size} nodes are "
+        f"{_shown_nodes(graph)}{missing}; give them in the order of the clients, as "
+        "mhd.topology.from_networkx(graph, nodes=[...])."
+    )
+
+
+def _as_integer(node: Any) -> int | None:
+    """The number that a node is, or that it is the text of; None for other names."""
+    if isinstance(node, str):
+        return int(node) if node.isdecimal() and len(node) <= _MOST_DIGITS else None
+    if isinstance(node, float | np.floating):
+        return int(node) if float(node).is_integer() else None
+    return int(node) if isinstance(node, numbers.Integral) else None
+
+
+def _given_order(graph: nx.Graph, nodes: Sequence[Any]) -> list[Any]:
+    try:
+        order = list(nodes)
+        exact = len(order) == len(graph) and set(order) == set(graph)
+    except TypeError:  # no sequence, or what no node can be
+        exact = False
+    if not exact:
+        raise ConfigError(
+            f"nodes must hold each of the graph's {len(graph)} nodes once, in the order of the "
+            f"clients; they are {_shown_nodes(graph)}."
+        )
+    return order
+
+
+def _shown_nodes(graph: nx.Graph, most: int = 5) -> str:
+    shown = ", ".join(repr(node) for node in itertools.islice(graph, most))
+    return " ".join(shown.split())[:200] + (" …" if len(graph) > most else "")
 
 
 @functools.lru_cache(maxsize=64)  # the same function is the same schedule, and compiles once
@@ -212,8 +267,8 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
         shape = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32)).shape
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(
-            f"the topology function {name} cannot be traced by JAX ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); compute with jax.numpy, without branching on the step, "
+            f"the topology function {name} cannot be traced by JAX ({in_a_line(error)}); "
+            "compute with jax.numpy, without branching on the step, "
             "or give an array [T, K, K]."
         ) from error
     if shape != (num_clients, num_clients):
