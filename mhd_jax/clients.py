@@ -17,7 +17,8 @@ from mhd_jax import adversaries as misbehaviour
 from mhd_jax import optim
 from mhd_jax.checks import is_integer, require_counts, require_kind
 from mhd_jax.data import assignment
-from mhd_jax.data.dataset import Dataset, require_alike, select
+from mhd_jax.data.dataset import Dataset, select
+from mhd_jax.data.kinds import require_alike, wrong_layout
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
@@ -306,7 +307,7 @@ def make_clients(
         split = dataclasses.replace(split, public=_some(split.public, public_size, seed))
         public_inputs = select(data.inputs, split.public)
     else:
-        require_alike(data, others)
+        require_alike(others.inputs, data.inputs, others.name, data.name)
         split = dataclasses.replace(split, public=np.zeros(0, int))
         public_inputs = select(
             others.inputs, _some(np.arange(len(others.labels)), public_size, seed)
@@ -458,11 +459,7 @@ def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pret
 
 def _require_images(pretext: Pretext, data: Dataset) -> None:
     """Raises `ConfigError` where samples are no images, or not square ones for turns."""
-    if not data.is_images:
-        raise ConfigError(
-            f"the objective {pretext.name} is for images [height, width, channels], which "
-            f"{data.name} does not hold; make these clients unlabelled."
-        )
+    data.require_images(f"the objective {pretext.name} is", "make these clients unlabelled")
     height, width = (data.input_shape or (0, 0))[:2]
     if pretext.square and height != width:
         raise ConfigError(
@@ -575,6 +572,8 @@ def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | N
         raise ConfigError(
             f"{name} takes one array, but samples have several parts; give your own module."
         )
+    if spec.images and (wrong := wrong_layout(input_shape)):
+        raise ConfigError(f"{name} needs images [height, width, channels], but {wrong}.")
     if spec.images and len(input_shape) != 3:
         raise ConfigError(
             f"{name} needs images [height, width, channels], but samples have shape "

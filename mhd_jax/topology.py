@@ -210,14 +210,13 @@ def from_networkx(
 
 def _by_number(graph: nx.Graph) -> list[Any]:
     """The nodes, which are numbers, in their order."""
-    number = {node: _as_integer(node) for node in graph}
-    found, size = set(number.values()), len(graph)
-    if found in (set(range(size)), set(range(1, size + 1))):
-        return sorted(graph, key=number.__getitem__)
-    missing = ""
-    if None not in found and len(found) == size and (start := min(found)) in (0, 1):
-        first = next(n for n in itertools.count(start) if n not in found)
-        missing = f", of which graph.add_node({first}) would add the first that is missing"
+    size, missing = len(graph), ""
+    node_of = {number: node for node in graph if (number := _as_integer(node)) is not None}
+    if len(node_of) == size and (start := min(node_of)) in (0, 1):
+        absent = [number for number in range(start, start + size) if number not in node_of]
+        if not absent:
+            return [node_of[number] for number in sorted(node_of)]
+        missing = f", of which graph.add_node({absent[0]}) would add the first that is missing"
     raise ConfigError(
         f"nodes 0 … K − 1 or 1 … K say which client each is, but the graph's {size} nodes are "
         f"{_shown_nodes(graph)}{missing}; give them in the order of the clients, as "

@@ -217,7 +217,7 @@ def test_pixels_of_any_integer_type_and_splits_of_ones_own():
     data = mhd.data.load(((x, y), (x[:3], y[:3])))
     assert data.inputs.dtype == np.uint8 and len(data.test_labels) == 3
     assert mhd.data.load([x, y]).inputs.dtype == np.uint8
-    assert mhd.data.arrays(x * 100, y).inputs.dtype == np.float32
+    assert mhd.data.arrays(x * 100, y).inputs.dtype == np.int32
 
 
 class Listed(nn.Module):

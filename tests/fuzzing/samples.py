@@ -18,7 +18,7 @@ TYPES = ["u1", "f4", "f8", "f2", "i8", "i4", "u8", "?", "c8", "U3", "M8[s]", "m8
 def pictures(draw, samples):
     """An array of that many samples, mostly."""
     rng = np.random.default_rng(draw(st.integers(0, 99)))
-    shape = draw(st.sampled_from([(4, 4, 1), (3, 5, 3), (6,)]))
+    shape = draw(st.sampled_from([(4, 4, 1), (3, 5, 3), (6,), (3, 8, 8), (8, 8)]))
     if draw(one_in(10)):
         shape = draw(st.sampled_from([(1,), (), (0,), (2, 0, 1)]))
     images = rng.integers(0, 300 if draw(st.booleans()) else 255, (samples, *shape)).astype(float)
@@ -55,14 +55,19 @@ def data_sets(draw):
     if draw(one_in(4)):
         key = draw(st.sampled_from(["test_fraction", "num_classes"]))
         options[key] = draw(odd_values)
+    if draw(one_in(3)):
+        options["pixels"] = draw(st.sampled_from([True, False, None, 1, "yes"]))
     if draw(one_in(6)):
         options["class_names"] = draw(st.sampled_from([["a", "b"], "ab", ["a"] * 4, 5, [1, 2, 3]]))
     return images, labels, options
 
 
-def _values_fit(images) -> bool:
+def _values_fit(images, pixels) -> bool:
     if images.dtype.kind in "iu":
-        return True
+        least, most = (0, 255) if pixels else (-(2**31), 2**31 - 1)
+        return not images.size or (int(images.min()) >= least and int(images.max()) <= most)
+    if pixels:
+        return False
     if images.dtype.kind != "f":
         return False
     return bool((np.abs(images.astype(float)) <= np.finfo(np.float32).max).all())
@@ -73,8 +78,9 @@ def arrays(case):
     images, labels, options = case
     data, why = attempt(lambda: mhd.data.arrays(images, labels, **options))
     fits = images.ndim >= 2 and images.size > 0 and labels.shape == images.shape[:1]
-    fits = fits and _values_fit(images) and labels.dtype.kind in "iu"
-    if not fits:
+    pixels = options.pop("pixels", None)
+    fits = fits and _values_fit(images, pixels) and labels.dtype.kind in "iu"
+    if not fits or not (pixels is None or isinstance(pixels, bool)):
         assert why, case
         return False
     present = sorted({int(label) for label in labels})
@@ -90,6 +96,12 @@ def arrays(case):
     rows = np.concatenate([data.inputs, data.test_inputs])
     tags = np.concatenate([data.labels, data.test_labels])
     assert len(rows) == len(images) and np.isfinite(rows.astype(float)).all()
+    if images.dtype.kind == "f":
+        assert rows.dtype == np.float32
+    elif pixels is None:
+        assert (rows.dtype == np.uint8) == bool(images.min() >= 0 and images.max() <= 255)
+    else:
+        assert rows.dtype == (np.uint8 if pixels else np.int32)
 
     def sorted_rows(x, y):
         flat = np.column_stack([x.reshape(len(x), -1).astype(np.float32), y])
