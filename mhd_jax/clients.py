@@ -23,6 +23,7 @@ from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.label_sets import LabelSets, resolved
 from mhd_jax.models import MODELS, ClientModel, from_nnx
@@ -231,7 +232,7 @@ def make_clients(
     num_clients: int = 8,
     model: ModelChoice = "mlp",
     *,
-    partition: Partition | str | os.PathLike[str] | None = None,
+    partition: Partition | str | os.PathLike[str] | Sequence[Any] | Mapping[int, Any] | None = None,
     public: Dataset | str | os.PathLike[str] | None = None,
     public_fraction: float | None = None,
     public_size: int | None = None,
@@ -251,11 +252,14 @@ def make_clients(
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
         returns an embedding (of NNX: `mhd_jax.models.from_nnx`), or one of these for each
         client, as a list or a dict by client.
-      partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
-        where there are fewer classes), with skew 100. Or the path of an assignment: the
-        `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
-        validation samples too; or each training sample's owner as ``.npy`` or ``.csv``, −1 for
-        nobody's, from which public and validation samples are drawn then.
+      partition: who owns which sample, or a name ("iid"), or a function `(labels [N],
+        num_clients, num_classes, rng) -> owner [N]` of private samples; by default primary labels,
+        2 for each client (fewer where there are fewer classes), with skew 100. Or an assignment:
+        the path of the `split.npz` of a run or of `Clients.save_split`, which decides on the
+        public and the validation samples too; or each training sample's owner, as an array, a
+        list, or the path of a ``.npy`` or ``.csv``, −1 for nobody's; or each client's rows, as a
+        dict {client: rows} or a list of K arrays. Public and validation samples are drawn from
+        what is nobody's then.
       public: the data set whose training samples, without labels, are public; None takes some
         of `data`'s.
       public_fraction: γ, the share of the training samples set aside without labels; by default
@@ -367,9 +371,7 @@ def make_clients(
     )
 
 
-def _public_fraction(
-    given: float | None, others: Dataset | None, partition: Partition | pathlib.Path
-) -> float:
+def _public_fraction(given: float | None, others: Dataset | None, partition: Any) -> float:
     """γ, which nothing else must decide on beside it."""
     require_kind("public_fraction", "float | None", given)
     if given is None:
@@ -393,20 +395,22 @@ def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 2]).permutation(rows)[:count])
 
 
-def _split(
-    partition: Partition | pathlib.Path, data: Dataset, num_clients: int, set_aside: SetAside
-) -> Split:
-    """The split that a partition deals or a file describes, once it is found to be exact."""
+def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside) -> Split:
+    """The split that a partition deals or an assignment describes, once it is found to be exact."""
+    given, source = (data.labels, num_clients, set_aside), "the partition"
     if isinstance(partition, pathlib.Path):
-        split = assignment.load(partition, data.labels, num_clients, set_aside)
-        split.require_exact(num_clients, str(partition))
-    else:
+        split, source = assignment.load(partition, *given), str(partition)
+    elif isinstance(partition, Mapping):
+        split = assignment.from_rows(partition, *given)
+    elif callable(partition):
         split = dealt(partition, data.labels, num_clients, data.num_classes, set_aside)
-        split.require_exact(num_clients, "the partition")
+    else:
+        split = assignment.from_owners(partition, *given)
+    split.require_exact(num_clients, source)
     return split
 
 
-def _drawn_settings(partition: Partition | pathlib.Path, set_aside: SetAside) -> dict[str, Any]:
+def _drawn_settings(partition: Any, set_aside: SetAside) -> dict[str, Any]:
     """What decides on the drawn part of a split; a file that holds all of it leaves nothing."""
     if assignment.is_whole(partition):
         return {}
@@ -417,22 +421,35 @@ def _drawn_settings(partition: Partition | pathlib.Path, set_aside: SetAside) ->
     }
 
 
-def _described(partition: Partition | pathlib.Path) -> str:
-    """A partition in settings, where a digest tells users' functions and files apart."""
+def _described(partition: Any) -> str:
+    """A partition in settings, where a digest tells users' functions, files and arrays apart."""
     if isinstance(partition, pathlib.Path):
         return "file"
+    if not callable(partition):
+        return "given"
     return repr(partition) if isinstance(partition, tuple(PARTITIONS.values())) else "custom"
 
 
-def _partition(partition: Any, num_classes: int) -> Partition | pathlib.Path:
+def _partition(partition: Any, num_classes: int) -> Any:
+    """A function, the path of an assignment, owners [N], or a mapping from clients to their rows."""
     if partition is None:
         return PrimaryLabels(labels_per_client=min(2, num_classes))
     if isinstance(partition, str):
         return named(partition)
     if isinstance(partition, os.PathLike):
-        return pathlib.Path(partition)
-    if partition in PARTITIONS.values():  # named, but not called
+        return expanded(partition)
+    if isinstance(partition, type) and partition in PARTITIONS.values():  # named, but not called
         return partition()
+    if isinstance(partition, list | tuple) and any(
+        isinstance(part, list | tuple | np.ndarray) for part in partition
+    ):
+        return dict(enumerate(partition))  # each client's rows
+    if not (callable(partition) or isinstance(partition, Mapping) or hasattr(partition, "__len__")):
+        raise ConfigError(
+            "a partition is a name, a function (labels, num_clients, num_classes, rng), each "
+            "training sample's client, as an array, a list or a file, or a dict of each client's "
+            f"rows, not of type {type(partition).__name__}."
+        )
     return partition
 
 
