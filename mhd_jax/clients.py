@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from mhd_jax.checks import is_integer, require_counts, require_kind
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, select
 from mhd_jax.data.kinds import require_alike, wrong_layout
+from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
@@ -236,6 +238,7 @@ def make_clients(
     public: Dataset | str | os.PathLike[str] | None = None,
     public_fraction: float | None = None,
     public_size: int | None = None,
+    allow_overlap: bool = False,
     validation_fraction: float = 0.0,
     objectives: Any = "supervised",
     label_sets: LabelSets | None = None,
@@ -266,6 +269,9 @@ def make_clients(
         0.1, and none where `public` is given.
       public_size: how many public samples to use of those that there are, at random; the
         private samples do not depend on it. None uses all.
+      allow_overlap: whether samples of `public` may be private, validation or test samples of
+        `data`, too, which is refused otherwise. Images that are not in memory are compared by
+        their files, and only with others that are not.
       validation_fraction: the share of the training samples set aside with labels, for
         choosing settings or checkpoints.
       objectives: what clients learn from their private data, as for `model`, but that a mapping
@@ -286,7 +292,8 @@ def make_clients(
       seed: of the split.
 
     Returns:
-      Clients whose private sets, public set, validation set and test set are disjoint.
+      Clients whose private sets, public set, validation set and test set are disjoint, but for what
+      `allow_overlap` allows.
 
     Raises:
       ConfigError: settings that cannot work, named.
@@ -300,6 +307,11 @@ def make_clients(
         )
     partition = _partition(partition, data.num_classes)
     others = None if public is None else load(public)
+    require_kind("allow_overlap", "bool", allow_overlap)
+    if allow_overlap and others is None:
+        raise ConfigError(
+            "allow_overlap is for another public data set; give one, or leave it out."
+        )
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
     goals = _objectives(objectives, num_clients, data)
@@ -316,6 +328,7 @@ def make_clients(
         public_inputs = select(
             others.inputs, _some(np.arange(len(others.labels)), public_size, seed)
         )
+    _require_apart(data, split, None if allow_overlap else others, public_inputs)
     clients = Clients(
         data,
         groups,
@@ -365,6 +378,7 @@ def make_clients(
                 else {
                     "public_dataset": others.name,
                     "public_digest": array_digest(*jax.tree.leaves(public_inputs)),
+                    **({"allow_overlap": True} if allow_overlap else {}),
                 }
             ),
         },
@@ -381,6 +395,39 @@ def _public_fraction(given: float | None, others: Dataset | None, partition: Any
     if assignment.is_whole(partition):
         raise ConfigError(f"{partition} says which samples are public; leave public_fraction out.")
     return given
+
+
+def _require_apart(
+    data: Dataset, split: Split, public: Dataset | None, public_inputs: PyTree
+) -> None:
+    """Raises `ConfigError` where samples of another public set have another role, too.
+
+    Warns where test samples are training samples. `public` is None where the public set is a share
+    of the data, or may overlap.
+    """
+    training, test = sample_keys(data.inputs), sample_keys(data.test_inputs)
+    if twice := num_common(test, training):
+        warnings.warn(
+            f"{twice:,} of the {len(test):,} test samples of {data.name} are training samples, too, "
+            "which flatters the accuracies; leave them out of one of the two.",
+            stacklevel=3,
+        )
+    if public is None:
+        return
+    others = {
+        "private": training[split.owner >= 0],
+        "validation": training[split.validation],
+        "test": test,
+    }
+    keys = sample_keys(public_inputs)
+    common = {role: num_common(keys, of_role) for role, of_role in others.items()}
+    if any(common.values()):
+        found = ", ".join(f"{count:,} {role}" for role, count in common.items() if count)
+        raise ConfigError(
+            f"of the {len(keys):,} public samples of {public.name}, some have another role in "
+            f"{data.name} ({found}); choose others, take a share of {data.name} itself by "
+            "public_fraction, or set allow_overlap."
+        )
 
 
 def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:

@@ -203,9 +203,14 @@ def _lazy(
             _decode_into(images, row, paths[number], image_size, like)
         return images
 
-    names = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in paths)
+    found = [path.stat() for path in paths]
+    names = "\n".join(
+        f"{path.parent.name}/{path.name} {stat.st_size}"
+        for path, stat in zip(paths, found, strict=True)
+    )
     identity = hashlib.sha256(os.fsencode(names)).hexdigest()
-    return LazyImages(read_some, np.arange(len(paths)), shape, identity)
+    keys = np.array([hash((stat.st_dev, stat.st_ino)) for stat in found], np.int64)
+    return LazyImages(read_some, np.arange(len(paths)), shape, identity, keys)
 
 
 def _decode_into(
