@@ -133,7 +133,7 @@ class Clients:
     def save_split(self, path: str | os.PathLike[str]) -> None:
         """Saves who owns which sample as ``.npz``, which `make_clients` takes as a partition."""
         split = Split(self.owner, self.public, self.validation)
-        assignment.save(pathlib.Path(path), split, self.data.labels)
+        assignment.save(expanded(path), split, self.data.labels)
 
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""

@@ -24,6 +24,7 @@ from flax import struct
 from mhd_jax import schedules
 from mhd_jax.checks import is_integer, require_kind, require_seed
 from mhd_jax.errors import ConfigError, in_a_line
+from mhd_jax.files import expanded
 from mhd_jax.schedules import Schedule, cycle
 from mhd_jax.types import PyTree
 
@@ -290,7 +291,7 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
       ConfigError: no such file, a line that is not an edge, named by its number, or more clients
         than `num_clients`.
     """
-    path = os.fspath(path)
+    path = str(expanded(path))
     name = os.path.splitext(os.path.basename(path))[0]
     if not os.path.isfile(path):
         raise ConfigError(f"no topology file {path!r}.")
@@ -642,7 +643,7 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
         )
     if name in TOPOLOGIES:
         return TOPOLOGIES[name](num_clients, **given)
-    if os.path.isfile(name) or os.path.splitext(name)[1]:
+    if os.path.isfile(expanded(name)) or os.path.splitext(name)[1]:
         return check_size(from_file(name, num_clients), num_clients)
     raise ConfigError(
         f"unknown topology {name!r}; choose one of {', '.join(TOPOLOGIES)}, or give the path of "
@@ -652,7 +653,7 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
 
 def _parts(name: str) -> list[tuple[int, str]]:
     """The first steps and names in "ring@0,complete@1000"; none where this is one graph's name."""
-    if "@" not in name or os.path.isfile(name):
+    if "@" not in name or os.path.isfile(expanded(name)):
         return []
     parts = [part.rpartition("@") for part in name.split(",")]
     if not all(part and start.isdecimal() and len(start) <= 10 for part, _, start in parts):
@@ -668,7 +669,7 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
 
     Args:
       topology: a Topology, weights [K, K] or [T, K, K], a networkx graph, a traceable
-        function of the step, or a name.
+        function of the step, a name, or the path of a file.
       num_clients: K.
 
     Raises:
@@ -676,6 +677,8 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
     """
     if isinstance(topology, str):
         topology = named(topology, num_clients)
+    elif isinstance(topology, os.PathLike):
+        topology = from_file(topology, num_clients)
     elif isinstance(topology, nx.Graph):
         topology = from_networkx(topology)
     elif callable(topology):

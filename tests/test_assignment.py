@@ -52,6 +52,15 @@ def test_a_saved_split_is_loaded_exactly(partition, tmp_path):
     assert other.settings == load(path, 3).settings
 
 
+def test_splits_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = tiny_clients(3)
+    first.save_split("~/split.npz")
+    assert (tmp_path / "split.npz").exists()
+    for given in ("~/split.npz", pathlib.Path("~/split.npz")):
+        assert_same_clients(first, load(given, 3))
+
+
 def test_a_runs_split_repeats_the_run(tmp_path):
     first = tiny_clients(4, partition=mhd.partition.dirichlet(0.5), public_fraction=0.3, seed=3)
     result = mhd.simulate("ring", first, "naive", workdir=tmp_path / "run", **SETTINGS)

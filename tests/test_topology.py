@@ -1,5 +1,7 @@
 """Graphs: their edges, where they come from, what is refused."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import networkx as nx
@@ -83,6 +85,16 @@ def test_files(tmp_path):
     assert not mhd.topology.named(str(edges), 6).at(0)[4:].any()  # clients without edges
     np.save(tmp_path / "m.npy", expected)
     np.testing.assert_array_equal(mhd.topology.named(str(tmp_path / "m.npy"), 4).at(0), expected)
+
+
+def test_files_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "m.npy", 1 - np.eye(3))
+    (tmp_path / "edges").write_text("0 1\n1 2\n")
+    for path in ("~/m.npy", pathlib.Path("~/m.npy"), "~/edges", tmp_path / "edges"):
+        assert topologies.as_topology(path, 3).at(0)[0, 1] == 1
+    with pytest.raises(mhd.ConfigError, match=r"no topology file '.*/none.npy'"):
+        topologies.as_topology("~/none.npy", 3)
 
 
 def test_everything_a_user_may_pass():

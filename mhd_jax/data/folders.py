@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from mhd_jax.checks import require_kind
 from mhd_jax.data.lazy import LazyImages, fits_in_memory
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 
 _SUFFIXES = (
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
@@ -102,7 +103,7 @@ def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]
     Raises:
       ConfigError: a class without images, or that one of the splits lacks.
     """
-    folder = pathlib.Path(folder)
+    folder = expanded(folder)
     inside = _entries(folder)
     train, test = _splits(folder, inside)
     if train is None:

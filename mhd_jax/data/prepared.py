@@ -343,7 +343,7 @@ def _identity(folder: pathlib.Path, *options: Any) -> str:
 
 def _cache_file(identity: str) -> pathlib.Path:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    root = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return root / "mhd_jax" / "data" / f"{digest}.npz"
 
 
