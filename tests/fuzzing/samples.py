@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mhd_jax as mhd
+from mhd_jax.clients import build_backbone
 from tests.fuzzing.kinds import Trap, attempt, damages, kind, odd_values, one_in, scratch
 
 TYPES = ["u1", "f4", "f8", "f2", "i8", "i4", "u8", "?", "c8", "U3", "M8[s]", "m8[s]", "O"]
@@ -110,6 +111,33 @@ def arrays(case):
 
     np.testing.assert_array_equal(sorted_rows(rows, tags), sorted_rows(images, labels))
     return True
+
+
+@st.composite
+def layouts(draw):
+    """A model's name, an image's sides and channels, and where the channels are."""
+    name = draw(st.sampled_from(["mlp", "cnn", "lenet5", "resnet8", "mobilenetv2"]))
+    sides = draw(st.integers(1, 100)), draw(st.integers(1, 100))
+    channels = draw(st.sampled_from([1, 2, 3, 3, 4, 13]))
+    return name, sides, channels, draw(st.sampled_from(["last", "first", "none"]))
+
+
+@kind(layouts(), examples=60)
+def image_layouts(case):
+    name, sides, channels, where = case
+    shapes = {"last": (*sides, channels), "first": (channels, *sides), "none": sides}
+    _, why = attempt(lambda: build_backbone(name, None, shapes[where]))
+    least = 4 if name == "cnn" else 1
+    comparable = min(sides) > 4 and max(sides) <= 4 * min(sides)
+    if name == "mlp":
+        assert why is None
+    elif where == "last" and channels <= 4:
+        assert (why is None) == (min(sides) >= least), (case, why)
+    elif where == "first" and channels <= 4 and comparable:
+        assert "moveaxis" in why, (case, why)
+    elif where == "none":
+        assert "images[..., None]" in why, (case, why)
+    return why is None
 
 
 @kind(
