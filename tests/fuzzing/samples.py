@@ -268,7 +268,7 @@ def folders_of_images(case):
     alike = {(side, mode, damage) for side, mode, damage in kept.values()} == {(4, "RGB", None)}
     usual = len({pathlib.Path(name).parts[-2] for name in kept}) == 2 and len(kept) % 10 == 0
     usual &= options.get("image_size", 1) in (1, 3) and options.get("channels", 3) in (1, 3)
-    if splits in ODD_SPLITS and len(kept) > 5:
+    if splits in ODD_SPLITS and {pathlib.Path(name).parts[0] for name in kept} == {*splits}:
         assert why, files
     elif alike and usual and spoil in (None, "bytes") and all(n.endswith(".png") for n in kept):
         assert why is None and not told, (files, why, told)
