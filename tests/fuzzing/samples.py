@@ -267,6 +267,7 @@ def folders_of_images(case):
             found, why = attempt(read)
     alike = {(side, mode, damage) for side, mode, damage in kept.values()} == {(4, "RGB", None)}
     usual = len({pathlib.Path(name).parts[-2] for name in kept}) == 2 and len(kept) % 10 == 0
+    usual &= splits not in ODD_SPLITS and any(name.startswith(splits[0]) for name in kept)
     usual &= options.get("image_size", 1) in (1, 3) and options.get("channels", 3) in (1, 3)
     if splits in ODD_SPLITS and {pathlib.Path(name).parts[0] for name in kept} == {*splits}:
         assert why, files
