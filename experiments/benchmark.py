@@ -36,6 +36,7 @@ from mhd_jax import memory
 from mhd_jax.clients import build_backbone
 from mhd_jax.data.batching import draw_batch
 from mhd_jax.execution import Execution, client_mesh, over_clients, under
+from mhd_jax.files import expanded
 from mhd_jax.losses import private_cross_entropy
 from mhd_jax.models import ClientModel, resnet
 from mhd_jax.run import Run, prepare
@@ -646,7 +647,7 @@ def main() -> None:
         )
         if _OUTPUT.value:  # after every row, so that none is lost
             text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
-            pathlib.Path(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")
+            expanded(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")
     launch.console().print(table)
 
 

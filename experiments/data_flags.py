@@ -24,12 +24,14 @@ _PLAIN = (
     "test_split",
     "test_fraction",
     "image_size",
+    "pixels",
     "crop_size",
     "standardize",
     "num_clients",
     "public_dataset",
     "public_split",
     "public_size",
+    "allow_overlap",
     *_SET_ASIDE,
 )
 _PARTITION_FLAGS: dict[str, dict[str, Any]] = {
@@ -59,6 +61,12 @@ flags.DEFINE_float(
     "default 0.2.",
 )
 flags.DEFINE_integer("image_size", None, "Side in pixels that images of files are resized to.")
+flags.DEFINE_bool(
+    "pixels",
+    None,
+    "Whether integers of an .npz file are pixels, divided by 255, or stay integers; by default those "
+    "in 0 … 255 are pixels.",
+)
 flags.DEFINE_integer(
     "crop_size", None, "Side of the middle of images that models see; by default all of it."
 )
@@ -132,6 +140,11 @@ flags.DEFINE_integer(
     "public_size",
     None,
     "How many public samples to use of those that there are; private samples do not depend on it.",
+)
+flags.DEFINE_bool(
+    "allow_overlap",
+    _SETTINGS["allow_overlap"],
+    "Whether samples of --public_dataset may be private, validation or test samples, too.",
 )
 flags.DEFINE_float(
     "validation_fraction",

@@ -25,7 +25,7 @@ from experiments.settings import RunSettings
 from mhd_jax import figures, hosts, report
 from mhd_jax.checkpoint import write_json
 from mhd_jax.data import statistics
-from mhd_jax.files import make_folder
+from mhd_jax.files import expanded, make_folder
 
 _OUTPUT = flags.DEFINE_string("output", "runs/inspect_data", "Folder of numbers, plots and split.")
 flags.adopt_module_key_flags(data_flags)
@@ -36,7 +36,7 @@ _MOST_COLUMNS = 20  # of counts, below which class names can still be read
 
 def main() -> None:
     """Deals the data by the flags and shows the result."""
-    output = pathlib.Path(_OUTPUT.value)
+    output = expanded(_OUTPUT.value)
     _require_own(output)
     clients = RunSettings(**data_flags.values()).clients(flags.FLAGS.seed)
     found = statistics.describe(clients.label_counts())

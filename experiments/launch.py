@@ -17,6 +17,7 @@ from rich.console import Console
 
 import mhd_jax as mhd
 from experiments import watchdog
+from mhd_jax.files import expanded
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
@@ -102,7 +103,7 @@ def _configure_jax() -> None:
         with contextlib.suppress(RuntimeError):  # where JAX has started, its devices stay
             jax.config.update("jax_num_cpu_devices", _num_cores())
     if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+        jax.config.update("jax_compilation_cache_dir", str(expanded(_CACHE.value)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -27,6 +27,7 @@ from absl import logging
 
 import mhd_jax as mhd
 from mhd_jax.data import prepared
+from mhd_jax.files import expanded
 
 _NEEDED = {"tensorflow": "tensorflow-cpu", "importlib_resources": "importlib_resources"}
 _EVERY = 30  # seconds between two lines of progress
@@ -56,7 +57,7 @@ def prepare(
     """
     check_installed()
     downloads = root / "downloads"
-    manual = pathlib.Path(manual_dir or downloads / "manual").expanduser()
+    manual = expanded(manual_dir or downloads / "manual")
     if imports:
         _import(imports)
     builder_class, config = find_builder(name)

@@ -33,6 +33,7 @@ class RunSettings:
     augmentation: str = ""
     augment_public: bool = False
     image_size: int | None = None
+    pixels: bool | None = None
     test_fraction: float | None = None
     num_clients: int = 8
     topology: str = "complete"
@@ -42,6 +43,7 @@ class RunSettings:
     public_split: str | None = None
     public_fraction: float | None = None
     public_size: int | None = None
+    allow_overlap: bool = False
     validation_fraction: float = 0.0
     model: str = "mlp"
     objectives: str = "supervised"
@@ -79,6 +81,7 @@ class RunSettings:
             public=self._public_data(),
             public_fraction=self.public_fraction,
             public_size=self.public_size,
+            allow_overlap=self.allow_overlap,
             validation_fraction=self.validation_fraction,
             objectives=self._objectives(),
             label_sets=self.label_sets,
@@ -200,6 +203,7 @@ class RunSettings:
             "train_split": self.train_split,
             "test_split": self.test_split,
             "image_size": self.image_size,
+            "pixels": self.pixels,
             "test_fraction": self.test_fraction,
         }
         return {name: value for name, value in options.items() if value is not None}

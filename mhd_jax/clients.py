@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,14 @@ from mhd_jax import adversaries as misbehaviour
 from mhd_jax import optim
 from mhd_jax.checks import is_integer, require_counts, require_kind
 from mhd_jax.data import assignment
-from mhd_jax.data.dataset import Dataset, require_alike, select
+from mhd_jax.data.dataset import Dataset, select
+from mhd_jax.data.kinds import require_alike, wrong_layout
+from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
-from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.errors import ConfigError, in_a_line
+from mhd_jax.files import expanded
 from mhd_jax.fingerprint import array_digest
 from mhd_jax.label_sets import LabelSets, resolved
 from mhd_jax.models import MODELS, ClientModel, from_nnx
@@ -129,7 +133,7 @@ class Clients:
     def save_split(self, path: str | os.PathLike[str]) -> None:
         """Saves who owns which sample as ``.npz``, which `make_clients` takes as a partition."""
         split = Split(self.owner, self.public, self.validation)
-        assignment.save(pathlib.Path(path), split, self.data.labels)
+        assignment.save(expanded(path), split, self.data.labels)
 
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""
@@ -244,10 +248,11 @@ def make_clients(
     num_clients: int = 8,
     model: ModelChoice = "mlp",
     *,
-    partition: Partition | str | os.PathLike[str] | None = None,
+    partition: Partition | str | os.PathLike[str] | Sequence[Any] | Mapping[int, Any] | None = None,
     public: Dataset | str | os.PathLike[str] | None = None,
     public_fraction: float | None = None,
     public_size: int | None = None,
+    allow_overlap: bool = False,
     validation_fraction: float = 0.0,
     objectives: Any = "supervised",
     label_sets: LabelSets | None = None,
@@ -264,17 +269,23 @@ def make_clients(
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
         returns an embedding (of NNX: `mhd_jax.models.from_nnx`), or one of these for each
         client, as a list or a dict by client.
-      partition: who owns which sample, or a name ("iid"); by default primary labels, 2 for each client (fewer
-        where there are fewer classes), with skew 100. Or the path of an assignment: the
-        `split.npz` of a run or of `Clients.save_split`, which decides on the public and the
-        validation samples too; or each training sample's owner as ``.npy`` or ``.csv``, −1 for
-        nobody's, from which public and validation samples are drawn then.
+      partition: who owns which sample, or a name ("iid"), or a function `(labels [N],
+        num_clients, num_classes, rng) -> owner [N]` of private samples; by default primary labels,
+        2 for each client (fewer where there are fewer classes), with skew 100. Or an assignment:
+        the path of the `split.npz` of a run or of `Clients.save_split`, which decides on the
+        public and the validation samples too; or each training sample's owner, as an array, a
+        list, or the path of a ``.npy`` or ``.csv``, −1 for nobody's; or each client's rows, as a
+        dict {client: rows} or a list of K arrays. Public and validation samples are drawn from
+        what is nobody's then.
       public: the data set whose training samples, without labels, are public; None takes some
         of `data`'s.
       public_fraction: γ, the share of the training samples set aside without labels; by default
         0.1, and none where `public` is given.
       public_size: how many public samples to use of those that there are, at random; the
         private samples do not depend on it. None uses all.
+      allow_overlap: whether samples of `public` may be private, validation or test samples of
+        `data`, too, which is refused otherwise. Images that are not in memory are compared by
+        their files, and only with others that are not.
       validation_fraction: the share of the training samples set aside with labels, for
         choosing settings or checkpoints.
       objectives: what clients learn from their private data, as for `model`, but that a mapping
@@ -295,7 +306,8 @@ def make_clients(
       seed: of the split.
 
     Returns:
-      Clients whose private sets, public set, validation set and test set are disjoint.
+      Clients whose private sets, public set, validation set and test set are disjoint, but for what
+      `allow_overlap` allows.
 
     Raises:
       ConfigError: settings that cannot work, named.
@@ -309,6 +321,11 @@ def make_clients(
         )
     partition = _partition(partition, data.num_classes)
     others = None if public is None else load(public)
+    require_kind("allow_overlap", "bool", allow_overlap)
+    if allow_overlap and others is None:
+        raise ConfigError(
+            "allow_overlap is for another public data set; give one, or leave it out."
+        )
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
     goals = _objectives(objectives, num_clients, data)
@@ -320,11 +337,12 @@ def make_clients(
         split = dataclasses.replace(split, public=_some(split.public, public_size, seed))
         public_inputs = select(data.inputs, split.public)
     else:
-        require_alike(data, others)
+        require_alike(others.inputs, data.inputs, others.name, data.name)
         split = dataclasses.replace(split, public=np.zeros(0, int))
         public_inputs = select(
             others.inputs, _some(np.arange(len(others.labels)), public_size, seed)
         )
+    _require_apart(data, split, None if allow_overlap else others, public_inputs)
     clients = Clients(
         data,
         groups,
@@ -374,15 +392,14 @@ def make_clients(
                 else {
                     "public_dataset": others.name,
                     "public_digest": array_digest(*jax.tree.leaves(public_inputs)),
+                    **({"allow_overlap": True} if allow_overlap else {}),
                 }
             ),
         },
     )
 
 
-def _public_fraction(
-    given: float | None, others: Dataset | None, partition: Partition | pathlib.Path
-) -> float:
+def _public_fraction(given: float | None, others: Dataset | None, partition: Any) -> float:
     """γ, which nothing else must decide on beside it."""
     require_kind("public_fraction", "float | None", given)
     if given is None:
@@ -392,6 +409,39 @@ def _public_fraction(
     if assignment.is_whole(partition):
         raise ConfigError(f"{partition} says which samples are public; leave public_fraction out.")
     return given
+
+
+def _require_apart(
+    data: Dataset, split: Split, public: Dataset | None, public_inputs: PyTree
+) -> None:
+    """Raises `ConfigError` where samples of another public set have another role, too.
+
+    Warns where test samples are training samples. `public` is None where the public set is a share
+    of the data, or may overlap.
+    """
+    training, test = sample_keys(data.inputs), sample_keys(data.test_inputs)
+    if twice := num_common(test, training):
+        warnings.warn(
+            f"{twice:,} of the {len(test):,} test samples of {data.name} are training samples, too, "
+            "which flatters the accuracies; leave them out of one of the two.",
+            stacklevel=3,
+        )
+    if public is None:
+        return
+    others = {
+        "private": training[split.owner >= 0],
+        "validation": training[split.validation],
+        "test": test,
+    }
+    keys = sample_keys(public_inputs)
+    common = {role: num_common(keys, of_role) for role, of_role in others.items()}
+    if any(common.values()):
+        found = ", ".join(f"{count:,} {role}" for role, count in common.items() if count)
+        raise ConfigError(
+            f"of the {len(keys):,} public samples of {public.name}, some have another role in "
+            f"{data.name} ({found}); choose others, take a share of {data.name} itself by "
+            "public_fraction, or set allow_overlap."
+        )
 
 
 def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -406,20 +456,22 @@ def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 2]).permutation(rows)[:count])
 
 
-def _split(
-    partition: Partition | pathlib.Path, data: Dataset, num_clients: int, set_aside: SetAside
-) -> Split:
-    """The split that a partition deals or a file describes, once it is found to be exact."""
+def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside) -> Split:
+    """The split that a partition deals or an assignment describes, once it is found to be exact."""
+    given, source = (data.labels, num_clients, set_aside), "the partition"
     if isinstance(partition, pathlib.Path):
-        split = assignment.load(partition, data.labels, num_clients, set_aside)
-        split.require_exact(num_clients, str(partition))
-    else:
+        split, source = assignment.load(partition, *given), str(partition)
+    elif isinstance(partition, Mapping):
+        split = assignment.from_rows(partition, *given)
+    elif callable(partition):
         split = dealt(partition, data.labels, num_clients, data.num_classes, set_aside)
-        split.require_exact(num_clients, "the partition")
+    else:
+        split = assignment.from_owners(partition, *given)
+    split.require_exact(num_clients, source)
     return split
 
 
-def _drawn_settings(partition: Partition | pathlib.Path, set_aside: SetAside) -> dict[str, Any]:
+def _drawn_settings(partition: Any, set_aside: SetAside) -> dict[str, Any]:
     """What decides on the drawn part of a split; a file that holds all of it leaves nothing."""
     if assignment.is_whole(partition):
         return {}
@@ -430,22 +482,35 @@ def _drawn_settings(partition: Partition | pathlib.Path, set_aside: SetAside) ->
     }
 
 
-def _described(partition: Partition | pathlib.Path) -> str:
-    """A partition in settings, where a digest tells users' functions and files apart."""
+def _described(partition: Any) -> str:
+    """A partition in settings, where a digest tells users' functions, files and arrays apart."""
     if isinstance(partition, pathlib.Path):
         return "file"
+    if not callable(partition):
+        return "given"
     return repr(partition) if isinstance(partition, tuple(PARTITIONS.values())) else "custom"
 
 
-def _partition(partition: Any, num_classes: int) -> Partition | pathlib.Path:
+def _partition(partition: Any, num_classes: int) -> Any:
+    """A function, the path of an assignment, owners [N], or a mapping from clients to their rows."""
     if partition is None:
         return PrimaryLabels(labels_per_client=min(2, num_classes))
     if isinstance(partition, str):
         return named(partition)
     if isinstance(partition, os.PathLike):
-        return pathlib.Path(partition)
-    if partition in PARTITIONS.values():  # named, but not called
+        return expanded(partition)
+    if isinstance(partition, type) and partition in PARTITIONS.values():  # named, but not called
         return partition()
+    if isinstance(partition, list | tuple) and any(
+        isinstance(part, list | tuple | np.ndarray) for part in partition
+    ):
+        return dict(enumerate(partition))  # each client's rows
+    if not (callable(partition) or isinstance(partition, Mapping) or hasattr(partition, "__len__")):
+        raise ConfigError(
+            "a partition is a name, a function (labels, num_clients, num_classes, rng), each "
+            "training sample's client, as an array, a list or a file, or a dict of each client's "
+            f"rows, not of type {type(partition).__name__}."
+        )
     return partition
 
 
@@ -472,11 +537,7 @@ def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pret
 
 def _require_images(pretext: Pretext, data: Dataset) -> None:
     """Raises `ConfigError` where samples are no images, or not square ones for turns."""
-    if not data.is_images:
-        raise ConfigError(
-            f"the objective {pretext.name} is for images [height, width, channels], which "
-            f"{data.name} does not hold; make these clients unlabelled."
-        )
+    data.require_images(f"the objective {pretext.name} is", "make these clients unlabelled")
     height, width = (data.input_shape or (0, 0))[:2]
     if pretext.square and height != width:
         raise ConfigError(
@@ -504,7 +565,7 @@ def _groups(
             members.setdefault((choice, pretext), []).append(client)
         except TypeError as error:
             raise ConfigError(
-                f"client {client}: {backbone_name(choice)} cannot be hashed ({first_line(error)}); give "  # type: ignore[arg-type]
+                f"client {client}: {backbone_name(choice)} cannot be hashed ({in_a_line(error)}); give "  # type: ignore[arg-type]
                 "its attributes as numbers, texts or tuples, not as lists or arrays."
             ) from error
     groups = []
@@ -589,6 +650,8 @@ def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | N
         raise ConfigError(
             f"{name} takes one array, but samples have several parts; give your own module."
         )
+    if spec.images and (wrong := wrong_layout(input_shape)):
+        raise ConfigError(f"{name} needs images [height, width, channels], but {wrong}.")
     if spec.images and len(input_shape) != 3:
         raise ConfigError(
             f"{name} needs images [height, width, channels], but samples have shape "

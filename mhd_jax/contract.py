@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.errors import ConfigError, in_a_line
 from mhd_jax.exchange import Candidates, TargetSelection
 from mhd_jax.fingerprint import is_pure
 from mhd_jax.types import Algorithm, Batch, Metrics, PyTree, State
@@ -123,8 +123,8 @@ def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> No
             raise
         except Exception as error:  # whatever the user's function raises
             raise ConfigError(
-                f"{name} fails for candidates with logits {list(shape)} ({type(error).__name__}: "
-                f"{first_line(error)}); it must be a function (key, candidates) of jax.numpy."
+                f"{name} fails for candidates with logits {list(shape)} ({in_a_line(error)}"
+                f"); it must be a function (key, candidates) of jax.numpy."
             ) from error
         _require_probabilities(name, targets, candidates)
     require_pure(name, rule, key, candidates)

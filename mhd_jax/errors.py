@@ -23,7 +23,8 @@ class StorageError(RuntimeError):
     """What should stay of a run cannot be written: the disk is full, or fails."""
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
-    """What an exception of others says, cut to a part of one line."""
-    line = next(iter(str(error).strip().splitlines()), "no reason given").strip()
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+def in_a_line(error: BaseException, most: int = 200) -> str:
+    """An exception of someone else's: its class and the first line of what it says, cut where long."""
+    said = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {said[0].strip()}" if said else type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mhd_jax.checks import require_kinds
-from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.errors import ConfigError, in_a_line
 
 SCHEDULES = ("cosine", "constant", "step", "decreasing")
 
@@ -169,7 +169,7 @@ def _in_words(params: Any) -> Iterator[None]:
         parts = ", ".join(params) if isinstance(params, Mapping) else "…"
         raise ConfigError(
             f"the optimizer cannot be applied to the clients' parameters, a dictionary of {parts} "
-            f"({type(error).__name__}: {first_line(error)}); it must need gradients, state and "
+            f"({in_a_line(error)}); it must need gradients, state and "
             "parameters only, and masks or labels must be trees like the parameters, or functions "
             "of them."
         ) from error

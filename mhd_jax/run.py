@@ -553,11 +553,8 @@ def _augmentation(
             f"{algorithm.name} remembers what was said about each public sample, which must look "
             "the same every time; leave augment_public out."
         )
-    if augmentation is not None and not clients.data.is_images:
-        raise ConfigError(
-            f"augmentation is for images [height, width, channels], which {clients.data.name} "
-            "does not hold; leave it out."
-        )
+    if augmentation is not None:
+        clients.data.require_images("augmentation is", "leave it out")
     return augmentation
 
 

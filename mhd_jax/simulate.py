@@ -8,11 +8,12 @@ changes nothing but the time.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import errno
-import functools
 import math
 import pathlib
+import pickle
 import resource
 import signal
 import sys
@@ -24,10 +25,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
-from mhd_jax import communication, edges, engine, fit, hops, hosts, optim
+from mhd_jax import communication, edges, fit, hops, hosts, optim
 from mhd_jax import topology as topologies
+from mhd_jax.answers import Answers, portable
 from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
 from mhd_jax.callbacks.base import Callbacks
 from mhd_jax.callbacks.progress import is_interactive
@@ -43,6 +44,7 @@ from mhd_jax.errors import (
     InterruptedRun,
     LostProcessError,
     StorageError,
+    in_a_line,
 )
 from mhd_jax.faults import Faults, Tally
 from mhd_jax.metrics import head_names
@@ -62,6 +64,9 @@ Watcher = Callback | Callable[[Mapping[str, Any]], None]
 class Result:
     """What a run found.
 
+    It can be pickled, where its models can. What is loaded again predicts as before, on one device;
+    its states are arrays of the host, and lack the optimizers and what these keep.
+
     Attributes:
       summary: as in `summary.json`.
       history: one record for each evaluation, as in `metrics.jsonl`.
@@ -77,21 +82,42 @@ class Result:
     state: State | None
     started_at: int = 0
     best: State | None = None
-    _answers: Callable[..., Array] | None = dataclasses.field(default=None, repr=False)
+    _answers: Answers | None = dataclasses.field(default=None, repr=False)
 
     def predict(self, inputs: PyTree) -> np.ndarray:
         """What the clients say at the end, as logits [K, N, H, C] of all heads.
 
         Args:
-          inputs: samples [N, ...] as the data set holds them (`data.test_inputs[:100]`, say).
+          inputs: samples [N, ...] as the data set was given its own, or as it holds them
+            (`data.test_inputs[:100]`, say); they are scaled, cropped and standardised as those.
 
         Raises:
-          ConfigError: the run's checkpoints are gone.
+          ConfigError: the run's checkpoints are gone, or samples of other shapes or types.
         """
         if self.state is None or self._answers is None:
             raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
-        logits = hosts.fetch(self._answers(self.state, inputs))
-        return logits[: self.summary["num_clients"]]
+        return self._answers(self.state, inputs)[: self.summary["num_clients"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = dict(self.__dict__)
+        for name in ("state", "best"):
+            kept[name] = None if kept[name] is None else portable(kept[name])
+        if self._answers is not None:
+            kept["_answers"] = self._answers.on_one_device()
+        models = [] if self.state is None else [group.model for group in self.state.groups]
+        try:
+            pickle.dumps((kept["_answers"], models))
+        except Exception as error:  # pickle has many
+            raise ConfigError(
+                f"this result cannot be pickled ({in_a_line(error)}); define its model's class and "
+                "functions at the top of a module."
+            ) from error
+        return kept
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Result:
+        """A copy of the records; states, which nothing changes, are the same."""
+        records = copy.deepcopy((self.summary, self.history), memo)
+        return dataclasses.replace(self, summary=records[0], history=records[1])
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
@@ -490,11 +516,13 @@ class _Lane:
 
     def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
         """The run as its user gets it."""
-        answers = functools.partial(  # which keeps no data alive
-            engine.answers,
-            predict=self.run.algorithm.predict,
-            preparation=self.run.spec.preparation,
-            execution=self.run.execution,
+        data = self.run.clients.data
+        answers = Answers(
+            self.run.algorithm.predict,
+            self.run.spec.preparation,
+            self.run.execution,
+            data.kind,
+            data.name,
         )
         return Result(summary, self.history, state, started_at, self._best(state), answers)
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import math
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ from flax import struct
 
 from mhd_jax import schedules
 from mhd_jax.checks import is_integer, require_kind, require_seed
-from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.errors import ConfigError, in_a_line
+from mhd_jax.files import expanded
 from mhd_jax.fingerprint import program_digest
 from mhd_jax.schedules import Schedule, cycle
 from mhd_jax.types import PyTree
@@ -30,6 +32,7 @@ from mhd_jax.types import PyTree
 _DRAWN = 16  # graphs, of which a random graph that changes is made
 _MOST_CLIENTS = 2**14  # a matrix of a GiB
 _MOST_LOOKED_AT = 10**8  # entries of a user's own schedule, over its steps: a tenth of a second
+_MOST_DIGITS = 9  # of a client's number
 
 
 @struct.dataclass
@@ -187,23 +190,75 @@ def _require_weights(matrices: np.ndarray, what: str) -> None:
         )
 
 
-def from_networkx(graph: nx.Graph, name: str | None = None) -> Topology:
+def from_networkx(
+    graph: nx.Graph, name: str | None = None, *, nodes: Sequence[Any] | None = None
+) -> Topology:
     """A topology from a networkx graph; edge weights are kept.
 
-    Nodes 0 … K − 1 are the clients of that number; other nodes are numbered in their order.
-
     An edge u → v of a DiGraph lets v learn from u.
+
+    Args:
+      graph: of one node for each client.
+      name: for reports; by default the graph's own.
+      nodes: the nodes in the order of the clients. Without it, nodes must be numbers, or text of
+        numbers: 0 … K − 1 are the clients of that number, and of 1 … K node n is client n − 1.
+
+    Raises:
+      ConfigError: nodes that do not say which client each is, or weights that `from_array` refuses.
     """
     if graph.number_of_nodes() == 0:
         raise ConfigError("the graph has no nodes; it needs one for each client.")
-    # networkx has the row as an edge's source; a receiver is our row.
-    numbered = set(graph) == set(range(len(graph)))
-    nodes = range(len(graph)) if numbered else None
+    order = _by_number(graph) if nodes is None else _given_order(graph, nodes)
     try:
-        matrix = nx.to_numpy_array(graph, nodelist=nodes, weight="weight").T
+        # networkx has the row as an edge's source; a receiver is our row.
+        matrix = nx.to_numpy_array(graph, nodelist=order, weight="weight").T
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"the graph's edge weights must be numbers: {error}.") from error
-    return from_array(matrix, name or graph.name or type(graph).__name__.lower())
+    return from_array(matrix, name or str(graph.name) or type(graph).__name__.lower())
+
+
+def _by_number(graph: nx.Graph) -> list[Any]:
+    """The nodes, which are numbers, in their order."""
+    size, missing = len(graph), ""
+    node_of = {number: node for node in graph if (number := _as_integer(node)) is not None}
+    if len(node_of) == size and (start := min(node_of)) in (0, 1):
+        absent = [number for number in range(start, start + size) if number not in node_of]
+        if not absent:
+            return [node_of[number] for number in sorted(node_of)]
+        missing = f", of which graph.add_node({absent[0]}) would add the first that is missing"
+    raise ConfigError(
+        f"nodes 0 … K − 1 or 1 … K say which client each is, but the graph's {size} nodes are "
+        f"{_shown_nodes(graph)}{missing}; give them in the order of the clients, as "
+        "mhd.topology.from_networkx(graph, nodes=[...])."
+    )
+
+
+def _as_integer(node: Any) -> int | None:
+    """The number that a node is, or that it is the text of; None for other names."""
+    if isinstance(node, str):
+        return int(node) if node.isdecimal() and len(node) <= _MOST_DIGITS else None
+    if isinstance(node, float | np.floating):
+        return int(node) if float(node).is_integer() else None
+    return int(node) if isinstance(node, numbers.Integral) else None
+
+
+def _given_order(graph: nx.Graph, nodes: Sequence[Any]) -> list[Any]:
+    try:
+        order = list(nodes)
+        exact = len(order) == len(graph) and set(order) == set(graph)
+    except TypeError:  # no sequence, or what no node can be
+        exact = False
+    if not exact:
+        raise ConfigError(
+            f"nodes must hold each of the graph's {len(graph)} nodes once, in the order of the "
+            f"clients; they are {_shown_nodes(graph)}."
+        )
+    return order
+
+
+def _shown_nodes(graph: nx.Graph, most: int = 5) -> str:
+    shown = ", ".join(repr(node) for node in itertools.islice(graph, most))
+    return " ".join(shown.split())[:200] + (" …" if len(graph) > most else "")
 
 
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
@@ -222,8 +277,8 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
         digest, again = (program_digest(function, step) for _ in range(2))
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(
-            f"the topology function {name} cannot be traced by JAX ({type(error).__name__}: "
-            f"{first_line(error)}); compute with jax.numpy, without branching on the step, "
+            f"the topology function {name} cannot be traced by JAX ({in_a_line(error)}); "
+            "compute with jax.numpy, without branching on the step, "
             "or give an array [T, K, K]."
         ) from error
     if graph.shape != (num_clients, num_clients):
@@ -243,7 +298,7 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
         return Topology((), _schedule_of(function, digest), name)
     except TypeError as error:
         raise ConfigError(
-            f"the topology function {name} cannot be hashed ({first_line(error)}); give a plain "
+            f"the topology function {name} cannot be hashed ({in_a_line(error)}); give a plain "
             "function."
         ) from error
 
@@ -312,7 +367,7 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
       ConfigError: no such file, a line that is not an edge, named by its number, or more clients
         than `num_clients`.
     """
-    path = os.fspath(path)
+    path = str(expanded(path))
     name = os.path.splitext(os.path.basename(path))[0]
     if not os.path.isfile(path):
         raise ConfigError(f"no topology file {path!r}.")
@@ -664,7 +719,7 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
         )
     if name in TOPOLOGIES:
         return TOPOLOGIES[name](num_clients, **given)
-    if os.path.isfile(name) or os.path.splitext(name)[1]:
+    if os.path.isfile(expanded(name)) or os.path.splitext(name)[1]:
         return check_size(from_file(name, num_clients), num_clients)
     raise ConfigError(
         f"unknown topology {name!r}; choose one of {', '.join(TOPOLOGIES)}, or give the path of "
@@ -674,7 +729,7 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
 
 def _parts(name: str) -> list[tuple[int, str]]:
     """The first steps and names in "ring@0,complete@1000"; none where this is one graph's name."""
-    if "@" not in name or os.path.isfile(name):
+    if "@" not in name or os.path.isfile(expanded(name)):
         return []
     parts = [part.rpartition("@") for part in name.split(",")]
     if not all(part and start.isdecimal() and len(start) <= 10 for part, _, start in parts):
@@ -690,7 +745,7 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
 
     Args:
       topology: a Topology, weights [K, K] or [T, K, K], a networkx graph, a traceable
-        function of the step, or a name.
+        function of the step, a name, or the path of a file.
       num_clients: K.
 
     Raises:
@@ -698,6 +753,8 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
     """
     if isinstance(topology, str):
         topology = named(topology, num_clients)
+    elif isinstance(topology, os.PathLike):
+        topology = from_file(topology, num_clients)
     elif isinstance(topology, nx.Graph):
         topology = from_networkx(topology)
     elif callable(topology):

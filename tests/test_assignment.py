@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,6 +50,15 @@ def test_a_saved_split_is_loaded_exactly(partition, tmp_path):
     other = load(path, 3, seed=1)
     assert_same_clients(first, other)
     assert other.settings == load(path, 3).settings
+
+
+def test_splits_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = tiny_clients(3)
+    first.save_split("~/split.npz")
+    assert (tmp_path / "split.npz").exists()
+    for given in ("~/split.npz", pathlib.Path("~/split.npz")):
+        assert_same_clients(first, load(given, 3))
 
 
 def test_a_runs_split_repeats_the_run(tmp_path):
@@ -130,7 +140,8 @@ def test_a_csv_may_lack_its_header_and_begin_with_a_byte_order_mark(tmp_path):
         (".npy", OWNERS / 2, r"it holds float64 \[48\], not integers"),
         (".npy", np.array([None] * 48), "is not a readable assignment"),
         (".csv", OWNERS[:, None] * [1, 1], "line 2: expected the client of a sample, or −1, found"),
-        (".npy", OWNERS + (OWNERS == 3), "to 5 clients, but num_clients is 4; make the two equal"),
+        (".npy", OWNERS + (OWNERS == 3), "gives client 3 no samples; .* as numpy.unique"),
+        (".npy", np.arange(48) % 6 - 1, "to 5 clients, but num_clients is 4; make the two equal"),
         (".npy", OWNERS.clip(max=2), "to 3 clients, but num_clients is 4"),
         (".npy", np.r_[-2, OWNERS[1:]], "must give owners in −1 … 3, but they span -2 … 3"),
         (".npy", np.where(OWNERS == 1, 0, OWNERS), "gives client 1 no samples; number its clients"),
@@ -143,6 +154,79 @@ def test_a_csv_may_lack_its_header_and_begin_with_a_byte_order_mark(tmp_path):
 def test_owners_that_cannot_be_are_refused(ending, owners, sentence, tmp_path):
     with pytest.raises(mhd.ConfigError, match=sentence):
         load(written(tmp_path, ending, owners))
+
+
+ROWS = {client: np.flatnonzero(client == OWNERS) for client in range(4)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        OWNERS,
+        OWNERS.tolist(),
+        OWNERS.astype(np.int8),
+        jnp.asarray(OWNERS),
+        ROWS,
+        {client: rows.tolist() for client, rows in reversed(ROWS.items())},
+        list(ROWS.values()),
+    ],
+)
+def test_owners_and_rows_given_as_they_are_serve_as_a_file_does(given, tmp_path):
+    options = {"public_fraction": 0.1, "validation_fraction": 0.05}
+    found, expected = load(given, **options), load(written(tmp_path, ".npy", OWNERS), **options)
+    assert_same_clients(found, expected)
+    assert found.settings == {**expected.settings, "partition": "given"}
+    whole = load(np.arange(48) % 4, public_fraction=0.0)
+    assert (
+        whole.num_public == 0 and found.settings["split_digest"] != whole.settings["split_digest"]
+    )
+
+
+NAMES = np.array(["ann", "bob", "cem", "dan"])[OWNERS.clip(0)]
+UNIQUE = r"numpy.unique\(ids, return_inverse=True\)\[1\]"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (OWNERS[:-1], "the partition must hold one owner for each of the 48 .* but holds 47"),
+        (OWNERS[:, None], r"must have shape \[48\], the client of each .*, not \[48, 1\]"),
+        (NAMES, f"clients 0 … K − 1, .* holds <U3 .*; number them, as {UNIQUE}"),
+        (NAMES.tolist(), "holds <U3"),
+        (OWNERS / 1, "holds float64"),
+        (OWNERS.astype(np.uint64), "holds 18446744073709551615, which is no client"),
+        (OWNERS * 5 + 17, f"gives client 0 no samples; number its clients .*, as {UNIQUE}"),
+        (np.arange(48) % 4, "leaves 0 of 48 .* take 5; lower them .* another public data set"),
+        (OWNERS.clip(max=2), "to 3 clients, but num_clients is 4"),
+        (np.r_[-2, OWNERS[1:]], "must give owners in −1 … 3, but they span -2"),
+        ({**ROWS, 4: []}, r"must name the clients 0 … 3; check \[4\]"),
+        ({"0": [1]}, "must name the clients 0 … 3; check"),
+        ({**ROWS, 1: ROWS[0]}, "gives training sample 1 to client 1 and once more"),
+        ({**ROWS, 1: [2, 7, 7]}, "gives training sample 7 to client 1 and once more"),
+        ({**ROWS, 1: [48]}, r"client 1 rows .* 0 … 47, not int64 \[1\] in 48 … 48"),
+        ({**ROWS, 1: OWNERS == 1}, r"client 1 rows .*, not bool \[48\]"),
+        ({**ROWS, 1: [[1], [2, 3]]}, "client 1 rows"),
+        ({**ROWS, 1: 5}, r"client 1 rows .*, not int64 \[\]"),
+        ({**ROWS, 1: []}, "client 1 got no private samples"),
+        (5, "a partition is a name, a function .*, not of type int"),
+        (
+            lambda labels: labels,
+            r"a function \(labels, num_clients, num_classes, rng\) .* not: too",
+        ),
+        (lambda y, k, c, rng: [1, 2], r"must return one integer for each of the 43 .* shape \[2\]"),
+        (lambda y, k, c, rng: y / 2, "but returned float64"),
+        (lambda y, k, c, rng: [[1], [1, 2]], "the partition <lambda> failed .ValueError"),
+        (
+            lambda y, k, c, rng: y + 9,
+            "the partition must give owners in −1 … 3, but they span -1 … 11",
+        ),
+        (lambda y, k, c, rng: {}[k], r"the partition <lambda> failed \(KeyError: 4\)"),
+    ],
+)
+def test_partitions_that_cannot_be_are_refused(given, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence) as refused:
+        load(given)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

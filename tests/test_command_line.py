@@ -136,6 +136,9 @@ def test_faults_and_a_file_of_flags(call):
             ["--public_dataset=digits", "--public_fraction=0.2"],
             "public samples are those of digits",
         ),
+        (["--public_dataset=digits"], "(1,437 private); choose others,"),
+        (["--allow_overlap"], "allow_overlap is for another public data set; give one"),
+        (["--pixels"], "pixels cannot go with digits, which takes test_fraction"),
         (["--augmentation=spin"], "unknown augmentation 'spin'"),
         (["--algorithm=isolated", "--augment_public"], "--augment_public is not used"),
         (["--partition=iid", "--skew=3"], "--skew belongs to --partition=primary_labels"),
@@ -289,14 +292,17 @@ def test_data_is_seen_before_training_and_trained_on(call):
     assert status == 2 and "by_rule exists and holds no statistics.json" in err
 
 
-def test_a_comparison_on_a_saved_split(call):
-    assert call(inspect_data, "--num_clients=3", "--output=seen")[0] == 0
-    arguments = [*SMALL, "--partition=seen/split.npz", "--algorithms=isolated"]
+def test_a_comparison_on_a_saved_split_of_the_home_folder(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where this is
+    assert call(inspect_data, "--num_clients=3", "--output=~/seen")[0] == 0
+    arguments = [*SMALL, "--partition=~/seen/split.npz", "--algorithms=isolated"]
     assert call(compare, *arguments, "--seeds=2", "--workdir=c")[0] == 0
     splits = {path.read_bytes() for path in pathlib.Path("c").rglob("split.npz")}
     assert splits == {pathlib.Path("seen/split.npz").read_bytes()}
     settings = json.loads(pathlib.Path("c/table.json").read_text())["settings"]
-    assert settings["partition"] == "seen/split.npz" and "public_fraction" not in settings
+    assert (
+        settings["partition"] == f"{tmp_path}/seen/split.npz" and "public_fraction" not in settings
+    )
 
 
 def test_every_hyperparameter_has_its_help():

@@ -217,7 +217,86 @@ def test_pixels_of_any_integer_type_and_splits_of_ones_own():
     data = mhd.data.load(((x, y), (x[:3], y[:3])))
     assert data.inputs.dtype == np.uint8 and len(data.test_labels) == 3
     assert mhd.data.load([x, y]).inputs.dtype == np.uint8
-    assert mhd.data.arrays(x * 100, y).inputs.dtype == np.float32
+    assert mhd.data.arrays(x * 100, y).inputs.dtype == np.int32
+
+
+X, Y = np.zeros((12, 2), np.float32), np.arange(12) % 3
+TOKENS = np.arange(48).reshape(12, 4)
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+@pytest.mark.filterwarnings("error:.*taken for pixels")
+def test_what_integers_are_can_be_said(pixels, tmp_path):
+    np.savez(tmp_path / "tokens.npz", images=TOKENS, labels=Y)
+    parts = {"t": TOKENS.astype(np.uint8), "u": TOKENS}
+    for data in (
+        mhd.data.arrays(TOKENS, Y, pixels=pixels),
+        mhd.data.arrays(parts, Y, pixels=pixels),
+        mhd.data.load((TOKENS, Y), pixels=pixels),
+        mhd.data.load(tmp_path / "tokens.npz", pixels=pixels),
+    ):
+        stored = {leaf.dtype for leaf in jax.tree.leaves((data.inputs, data.test_inputs))}
+        assert stored == {np.dtype(np.uint8 if pixels else np.int32)}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        TOKENS,
+        TOKENS.astype(np.uint8),
+        {"t": TOKENS.astype(np.uint8)},
+        np.eye(12, dtype=int)[:, None, :, None],
+    ],
+)
+def test_integers_that_hardly_look_like_pixels_are_told_of(inputs):
+    with pytest.warns(UserWarning, match=r"are taken for pixels and divided by 255; say pixels=T"):
+        data = mhd.data.arrays(inputs, Y)
+    assert jax.tree.leaves(data.inputs)[0].dtype == np.uint8
+
+
+def test_the_test_split_follows_the_training_split():
+    """What is a token there is no pixel here, though it be small."""
+    data = mhd.data.arrays(TOKENS + 300, Y, TOKENS[:3], Y[:3])
+    assert data.test_inputs.dtype == np.int32
+    np.testing.assert_array_equal(data.test_inputs, TOKENS[:3])
+    with pytest.raises(
+        mhd.ConfigError, match=r"test_images must be pixels in 0 … 255, but span 300"
+    ):
+        mhd.data.arrays(TOKENS[..., None, None], Y, TOKENS[:3, :, None, None] + 300, Y[:3])
+    parts = {"t": TOKENS}, {"t": TOKENS[:3].astype(np.uint8)}
+    found = mhd.data.arrays(parts[0], Y, parts[1], Y[:3])
+    assert found.test_inputs["t"].dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((3, 9, 9), r"shape \[3, 9, 9\], channels first; numpy.moveaxis\(images, 1, -1\)"),
+        ((1, 9, 30), "channels first; numpy.moveaxis"),
+        ((12, 20, 20), "channels first; numpy.moveaxis"),
+        ((9, 9), r"shape \[9, 9\], without an axis of channels; images\[..., None\] adds one"),
+    ],
+)
+def test_images_of_another_layout_are_named_wherever_images_are_needed(shape, remedy):
+    data = mhd.data.arrays(np.random.default_rng(0).random((12, *shape)), Y)
+    flat = mhd.make_clients(data, 2, "mlp", partition="iid")
+    for make in (
+        *(
+            lambda name=name: mhd.make_clients(data, 2, name)
+            for name in ("cnn", "lenet5", "vit_tiny")
+        ),
+        lambda: mhd.make_clients(data, 2, "mlp", objectives="supervised:1,simclr:1"),
+        lambda: data.prepared(standardize=True),
+        lambda: mhd.simulate("complete", flat, "isolated", steps=1, augmentation="flip"),
+    ):
+        with pytest.raises(mhd.ConfigError, match=rf"images \[height, width, .*but .*{remedy}"):
+            make()
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (3, 5, 3), (1, 8, 4), (1, 99, 9), (64, 64, 13)])
+def test_images_of_odd_shapes_are_images(shape):
+    data = mhd.data.arrays(np.random.default_rng(0).random((12, *shape)), Y)
+    assert mhd.make_clients(data, 2, "lenet5", partition="iid").model_names == ["lenet5"] * 2
 
 
 class Listed(nn.Module):
@@ -230,9 +309,6 @@ class Listed(nn.Module):
 class Trainless(nn.Module):
     def __call__(self, x):
         return x
-
-
-X, Y = np.zeros((12, 2), np.float32), np.arange(12) % 3
 
 
 @pytest.mark.parametrize(

@@ -247,14 +247,64 @@ def test_many_files_keep_their_order(tmp_path):
     np.testing.assert_array_equal(found["labels"], np.arange(150) // 50)
 
 
-@pytest.mark.parametrize("beside", ["test", "val", "validation"])
-def test_train_and_test_folders(tmp_path, beside):
-    save_folder(tmp_path / "train", COLOUR[:9], LABELS[:9])
+@pytest.mark.parametrize(
+    ("train", "beside"),
+    [
+        ("train", "test"),
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "validation"),
+        ("train", "dev"),
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("TRAINING", "Val"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_train_and_test_folders(tmp_path, train, beside):
+    save_folder(tmp_path / train, COLOUR[:9], LABELS[:9])
     save_folder(tmp_path / beside, COLOUR[9:], LABELS[9:])
     data = mhd.data.load(tmp_path)
     assert len(data.labels) == 9 and data.class_names == ("ant", "bee", "cat")
     np.testing.assert_array_equal(data.test_inputs, COLOUR[9:])
     np.testing.assert_array_equal(data.test_labels, LABELS[9:])
+
+
+def test_test_comes_before_other_splits(tmp_path):
+    for name in ("val", "test", "dev", "train"):
+        count = 6 if name == "test" else 12
+        save_folder(tmp_path / name, COLOUR[:count], LABELS[:count])
+    assert len(mhd.data.load(tmp_path).test_labels) == 6
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_systems_leave_behind_is_passed_over(tmp_path):
+    save_folder(tmp_path)
+    save(tmp_path / "__MACOSX" / "ant" / "._00.png", COLOUR[0])
+    for name in ("Thumbs.db", "ant/desktop.ini", "ant/Thumbs.db", "bee/._1.png", "bee/labels.xml"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "cat" / "@eaDir").mkdir()
+    assert len(mhd.data.load(tmp_path, test_fraction=0.25).labels) == 9
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".JPE", ".apng", ".dib", ".pbm"])
+@pytest.mark.filterwarnings("error")
+def test_images_of_rarer_endings_count(tmp_path, ending):
+    save_folder(tmp_path)
+    save(tmp_path / "ant" / f"99{ending}", COLOUR[0], format="PNG")
+    assert len(folders.read(tmp_path)["labels"]) == 13
+
+
+@pytest.mark.parametrize("splits", [[""], ["train", "test"]])
+def test_files_that_are_left_out_are_told_of_once(tmp_path, splits):
+    for split in splits:
+        save_folder(tmp_path / split)
+    for name in ("ant/1.heic", "bee/00", "cat/x.npy"):
+        (tmp_path / splits[-1] / name).write_bytes(b"")
+    save(tmp_path / "loose.png", COLOUR[0])
+    with pytest.warns(UserWarning, match="^4 files of .* are left out, .* for one: ") as told:
+        mhd.data.load(tmp_path)
+    assert len(told) == 1
 
 
 def test_train_may_stand_alone_or_be_a_class(tmp_path):
@@ -385,8 +435,20 @@ def test_folders_of_another_form_are_named(tmp_path):
     refused("channels must be 1", channels=2)
     (tmp_path / "own" / "dog").mkdir()
     refused("the class folder .*own/dog holds no image; fill or remove it")
+    (tmp_path / "own" / "dog" / "1.heic").write_bytes(b"")
+    refused(r"own/dog holds no image, but 1.heic; fill or remove it \(images end in .apng, ")
+    save_folder(tmp_path / "set" / "trainset")
+    save_folder(tmp_path / "set" / "testset")
+    refused("set/testset has folders of its own .* name the splits train", tmp_path / "set")
+    save_folder(tmp_path / "both" / "train")
+    save_folder(tmp_path / "both" / "Training")
+    save_folder(tmp_path / "both" / "test")
+    refused("both has train and Training; leave one to train on", tmp_path / "both")
     save(tmp_path / "own" / "dog" / "old" / "1.png", COLOUR[0])
-    refused(r"own/dog has folders of its own \(old\)")
+    refused(
+        r"own/dog has folders of its own \(old\); put .* name the splits train \(or training\) and test "
+        r"\(or testing, val, valid, validation, dev\)"
+    )
     save_folder(tmp_path / "two" / "train")
     save_folder(tmp_path / "two" / "test", names=("ant", "bee", "dog"))
     refused("two/test lacks the class cat; both splits", tmp_path / "two")

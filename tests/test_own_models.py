@@ -1,5 +1,7 @@
 """Users' own modules: of Flax NNX, with random streams of their own, and those that cannot serve."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,6 +232,74 @@ def test_an_error_of_the_models_own_names_its_clients():
     with pytest.raises(ValueError, match="77") as error:
         mhd.make_clients(tiny_dataset(), 2, Linen("wrong shapes"))
     assert "clients 0, 1" in error.value.__notes__[-1]
+
+
+class Reader(nn.Module):
+    """Embeds integers, of one part or all there is; or computes with numbers of a type."""
+
+    part: str | None = None
+    embeds: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = x if self.part is None else x[self.part]
+        if self.embeds:
+            return nn.relu(nn.Dense(4)(nn.Embed(300, 4)(x).mean(axis=1)))
+        return nn.relu(nn.Dense(4)(jax.lax.add(x, jnp.ones(x.shape))))
+
+
+SMALL = np.arange(240).reshape(40, 6) % 90
+PART = r"takes integers, but samples\['t'\] are float32, as pixels are; give that part as int32, or all of them by"
+
+
+@pytest.mark.parametrize(
+    ("samples", "model", "remedy"),
+    [
+        (SMALL, Reader(), r"takes integers, but samples are float32, .*pixels=False\) keeps"),
+        (SMALL / 2, Reader(), "takes integers, but samples are float32"),
+        ({"t": SMALL.astype(np.uint8)}, Reader("t"), PART),
+        ({"t": SMALL.astype(np.uint8), "u": SMALL / 2}, Reader("t"), PART),
+        (SMALL + 300, Reader(embeds=False), "takes floating-point numbers, but samples are int32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*are taken for pixels")
+def test_a_model_that_wants_another_type_says_how_to_keep_it(samples, model, remedy):
+    with pytest.raises(mhd.ConfigError, match=f"^clients 0, 1: Reader {remedy}"):
+        mhd.make_clients(mhd.data.arrays(samples, np.arange(40) % 2), 2, model)
+
+
+@pytest.mark.parametrize("samples", [SMALL, {"t": SMALL.astype(np.uint8)}, SMALL + 200])
+@pytest.mark.filterwarnings("error:.*are taken for pixels")
+def test_integers_come_to_a_model_as_they_are(samples):
+    data = mhd.data.arrays(samples, np.arange(40) % 2, pixels=False)
+    model = Reader("t" if isinstance(samples, dict) else None)
+    assert mhd.make_clients(data, 2, model).model_names == ["reader"] * 2
+    (inputs,) = jax.tree.leaves(data.inputs)
+    assert inputs.dtype == np.int32
+    assert {*map(tuple, inputs)} <= {*map(tuple, np.asarray(jax.tree.leaves(samples)[0]))}
+
+
+class Convolves(nn.Module):
+    turns: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = jnp.moveaxis(x, 1, -1) if self.turns else x
+        return nn.relu(nn.jit(nn.Conv)(4, (3, 3))(x).mean(axis=(1, 2)))
+
+
+def test_a_convolution_over_channels_that_come_first_is_warned_of():
+    images = np.random.default_rng(0).random((20, 3, 8, 8))
+    data = mhd.data.arrays(images, np.arange(20) % 2)
+    with pytest.warns(UserWarning, match=r"Convolves .* shape \[3, 8, 8\], channels first; numpy"):
+        mhd.make_clients(data, 2, Convolves())
+    with warnings.catch_warnings(action="error"):
+        mhd.make_clients(data, 2, Convolves(turns=True))
+        mhd.make_clients(
+            mhd.data.arrays(np.moveaxis(images, 1, -1), np.arange(20) % 2), 2, Convolves()
+        )
+    with pytest.raises(mhd.ConfigError, match=r"CNN cannot take these samples \(.*channels first"):
+        mhd.make_clients(data, 2, mhd.models.CNN())
 
 
 @pytest.mark.filterwarnings("error")

@@ -207,6 +207,28 @@ def test_images_of_unlike_sizes_are_brought_to_one(tmp_path, cache):
         mhd.data.load("made_images", **where, image_size=0)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_parts_of_a_split_that_overlap_are_noticed(tmp_path, cache, in_memory):
+    where = made_set(tmp_path)
+    first, second, apart = (
+        mhd.data.load(
+            "made_images",
+            **where,
+            train_split=f"train[{start}:{stop}]",
+            test_split="train[:1]",
+            in_memory=in_memory,
+        )
+        for start, stop in ((0, 4), (2, 6), (4, 6))
+    )
+    with pytest.warns(UserWarning, match="1 of the 1 test samples of made_images are training"):
+        clients = mhd.make_clients(first, 2, partition="iid", public=apart)
+    assert clients.num_public == 2
+    with pytest.raises(mhd.ConfigError, match=r"of the 4 public samples .* \(2 private\)"):
+        mhd.make_clients(first, 2, partition="iid", public=second)
+    records = prepared.Records(prepared.open_folder(tmp_path / "made_images" / "1.0.0"), "train")
+    assert len(set(records.keys())) == len(records) == 6
+
+
 @needs_cifar10
 def test_samples_that_are_read_when_needed_are_the_same(cache, monkeypatch):
     options = {"data_dir": SMALL, "train_split": "train[:300]", "test_split": "test[:50]"}

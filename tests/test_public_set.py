@@ -1,7 +1,11 @@
 """Where public samples come from, and how many there are."""
 
+import warnings
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import mhd_jax as mhd
 from tests.conftest import assert_trees_equal
@@ -11,6 +15,15 @@ DATA = mhd.data.arrays(RNG.integers(0, 256, (90, 4, 4, 1)).astype(np.uint8), np.
 OTHER = mhd.data.arrays(
     RNG.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8), np.arange(50) % 2, name="other"
 )
+
+
+class Parts(nn.Module):
+    """Takes both halves of an image."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = jnp.concatenate([x["a"], x["b"]], axis=1)
+        return nn.relu(nn.Dense(4)(x.reshape(len(x), -1)))
 
 
 def clients(**options):
@@ -68,9 +81,66 @@ def test_a_saved_split_goes_with_another_public_set(tmp_path):
     np.testing.assert_array_equal(again.public_inputs, who.public_inputs)
 
 
+def with_images(images):
+    """A data set that trains on these, and has others to test on."""
+    labels = np.arange(len(images)) % 2
+    return mhd.data.arrays(images, labels, OTHER.test_inputs, OTHER.test_labels, name="leaky")
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_public_samples_with_another_role_are_refused_unless_they_may_have_one(parts):
+    given = lambda images: {"a": images[:, :2], "b": images[:, 2:]} if parts else images
+    data = mhd.data.arrays(
+        given(DATA.inputs), DATA.labels, given(DATA.test_inputs), DATA.test_labels, pixels=True
+    )
+    own = {"partition": "iid", "validation_fraction": 0.25, "model": Parts() if parts else "mlp"}
+    plain = mhd.make_clients(data, 3, **own, public_fraction=0.0)
+    roles = [
+        np.flatnonzero(plain.owner >= 0)[:4],
+        plain.validation[:3],
+    ]
+    leaky = np.concatenate([DATA.inputs[rows] for rows in roles] + [DATA.test_inputs[:2]])
+    images = np.concatenate([OTHER.inputs, leaky])
+    public = mhd.data.arrays(
+        given(images),
+        np.arange(len(images)) % 2,
+        given(OTHER.test_inputs),
+        OTHER.test_labels,
+        pixels=True,
+        name="leaky",
+    )
+    with pytest.raises(mhd.ConfigError, match=r"49 public .* \(4 private, 3 validation, 2 test\)"):
+        mhd.make_clients(data, 3, **own, public=public)
+    taken = mhd.make_clients(data, 3, **own, public=public, allow_overlap=True)
+    assert taken.num_public == 49 and taken.settings["allow_overlap"]
+    apart = mhd.make_clients(data, 3, **own, public=public, public_size=1, seed=0)
+    assert "allow_overlap" not in apart.settings and "allow_overlap" not in plain.settings
+
+
+def test_what_nobody_owns_may_be_public():
+    owner = np.where(np.arange(72) < 40, np.arange(72) % 3, -1)
+    free = with_images(DATA.inputs[40:])
+    who = mhd.make_clients(DATA, 3, partition=owner, public=free)
+    assert who.num_public == 32
+    with pytest.raises(mhd.ConfigError, match=r"33 public samples of leaky, .* \(1 private\)"):
+        mhd.make_clients(DATA, 3, partition=owner, public=with_images(DATA.inputs[39:]))
+
+
+def test_test_samples_that_are_trained_on_are_warned_of():
+    images = np.concatenate([DATA.test_inputs, DATA.inputs[:5]])
+    labels = np.concatenate([DATA.test_labels, DATA.labels[:5]])
+    data = mhd.data.arrays(DATA.inputs, DATA.labels, images, labels)
+    with pytest.warns(UserWarning, match="^5 of the 23 test samples of arrays are training"):
+        mhd.make_clients(data, 3)
+    with warnings.catch_warnings(action="error"):
+        mhd.make_clients(DATA, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        ({"allow_overlap": True}, "allow_overlap is for another public data set"),
+        ({"public": OTHER, "allow_overlap": 1}, "allow_overlap must be True or False"),
         ({"public": OTHER, "public_fraction": 0.1}, "public samples are those of other"),
         ({"public_size": 10}, r"public_size must be in 1 … 7, as many"),
         ({"public_size": 0}, "public_size must be in"),

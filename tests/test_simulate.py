@@ -1,8 +1,10 @@
 """The host loop: runs, their folders, and what is refused; that results repeat is test_determinism's."""
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 
@@ -80,6 +82,75 @@ def test_two_arguments_suffice():
     np.testing.assert_allclose(
         per_class.mean(axis=(0, 1)), list(result.summary["beta_sh"].values()), rtol=1e-6
     )
+
+
+def pixels(dtype=np.uint8):
+    values = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 1))
+    values = values.astype(dtype)
+    return values if values.dtype.kind in "iu" else values / dtype(255)
+
+
+def run_on(images):
+    data = mhd.data.arrays(images, np.arange(60) % 3).prepared(standardize=True)
+    who = mhd.make_clients(data, 2, "mlp_small", partition="iid")
+    return mhd.simulate("complete", who, "isolated", steps=2, batch_size=4)
+
+
+def test_predict_takes_samples_as_the_data_set_was_given_its_own():
+    result = run_on(pixels(np.int64))
+    expected = result.predict(pixels(np.uint8))
+    for dtype in (np.int64, np.int16, np.uint32):
+        np.testing.assert_array_equal(result.predict(pixels(dtype)), expected)
+    assert result.predict(pixels()[:0]).shape == (2, 0, *expected.shape[2:])
+    floats = run_on(pixels(np.float64))
+    np.testing.assert_allclose(
+        floats.predict(pixels(np.float32)), floats.predict(pixels(np.float64)), rtol=1e-5
+    )
+    for who, given, sentence in (
+        (result, pixels(np.float32), r"inputs hold float32 of shape \[4, 4, 1\], but arrays uint8"),
+        (
+            result,
+            pixels()[..., 0],
+            r"inputs hold uint8 of shape \[4, 4\], but arrays uint8 of shape",
+        ),
+        (result, pixels(np.int64) + 1000, "inputs must be pixels in 0 … 255, but span 1000"),
+        (result, pixels()[0], r"are one sample; give it as x\[None\]"),
+        (
+            result,
+            {"x": pixels()},
+            r"inputs hold \['x'\] uint8 of shape \[4, 4, 1\], but arrays uint8",
+        ),
+        (result, [[1], [1, 2]], "inputs must be arrays"),
+        (result, 5, r"inputs hold int64 of shape \[\], but"),
+        (floats, pixels(np.int64), r"inputs hold int64 of .*, but arrays float32 of shape"),
+        (floats, pixels(np.float32) * np.nan, "inputs hold NaN"),
+    ):
+        with pytest.raises(mhd.ConfigError, match=sentence):
+            who.predict(given)
+
+
+def test_a_result_can_be_pickled_and_copied():
+    """Whatever its optimizer; a model that cannot is named."""
+    first = run(optimizer=optax.adam(1e-3), steps=2)
+    inputs = tiny_dataset().test_inputs
+    content = pickle.dumps(first)
+    loaded, copied = pickle.loads(content), copy.deepcopy(first)
+    for again in (loaded, copied, pickle.loads(pickle.dumps(loaded))):
+        np.testing.assert_array_equal(again.predict(inputs), first.predict(inputs))
+        assert again.history == first.history and again.summary == first.summary
+    assert all(isinstance(a, np.ndarray) for a in jax.tree.leaves(loaded.state.groups))
+    assert loaded.state.groups[0].optimizer is None and copied.state is first.state
+    assert first.state.groups[0].optimizer is not None
+
+    class Local(Linear):
+        pass
+
+    local = run("isolated", who=mhd.make_clients(tiny_dataset(), 4, Local()), steps=2)
+    with pytest.raises(
+        mhd.ConfigError, match=r"cannot be pickled \(.*Local.*at the top of a module"
+    ):
+        pickle.dumps(local)
+    np.testing.assert_array_equal(copy.deepcopy(local).predict(inputs), local.predict(inputs))
 
 
 def test_it_learns():

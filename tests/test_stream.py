@@ -132,6 +132,19 @@ def test_images_that_are_read_when_needed_are_the_same(tmp_path, placement):
     assert results[0].summary["beta_sh"] == results[1].summary["beta_sh"]
 
 
+def test_images_that_are_not_read_yet_are_compared_by_their_files(tmp_path):
+    folder = image_folder(tmp_path / "images")
+    data = mhd.data.load(folder, in_memory=False)
+    with pytest.raises(mhd.ConfigError, match=r"60 public samples of images, .* \(60 private\)"):
+        mhd.make_clients(data, 3, public=data)
+    (tmp_path / "link").symlink_to(folder / "test")
+    tests = mhd.data.load(tmp_path / "link", in_memory=False)
+    with pytest.raises(mhd.ConfigError, match=r"16 public samples of test, .* \(16 test\)"):
+        mhd.make_clients(data, 3, public=tests)
+    other = mhd.data.load(image_folder(tmp_path / "others"), in_memory=False)
+    assert mhd.make_clients(data, 3, public=other).num_public == 60
+
+
 def test_a_test_split_of_images_that_are_read_when_needed(tmp_path):
     folder = image_folder(tmp_path / "images") / "train"
     read, lazy = (mhd.data.load(folder, in_memory=in_memory) for in_memory in (True, False))

@@ -1,5 +1,7 @@
 """Graphs: their edges, where they come from, what is refused."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import networkx as nx
@@ -34,16 +36,26 @@ def test_a_directed_edge_teaches_its_target():
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [2.5, 0, 0], [0, 0, 0]])
 
 
-def test_numbered_nodes_keep_their_numbers():
-    graph = nx.Graph([(0, 2), (2, 1), (1, 3)])
+@pytest.mark.parametrize(
+    "spelt", [int, str, float, np.int64, lambda n: n + 1, lambda n: f"{n + 1:02}"]
+)
+def test_nodes_that_are_numbers_are_the_clients_of_that_number(spelt):
+    """However a reader spells them, in whatever order it mentions them, from 0 on or from 1 on."""
+    graph = nx.Graph([(spelt(u), spelt(v)) for u, v in [(2, 0), (0, 3), (3, 1)]])
     np.testing.assert_array_equal(
-        mhd.topology.from_networkx(graph).at(0),
-        [[0, 0, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 0]],
+        topologies.as_topology(graph, 4).at(0),
+        [[0, 0, 1, 1], [0, 0, 0, 1], [1, 0, 0, 0], [1, 1, 0, 0]],
     )
-    named = nx.Graph([("ann", "bob"), ("bob", "cem")])
-    np.testing.assert_array_equal(
-        mhd.topology.from_networkx(named).at(0), nx.to_numpy_array(nx.path_graph(3))
-    )
+
+
+def test_an_order_makes_clients_of_nodes_with_names():
+    graph = nx.DiGraph([("bob", "ann", {"weight": 2.0}), ("cem", "bob")])
+    expected = [[0, 2, 0], [0, 0, 1], [0, 0, 0]]
+    found = mhd.topology.from_networkx(graph, nodes=["ann", "bob", "cem"])
+    np.testing.assert_array_equal(found.at(0), expected)
+    numbered = nx.Graph([(0, 1), (1, 2)])
+    found = mhd.topology.from_networkx(numbered, nodes=[1, 0, 2])
+    np.testing.assert_array_equal(found.at(0), [[0, 1, 1], [1, 0, 0], [1, 0, 0]])
 
 
 def test_matrices_cycle_over_steps():
@@ -75,10 +87,24 @@ def test_files(tmp_path):
     np.testing.assert_array_equal(mhd.topology.named(str(tmp_path / "m.npy"), 4).at(0), expected)
 
 
+def test_files_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "m.npy", 1 - np.eye(3))
+    (tmp_path / "edges").write_text("0 1\n1 2\n")
+    for path in ("~/m.npy", pathlib.Path("~/m.npy"), "~/edges", tmp_path / "edges"):
+        assert topologies.as_topology(path, 3).at(0)[0, 1] == 1
+    with pytest.raises(mhd.ConfigError, match=r"no topology file '.*/none.npy'"):
+        topologies.as_topology("~/none.npy", 3)
+
+
 def test_everything_a_user_may_pass():
     ring = nx.to_numpy_array(nx.cycle_graph(5))
     for given in ("ring", ring, ring.tolist(), ring[None], nx.cycle_graph(5), lambda t: ring):
         np.testing.assert_array_equal(topologies.as_topology(given, 5).at(0), ring)
+
+
+def _raising(step):
+    raise RuntimeError
 
 
 def _write(path, text):
@@ -98,6 +124,15 @@ def _write(path, text):
         (lambda p: nx.Graph(), "no nodes"),
         (lambda p: nx.Graph([(0, 1, {"weight": "far"})]), "weights must be numbers"),
         (lambda p: nx.cycle_graph(3), "has 3 clients, but there are 4"),
+        (
+            lambda p: nx.Graph([("ann", "bob")]),
+            r"nodes are 'ann', 'bob'; give .*, nodes=\[\.\.\.\]\)",
+        ),
+        (lambda p: nx.grid_2d_graph(2, 2), r"4 nodes are \(0, 0\), .*; give them in the order"),
+        (lambda p: nx.Graph([(3, 0), (0, 2)]), r"are 3, 0, 2, of which graph.add_node\(1\)"),
+        (lambda p: nx.Graph([("1", "4"), ("4", "3")]), r"of which graph.add_node\(2\) would"),
+        (lambda p: nx.Graph([(1, "1")]), "2 nodes are 1, '1'; give"),
+        (lambda p: nx.Graph([(7, 8)]), "2 nodes are 7, 8; give"),
         (lambda p: "rign", "unknown topology 'rign'; choose one of complete"),
         (lambda p: str(p / "none.txt"), "no topology file"),
         (lambda p: _write(p / "a.txt", "0 1\n1 x\n"), "line 2: expected two clients"),
@@ -109,6 +144,7 @@ def _write(path, text):
         (lambda p: _write(p / "f.npy", "not numpy"), "not a readable .npy"),
         (lambda p: lambda t: np.zeros((3, 3)), r"returns shape \[3, 3\], but 4 clients"),
         (lambda p: lambda t: [1] if t else [2], "cannot be traced"),
+        (lambda p: _raising, r"_raising cannot be traced by JAX \(RuntimeError\); compute"),
     ],
 )
 def test_bad_graphs_are_refused(make, sentence, tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mhd_jax.checks import require_kind
+from mhd_jax.data.kinds import as_arrays, kept, kept_as, kind_of, named_leaves, wrong_layout
 from mhd_jax.data.lazy import LazyImages
 from mhd_jax.data.preparation import PLAIN, Preparation, scale
 from mhd_jax.errors import ConfigError
@@ -59,9 +60,28 @@ class Dataset:
         return sample.shape[1:] if hasattr(sample, "shape") else None
 
     @property
-    def is_images(self) -> bool:
-        """Whether a sample is one array [height, width, channels]."""
-        return hasattr(self.inputs, "shape") and len(self.inputs.shape) == 4
+    def kind(self) -> PyTree:
+        """The shape and type of one sample as stored, for each array."""
+        return kind_of(self.inputs)
+
+    def require_images(self, what: str, otherwise: str) -> None:
+        """Raises `ConfigError` unless a sample is one array [height, width, channels].
+
+        Args:
+          what: needs images, with its verb.
+          otherwise: what to do without.
+        """
+        several = not hasattr(self.inputs, "shape")
+        shape = () if several else self.inputs.shape[1:]
+        wrong = wrong_layout(shape)
+        if wrong:
+            raise ConfigError(f"{what} for images [height, width, channels], but {wrong}.")
+        if len(shape) != 3:
+            found = "have several parts" if several else f"have shape {list(shape)}"
+            raise ConfigError(
+                f"{what} for images [height, width, channels], but samples of {self.name} {found}; "
+                f"{otherwise}."
+            )
 
     def prepared(self, *, crop_size: int | None = None, standardize: bool = False) -> Dataset:
         """The same images, whose middle of `crop_size` pixels models see, standardised or not.
@@ -72,10 +92,7 @@ class Dataset:
         Raises:
           ConfigError: samples that are no images, or smaller than the crop.
         """
-        if not self.is_images:
-            raise ConfigError(
-                f"crop_size and standardize are for images, which {self.name} is not."
-            )
+        self.require_images("crop_size and standardize are", "leave them out")
         sides = self.inputs.shape[1:3]
         if crop_size is not None and not 1 <= crop_size <= min(sides):
             raise ConfigError(
@@ -94,15 +111,14 @@ def arrays(
     test_fraction: float | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    pixels: bool | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """A data set from the user's own arrays.
 
     Args:
-      images: [N, ...]; integers in 0 … 255 are pixels, scaled to [0, 1] on the device;
-        other numbers are taken as they are. Or a dict of such arrays (nested if need be), for
-        samples of several parts or of another kind: there only uint8 are pixels, and other
-        integers (tokens, categories) stay integers.
+      images: [N, ...]; or a dict of such arrays (nested if need be), for samples of several
+        parts or of another kind.
       labels: integers [N] in 0 … C − 1.
       test_images, test_labels: the test split; without them `test_fraction` of the samples
         is set aside, stratified by class and always the same.
@@ -110,6 +126,10 @@ def arrays(
       num_classes: C; by default that of `class_names`, or the largest label plus one, and
         then every class must have samples.
       class_names: C names, by default the labels.
+      pixels: what integers are. True: pixels in 0 … 255, scaled to [0, 1] on the device. False:
+        tokens, categories or counts, which stay integers. None takes for pixels what lies in 0 …
+        255, in a dict only uint8, and warns where that hardly looks like pixels; other integers
+        stay integers. Floating-point numbers are taken as they are.
       name: for reports.
 
     Raises:
@@ -117,14 +137,18 @@ def arrays(
     """
     require_kind("num_classes", "int | None", num_classes)
     require_kind("test_fraction", "float | None", test_fraction)
-    images, labels = _checked(images, labels, "")
+    require_kind("pixels", "bool | None", pixels)
+    images = as_arrays(images, "images")
+    labels = _checked(images, labels, "")
+    images = kept(images, "images", pixels)
     if (test_images is None) != (test_labels is None):
         raise ConfigError("give both test_images and test_labels, or neither.")
     if test_images is not None:
         if test_fraction is not None:
             raise ConfigError("there is a test split already; leave test_fraction out.")
-        test_images, test_labels = _checked(test_images, test_labels, "test_")
-        _require_alike(test_images, images, "test_images", "images")
+        test_images = as_arrays(test_images, "test_images")
+        test_labels = _checked(test_images, test_labels, "test_")
+        test_images = kept_as(kind_of(images), test_images, "test_images", "images")
     if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
         raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
     if class_names is None:
@@ -225,24 +249,14 @@ def _split(
     return train, test
 
 
-def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]:
-    several = isinstance(images, Mapping)
-    try:
-        if several:
-            images = jax.tree.map(np.asarray, dict(images))
-        elif not isinstance(images, LazyImages):
-            images = np.asarray(images)
-        labels = np.asarray(labels)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{prefix}images and {prefix}labels must be arrays: {error}.") from error
-    named = [
-        (prefix + "images" + jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree.leaves_with_path(images)
-    ]
+def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
+    """Labels int32 [N] of samples, once shapes and labels are found to fit each other."""
+    labels = as_arrays(labels, f"{prefix}labels")
+    named = named_leaves(images, f"{prefix}images")
     if not named:
         raise ConfigError(f"{prefix}images hold no array.")
     for name, leaf in named:
-        if len(leaf.shape) < (1 if several else 2) or 0 in leaf.shape:
+        if len(leaf.shape) < (1 if isinstance(images, dict) else 2) or 0 in leaf.shape:
             raise ConfigError(
                 f"{name} must have shape [N, ...] with N > 0 and no empty axis, not "
                 f"{list(leaf.shape)}."
@@ -259,31 +273,7 @@ def _checked(images: Any, labels: Any, prefix: str) -> tuple[PyTree, np.ndarray]
             f"{prefix}labels must lie in 0 … C − 1, but they span {labels.min()} … {labels.max()}; "
             "count classes from 0."
         )
-    kept = [_stored(leaf, name, pixels=not several) for name, leaf in named]
-    return jax.tree.unflatten(jax.tree.structure(images), kept), labels.astype(np.int32)
-
-
-def _stored(values: Any, name: str, pixels: bool) -> Any:
-    """An array in the type in which it is kept; `pixels`: whether small integers are some."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind in "iu":
-        if pixels:
-            if values.min() >= 0 and values.max() <= 255:
-                return values.astype(np.uint8)
-            return values.astype(np.float32)
-        if values.min() < -(2**31) or values.max() >= 2**31:
-            raise ConfigError(f"{name} holds integers beyond 32 bits; number them anew.")
-        return values.astype(np.int32)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ConfigError(f"{name} must be numbers, not {values.dtype}.")
-    with np.errstate(over="ignore"):
-        stored = values.astype(np.float32)
-    if not np.isfinite(stored).all():
-        raise ConfigError(
-            f"{name} hold NaN or infinity, or numbers beyond float32; clean them first."
-        )
-    return stored
+    return labels.astype(np.int32)
 
 
 def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
@@ -294,24 +284,3 @@ def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
 def select(inputs: PyTree, rows: np.ndarray) -> PyTree:
     """The same as `take`, but what is not read yet stays so."""
     return jax.tree.map(lambda a: a.select(rows) if isinstance(a, LazyImages) else a[rows], inputs)
-
-
-def require_alike(data: Dataset, public: Dataset) -> None:
-    """Raises `ConfigError` unless samples of both have the same shapes and types."""
-    _require_alike(public.inputs, data.inputs, public.name, data.name)
-
-
-def _require_alike(some: PyTree, others: PyTree, name: str, other_name: str) -> None:
-    if _kinds(some) != _kinds(others):
-        raise ConfigError(
-            f"{name} hold {_shown_kinds(some)}, but {other_name} {_shown_kinds(others)}; make them "
-            "alike (images of a folder are resized by image_size)."
-        )
-
-
-def _kinds(inputs: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: (a.dtype, a.shape[1:]), inputs)
-
-
-def _shown_kinds(inputs: PyTree) -> str:
-    return ", ".join(f"{a.dtype} of shape {list(a.shape[1:])}" for a in jax.tree.leaves(inputs))

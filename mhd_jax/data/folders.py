@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,9 +16,19 @@ from PIL import Image, ImageOps
 from mhd_jax.checks import require_kind
 from mhd_jax.data.lazy import LazyImages, fits_in_memory
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_TEST_NAMES = ("test", "val", "validation")
+_SUFFIXES = (
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
+    ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+_OF_NOTES = (
+    ".csv", ".htm", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+_OF_SYSTEMS = ("__macosx", "@eadir", "desktop.ini", "thumbs.db")
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+_SPLIT_NAMES = f"{_TRAIN_NAMES[0]} (or {_TRAIN_NAMES[1]}) and {_TEST_NAMES[0]} (or {', '.join(_TEST_NAMES[1:])})"
 _GREY_MODES = ("1", "L", "LA", "La")
 _LARGEST_SIDE = 2**14  # pixels
 _AT_ONCE = 32  # images that a thread decodes before it takes the next ones
@@ -81,9 +92,10 @@ def read(
 def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]:
     """The images of a folder that has one subfolder for each class.
 
-    Or it has `train`, and beside it `test`, `val` or `validation` (the first of these that is
-    there), which have one for each class. Hidden files and those that are no images are left
-    out.
+    Or it has `train` or `training`, and beside it `test`, `testing`, `val`, `valid`, `validation` or
+    `dev` (the first of these that is there), which have one for each class; capitals are as good.
+    Hidden files, those that systems leave behind and those that are no images are left out; it warns
+    of what is left out and does not look like notes.
 
     Returns:
       The training split and the test split, or None where the folder has none.
@@ -91,23 +103,63 @@ def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]
     Raises:
       ConfigError: a class without images, or that one of the splits lacks.
     """
-    folder = pathlib.Path(folder)
-    names = [path.name for path in _entries(folder) if path.is_dir()]
-    tests = [name for name in _TEST_NAMES if name in names]
-    if "train" not in names or not (tests or names == ["train"]):
-        return _classes(folder), None
-    train = _classes(folder / "train")
-    if not tests:
-        return train, None
-    test = _classes(folder / tests[0])
-    for here, there, beside in ((train, test, tests[0]), (test, train, "train")):
+    folder = expanded(folder)
+    inside = _entries(folder)
+    train, test = _splits(folder, inside)
+    if train is None:
+        found, left_out = _classes(folder)
+        _warn_of(left_out, folder)
+        return found, None
+    training, left_out = _classes(train)
+    left_out += [entry for entry in inside if _is_left_out(entry)]
+    testing = None
+    if test is not None:
+        testing, more = _classes(test)
+        left_out += more
+        _require_same_classes((training, train), (testing, test))
+    _warn_of(left_out, folder)
+    return training, testing
+
+
+def _splits(
+    folder: pathlib.Path, inside: Sequence[pathlib.Path]
+) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """The folder to train on and that to test on; none where folders are those of classes."""
+    paths = [path for path in inside if path.is_dir()]
+    trains, tests = (
+        [path for name in names for path in paths if path.name.lower() == name]
+        for names in (_TRAIN_NAMES, _TEST_NAMES)
+    )
+    if not trains or not (tests or trains == paths):
+        return None, None
+    if len(trains) > 1:
+        raise ConfigError(
+            f"{folder} has {' and '.join(path.name for path in trains)}; leave one to train on."
+        )
+    return trains[0], tests[0] if tests else None
+
+
+def _require_same_classes(*splits: tuple[ImageFiles, pathlib.Path]) -> None:
+    for (here, _), (there, path) in (splits, splits[::-1]):
         missing = [name for name in here.class_names if name not in there.class_names]
         if missing:
             raise ConfigError(
-                f"{folder / beside} lacks the class {', '.join(missing[:10])}; both splits need the "
-                "same classes."
+                f"{path} lacks the class {', '.join(missing[:10])}; both splits need the same classes."
             )
-    return train, test
+
+
+def _is_left_out(path: pathlib.Path) -> bool:
+    """Whether a file that is no sample might be meant as one."""
+    return not path.is_dir() and path.suffix.lower() not in _OF_NOTES
+
+
+def _warn_of(left_out: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
+    if left_out:
+        warnings.warn(
+            f"{len(left_out):,} files of {folder} are left out, {left_out[0].relative_to(folder)} for "
+            f"one: samples lie in the folders of their classes and end in {', '.join(_SUFFIXES)}.",
+            stacklevel=4,
+        )
 
 
 def decode(
@@ -203,9 +255,14 @@ def _lazy(
             _decode_into(images, row, paths[number], image_size, like)
         return images
 
-    names = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in paths)
+    found = [path.stat() for path in paths]
+    names = "\n".join(
+        f"{path.parent.name}/{path.name} {stat.st_size}"
+        for path, stat in zip(paths, found, strict=True)
+    )
     identity = hashlib.sha256(os.fsencode(names)).hexdigest()
-    return LazyImages(read_some, np.arange(len(paths)), shape, identity)
+    keys = np.array([hash((stat.st_dev, stat.st_ino)) for stat in found], np.int64)
+    return LazyImages(read_some, np.arange(len(paths)), shape, identity, keys)
 
 
 def _decode_into(
@@ -237,35 +294,48 @@ def _is_grey(path: pathlib.Path) -> bool:
         return False
 
 
-def _classes(folder: pathlib.Path) -> ImageFiles:
-    classes = [path for path in _entries(folder) if path.is_dir()]
+def _classes(folder: pathlib.Path) -> tuple[ImageFiles, list[pathlib.Path]]:
+    """The images of a folder of classes, and the files there that might be meant as some."""
+    beside = _entries(folder)
+    classes = [path for path in beside if path.is_dir()]
     if not classes:
         raise ConfigError(f"{folder} has no folders; it needs one for each class.")
     paths: list[pathlib.Path] = []
     counts = []
+    left_out = [entry for entry in beside if _is_left_out(entry)]
     for path in classes:
         inside = _entries(path)
         deeper = [entry.name for entry in inside if entry.is_dir()]
         if deeper:
             raise ConfigError(
                 f"the class folder {path} has folders of its own ({', '.join(deeper[:5])}); put a "
-                "class's images directly into its folder."
+                f"class's images directly into its folder, or name the splits {_SPLIT_NAMES}."
             )
         files = [entry for entry in inside if entry.suffix.lower() in _SUFFIXES]
         for entry in files:
             if not entry.is_file():
                 raise ConfigError(f"{entry} is not a file, or leads to none; replace or remove it.")
+        others = [entry for entry in inside if entry.suffix.lower() not in _SUFFIXES]
+        left_out += [entry for entry in others if _is_left_out(entry)]
         if not files:
-            raise ConfigError(f"the class folder {path} holds no image; fill or remove it.")
+            found = f", but {', '.join(entry.name for entry in others[:3])}" if others else ""
+            raise ConfigError(
+                f"the class folder {path} holds no image{found}; fill or remove it (images end in "
+                f"{', '.join(_SUFFIXES)})."
+            )
         paths += files
         counts.append(len(files))
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return ImageFiles(tuple(paths), labels, tuple(path.name for path in classes))
+    return ImageFiles(tuple(paths), labels, tuple(path.name for path in classes)), left_out
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What a folder shows, by name."""
+    """What a folder shows, by name, but for what systems leave behind."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.name.lower() not in _OF_SYSTEMS
+        )
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}.") from error

@@ -23,12 +23,14 @@ class LazyImages:
       numbers: which file each row is, int [N].
       image_shape: [H, W, C].
       identity: tells the files from others.
+      keys: tell each file, or record in one, from all others of this machine, int64 by number.
     """
 
     read: Callable[[Sequence[int]], np.ndarray]
     numbers: np.ndarray
     image_shape: tuple[int, int, int]
     identity: str
+    keys: np.ndarray
 
     dtype = np.dtype(np.uint8)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 
 _NAMES = ("images", "labels", "test_images", "test_labels", "class_names")
 _SPELLINGS = (_NAMES, ("x_train", "y_train", "x_test", "y_test", "class_names"))
@@ -27,7 +28,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
       ConfigError: a file that cannot be read, or lacks images or labels.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
+        stored = np.load(expanded(path), allow_pickle=False)
     except Exception as error:  # NumPy and zipfile have many
         raise ConfigError(f"{path} cannot be read as an .npz file: {error}") from error
     if not isinstance(stored, np.lib.npyio.NpzFile):

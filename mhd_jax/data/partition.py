@@ -16,6 +16,7 @@ import numpy as np
 
 from mhd_jax.checks import is_number, require_kinds
 from mhd_jax.errors import ConfigError
+from mhd_jax.files import expanded
 
 Partition = Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]
 
@@ -274,7 +275,7 @@ def named(name: str) -> Partition | pathlib.Path:
     """
     if name in PARTITIONS:
         return PARTITIONS[name]()
-    path = pathlib.Path(name)
+    path = expanded(name)
     if path.suffix or os.path.isfile(path):
         return path
     raise ConfigError(

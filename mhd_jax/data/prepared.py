@@ -91,6 +91,7 @@ def read(
             np.arange(len(split)),
             shape,
             repr((sorted((p.name, p.stat().st_size) for p in folder.iterdir()), splits[prefix])),
+            split.keys(),
         )
     return content | known
 
@@ -190,6 +191,7 @@ class Records:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
             self._source = builder.as_data_source(split=split, deserialize_method=raw)
+            self._parts = builder.info.splits[split].file_instructions
         except (ValueError, KeyError) as error:
             raise ConfigError(f"{self._where}: {error}") from error
         if not len(self._source):
@@ -197,6 +199,19 @@ class Records:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def keys(self) -> np.ndarray:
+        """A number for each sample, int64 [N], by the file and the place in it that hold it."""
+        return np.array(
+            [
+                hash((str(part.filename), place))
+                for part in self._parts
+                for place in range(
+                    part.skip, part.examples_in_shard if part.take < 0 else part.skip + part.take
+                )
+            ],
+            np.int64,
+        )
 
     @property
     def class_names(self) -> np.ndarray:
@@ -328,7 +343,7 @@ def _identity(folder: pathlib.Path, *options: Any) -> str:
 
 def _cache_file(identity: str) -> pathlib.Path:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    root = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return root / "mhd_jax" / "data" / f"{digest}.npz"
 
 

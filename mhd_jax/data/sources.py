@@ -17,6 +17,7 @@ from mhd_jax.files import expanded
 EMBEDDED = ("digits",)
 _ONLY_OF_PREPARED = ("data_dir", "train_split", "test_split")
 _OF_PREPARED = (*_ONLY_OF_PREPARED, "image_size", "in_memory")
+_OF_ARRAYS = ("test_fraction", "num_classes", "pixels")
 _OF_FOLDERS = ("image_size", "channels", "in_memory")
 
 
@@ -39,7 +40,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
       **options: of a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
         and `in_memory` (see `mhd_jax.data.prepared.read`); of a folder, `image_size`, `channels` and `in_memory` (see
         `mhd_jax.data.folders.read`); of all but prepared data sets, `test_fraction`, and of
-        arrays and files, `num_classes` (see `arrays`); of arrays, also `class_names` and `name`.
+        arrays and files, `num_classes` and `pixels` (see `arrays`); of arrays, also `class_names`
+        and `name`.
 
     Raises:
       ConfigError: an unknown name, a path that leads nowhere, content that does not fit, or
@@ -49,7 +51,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         _refuse_foreign(options, "a loaded data set")
         return source
     if isinstance(source, tuple | list) and len(source) == 2:
-        _refuse_foreign(options, "arrays", "test_fraction", "num_classes", "class_names", "name")
+        _refuse_foreign(options, "arrays", *_OF_ARRAYS, "class_names", "name")
         train, test = source
         if isinstance(train, tuple) and isinstance(test, tuple):
             return arrays(*train, *test, **options)
@@ -70,7 +72,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
             "file, like ./name, or (images, labels) arrays."
         )
     _refuse_foreign(options, "a prepared data set", *options_of(source, options))
-    return arrays(**prepared.read(source, **{"data_dir": None, **options}), name=source)
+    content = prepared.read(source, **{"data_dir": None, **options})
+    return arrays(**content, pixels=True, name=source)
 
 
 def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
@@ -81,14 +84,15 @@ def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
         return _OF_PREPARED
     if os.path.isdir(expanded(source)):
         return (*_OF_FOLDERS, "test_fraction")
-    return ("test_fraction", "num_classes")
+    return _OF_ARRAYS
 
 
 def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
     if os.path.isdir(path):
         _refuse_foreign(options, "a folder of images", *options_of(path))
         own = {key: options.pop(key) for key in _OF_FOLDERS if key in options}
-        return arrays(**folders.read(path, **own), **options, name=path.resolve().name)
+        content = folders.read(path, **own)
+        return arrays(**content, **options, pixels=True, name=path.resolve().name)
     if not os.path.exists(path):
         raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")
     if path.suffix != ".npz" or not path.is_file():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from typing import Any
 
 import numpy as np
 
 from mhd_jax.checks import require_kinds, require_seed
 from mhd_jax.data.partition import Partition
-from mhd_jax.errors import ConfigError
+from mhd_jax.errors import ConfigError, in_a_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,18 +109,40 @@ def dealt(
       set_aside: the public and the validation samples.
 
     Raises:
-      ConfigError: the partition does not return an integer for each private sample.
+      ConfigError: the partition fails, or does not return an integer for each private sample.
     """
     public, validation, private = set_aside.draw(np.arange(len(labels)), len(labels))
     rng = np.random.default_rng([set_aside.seed, 1])
-    found = np.asarray(partition(labels[private], num_clients, num_classes, rng))
-    if found.shape != private.shape or not np.issubdtype(found.dtype, np.integer):
-        raise ConfigError(
-            f"the partition must return one integer for each of the {len(private)} private samples."
-        )
+    found = _called(partition, labels[private], num_clients, num_classes, rng)
     owner = np.full(len(labels), -1)
     owner[private] = found
     return Split(owner, public, validation)
+
+
+def _called(partition: Partition, labels: np.ndarray, *arguments: Any) -> np.ndarray:
+    """What a partition makes of private samples' labels, int [N]."""
+    name = getattr(partition, "__name__", type(partition).__name__)
+    try:
+        inspect.signature(partition).bind(labels, *arguments)
+    except TypeError as error:
+        raise ConfigError(
+            "a partition is a function (labels, num_clients, num_classes, rng) of the private "
+            f"samples' labels, which {name} is not: {error}."
+        ) from error
+    except ValueError:  # of builtins, which do not tell their arguments
+        pass
+    try:
+        found = np.asarray(partition(labels, *arguments))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise ConfigError(f"the partition {name} failed ({in_a_line(error)}); mend it.") from error
+    if found.shape != labels.shape or not np.issubdtype(found.dtype, np.integer):
+        raise ConfigError(
+            f"the partition {name} must return one integer for each of the {len(labels)} private "
+            f"samples, but returned {found.dtype} of shape {list(found.shape)}."
+        )
+    return found
 
 
 def completed(owner: np.ndarray, set_aside: SetAside, source: str) -> Split:
@@ -138,7 +162,8 @@ def completed(owner: np.ndarray, set_aside: SetAside, source: str) -> Split:
         raise ConfigError(
             f"{source} leaves {len(free)} of {len(owner)} samples to nobody (−1), from which "
             f"public_fraction {set_aside.public_fraction} and validation_fraction "
-            f"{set_aside.validation_fraction} take {wanted}; lower them, or leave more to nobody."
+            f"{set_aside.validation_fraction} take {wanted}; lower them (0 takes none), leave more "
+            "to nobody, or give another public data set."
         )
     public, validation, _ = set_aside.draw(free, len(owner))
     return Split(owner, public, validation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from flax.errors import (
 )
 from jax.extend.core import Var
 
-from mhd_jax.errors import ConfigError, first_line
+from mhd_jax.data.kinds import wrong_layout
+from mhd_jax.errors import ConfigError, in_a_line
 from mhd_jax.fingerprint import is_pure
 from mhd_jax.models.client_model import ClientModel, backbone_name
 
@@ -49,6 +51,8 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
     for a classifier; an embedding of that width must end otherwise, in an activation or a norm. Warns of
     one of that width whose rows are probabilities: a classifier that ends in a softmax.
 
+    Warns, too, of one that convolves images whose channels come first.
+
     Args:
       backbone: the user's module.
       samples: shapes of a few samples as it sees them.
@@ -60,7 +64,19 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
         raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
     model = ClientModel(backbone, 1, num_classes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params, stats = jax.eval_shape(model.init, key, samples)
+    layout = wrong_layout(samples.shape[1:]) if hasattr(samples, "shape") else None
+    try:
+        params, stats = jax.eval_shape(model.init, key, samples)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's module raises
+        if wanted := _another_type(model, key, samples):
+            raise ConfigError(f"{name} {wanted}.") from error
+        if layout is not None:
+            raise ConfigError(
+                f"{name} cannot take these samples ({in_a_line(error)}): {layout}."
+            ) from error
+        raise
     try:
         outputs, _ = jax.eval_shape(model.apply, params, stats, samples)
     except InvalidRngError as error:
@@ -72,7 +88,7 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
     except _OF_VARIABLES as error:
         raise ConfigError(
             f"{name} has variables with train=True that it has not with train=False "
-            f"({first_line(error)}); make all of them in both modes."
+            f"({in_a_line(error)}); make all of them in both modes."
         ) from error
     _require_alike(name, stats, after)
     for what, function, arguments in (
@@ -85,6 +101,10 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
                 "the whole run and all clients: draw from self.make_rng, or in initialisers from their "
                 "key, not with NumPy or Python."
             )
+    if layout is not None and _convolves_as_stored(model, params, stats, samples):
+        warnings.warn(
+            f"{name} convolves images [height, width, channels], but {layout}.", stacklevel=2
+        )
     width = outputs.embeddings.shape[1]
     if width == num_classes and _ends_linearly(model, params, stats, samples):
         raise ConfigError(
@@ -122,6 +142,58 @@ def _require_alike(name: str, before: PyTree, after: PyTree) -> None:
                 f"{name} must keep numbers in its variables, but {path} holds {old[path][1]}; random "
                 "keys come from self.make_rng."
             )
+
+
+def _another_type(model: ClientModel, key: Any, samples: PyTree) -> str | None:
+    """What to do, where a backbone fails by the type of its samples, or of one part, alone."""
+    leaves = jax.tree.leaves_with_path(samples)
+    for changed in [*([leaf] for leaf in leaves), leaves]:
+        paths = [path for path, _ in changed]
+        others = jax.tree.map_with_path(
+            lambda path, a, paths=paths: _of_other_type(a) if path in paths else a, samples
+        )
+        try:
+            jax.eval_shape(model.init, key, others)
+        except Exception:
+            continue
+        (path, found), *_ = changed
+        part = jax.tree_util.keystr(path)
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            return (
+                f"takes floating-point numbers, but samples{part} are {found.dtype}; give float32"
+            )
+        keep = "mhd.data.arrays(..., pixels=False) keeps integers"
+        if part:
+            keep = (
+                f"give that part as int32, or all of them by {keep.removesuffix(' keeps integers')}"
+            )
+        return f"takes integers, but samples{part} are {found.dtype}, as pixels are; {keep}"
+    return None
+
+
+def _convolves_as_stored(model: ClientModel, params: PyTree, stats: PyTree, samples: Any) -> bool:
+    """Whether the first convolution takes the last axis of the samples for channels."""
+    closed = jax.make_jaxpr(model.apply)(params, stats, samples)
+    for equation in _equations(closed.jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            channels = equation.params["dimension_numbers"].lhs_spec[1]
+            return equation.invars[0].aval.shape[channels] == samples.shape[-1]
+    return False
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Those of a jaxpr and of the functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)  # of a closed one
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def _of_other_type(a: Any) -> jax.ShapeDtypeStruct:
+    other = jnp.int32 if jnp.issubdtype(a.dtype, jnp.floating) else jnp.float32
+    return jax.ShapeDtypeStruct(a.shape, other)
 
 
 def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:

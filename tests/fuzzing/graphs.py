@@ -71,27 +71,56 @@ def adjacency_arrays(given):
     return True
 
 
+NAMED = [("ann", "bob", "cem"), ((0, 0), (0, 1), (1, 0)), (0, "a", (1,)), (True, 0.5, b"1")]
+NAMED += [(0, 2, 3), ("1", "3", "4"), (5, 6, 7), (-1, 0, 1), (0, "0", 1), (1.5, 2, 3)]
+NAMED += [(0, 1, math.nan), (0, 1, "9" * 5000), (0, 1, "²"), (0, 1, 10**400), ("a\nb", "c", "d")]
+SPELLINGS = [
+    int,
+    str,
+    float,
+    np.int64,
+    np.float32,
+    lambda n: f"{n:03}",
+    lambda n: [n, str(n)][n % 2],
+]
+
+
 @st.composite
 def networks(draw):
-    """Graphs of networkx: of all its classes, with names for nodes, with odd weights."""
+    """Graphs of networkx, the client of each node (none where no one knows), and the order given."""
     graph = draw(st.sampled_from([nx.Graph, nx.DiGraph, nx.MultiGraph, nx.MultiDiGraph]))()
-    size = draw(st.sampled_from([0, 1, 2, 3, 5, 200]))
-    nodes = draw(st.sampled_from([range(size), range(size)[::-1], range(1, size + 1), "abcdefg"]))
-    graph.add_nodes_from(nodes[:size])
-    nodes = list(graph)
+    start, size = draw(st.sampled_from([0, 1])), draw(st.sampled_from([0, 1, 2, 3, 5, 200]))
+    spell = draw(st.sampled_from(SPELLINGS))
+    nodes = [spell(n) for n in range(start, start + size)]
+    client = {node: i for i, node in enumerate(nodes)}
+    if draw(one_in(3)):
+        nodes, client = list(draw(st.sampled_from(NAMED))), None
+    mentioned = draw(st.permutations(nodes)) if size < 200 else nodes[::-1]
+    graph.add_nodes_from(mentioned)
+    order = None
+    if draw(one_in(3)):
+        order = draw(st.permutations(nodes)) if size < 200 else nodes
+        client = {node: i for i, node in enumerate(order)}
+        if draw(one_in(4)):
+            order, client = draw(st.sampled_from([order[1:], order * 2, 5, [[0]], "abc"])), None
+            if not nodes:
+                order = None
     odd = draw(st.sampled_from([[], [], [], ODD_WEIGHTS, [None, "x", "1", 1j, (1,), 10**400]]))
     for _ in range(draw(st.integers(0, 8)) if nodes else 0):
         u, v = (draw(st.sampled_from(nodes)) for _ in range(2))
         if u != v or draw(one_in(6)):
             weight = draw(st.sampled_from(WEIGHTS + odd))
             graph.add_edge(u, v, **({} if weight == 1 else {"weight": weight}))
-    return graph
+    return graph, client, order
 
 
-@kind(networks())
-def networkx_graphs(graph):
-    numbered = set(graph) == set(range(len(graph)))
-    place = {node: node if numbered else i for i, node in enumerate(graph)}
+@kind(networks(), examples=60)
+def networkx_graphs(case):
+    graph, client, order = case
+    topology, why = attempt(lambda: mhd.topology.from_networkx(graph, nodes=order))
+    if client is None:
+        assert why and "nodes" in why, (list(graph), order)
+        return False
     expected = np.zeros((len(graph), len(graph)))
     plain = len(graph) > 0
     for u, v, data in graph.edges(data=True):
@@ -99,10 +128,9 @@ def networkx_graphs(graph):
         if not isinstance(weight, int | float) or weight == 10**400:
             plain = False
             continue
-        expected[place[v], place[u]] += weight
+        expected[client[v], client[u]] += weight
         if not graph.is_directed() and u != v:
-            expected[place[u], place[v]] += weight
-    topology, why = attempt(lambda: mhd.topology.from_networkx(graph))
+            expected[client[u], client[v]] += weight
     if why is None and not plain:  # NumPy makes a number of a text, and of a single one in a tuple
         assert all(
             isinstance(data.get("weight", 1), int | float | str | tuple)

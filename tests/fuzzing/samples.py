@@ -3,12 +3,14 @@
 import io
 import os
 import pathlib
+import warnings
 
 import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
 import mhd_jax as mhd
+from mhd_jax.clients import build_backbone
 from tests.fuzzing.kinds import Trap, attempt, damages, kind, odd_values, one_in, scratch
 
 TYPES = ["u1", "f4", "f8", "f2", "i8", "i4", "u8", "?", "c8", "U3", "M8[s]", "m8[s]", "O"]
@@ -18,7 +20,7 @@ TYPES = ["u1", "f4", "f8", "f2", "i8", "i4", "u8", "?", "c8", "U3", "M8[s]", "m8
 def pictures(draw, samples):
     """An array of that many samples, mostly."""
     rng = np.random.default_rng(draw(st.integers(0, 99)))
-    shape = draw(st.sampled_from([(4, 4, 1), (3, 5, 3), (6,)]))
+    shape = draw(st.sampled_from([(4, 4, 1), (3, 5, 3), (6,), (3, 8, 8), (8, 8)]))
     if draw(one_in(10)):
         shape = draw(st.sampled_from([(1,), (), (0,), (2, 0, 1)]))
     images = rng.integers(0, 300 if draw(st.booleans()) else 255, (samples, *shape)).astype(float)
@@ -55,14 +57,19 @@ def data_sets(draw):
     if draw(one_in(4)):
         key = draw(st.sampled_from(["test_fraction", "num_classes"]))
         options[key] = draw(odd_values)
+    if draw(one_in(3)):
+        options["pixels"] = draw(st.sampled_from([True, False, None, 1, "yes"]))
     if draw(one_in(6)):
         options["class_names"] = draw(st.sampled_from([["a", "b"], "ab", ["a"] * 4, 5, [1, 2, 3]]))
     return images, labels, options
 
 
-def _values_fit(images) -> bool:
+def _values_fit(images, pixels) -> bool:
     if images.dtype.kind in "iu":
-        return True
+        least, most = (0, 255) if pixels else (-(2**31), 2**31 - 1)
+        return not images.size or (int(images.min()) >= least and int(images.max()) <= most)
+    if pixels:
+        return False
     if images.dtype.kind != "f":
         return False
     return bool((np.abs(images.astype(float)) <= np.finfo(np.float32).max).all())
@@ -73,8 +80,9 @@ def arrays(case):
     images, labels, options = case
     data, why = attempt(lambda: mhd.data.arrays(images, labels, **options))
     fits = images.ndim >= 2 and images.size > 0 and labels.shape == images.shape[:1]
-    fits = fits and _values_fit(images) and labels.dtype.kind in "iu"
-    if not fits:
+    pixels = options.pop("pixels", None)
+    fits = fits and _values_fit(images, pixels) and labels.dtype.kind in "iu"
+    if not fits or not (pixels is None or isinstance(pixels, bool)):
         assert why, case
         return False
     present = sorted({int(label) for label in labels})
@@ -90,6 +98,12 @@ def arrays(case):
     rows = np.concatenate([data.inputs, data.test_inputs])
     tags = np.concatenate([data.labels, data.test_labels])
     assert len(rows) == len(images) and np.isfinite(rows.astype(float)).all()
+    if images.dtype.kind == "f":
+        assert rows.dtype == np.float32
+    elif pixels is None:
+        assert (rows.dtype == np.uint8) == bool(images.min() >= 0 and images.max() <= 255)
+    else:
+        assert rows.dtype == (np.uint8 if pixels else np.int32)
 
     def sorted_rows(x, y):
         flat = np.column_stack([x.reshape(len(x), -1).astype(np.float32), y])
@@ -97,6 +111,33 @@ def arrays(case):
 
     np.testing.assert_array_equal(sorted_rows(rows, tags), sorted_rows(images, labels))
     return True
+
+
+@st.composite
+def layouts(draw):
+    """A model's name, an image's sides and channels, and where the channels are."""
+    name = draw(st.sampled_from(["mlp", "cnn", "lenet5", "resnet8", "mobilenetv2"]))
+    sides = draw(st.integers(1, 100)), draw(st.integers(1, 100))
+    channels = draw(st.sampled_from([1, 2, 3, 3, 4, 13]))
+    return name, sides, channels, draw(st.sampled_from(["last", "first", "none"]))
+
+
+@kind(layouts(), examples=60)
+def image_layouts(case):
+    name, sides, channels, where = case
+    shapes = {"last": (*sides, channels), "first": (channels, *sides), "none": sides}
+    _, why = attempt(lambda: build_backbone(name, None, shapes[where]))
+    least = 4 if name == "cnn" else 1
+    comparable = min(sides) > 4 and max(sides) <= 4 * min(sides)
+    if name == "mlp":
+        assert why is None
+    elif where == "last" and channels <= 4:
+        assert (why is None) == (min(sides) >= least), (case, why)
+    elif where == "first" and channels <= 4 and comparable:
+        assert "moveaxis" in why, (case, why)
+    elif where == "none":
+        assert "images[..., None]" in why, (case, why)
+    return why is None
 
 
 @kind(
@@ -165,13 +206,17 @@ def npz_files(case):
     return why is None
 
 
+SPLITS = [("train", "test"), ("Train", "VAL"), ("training", "valid"), ("train", "dev")]
+ODD_SPLITS = [("trn", "test"), ("train", "other"), ("train", "Training", "test")]
+LEFT_BEHIND = ["__MACOSX/a/0.png", ".git/0.png", "Thumbs.db", "desktop.ini", "readme.md"]
+
+
 @st.composite
 def image_folders(draw):
     """Files by path, and options."""
     files = {}
-    for split in draw(
-        st.sampled_from([("",), ("",), ("train", "test"), ("train",), ("train", "val")])
-    ):
+    splits = draw(st.sampled_from([("",), ("",), ("train",), *ODD_SPLITS, *SPLITS]))
+    for split in splits:
         classes = ("a", "b")
         if draw(one_in(6)):
             classes = draw(st.sampled_from([("a", "b", "ü"), ("a",), ()]))
@@ -181,7 +226,7 @@ def image_folders(draw):
                 mode, ending, damage = "RGB", ".png", None
                 if draw(one_in(20)):
                     mode = draw(st.sampled_from(["L", "P", "RGBA", "1", "I;16", "F"]))
-                    ending = draw(st.sampled_from([".bmp", ".tiff", ".txt", ".PNG"]))
+                    ending = draw(st.sampled_from([".bmp", ".tiff", ".txt", ".PNG", ".heic", ""]))
                     damage = draw(damages())
                 files[str(pathlib.PurePath(split, name, f"{i}{ending}"))] = (side, mode, damage)
     sizes, channels = [3, 1], [1, 3]
@@ -193,12 +238,15 @@ def image_folders(draw):
         "in_memory": draw(st.sampled_from([None, True, False])),
     }
     spoilt = draw(st.sampled_from([None] * 8 + ["link", "fifo", "folder", "bytes"]))
-    return files, {k: v for k, v in options.items() if v is not None}, spoilt
+    for name in draw(st.lists(st.sampled_from(LEFT_BEHIND), max_size=2, unique=True)):
+        files[name] = (4, "RGB", None)
+    return files, {k: v for k, v in options.items() if v is not None}, spoilt, splits
 
 
 @kind(image_folders())
 def folders_of_images(case):
-    files, options, spoil = case
+    files, options, spoil, splits = case
+    kept = {name: how for name, how in files.items() if name not in LEFT_BEHIND}
     with scratch() as root:
         top = root / "images"
         top.mkdir()
@@ -206,27 +254,37 @@ def folders_of_images(case):
             (top / name).parent.mkdir(parents=True, exist_ok=True)
             content = _encoded(pathlib.Path(name).suffix, side, mode)
             (top / name).write_bytes(damage(content) if damage else content)
-        first = next(top.rglob("*.png"), None)
+        first = next(iter(sorted(name for name in kept if name.endswith(".png"))), None)
         if first is not None:
-            _spoil(first, spoil)
+            _spoil(top / first, spoil)
 
         def read():
             data = mhd.data.load(top, **options)
             return data, np.asarray(data.inputs[np.arange(len(data.labels))])
 
-        found, why = attempt(read)
-    alike = {(side, mode, damage) for side, mode, damage in files.values()} == {(4, "RGB", None)}
-    usual = len({pathlib.Path(name).parts[-2] for name in files}) == 2 and len(files) % 10 == 0
-    usual &= not all(name.startswith(("test", "val")) for name in files)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found, why = attempt(read)
+    alike = {(side, mode, damage) for side, mode, damage in kept.values()} == {(4, "RGB", None)}
+    usual = len({pathlib.Path(name).parts[-2] for name in kept}) == 2 and len(kept) % 10 == 0
+    usual &= splits not in ODD_SPLITS and any(name.startswith(splits[0]) for name in kept)
     usual &= options.get("image_size", 1) in (1, 3) and options.get("channels", 3) in (1, 3)
-    if alike and usual and spoil in (None, "bytes") and all(n.endswith(".png") for n in files):
-        assert why is None, (files, why)
+    if splits in ODD_SPLITS and {pathlib.Path(name).parts[0] for name in kept} == {*splits}:
+        assert why, files
+    elif alike and usual and spoil in (None, "bytes") and all(n.endswith(".png") for n in kept):
+        assert why is None and not told, (files, why, told)
     if why is None:
         data, inputs = found
-        assert files and spoil in (None, "bytes") and inputs.dtype == np.uint8
+        assert kept and spoil in (None, "bytes") and inputs.dtype == np.uint8
         assert len(inputs) == len(data.labels)
         assert inputs.shape[-1] == options.get("channels", inputs.shape[-1])
         assert inputs.shape[1] == options.get("image_size", inputs.shape[1])
+        unknown = [name for name in kept if pathlib.Path(name).suffix in (".heic", "")]
+        images = [name for name in kept if pathlib.Path(name).suffix not in (".heic", "", ".txt")]
+        assert len(data.labels) + len(data.test_labels) == len(images)
+        assert len(told) == bool(unknown), (files, told)
+        if unknown:
+            assert str(told[0].message).startswith(f"{len(unknown)} files of ")
     return why is None
 
 

@@ -181,3 +181,63 @@ def assignment_files(case):
             if exact:
                 np.testing.assert_array_equal(split.owner, owner)
     return why is None
+
+
+@st.composite
+def given_owners(draw):
+    """Owners [N] of 40 samples, mostly sound, and a form in which they are given."""
+    k = draw(st.integers(1, 4))
+    owner = np.random.default_rng(draw(st.integers(0, 99))).permutation(np.resize(range(-1, k), 40))
+    if draw(one_in(5)):
+        owner[draw(st.integers(0, 39))] = draw(st.sampled_from([-2, k, k + 1, 2**40]))
+    if draw(one_in(6)):
+        owner = owner[: draw(st.sampled_from([0, 1, 39]))]
+    form = draw(st.sampled_from(["array", "list", "rows", "list of rows", "function"]))
+    dtype = draw(st.sampled_from(["i8"] * 6 + ["i2", "u8", "f8", "U3", "O", "c8", "?"]))
+    spoilt = draw(st.sampled_from([None] * 6 + ["twice", "beyond", "nested", "text", "few", "odd"]))
+    return k, owner, form, dtype, spoilt, draw(odd_values)
+
+
+@kind(given_owners(), examples=40)
+def partitions_given(case):
+    k, owner, form, dtype, spoilt, odd = case
+    data = mhd.data.arrays(np.ones((50, 2)), np.arange(50) % 2)
+    with np.errstate(all="ignore"):
+        values = owner.astype(dtype)
+    given = values if form == "array" else values.tolist()
+    if dtype[0] in "iu" and "rows" not in form:
+        owner = values  # which may have run over
+    if "rows" in form:
+        rows = {client: np.flatnonzero(owner == client).tolist() for client in range(k)}
+        broken = {"twice": [1, 1], "beyond": [40], "nested": [[1]], "text": "ab", "odd": odd}
+        if spoilt in broken:
+            rows[0] = broken[spoilt]
+        elif spoilt == "few":
+            del rows[k - 1]
+        given = rows if form == "rows" else list(rows.values())
+    elif spoilt == "odd":
+        given = odd
+    if form == "function":
+        returned, given = given, lambda labels, k, c, rng: returned
+        if spoilt == "few":
+            given = lambda labels: returned
+    options = {"model": "mlp_small", "public_fraction": 0.0}
+    clients, why = attempt(lambda: mhd.make_clients(data, k, partition=given, **options))
+    exact = len(owner) == 40 and {*owner} - {-1} == {*range(k)}
+    if "rows" in form:
+        own = {row for row in range(len(owner)) if 0 <= owner[row] < k}
+        exact = {*range(k)} <= {*owner} and len(own) > 0 and spoilt is None
+    elif form == "function":
+        exact = len(owner) == 40 and {*range(k)} <= {*owner} <= {*range(-1, k)} and spoilt != "few"
+    if dtype[0] not in "iu" and "rows" not in form:
+        exact = False
+    if spoilt == "odd" or (dtype in ("O", "?") and "rows" not in form):  # as NumPy reads a list
+        return why is None
+    assert (why is None) == exact, (case, why)
+    if why is None:
+        expected = np.full(40, -1)
+        kept = (owner >= 0) & (owner < k)
+        expected[: len(owner)][kept] = owner[kept]
+        np.testing.assert_array_equal(clients.owner, expected)
+        assert clients.settings["partition"] == ("custom" if form == "function" else "given")
+    return why is None

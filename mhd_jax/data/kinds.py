@@ -1,0 +1,206 @@
+"""Of which shapes and types samples are: decided for a data set once, and asked of what comes later.
+
+Integers are pixels, kept as uint8 and scaled to [0, 1] on the device, or they stay integers, kept as
+int32: tokens, categories, counts. The type in which they are kept says which.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax.data.lazy import LazyImages
+from mhd_jax.errors import ConfigError
+
+PyTree = Any
+_MOST_CHANNELS = 4  # of which images that are not square are taken for channels first
+
+
+def as_arrays(given: Any, name: str) -> PyTree:
+    """What someone gives as samples, as an array or a dict of arrays; `name` is for the sentence."""
+    try:
+        if isinstance(given, Mapping):
+            return jax.tree.map(np.asarray, dict(given))
+        return given if isinstance(given, LazyImages) else np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} must be arrays: {error}.") from error
+
+
+def named_leaves(tree: PyTree, name: str) -> list[tuple[str, Any]]:
+    """The arrays of samples, each with the words that say which it is."""
+    return [
+        (name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
+    """Arrays in the types in which a data set keeps them.
+
+    Args:
+      inputs: an array, or a dict of arrays.
+      name: for sentences.
+      pixels: whether integers are pixels. None takes for pixels those of one array that lie in
+        0 … 255, and in a dict only uint8; it warns where they hardly look like pixels.
+
+    Raises:
+      ConfigError: what is no number, not finite, or an integer beyond its type.
+    """
+    several = isinstance(inputs, dict)
+    leaves = named_leaves(inputs, name)
+    if pixels and not any(leaf.dtype.kind in "iu" for _, leaf in leaves):
+        raise ConfigError(
+            f"pixels=True is for integers in 0 … 255, but {name} hold {shown(inputs)}; give "
+            "integers, or leave pixels out."
+        )
+
+    def of_array(name: str, values: Any) -> Any:
+        if values.dtype.kind not in "iu":
+            return _as_floats(values, name)
+        if pixels is False:
+            return _as_integers(values, name)
+        if pixels:
+            return _as_pixels(values, name)
+        if values.dtype != np.uint8 and (several or not _in_a_byte(values)):
+            return _as_integers(values, name)
+        if not isinstance(values, LazyImages) and (values.ndim <= 2 or values.max() <= 1):
+            warnings.warn(
+                f"{name} of shape {list(values.shape)} hold integers in {values.min()} … "
+                f"{values.max()}, which are taken for pixels and divided by 255; say pixels=True "
+                "if they are some, or pixels=False to keep integers.",
+                stacklevel=4,
+            )
+        return _as_pixels(values, name)
+
+    found = [of_array(*leaf) for leaf in leaves]
+    return jax.tree.unflatten(jax.tree.structure(inputs), found)
+
+
+def kind_of(inputs: PyTree) -> PyTree:
+    """The shape and type of one sample as it is kept, for each array."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
+
+
+def kept_as(kind: PyTree, given: Any, name: str, others: str) -> PyTree:
+    """Samples in the types in which a data set keeps its own.
+
+    Args:
+      kind: of the data set's samples, from `kind_of`.
+      given: an array or a dict of arrays, of the types that `kept` takes.
+      name, others: of these and of the data set's samples, for sentences.
+
+    Raises:
+      ConfigError: samples of other shapes or types, which are named with those expected.
+    """
+    inputs = as_arrays(given, name)
+    leaves = named_leaves(inputs, name)
+    structure: Any = jax.tree.structure(inputs)
+    expected: Any = jax.tree.structure(kind)
+    if structure != expected:
+        raise ConfigError(_unlike(name, shown(inputs), others, _shown_kind(kind)))
+    pairs = list(zip(leaves, jax.tree.leaves(kind), strict=True))
+    if all(a.shape == one.shape for (_, a), one in pairs):
+        raise ConfigError(
+            f"{name} must have shape [N, ...], but are one sample; give it as x[None]."
+        )
+    if not all(
+        a.shape and a.shape[1:] == one.shape and _same_family(a.dtype, one.dtype)
+        for (_, a), one in pairs
+    ):
+        raise ConfigError(_unlike(name, shown(inputs), others, _shown_kind(kind)))
+    if len({a.shape[0] for (_, a), _ in pairs}) > 1:
+        raise ConfigError(f"the parts of {name} must hold equally many samples.")
+    as_kept = {"uint8": _as_pixels, "int32": _as_integers, "float32": _as_floats}
+    found = [as_kept[one.dtype.name](a, part) for (part, a), one in pairs]
+    return jax.tree.unflatten(structure, found)
+
+
+def require_alike(some: PyTree, others: PyTree, name: str, other_name: str) -> None:
+    """Raises `ConfigError` unless samples, as they are kept, have the same shapes and types."""
+    if kind_of(some) != kind_of(others):
+        raise ConfigError(_unlike(name, shown(some), other_name, shown(others)))
+
+
+def shown(inputs: PyTree) -> str:
+    """The types and shapes of samples, in words."""
+    return _shown_kind(kind_of(inputs)) or "no array"
+
+
+def wrong_layout(shape: Sequence[int]) -> str | None:
+    """What is wrong with images of that shape, and what to do; None where nothing seems to be.
+
+    Images are [height, width, channels]. Those whose channels come first are told by few rows and
+    many channels.
+    """
+    if len(shape) == 2:
+        return (
+            f"samples have shape {list(shape)}, without an axis of channels; images[..., None] "
+            "adds one"
+        )
+    if len(shape) != 3:
+        return None
+    first, *sides = shape
+    few = first <= _MOST_CHANNELS and max(sides) <= 4 * min(sides)
+    if min(sides) > max(first, _MOST_CHANNELS) and (few or sides[0] == sides[1]):
+        return (
+            f"samples have shape {list(shape)}, channels first; numpy.moveaxis(images, 1, -1) puts "
+            "them last"
+        )
+    return None
+
+
+def _same_family(one: np.dtype, other: np.dtype) -> bool:
+    """Whether both are integers, or both floating-point numbers."""
+    return ({one.kind, other.kind} <= {"i", "u"}) or (one.kind == other.kind == "f")
+
+
+def _unlike(name: str, found: str, others: str, expected: str) -> str:
+    return (
+        f"{name} hold {found}, but {others} {expected}; make them alike (image_size resizes images "
+        "of a folder, pixels=False keeps integers of arrays)."
+    )
+
+
+def _shown_kind(kind: PyTree) -> str:
+    return ", ".join(
+        f"{f'{path} ' if path else ''}{a.dtype} of shape {list(a.shape)}"
+        for path, a in named_leaves(kind, "")
+    )
+
+
+def _in_a_byte(values: Any) -> bool:
+    return not values.size or (values.min() >= 0 and values.max() <= 255)
+
+
+def _as_pixels(values: Any, name: str) -> Any:
+    if values.dtype == np.uint8:
+        return values
+    if not _in_a_byte(values):
+        raise ConfigError(
+            f"{name} must be pixels in 0 … 255, but span {values.min()} … {values.max()}; scale "
+            "them, or keep integers by pixels=False."
+        )
+    return values.astype(np.uint8)
+
+
+def _as_integers(values: Any, name: str) -> np.ndarray:
+    if values.size and (values.min() < -(2**31) or values.max() >= 2**31):
+        raise ConfigError(
+            f"{name} holds integers beyond 32 bits; number them anew, or give float32."
+        )
+    return values.astype(np.int32)
+
+
+def _as_floats(values: Any, name: str) -> np.ndarray:
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ConfigError(f"{name} must be numbers, not {values.dtype}.")
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float32)
+    if not np.isfinite(stored).all():
+        raise ConfigError(
+            f"{name} hold NaN or infinity, or numbers beyond float32; clean them first."
+        )
+    return stored

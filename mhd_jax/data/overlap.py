@@ -1,0 +1,36 @@
+"""Samples that two sets have in common, where they should have none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax.data.lazy import LazyImages
+
+PyTree = Any
+
+
+def sample_keys(inputs: PyTree) -> np.ndarray:
+    """A number for each sample, int64 [N]; within this process equal samples have equal ones.
+
+    Images that are not read yet are told apart by their place on the disk: two such sets can be
+    compared with each other, but not with arrays.
+    """
+    keys = np.zeros(1, np.int64)
+    with np.errstate(over="ignore"):
+        for leaf in jax.tree.leaves(inputs):
+            own = leaf.keys[leaf.numbers] if isinstance(leaf, LazyImages) else _of_rows(leaf)
+            keys = keys * 1_000_003 + own
+    return keys
+
+
+def num_common(some: np.ndarray, others: np.ndarray) -> int:
+    """How many of some samples are among others, by their keys."""
+    return int(np.isin(some, others).sum())
+
+
+def _of_rows(array: np.ndarray) -> np.ndarray:
+    rows = np.ascontiguousarray(array).reshape(len(array), -1)
+    return np.fromiter((hash(row.tobytes()) for row in rows), np.int64, len(rows))
