@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -87,7 +87,7 @@ class _Digests:
             )
 
         lines = [made(jaxpr.constvars), made(jaxpr.invars)]
-        for equation in jaxpr.eqns:
+        for equation in _live(jaxpr):
             parameters = " ".join(
                 f"{name}={self._value(value)}"
                 for name, value in sorted(equation.params.items())
@@ -118,6 +118,20 @@ class _Digests:
         ):
             return "function"  # a rule of differentiation, say: what is made of it is in the jaxpr
         return re.sub(r"0x[0-9a-f]+", "", repr(value))  # addresses differ between processes
+
+
+def _live(jaxpr: Jaxpr) -> list[Any]:
+    """The equations on which results depend: a model that is drawn passes a batch for its shapes."""
+    needed, kept = set(_variables(jaxpr.outvars)), []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or needed.intersection(equation.outvars):
+            needed.update(_variables(equation.invars))
+            kept.append(equation)
+    return kept[::-1]
+
+
+def _variables(atoms: Iterable[Any]) -> Iterator[Any]:
+    return (atom for atom in atoms if not isinstance(atom, Literal))
 
 
 def _short(text: str) -> str:

@@ -44,6 +44,7 @@ def init_state(
     sample_batch: Batch,
     num_heads: int,
     same_start: bool | np.ndarray = False,
+    starts_optimizers: bool = True,
 ) -> State:
     """Fresh clients: each draws its own parameters from its own key.
 
@@ -54,6 +55,7 @@ def init_state(
       num_heads: H.
       same_start: whether all draw from the first client's key instead, or whose key each draws
         from, int [K].
+      starts_optimizers: whether to; who adds parameters does so after that, by `start_optimizers`.
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
     if isinstance(same_start, bool):
@@ -67,10 +69,19 @@ def init_state(
         model = group.client_model(num_heads, clients.num_classes)
         members = np.asarray(group.members)
         params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
-        opt_state = over_clients(group.optimizer.init)(params)
-        groups.append(GroupState(params, stats, opt_state, model, group.optimizer, group.members))
+        groups.append(GroupState(params, stats, (), model, group.optimizer, group.members))
     known = jax.tree.map(jnp.asarray, clients.label_sets)
-    return State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)
+    state = State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)
+    return start_optimizers(state) if starts_optimizers else state
+
+
+def start_optimizers(state: State) -> State:
+    """The same clients, each with its optimizer's first state."""
+    groups = [
+        dataclasses.replace(group, opt_state=over_clients(group.optimizer.init)(group.params))
+        for group in state.groups
+    ]
+    return dataclasses.replace(state, groups=tuple(groups))
 
 
 def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None = None) -> None:

@@ -70,8 +70,7 @@ def with_projections(state: State) -> State:
         own_keys = take_members(keys, group.members, state.num_clients)
         maps = over_clients(lambda key, w=width, t=dtype: drawn(key, w, t))(own_keys)
         params = {**group.params, "projections": maps} if maps else group.params
-        opt_state = over_clients(group.optimizer.init)(params)
-        groups.append(dataclasses.replace(group, params=params, opt_state=opt_state))
+        groups.append(dataclasses.replace(group, params=params))
     return dataclasses.replace(state, groups=tuple(groups))
 
 

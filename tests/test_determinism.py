@@ -19,6 +19,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.data import stream
 from mhd_jax.models import from_nnx
+from mhd_jax.run import prepare
 from tests.conftest import Linear, assert_trees_equal, tiny_dataset
 from tests.test_own_models import Net, Streams
 
@@ -294,6 +295,35 @@ def test_another_process_finds_the_same_bit_for_bit(name, elsewhere):
     for one, other in zip(found["history"], whole(name).history, strict=True):
         assert without(one, "seconds") == without(other, "seconds")
     assert without(found["summary"], "timing") == without(whole(name).summary, "timing")
+
+
+def texts():
+    """What each run's step is compiled from, and digests of its programs."""
+    found = {}
+    for name, run in RUNS.items():
+        settings = {"clients": CLIENTS} | without(SETTINGS, "eval_every") | run
+        made = prepare(**settings, num_devices=1)
+        found[name] = [made.lower(made.carry).as_text(), made.programs]
+    return found
+
+
+def test_programs_have_one_text_whatever_the_hash_seed(tmp_path):
+    """A second start compiles nothing anew."""
+    started = {}
+    for seed in ("1", "2"):
+        path = tmp_path / seed
+        program = (
+            "import json, pathlib; from tests import test_determinism as t; "
+            f"pathlib.Path({str(path)!r}).write_text(json.dumps(t.texts()))"
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", program]
+        where = pathlib.Path(__file__).parent.parent
+        started[path] = subprocess.Popen(command, cwd=where, env=environment)
+    here = texts()
+    for path, process in started.items():
+        assert process.wait(timeout=500) == 0
+        assert json.loads(path.read_text()) == here
 
 
 def assert_rounded(found, expected, rounding=ROUNDING):

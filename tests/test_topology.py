@@ -1,5 +1,6 @@
 """Graphs: their edges, where they come from, what is refused."""
 
+import itertools
 import pathlib
 
 import jax
@@ -68,11 +69,83 @@ def test_matrices_cycle_over_steps():
 
 def test_a_function_of_the_step():
     def alternating(step):
-        return jnp.where(step % 2 == 0, jnp.ones((4, 4)), 0)
+        return jnp.where(step % 2 == 0, 1 - jnp.eye(4), 0)
 
     topology = topologies.as_topology(alternating, 4)
     np.testing.assert_array_equal(topology.at(0), 1 - np.eye(4))
     np.testing.assert_array_equal(topology.at(1), np.zeros((4, 4)))
+
+
+def matching(key_of):
+    """A function of the step that pairs four clients in the order that a key gives."""
+
+    def graph(step):
+        order = jax.random.permutation(key_of(step), 4)
+        pairs = jnp.zeros((4, 4)).at[order[::2], order[1::2]].set(1)
+        return pairs + pairs.T
+
+    return graph
+
+
+def test_a_function_that_draws_from_the_step_goes_on():
+    own = topologies.as_topology(
+        matching(lambda step: jax.random.fold_in(jax.random.key(0), step)), 4
+    )
+    topologies.require_sound(own, 1000)
+    assert (
+        len({np.asarray(own.at(step)).tobytes() for step in range(30)}) == 3
+    )  # all that there are
+
+
+def drawn_with_numpy(step):
+    return np.triu(np.random.default_rng().random((4, 4)), 1)
+
+
+_CALLS = itertools.count()
+
+
+def counted(step):
+    return np.eye(4)[[next(_CALLS) % 3 + 1, 0, 0, 0]] * (1 - np.eye(4))
+
+
+@pytest.mark.parametrize("function", [drawn_with_numpy, jax.jit(drawn_with_numpy), counted])
+def test_a_function_that_would_be_frozen_is_refused(function):
+    with pytest.raises(mhd.ConfigError, match=r"frozen into one graph .* draw with jax\.random"):
+        topologies.as_topology(function, 4)
+
+
+def at_step(when, entry):
+    """A complete graph, but that client 1 has another weight at one step."""
+    return lambda step: (1 - jnp.eye(4)).at[entry[:2]].set(jnp.where(step == when, entry[2], 1))
+
+
+@pytest.mark.parametrize("when", [0, 17, 1999])
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ((1, 1, 1.0), r"at step \d+ must have an empty diagonal, but clients 1 have"),
+        ((1, 2, -1.0), r"at step \d+ must not be negative"),
+        ((1, 2, np.nan), r"at step \d+ must be finite"),
+    ],
+)
+def test_every_step_of_a_function_is_looked_at(entry, sentence, when):
+    if entry[0] == entry[1]:  # the diagonal is 0 at the other steps
+        function = lambda step: (1 - jnp.eye(4)).at[1, 1].set(jnp.where(step == when, 1.0, 0.0))
+    else:
+        function = at_step(when, entry)
+    own = topologies.as_topology(function, 4)
+    if when:
+        topologies.require_sound(own, when)  # a run that ends before
+    for topology in (own, mhd.topology.switch([(0, own), (5000, mhd.topology.ring(4))])):
+        with pytest.raises(mhd.ConfigError, match=sentence) as refusal:
+            topologies.require_sound(topology, 2000)
+        assert f"at step {when} " in str(refusal.value)
+
+
+def test_matrices_of_a_topology_made_by_hand_are_looked_at():
+    for matrices in (jnp.eye(4)[None], -jnp.ones((1, 4, 4))):
+        with pytest.raises(mhd.ConfigError, match="the topology custom must"):
+            mhd.simulate(mhd.Topology(matrices), mhd.make_clients("digits", 4), steps=1)
 
 
 def test_files(tmp_path):

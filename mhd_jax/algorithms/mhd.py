@@ -60,6 +60,7 @@ from mhd_jax.groups import (
     init_state,
     predict,
     shapes_said,
+    start_optimizers,
 )
 from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
@@ -199,11 +200,14 @@ def mhd(
             extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
         if num_aux_heads > 0 and not clients.learns_labels.all():
             extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
-        state = init_state(key, clients, sample_batch, num_heads, same_start)
+        state = init_state(
+            key, clients, sample_batch, num_heads, same_start, starts_optimizers=False
+        )
         if nu_emb > 0 and embedding_projection == "none":
             projection.require_equal_widths(state)
         if embedding_projection == "linear":
             state = projection.with_projections(state)
+        state = start_optimizers(state)
         if clients.adversaries:
             _require_no_replay(clients, num_snapshots)
             logits = shapes_said(state.groups[0], sample_batch).logits
