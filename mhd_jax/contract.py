@@ -118,6 +118,8 @@ def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> No
         key = jax.random.fold_in(jax.random.key(0), number)
         candidates = _made_candidates(key, shape, width, valid, spread=3.0**number)
         try:
+            jax.eval_shape(rule, key, candidates)  # as the step will call it
+            # One operation after the other: a compiler may simplify what is not a number away.
             targets = jnp.asarray(rule(key, candidates))
         except ConfigError:
             raise
