@@ -84,4 +84,4 @@ def _splits(builder: Any) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, computes=False)

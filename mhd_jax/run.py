@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import edges, groups, hops, hosts, memory, optim
+from mhd_jax import edges, groups, hops, hosts, memory, modes, optim
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -292,6 +292,7 @@ def _mean(values: np.ndarray) -> float | None:
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")
 
 
+@modes.standard()
 def prepare(
     topology: Any,
     clients: Clients,
@@ -319,6 +320,7 @@ def prepare(
     Raises:
       ConfigError: settings that cannot work.
     """
+    modes.require_devices()
     algorithm = _resolved(algorithm)
     optimizer = optim.SGD() if optimizer is None else optimizer
     require_kind("augment_public", "bool", augment_public)
