@@ -318,7 +318,7 @@ def mhd(
     def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
         """Diagnostics by teacher's place as those by client, see `mhd_jax.edges`."""
         found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
-        for name in seen.keys() - {"confidence"}:
+        for name in sorted(seen.keys() - {"confidence"}):
             found[name] = edges.by_client(seen[name], teachers, own_included)
         return found
 
