@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -26,6 +27,7 @@ from mhd_jax.decoration import reason
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
 _UNFORESEEN = 70  # the exit status of an error of this program, as sysexits.h has it
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
 _CACHE = flags.DEFINE_string(
@@ -93,6 +95,15 @@ def run(
             _exit(f"error: {error}", 3)
         except mhd.StorageError as error:
             _exit(f"error: {error}", 5)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            place = error.filename or "what this program leaves"
+            _exit(
+                f"error: {place} cannot be written ({error.strerror}). Make room, or see to it that "
+                "the folder may be written, and the same command goes on.",
+                5,
+            )
         except mhd.LostProcessError:
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:

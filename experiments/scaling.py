@@ -21,7 +21,7 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import launch
-from experiments.benchmark import alternating_medians, compilation, images_of_clients
+from experiments.benchmark import compilation, images_of_clients, in_turn
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import write_json
 from mhd_jax.drawing import Figure, save_figure
@@ -82,7 +82,7 @@ def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost
         holder[0] = run.advance(holder[0], steps)
         return holder[0]
 
-    seconds = alternating_medians(advance, repetitions=5)[0] / steps
+    seconds = in_turn(advance, repetitions=5).medians()[0] / steps
     return Cost(
         model,
         algorithm,

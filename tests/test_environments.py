@@ -279,6 +279,16 @@ def test_an_error_that_nobody_foresaw_has_a_status_of_its_own(call, monkeypatch)
     assert status == 70 and err.startswith("Traceback") and err.endswith("RuntimeError: odd\n")
 
 
+def test_a_folder_that_cannot_be_written_is_named(call, monkeypatch):  # noqa: F811
+    def main():
+        raise PermissionError(13, "Permission denied", "runs/report/table.json")
+
+    monkeypatch.setattr(train, "main", main)
+    status, _, err = call(train)
+    assert status == 5 and err.count("\n") == 1
+    assert err.startswith("error: runs/report/table.json cannot be written (Permission denied).")
+
+
 def test_a_cache_that_cannot_be_written_and_a_home_that_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     flags = ["-m", "experiments.train", *ALONE, "--workdir=w", "--eval_every=6"]

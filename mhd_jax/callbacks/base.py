@@ -106,8 +106,9 @@ class Callbacks(Callback):
             if not callback.may_fail:
                 tell(callback)
             elif place not in self._silent:
-                self._silent.add(place)
-                then = "It is told no more of this run, which goes on without it."
+                told, then = False, "It is told no more of this run, which goes on without it."
                 with decoration(type(callback).__name__, then, but=refusals):
                     tell(callback)
-                    self._silent.remove(place)
+                    told = True
+                if not told:
+                    self._silent.add(place)

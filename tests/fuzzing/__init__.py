@@ -5,7 +5,7 @@ from tests.fuzzing.kinds import KINDS, Kind, explore
 
 def every_kind() -> dict[str, Kind]:
     """All kinds by name."""
-    from tests.fuzzing import graphs, run_folders, samples, settings, splits  # noqa: F401  # which register theirs
+    from tests.fuzzing import environments, graphs, run_folders, samples, settings, splits  # noqa: F401  # which register theirs
 
     return KINDS
 
