@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any
 
 import rich.console
 
 
 class Console(rich.console.Console):
-    """Rich's console, but a reader who has gone, as `head` does, ends no program."""
+    """Rich's console, but a reader who has gone, as `head` does, ends no program.
+
+    And text like :cat: stays as it is.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Prints nothing from now on."""
