@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import cases, launch, seed_flags, sweep, tables
 from experiments import flags as run_flags
 from experiments.cases import Outcome
+from mhd_jax.drawing import Figure
+from mhd_jax.files import folder_here
 
 _CASES = (
     "algorithm=isolated,naive",
@@ -174,7 +174,7 @@ def main() -> None:
     axes = [cases.axis(text, "vary") for text in flags.FLAGS.vary or _CASES]
     sweep.check_axes(axes, "vary")
     found, notes = cases.read(cases.one_at_a_time(axes))
-    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/ablation")
+    workdir = folder_here(flags.FLAGS.workdir or "runs/ablation", "--workdir")
     seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
     rows = cases.by_case(outcomes)
@@ -183,9 +183,9 @@ def main() -> None:
     content = {"seeds": seeds, "rows": rows, "orderings": compared, "notes": notes}
     cells = lines(compared)
     markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{tables.markdown(_HEADINGS, cells)}"
-    drawn = {"ablation": sweep.figure(rows, [])}
+    drawn = {"ablation": lambda: sweep.figure(rows, [])}
     if compared:
-        drawn["orderings"] = figure(compared)
+        drawn["orderings"] = lambda: figure(compared)
     cases.write(workdir, outcomes, content, markdown, drawn)
     console = launch.console()
     console.print(sweep.rich_table(rows, len(seeds)))
@@ -199,4 +199,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.FLAGS.set_default("eval_every", _EVAL_EVERY)
-    launch.run(main)
+    launch.run(main, several_processes=True)

@@ -16,18 +16,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import launch, tables
 from experiments.comparison import as_cell, summarise
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import report
+from mhd_jax import hosts
 from mhd_jax.adversaries import KINDS
 from mhd_jax.checkpoint import write_json
+from mhd_jax.drawing import Figure, save_figure
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.figures import line_styles
+from mhd_jax.files import folder_here
 
 _NUM_CLIENTS = 8
 _COUNTS = flags.DEFINE_list("counts", ["0", "1", "2", "3"], "How many of the 8 clients lie.")
@@ -45,7 +46,7 @@ Found = dict[str, dict[int, Any]]
 def main() -> None:
     """Runs the study and writes what it shows."""
     console = launch.console()
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = folder_here(_WORKDIR.value, "--workdir")
     counts = _counts()
     found: Found = {}
     for count in counts:
@@ -54,11 +55,12 @@ def main() -> None:
             label = f"{count} × {kind}: {name}"
             found.setdefault(name, {})[count] = _run(algorithm, kind, count, folder, label)
     settings = {flag.name: flag.value for flag in (_KIND, _SEEDS, _STEPS)}
-    write_json(workdir / "adversaries.json", {"settings": settings, "beta_sh": found})
     lines = [[name, *(as_cell(each[count]) for count in counts)] for name, each in found.items()]
     headings = ["target_selection", *(f"{count} of {_NUM_CLIENTS}" for count in counts)]
-    (workdir / "adversaries.md").write_text(tables.markdown(headings, lines), encoding="utf-8")
-    report.save_figure(figure(found), workdir / "adversaries")
+    if hosts.is_main():
+        write_json(workdir / "adversaries.json", {"settings": settings, "beta_sh": found})
+        (workdir / "adversaries.md").write_text(tables.markdown(headings, lines), encoding="utf-8")
+        save_figure(lambda: figure(found), workdir / "adversaries")
     title = f"β_sh of honest clients' last head, others: {_KIND.value}"
     console.print(tables.rich(headings, lines, title))
     console.print(f"plot: {workdir / 'adversaries.png'}", markup=False, soft_wrap=True)
@@ -127,4 +129,4 @@ def figure(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Figure:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, several_processes=True)

@@ -2,8 +2,17 @@
 
   python -m experiments.benchmark --rows=cpu_vs_loop,cpu_floor --output=bench.json
 
-Times are medians over several repetitions after warm-up, compilation apart. The output is a
-JSON list of {"row", "value", "unit", "target", "met", "detail"}.
+Both sides of a ratio are taken in turn, after warm-up and compilation: a, b, a, b, …. Each pair has its
+own ratio; a row's value is their median, and its spread their quartiles. So what comes and goes on
+the machine hits both sides. What stays, another process say, does not: it takes a step that waits for the
+slower of two devices more than a product that any core computes. Rows against the matmul ceiling
+therefore count seconds of processors that this process got, not of the clock (the detail says how many
+cores each side kept busy). A row is marked as disturbed where other processes, or a hypervisor, took more
+than a tenth of the machine's processors meanwhile, or where the quartiles lie further apart than a fifth of
+the median.
+
+The output is a JSON list of {"row", "value", "unit", "target", "met", "detail", "spread", "others",
+"disturbed"}.
 """
 
 from __future__ import annotations
@@ -12,9 +21,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +35,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from absl import flags
 from flax import linen as nn
 from rich.table import Table
@@ -33,10 +43,11 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments import launch
 from mhd_jax import memory
+from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import build_backbone
 from mhd_jax.data.batching import draw_batch
 from mhd_jax.execution import Execution, client_mesh, over_clients, under
-from mhd_jax.files import expanded
+from mhd_jax.files import folder_here
 from mhd_jax.losses import private_cross_entropy
 from mhd_jax.models import ClientModel, resnet
 from mhd_jax.run import Run, prepare
@@ -44,7 +55,14 @@ from mhd_jax.run import Run, prepare
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measurement; `met` is None where this machine cannot tell, and `detail` says why."""
+    """One measurement.
+
+    Attributes:
+      met: None where this machine cannot tell, and `detail` says why.
+      spread: the quartiles of the ratios of which `value` is the median.
+      others: the share of the machine's processors that was not this program's, nor idle.
+      disturbed: whether that, or the spread, is too large to trust the value.
+    """
 
     row: str
     value: float | None
@@ -52,19 +70,99 @@ class Row:
     target: str
     met: bool | None
     detail: dict[str, Any]
+    spread: tuple[float, float] | None = None
+    others: float | None = None
+    disturbed: bool | None = None
 
 
-def alternating_medians(*calls: Callable[[], Any], repetitions: int = 9) -> list[float]:
-    """Median seconds of each call, taken in turn so that the machine's drift hits all alike."""
+_MOST_OF_OTHERS = 0.1  # of the machine's processors
+_WIDEST_SPREAD = 0.2  # of the median
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of calls that were taken in turn, [repetitions, calls].
+
+    Attributes:
+      clock: from a call's start to its end.
+      processors: that this process had meanwhile, of all its threads.
+    """
+
+    clock: np.ndarray
+    processors: np.ndarray
+
+    def medians(self) -> list[float]:
+        """By the clock, call by call."""
+        return [float(seconds) for seconds in np.median(self.clock, axis=0)]
+
+    def cores(self) -> list[float]:
+        """How many processors each call kept busy, medians."""
+        return [float(cores) for cores in np.median(self.processors / self.clock, axis=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """The median of ratios, and their quartiles."""
+
+    value: float
+    spread: tuple[float, float]
+
+    @classmethod
+    def of(cls, above: np.ndarray, below: np.ndarray) -> Ratio:
+        """Of pairs of numbers."""
+        low, middle, high = np.quantile(np.asarray(above) / np.asarray(below), (0.25, 0.5, 0.75))
+        return cls(float(middle), (float(low), float(high)))
+
+
+def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
+    """Times of calls taken in turn, so that the machine's drift hits all alike."""
     for call in calls:
         jax.block_until_ready(call())
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repetitions):
-        for call, taken in zip(calls, times, strict=True):
-            started = time.perf_counter()
+    times = np.zeros((2, repetitions, len(calls)))
+    for repetition in range(repetitions):
+        for place, call in enumerate(calls):
+            clock, processors = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
+            times[0, repetition, place] = time.perf_counter() - clock
+            times[1, repetition, place] = time.process_time() - processors
+    return Times(*times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processors:
+    """Seconds of the machine's processors so far: of all of them, idle ones, and this program's."""
+
+    all: float
+    idle: float
+    own: float
+
+    @classmethod
+    def now(cls) -> Processors:
+        """Those until now; this program's with its children that have ended."""
+        machine, own = psutil.cpu_times(), os.times()
+        counted = {name: value for name, value in machine._asdict().items() if "guest" not in name}
+        idle = machine.idle + getattr(machine, "iowait", 0.0)
+        return cls(sum(counted.values()), idle, sum(own[:4]))
+
+    def others_since(self, before: Processors) -> float:
+        """The share that others had since then, which a hypervisor's steal counts among."""
+        whole = self.all - before.all
+        rest = whole - (self.idle - before.idle) - (self.own - before.own)
+        return min(max(rest / whole, 0.0), 1.0) if whole > 0 else 0.0
+
+
+def judged(row: Row, others: float) -> Row:
+    """A row with the share that others had, and whether it is disturbed."""
+    disturbed = others > _MOST_OF_OTHERS
+    if row.spread is not None and row.value:
+        disturbed |= row.spread[1] - row.spread[0] > _WIDEST_SPREAD * abs(row.value)
+    return dataclasses.replace(row, others=others, disturbed=disturbed)
+
+
+def _row(
+    name: str, ratio: Ratio, unit: str, target: str, met: bool | None, detail: dict[str, Any]
+) -> Row:
+    return Row(name, ratio.value, unit, target, met, detail, ratio.spread)
 
 
 def dispatch() -> Row:
@@ -89,10 +187,12 @@ def dispatch() -> Row:
         holder[0] = run.advance(holder[0], steps)
         return holder[0]
 
-    together, apart = alternating_medians(dispatched, one_by_one)
-    ratio = together / apart
+    times = in_turn(dispatched, one_by_one)
+    ratio = Ratio.of(times.clock[:, 0], times.clock[:, 1])
+    together, apart = times.medians()
     detail = {"dispatch_ms_per_step": 10 * together, "calls_ms_per_step": 10 * apart}
-    return Row("dispatch", ratio, "times the time of the calls", "≤ 1.3", ratio <= 1.3, detail)
+    unit = "times the time of the calls"
+    return _row("dispatch", ratio, unit, "≤ 1.3", ratio.value <= 1.3, detail)
 
 
 def schedule() -> Row:
@@ -100,10 +200,11 @@ def schedule() -> Row:
     clients = mhd.make_clients("digits", 8)
     changing = mhd.topology.random_matching(8)
     runs = [prepare(graph, clients, "mhd") for graph in (changing, changing.at(0))]
-    times = _seconds_per_step(*runs, steps=100, repetitions=31)
-    ratio = times[0] / times[1]
-    detail = {"changing_ms_per_step": 1e3 * times[0], "static_ms_per_step": 1e3 * times[1]}
-    return Row("schedule", ratio, "times the time", "≤ 1.05", ratio <= 1.05, detail)
+    times = _of_steps(*runs, steps=100, repetitions=31)
+    ratio = Ratio.of(times.clock[:, 0], times.clock[:, 1])
+    by_steps = [1e3 * seconds for seconds in times.medians()]
+    detail = dict(zip(("changing_ms_per_step", "static_ms_per_step"), by_steps, strict=True))
+    return _row("schedule", ratio, "times the time", "≤ 1.05", ratio.value <= 1.05, detail)
 
 
 def pool() -> Row:
@@ -111,10 +212,11 @@ def pool() -> Row:
     clients = mhd.make_clients("digits", 8)
     pooled = mhd.algorithms.mhd(pool_size=4, pool_refresh=20)
     runs = [prepare("complete", clients, algorithm) for algorithm in (pooled, "mhd")]
-    times = _seconds_per_step(*runs, steps=100, repetitions=31)
-    ratio = times[0] / times[1]
-    detail = {"pool_ms_per_step": 1e3 * times[0], "fresh_ms_per_step": 1e3 * times[1]}
-    return Row("pool", ratio, "times the time", "none: what it costs", None, detail)
+    times = _of_steps(*runs, steps=100, repetitions=31)
+    ratio = Ratio.of(times.clock[:, 0], times.clock[:, 1])
+    pooled_seconds, fresh = times.medians()
+    detail = {"pool_ms_per_step": 1e3 * pooled_seconds, "fresh_ms_per_step": 1e3 * fresh}
+    return _row("pool", ratio, "times the time", "none: what it costs", None, detail)
 
 
 def numbers() -> Row:
@@ -140,9 +242,13 @@ def numbers() -> Row:
                 mhd.simulate_many(runs, eval_every=1000, progress=False)
             return time.perf_counter() - started
 
-    together, apart = seconds([settings]), seconds([[one] for one in settings])
+    pairs = np.array(
+        [(seconds([settings]), seconds([[one] for one in settings])) for _ in range(_FEW)]
+    )
+    together, apart = np.median(pairs, axis=0)
     detail = {"runs": len(settings), "together_seconds": together, "apart_seconds": apart}
-    return Row("numbers", together / apart, "times the time", "none: what it saves", None, detail)
+    ratio = Ratio.of(pairs[:, 0], pairs[:, 1])
+    return _row("numbers", ratio, "times the time", "none: what it saves", None, detail)
 
 
 def load() -> Row:
@@ -155,14 +261,15 @@ def load() -> Row:
         graph = mhd.topology.random_regular(num_clients, degree=4)
         runs.append(prepare(graph, clients, "mhd", steps=10_000))
     compiled = [compilation(run) for run in runs]
-    many, few = _seconds_per_step(*runs, steps=4, repetitions=7)
-    ratio = many / (4 * few)
+    times = _of_steps(*runs, steps=4, repetitions=7)
+    many, few = times.medians()
+    ratio = Ratio.of(times.clock[:, 0], 4 * times.clock[:, 1])
     detail = {
         "ms_per_step": [1e3 * many, 1e3 * few],
         "compile_seconds": [seconds for seconds, _ in compiled],
         "megabytes": [size / 1e6 for _, size in compiled],
     }
-    return Row("load", ratio, "times linear growth", "≤ 1.25", ratio <= 1.25, detail)
+    return _row("load", ratio, "times linear growth", "≤ 1.25", ratio.value <= 1.25, detail)
 
 
 def compilation(run: Run) -> tuple[float, int]:
@@ -178,6 +285,7 @@ def compilation(run: Run) -> tuple[float, int]:
 # ResNet-20 with EvoNorm on 32×32×3, batch 32: 16 clients train alone, with plain SGD.
 
 _CLIENTS, _BATCH = 16, 32
+_FEW = 3  # repetitions of what takes long
 
 
 def _gradient_step(model: ClientModel) -> Callable[[Any, jax.Array, jax.Array], Any]:
@@ -222,28 +330,58 @@ def _resnet20() -> dict[str, Any]:
 
 
 @functools.cache
-def _engine_step_seconds() -> float:
-    """A step of all 16 clients as the engine runs it, inside a loop over steps."""
+def _two_engine_steps() -> Callable[[], Any]:
+    """Two steps of all 16 clients as the engine runs them, inside a loop over steps."""
     setting = _resnet20()
     execution = Execution(
         chunk=1 if jax.default_backend() == "cpu" else None, mesh=client_mesh(_devices())
     )
     arrays = jax.device_put(setting["arrays"], execution.sharding(by_client=True))
     steps = _engine_steps(_gradient_step(setting["model"]), execution)
-    return alternating_medians(lambda: steps(*arrays, jnp.int32(2)), repetitions=5)[0] / 2
+    return lambda: steps(*arrays, jnp.int32(2))
 
 
 def _devices() -> int:
     return min(jax.device_count(), _CLIENTS)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ceiling:
+    """A large matrix product on the whole machine, against which arithmetic is held."""
+
+    call: Callable[[], Any]
+    flops: float
+
+
 @functools.cache
-def _matmul_ceiling(dtype: str = "float32") -> float:
-    """FLOP/s of a large matrix product on the whole machine."""
+def _ceiling(dtype: str = "float32") -> _Ceiling:
     size = 4096 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / alternating_medians(lambda: product(a))[0]
+    return _Ceiling(lambda: product(a), 2.0 * size**3)
+
+
+def _against_the_ceiling(
+    name: str, steps: Callable[[], Any], count: int, flops: float, target: float
+) -> Row:
+    """The arithmetic of so many steps at the rate of the matmul ceiling, over the time they take.
+
+    Both are seconds of processors.
+    """
+    ceiling = _ceiling()
+    times = in_turn(steps, ceiling.call, repetitions=7)
+    each = times.processors / np.array([count * flops, ceiling.flops])  # for a FLOP
+    ratio = Ratio.of(each[:, 1], each[:, 0])
+    seconds, product = times.medians()
+    cores = times.cores()
+    detail = {
+        "step_seconds": seconds / count,
+        "gflop": flops / 1e9,
+        "ceiling_gflops": ceiling.flops / product / 1e9,
+        "fraction_by_the_clock": count * flops / seconds / (ceiling.flops / product),
+        "cores_busy": {"step": cores[0], "ceiling": cores[1]},
+    }
+    return _cpu_row(name, ratio, "of the ceiling", f"≥ {target}", ratio.value >= target, detail)
 
 
 def cpu_vs_loop() -> Row:
@@ -253,11 +391,11 @@ def cpu_vs_loop() -> Row:
     def loop() -> Any:
         return [setting["one_client"](*arguments) for arguments in setting["each"]]
 
-    apart = alternating_medians(loop, repetitions=5)[0]
-    together = _engine_step_seconds()
-    ratio = apart / together
-    detail = {"engine_seconds": together, "loop_seconds": apart, "devices": _devices()}
-    return _cpu_row("cpu_vs_loop", ratio, "times faster", "≥ 1.3", ratio >= 1.3, detail)
+    times = in_turn(_two_engine_steps(), loop, repetitions=5)
+    ratio = Ratio.of(times.clock[:, 1], times.clock[:, 0] / 2)
+    together, apart = times.medians()
+    detail = {"engine_seconds": together / 2, "loop_seconds": apart, "devices": _devices()}
+    return _cpu_row("cpu_vs_loop", ratio, "times faster", "≥ 1.3", ratio.value >= 1.3, detail)
 
 
 def cpu_vs_vmap() -> Row:
@@ -266,31 +404,32 @@ def cpu_vs_vmap() -> Row:
     step = _gradient_step(setting["model"])
     with mock.patch.object(resnet, "Conv", nn.Conv):
         vmapped = jax.jit(jax.vmap(step)).lower(*setting["arrays"]).compile()
-    plain = alternating_medians(lambda: vmapped(*setting["arrays"]), repetitions=1)[0]
-    together = _engine_step_seconds()
-    ratio = plain / together
-    detail = {"engine_seconds": together, "vmap_seconds": plain}
-    return _cpu_row("cpu_vs_vmap", ratio, "times faster", "≥ 5", ratio >= 5, detail)
+    times = in_turn(_two_engine_steps(), lambda: vmapped(*setting["arrays"]), repetitions=_FEW)
+    ratio = Ratio.of(times.clock[:, 1], times.clock[:, 0] / 2)
+    together, plain = times.medians()
+    detail = {"engine_seconds": together / 2, "vmap_seconds": plain}
+    return _cpu_row("cpu_vs_vmap", ratio, "times faster", "≥ 5", ratio.value >= 5, detail)
 
 
 def cpu_floor() -> Row:
     """The step's arithmetic at the matmul ceiling, over the time that it takes."""
-    together, ceiling = _engine_step_seconds(), _matmul_ceiling()
-    fraction = _resnet20()["flops"] / ceiling / together
-    detail = {
-        "engine_seconds": together,
-        "gflop": _resnet20()["flops"] / 1e9,
-        "ceiling_gflops": ceiling / 1e9,
-    }
-    return _cpu_row("cpu_floor", fraction, "of the ceiling", "≥ 0.5", fraction >= 0.5, detail)
+    flops = _resnet20()["flops"]
+    return _against_the_ceiling("cpu_floor", _two_engine_steps(), 2, flops, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class _SmallClients:
-    """Seconds of a step of many small clients, alone: as the engine runs it, and one by one."""
+    """Steps of many small clients, alone: as the engine runs them, and one of them client by client.
 
-    together: float
-    apart: float
+    Attributes:
+      together, apart: the calls.
+      steps: how many the first takes.
+      flops: of a step of all.
+    """
+
+    together: Callable[[], Any]
+    apart: Callable[[], Any]
+    steps: int
     flops: float
 
 
@@ -305,26 +444,29 @@ def _small_clients(model_name: str, shape: tuple[int, ...], steps: int = 20) -> 
     engine_steps = _engine_steps(step, execution)
     one_client = jax.jit(step)
     each = [jax.tree.map(lambda a, i=i: a[i], (params, inputs, labels)) for i in range(num_clients)]
-    together, apart = alternating_medians(
-        lambda: engine_steps(*arrays, jnp.int32(steps)),
-        lambda: [one_client(*arguments) for arguments in each],
-    )
     analysis: Any = one_client.lower(*each[0]).compile().cost_analysis()
-    return _SmallClients(together / steps, apart, num_clients * analysis["flops"])
+    return _SmallClients(
+        together=lambda: engine_steps(*arrays, jnp.int32(steps)),
+        apart=lambda: [one_client(*arguments) for arguments in each],
+        steps=steps,
+        flops=num_clients * analysis["flops"],
+    )
 
 
 def small_vs_loop() -> Row:
     """64 clients with the demo's MLP: the engine against a loop of jitted steps."""
-    found = _small_clients("mlp", (8, 8, 1))
-    ratio = found.apart / found.together
-    floor = found.flops / _matmul_ceiling()
+    found, ceiling = _small_clients("mlp", (8, 8, 1)), _ceiling()
+    times = in_turn(found.together, found.apart, ceiling.call, repetitions=21)
+    ratio = Ratio.of(times.clock[:, 1], times.clock[:, 0] / found.steps)
+    together, apart, product = times.medians()
+    floor = found.flops / ceiling.flops * product
     detail = {
-        "engine_ms": 1e3 * found.together,
-        "loop_ms": 1e3 * found.apart,
-        "fraction_of_the_ceiling": floor / found.together,
-        "ratio_at_the_ceiling": found.apart / floor,
+        "engine_ms": 1e3 * together / found.steps,
+        "loop_ms": 1e3 * apart,
+        "fraction_of_the_ceiling": floor / (together / found.steps),
+        "ratio_at_the_ceiling": apart / floor,
     }
-    return Row("small_vs_loop", ratio, "times faster", "≥ 5", ratio >= 5, detail)
+    return _row("small_vs_loop", ratio, "times faster", "≥ 5", ratio.value >= 5, detail)
 
 
 def gpu_small() -> Row:
@@ -332,9 +474,11 @@ def gpu_small() -> Row:
     if jax.default_backend() != "gpu":
         return _unmeasured("gpu_small", "times faster", "≥ 8", _NO_GPU)
     found = _small_clients("lenet5", (28, 28, 1))
-    ratio = found.apart / found.together
-    detail = {"engine_ms": 1e3 * found.together, "loop_ms": 1e3 * found.apart}
-    return Row("gpu_small", ratio, "times faster", "≥ 8", ratio >= 8, detail)
+    times = in_turn(found.together, found.apart)
+    ratio = Ratio.of(times.clock[:, 1], times.clock[:, 0] / found.steps)
+    together, apart = times.medians()
+    detail = {"engine_ms": 1e3 * together / found.steps, "loop_ms": 1e3 * apart}
+    return _row("gpu_small", ratio, "times faster", "≥ 8", ratio.value >= 8, detail)
 
 
 def gpu_resnet34() -> Row:
@@ -353,13 +497,18 @@ def _many_against_one(
     run = _engine_steps(_gradient_step(model), Execution())
     many = _made_clients(model, num_clients, batch_size, shape)
     one = _made_clients(model, 1, num_clients * batch_size, shape)
-    apart, together = alternating_medians(
-        lambda: run(*many, jnp.int32(steps)), lambda: run(*one, jnp.int32(steps)), repetitions=5
+    product = _ceiling("bfloat16")
+    times = in_turn(
+        lambda: run(*many, jnp.int32(steps)),
+        lambda: run(*one, jnp.int32(steps)),
+        product.call,
+        repetitions=5,
     )
     # A loop's body counts once, whatever its trip count.
     analysis: Any = run.lower(*one, jnp.int32(1)).compile().cost_analysis()
-    ceiling = _matmul_ceiling("bfloat16")
-    ratio = together / apart
+    apart, together, seconds = times.medians()
+    ceiling = product.flops / seconds
+    ratio = Ratio.of(times.clock[:, 1], times.clock[:, 0])
     detail = {
         "clients_seconds": apart / steps,
         "one_client_seconds": together / steps,
@@ -368,7 +517,7 @@ def _many_against_one(
         "clients_mfu": analysis["flops"] * steps / apart / ceiling,
         "one_client_mfu": analysis["flops"] * steps / together / ceiling,
     }
-    return Row(row, ratio, "of the rate", "≥ 0.8", ratio >= 0.8, detail)
+    return _row(row, ratio, "of the rate", "≥ 0.8", ratio.value >= 0.8, detail)
 
 
 def _made_clients(
@@ -395,16 +544,21 @@ def _engine_steps(step: Callable[..., Any], execution: Execution) -> Any:
     return steps
 
 
-def _seconds_per_step(*runs: Run, steps: int, repetitions: int = 9) -> list[float]:
-    """Medians over dispatches of so many steps, the runs in turn."""
-    holders = [run.advance(run.start(), 0) for run in runs]
+def dispatches(run: Run, steps: int) -> Callable[[], Any]:
+    """A call that takes so many steps of a run, each time from where it is."""
+    holder = [run.advance(run.start(), 0)]
 
-    def advance(i: int) -> Any:
-        holders[i] = runs[i].advance(holders[i], steps)
-        return holders[i]
+    def advance() -> Any:
+        holder[0] = run.advance(holder[0], steps)
+        return holder[0]
 
-    calls = [functools.partial(advance, i) for i in range(len(runs))]
-    return [seconds / steps for seconds in alternating_medians(*calls, repetitions=repetitions)]
+    return advance
+
+
+def _of_steps(*runs: Run, steps: int, repetitions: int = 9) -> Times:
+    """Times of a step, from dispatches of so many, the runs in turn."""
+    times = in_turn(*(dispatches(run, steps) for run in runs), repetitions=repetitions)
+    return Times(times.clock / steps, times.processors / steps)
 
 
 _MHD_SETTINGS: dict[str, Any] = {
@@ -434,10 +588,11 @@ def mhd_overhead() -> Row:
     together = prepare("complete", clients, "mhd", **_MHD_SETTINGS)
     both = {**_MHD_SETTINGS, "batch_size": 2 * _BATCH}
     alone = prepare("empty", clients, "isolated", **both)
-    times = _seconds_per_step(together, alone, steps=1, repetitions=5)
-    ratio = times[0] / times[1]
-    detail = {"mhd_seconds": times[0], "isolated_seconds": times[1], "graph": "complete"}
-    return Row("mhd_overhead", ratio, "times the time", "≤ 1.10", ratio <= 1.1, detail)
+    times = _of_steps(together, alone, steps=1, repetitions=5)
+    ratio = Ratio.of(times.clock[:, 0], times.clock[:, 1])
+    of_mhd, isolated = times.medians()
+    detail = {"mhd_seconds": of_mhd, "isolated_seconds": isolated, "graph": "complete"}
+    return _row("mhd_overhead", ratio, "times the time", "≤ 1.10", ratio.value <= 1.1, detail)
 
 
 def mixed() -> Row:
@@ -447,10 +602,11 @@ def mixed() -> Row:
         clients = images_of_clients(4 * len(models), [name for name in models for _ in range(4)])
         return prepare("complete", clients, "mhd", **_MHD_SETTINGS)
 
-    together, *apart = _seconds_per_step(of("cnn", "resnet8"), of("cnn"), of("resnet8"), steps=2)
-    ratio = together / sum(apart)
+    times = _of_steps(of("cnn", "resnet8"), of("cnn"), of("resnet8"), steps=2)
+    ratio = Ratio.of(times.clock[:, 0], times.clock[:, 1:].sum(axis=1))
+    together, *apart = times.medians()
     detail = {"mixed_seconds": together, "apart_seconds": apart}
-    return Row("mixed", ratio, "times the time", "≤ 1.10", ratio <= 1.1, detail)
+    return _row("mixed", ratio, "times the time", "≤ 1.10", ratio.value <= 1.1, detail)
 
 
 class _Glance(nn.Module):
@@ -469,46 +625,61 @@ def streamed() -> Row:
         prepare("complete", clients, "mhd", data_placement=where, **_MHD_SETTINGS)
         for where in ("device", "host")
     ]
-    held, fed = _seconds_per_step(*runs, steps=200)
-    ratio = held / fed
+    times = _of_steps(*runs, steps=200)
+    ratio = Ratio.of(times.clock[:, 0], times.clock[:, 1])
+    held, fed = times.medians()
     detail = {"device_ms_per_step": 1e3 * held, "host_ms_per_step": 1e3 * fed}
-    return Row("streamed", ratio, "of the rate", "≥ 0.8", ratio >= 0.8, detail)
+    return _row("streamed", ratio, "of the rate", "≥ 0.8", ratio.value >= 0.8, detail)
 
 
 def compile_growth() -> Row:
     """Compile time of the MHD train step with LeNet-5: 64 clients over 4."""
-    seconds = {}
+
+    def seconds(num_clients: int) -> float:
+        clients = mhd.make_clients("digits", num_clients, "lenet5", partition="iid")
+        run = prepare("ring", clients, "mhd", steps=10)
+        carry = run.start()
+        jax.clear_caches()
+        started = time.perf_counter()
+        jax.block_until_ready(run.advance(carry, 0))
+        return time.perf_counter() - started
+
     with no_compilation_cache():
-        for num_clients in (4, 64):
-            clients = mhd.make_clients("digits", num_clients, "lenet5", partition="iid")
-            run = prepare("ring", clients, "mhd", steps=10)
-            carry = run.start()
-            started = time.perf_counter()
-            jax.block_until_ready(run.advance(carry, 0))
-            seconds[num_clients] = time.perf_counter() - started
-    ratio = seconds[64] / seconds[4]
-    detail = {f"seconds_{k}": value for k, value in seconds.items()}
-    return Row("compile_growth", ratio, "times the time", "≤ 1.5", ratio <= 1.5, detail)
+        pairs = np.array([(seconds(64), seconds(4)) for _ in range(_FEW)])
+    ratio = Ratio.of(pairs[:, 0], pairs[:, 1])
+    many, few = np.median(pairs, axis=0)
+    detail = {"seconds_64": many, "seconds_4": few}
+    return _row("compile_growth", ratio, "times the time", "≤ 1.5", ratio.value <= 1.5, detail)
 
 
 def compile_cache() -> Row:
-    """A second start's compilation over the first one's, with the cache on disk: two processes."""
-    program = (
-        "import sys; from experiments import train; from experiments.launch import run; "
-        "sys.argv = sys.argv[:1] + sys.argv[1:]; run(train.main)"
-    )
-    seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        for start in ("first", "second"):
-            workdir = pathlib.Path(folder) / start
-            arguments = [f"--workdir={workdir}", f"--compilation_cache={folder}/cache", "--steps=1"]
-            command = [sys.executable, "-c", program, *arguments]
-            subprocess.run(command, check=True, capture_output=True)
-            summary = json.loads((workdir / "summary.json").read_text())
-            seconds.append(summary["timing"]["compile_seconds"])
-    ratio = seconds[1] / seconds[0]
-    detail = {"first_seconds": seconds[0], "second_seconds": seconds[1]}
-    return Row("compile_cache", ratio, "of the first", "≤ 0.25", ratio <= 0.25, detail)
+    """A second start's compilation over the first one's, with the cache on disk.
+
+    Each start is a process with another hash seed, by which Python's sets have another order; after a
+    first one come two that find its programs.
+    """
+    program = "from experiments import train; from experiments.launch import run; run(train.main)"
+
+    def compile_seconds(folder: pathlib.Path, hash_seed: int) -> float:
+        workdir = folder / str(hash_seed)
+        arguments = [f"--workdir={workdir}", f"--compilation_cache={folder}/cache", "--steps=1"]
+        command = [sys.executable, "-c", program, *arguments]
+        environ = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+        subprocess.run(command, check=True, capture_output=True, env=environ)
+        summary = json.loads((workdir / "summary.json").read_text())
+        return float(summary["timing"]["compile_seconds"])
+
+    pairs = []
+    for again in range(_FEW):
+        with tempfile.TemporaryDirectory() as folder:
+            first, *seconds = (
+                compile_seconds(pathlib.Path(folder), 3 * again + start) for start in range(3)
+            )
+            pairs += [(second, first) for second in seconds]
+    found = np.array(pairs)
+    ratio = Ratio.of(found[:, 0], found[:, 1])
+    detail = {"first_seconds": found[::2, 1].tolist(), "second_seconds": found[:, 0].tolist()}
+    return _row("compile_cache", ratio, "of the first", "≤ 0.25", ratio.value <= 0.25, detail)
 
 
 def cpu_gossip() -> Row:
@@ -525,10 +696,7 @@ def cpu_ccl() -> Row:
 def _on_a_ring(row: str, algorithm: str, flops: float) -> Row:
     clients = images_of_clients(_CLIENTS, norm="evonorm")
     run = prepare("ring", clients, algorithm, batch_size=_BATCH, steps=1000)
-    (seconds,), ceiling = _seconds_per_step(run, steps=2, repetitions=3), _matmul_ceiling()
-    fraction = flops / ceiling / seconds
-    detail = {"step_seconds": seconds, "gflop": flops / 1e9, "ceiling_gflops": ceiling / 1e9}
-    return _cpu_row(row, fraction, "of the ceiling", "≥ 0.48", fraction >= 0.48, detail)
+    return _against_the_ceiling(row, dispatches(run, 2), 2, flops, 0.48)
 
 
 def peak_memory() -> Row:
@@ -570,11 +738,11 @@ def sharded() -> Row:
 
 
 def _cpu_row(
-    name: str, value: float, unit: str, target: str, met: bool, detail: dict[str, Any]
+    name: str, ratio: Ratio, unit: str, target: str, met: bool, detail: dict[str, Any]
 ) -> Row:
     if jax.default_backend() != "cpu":
         return _unmeasured(name, unit, target, "this row is about CPUs")
-    return Row(name, value, unit, target, met, detail)
+    return _row(name, ratio, unit, target, met, detail)
 
 
 def _unmeasured(name: str, unit: str, target: str, why: str) -> Row:
@@ -625,29 +793,35 @@ def main() -> None:
     unknown = [name for name in _ROWS.value if name not in ROWS]
     if unknown or not _ROWS.value:
         raise mhd.ConfigError(f"--rows takes {', '.join(ROWS)}; unknown: {', '.join(unknown)}.")
+    output = folder_here(_OUTPUT.value, "--output") if _OUTPUT.value else None
     device = jax.devices()[0]
     table = Table(
         "row",
         "value",
+        "spread",
         "unit",
         "target",
         "met",
+        "others",
         title=f"{jax.device_count()} × {device.device_kind}",
     )
     rows = []
     for name in _ROWS.value:
+        before = Processors.now()
         row = ROWS[name]()
+        row = judged(row, Processors.now().others_since(before))
         rows.append(row)
         table.add_row(
             row.row,
             "–" if row.value is None else f"{row.value:.2f}",
+            "–" if row.spread is None else "{:.2f}–{:.2f}".format(*row.spread),
             row.unit,
             row.target,
             {True: "yes", False: "no", None: "–"}[row.met],
+            f"{row.others:.0%}{', disturbed' if row.disturbed else ''}",
         )
-        if _OUTPUT.value:  # after every row, so that none is lost
-            text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
-            expanded(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")
+        if output is not None:  # after every row, so that none is lost
+            write_json(output, [dataclasses.asdict(row) for row in rows])
     launch.console().print(table)
 
 

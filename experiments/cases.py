@@ -14,22 +14,22 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 from absl import flags
 from absl.testing import flagsaver
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments.comparison import spread
 from experiments.settings import RunSettings, simulate_cases
 from experiments.watching import watchers
-from mhd_jax import hosts, memory, report
+from mhd_jax import hosts, memory
 from mhd_jax.checkpoint import write_json
+from mhd_jax.drawing import Figure, save_figure
 from mhd_jax.figures import METRICS
 
 CONFIDENCE = 0.95
@@ -296,7 +296,7 @@ def write(
     outcomes: Sequence[Outcome],
     content: Mapping[str, Any],
     markdown: str,
-    drawn: Mapping[str, Figure],
+    drawn: Mapping[str, Callable[[], Figure]],
 ) -> None:
     """Writes results.csv and results.jsonl, table.json and table.md, and figures by their names."""
     if not hosts.is_main():
@@ -312,5 +312,5 @@ def write(
     (workdir / "results.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     write_json(workdir / "table.json", content)
     (workdir / "table.md").write_text(markdown, encoding="utf-8")
-    for name, figure in drawn.items():
-        report.save_figure(figure, workdir / name)
+    for name, make in drawn.items():
+        save_figure(make, workdir / name)

@@ -9,14 +9,13 @@ The same command again takes up what was cut and only reads what has finished.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import launch, seed_flags
 from experiments.comparison import compare, rich_table
+from mhd_jax.files import folder_here
 
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
@@ -38,15 +37,15 @@ def main() -> None:
         if unused:
             notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
     settings = run_flags.settings()
-    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/compare")
+    workdir = folder_here(flags.FLAGS.workdir or "runs/compare", "--workdir")
     seeds = seed_flags.values()
     rows = compare(settings, algorithms, seeds, workdir, notes)
     console = launch.console()
     console.print(rich_table(rows, f"mean over clients, {len(seeds)} seed(s)"))
     for note in notes:
         console.print(note, markup=False)
-    console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)
+    launch.tell_report(workdir)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, several_processes=True)

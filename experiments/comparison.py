@@ -16,6 +16,7 @@ from experiments.watching import watchers
 from mhd_jax import hosts, report
 from mhd_jax.checkpoint import FinishedRun, jsonable, read_json, read_run, write_json
 from mhd_jax.data import assignment
+from mhd_jax.decoration import decoration
 from mhd_jax.figures import METRICS
 
 Row = dict[str, Any]
@@ -77,7 +78,9 @@ def write(
     """Writes table.json, with what there is to say `about` the comparison, table.md and the report."""
     write_json(folder / "table.json", {**about, "rows": rows, "notes": list(notes)})
     (folder / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
-    report.write_comparison(folder, rows, runs, notes)
+    again = "The tables are there; the same command tries again."
+    with decoration(f"the report of {folder}", again):
+        report.write_comparison(folder, rows, runs, notes)
 
 
 def _check_folder(

@@ -37,6 +37,7 @@ import mhd_jax as mhd
 from experiments import launch
 from mhd_jax import manifest
 from mhd_jax.checkpoint import read_json, write_json
+from mhd_jax.files import folder_here
 
 _KILLS = flags.DEFINE_integer("kills", 50, "How many times a process is killed.", lower_bound=1)
 _SIGNAL = flags.DEFINE_enum("signal", "kill", ["kill", "term"], "What kills it.")
@@ -83,8 +84,8 @@ class Folder:
         return metrics.stat().st_size if metrics.exists() else 0
 
     def report_begun(self) -> bool:
-        """Whether plots are there, and the summary is not."""
-        return any(self.path.glob("*.png")) and not (self.path / "summary.json").exists()
+        """Whether plots are there, and the page is not."""
+        return any(self.path.glob("*.png")) and not (self.path / "report.html").exists()
 
     def _checkpoints(self) -> list[str]:
         try:
@@ -172,7 +173,7 @@ def _arrays(checkpoint: pathlib.Path) -> dict[str, tuple[Any, ...]]:
 
 def main() -> None:
     """Kills, starts again and compares."""
-    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    workdir = folder_here(_WORKDIR.value, "--workdir").absolute()
     if workdir.exists():
         raise mhd.ConfigError(f"{workdir} exists; choose another workdir, or delete it.")
     workdir.mkdir(parents=True)

@@ -11,7 +11,6 @@ convergence.json, convergence.md, convergence.png and .svg.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import Array
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import launch, tables
-from mhd_jax import report
 from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import Clients, build_backbone
+from mhd_jax.drawing import Figure, save_figure
 from mhd_jax.figures import line_styles
+from mhd_jax.files import folder_here, make_folder
 from mhd_jax.groups import all_params, all_stats, forward, private_gradients
 from mhd_jax.memory import num_bytes
 from mhd_jax.models import ClientModel
@@ -151,6 +150,8 @@ def message_bytes() -> list[dict[str, Any]]:
 def main() -> None:
     """Follows all runs and writes what they show."""
     console = launch.console()
+    workdir = folder_here(_WORKDIR.value, "--workdir")
+    make_folder(workdir, "workdir")  # before the runs, which take long
     clients = mhd.make_clients("digits", _CLIENTS.value, seed=_SEED.value)
     first = _GRAPHS.value[0]
     cases = [(graph, _RHO, "decreasing") for graph in _GRAPHS.value]
@@ -164,15 +165,13 @@ def main() -> None:
         records = follow(clients, graph, rho, schedule)
         runs.append({"graph": graph, "rho": rho, "schedule": schedule, "records": records})
     sent = message_bytes()
-    workdir = pathlib.Path(_WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
     settings = {flag.name: flag.value for flag in (_STEPS, _CLIENTS, _RATE, _PUBLIC, _SEED)}
     write_json(workdir / "convergence.json", {"settings": settings, "runs": runs, "bytes": sent})
     convergence, traffic = _tables(runs, sent)
     (workdir / "convergence.md").write_text(
         tables.markdown(*convergence) + "\n" + tables.markdown(*traffic), encoding="utf-8"
     )
-    report.save_figure(figure(runs), workdir / "convergence")
+    save_figure(lambda: figure(runs), workdir / "convergence")
     console.print(tables.rich(*convergence), tables.rich(*traffic))
     console.print(f"plot: {workdir / 'convergence.png'}", markup=False, soft_wrap=True)
 

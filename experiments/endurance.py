@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,13 +21,14 @@ import jax
 import numpy as np
 import psutil
 from absl import flags
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import launch, tables, train, watching
-from mhd_jax import engine, memory, report
+from mhd_jax import drawing, engine, memory
 from mhd_jax.checkpoint import write_json
+from mhd_jax.drawing import Figure
+from mhd_jax.files import folder_here
 
 flags.adopt_module_key_flags(train)
 
@@ -131,7 +131,7 @@ def main() -> None:
     """Trains, counts and judges."""
     algorithm, _ = run_flags.algorithm(flags.FLAGS.algorithm, strict=True)
     settings = run_flags.settings()
-    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/endurance")
+    workdir = folder_here(flags.FLAGS.workdir or "runs/endurance", "--workdir")
     watch = Watch()
     settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], [watch, *watching.watchers()])
     if len(watch.counts) < _FEWEST:
@@ -147,7 +147,7 @@ def main() -> None:
         "resident_bytes_per_1000_steps": slope(watch.counts),
     }
     write_json(workdir / "endurance.json", content)
-    report.save_figure(figure(watch.counts), workdir / "endurance")
+    drawing.save_figure(lambda: figure(watch.counts), workdir / "endurance")
     console = launch.console()
     lines = [[name.replace("_", " "), f"{a:,.0f}", f"{b:,.0f}"] for name, (a, b) in found.items()]
     console.print(tables.rich(["median", "second quarter", "last quarter"], lines))

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
@@ -26,9 +25,11 @@ from experiments import launch, seed_flags, tables
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import report
+from mhd_jax import hosts
 from mhd_jax.checkpoint import write_json
+from mhd_jax.drawing import Figure, save_figure
 from mhd_jax.figures import METRICS, head_colours
+from mhd_jax.files import folder_here
 
 _SMALL = flags.DEFINE_string("small", "mlp_small", "Backbone of the small clients.")
 _LARGE = flags.DEFINE_string("large", "mlp_large", "Backbone of the large ones.")
@@ -224,14 +225,15 @@ def main() -> None:
     if unknown:
         raise mhd.ConfigError(f"--cases takes {', '.join(known)}; unknown: {', '.join(unknown)}.")
     chosen = {name: known[name] for name in known if not _CHOSEN.value or name in _CHOSEN.value}
-    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/heterogeneous")
+    workdir = folder_here(flags.FLAGS.workdir or "runs/heterogeneous", "--workdir")
     seeds = seed_flags.values()
     rows = study(chosen, seeds, workdir)
 
-    write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
     cells = lines(rows)
-    (workdir / "table.md").write_text(tables.markdown(_HEADINGS, cells), encoding="utf-8")
-    report.save_figure(figure(rows), workdir / "heterogeneous")
+    if hosts.is_main():
+        write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
+        (workdir / "table.md").write_text(tables.markdown(_HEADINGS, cells), encoding="utf-8")
+        save_figure(lambda: figure(rows), workdir / "heterogeneous")
     console = launch.console()
     title = f"MHD, mean ± std over {len(seeds)} seed(s)"
     console.print(tables.rich(_HEADINGS, cells, title))
@@ -243,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, several_processes=True)

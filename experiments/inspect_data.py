@@ -22,10 +22,10 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments import data_flags, launch
 from experiments.settings import RunSettings
-from mhd_jax import figures, hosts, report
+from mhd_jax import drawing, figures, hosts
 from mhd_jax.checkpoint import write_json
 from mhd_jax.data import statistics
-from mhd_jax.files import expanded, make_folder
+from mhd_jax.files import folder_here, make_folder
 
 _OUTPUT = flags.DEFINE_string("output", "runs/inspect_data", "Folder of numbers, plots and split.")
 flags.adopt_module_key_flags(data_flags)
@@ -36,7 +36,7 @@ _MOST_COLUMNS = 20  # of counts, below which class names can still be read
 
 def main() -> None:
     """Deals the data by the flags and shows the result."""
-    output = expanded(_OUTPUT.value)
+    output = folder_here(_OUTPUT.value, "--output")
     _require_own(output)
     clients = RunSettings(**data_flags.values()).clients(flags.FLAGS.seed)
     found = statistics.describe(clients.label_counts())
@@ -102,8 +102,10 @@ def write(output: pathlib.Path, clients: mhd.Clients, found: dict[str, Any]) -> 
     }
     write_json(output / _NUMBERS, content)
     clients.save_split(output / "split.npz")
-    figure = figures.data_split(clients.label_counts(), clients.data.class_names)
-    report.save_figure(figure, output / "data_split")
+    drawing.save_figure(
+        lambda: figures.data_split(clients.label_counts(), clients.data.class_names),
+        output / "data_split",
+    )
 
 
 def _require_own(output: pathlib.Path) -> None:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
+import io
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from rich.console import Console
 
 import mhd_jax as mhd
 from experiments import watchdog
-from mhd_jax.files import expanded
+from experiments.fellows import Fellows, fellows
+from mhd_jax import modes
+from mhd_jax.consoles import Console
+from mhd_jax.errors import in_a_line
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
+_UNFORESEEN = 70  # the exit status of an error of this program, as sysexits.h has it
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
 _CACHE = flags.DEFINE_string(
@@ -44,15 +52,26 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
-def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
+def run(
+    main: Callable[..., None],
+    *,
+    takes_arguments: bool = False,
+    several_processes: bool = False,
+    computes: bool = True,
+) -> None:
     """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
 
-    Where it `takes_arguments`, `main` gets what is not a flag as a list of strings; all other
-    binaries take flags alone.
-
     Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
-    diverged, 4 for one that lost a process, 5 for a workdir that cannot be written, 130 for one that
-    was interrupted.
+    diverged, 4 for one that lost a process, 5 for a workdir that cannot be written, 70 for an error
+    that nobody foresaw, with its traceback, 130 for one that was interrupted.
+
+    Args:
+      main: of the binary.
+      takes_arguments: whether `main` gets what is not a flag, as a list of strings; other
+        binaries take flags alone.
+      several_processes: whether it may be one of several, as where it trains; others are alone
+        whatever Slurm says.
+      computes: whether it needs a device.
     """
 
     def wrapped(argv: Sequence[str]) -> None:
@@ -66,7 +85,9 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
                 raise mhd.ConfigError(
                     f"unexpected argument {arguments[0]!r}; flags are written --name=value."
                 )
-            with _other_processes():
+            with _other_processes(several_processes), modes.standard():
+                if computes:
+                    modes.require_devices()
                 main(arguments) if takes_arguments else main()
         except mhd.ConfigError as error:
             _exit(f"error: {error}", 2)
@@ -74,6 +95,15 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             _exit(f"error: {error}", 3)
         except mhd.StorageError as error:
             _exit(f"error: {error}", 5)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            place = error.filename or "what this program leaves"
+            _exit(
+                f"error: {place} cannot be written ({error.strerror}). Make room, or see to it that "
+                "the folder may be written, and the same command goes on.",
+                5,
+            )
         except mhd.LostProcessError:
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:
@@ -82,7 +112,13 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             _exit(_INTERRUPTED, 130)
 
     _end_by_signals()
-    app.run(wrapped)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # β in a terminal that knows no Greek
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app.run(wrapped)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(_UNFORESEEN)
 
 
 _FILE_WIDTH = 120  # of tables that go to a file or a pipe
@@ -94,6 +130,15 @@ def console() -> Console:
     return Console(quiet=jax.process_index() > 0, width=width)
 
 
+def tell_report(folder: pathlib.Path) -> None:
+    """Prints where the report of a run or a comparison is, or how there will be one."""
+    page = folder / "report.html"
+    there = (
+        f"report: {page}" if page.exists() else f"no report: see why above; all else is in {folder}"
+    )
+    console().print(there, markup=False, soft_wrap=True)
+
+
 def _configure_jax() -> None:
     """One device for each CPU core, and compiled programs kept on disk.
 
@@ -102,8 +147,9 @@ def _configure_jax() -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # where JAX has started, its devices stay
             jax.config.update("jax_num_cpu_devices", _num_cores())
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", str(expanded(_CACHE.value)))
+    cache = os.path.expanduser(_CACHE.value)
+    if cache and not cache.startswith("~"):  # as where this user has no home
+        jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -115,7 +161,7 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _other_processes() -> contextlib.AbstractContextManager[None]:
+def _other_processes(allowed: bool) -> contextlib.AbstractContextManager[None]:
     """Makes this process one of several, where flags or the cluster say so, and watches them."""
     address, processes, own = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     given: dict[str, Any] = {
@@ -128,22 +174,48 @@ def _other_processes() -> contextlib.AbstractContextManager[None]:
         raise mhd.ConfigError(f"one run on several processes needs {', '.join(missing)} too.")
     if processes is not None and own is not None and own >= processes:
         raise mhd.ConfigError(f"--process_id counts from 0 to {processes - 1}, not {own}.")
-    if missing and not _on_several_hosts():
+    if not allowed:
+        if not missing:
+            raise mhd.ConfigError(
+                "this program is one process; leave --coordinator_address, --num_processes and "
+                "--process_id out."
+            )
         return contextlib.nullcontext()
+    found = fellows(os.environ) if missing else Fellows(processes)
+    if found.note:
+        _runs_alone(found.note)
+    if found.count == 1:
+        return contextlib.nullcontext()
+    given["num_processes"] = found.count
     jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM for itself
     try:
-        jax.distributed.initialize(**given, initialization_timeout=_PATIENCE)
+        with _patience():
+            jax.distributed.initialize(**given, initialization_timeout=2 * _PATIENCE)
     except (RuntimeError, ValueError) as error:
+        if found.count is None and isinstance(error, ValueError):  # JAX sees no pod
+            _runs_alone(f"TPU_WORKER_HOSTNAMES names several hosts, but {error}")
+            return contextlib.nullcontext()
         raise mhd.ConfigError(
-            f"the processes of this run cannot find each other: {str(error).splitlines()[0]}"
+            f"the processes of this run cannot find each other ({in_a_line(error)}); see how one run "
+            "is started on several in docs/performance.md."
         ) from error
     return watchdog.watching(address and address.rpartition(":")[0])
 
 
-def _on_several_hosts() -> bool:
-    """Whether Slurm or a TPU pod has started more than one process of this program."""
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in hosts
+def _runs_alone(why: str) -> None:
+    print(f"note: {why.rstrip('.')}; it runs alone", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Ends the process when the others do not come; JAX would abort it, with a stack of C++."""
+    timer = threading.Timer(_PATIENCE, watchdog.end_unmet, [_PATIENCE])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _end_by_signals() -> None:

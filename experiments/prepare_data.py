@@ -17,6 +17,7 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import launch, preparation
+from mhd_jax.consoles import Console
 from mhd_jax.data import prepared
 
 _DATASET = flags.DEFINE_string(
@@ -44,7 +45,7 @@ _OVERWRITE = flags.DEFINE_bool(
 def main() -> None:
     """Prepares by the flags."""
     name, root = _DATASET.value, prepared.root_folder(_DATA_DIR.value)
-    say = functools.partial(print, flush=True)
+    say = functools.partial(Console().print, markup=False, highlight=False, soft_wrap=True)
     folder = prepared.newest_version(name, root)
     if folder and not _OVERWRITE.value:
         done = f"{folder} is prepared and whole; nothing was changed."
@@ -84,4 +85,4 @@ def _splits(builder: Any) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, computes=False)

@@ -6,14 +6,13 @@ They learn on a complete graph by sharing predictions on a tenth of the data, wi
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 import mhd_jax as mhd
 from experiments import launch
 from experiments.comparison import compare, rich_table
 from experiments.settings import RunSettings
+from mhd_jax.files import folder_here
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)
@@ -25,7 +24,7 @@ def main() -> None:
     console = launch.console()
     console.print(__doc__, markup=False)
     algorithms = [mhd.algorithms.isolated(), mhd.algorithms.naive(), mhd.algorithms.mhd()]
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = folder_here(_WORKDIR.value, "--workdir")
     settings = RunSettings(steps=_STEPS.value)
     rows = compare(settings, algorithms, range(_SEEDS.value), workdir)
     console.print(rich_table(rows, "mean over 8 clients"))
@@ -35,8 +34,8 @@ def main() -> None:
         "client's own labels.",
         markup=False,
     )
-    console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)
+    launch.tell_report(workdir)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, several_processes=True)

@@ -18,7 +18,7 @@ import mhd_jax as mhd
 from experiments import finished, launch
 from experiments.comparison import rich_table
 from mhd_jax import report
-from mhd_jax.files import expanded
+from mhd_jax.files import folder_here
 
 _OUTPUT = flags.DEFINE_string("output", "runs/report", "Folder of the comparison.")
 flags.adopt_module_key_flags(launch)
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     """Reports on the runs in the folders given."""
     if not arguments:
         raise mhd.ConfigError("name the folders of runs: experiments.report runs/a runs/b.")
-    runs, others = finished.read([expanded(argument) for argument in arguments])
+    runs, others = finished.read([folder_here(argument, "folder") for argument in arguments])
     console = launch.console()
     if others:
         names = ", ".join(map(str, others))
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str]) -> None:
         report.write(runs[0])
         folder = runs[0].path
     else:
-        folder = expanded(_OUTPUT.value)
+        folder = folder_here(_OUTPUT.value, "--output")
         rows = finished.compare(runs, folder)
         console.print(rich_table(rows, f"mean over clients, {len(runs)} runs"))
-    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    launch.tell_report(folder)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import flags
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import launch
-from experiments.benchmark import alternating_medians, compilation, images_of_clients
-from mhd_jax import report
+from experiments.benchmark import compilation, images_of_clients, in_turn
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import write_json
+from mhd_jax.drawing import Figure, save_figure
 from mhd_jax.figures import line_styles
-from mhd_jax.files import make_folder
+from mhd_jax.files import folder_here, make_folder
 from mhd_jax.run import prepare
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
@@ -84,7 +82,7 @@ def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost
         holder[0] = run.advance(holder[0], steps)
         return holder[0]
 
-    seconds = alternating_medians(advance, repetitions=5)[0] / steps
+    seconds = in_turn(advance, repetitions=5).medians()[0] / steps
     return Cost(
         model,
         algorithm,
@@ -171,7 +169,7 @@ def main() -> None:
     numbers = {model: _numbers_of_clients(model) for model in _MODELS.value}
     for number in {n for some in numbers.values() for n in some}:
         _graph(_TOPOLOGY.value, number)  # refuses what cannot be
-    folder = pathlib.Path(_WORKDIR.value)
+    folder = folder_here(_WORKDIR.value, "--workdir")
     make_folder(folder, "workdir")
     console = launch.console()
     costs: list[Cost] = []
@@ -181,7 +179,7 @@ def main() -> None:
             console.print(costs[-1], highlight=False)
             write_json(folder / "scaling.json", [dataclasses.asdict(cost) for cost in costs])
     (folder / "scaling.md").write_text(markdown(costs), encoding="utf-8")
-    report.save_figure(figure(costs, _TOPOLOGY.value), folder / "scaling")
+    save_figure(lambda: figure(costs, _TOPOLOGY.value), folder / "scaling")
     console.print(f"table and plot: {folder}", markup=False)
 
 

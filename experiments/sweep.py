@@ -12,18 +12,17 @@ same command again takes up what was cut and only reads what has finished.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import cases, comparison, launch, seed_flags, tables, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
+from mhd_jax.drawing import Figure
 from mhd_jax.figures import (
     METRICS,
     accuracy_axis,
@@ -32,6 +31,7 @@ from mhd_jax.figures import (
     legend_beside,
     line_styles,
 )
+from mhd_jax.files import folder_here
 
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."
@@ -57,13 +57,13 @@ def main() -> None:
     check_axes(axes, kind)
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
     found, notes = cases.read(assignments)
-    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/sweep")
+    workdir = folder_here(flags.FLAGS.workdir or "runs/sweep", "--workdir")
     seeds = seed_flags.values()
     outcomes = cases.carry_out(found, seeds, workdir)
     rows = cases.by_case(outcomes)
     notes += failures(outcomes)
     content = {"seeds": seeds, "axes": dict(axes), "rows": rows, "notes": notes}
-    drawn = {"sweep": figure(rows, axes if _GRID.value else [])}
+    drawn = {"sweep": lambda: figure(rows, axes if _GRID.value else [])}
     cases.write(workdir, outcomes, content, markdown(rows, notes, len(seeds)), drawn)
     console = launch.console()
     console.print(rich_table(rows, len(seeds)))
@@ -224,4 +224,4 @@ def _case_by_case(rows: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, several_processes=True)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
@@ -25,9 +24,11 @@ from experiments import launch, seed_flags, tables
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import report
+from mhd_jax import hosts
 from mhd_jax.checkpoint import write_json
+from mhd_jax.drawing import Figure, save_figure
 from mhd_jax.figures import head_colours, legend_beside, line_styles
+from mhd_jax.files import folder_here
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -156,16 +157,17 @@ def main() -> None:
         run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)[0] for name in names
     ]
     settings = run_flags.settings()
-    workdir = pathlib.Path(flags.FLAGS.workdir or "runs/topology")
+    workdir = folder_here(flags.FLAGS.workdir or "runs/topology", "--workdir")
     seeds = seed_flags.values()
     rows = study(settings, _TOPOLOGIES.value, algorithms, seeds, workdir)
 
     heads = max((list(row["accuracy"]) for row in rows), key=len)
     headings = ["graph", "algorithm", "hops", *heads]
-    write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
     cells = lines(rows, heads)
-    (workdir / "table.md").write_text(tables.markdown(headings, cells), encoding="utf-8")
-    report.save_figure(figure(rows), workdir / "hops")
+    if hosts.is_main():
+        write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
+        (workdir / "table.md").write_text(tables.markdown(headings, cells), encoding="utf-8")
+        save_figure(lambda: figure(rows), workdir / "hops")
     console = launch.console()
     title = f"accuracy by distance, mean ± std over {len(seeds)} seed(s)"
     console.print(tables.rich(headings, cells, title))
@@ -175,4 +177,4 @@ def main() -> None:
 if __name__ == "__main__":
     for name, value in _FLAGS.items():
         flags.FLAGS.set_default(name, value)
-    launch.run(main)
+    launch.run(main, several_processes=True)

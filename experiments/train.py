@@ -10,14 +10,13 @@ from a file, one a line.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 from rich.table import Table
 
 from experiments import flags as run_flags
 from experiments import launch, watching
 from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.files import folder_here
 
 _ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
 flags.adopt_module_key_flags(run_flags)
@@ -28,8 +27,8 @@ def main() -> None:
     """Trains by the flags."""
     algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
     settings = run_flags.settings()
-    workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{algorithm.name}")
-    finished = (workdir / "summary.json").exists()
+    workdir = folder_here(flags.FLAGS.workdir or f"runs/{algorithm.name}", "--workdir")
+    finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
     from mhd_jax import report  # matplotlib takes a moment, which a run has taken by now
@@ -37,15 +36,16 @@ def main() -> None:
     console = launch.console()
     summary = result.summary
     if finished:
-        console.print(f"{workdir} holds this run, finished; nothing was changed.", markup=False)
+        done = "nothing was changed" if reported else "only its report was missing"
+        console.print(f"{workdir} holds this run, finished; {done}.", markup=False)
     elif result.started_at:
         console.print(f"resumed at step {result.started_at}")
     table = Table("head", "β_sh", "β_priv", title=f"{algorithm.name}, mean over clients")
     for head, value, own in report.accuracy_lines(summary):
         table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
     console.print(table)
-    console.print(f"report: {workdir / 'report.html'}", markup=False, soft_wrap=True)
+    launch.tell_report(workdir)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, several_processes=True)

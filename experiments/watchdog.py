@@ -12,12 +12,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 import mhd_jax as mhd
+from mhd_jax.errors import in_a_line
 
 STATUS = 4
 _FAREWELL = b"."
@@ -31,7 +33,13 @@ def watching(host: str | None) -> Iterator[None]:
     Args:
       host: where the others reach process 0; None is its host name.
     """
-    connections = _connect(host)
+    try:
+        connections = _connect(host)
+    except OSError as error:
+        raise mhd.ConfigError(
+            f"the processes of this run do not reach each other ({in_a_line(error)}); "
+            "--coordinator_address is HOST:PORT of process 0, as the others reach it."
+        ) from error
     for connection in connections:
         threading.Thread(target=_wait_for_end, args=(connection,), daemon=True).start()
 
@@ -75,9 +83,20 @@ def _wait_for_end(connection: socket.socket) -> None:
 
 def end_alone() -> None:
     """Ends this process at once: nothing of an orderly end works without the others."""
-    sentence = (
-        "error: another process of this run has ended, and the others cannot go on without it; "
+    _end(
+        "another process of this run has ended, and the others cannot go on without it; "
         "what was saved is in the workdir. Start all of them again with the same command to resume."
     )
-    print(sentence, file=sys.stderr, flush=True)
+
+
+def end_unmet(seconds: float) -> None:
+    """Ends this process, to which the others have not come in so many seconds."""
+    _end(
+        f"the other processes of this run have not come in {seconds:.0f} s; start all of them, or, "
+        "for a run on this one alone, one task (srun -n 1) or no --coordinator_address."
+    )
+
+
+def _end(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
     os._exit(STATUS)

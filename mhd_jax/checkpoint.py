@@ -8,6 +8,7 @@ split.npz      who owns which training sample; `make_clients` takes it as a part
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.checkpoints`
 summary.json   written once, when the run has finished
+report.html    for people, with figures beside it: after the summary, see `mhd_jax.report`
 lock           there while a process has the folder, see `mhd_jax.locks`
 """
 
@@ -230,6 +231,11 @@ class RunFolder:
         """Whether the run has come to its end."""
         return (self.path / "summary.json").exists()
 
+    @property
+    def has_report(self) -> bool:
+        """Whether the page for people is there."""
+        return (self.path / "report.html").exists()
+
     def save(
         self, step: int, carry: PyTree, seconds: float, evaluations: int, score: float | None = None
     ) -> None:
@@ -333,7 +339,7 @@ class RunFolder:
     def finished_with(
         self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     ) -> FinishedRun:
-        """The run with this summary, which `finish` has not written yet."""
+        """The run with the summary that `finish` has written."""
         return FinishedRun(self.path, read_json(self._config), summary, history)
 
     def finish(self, summary: Mapping[str, Any]) -> None:

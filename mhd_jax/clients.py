@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import nnx
 
 from mhd_jax import adversaries as misbehaviour
-from mhd_jax import optim
+from mhd_jax import modes, optim
 from mhd_jax.checks import is_integer, require_counts, require_kind
 from mhd_jax.data import assignment
 from mhd_jax.data.dataset import Dataset, select
@@ -243,6 +243,7 @@ class Clients:
         return dataclasses.replace(self, groups=groups)
 
 
+@modes.standard()
 def make_clients(
     data: Dataset | str | os.PathLike[str],
     num_clients: int = 8,
@@ -312,6 +313,7 @@ def make_clients(
     Raises:
       ConfigError: settings that cannot work, named.
     """
+    modes.require_devices()
     data = load(data)
     require_counts(num_clients=num_clients)
     if num_clients > len(data.labels):

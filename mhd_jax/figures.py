@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from mhd_jax.drawing import (
+    Axes,
+    AxesImage,
+    EngFormatter,
+    Figure,
+    LogLocator,
+    MaxNLocator,
+    Normalize,
+    NullFormatter,
+    PowerNorm,
+    colormaps,
+    plain,
+)
 
 METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which fades on white.
@@ -29,7 +37,7 @@ Histories = Mapping[str, Sequence[Sequence[Record]]]
 
 def head_colours(num_heads: int) -> list[Any]:
     """One colour for each head: black for the main one, then viridis by rank."""
-    viridis = matplotlib.colormaps["viridis"]
+    viridis = colormaps["viridis"]
     return ["black", *(viridis(x) for x in np.linspace(0.15, 0.8, max(num_heads - 1, 1)))]
 
 
@@ -80,7 +88,7 @@ def accuracy(history: Sequence[Record], title: str) -> Figure:
         axis.set_xlabel("step")
         accuracy_axis(axis, label)
     legend_beside(figure, title="head")
-    figure.suptitle(f"{title}: mean over clients (shaded: all clients)")
+    figure.suptitle(f"{plain(title)}: mean over clients (shaded: all clients)")
     return figure
 
 
@@ -113,7 +121,7 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axis, head, panel in zip(axes, shown, panels, strict=True):
         image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
-        axis.set_title(f"{summary['algorithm']}: {head} head")
+        axis.set_title(f"{plain(summary['algorithm'])}: {head} head")
     figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
     return figure
 
@@ -231,7 +239,7 @@ def comparison(table: Sequence[Record]) -> Figure:
                     capsize=3,
                     label=kind,
                 )
-        axis.set_yticks(range(len(table)), [row["algorithm"] for row in table])
+        axis.set_yticks(range(len(table)), [plain(row["algorithm"]) for row in table])
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.set_xlim(0, 1.02)
         axis.set_xlabel(f"{label}, ± std over seeds")
@@ -309,7 +317,7 @@ def _curves(
         for (name, runs), style in zip(histories.items(), line_styles(len(histories)), strict=True):
             head = list(runs[0][-1][metric])[-1]
             values = _numbers([[record[metric][head] for record in run] for run in runs])
-            draw(axis, runs, values, {**style, "label": f"{name} ({head})"})
+            draw(axis, runs, values, {**style, "label": f"{plain(name)} ({head})"})
         axis.set_xlabel(over)
         accuracy_axis(axis, label)
     legend_beside(figure)
@@ -358,7 +366,7 @@ def _heat_map(
         long = max(map(len, class_names)) > 3
         axis.set_xticks(
             range(len(class_names)),
-            class_names,
+            [plain(name) for name in class_names],
             rotation=45 if long else 0,
             rotation_mode="anchor",
             ha="right" if long else "center",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 from mhd_jax.errors import ConfigError
@@ -13,6 +14,42 @@ from mhd_jax.errors import ConfigError
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
     """A path whose ~ or ~user is that home folder; as it is, where there is no such user."""
     return pathlib.Path(os.path.expanduser(path))
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also as pathlib leaves it, with one slash
+
+
+def folder_here(path: object, name: str) -> pathlib.Path:
+    """The path of a folder, or a file, of this machine, which need not be there yet; ~ is the home folder.
+
+    Args:
+      path: as a user gives it.
+      name: of the setting, for refusals.
+
+    Raises:
+      ConfigError: a URL, or what can be no path.
+    """
+    text = str(path)
+    if not isinstance(path, str | pathlib.PurePath) or not text or not text.isprintable():
+        raise ConfigError(f"{name} must be a path of characters that can be printed, not {path!r}.")
+    if _SCHEME.match(text):
+        raise ConfigError(
+            f"{name} is the path of a folder of this machine, not a URL like {text!r}: mount the "
+            "storage, or copy what a local folder holds at the end."
+        )
+    found = expanded(text)
+    if text.startswith("~") and found == pathlib.Path(text):
+        raise ConfigError(
+            f"{name} {text!r} is in the home folder of a user whom this machine does not know; write "
+            "~/ for your own, ./~ for a folder whose name begins so."
+        )
+    try:
+        found.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # too long, or not to be looked at
+        raise ConfigError(f"{name} {text!r} cannot be used: {error.strerror}.") from error
+    return found
 
 
 def make_folder(path: pathlib.Path, name: str) -> None:

@@ -7,25 +7,19 @@ import dataclasses
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from mhd_jax import dotted, figures
 from mhd_jax.checkpoint import FinishedRun
 from mhd_jax.data import statistics
+from mhd_jax.drawing import Figure, save_figure, to_hex
 from mhd_jax.figures import METRICS, Record
+from mhd_jax.files import written_whole
 
-# Text stays text, and the same figure is the same file.
-_SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}
-_DPI = 120
 _PAGE_DPI = 100  # a page's pixels for an inch of a figure
 _MOST_IN_TITLE = 6  # rows of a comparison
 _MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
@@ -55,29 +49,29 @@ def write(run: FinishedRun) -> None:
     summary, history = run.summary, run.history
     data = summary.get("data")  # which folders of older versions lack, as other parts
     names = _class_names(summary)
-    drawn = {
-        "accuracy": figures.accuracy(history, summary["algorithm"]),
-        "per_class_accuracy": figures.per_class(summary, names),
+    drawn: dict[str, Callable[[], Figure]] = {
+        "accuracy": lambda: figures.accuracy(history, summary["algorithm"]),
+        "per_class_accuracy": lambda: figures.per_class(summary, names),
     }
     if "by_hops" in summary:
-        drawn["hops"] = figures.hops(summary)
+        drawn["hops"] = lambda: figures.hops(summary)
     by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
     if by_class:
-        drawn["per_class_over_time"] = figures.per_class_over_time(by_class)
+        drawn["per_class_over_time"] = lambda: figures.per_class_over_time(by_class)
     by_edge = {
         kind: np.array(counts)
         for kind, counts in summary["communication"]["by_edge"].items()
         if np.ndim(counts) == 2
     }
     if by_edge:
-        drawn["edges"] = figures.edges(by_edge)
+        drawn["edges"] = lambda: figures.edges(by_edge)
     if "diagnostics" in summary:
-        drawn["followed"] = figures.followed(summary)
+        drawn["followed"] = lambda: figures.followed(summary)
     described = None
     if data is not None:
         counts = np.array(data["private_samples"])
         described = statistics.describe(counts)
-        drawn["data_split"] = figures.data_split(counts, names)
+        drawn["data_split"] = lambda: figures.data_split(counts, names)
     graph = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
     title = (
         f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{graph}"
@@ -93,7 +87,7 @@ def write(run: FinishedRun) -> None:
         settings=dotted.flat(summary["settings"]),
         environments=[run.config.get("environment", {})],
     )
-    (run.path / "report.html").write_text(page, encoding="utf-8")
+    _write(run.path, page)
 
 
 def write_comparison(
@@ -112,11 +106,11 @@ def write_comparison(
     """
     histories = {name: [run.history for run in each] for name, each in runs.items()}
     drawn = {
-        "comparison": figures.comparison(rows),
-        "accuracy": figures.comparison_curves(histories),
+        "comparison": lambda: figures.comparison(rows),
+        "accuracy": lambda: figures.comparison_curves(histories),
     }
     if figures.sends(histories):
-        drawn["communication"] = figures.communication_curves(histories)
+        drawn["communication"] = lambda: figures.communication_curves(histories)
     common, differing = dotted.compared(runs)
     environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
     page = _template("comparison.html").render(
@@ -130,23 +124,7 @@ def write_comparison(
         settings=common,
         environments=environments,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Saves a figure as `path` with .png and with .svg, for screens and for papers.
-
-    Text of the SVG is text, in a font that the reader has; equal figures make equal files.
-    """
-    # savefig would draw it twice for each file, and all the time goes into that.
-    layout = figure.get_layout_engine()
-    if layout is not None:
-        layout.execute(figure)
-        figure.set_layout_engine("none")
-    figure.set_dpi(_DPI)
-    FigureCanvasAgg(figure).print_png(path.with_suffix(".png"))
-    with matplotlib.rc_context(_SVG):
-        FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"), metadata={"Date": None})
+    _write(folder, page)
 
 
 def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
@@ -485,15 +463,28 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
 
 
-def _save(folder: pathlib.Path, drawn: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
-    """Writes figures as files, and returns them as data URIs with their widths on a page."""
-    found = {}
-    for name, figure in drawn.items():
-        save_figure(figure, folder / name)
+def _save(
+    folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure]]
+) -> dict[str, dict[str, Any] | None]:
+    """Writes figures as files; returns them as data URIs with their widths on a page.
+
+    None stands for one that has failed.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, make in drawn.items():
+        figure = save_figure(make, folder / name)
+        if figure is None:
+            found[name] = None
+            continue
         png = (folder / f"{name}.png").read_bytes()
         uri = "data:image/png;base64," + base64.b64encode(png).decode()
         found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
     return found
+
+
+def _write(folder: pathlib.Path, page: str) -> None:
+    with written_whole(folder / "report.html") as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax import contract, degenerate, edges, groups, hops, hosts, memory, optim, programs
+from mhd_jax import contract, degenerate, edges, groups, hops, hosts, memory, modes, optim, programs
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.checkpoint import jsonable
@@ -317,6 +317,7 @@ def _mean(values: np.ndarray) -> float | None:
 _consensus = jax.jit(groups.consensus, static_argnames="num_active")
 
 
+@modes.standard()
 def prepare(
     topology: Any,
     clients: Clients,
@@ -344,6 +345,7 @@ def prepare(
     Raises:
       ConfigError: settings that cannot work.
     """
+    modes.require_devices()
     algorithm = _resolved(algorithm)
     optimizer = optim.SGD() if optimizer is None else optimizer
     require_kind("augment_public", "bool", augment_public)

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax import communication, edges, fit, hops, hosts, optim
+from mhd_jax import communication, edges, fit, hops, hosts, modes, optim
 from mhd_jax import topology as topologies
 from mhd_jax.answers import Answers, portable
 from mhd_jax.callbacks import Callback, ShowProgress, WatchedRun
@@ -37,6 +37,7 @@ from mhd_jax.checkpoints import Keep, best
 from mhd_jax.checks import require_counts
 from mhd_jax.clients import Clients
 from mhd_jax.data.augmentation import Augmentation
+from mhd_jax.decoration import decoration
 from mhd_jax.engine import Carry
 from mhd_jax.errors import (
     ConfigError,
@@ -47,6 +48,7 @@ from mhd_jax.errors import (
     in_a_line,
 )
 from mhd_jax.faults import Faults, Tally
+from mhd_jax.files import folder_here
 from mhd_jax.metrics import head_names
 from mhd_jax.run import Run, prepare
 from mhd_jax.together import Together, partition
@@ -55,6 +57,7 @@ from mhd_jax.types import Algorithm, Metrics, PyTree, State
 _SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_FORESEEN = (ConfigError, DivergedError, LostProcessError, StorageError)
 _MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
@@ -96,7 +99,8 @@ class Result:
         """
         if self.state is None or self._answers is None:
             raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
-        return self._answers(self.state, inputs)[: self.summary["num_clients"]]
+        with modes.standard():
+            return self._answers(self.state, inputs)[: self.summary["num_clients"]]
 
     def __getstate__(self) -> dict[str, Any]:
         kept = dict(self.__dict__)
@@ -121,9 +125,12 @@ class Result:
 
     def plot(self):
         """Accuracies over steps by head, as a matplotlib figure."""
-        from mhd_jax import figures  # matplotlib takes a moment, and only plots need it
+        from mhd_jax import drawing, figures  # matplotlib takes a moment, and only plots need it
 
-        return figures.accuracy(self.history, self.summary["algorithm"])
+        with drawing.own_style():
+            figure = figures.accuracy(self.history, self.summary["algorithm"])
+            figure.draw_without_rendering()  # which makes all texts, in this style
+        return figure
 
 
 def simulate(
@@ -191,7 +198,7 @@ def simulate(
       on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
         "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
         the others go on.
-      workdir: the run's folder. A second start resumes where the first was cut, only reads a run
+      workdir: the run's folder, on this machine; ~ is the home folder. A second start resumes where the first was cut, only reads a run
         that has finished, and is refused while the first still runs.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
       keep_checkpoints: how many of the latest checkpoints stay; the one of the last step does.
@@ -199,7 +206,8 @@ def simulate(
         validation set. Evaluations that find a better one save it.
       fall_back: whether a run whose latest checkpoint is damaged takes the newest one that is
         whole, with a warning; without, it is refused.
-      callbacks: watchers, see `mhd_jax.callbacks`; a function is called with each record.
+      callbacks: watchers, see `mhd_jax.callbacks`; a function is called with each record. Models and
+        callbacks run in JAX's standard modes, see `mhd_jax.modes`.
       progress: whether to show a progress bar on stderr; None shows it where someone watches.
 
     Returns:
@@ -302,6 +310,7 @@ def simulate_seeds(
     return _all_finite(found)
 
 
+@modes.standard()
 def simulate_many(
     runs: Sequence[Mapping[str, Any]],
     *,
@@ -340,8 +349,11 @@ def simulate_many(
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
-    if len({pathlib.Path(folder).resolve() for folder in workdirs or ()}) < len(workdirs or ()):
-        raise ConfigError("workdirs must differ from run to run.")
+    folders: Sequence[Any] = [None for _ in runs]
+    if workdirs:
+        folders = [folder_here(path, "workdir") for path in workdirs]
+        if len({folder.resolve() for folder in folders}) < len(folders):
+            raise ConfigError("workdirs must differ from run to run.")
     prepared = [prepare(**settings, eval_every=eval_every) for settings in runs]
     plans = [
         Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
@@ -350,7 +362,6 @@ def simulate_many(
     for run in prepared:
         fit.require_state_fits(run, saves=workdirs is not None)
     watch = _watchers(callbacks, progress)
-    folders: Sequence[Any] = workdirs or [None for _ in runs]
     keep = _keep(prepared, keep_checkpoints, keep_best, folders)
     lanes = [
         _Lane(run, _folder(folder, run, keep), plan, keep, fall_back, write_reports)
@@ -436,11 +447,14 @@ class _Lane:
         return carry
 
     def read(self) -> Result:
-        """What a run that has finished has left."""
+        """What a run that has finished has left, whose report is made where that has failed."""
         assert self.folder is not None
         state = self._saved_state(self.plan.steps)
         self.history = self.folder.history()
-        return self.result(self.folder.summary(), state, self.plan.steps)
+        summary = self.folder.summary()
+        if self.has_report and hosts.is_main() and not self.folder.has_report:
+            self._report(self.folder, summary)
+        return self.result(summary, state, self.plan.steps)
 
     def _best(self, final: State | None) -> State | None:
         """The state of the checkpoint that is kept as the best one."""
@@ -506,13 +520,18 @@ class _Lane:
         summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
         summary["execution"] = _executed(self.run, runs_at_once)
         if self.folder is not None:
-            self.folder.wait()
-            if self.has_report and hosts.is_main():
-                from mhd_jax import report
-
-                report.write(self.folder.finished_with(summary, self.history))
             self.folder.finish(summary)
+            if self.has_report and hosts.is_main():
+                self._report(self.folder, summary)
         return self.result(summary, carry.state, started_at)
+
+    def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
+        """Writes figures and a page, of which the run's record does not depend."""
+        again = f"The run has finished; python -m experiments.report {folder.path} tries again."
+        with decoration(f"the report of {folder.path}", again):
+            from mhd_jax import report
+
+            report.write(folder.finished_with(summary, self.history))
 
     def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
         """The run as its user gets it."""
@@ -571,7 +590,15 @@ def _simulate(
         for lane in lanes:
             if lane.folder is not None:
                 lane.folder.close()
+        _note_what_is_saved(sys.exception(), lanes)
     return [results[i] for i in range(len(lanes))]
+
+
+def _note_what_is_saved(error: BaseException | None, lanes: Sequence[_Lane]) -> None:
+    """Adds to an error that nobody foresaw, like one in a user's model, where the runs go on from."""
+    saved = [lane for lane in lanes if lane.folder is not None and lane.folder.checkpoints.steps]
+    if saved and isinstance(error, Exception) and not isinstance(error, _FORESEEN):
+        error.add_note(f"{_folders(saved)} holds what was saved; the same command resumes it.")
 
 
 def _by_start(lanes: Sequence[_Lane], indices: Sequence[int]) -> dict[int, list[int]]:

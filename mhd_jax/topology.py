@@ -21,7 +21,7 @@ import networkx as nx
 import numpy as np
 from flax import struct
 
-from mhd_jax import schedules
+from mhd_jax import modes, schedules
 from mhd_jax.checks import is_integer, require_kind, require_seed
 from mhd_jax.errors import ConfigError, in_a_line
 from mhd_jax.files import expanded
@@ -56,21 +56,25 @@ class Topology:
         return jax.eval_shape(self.at, 0).shape[-1]
 
     @property
+    @modes.standard()
     def most_neighbours(self) -> int | None:
         """How many anyone may learn from at any step; None where only the function knows."""
         return schedules.most_neighbours(self.schedule, self.adjacency)
 
+    @modes.standard()
     def at(self, step: jax.Array | int) -> jax.Array:
         """The adjacency matrix [K, K] of one step."""
         return self.schedule(self.adjacency, jnp.asarray(step))
 
 
+@modes.standard()
 def uniform_weights(adjacency: jax.Array) -> jax.Array:
     """The mixing matrix W [K, K] that gives neighbours and oneself equal weight, 1 / (degree + 1)."""
     linked = _links(adjacency) + jnp.eye(len(adjacency))
     return linked / linked.sum(axis=1, keepdims=True)
 
 
+@modes.standard()
 def metropolis_hastings(adjacency: jax.Array) -> jax.Array:
     """The mixing matrix W [K, K] with W[i, j] = 1 / (1 + max(degree i, degree j)) for neighbours.
 
@@ -100,6 +104,7 @@ def spectral_gap(mixing: Any) -> float:
     return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
 
 
+@modes.standard()
 def describe(topology: Topology, steps: int) -> dict[str, Any]:
     """A graph in numbers, for a run's summary.
 
@@ -144,6 +149,7 @@ def _means(
     return jax.lax.fori_loop(0, steps, add, zeros)
 
 
+@modes.standard()
 def from_array(adjacency: Any, name: str = "custom") -> Topology:
     """A topology from weights [K, K], or [T, K, K] that repeat every T steps.
 
@@ -261,6 +267,7 @@ def _shown_nodes(graph: nx.Graph, most: int = 5) -> str:
     return " ".join(shown.split())[:200] + (" …" if len(graph) > most else "")
 
 
+@modes.standard()
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
     """A topology from a function of the step, int32 [], to weights [K, K].
 
@@ -547,6 +554,7 @@ def islands(num_clients: int, num_islands: int = 2, meet_every: int | None = Non
     return Topology(arrays, schedules.meeting, "islands")
 
 
+@modes.standard()
 def random_matching(num_clients: int, seed: int = 0) -> Topology:
     """Pairs, drawn anew at every step: each way to pair all clients is equally likely.
 
@@ -607,6 +615,7 @@ def erdos_renyi(
     )
 
 
+@modes.standard()
 def _drawn(
     draw: Callable[[np.random.Generator], nx.Graph],
     name: str,
@@ -642,6 +651,7 @@ def _connected(
     )
 
 
+@modes.standard()
 def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
     """One graph from each of some steps on: `[(0, ring(8)), (1000, complete(8))]`.
 
@@ -817,6 +827,7 @@ def _first_one_way(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -
     )
 
 
+@modes.standard()
 def _interval(name: str, steps: Any) -> jax.Array:
     if not is_integer(steps) or steps < 1:
         raise ConfigError(f"{name} must be a number of steps, at least 1, not {steps!r}.")

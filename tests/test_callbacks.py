@@ -113,6 +113,92 @@ def test_trackers_tell_runs_that_diverge_from_those_that_go_on(rates):
     assert ends == ["finished" if min(rates) < 1 else "failed"]
 
 
+class Failing(Tracker):
+    """A tracker that fails where it is told to, and counts what it is asked."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.asked = at, []
+
+    def open(self, run, step):
+        self.ask("open")
+        tracker = self
+
+        class Asks(Log):
+            last = 0
+
+            def write(self, step, numbers):
+                tracker.ask("write")
+
+            def close(self, status):
+                tracker.ask("close")
+
+        return Asks()
+
+    def ask(self, what):
+        self.asked.append(what)
+        if what == self.at:
+            raise OSError("no such server\nreally")
+
+
+@pytest.mark.parametrize(
+    ("at", "asked"),
+    [
+        ("open", ["open"]),
+        ("write", ["open", "write"]),
+        ("close", ["open", *["write"] * 3, "close"]),
+    ],
+)
+def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(at, asked, tmp_path):
+    tracker, diary = Failing(at), Diary()
+    for again in (1, 2):  # another run asks it anew
+        with pytest.warns(UserWarning, match=r"Failing failed \(OSError: no such server\)"):
+            mhd.simulate(
+                "ring",
+                tiny_clients(),
+                "isolated",
+                steps=6,
+                eval_every=2,
+                batch_size=4,
+                workdir=tmp_path / str(again),
+                callbacks=[tracker, diary],
+            )
+        assert tracker.asked == asked * again
+        assert (tmp_path / str(again) / "summary.json").exists()
+    assert diary.told[-2:] == [(0, 6), "finished"]
+
+
+def test_an_error_of_ones_own_callback_ends_the_run_and_says_what_is_saved(tmp_path):
+    def start(workdir, callback):
+        mhd.simulate(
+            "ring",
+            tiny_clients(),
+            "isolated",
+            steps=4,
+            eval_every=2,
+            batch_size=4,
+            workdir=workdir,
+            callbacks=callback,
+        )
+
+    def stops(record):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine") as raised:
+        start(tmp_path / "saved", stops)
+    (note,) = raised.value.__notes__
+    assert str(tmp_path / "saved") in note and "the same command resumes it" in note
+    assert "\n" not in note
+
+    class Stops(mhd.Callback):
+        def on_compiled(self, seconds):
+            raise ZeroDivisionError("before anything is saved")
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        start(tmp_path / "unsaved", Stops())
+    assert not hasattr(raised.value, "__notes__")
+
+
 @pytest.mark.parametrize(
     ("module", "extra", "make"),
     [

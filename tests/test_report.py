@@ -16,7 +16,7 @@ import pytest
 
 import mhd_jax as mhd
 from experiments import finished
-from mhd_jax import dotted, figures, report
+from mhd_jax import dotted, drawing, figures, report
 from mhd_jax.checkpoint import read_run, write_json
 from mhd_jax.simulate import _by_class
 from tests.conftest import Linear, tiny_dataset
@@ -114,7 +114,7 @@ def test_figures_are_files_for_screens_and_papers(folders, tmp_path):
     assert {"accuracy", "per_class_over_time", "hops", "followed"} <= names
     history = read_run(folders / "mhd/seed_0").history
     for name in ("one", "two"):
-        report.save_figure(figures.accuracy(history, "mhd"), tmp_path / name)
+        drawing.save_figure(lambda: figures.accuracy(history, "mhd"), tmp_path / name)
     for ending in (".png", ".svg"):
         one, two = ((tmp_path / name).with_suffix(ending).read_bytes() for name in ("one", "two"))
         assert one == two
@@ -122,6 +122,112 @@ def test_figures_are_files_for_screens_and_papers(folders, tmp_path):
         e.text for e in ElementTree.parse(tmp_path / "one.svg").iter() if e.tag.endswith("text")
     ]
     assert "β_sh (uniform labels)" in texts and "step" in texts
+
+
+SETTINGS_OF_A_USER = {  # text.usetex needs LaTeX, which is not there
+    "text.usetex": True,
+    "font.family": "no such font",
+    "figure.autolayout": True,
+    "savefig.bbox": "tight",
+    "axes.prop_cycle": "cycler('color', ['r'])",
+    "svg.fonttype": "path",
+    "backend": "pdf",
+}
+
+
+def test_figures_look_the_same_whatever_matplotlib_is_told(folders, tmp_path):
+    import matplotlib
+
+    run = read_run(folders / "mhd/seed_0")
+    for name, told in (("plain", {}), ("told", SETTINGS_OF_A_USER)):
+        with matplotlib.rc_context(told):
+            (tmp_path / name).mkdir()
+            report.write(dataclasses.replace(run, path=tmp_path / name))
+            assert all(
+                matplotlib.rcParams[key] == value for key, value in told.items() if value is True
+            )
+    files = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert "accuracy.png" in files and "accuracy.svg" in files
+    for name in files:
+        assert (tmp_path / "told" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_a_plot_is_made_in_its_own_style(folders):
+    import matplotlib
+
+    run = read_run(folders / "mhd/seed_0")
+    result = mhd.Result(dict(run.summary), list(run.history), None)
+    with matplotlib.rc_context({"text.usetex": True}):
+        figure = result.plot()
+    assert not any(text.get_usetex() for text in figure.findobj(matplotlib.text.Text))
+
+
+def test_dollars_in_names_make_no_formula(tmp_path):
+    names = ["$5", r"$\frac$", "a$b$", "c"]
+    figure = drawing.save_figure(
+        lambda: figures.data_split(np.ones((2, 4)), names), tmp_path / "split"
+    )
+    assert figure is not None
+    texts = {
+        e.text for e in ElementTree.parse(tmp_path / "split.svg").iter() if e.tag.endswith("text")
+    }
+    assert set(names) <= texts
+
+
+def test_a_figure_that_fails_is_named_and_leaves_the_others(folders, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no ink\nleft")
+
+    monkeypatch.setattr(figures, "hops", broken)
+    (tmp_path / "hops.png").write_bytes(b"of an earlier report")
+    run = dataclasses.replace(read_run(folders / "mhd/seed_0"), path=tmp_path)
+    with pytest.warns(UserWarning, match=r"hops failed \(RuntimeError: no ink\)") as warned:
+        report.write(run)
+    assert "\n" not in str(warned[0].message)
+    page = (tmp_path / "report.html").read_text()
+    assert "A figure is missing here" in page and "accuracy on each class" in page
+    there = {path.stem for path in tmp_path.glob("*.png")}
+    assert "accuracy" in there and "hops" not in there
+
+
+def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_path, monkeypatch):
+    def start():
+        return mhd.simulate(
+            "ring",
+            mhd.make_clients(tiny_dataset(), K, Linear()),
+            "isolated",
+            steps=2,
+            batch_size=4,
+            workdir=tmp_path / "run",
+        )
+
+    def broken(name):
+        raise OSError("no template")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "_template", broken)
+        with pytest.warns(
+            UserWarning, match=r"the report of .*run failed .*no template.*experiments.report"
+        ):
+            found = start()
+    assert read(tmp_path / "run/summary.json")["beta_sh"] == found.summary["beta_sh"]
+    assert not (tmp_path / "run/report.html").exists()
+    summary = (tmp_path / "run/summary.json").read_bytes()
+    assert start().started_at == 2
+    assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/summary.json").read_bytes() == summary
+
+
+def test_tables_of_a_comparison_outlive_its_report(folders, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "_comparison_tables", broken)
+    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+    with pytest.warns(UserWarning, match="the report of .* failed .*no page"):
+        finished.compare(runs, tmp_path / "out")
+    assert read(tmp_path / "out/table.json")["rows"][0]["seeds"] == 2
+    assert (tmp_path / "out/table.md").exists()
 
 
 def test_lines_differ_by_colour_and_by_shape():

@@ -7,6 +7,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mhd_jax.decoration import decoration
+from mhd_jax.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class WatchedRun:
@@ -24,7 +27,15 @@ class WatchedRun:
 
 
 class Callback:
-    """Watches a run. Override what you need; a plain function of the record works as well."""
+    """Watches a run. Override what you need; a plain function of the record works as well.
+
+    Attributes:
+      may_fail: whether an error in it is but a warning, after which it is told no more of these
+        runs. So it is with trackers and the progress bar; a `ConfigError` of `on_start` still
+        refuses the run. By default errors end it.
+    """
+
+    may_fail: bool = False
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Runs start, or resume, at `step`: one, or several that go together.
@@ -61,33 +72,43 @@ class Callbacks(Callback):
 
     def __init__(self, callbacks: Sequence[Callback | Callable[[Mapping[str, Any]], None]]):
         self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
+        self._silent: set[int] = set()  # places of those that have failed in these runs
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Tells all."""
-        for callback in self._all:
-            callback.on_start(runs, step)
+        self._silent.clear()
+        self._tell(lambda callback: callback.on_start(runs, step), refusals=(ConfigError,))
 
     def on_compiled(self, seconds: float) -> None:
         """Tells all."""
-        for callback in self._all:
-            callback.on_compiled(seconds)
+        self._tell(lambda callback: callback.on_compiled(seconds))
 
     def on_steps(self, step: int, steps_per_second: float) -> None:
         """Tells all."""
-        for callback in self._all:
-            callback.on_steps(step, steps_per_second)
+        self._tell(lambda callback: callback.on_steps(step, steps_per_second))
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """Tells all."""
-        for callback in self._all:
-            callback.on_evaluation(record)
+        self._tell(lambda callback: callback.on_evaluation(record))
 
     def on_failure(self, place: int) -> None:
         """Tells all."""
-        for callback in self._all:
-            callback.on_failure(place)
+        self._tell(lambda callback: callback.on_failure(place))
 
     def on_end(self, status: str) -> None:
         """Tells all."""
-        for callback in self._all:
-            callback.on_end(status)
+        self._tell(lambda callback: callback.on_end(status))
+
+    def _tell(
+        self, tell: Callable[[Callback], None], refusals: tuple[type[Exception], ...] = ()
+    ) -> None:
+        for place, callback in enumerate(self._all):
+            if not callback.may_fail:
+                tell(callback)
+            elif place not in self._silent:
+                told, then = False, "It is told no more of this run, which goes on without it."
+                with decoration(type(callback).__name__, then, but=refusals):
+                    tell(callback)
+                    told = True
+                if not told:
+                    self._silent.add(place)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mhd_jax.callbacks.base import Callback, WatchedRun
+from mhd_jax.consoles import Console
 
 _MOST_LINES = 8
 _LONGEST_LABEL = 30  # beside a bar
@@ -42,6 +43,8 @@ class ShowProgress(Callback):
     In a terminal a bar, in a notebook a line that changes, elsewhere a line for each evaluation, and
     one after each minute without.
     """
+
+    may_fail = True
 
     def __init__(self, label: str | None = None):
         """`label` stands in front; by default the algorithm's name."""

@@ -38,6 +38,8 @@ class Tracker(Callback, abc.ABC):
     A log gets each evaluation once, however often the run is cut and resumed.
     """
 
+    may_fail = True
+
     def __init__(self) -> None:
         self._logs: list[tuple[WatchedRun, Log | None]] = []  # None where a run has failed
 
@@ -47,6 +49,7 @@ class Tracker(Callback, abc.ABC):
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Opens a log for each run, and gives it what it has missed."""
+        self._logs = []  # of earlier runs, where a log has failed
         for run in runs:
             self._logs.append((run, self.open(run, step)))
         self._catch_up()

@@ -66,7 +66,7 @@ class _WandbRun(Log):
                 }
             )
         except wandb.Error as error:
-            raise ConfigError(
+            raise RuntimeError(
                 f"wandb cannot start: {error} WANDB_MODE=offline keeps all on this machine."
             ) from error
         self._keep(self.last)

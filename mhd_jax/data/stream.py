@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from mhd_jax import modes
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec, draw_rows
 from mhd_jax.execution import Execution
@@ -90,6 +91,7 @@ class Stream:
             self._at, self._next = number, number + 1
         return self._block, self.block_steps - offset
 
+    @modes.standard()  # of this thread, which is not that of the run
     def _read(self, number: int) -> Block:
         return self._block_of(number * self.block_steps, lambda a, rows: a[rows])
 

@@ -1,12 +1,16 @@
 """Inputs of every kind, made at random, and what must be true of each."""
 
+import importlib
+
 from tests.fuzzing.kinds import KINDS, Kind, explore
+
+_MODULES = ("environments", "functions", "graphs", "run_folders", "samples", "settings", "splits")
 
 
 def every_kind() -> dict[str, Kind]:
     """All kinds by name."""
-    from tests.fuzzing import functions, graphs, run_folders, samples, settings, splits  # noqa: F401  # which register theirs
-
+    for module in _MODULES:
+        importlib.import_module(f"tests.fuzzing.{module}")  # which registers its own
     return KINDS
 
 
