@@ -243,7 +243,7 @@ def numbers() -> Row:
             return time.perf_counter() - started
 
     pairs = np.array(
-        [(seconds([settings]), seconds([[one] for one in settings])) for _ in range(_FEW)]
+        [(seconds([settings]), seconds([[one] for one in settings])) for _ in range(2)]
     )
     together, apart = np.median(pairs, axis=0)
     detail = {"runs": len(settings), "together_seconds": together, "apart_seconds": apart}
