@@ -35,13 +35,13 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from absl import flags
 from flax import linen as nn
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import launch
+from experiments import launch, timing
+from experiments.timing import Processors, Ratio, Times, in_turn
 from mhd_jax import memory
 from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import build_backbone
@@ -75,88 +75,10 @@ class Row:
     disturbed: bool | None = None
 
 
-_MOST_OF_OTHERS = 0.1  # of the machine's processors
-_WIDEST_SPREAD = 0.2  # of the median
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Seconds of calls that were taken in turn, [repetitions, calls].
-
-    Attributes:
-      clock: from a call's start to its end.
-      processors: that this process had meanwhile, of all its threads.
-    """
-
-    clock: np.ndarray
-    processors: np.ndarray
-
-    def medians(self) -> list[float]:
-        """By the clock, call by call."""
-        return [float(seconds) for seconds in np.median(self.clock, axis=0)]
-
-    def cores(self) -> list[float]:
-        """How many processors each call kept busy, medians."""
-        return [float(cores) for cores in np.median(self.processors / self.clock, axis=0)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ratio:
-    """The median of ratios, and their quartiles."""
-
-    value: float
-    spread: tuple[float, float]
-
-    @classmethod
-    def of(cls, above: np.ndarray, below: np.ndarray) -> Ratio:
-        """Of pairs of numbers."""
-        low, middle, high = np.quantile(np.asarray(above) / np.asarray(below), (0.25, 0.5, 0.75))
-        return cls(float(middle), (float(low), float(high)))
-
-
-def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
-    """Times of calls taken in turn, so that the machine's drift hits all alike."""
-    for call in calls:
-        jax.block_until_ready(call())
-    times = np.zeros((2, repetitions, len(calls)))
-    for repetition in range(repetitions):
-        for place, call in enumerate(calls):
-            clock, processors = time.perf_counter(), time.process_time()
-            jax.block_until_ready(call())
-            times[0, repetition, place] = time.perf_counter() - clock
-            times[1, repetition, place] = time.process_time() - processors
-    return Times(*times)
-
-
-@dataclasses.dataclass(frozen=True)
-class Processors:
-    """Seconds of the machine's processors so far: of all of them, idle ones, and this program's."""
-
-    all: float
-    idle: float
-    own: float
-
-    @classmethod
-    def now(cls) -> Processors:
-        """Those until now; this program's with its children that have ended."""
-        machine, own = psutil.cpu_times(), os.times()
-        counted = {name: value for name, value in machine._asdict().items() if "guest" not in name}
-        idle = machine.idle + getattr(machine, "iowait", 0.0)
-        return cls(sum(counted.values()), idle, sum(own[:4]))
-
-    def others_since(self, before: Processors) -> float:
-        """The share that others had since then, which a hypervisor's steal counts among."""
-        whole = self.all - before.all
-        rest = whole - (self.idle - before.idle) - (self.own - before.own)
-        return min(max(rest / whole, 0.0), 1.0) if whole > 0 else 0.0
-
-
 def judged(row: Row, others: float) -> Row:
     """A row with the share that others had, and whether it is disturbed."""
-    disturbed = others > _MOST_OF_OTHERS
-    if row.spread is not None and row.value:
-        disturbed |= row.spread[1] - row.spread[0] > _WIDEST_SPREAD * abs(row.value)
-    return dataclasses.replace(row, others=others, disturbed=disturbed)
+    ratio = None if row.value is None or row.spread is None else Ratio(row.value, row.spread)
+    return dataclasses.replace(row, others=others, disturbed=timing.disturbed(ratio, others))
 
 
 def _row(
@@ -243,7 +165,7 @@ def numbers() -> Row:
             return time.perf_counter() - started
 
     pairs = np.array(
-        [(seconds([settings]), seconds([[one] for one in settings])) for _ in range(_FEW)]
+        [(seconds([settings]), seconds([[one] for one in settings])) for _ in range(2)]
     )
     together, apart = np.median(pairs, axis=0)
     detail = {"runs": len(settings), "together_seconds": together, "apart_seconds": apart}

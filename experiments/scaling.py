@@ -21,7 +21,8 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import launch
-from experiments.benchmark import compilation, images_of_clients, in_turn
+from experiments.benchmark import compilation, images_of_clients
+from experiments.timing import in_turn
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.checkpoint import write_json
 from mhd_jax.drawing import Figure, save_figure

@@ -1,12 +1,11 @@
 """How the benchmark makes one number of times that a busy machine disturbs."""
 
-import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
-from experiments.benchmark import Processors, Ratio, Row, Times, in_turn, judged
+from experiments.timing import Processors, Ratio, Times, disturbed, in_turn
 
 
 def test_both_sides_are_taken_in_turn():
@@ -59,7 +58,7 @@ def test_the_share_that_others_had(after, others):
 
 
 @pytest.mark.parametrize(
-    ("spread", "others", "disturbed"),
+    ("spread", "others", "expected"),
     [
         ((0.95, 1.05), 0.02, False),
         ((0.95, 1.05), 0.3, True),
@@ -67,11 +66,9 @@ def test_the_share_that_others_had(after, others):
         (None, 0.02, False),
     ],
 )
-def test_rows_that_were_disturbed_are_marked(spread, others, disturbed):
-    row = judged(Row("a", 1.0, "times", "≥ 1", True, {}, spread), others)
-    assert (row.disturbed, row.others) == (disturbed, others)
-    keys = ["row", "value", "unit", "target", "met", "detail", "spread", "others", "disturbed"]
-    assert list(dataclasses.asdict(row)) == keys
+def test_what_was_disturbed_is_told(spread, others, expected):
+    ratio = None if spread is None else Ratio(1.0, spread)
+    assert disturbed(ratio, others) == expected
 
 
 def test_medians_are_those_of_each_call():

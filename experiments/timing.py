@@ -1,0 +1,96 @@
+"""Times of calls taken in turn, ratios of them, and who else had the machine meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+
+_MOST_OF_OTHERS = 0.1  # of the machine's processors
+_WIDEST_SPREAD = 0.2  # of the median
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of calls that were taken in turn, [repetitions, calls].
+
+    Attributes:
+      clock: from a call's start to its end.
+      processors: that this process had meanwhile, of all its threads.
+    """
+
+    clock: np.ndarray
+    processors: np.ndarray
+
+    def medians(self) -> list[float]:
+        """By the clock, call by call."""
+        return [float(seconds) for seconds in np.median(self.clock, axis=0)]
+
+    def cores(self) -> list[float]:
+        """How many processors each call kept busy, medians."""
+        return [float(cores) for cores in np.median(self.processors / self.clock, axis=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """The median of ratios, and their quartiles."""
+
+    value: float
+    spread: tuple[float, float]
+
+    @classmethod
+    def of(cls, above: np.ndarray, below: np.ndarray) -> Ratio:
+        """Of pairs of numbers."""
+        low, middle, high = np.quantile(np.asarray(above) / np.asarray(below), (0.25, 0.5, 0.75))
+        return cls(float(middle), (float(low), float(high)))
+
+
+def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
+    """Times of calls taken in turn, so that the machine's drift hits all alike."""
+    for call in calls:
+        jax.block_until_ready(call())
+    times = np.zeros((2, repetitions, len(calls)))
+    for repetition in range(repetitions):
+        for place, call in enumerate(calls):
+            clock, processors = time.perf_counter(), time.process_time()
+            jax.block_until_ready(call())
+            times[0, repetition, place] = time.perf_counter() - clock
+            times[1, repetition, place] = time.process_time() - processors
+    return Times(*times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processors:
+    """Seconds of the machine's processors so far: of all of them, idle ones, and this program's."""
+
+    all: float
+    idle: float
+    own: float
+
+    @classmethod
+    def now(cls) -> Processors:
+        """Those until now; this program's with its children that have ended."""
+        machine, own = psutil.cpu_times(), os.times()
+        counted = {name: value for name, value in machine._asdict().items() if "guest" not in name}
+        idle = machine.idle + getattr(machine, "iowait", 0.0)
+        return cls(sum(counted.values()), idle, sum(own[:4]))
+
+    def others_since(self, before: Processors) -> float:
+        """The share that others had since then, which a hypervisor's steal counts among."""
+        whole = self.all - before.all
+        rest = whole - (self.idle - before.idle) - (self.own - before.own)
+        return min(max(rest / whole, 0.0), 1.0) if whole > 0 else 0.0
+
+
+def disturbed(ratio: Ratio | None, others: float) -> bool:
+    """Whether a measurement is not to be trusted, for what others had or for its spread."""
+    wide = ratio is not None and (
+        ratio.spread[1] - ratio.spread[0] > _WIDEST_SPREAD * abs(ratio.value)
+    )
+    return others > _MOST_OF_OTHERS or wide
