@@ -26,7 +26,8 @@ def array_digest(*arrays: Any) -> str:
         if isinstance(array, LazyImages):
             sha.update(f"{array.identity}{array_digest(array.numbers)}".encode())
         else:
-            sha.update(np.ascontiguousarray(array).data)
+            # As bytes: types like bfloat16 have no buffer of their own.
+            sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()[:_LENGTH]
 
 

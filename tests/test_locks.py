@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import os
 
 import pytest
 
 import mhd_jax as mhd
 from mhd_jax import locks
+from mhd_jax.checkpoint import FORMAT
 from tests.conftest import tiny_clients
 
 
@@ -58,7 +60,8 @@ def test_another_run_that_has_come_to_the_folder_since_it_was_looked_at(tmp_path
     lock = locks._lock
 
     def late(*arguments):
-        (tmp_path / "config.json").write_text('{"format": 1, "settings": {"steps": 9}}')
+        config = {"format": FORMAT, "settings": {"steps": 9}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
         lock(*arguments)
 
     monkeypatch.setattr(locks, "_lock", late)

@@ -59,7 +59,7 @@ def test_an_nnx_module_computes_trains_and_draws_as_it_says():
         plain = np.maximum(h / np.sqrt(1 + 1e-5), 0)
         np.testing.assert_allclose(evaluated[i], np.hstack([plain] * 2), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
-            updated["norm"]["mean"][i], 0.01 * h.mean(0), rtol=1e-3, atol=1e-6
+            updated["batch_stats"]["norm"]["mean"][i], 0.01 * h.mean(0), rtol=1e-3, atol=1e-6
         )
         alive = np.asarray((h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) > 1e-3)
         kept_by = [np.asarray(said[i]) != 0 for said in (trained, again)]

@@ -65,42 +65,14 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
     model = ClientModel(backbone, 1, num_classes)
     key = jax.eval_shape(lambda: jax.random.key(0))
     layout = wrong_layout(samples.shape[1:]) if hasattr(samples, "shape") else None
-    try:
-        params, stats = jax.eval_shape(model.init, key, samples)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever the user's module raises
-        if wanted := _another_type(model, key, samples):
-            raise ConfigError(f"{name} {wanted}.") from error
-        if layout is not None:
-            raise ConfigError(
-                f"{name} cannot take these samples ({in_a_line(error)}): {layout}."
-            ) from error
-        raise
+    params, stats = _initialised(model, key, samples, layout)
     try:
         outputs, _ = jax.eval_shape(model.apply, params, stats, samples)
     except InvalidRngError as error:
         raise ConfigError(
             f"{name} asks for random numbers with train=False; leave them to training."
         ) from error
-    try:
-        _, after = jax.eval_shape(model.apply, params, stats, samples, key)
-    except _OF_VARIABLES as error:
-        raise ConfigError(
-            f"{name} has variables with train=True that it has not with train=False "
-            f"({in_a_line(error)}); make all of them in both modes."
-        ) from error
-    _require_alike(name, stats, after)
-    for what, function, arguments in (
-        ("parameters", model.init, (key, samples)),
-        ("outputs", model.apply, (params, stats, samples, key)),
-    ):
-        if not is_pure(function, *arguments):
-            raise ConfigError(
-                f"{name} has other {what} each time it is called, and what it drew would be frozen for "
-                "the whole run and all clients: draw from self.make_rng, or in initialisers from their "
-                "key, not with NumPy or Python."
-            )
+    _require_sound_training(model, params, stats, samples, key)
     if layout is not None and _convolves_as_stored(model, params, stats, samples):
         warnings.warn(
             f"{name} convolves images [height, width, channels], but {layout}.", stacklevel=2
@@ -119,6 +91,50 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
             "last layer, for heads are added.",
             stacklevel=2,
         )
+
+
+def _initialised(
+    model: ClientModel, key: Any, samples: PyTree, layout: str | None
+) -> tuple[PyTree, PyTree]:
+    """Shapes of parameters and other variables; what fails by the samples' kind is told so."""
+    name = backbone_name(model.backbone)
+    try:
+        return jax.eval_shape(model.init, key, samples)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's module raises
+        if wanted := _another_type(model, key, samples):
+            raise ConfigError(f"{name} {wanted}.") from error
+        if layout is not None:
+            raise ConfigError(
+                f"{name} cannot take these samples ({in_a_line(error)}): {layout}."
+            ) from error
+        raise
+
+
+def _require_sound_training(
+    model: ClientModel, params: PyTree, stats: PyTree, samples: PyTree, key: Any
+) -> None:
+    """Raises `ConfigError` where a pass in training mode is no step from one state to the next."""
+    name = backbone_name(model.backbone)
+    try:
+        _, after = jax.eval_shape(model.apply, params, stats, samples, key)
+    except _OF_VARIABLES as error:
+        raise ConfigError(
+            f"{name} has variables with train=True that it has not with train=False "
+            f"({in_a_line(error)}); make all of them in both modes."
+        ) from error
+    _require_alike(name, stats, after)
+    for what, function, arguments in (
+        ("parameters", model.init, (key, samples)),
+        ("outputs", model.apply, (params, stats, samples, key)),
+    ):
+        if not is_pure(function, *arguments):
+            raise ConfigError(
+                f"{name} has other {what} each time it is called, and what it drew would be frozen for "
+                "the whole run and all clients: draw from self.make_rng, or in initialisers from their "
+                "key, not with NumPy or Python."
+            )
 
 
 def _require_alike(name: str, before: PyTree, after: PyTree) -> None:
