@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import (
     AxisType,
@@ -181,62 +180,6 @@ def _in_chunks(
         )
 
     return jax.lax.map(one_client, stacked, batch_size=None if chunk == 1 else chunk)
-
-
-def over_chosen(fn: Callable, chosen: Any, kept: Any, shared: Any) -> Any:
-    """Maps a function over those of each client's entries that are chosen, and no others.
-
-    Args:
-      fn: `(entry, shared) -> tree of arrays`.
-      chosen: which entries, bool [K, N].
-      kept: the entries, arrays [K, N, ...].
-      shared: what all have in common.
-
-    Returns:
-      Its results, arrays [K, N, ...], zeros where nothing was chosen. The time grows with the
-      number of chosen entries, of the device that has most.
-    """
-    execution = _current.get()
-
-    def on_one_device(chosen: Any, kept: Any, shared: Any) -> Any:
-        num_clients, num_entries = chosen.shape
-        every = num_clients * num_entries
-        chunk = min(execution.chunk or num_clients, every)
-        entries = jax.tree.map(lambda a: a.reshape(every, *a.shape[2:]), kept)
-        first = jnp.argsort(~chosen.reshape(every), stable=True)  # the chosen ones
-        first = jnp.pad(first, (0, -every % chunk), constant_values=every)
-
-        def one_chunk(i: Any, results: Any) -> Any:
-            rows = jax.lax.dynamic_slice(first, (i * chunk,), (chunk,))
-            own = jax.tree.map(lambda a: a.at[rows].get(mode="clip"), entries)
-            found = jax.vmap(fn, in_axes=(0, None))(own, shared)
-            rows = jnp.where(chosen.reshape(every).at[rows].get(mode="clip"), rows, every)
-            return jax.tree.map(lambda a, b: a.at[rows].set(b, mode="drop"), results, found)
-
-        shapes = jax.eval_shape(
-            lambda kept: fn(jax.tree.map(lambda a: a[0], kept), shared), entries
-        )
-        zeros = jax.tree.map(lambda a: jnp.zeros((every, *a.shape), a.dtype), shapes)
-        num_chunks = (chosen.sum() + chunk - 1) // chunk
-        results = jax.lax.fori_loop(0, num_chunks, one_chunk, zeros)
-        return jax.tree.map(
-            lambda a: (
-                a.reshape(num_clients, num_entries, *a.shape[1:])
-                * chosen.reshape(num_clients, num_entries, *[1] * (a.ndim - 1))
-            ),
-            results,
-        )
-
-    if execution.mesh is None:
-        return on_one_device(chosen, kept, shared)
-    return jax.shard_map(
-        on_one_device,
-        mesh=execution.mesh,
-        in_specs=(PartitionSpec(AXIS), PartitionSpec(AXIS), PartitionSpec()),
-        out_specs=PartitionSpec(AXIS),
-        axis_names={AXIS},
-        check_vma=False,
-    )(chosen, kept, shared)
 
 
 def everywhere(tree: Any) -> Any:

@@ -243,54 +243,70 @@ def forward_teachers(
     stats: tuple[PyTree, ...],
     teachers: Array,
     inputs: PyTree,
-    *,
-    train: random.Purpose | None = None,
-    slots: Array | None = None,
 ) -> Outputs:
-    """Outputs of each client's teachers on the client's own samples.
+    """Outputs of each client's teachers on the client's own samples, in evaluation mode.
 
     Args:
-      state, params, stats: as for `forward`; or snapshots of them, arrays [k, slots, ...].
+      state, params, stats: as for `forward`.
       teachers: positions of the teachers, int32 [K, T].
       inputs: [K, P, ...].
-      train: the teachers run in the mode, and with the keys, of their own training pass; None is
-        evaluation mode.
-      slots: which of a teacher's snapshots is meant, int32 [K, T].
 
     Returns:
       `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].
     """
-    keys = None
-    if train is not None:
-        keys = random.client_keys(state.key, train, state.client_ids, state.step)
-    group_of = np.zeros(state.num_clients, np.int32)
     row_of = np.zeros(state.num_clients, np.int32)
-    for i, group in enumerate(state.groups):
-        group_of[list(group.members)] = i
+    for group in state.groups:
         row_of[list(group.members)] = np.arange(len(group.members))
 
-    def one_of_each(place: tuple[Array, Array | None]) -> Outputs:  # one teacher for each client
-        who, slot = place
+    def models(who: Array) -> list[PyTree]:  # one teacher's of each client, group by group
         rows = jnp.asarray(row_of)[who]
-        parts = []  # every group's answer for all K; the teacher's own group is picked below
-        for group, group_params, group_stats in zip(state.groups, params, stats, strict=True):
-            rows_here: Any = jnp.minimum(rows, len(group.members) - 1)
-            if slot is not None:
-                rows_here = (rows_here, slot)
-            parts.append(
-                over_clients(group.model.apply, (0, 0, 0, None if keys is None else 0, 0))(
-                    take_rows(group_params, rows_here),
-                    take_rows(group_stats, rows_here),
-                    inputs,
-                    None if keys is None else keys[who],
-                    take_rows(state.label_sets, who),
-                )[0]
-            )
-        return over_clients(_pick_part)(jnp.asarray(group_of)[who], *of_one_width(parts))
+        return [
+            take_rows((group_params, group_stats), jnp.minimum(rows, len(group.members) - 1))
+            for group, group_params, group_stats in zip(state.groups, params, stats, strict=True)
+        ]
 
-    places = (teachers.T, None if slots is None else slots.T)
-    outputs = jax.lax.map(one_of_each, places)  # one teacher at a time bounds the memory
+    def one_of_each(who: Array) -> Outputs:
+        return outputs_of_models(state, who, models(who), inputs)
+
+    outputs = jax.lax.map(one_of_each, teachers.T)  # one teacher at a time bounds the memory
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
+
+
+def outputs_of_models(
+    state: State,
+    who: Array,
+    models: Sequence[PyTree],
+    inputs: PyTree,
+    *,
+    shared_inputs: bool = False,
+) -> Outputs:
+    """Outputs of a model for each client, which may be another client's, in evaluation mode.
+
+    Args:
+      state: gives the architectures and the label sets.
+      who: whose model it is, int32 [K].
+      models: for each group parameters and statistics of K models of its architecture; those of
+        `who`'s own group count.
+      inputs: [K, P, ...], or [P, ...] with `shared_inputs`.
+
+    Returns:
+      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D].
+    """
+    group_of = np.zeros(state.num_clients, np.int32)
+    for i, group in enumerate(state.groups):
+        group_of[list(group.members)] = i
+    known = take_rows(state.label_sets, who)
+    parts = []  # every group's answer for all K; the model's own group is picked below
+    for group, (params, stats) in zip(state.groups, models, strict=True):
+
+        def apply(
+            params: PyTree, stats: PyTree, inputs: PyTree, known: Any, group: GroupState = group
+        ) -> Outputs:
+            return group.model.apply(params, stats, inputs, label_set=known)[0]
+
+        axes = (0, 0, None if shared_inputs else 0, 0)
+        parts.append(over_clients(apply, axes)(params, stats, inputs, known))
+    return over_clients(_pick_part)(jnp.asarray(group_of)[who], *of_one_width(parts))
 
 
 def _pick_part(which: Array, *parts: Outputs) -> Outputs:

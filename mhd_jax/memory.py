@@ -27,12 +27,14 @@ class Estimate:
     """Bytes of one client, the largest of its kind.
 
     Attributes:
-      state: parameters, statistics, snapshots of these, and optimizer state.
+      model: parameters and statistics.
+      state: these, snapshots of such, and optimizer state.
       gradients: of one pass, as large as the parameters.
       batch: its own samples in a step.
       private, public: what a pass over its private or public batch keeps for its gradient.
     """
 
+    model: int
     state: int
     gradients: int
     batch: int
@@ -61,6 +63,9 @@ class Estimate:
 def estimate(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> Estimate:
     """The estimate for clients that have their optimizers."""
     each = [_of_group(group, clients, algorithm, spec) for group in clients.groups]
+    # A pool has room for each architecture in every slot.
+    kept = sum(part.model for part in each)
+    each = [dataclasses.replace(p, state=p.state + algorithm.num_snapshots * kept) for p in each]
     fields = [field.name for field in dataclasses.fields(Estimate)]
     return Estimate(**{name: max(getattr(part, name) for part in each) for name in fields})
 
@@ -113,7 +118,8 @@ def _of_group(
     known, opt_state, private, public = _traced(group, clients, algorithm, spec)
     params, stats = (num_bytes(tree) for tree in known)
     return Estimate(
-        state=params + stats + opt_state + algorithm.num_snapshots * (params + stats),
+        model=params + stats,
+        state=params + stats + opt_state,
         gradients=params,
         batch=num_bytes(clients.data.samples(spec.private + spec.public * spec.independent_public)),
         private=private,

@@ -26,7 +26,12 @@ PullBack = Callable[[Outputs], tuple[Gradients, tuple[PyTree, ...], Array]]
 
 
 def private_and_public(
-    state: State, batch: Batch, label_smoothing: float, *, public_updates_stats: bool = False
+    state: State,
+    batch: Batch,
+    label_smoothing: float,
+    *,
+    public_updates_stats: bool = False,
+    evaluates: bool = False,
 ) -> tuple[Outputs, PullBack]:
     """What clients say about the public batch, and the way back from there.
 
@@ -34,6 +39,7 @@ def private_and_public(
       state, batch: of this step.
       label_smoothing: of the private cross-entropy.
       public_updates_stats: whether public samples update normalisation statistics too.
+      evaluates: whether the public pass is one in evaluation mode, gradients included.
 
     Returns:
       `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones end in zeros), and
@@ -42,17 +48,34 @@ def private_and_public(
     """
     if _are_one(state, batch):
         return _jointly(state, batch, label_smoothing)
-    return _apart(state, batch, label_smoothing, public_updates_stats)
+    return _apart(state, batch, label_smoothing, public_updates_stats, evaluates)
+
+
+def evaluated(state: State, batch: Batch, said: Outputs) -> Outputs:
+    """What clients say about the public batch in evaluation mode, as teachers: `Outputs` [K, P, …].
+
+    `said` is what they say in training mode, which for most models is the same.
+    """
+    if not _has_modes(state, batch):
+        return said
+    shared = batch.public_is_shared
+    inputs = batch.public_inputs
+    return forward(state, all_params(state), all_stats(state), inputs, shared_inputs=shared)[0]
 
 
 def _are_one(state: State, batch: Batch) -> bool:
+    has_pretext = any(group.model.pretext for group in state.groups)
+    return computes_at_once() and not has_pretext and not _has_modes(state, batch)
+
+
+def _has_modes(state: State, batch: Batch) -> bool:
+    """Whether training and evaluation mode differ, by statistics of the batch or by dropout."""
+
     def of_one(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
 
-    return computes_at_once() and not any(
-        jax.tree.leaves(group.stats)
-        or group.model.pretext
-        or group.model.is_random(*of_one((group.params, batch.inputs)))
+    return any(
+        jax.tree.leaves(group.stats) or group.model.is_random(*of_one((group.params, batch.inputs)))
         for group in state.groups
     )
 
@@ -86,7 +109,11 @@ def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Output
 
 
 def _apart(
-    state: State, batch: Batch, label_smoothing: float, public_updates_stats: bool
+    state: State,
+    batch: Batch,
+    label_smoothing: float,
+    public_updates_stats: bool,
+    evaluates: bool,
 ) -> tuple[Outputs, PullBack]:
     private, stats, losses = private_gradients(state, batch, label_smoothing)
 
@@ -96,7 +123,7 @@ def _apart(
             params,
             stats if public_updates_stats else all_stats(state),
             batch.public_inputs,
-            train=Purpose.PUBLIC_DROPOUT,
+            train=None if evaluates else Purpose.PUBLIC_DROPOUT,
             shared_inputs=batch.public_is_shared,
         )
 

@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     PARTICIPATION = 12
     POOL = 13
     PROJECTION = 14
+    POOL_SLOT = 15
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:

@@ -65,8 +65,8 @@ class Batch:
 class GroupState:
     """Clients of one architecture, stacked: every array has a leading axis of the group's size.
 
-    `snapshots` are parameters and statistics of earlier steps, arrays [k, slots, ...], where an
-    algorithm keeps some.
+    `snapshots` are parameters and statistics of earlier steps, where an algorithm keeps some: arrays
+    [k, slots, ...] of its own clients, or [K, slots, ...] that all clients keep of such.
     """
 
     params: PyTree
@@ -135,7 +135,7 @@ class Algorithm:
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
-      num_snapshots: how many earlier parameters of each client its state holds.
+      num_snapshots: how many earlier parameters each client keeps, or others keep of it.
       falsifiable: whether clients may misbehave: their messages go through
         `mhd_jax.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.execution import Execution, over_chosen, under
 from tests.conftest import (
     Linear,
     assert_trees_close,
@@ -100,19 +99,19 @@ def test_a_pool_equals_a_loop_that_keeps_every_state():
     states, batches, metrics = run(algorithm, RING, 5, "two groups")
     taken = [[0] * size for _ in range(K)]  # the step of each snapshot in i's pool
     pool = np.full((K, size), -1)
-    renewals = 0
+    slots = []
     for step, batch in enumerate(batches):
         now = np.asarray(states[step + 1].extra["pool"])
         changed = now != pool
         if step % every:
             assert not changed.any()
         elif step:
-            key = mhd.random.purpose_key(states[0].key, mhd.random.Purpose.POOL, step)
-            slot = int(jax.random.randint(key, (), 0, size))
-            renewals += 1
-            assert not np.delete(changed, slot, axis=1).any()
-            for i in range(K):
-                taken[i][slot] = step
+            purpose = mhd.random.Purpose.POOL_SLOT
+            keys = mhd.random.client_keys(states[0].key, purpose, jnp.arange(K), step)
+            slots.append([int(jax.random.randint(key, (), 0, size)) for key in keys])
+            for i in range(K):  # each its own
+                assert not np.delete(changed[i], slots[-1][i]).any()
+                taken[i][slots[-1][i]] = step
         pool = now
         for i in range(K):
             assert all(RING[i, j] for j in pool[i])
@@ -134,7 +133,7 @@ def test_a_pool_equals_a_loop_that_keeps_every_state():
                 for expected in ways
             ]
             assert min(gaps) < 2e-5
-    assert renewals == 2
+    assert len(slots) == 2 and any(len(set(step)) > 1 for step in slots)
 
 
 @pytest.mark.parametrize("delay", [1, 3])
@@ -177,19 +176,6 @@ def test_a_client_that_is_not_finite_gets_into_no_pool():
     after, metrics = jax.jit(algorithm.train_step)(state, batch, COMPLETE)
     assert not (after.extra["pool"] == 1).any()
     assert np.isfinite(np.delete(metrics["loss"], 1)).all()
-
-
-@pytest.mark.parametrize("chunk", [None, 1, 2])
-def test_only_what_is_chosen_is_computed(chunk):
-    """The rest stays zero, and is never asked for: it would not be finite."""
-    chosen = np.random.default_rng(0).random((3, 4)) < 0.5
-    kept = np.where(chosen[..., None], np.arange(24.0).reshape(3, 4, 2), np.nan)
-    shared = jnp.asarray([2.0, 3.0])
-    with under(Execution(chunk)):
-        found = jax.jit(lambda c, k, s: over_chosen(lambda a, b: a * b, c, k, s))(
-            jnp.asarray(chosen), jnp.asarray(kept), shared
-        )
-    np.testing.assert_allclose(found, np.where(chosen[..., None], kept * shared, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

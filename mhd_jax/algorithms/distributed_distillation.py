@@ -21,6 +21,8 @@ Koloskova et al., ICML 2019):
 The sums over clients stay as they are. The copies suppose that all neighbours have heard all
 messages: on a graph over time, that new ones are told the copy for nothing.
 
+Decisions, estimates and the pull are of evaluation mode: what s_i is compared with is what it said.
+
 A client that is away keeps z_i and s_i^prev, so that the sums agree without it too; one that never
 comes back still counts with its last decisions.
 """
@@ -85,7 +87,7 @@ def distributed_distillation(
         return rho * term, term
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        outputs, gradients_from = private_and_public(state, batch, label_smoothing)
+        outputs, gradients_from = private_and_public(state, batch, label_smoothing, evaluates=True)
         rows = batch.public_indices
         estimates, said = state.extra["estimates"], state.extra["said"]
         here = estimates[:, rows]

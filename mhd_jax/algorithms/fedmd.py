@@ -7,7 +7,7 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
     revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
-the public samples that each digest step draws. Clients without private data have no say, nor have
+the public samples that each digest step draws. Consensus and digest are of evaluation mode. Clients without private data have no say, nor have
 those that cannot be reached at a digest step, or whose logits are not finite. A server averages, so
 the graph plays no part; architectures may differ. Where clients have label sets, the mean of a
 class's logits is over those who know it, and each learns its own classes'.
@@ -39,7 +39,6 @@ from mhd_jax.groups import (
 )
 from mhd_jax.label_sets import masked
 from mhd_jax.losses import absolute_difference, distillation
-from mhd_jax.random import Purpose
 from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 DIGEST_LOSSES = ("mae", "kl")
@@ -143,12 +142,7 @@ def fedmd(
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
             outputs, _ = forward(
-                state,
-                params,
-                all_stats(state),
-                batch.public_inputs,
-                train=Purpose.PUBLIC_DROPOUT,
-                shared_inputs=True,
+                state, params, all_stats(state), batch.public_inputs, shared_inputs=True
             )
             each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
             each = jnp.where(says.any(), each, 0)

@@ -22,7 +22,10 @@ steps their parameters and normalisation statistics become their average, as in 
 stays at home. Who distils from whom is the graph's to say, inside ensembles as between them. Where
 clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
 
-With a pool (N_P > 0) S_i is drawn from snapshots of neighbours, see `mhd_jax.pools`.
+With a pool (N_P > 0) S_i is drawn from checkpoints of neighbours, see `mhd_jax.pools`.
+
+Targets, a client's own among them, are what clients say in evaluation mode, fresh or from a pool; the
+student learns with what it says in training mode.
 
 Left open by the paper and chosen here: the own head is among the candidates
 (`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
@@ -40,7 +43,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import adversaries, contract, edges, exchange, pools, projection, random
+from mhd_jax import adversaries, contract, delays, edges, exchange, pools, projection, random
 from mhd_jax import compression as compressions
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.checks import is_integer
@@ -56,6 +59,7 @@ from mhd_jax.groups import (
     apply_gradients,
     averaged,
     finite_params,
+    forward,
     forward_teachers,
     init_state,
     predict,
@@ -65,7 +69,7 @@ from mhd_jax.groups import (
 from mhd_jax.losses import distillation, embedding_distance
 from mhd_jax.metrics import prediction_entropy
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.passes import PullBack, private_and_public
+from mhd_jax.passes import PullBack, evaluated, private_and_public
 from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.random import Purpose
 from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
@@ -82,7 +86,7 @@ def mhd(
     same_level: bool = False,
     temperature: float = 1.0,
     public_batch: str = "shared",
-    public_updates_stats: bool = False,
+    public_updates_stats: bool = True,
     pool_size: int = 0,
     pool_refresh: int = 200,
     teacher_delay: int = 0,
@@ -110,10 +114,11 @@ def mhd(
         chosen by their confidence at T = 1.
       public_batch: "shared": all clients see the same public samples in a step;
         "independent": each its own, on which its teachers then run.
-      public_updates_stats: whether public samples update BatchNorm statistics too.
-      pool_size: N_P, snapshots of neighbours in each client's pool, from which its teachers are
+      public_updates_stats: whether public samples update BatchNorm statistics too, as they are what
+        auxiliary heads are trained on.
+      pool_size: N_P, checkpoints of neighbours in each client's pool, from which its teachers are
         drawn; 0 takes its neighbours as they are.
-      pool_refresh: S_P, steps after which one random place of a pool is renewed.
+      pool_refresh: S_P, steps after which each client renews one random slot of its pool.
       teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
         for the study of delay alone, without a pool.
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
@@ -213,9 +218,9 @@ def mhd(
             logits = shapes_said(state.groups[0], sample_batch).logits
             extra["adversaries"] = adversaries.start(clients, logits)
         if pool_size > 0:
-            extra["pool"] = jnp.full((state.num_clients, pool_size), -1, jnp.int32)
-        if num_snapshots > 0:
-            state = pools.with_snapshots(state, num_snapshots)
+            state, extra["pool"] = pools.start(state, pool_size)
+        if teacher_delay > 0:
+            state = delays.start(state, teacher_delay)
         return dataclasses.replace(state, extra=extra)
 
     def is_mapped(state: State) -> bool:
@@ -253,6 +258,7 @@ def mhd(
     def public_loss(
         own: Outputs,
         mapped: Array | None,
+        told: Outputs,
         taught: Outputs,
         valid: Array,
         key: Array,
@@ -261,12 +267,15 @@ def mhd(
     ) -> tuple[Array, Metrics]:
         """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
 
-        `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
+        `told` are its own outputs as those of teachers are, of evaluation mode. `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
         """
         if taught.embeddings is not None:
             width = taught.embeddings.shape[-1]
-            own = dataclasses.replace(own, embeddings=own.embeddings[..., :width])  # type: ignore[index]
-        constant = jax.lax.stop_gradient(own)
+            own, told = (
+                dataclasses.replace(one, embeddings=one.embeddings[..., :width])  # type: ignore[index]
+                for one in (own, told)
+            )
+        constant = jax.lax.stop_gradient(told)
         loss, terms = jnp.zeros(()), {}
         diagnostics = {
             "agreement": edges.agreement(constant, taught, valid),
@@ -295,8 +304,9 @@ def mhd(
         said, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
+        told = evaluated(state, batch, said)
         travel = everywhere if batch.public_is_shared else _stay
-        heard = arrived(state, as_sent(state, said), travel, state.label_sets)
+        heard = arrived(state, as_sent(state, told), travel, state.label_sets)
         finite = exchange.all_finite(heard)
         state, teachers, taught = taught_by_some(state, batch, graph, heard, finite)
         understood = teachers.valid & are_finite(taught, batch)
@@ -306,10 +316,10 @@ def mhd(
         # Teachers are constants: each client's gradient starts at its own outputs.
         gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
         at_outputs, terms = over_clients(gradient)(
-            said, mapped, taught, understood, keys, unlabelled, state.label_sets
+            said, mapped, told, taught, understood, keys, unlabelled, state.label_sets
         )
         gradients, stats, private_losses = gradients_through(*at_outputs)
-        state = apply_gradients(remembered(state, said, batch.presence), gradients, stats)
+        state = apply_gradients(remembered(state, told, batch.presence), gradients, stats)
         state, weights = averaged_in_ensembles(state, batch.presence)
         not_heard = ((graph > 0) & ~finite).sum(axis=1)
         seen = terms.pop("diagnostics")
@@ -349,47 +359,36 @@ def mhd(
         state: State, batch: Batch, graph: Array, heard: Outputs, available: Array
     ) -> tuple[State, Teachers, Outputs]:
         """S_i and what it says about i's public samples, [K, T, P, …], and the state with what it keeps."""
-        if num_snapshots > 0:
-            return delayed(state, batch, graph, available)
+        if pool_size > 0:
+            return from_pools(state, batch, graph, available)
         teachers = exchange.draw_teachers(state, graph, available, num_targets)
-        if batch.public_is_shared:
-            # Teachers at the present step: what they said as students, gathered.
-            return state, teachers, exchange.gather(heard, teachers.positions)
-        outputs = forward_teachers(
-            state,
-            all_params(state),
-            all_stats(state),
-            teachers.positions,
-            batch.public_inputs,
-            train=Purpose.PUBLIC_DROPOUT,
-        )
-        return state, teachers, arrived_by_student(state, outputs, teachers)
+        params, stats = all_params(state), all_stats(state)
+        if teacher_delay > 0:
+            params, stats = delays.before(state, teacher_delay)
+            state = delays.renewed(state, teacher_delay)
+        if not batch.public_is_shared:
+            inputs = batch.public_inputs
+            outputs = forward_teachers(state, params, stats, teachers.positions, inputs)
+            return state, teachers, arrived_by_student(state, outputs, teachers)
+        if teacher_delay > 0:
+            told, _ = forward(state, params, stats, batch.public_inputs, shared_inputs=True)
+            heard = arrived(state, as_sent(state, told), everywhere, state.label_sets)
+        return state, teachers, exchange.gather(heard, teachers.positions)
 
-    def delayed(
+    def from_pools(
         state: State, batch: Batch, graph: Array, available: Array
     ) -> tuple[State, Teachers, Outputs]:
-        """The same with S_i of earlier steps."""
-        if pool_size > 0:
-            neighbours = exchange.draw_teachers(state, graph, available, "all")
-            state, pool = pools.next_pool(state, state.extra["pool"], neighbours, pool_refresh)
-            state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
-            teachers, slots = pools.draw(state, pool, num_targets)
-        else:
-            teachers = exchange.draw_teachers(state, graph, available, num_targets)
-            slots = jnp.full_like(teachers.positions, state.step % teacher_delay)
-        if batch.public_is_shared:
-            said = pools.said_before(state, teachers, slots, batch.public_inputs)
-            slot_sets = jax.tree.map(lambda a: a[:, None], state.label_sets)
-            heard = arrived(state, as_sent(state, said), everywhere, slot_sets)
-            taught = jax.tree.map(lambda a: a[teachers.positions, slots], heard)
-        else:
-            outputs = forward_teachers(
-                state, *pools.snapshots(state), teachers.positions, batch.public_inputs, slots=slots
-            )
-            taught = arrived_by_student(state, outputs, teachers)
-        if teacher_delay > 0:
-            state = pools.renewed(state, state.step % teacher_delay)
-        return state, teachers, taught
+        """The same with S_i from i's pool."""
+        there = jnp.ones(state.num_clients, bool)
+        if batch.presence is not None:  # who is away hears nobody, not even from its pool
+            there = batch.presence.trains & batch.presence.reachable
+        neighbours = exchange.draw_teachers(state, graph, available, "all")
+        state, pool = pools.renewed(state, state.extra["pool"], neighbours, there, pool_refresh)
+        state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
+        teachers, slots = pools.draw(state, pool, there, num_targets)
+        shared = batch.public_is_shared
+        outputs = pools.said(state, teachers, slots, batch.public_inputs, shared_inputs=shared)
+        return state, teachers, arrived_by_student(state, outputs, teachers)
 
     def arrived_by_student(state: State, outputs: Outputs, teachers: Teachers) -> Outputs:
         """What students have of their teachers' outputs [K, T, P, …], computed where students are."""

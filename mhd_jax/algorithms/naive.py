@@ -22,7 +22,7 @@ def naive(
     target_selection: str | TargetSelection = "most_confident",
     temperature: float = 1.0,
     public_batch: str = "shared",
-    public_updates_stats: bool = False,
+    public_updates_stats: bool = True,
     pool_size: int = 0,
     pool_refresh: int = 200,
     teacher_delay: int = 0,
