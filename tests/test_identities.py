@@ -373,7 +373,7 @@ def test_private_and_public_samples_share_a_pass_where_nothing_tells_it(
     private, public = batch.labels.shape[1], batch.public_indices.shape[-1]
     assert private != public
     assert (private + public in seen) == joint
-    assert (public in seen) == (not joint or not shared)  # independent: teachers' own pass
+    assert (public in seen) == (not joint)  # teachers' own passes are in evaluation mode
 
 
 def test_optimizers_do_not_couple_clients():

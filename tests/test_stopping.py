@@ -80,14 +80,15 @@ def test_a_run_that_is_stopped_outside_of_training_or_started_twice(call, tmp_pa
 
     with started(writes_its_report) as process:
         assert end(process) == "interrupted; the same command goes on from what was saved"
-    assert not pathlib.Path("run/summary.json").exists()
+    assert pathlib.Path("run/summary.json").exists()  # the record is whole
+    assert not pathlib.Path("run/report.html").exists()
     assert pathlib.Path("run/lock").exists()  # and in nobody's way
 
     status, printed, errors = call(train, *FLAGS, "--workdir=run")
-    assert status == 0 and "resumed at step 6" in printed, errors
+    assert status == 0 and "holds this run, finished" in printed, errors
+    assert pathlib.Path("run/report.html").exists()
     lines = pathlib.Path("run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
-    assert not pathlib.Path("run/lock").exists()
 
 
 def test_what_is_asked_too_late_to_be_saved_for_is_passed_on(tmp_path):
