@@ -45,9 +45,9 @@ HYPERPARAMETER_HELP = {
     "temperature": "Temperature of the distillation's softmax.",
     "public_batch": "Whether all clients see the same public samples in a step.",
     "public_updates_stats": "Whether public samples update BatchNorm statistics.",
-    "pool_size": "N_P, snapshots of neighbours in each client's pool, from which teachers are drawn; 0 "
+    "pool_size": "N_P, checkpoints of neighbours in each client's pool, from which teachers are drawn; 0 "
     "draws them among the neighbours as they are.",
-    "pool_refresh": "S_P, steps after which one place of a pool is renewed.",
+    "pool_refresh": "S_P, steps after which each client renews one random slot of its pool.",
     "teacher_delay": "Teachers are the neighbours as they were so many steps ago.",
     "lambda_m": "λ_m, weight of the model-variant cross-feature loss.",
     "lambda_d": "λ_d, weight of the data-variant cross-feature loss; 0 sends no class features.",
