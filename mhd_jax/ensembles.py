@@ -94,7 +94,7 @@ def _weights(rows: list[list], num_clients: int) -> np.ndarray:
     """W, once it is found to be row-stochastic."""
     try:
         weights = np.array(rows, float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"a mixing matrix must be an array of numbers: {error}.") from error
     if weights.shape != (num_clients, num_clients):
         raise ConfigError(
