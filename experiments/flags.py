@@ -129,7 +129,12 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "directed",
     topologies.options("ring")["directed"],
-    "Whether clients learn from those ahead alone (topology ring, exponential).",
+    "Whether clients learn from those ahead alone (topology ring, circulant, exponential).",
+)
+flags.DEFINE_string(
+    "offsets",
+    ",".join(map(str, topologies.options("circulant")["offsets"])),
+    "How far each client's neighbours are from it, round the ring, like 1,4 (topology circulant).",
 )
 flags.DEFINE_integer(
     "degree",
@@ -438,4 +443,14 @@ def _topology_options() -> tuple[tuple[str, Any], ...]:
             raise mhd.ConfigError(
                 f"--{name} is not used by --topology={chosen}; leave one of them out."
             )
-    return tuple((name, _flag(name)) for name in topologies.options(chosen) if name != "seed")
+    own = [name for name in topologies.options(chosen) if name != "seed"]
+    return tuple((name, _offsets() if name == "offsets" else _flag(name)) for name in own)
+
+
+def _offsets() -> tuple[int, ...]:
+    try:
+        return tuple(int(offset) for offset in _flag("offsets").split(","))
+    except ValueError:
+        raise mhd.ConfigError(
+            f"cannot read --offsets={_flag('offsets')}; write numbers, like 1,4."
+        ) from None
