@@ -22,7 +22,7 @@ from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.faults import ON_NONFINITE
-from mhd_jax.models import MODELS, NORMS
+from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
 from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
@@ -194,6 +194,13 @@ flags.DEFINE_string(
     f"client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, naive, fedmd.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
+flags.DEFINE_enum(
+    "initialization",
+    None,
+    list(INITIALIZATIONS),
+    "How the model and its heads start; by default its own way. pytorch is the CCL authors': He's "
+    "fan-out for convolutions, PyTorch's default for dense layers.",
+)
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
 flags.DEFINE_float(
     "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
