@@ -74,9 +74,7 @@ _CHOICES = {
     "digest_loss": list(DIGEST_LOSSES),
 }
 _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-_TOPOLOGY_FLAGS = sorted(
-    {key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"}
-)
+TOPOLOGY_FLAGS = sorted({key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"})
 _FAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(mhd.Faults)}
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
@@ -324,8 +322,11 @@ for name, default in _all_hyperparameters().items():
     _define_hyperparameter(name, default)
 
 
-def settings() -> RunSettings:
+def settings(*, strict: bool = True) -> RunSettings:
     """The run that the flags describe.
+
+    Args:
+      strict: whether to refuse options of graphs that the chosen one does not use.
 
     Raises:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
@@ -338,7 +339,7 @@ def settings() -> RunSettings:
         **data,
         **values,
         optimizer=optimizer,
-        topology_options=_topology_options(),
+        topology_options=_topology_options(strict),
         faults=_faults(),
     )
 
@@ -442,14 +443,19 @@ def _ensembles(text: str) -> int | list[list[int]]:
         ) from None
 
 
-def _topology_options() -> tuple[tuple[str, Any], ...]:
+def unused_by_topology() -> list[str]:
+    """The options of graphs that are given as flags, and that the chosen graph does not use."""
+    own = topologies.options(_flag("topology"))
+    return [name for name in TOPOLOGY_FLAGS if FLAGS[name].present and name not in own]
+
+
+def _topology_options(strict: bool) -> tuple[tuple[str, Any], ...]:
     """The options of the chosen topology that are flags, as given."""
     chosen = _flag("topology")
-    for name in _TOPOLOGY_FLAGS:
-        if FLAGS[name].present and name not in topologies.options(chosen):
-            raise mhd.ConfigError(
-                f"--{name} is not used by --topology={chosen}; leave one of them out."
-            )
+    if strict and (unused := unused_by_topology()):
+        raise mhd.ConfigError(
+            f"--{unused[0]} is not used by --topology={chosen}; leave one of them out."
+        )
     own = [name for name in topologies.options(chosen) if name != "seed"]
     return tuple((name, _offsets() if name == "offsets" else _flag(name)) for name in own)
 
