@@ -117,19 +117,25 @@ def read(
 ) -> tuple[list[Case], list[str]]:
     """The cases of flags given as written, each once, and notes about those left out.
 
-    A hyperparameter that a case's algorithm does not use is left out of the case.
+    A hyperparameter that a case's algorithm does not use is left out of the case, and so is an
+    option that its graph does not use.
 
     Args:
       assignments: for each case the flags that it sets.
 
     Raises:
-      mhd.ConfigError: a value that the flag does not take.
+      mhd.ConfigError: a value that the flag does not take, or an option that no case's graph uses.
     """
     cases: dict[str, Case] = {}
     for given in assignments:
         case = _read_one(given)
         content = repr((case.settings, case.algorithm.name, case.algorithm.hyperparameters))
         cases.setdefault(content, case)
+    named = {name for given in assignments for name, _ in given}
+    used = {name for case in cases.values() for name, _ in case.settings.topology_options}
+    for name in run_flags.TOPOLOGY_FLAGS:
+        if name not in used and (name in named or flags.FLAGS[name].present):
+            raise mhd.ConfigError(f"--{name} is not used by any of the graphs; leave it out.")
     repeated = len(assignments) - len(cases)
     notes = [f"{repeated} combination(s) that repeat another were left out."] if repeated else []
     return list(cases.values()), notes
@@ -148,8 +154,9 @@ def _read_one(given: Sequence[tuple[str, str]]) -> Case:
             flag.present = 1
         name = str(flags.FLAGS["algorithm"].value)
         algorithm, unused = run_flags.algorithm(name, strict=False)
+        unused += run_flags.unused_by_topology()
         used = tuple(pair for pair in given if pair[0] not in unused)
-        return Case(used, run_flags.settings(), algorithm)
+        return Case(used, run_flags.settings(strict=False), algorithm)
 
 
 def carry_out(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) -> list[Outcome]:

@@ -22,7 +22,7 @@ from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.exchange import TARGET_SELECTIONS
 from mhd_jax.faults import ON_NONFINITE
-from mhd_jax.models import MODELS, NORMS
+from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
 from mhd_jax.optim import SCHEDULES
 from mhd_jax.projection import EMBEDDING_PROJECTIONS
 from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
@@ -74,9 +74,7 @@ _CHOICES = {
     "digest_loss": list(DIGEST_LOSSES),
 }
 _SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-_TOPOLOGY_FLAGS = sorted(
-    {key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"}
-)
+TOPOLOGY_FLAGS = sorted({key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"})
 _FAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(mhd.Faults)}
 _OPTIMIZER_FLAGS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
@@ -129,7 +127,12 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "directed",
     topologies.options("ring")["directed"],
-    "Whether clients learn from those ahead alone (topology ring, exponential).",
+    "Whether clients learn from those ahead alone (topology ring, circulant, exponential).",
+)
+flags.DEFINE_string(
+    "offsets",
+    ",".join(map(str, topologies.options("circulant")["offsets"])),
+    "How far each client's neighbours are from it, round the ring, like 1,4 (topology circulant).",
 )
 flags.DEFINE_integer(
     "degree",
@@ -189,6 +192,13 @@ flags.DEFINE_string(
     f"client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, naive, fedmd.",
 )
 flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
+flags.DEFINE_enum(
+    "initialization",
+    None,
+    list(INITIALIZATIONS),
+    "How the model and its heads start; by default its own way. pytorch is the CCL authors': He's "
+    "fan-out for convolutions, PyTorch's default for dense layers.",
+)
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
 flags.DEFINE_float(
     "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
@@ -312,8 +322,11 @@ for name, default in _all_hyperparameters().items():
     _define_hyperparameter(name, default)
 
 
-def settings() -> RunSettings:
+def settings(*, strict: bool = True) -> RunSettings:
     """The run that the flags describe.
+
+    Args:
+      strict: whether to refuse options of graphs that the chosen one does not use.
 
     Raises:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
@@ -326,7 +339,7 @@ def settings() -> RunSettings:
         **data,
         **values,
         optimizer=optimizer,
-        topology_options=_topology_options(),
+        topology_options=_topology_options(strict),
         faults=_faults(),
     )
 
@@ -430,12 +443,27 @@ def _ensembles(text: str) -> int | list[list[int]]:
         ) from None
 
 
-def _topology_options() -> tuple[tuple[str, Any], ...]:
+def unused_by_topology() -> list[str]:
+    """The options of graphs that are given as flags, and that the chosen graph does not use."""
+    own = topologies.options(_flag("topology"))
+    return [name for name in TOPOLOGY_FLAGS if FLAGS[name].present and name not in own]
+
+
+def _topology_options(strict: bool) -> tuple[tuple[str, Any], ...]:
     """The options of the chosen topology that are flags, as given."""
     chosen = _flag("topology")
-    for name in _TOPOLOGY_FLAGS:
-        if FLAGS[name].present and name not in topologies.options(chosen):
-            raise mhd.ConfigError(
-                f"--{name} is not used by --topology={chosen}; leave one of them out."
-            )
-    return tuple((name, _flag(name)) for name in topologies.options(chosen) if name != "seed")
+    if strict and (unused := unused_by_topology()):
+        raise mhd.ConfigError(
+            f"--{unused[0]} is not used by --topology={chosen}; leave one of them out."
+        )
+    own = [name for name in topologies.options(chosen) if name != "seed"]
+    return tuple((name, _offsets() if name == "offsets" else _flag(name)) for name in own)
+
+
+def _offsets() -> tuple[int, ...]:
+    try:
+        return tuple(int(offset) for offset in _flag("offsets").split(","))
+    except ValueError:
+        raise mhd.ConfigError(
+            f"cannot read --offsets={_flag('offsets')}; write numbers, like 1,4."
+        ) from None

@@ -51,6 +51,7 @@ class RunSettings:
     label_sets: str | None = None
     adversaries: str = ""
     norm: str | None = None
+    initialization: str | None = None
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 32
@@ -88,6 +89,7 @@ class RunSettings:
             adversaries=self._adversaries(),
             optimizers=self._optimizers(),
             norm=self.norm,
+            initialization=self.initialization,
             seed=seed,
         )
 

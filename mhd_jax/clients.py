@@ -53,6 +53,8 @@ class ClientGroup:
       compute_dtype: in which their backbone computes; None takes the run's.
       pretext: the task, with a head of its own, that they learn from private images instead of
         labels.
+      initialization: how their layers start, of `mhd_jax.models.INITIALIZATIONS`; None leaves it
+        to the model.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ClientGroup:
     optimizer: Optimizer | None = None
     compute_dtype: str | None = None
     pretext: Pretext | None = None
+    initialization: str | None = None
 
     @property
     def described(self) -> str:
@@ -69,7 +72,14 @@ class ClientGroup:
 
     def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
         """The backbone with its heads."""
-        return ClientModel(self.backbone, num_heads, num_classes, self.compute_dtype, self.pretext)
+        return ClientModel(
+            self.backbone,
+            num_heads,
+            num_classes,
+            self.compute_dtype,
+            self.pretext,
+            self.initialization,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,6 +270,7 @@ def make_clients(
     adversaries: Mapping[int, str] | None = None,
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
+    initialization: str | None = None,
     seed: int = 0,
 ) -> Clients:
     """Deals a data set's training samples to clients.
@@ -304,6 +315,8 @@ def make_clients(
       optimizers: of the clients of a model, by its name, where they do not take the run's:
         `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
+      initialization: how the layers of the models given by name start, heads included: "pytorch"
+        is the CCL authors' way, see `mhd_jax.models.initialization`; None is each model's own.
       seed: of the split.
 
     Returns:
@@ -331,7 +344,7 @@ def make_clients(
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
     goals = _objectives(objectives, num_clients, data)
-    groups = _with_optimizers(_groups(model, goals, norm, data), optimizers or {})
+    groups = _with_optimizers(_groups(model, goals, norm, initialization, data), optimizers or {})
     false = misbehaviour.checked(adversaries or {}, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
@@ -377,6 +390,7 @@ def make_clients(
             "num_clients": num_clients,
             "models": [f"{group.name}:{len(group.members)}" for group in groups],
             "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
+            **({} if initialization is None else {"initialization": initialization}),
             **({} if set(goals) == {"supervised"} else {"objectives": list(map(str, goals))}),
             **(
                 {}
@@ -549,7 +563,11 @@ def _require_images(pretext: Pretext, data: Dataset) -> None:
 
 
 def _groups(
-    model: ModelChoice, goals: Sequence[str | Pretext], norm: str | None, data: Dataset
+    model: ModelChoice,
+    goals: Sequence[str | Pretext],
+    norm: str | None,
+    initialization: str | None,
+    data: Dataset,
 ) -> tuple[ClientGroup, ...]:
     """Clients by architecture, groups in the order of their first client."""
     choices = of_each(model, len(goals), "models", "resnet18:4,resnet34:4")
@@ -574,7 +592,9 @@ def _groups(
     for (choice, pretext), positions in members.items():
         if isinstance(choice, str):
             name, backbone = choice, build_backbone(choice, norm, data.input_shape)
+            start = _initialization(choice, initialization)
         else:
+            start = None
             name, backbone = backbone_name(choice).lower(), choice
             who = f"clients {', '.join(map(str, positions))}"
             try:
@@ -584,8 +604,25 @@ def _groups(
             except Exception as error:
                 error.add_note(f"It was raised in the model of {who}.")
                 raise
-        groups.append(ClientGroup(name, backbone, tuple(positions), pretext=pretext))
+        groups.append(
+            ClientGroup(name, backbone, tuple(positions), pretext=pretext, initialization=start)
+        )
+    if initialization is not None and not any(group.initialization for group in groups):
+        raise ConfigError(
+            "initialization is that of models given by name, but there are none; leave it out."
+        )
     return tuple(groups)
+
+
+def _initialization(name: str, given: Any) -> str | None:
+    """How the model of that name is to start, once it is known to."""
+    known = MODELS[name].initializations
+    if given is None or given in known:
+        return given
+    raise ConfigError(
+        f"{name} does not know the initialization {given!r}; "
+        + (f"choose one of {', '.join(known)}, or leave it out." if known else "leave it out.")
+    )
 
 
 def _with_optimizers(

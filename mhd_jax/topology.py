@@ -442,15 +442,16 @@ def star(num_clients: int) -> Topology:
     return from_networkx(nx.star_graph(_at_least(num_clients, 2, "star") - 1), "star")
 
 
-def circulant(num_clients: int, offsets: Sequence[int], directed: bool = False) -> Topology:
+def circulant(num_clients: int, offsets: Sequence[int] = (1,), directed: bool = False) -> Topology:
     """Client i neighbours i ± o for each offset o, modulo K; `directed`, it learns from i + o alone."""
-    num_clients, offsets = _at_least(num_clients, 1, "circulant"), list(offsets)
+    num_clients = _at_least(num_clients, 2, "circulant")
+    if not isinstance(offsets, Sequence | np.ndarray) or not np.size(offsets):
+        raise ConfigError(f"offsets must be a sequence of integers, like (1, 4), not {offsets!r}.")
     for offset in offsets:
-        require_kind("an offset", "int", offset)
-    if not offsets or not all(0 < offset < num_clients for offset in offsets):
-        raise ConfigError(
-            f"a circulant topology needs offsets in 1 … {num_clients - 1}, not {list(offsets)}."
-        )
+        if not is_integer(offset) or not 0 < offset < num_clients:
+            raise ConfigError(
+                f"a circulant topology needs offsets in 1 … {num_clients - 1}, not {offset!r}."
+            )
     name = f"circulant({', '.join(map(str, offsets))})"
     return _ring_of_offsets(name, num_clients, offsets, directed)
 
@@ -688,6 +689,7 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
     "dyck": dyck,
     "petersen": petersen,
     "hypercube": hypercube,
+    "circulant": circulant,
     "exponential": exponential,
     "one_peer_exponential": one_peer_exponential,
     "islands": islands,

@@ -116,6 +116,9 @@ def test_faults_and_a_file_of_flags(call):
         (["--topology=four.txt"], "topology four has 4 clients, but there are 3"),
         (["--redraw_every=2"], "--redraw_every is not used by --topology=complete"),
         (["--topology=chain", "--directed"], "--directed is not used by --topology=chain"),
+        (["--topology=ring", "--offsets=1,2"], "--offsets is not used by --topology=ring"),
+        (["--topology=circulant", "--offsets=1,x"], "cannot read --offsets=1,x; write numbers"),
+        (["--topology=circulant", "--offsets=1,3"], "needs offsets in 1 … 2, not 3"),
         (["--topology=ring@0,star@4", "--degree=2"], "--degree is not used by --topology=ring@0"),
         (["--topology=ring@1"], "start at step 0 and at ever later steps, not at 1"),
         (

@@ -12,6 +12,7 @@ import mhd_jax as mhd
 from mhd_jax.data.batching import BatchSpec, draw_batch
 from mhd_jax.data.preparation import PLAIN
 from mhd_jax.data.shuffle import shuffled
+from mhd_jax.data.statistics import label_entropy, mean_total_variation
 from mhd_jax.engine import device_data
 from mhd_jax.fingerprint import array_digest
 from tests.conftest import tiny_clients, tiny_dataset
@@ -397,6 +398,24 @@ def test_dirichlet_and_shards_give_every_sample_one_owner(num_clients, alpha, ba
     classes = [len(np.unique(labels[owner == client])) for client in range(num_clients)]
     # A shard of no more than a class's samples spans at most two classes.
     assert max(classes) <= 4 or 600 / (2 * num_clients) > 60
+
+
+@pytest.mark.parametrize(("num_clients", "distance"), [(16, 0.819), (32, 0.800)])
+def test_the_balanced_dirichlet_partition_is_the_ccl_authors(num_clients, distance):
+    """Against what their code gives for α = 0.1 and the labels of CIFAR-10."""
+    labels = np.arange(50_000) % 10
+    found = []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        owner = mhd.partition.dirichlet(0.1, balanced=True)(labels, num_clients, 10, rng)
+        counts = np.zeros((num_clients, 10), int)
+        np.add.at(counts, (owner, labels), 1)
+        assert counts.sum() == len(labels) and np.ptp(counts.sum(axis=1)) <= 1
+        classes, bits = (counts > 0).sum(axis=1).mean(), label_entropy(counts).mean()
+        found.append((mean_total_variation(counts), classes, bits))
+    total_variation, classes, bits = np.mean(found, axis=0)
+    assert total_variation == pytest.approx(distance, abs=0.01)
+    assert classes == pytest.approx(5.8, abs=0.25) and bits == pytest.approx(1.51, abs=0.06)
 
 
 def test_dirichlet_shares_have_the_distributions_moments():

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from scipy import stats
 
 import mhd_jax as mhd
 from mhd_jax.clients import build_backbone
@@ -309,6 +311,75 @@ def test_clients_start_from_different_parameters():
     flat = np.asarray(kernel).reshape(12, -1)
     assert (np.abs(np.corrcoef(flat) - np.eye(12)) < 0.2).all()
     np.testing.assert_allclose(flat.std(axis=1), np.sqrt(1 / 64), rtol=0.15)  # lecun_normal
+
+
+FAN_INS = {  # of every dense layer and of every bias; all other kernels are convolutions
+    "lenet5": {
+        "Conv_0": 5 * 5 * 1,
+        "Conv_1": 5 * 5 * 6,
+        "Dense_0": 400,
+        "Dense_1": 120,
+        "heads": 84,
+    },
+    "cnn": {"Dense_0": 7 * 7 * 32, "heads": 64},
+    "resnet8": {"heads": 64},
+}
+
+
+@pytest.mark.parametrize("name", FAN_INS)
+def test_the_initialization_of_pytorch(name):
+    """He's normal distribution by fan-out, ± 1 / sqrt(fan-in); what normalises stays 1 and 0."""
+    shape = (28, 28, 1)
+    own = ClientModel(build_backbone(name, None, shape), 3, 50)
+    model = dataclasses.replace(own, initialization="pytorch")
+    key, inputs = jax.random.key(5), jnp.zeros((2, *shape))
+    params, _ = jax.jit(model.init)(key, inputs)
+    before, _ = jax.jit(own.init)(key, inputs)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, before)
+    fan_ins, flat = FAN_INS[name], flatten_dict(params)
+    for path, values in flat.items():
+        layer, kind = path[-2:]
+        if "Norm" in layer:
+            np.testing.assert_array_equal(values, flatten_dict(before)[path])
+        elif kind == "kernel" and layer.startswith("Conv"):
+            height, width, _, channels = values.shape
+            expected = stats.norm(scale=np.sqrt(2 / (height * width * channels)))
+            assert stats.kstest(values.ravel(), expected.cdf).pvalue > 1e-3, path
+        else:
+            bound = 1 / np.sqrt(fan_ins[layer])
+            expected = stats.uniform(-bound, 2 * bound)
+            assert stats.kstest(values.ravel(), expected.cdf).pvalue > 1e-3, path
+            assert np.abs(values).max() <= bound
+    assert flat["heads", "kernel"].shape == (3, flat["heads", "kernel"].shape[1], 50)
+    firsts = [
+        tuple(np.ravel(values)[:2]) for path, values in flat.items() if "Norm" not in path[-2]
+    ]
+    assert len(set(firsts)) == len(firsts)
+
+
+class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(4)(x.reshape(len(x), -1))
+
+
+def test_an_initialization_is_of_the_models_that_know_it():
+    data = mhd.data.load("digits")
+    clients = mhd.make_clients(data, 3, ["mlp", Flat(), "cnn"], initialization="pytorch")
+    assert [group.initialization for group in clients.groups] == ["pytorch", None, "pytorch"]
+    assert clients.settings["initialization"] == "pytorch"
+    assert "initialization" not in mhd.make_clients(data, 3).settings
+    for model, given, sentence in (
+        ("mlp", "torch", "mlp does not know the initialization 'torch'; choose one of pytorch"),
+        (
+            "vit_tiny",
+            "pytorch",
+            "vit_tiny does not know the initialization 'pytorch'; leave it out",
+        ),
+        (Flat(), "pytorch", "of models given by name, but there are none"),
+    ):
+        with pytest.raises(mhd.ConfigError, match=sentence):
+            mhd.make_clients(data, 3, model, initialization=given)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch", "evonorm_s0"])

@@ -24,12 +24,15 @@ def test_preset(preset):
         for name in flags.FLAGS:
             flags.FLAGS[name].present = 0
         flags.FLAGS([binary, f"--flagfile={preset}"])
-        settings = run_flags.settings()
+        settings = run_flags.settings(strict=module is not sweep)
         assert settings.num_clients > 1
         if module is sweep:
             axes = [cases.axis(text, "grid") for text in flags.FLAGS.grid]
             found, _ = cases.read(cases.grid(axes))
             assert len(found) > 5
+            if settings.dataset == "digits":
+                for case in found:
+                    case.settings.check(case.algorithm, seed=0)
         elif binary == "compare":
             for name in flags.FLAGS.algorithms:
                 run_flags.algorithm(name, strict=False)

@@ -7,6 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 import scipy.stats
+from absl import flags
+from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import ablation, cases, sweep
@@ -93,11 +95,30 @@ def test_a_grid(call, programs):  # noqa: F811
         (["--grid=skew=1,2", "--vary=skew=3"], "two ways to sweep"),
         (["--vary=temperature=-1"], "temperature must be positive"),
         (["--grid=topology=dyck,torus", "--num_clients=3"], "dyck"),
+        (["--grid=topology=ring,chain", "--degree=2"], "--degree is not used by any of the graphs"),
+        (["--grid=degree=2,3"], "--degree is not used by any of the graphs"),
     ],
 )
 def test_what_cannot_be_swept(call, arguments, said):  # noqa: F811
     status, _, err = call(sweep, *SMALL, *arguments)
     assert status == 2 and said in err and err.strip().count("\n") == 0
+
+
+def test_options_of_one_graph_stand_beside_others():
+    with flagsaver.flagsaver():
+        for name in flags.FLAGS:
+            flags.FLAGS[name].present = 0
+        flags.FLAGS(["sweep", "--algorithm=isolated", "--offsets=1,4"])
+        axes = [cases.axis("topology=circulant,ring", "grid"), cases.axis("degree=2,3", "grid")]
+        found, notes = cases.read(cases.grid(axes[:1]))
+        assert [case.name for case in found] == ["topology=circulant", "topology=ring"]
+        assert [dict(case.settings.topology_options).get("offsets") for case in found] == [
+            (1, 4),
+            None,
+        ]
+        assert not notes
+        with pytest.raises(mhd.ConfigError, match="--degree is not used by any of the graphs"):
+            cases.read(cases.grid(axes))
 
 
 def test_an_ablation(call, programs):  # noqa: F811

@@ -241,11 +241,21 @@ def test_rings_and_stars_need_enough_clients():
         ("hypercube", 8, nx.hypercube_graph(3)),
         ("exponential", 8, nx.circulant_graph(8, [1, 2, 4])),
         ("exponential", 6, nx.circulant_graph(6, [1, 2, 4])),
+        ("circulant", 7, nx.cycle_graph(7)),
     ],
 )
 def test_graphs_with_a_name_of_their_own(name, num_clients, expected):
     found = nx.from_numpy_array(np.asarray(mhd.topology.named(name, num_clients).at(0)))
     assert nx.is_isomorphic(found, nx.convert_node_labels_to_integers(expected))
+
+
+def test_circulant_graphs_by_name():
+    both = mhd.topology.named("circulant", 16, offsets=(1, 4)).at(0)
+    np.testing.assert_array_equal(both, nx.to_numpy_array(nx.circulant_graph(16, [1, 4])))
+    one_way = mhd.topology.named("circulant", 16, offsets=(1, 4), directed=True).at(0)
+    assert [set(np.flatnonzero(row)) for row in one_way] == [
+        {(i + 1) % 16, (i + 4) % 16} for i in range(16)
+    ]
 
 
 def test_the_dyck_graph_is_the_dyck_graph():
@@ -297,6 +307,13 @@ def test_random_graphs_are_connected_and_repeat(name, options):
         ("erdos_renyi", 8, {"edge_probability": 0.0}, "must be in"),
         ("erdos_renyi", 40, {"edge_probability": 0.001}, "none was connected"),
         ("exponential", 1, {}, "at least 2"),
+        ("circulant", 1, {}, "at least 2"),
+        ("circulant", 8, {"offsets": (1, 8)}, "needs offsets in 1 … 7, not 8"),
+        ("circulant", 8, {"offsets": (1, 0)}, "needs offsets in 1 … 7, not 0"),
+        ("circulant", 8, {"offsets": (1.0,)}, "needs offsets in 1 … 7, not 1.0"),
+        ("circulant", 8, {"offsets": "14"}, "needs offsets in 1 … 7, not '1'"),
+        ("circulant", 8, {"offsets": ()}, r"a sequence of integers, like \(1, 4\), not \(\)"),
+        ("circulant", 8, {"offsets": 4}, r"a sequence of integers, like \(1, 4\), not 4"),
         ("ring", 8, {"degree": 3}, "ring does not use degree"),
     ],
 )

@@ -113,10 +113,11 @@ class Dirichlet:
 
     Attributes:
       alpha: α of the symmetric distribution; small is skewed (0.1), large nearly iid.
-      balanced: the CCL authors' variant, whose clients have equal sizes: classes are dealt
-        within groups of at most 10 clients, a client that has its fair share gets no more,
-        all is redrawn until the smallest has half its share, and the clients' lists, one after
-        the other, are cut into equal slices.
+      balanced: the CCL authors' variant, whose clients have equal sizes (± 1): clients form
+        groups of 10 and one of those left, each with its part of the samples; a group deals one
+        class after the other, a client that has its fair share gets no more, and all is redrawn
+        until the smallest has half its share. The clients' lists, each in the order of classes,
+        are joined and cut into equal slices.
       min_samples: what each client has at least; the draw is repeated until it holds.
     """
 
@@ -163,13 +164,12 @@ class Dirichlet:
     def _balanced(
         self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
     ) -> np.ndarray:
-        num_groups = -(-num_clients // _LARGEST_GROUP)
+        starts = np.arange(0, num_clients, _LARGEST_GROUP)
+        members = np.minimum(num_clients - starts, _LARGEST_GROUP)
+        groups = np.split(rng.permutation(len(labels)), starts[1:] * len(labels) // num_clients)
         lists: list[np.ndarray] = []
-        groups = np.array_split(rng.permutation(len(labels)), num_groups)
-        for rows, members in zip(
-            groups, np.array_split(np.arange(num_clients), num_groups), strict=True
-        ):
-            lists += self._group(rows, labels, len(members), num_classes, rng)
+        for rows, count in zip(groups, members, strict=True):
+            lists += self._group(rows, labels, int(count), num_classes, rng)
         owner = np.empty(len(labels), int)
         for client, rows in enumerate(np.array_split(np.concatenate(lists), num_clients)):
             owner[rows] = client
@@ -192,12 +192,13 @@ class Dirichlet:
                 shares = rng.dirichlet(np.full(num_clients, self.alpha)) * (sizes < fair)
                 if shares.sum() == 0:  # underflow at tiny α: someone short of samples takes all
                     shares = (np.arange(num_clients) == sizes.argmin()).astype(float)
-                to = _dealt(len(own), shares / shares.sum())
+                # Rounded down, as theirs: where one client has nearly all, the last gets a sample.
+                to = _dealt(len(own), shares / shares.sum(), to_whole=np.floor)
                 for client in range(num_clients):
                     parts[client].append(own[to == client])
                 sizes += np.bincount(to, minlength=num_clients)
             if sizes.min() >= fair / 2:
-                return [rng.permutation(np.concatenate(part)) for part in parts]
+                return [np.concatenate(part) for part in parts]
         raise ConfigError(
             f"{_MOST_DRAWS:,} Dirichlet draws with alpha {self.alpha} left a client with less than "
             "half its share; raise alpha, or use balanced=False."
@@ -247,9 +248,11 @@ _MOST_DRAWS = 1000
 _LARGEST_GROUP = 10
 
 
-def _dealt(count: int, shares: np.ndarray) -> np.ndarray:
+def _dealt(
+    count: int, shares: np.ndarray, to_whole: Callable[[np.ndarray], np.ndarray] = np.round
+) -> np.ndarray:
     """Who gets each of `count` samples, in order, by cumulated shares [K]."""
-    bounds = np.round(np.cumsum(shares) * count)
+    bounds = to_whole(np.cumsum(shares) * count)
     bounds[-1] = count
     return np.searchsorted(bounds, np.arange(count), side="right")
 

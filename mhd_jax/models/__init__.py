@@ -10,6 +10,7 @@ from flax import linen as nn
 from mhd_jax.errors import ConfigError
 from mhd_jax.models.client_model import ClientModel, Outputs
 from mhd_jax.models.from_nnx import from_nnx
+from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, LeNet5
@@ -31,12 +32,14 @@ class ModelSpec:
       norms: the norms that it knows, its default first.
       images: whether inputs must be [height, width, channels].
       least_side: the fewest pixels of an image's height and width.
+      initializations: other ways to start than its own.
     """
 
     build: Builder
     norms: tuple[str, ...]
     images: bool = True
     least_side: int = 1
+    initializations: tuple[str, ...] = tuple(INITIALIZATIONS)
 
 
 def _stem(input_shape: tuple[int, ...]) -> str:
@@ -87,11 +90,12 @@ MODELS: dict[str, ModelSpec] = {
     "resnet50": ModelSpec(_imagenet_resnet((3, 4, 6, 3), bottleneck=True), CONV_NORMS),
     "vgg11": ModelSpec(lambda norm, shape: VGG(norm=norm), (*CONV_NORMS, "none"), least_side=32),
     "mobilenetv2": ModelSpec(lambda norm, shape: MobileNetV2(_stem(shape), norm), CONV_NORMS),
-    "vit_tiny": ModelSpec(_vit_tiny, ("layer",), least_side=4),
+    "vit_tiny": ModelSpec(_vit_tiny, ("layer",), least_side=4, initializations=()),
 }
 
 __all__ = [
     "CNN",
+    "INITIALIZATIONS",
     "MLP",
     "MODELS",
     "NORMS",

@@ -14,6 +14,7 @@ from flax.errors import InvalidRngError
 from mhd_jax.errors import ConfigError
 from mhd_jax.label_sets import masked
 from mhd_jax.models.from_nnx import FromNNX
+from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.pretext import Pretext
 
 PyTree = Any
@@ -46,6 +47,8 @@ class ClientModel:
         and heads keep their own type. None computes in the parameters' type.
       pretext: the task that it learns from private images instead of labels, with a head of its
         own; None learns from labels.
+      initialization: how convolutions, dense layers and heads start, of `INITIALIZATIONS`; None
+        is the backbone's own way, and LeCun's for the heads.
     """
 
     backbone: nn.Module
@@ -53,6 +56,7 @@ class ClientModel:
     num_classes: int
     compute_dtype: str | None = None
     pretext: Pretext | None = None
+    initialization: str | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
         """Draws parameters and makes the other variables of one client.
@@ -75,19 +79,25 @@ class ClientModel:
         )
         self._require_embedding(embeddings, inputs)
         width = embeddings.shape[1]
-        # Fan-in is D for every head: draw the heads as one [D, H·C] matrix, then lay them apart.
-        flat = nn.initializers.lecun_normal()(
-            head_key, (width, self.num_heads * self.num_classes), embeddings.dtype
-        )
-        kernel = flat.reshape(width, self.num_heads, self.num_classes).transpose(1, 0, 2)
-        bias = jnp.zeros((self.num_heads, self.num_classes), embeddings.dtype)
+        # Fan-in is D for every head: draw the heads as one [D, H·C] layer, then lay them apart.
+        outputs = self.num_heads * self.num_classes
+        kernel = nn.initializers.lecun_normal()(head_key, (width, outputs), embeddings.dtype)
         params = {
             "backbone": variables.get("params", {}),
-            "heads": {"kernel": kernel, "bias": bias},
+            "heads": {"kernel": kernel, "bias": jnp.zeros(outputs, embeddings.dtype)},
         }
         if self.pretext is not None:
             own = self.pretext.head.init(jax.random.fold_in(head_key, 1), embeddings)
             params["pretext"] = own["params"]
+        if self.initialization is not None:
+            # Splitting a key in two takes the first two that may be folded in.
+            params = INITIALIZATIONS[self.initialization](jax.random.fold_in(key, 2), params)
+        heads = params["heads"]
+        kernel = heads["kernel"].reshape(width, self.num_heads, self.num_classes)
+        params["heads"] = {
+            "kernel": kernel.transpose(1, 0, 2),
+            "bias": heads["bias"].reshape(self.num_heads, self.num_classes),
+        }
         return params, {
             name: tree
             for name, tree in variables.items()

@@ -254,6 +254,10 @@ def can_be(name, k, options) -> bool | None:
         p = options.get("edge_probability", 0.3)
         number = isinstance(p, numbers.Real) and not isinstance(p, bool | np.bool_)
         return (None if p < 1 else True) if number and 0 < p <= 1 else False
+    if name == "circulant":
+        offsets = options.get("offsets", (1,))
+        several = isinstance(offsets, tuple) and len(offsets) > 0
+        return several and all(_is_count(offset) and offset < k for offset in offsets)
     least = {
         "ring": 3,
         "star": 2,
@@ -275,7 +279,10 @@ def named_graphs(draw):
     name = draw(st.sampled_from([*TOPOLOGIES, "rnig"]))
     k = draw(st.one_of(st.sampled_from([1, 2, 8, 10, 16, 32, 200]), st.integers(1, 40), odd_values))
     own = [key for key in mhd.topology.options(name) if draw(st.booleans())]
-    likely = {"edge_probability": st.floats(0, 1), "directed": st.booleans()}
+    likely = {
+        "edge_probability": st.floats(0, 1),
+        "offsets": st.lists(st.integers(1, 12) | odd_values, max_size=3).map(tuple),
+    }
     options = {
         key: draw(
             st.one_of(likely.get(key, st.integers(1, 12)), odd_values)
@@ -304,7 +311,8 @@ def graphs_by_name(case):
         np.testing.assert_array_equal(graph, graph.T)
     if name == "random_regular":
         assert (graph.sum(axis=0) == options.get("degree", 3)).all()
-    if name not in ("empty", "random_matching", "one_peer_exponential", "islands"):
+    parted = ("empty", "random_matching", "one_peer_exponential", "islands")
+    if name not in parted and math.gcd(k, *options.get("offsets", (1,))) == 1:
         assert nx.is_strongly_connected(nx.from_numpy_array(graph, create_using=nx.DiGraph))
     return True
 

@@ -408,6 +408,7 @@ SOUND = {
     "client_chunk": ["1", "100"],
     "seed": ["0", "4294967295"],
     "standardize": ["true"],
+    "initialization": ["pytorch"],
 }
 
 
