@@ -96,7 +96,7 @@ def _of_intervals(hyperparameters: Mapping[str, Any], optimizer: Any, steps: int
             "nobody averages",
         ),
         ("local_steps", hyperparameters.get("local_steps", 0), steps + 1, "nobody averages"),
-        ("warmup_steps", warmup, steps, "the learning rate never reaches its peak"),
+        ("warmup_steps", warmup, steps, "the schedule after the warm-up never begins"),
     )
     for name, value, too_large, what in due:
         if is_integer(value) and value >= too_large:

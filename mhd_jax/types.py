@@ -139,6 +139,8 @@ class Algorithm:
       falsifiable: whether clients may misbehave: their messages go through
         `mhd_jax.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
+      nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.optim.SGD` then takes
+        where it is not told.
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.
       name: filled in by the factory that made it.
@@ -158,6 +160,7 @@ class Algorithm:
     num_snapshots: int = 0
     falsifiable: bool = False
     pooled: bool = False
+    nesterov: bool = False
     needs_everyone: str = ""
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -14,20 +14,21 @@ from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
 
 K, STEPS = 4, 6
 RATES = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / 20))  # cosine over 20 steps
-BETA, DECAY = 0.9, 1e-2
+BETA, DECAY, SMOOTHING = 0.9, 1e-2, 0.1
 OPTIMIZER = mhd.optim.SGD(0.1, BETA, nesterov=True, weight_decay=DECAY).build(20)
 RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], np.float32)
 STAR = np.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], np.float32)
 
 
 def loss_gradient(x, inputs, labels, mask):
-    """∇CE of a linear softmax model W (F × D), V (D × C), b, by hand."""
+    """∇CE to smooth labels of a linear softmax model W (F × D), V (D × C), b, by hand."""
     w, v, b = x
     hidden = inputs @ w
     z = hidden @ v + b
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    dz = (p - np.eye(NUM_CLASSES)[labels]) * (mask / mask.sum())[:, None]
+    targets = (1 - SMOOTHING) * np.eye(NUM_CLASSES)[labels] + SMOOTHING / NUM_CLASSES
+    dz = (p - targets) * (mask / mask.sum())[:, None]
     return [inputs.T @ (dz @ v.T), hidden.T @ dz, dz.sum(axis=0)]
 
 
@@ -60,9 +61,9 @@ def parameters(state):
     ]
 
 
-def trajectory(algorithm, graph, clients=None, start=None):
+def trajectory(algorithm, graph, clients=None, start=None, optimizer=OPTIMIZER):
     """Parameters after every step of the algorithm itself, and the metrics."""
-    everyone = clients or tiny_clients(K, optimizer=OPTIMIZER)
+    everyone = clients or tiny_clients(K, optimizer=optimizer)
     state = algorithm.init(jax.random.key(0), everyone, batches()[0])
     if start is not None:
         state = start(state)
@@ -113,22 +114,58 @@ def mixed(w, a):
     ],
 )
 def test_gossip_follows_the_equations(name, graph, settings, float64):
-    first, found, metrics = trajectory(ALGORITHMS[name](**settings), graph, start=scattered)
-    w = mixing_matrix(graph, settings.get("mixing", "uniform"))
-    gamma = settings.get("averaging_rate", 1.0)
-    x, m = first, [np.zeros_like(a) for a in first]
-    previous = RATES[0]
-    for step, batch in enumerate(batches()):
-        r = [gamma * (mixed(w, a) - a) for a in x]
-        x = [a + move for a, move in zip(x, r, strict=True)]
-        if name == "qg_dsgd":
-            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
-        g = gradients(x, batch)
-        x, m = nesterov_step(x, m, g, RATES[step])
-        previous = RATES[step]
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+    algorithm = ALGORITHMS[name](**settings)
+    first, found, metrics = trajectory(algorithm, graph, start=scattered)
+    expected = gossip(first, graph, RATES, quasi_global=name == "qg_dsgd", **settings)
+    for step, x in enumerate(expected):
+        assert_close(found[step], x)
         np.testing.assert_array_equal(metrics[step]["messages"]["weights"], graph)
+
+
+def gossip(
+    first, graph, rates, quasi_global, mixing="uniform", averaging_rate=1.0, previous_rates=None
+):
+    """Parameters after each step; the rates that quasi-global momentum divides by are the last steps'."""
+    w = mixing_matrix(graph, mixing)
+    before = [rates[0], *rates[:-1]] if previous_rates is None else previous_rates
+    x, m = first, [np.zeros_like(a) for a in first]
+    for batch, rate, previous in zip(batches(), rates, before, strict=True):
+        r = [averaging_rate * (mixed(w, a) - a) for a in x]
+        x = [a + move for a, move in zip(x, r, strict=True)]
+        if quasi_global:
+            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
+        x, m = nesterov_step(x, m, gradients(x, batch), rate)
+        yield x
+
+
+def assert_close(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+WARM = mhd.optim.SGD(0.1, BETA, True, DECAY, schedule="step", warmup_steps=2)
+WARM_RATES = 0.1 * np.array([1 / 2, 1, 1, 1, 0.1, 0.01])  # the schedule's 4 steps are 2 to 5
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        mhd.algorithms.qg_dsgd(),
+        mhd.algorithms.ccl(lambda_m=0.0, lambda_d=0.0),
+        mhd.algorithms.dsgd(),
+    ],
+    ids=["qg_dsgd", "ccl", "dsgd"],
+)
+def test_quasi_global_momentum_divides_by_the_last_steps_rate(algorithm, float64):
+    """With rates that jump, from step to step, by up to 10."""
+    optimizer = WARM.build(STEPS)
+    first, found, _ = trajectory(algorithm, RING, start=scattered, optimizer=optimizer)
+    quasi_global = algorithm.name != "dsgd"
+    for actual, x in zip(found, gossip(first, RING, WARM_RATES, quasi_global), strict=True):
+        assert_close(actual, x)
+    if quasi_global:  # the step's own rate is another trajectory
+        *_, wrong = gossip(first, RING, WARM_RATES, True, previous_rates=WARM_RATES)
+        assert abs(found[-1][0] - wrong[0]).max() > 1e-2
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.9])
@@ -204,7 +241,7 @@ def test_without_neighbours_gossip_is_local_training(name, float64):
     nobody = np.zeros((K, K), np.float32)
     one, _, _ = trajectory(ALGORITHMS[name](), nobody)
     _, apart, _ = trajectory(ALGORITHMS[name](), nobody)
-    alone = mhd.algorithms.isolated(label_smoothing=0.0)
+    alone = mhd.algorithms.isolated()
     step = jax.jit(alone.train_step)
     for batch, found in zip(batches(), apart, strict=True):
         state, _ = step(state, batch, jnp.asarray(nobody))

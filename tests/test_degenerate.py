@@ -70,7 +70,7 @@ def test_the_largest_sound_settings_are_told_nothing_of():
         ({"algorithm": A.mhd(teacher_delay=100)}, "teacher_delay is 100, .* teachers never"),
         ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
         ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
-        ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* its peak"),
+        ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* never begins"),
     ],
 )
 def test_what_makes_no_sense_is_told_once(settings, sentence):

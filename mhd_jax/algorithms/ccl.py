@@ -43,7 +43,7 @@ def ccl(
     averaging_rate: float = 1.0,
     mixing: str = "uniform",
     quasi_global: bool = True,
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Cross-feature contrastive loss on gossip SGD.
 
@@ -161,6 +161,7 @@ def ccl(
         message=message,
         undirected=True,
         has_consensus=True,
+        nesterov=True,
         needs_everyone=needs_everyone(mixing),
     )
 

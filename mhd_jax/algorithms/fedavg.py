@@ -39,12 +39,12 @@ from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTre
 
 
 @factory
-def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
+def fedavg(local_steps: int = 10, label_smoothing: float = 0.1) -> Algorithm:
     """Federated averaging.
 
     Args:
       local_steps: steps between two averages.
-      label_smoothing: of the private cross-entropy, in [0, 1).
+      label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """
     require(local_steps >= 1, f"local_steps must be at least 1, not {local_steps}.")
     require_label_smoothing(label_smoothing)

@@ -6,7 +6,7 @@ result of the previous step's update and η_prev its learning rate (at first the
     r_i = γ (Σ_j W[i,j] x_j − x_i),   x_i' = x_i + r_i
     m_i ← m_i − r_i / η_prev                                   quasi-global momentum only
     g_i = ∇CE_i(x_i') + weight decay · x_i'
-    m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer
+    m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer: Nesterov's
 
 All clients start from the same parameters. Momentum and normalisation statistics stay at home. Who
 does not take a step does not average in it either, which keeps the mean.
@@ -41,14 +41,14 @@ from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, State
 def dsgd(
     averaging_rate: float = 1.0,
     mixing: str = "uniform",
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Gossip SGD with the clients' own momentum (DSGDm-N).
 
     Args:
       averaging_rate: γ, in (0, 1].
       mixing: "uniform" (1 / (degree + 1)) or "metropolis_hastings".
-      label_smoothing: of the private cross-entropy, in [0, 1).
+      label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """
     return _gossip(averaging_rate, mixing, label_smoothing, quasi_global=False, mu=None)
 
@@ -58,7 +58,7 @@ def qg_dsgd(
     averaging_rate: float = 1.0,
     mixing: str = "uniform",
     mu: float | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Gossip SGD with quasi-global momentum (QG-DSGDm-N).
 
@@ -109,6 +109,7 @@ def _gossip(
         message=message,
         undirected=True,
         has_consensus=True,
+        nesterov=True,
         needs_everyone=needs_everyone(mixing),
     )
 
@@ -190,6 +191,5 @@ def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State
 
 
 def _over_rate(move: Array, rate: Array) -> Array:
-    """A move [K, …] over the clients' learning rates [K]; 0 where the rate is 0 (warm-up)."""
-    rate = rate.reshape(rate.shape + (1,) * (move.ndim - rate.ndim)).astype(move.dtype)
-    return jnp.where(rate > 0, move / jnp.where(rate > 0, rate, 1), 0)
+    """A move [K, …] over the clients' learning rates [K], which are above 0."""
+    return move / rate.reshape(rate.shape + (1,) * (move.ndim - rate.ndim)).astype(move.dtype)

@@ -62,7 +62,7 @@ RECORDS = {
     mhd.optim.SGD: {
         "learning_rate": positive,
         "momentum": share,
-        "nesterov": truth,
+        "nesterov": optional(truth),
         "weight_decay": natural,
         "schedule": among("cosine", "constant", "step", "decreasing"),
         "warmup_steps": whole,
