@@ -59,7 +59,9 @@ HYPERPARAMETER_HELP = {
     "digest_steps": "Steps of a round that learn from the consensus.",
     "revisit_steps": "Steps of a round that learn from private data.",
     "digest_loss": "How a client learns from the consensus.",
-    "local_steps": "Steps between two averages.",
+    "local_steps": "Steps of a round, after which all take the average.",
+    "local_epochs": "Length of a round in passes over the average client's data, instead of --local_steps.",
+    "reset_momentum": "Whether each round starts with momentum 0, or it stays at home from round to round.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
     "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
     "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
@@ -109,7 +111,7 @@ def _define_hyperparameter(name: str, defaults: Mapping[str, Any]) -> None:
         flags.DEFINE_enum(name, default, _CHOICES[name], text)
     elif kind is bool:
         flags.DEFINE_bool(name, default, text)
-    elif kind is float or name == "mu":
+    elif kind is float or name in ("mu", "local_epochs"):
         flags.DEFINE_float(name, default, text)
     elif kind is str or name in ("num_targets", "ensembles"):
         flags.DEFINE_string(name, None if default is None else str(default), text)

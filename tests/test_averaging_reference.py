@@ -10,6 +10,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.communication import bytes_by_type
+from mhd_jax.types import Presence
 from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
 
 K, STEPS = 4, 6
@@ -61,15 +62,16 @@ def parameters(state):
     ]
 
 
-def trajectory(algorithm, graph, clients=None, start=None, optimizer=OPTIMIZER):
+def trajectory(algorithm, graph, clients=None, start=None, optimizer=OPTIMIZER, presence=None):
     """Parameters after every step of the algorithm itself, and the metrics."""
     everyone = clients or tiny_clients(K, optimizer=optimizer)
-    state = algorithm.init(jax.random.key(0), everyone, batches()[0])
+    seen = [dataclasses.replace(batch, presence=presence) for batch in batches()]
+    state = algorithm.init(jax.random.key(0), everyone, seen[0])
     if start is not None:
         state = start(state)
     first, found, metrics = parameters(state), [], []
     step = jax.jit(algorithm.train_step)
-    for batch in batches():
+    for batch in seen:
         state, told = step(state, batch, jnp.asarray(graph))
         found.append(parameters(state))
         metrics.append(told)
@@ -191,23 +193,45 @@ def test_the_papers_quasi_global_momentum(mu, float64):
         x = following
 
 
-def test_fedavg_follows_the_equations(float64):
+@pytest.mark.parametrize(
+    ("settings", "round_steps"),
+    [
+        ({"local_steps": 3}, 3),
+        ({"local_steps": 2, "reset_momentum": False}, 2),
+        (
+            {"local_epochs": 2.0},
+            4,
+        ),  # 3.6 batches of 6 for the average client, who has 10.75 samples
+        ({"local_epochs": 1.0, "reset_momentum": False}, 2),
+        ({"local_epochs": 0.01}, 1),
+    ],
+)
+@pytest.mark.parametrize("may_be_away", [False, True])  # which takes another path
+def test_fedavg_follows_the_equations(settings, round_steps, may_be_away, float64):
     clients = tiny_clients(K, optimizer=OPTIMIZER, partition=mhd.partition.primary_labels(1, 5.0))
     sizes = clients.label_counts().sum(axis=1)
-    assert len(set(sizes)) > 1
-    first, found, metrics = trajectory(mhd.algorithms.fedavg(local_steps=3), RING, clients)
+    assert len(set(sizes)) > 1 and sizes.mean() == 10.75
+    everyone = Presence(*[jnp.ones(K, bool)] * 2) if may_be_away else None
+    algorithm = mhd.algorithms.fedavg(**settings)
+    first, found, metrics = trajectory(algorithm, RING, clients, presence=everyone)
     assert all((a == a[:1]).all() for a in first)
     x, m = first, [np.zeros_like(a) for a in first]
     for step, batch in enumerate(batches()):
         g = gradients(x, batch)
         x, m = nesterov_step(x, m, g, RATES[step])
-        if (step + 1) % 3 == 0:
+        averages = (step + 1) % round_steps == 0
+        if averages:
             w = np.tile(sizes / sizes.sum(), (K, 1))
             x = [mixed(w, a) for a in x]
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        messages = metrics[step]["messages"]["weights"]
-        np.testing.assert_array_equal(messages, 2 * ((step + 1) % 3 == 0))
+            if settings.get("reset_momentum", True):
+                m = [np.zeros_like(a) for a in m]
+        assert_close(found[step], x)
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], 2 * averages)
+
+
+def test_a_round_of_fedavg_is_of_steps_or_of_epochs():
+    with pytest.raises(mhd.ConfigError, match="give local_steps or local_epochs, not both"):
+        mhd.algorithms.fedavg(local_steps=3, local_epochs=1.0)
 
 
 @pytest.mark.parametrize("mixing", ["uniform", "metropolis_hastings"])

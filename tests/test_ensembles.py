@@ -94,7 +94,7 @@ def test_an_ensemble_of_all_without_distillation_is_fedavg():
     batches = [tiny_batch(K, seed=seed) for seed in range(4)]
     hybrid = mhd.algorithms.naive(nu_naive=0.0, ensembles=K, average_every=2)
     found = []
-    for algorithm in (hybrid, mhd.algorithms.fedavg(local_steps=2)):
+    for algorithm in (hybrid, mhd.algorithms.fedavg(local_steps=2, reset_momentum=False)):
         state = algorithm.init(jax.random.key(0), clients, batches[0])
         step = jax.jit(algorithm.train_step)
         for batch in batches:
