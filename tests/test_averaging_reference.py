@@ -113,6 +113,8 @@ def mixed(w, a):
         ("qg_dsgd", RING, {}),
         ("qg_dsgd", STAR, {"averaging_rate": 0.9}),
         ("qg_dsgd", STAR, {"mixing": "metropolis_hastings", "averaging_rate": 0.5}),
+        ("dsgd", RING, {"gossip_rounds": 3}),
+        ("qg_dsgd", STAR, {"gossip_rounds": 2, "averaging_rate": 0.6}),
     ],
 )
 def test_gossip_follows_the_equations(name, graph, settings, float64):
@@ -121,21 +123,35 @@ def test_gossip_follows_the_equations(name, graph, settings, float64):
     expected = gossip(first, graph, RATES, quasi_global=name == "qg_dsgd", **settings)
     for step, x in enumerate(expected):
         assert_close(found[step], x)
-        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], graph)
+        sent = settings.get("gossip_rounds", 1) * graph
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], sent)
+
+
+def rounds(x, w, averaging_rate, gossip_rounds):
+    """Parameters after x ← x + γ (W x − x), so many times."""
+    for _ in range(gossip_rounds):
+        x = [a + averaging_rate * (mixed(w, a) - a) for a in x]
+    return x
 
 
 def gossip(
-    first, graph, rates, quasi_global, mixing="uniform", averaging_rate=1.0, previous_rates=None
+    first,
+    graph,
+    rates,
+    quasi_global,
+    mixing="uniform",
+    averaging_rate=1.0,
+    gossip_rounds=1,
+    previous_rates=None,
 ):
     """Parameters after each step; the rates that quasi-global momentum divides by are the last steps'."""
     w = mixing_matrix(graph, mixing)
     before = [rates[0], *rates[:-1]] if previous_rates is None else previous_rates
     x, m = first, [np.zeros_like(a) for a in first]
     for batch, rate, previous in zip(batches(), rates, before, strict=True):
-        r = [averaging_rate * (mixed(w, a) - a) for a in x]
-        x = [a + move for a, move in zip(x, r, strict=True)]
+        start, x = x, rounds(x, w, averaging_rate, gossip_rounds)
         if quasi_global:
-            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
+            m = [b - (a - old) / previous for b, a, old in zip(m, x, start, strict=True)]
         x, m = nesterov_step(x, m, gradients(x, batch), rate)
         yield x
 
@@ -170,10 +186,11 @@ def test_quasi_global_momentum_divides_by_the_last_steps_rate(algorithm, float64
         assert abs(found[-1][0] - wrong[0]).max() > 1e-2
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.9])
-def test_the_papers_quasi_global_momentum(mu, float64):
+@pytest.mark.parametrize(("mu", "gossip_rounds"), [(0.0, 1), (0.9, 1), (0.9, 2)])
+def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
     """Algorithm 1 of the QGM paper: d = (x^t − x^{t+1}) / η of parameters after mixing."""
-    first, found, _ = trajectory(mhd.algorithms.qg_dsgd(mu=mu), RING, start=None)
+    algorithm = mhd.algorithms.qg_dsgd(mu=mu, gossip_rounds=gossip_rounds)
+    first, found, _ = trajectory(algorithm, RING, start=None)
     w = mixing_matrix(RING, "uniform")
     x, buffer = first, [np.zeros_like(a) for a in first]
     for step, batch in enumerate(batches()):
@@ -185,7 +202,7 @@ def test_the_papers_quasi_global_momentum(mu, float64):
         ]
         for actual, expected in zip(found[step], half, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        following = [mixed(w, a) for a in half]
+        following = rounds(half, w, 1.0, gossip_rounds)
         buffer = [
             mu * b + (1 - mu) * (a - new) / RATES[step]
             for b, a, new in zip(buffer, x, following, strict=True)
@@ -433,6 +450,7 @@ def class_sums(features, labels, mask):
         (STAR, {"averaging_rate": 0.9, "mixing": "metropolis_hastings", "lambda_m": 0.7}),
         (STAR, {"lambda_m": 0.0, "lambda_d": 1.3, "quasi_global": False}),
         (RING, {"lambda_m": 0.5, "lambda_d": 0.0}),
+        (STAR, {"gossip_rounds": 3, "averaging_rate": 0.8}),
     ],
 )
 def test_ccl_follows_the_equations(graph, settings, float64):
@@ -444,10 +462,9 @@ def test_ccl_follows_the_equations(graph, settings, float64):
     for step, batch in enumerate(batches()):
         inputs, labels, mask = (np.asarray(a) for a in (batch.inputs, batch.labels, batch.mask))
         before = x
-        r = [gamma * (mixed(w, a) - a) for a in x]
-        x = [a + move for a, move in zip(x, r, strict=True)]
+        x = rounds(x, w, gamma, settings.get("gossip_rounds", 1))
         if settings.get("quasi_global", True):
-            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
+            m = [b - (a - old) / previous for b, a, old in zip(m, x, before, strict=True)]
         each = []
         for i in range(K):
             neighbours = np.flatnonzero(graph[i])
@@ -486,8 +503,11 @@ def test_ccl_follows_the_equations(graph, settings, float64):
         ]
         x, m = nesterov_step(x, m, g, RATES[step])
         previous = RATES[step]
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert_close(found[step], x)
+        sent = metrics[step]["messages"]
+        np.testing.assert_array_equal(sent["weights"], settings.get("gossip_rounds", 1) * graph)
+        if lambda_d:
+            np.testing.assert_array_equal(sent["features"], graph)
 
 
 @pytest.mark.parametrize(("quasi_global", "base"), [(True, "qg_dsgd"), (False, "dsgd")])

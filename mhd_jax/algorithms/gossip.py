@@ -8,7 +8,8 @@ result of the previous step's update and η_prev its learning rate (at first the
     g_i = ∇CE_i(x_i') + weight decay · x_i'
     m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer: Nesterov's
 
-All clients start from the same parameters. Momentum and normalisation statistics stay at home. Who
+With several gossip rounds a step, the first line is taken that many times with the step's W, and r_i
+is the whole move. All clients start from the same parameters. Momentum and normalisation statistics stay at home. Who
 does not take a step does not average in it either, which keeps the mean.
 """
 
@@ -34,13 +35,14 @@ from mhd_jax.groups import (
     where_rows,
 )
 from mhd_jax.topology import MIXINGS
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, State
+from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 
 @factory
 def dsgd(
     averaging_rate: float = 1.0,
     mixing: str = "uniform",
+    gossip_rounds: int = 1,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Gossip SGD with the clients' own momentum (DSGDm-N).
@@ -48,9 +50,12 @@ def dsgd(
     Args:
       averaging_rate: γ, in (0, 1].
       mixing: "uniform" (1 / (degree + 1)) or "metropolis_hastings".
+      gossip_rounds: how often neighbours average in a step; each time is a message.
       label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """
-    return _gossip(averaging_rate, mixing, label_smoothing, quasi_global=False, mu=None)
+    return _gossip(
+        averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=False, mu=None
+    )
 
 
 @factory
@@ -58,28 +63,30 @@ def qg_dsgd(
     averaging_rate: float = 1.0,
     mixing: str = "uniform",
     mu: float | None = None,
+    gossip_rounds: int = 1,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Gossip SGD with quasi-global momentum (QG-DSGDm-N).
 
     Args:
-      averaging_rate, mixing, label_smoothing: as for `dsgd`.
+      averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`.
       mu: None takes the form above, that of the CCL authors' code. A number in [0, 1) takes the
         paper's Algorithm 1: m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η of parameters after mixing is
         the buffer from which each local step starts.
     """
     require(mu is None or 0 <= mu < 1, f"mu must be in [0, 1), not {mu}.")
-    return _gossip(averaging_rate, mixing, label_smoothing, quasi_global=True, mu=mu)
+    return _gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu)
 
 
 def _gossip(
     averaging_rate: float,
     mixing: str,
+    gossip_rounds: int,
     label_smoothing: float,
     quasi_global: bool,
     mu: float | None,
 ) -> Algorithm:
-    check_settings(averaging_rate, mixing, label_smoothing)
+    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         state = init_gossip(key, clients, sample_batch, quasi_global)
@@ -90,11 +97,17 @@ def _gossip(
         return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global and mu is None)
+        state = mix(
+            state,
+            MIXINGS[mixing](graph),
+            averaging_rate,
+            gossip_rounds,
+            quasi_global and mu is None,
+        )
         if mu is not None:
             state = _paper_momentum(state, mu, batch.presence)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        messages = {"weights": exchange.along_edges(graph)}
+        messages = {"weights": gossip_rounds * exchange.along_edges(graph)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         return apply_gradients(state, gradients, stats), metrics
 
@@ -114,10 +127,13 @@ def _gossip(
     )
 
 
-def check_settings(averaging_rate: float, mixing: str, label_smoothing: float) -> None:
+def check_settings(
+    averaging_rate: float, mixing: str, gossip_rounds: int, label_smoothing: float
+) -> None:
     """Raises `ConfigError` for settings of gossip that cannot work."""
     require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
     require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
+    require(gossip_rounds >= 1, f"gossip_rounds must be at least 1, not {gossip_rounds}.")
     require_label_smoothing(label_smoothing)
 
 
@@ -146,20 +162,25 @@ def init_gossip(key: Array, clients: Any, sample_batch: Batch, quasi_global: boo
     return state
 
 
-def mix(state: State, weights: Array, averaging_rate: float, quasi_global: bool) -> State:
-    """x' = x + γ (W x − x), and with `quasi_global` m ← m − γ (W x − x) / η_prev.
+def mix(
+    state: State, weights: Array, averaging_rate: float, rounds: int, quasi_global: bool
+) -> State:
+    """x' = x + γ (W x − x), `rounds` times, and with `quasi_global` m ← m − (x' − x) / η_prev.
 
     Args:
       state: of one group.
       weights: W, row-stochastic [K, K].
     """
     (group,) = state.groups
-    moves = jax.tree.map(
-        lambda mean, own: averaging_rate * (mean - own),
-        exchange.average_neighbours(group.params, weights),
-        group.params,
-    )
-    params = jax.tree.map(jnp.add, group.params, moves)
+
+    def once(_: Array, before: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        params, moved = before
+        means = exchange.average_neighbours(params, weights)
+        moves = jax.tree.map(lambda mean, own: averaging_rate * (mean - own), means, params)
+        return jax.tree.map(jnp.add, (params, moved), (moves, moves))
+
+    still = jax.tree.map(jnp.zeros_like, group.params)
+    params, moves = jax.lax.fori_loop(0, rounds, once, (group.params, still))
     opt_state = group.opt_state
     if quasi_global:
         opt_state = optim.change_momentum(

@@ -99,7 +99,15 @@ HYPERPARAMETERS = {
     "pool_size": whole,
     "teacher_delay": whole,
     **dict.fromkeys(
-        ["pool_refresh", "average_every", "local_steps", "digest_steps", "revisit_steps"], count
+        [
+            "pool_refresh",
+            "average_every",
+            "local_steps",
+            "gossip_rounds",
+            "digest_steps",
+            "revisit_steps",
+        ],
+        count,
     ),
     "local_epochs": optional(positive),
     "compression": among("none", "float16", "int8", "top_3"),
