@@ -55,6 +55,7 @@ HYPERPARAMETER_HELP = {
     "averaging_rate": "γ, how far clients move to their neighbours' average in a step.",
     "mixing": "Weights of that average: equal ones, or Metropolis-Hastings.",
     "gossip_rounds": "How often neighbours average in a step.",
+    "push_sum": "Whether gossip averages by push-sum, which serves directed graphs.",
     "mu": "μ of the quasi-global momentum paper's Algorithm 1; left out, the CCL authors' form.",
     "rho": "ρ, weight of the pull towards the network's average decisions.",
     "digest_steps": "Steps of a round that learn from the consensus.",

@@ -382,6 +382,8 @@ def prepare(
     topologies.require_sound(topology, steps)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name, steps)
+    if algorithm.strongly_connected:
+        hops.require_ways_back(topology, algorithm.name, steps)
     if faults is not None and not isinstance(faults, Faults):
         raise ConfigError(f"faults are a mhd_jax.Faults, not {faults!r}.")
     if faults == Faults():  # nothing fails

@@ -131,6 +131,8 @@ class Algorithm:
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
       undirected: whether it averages over the graph, whose edges must then go both ways.
+      strongly_connected: whether what goes out over the edges must be able to come back, by some
+        way: clients that send and never hear back lose their weight.
       has_consensus: whether the mean of the clients' parameters is a model of its own, which
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
@@ -155,6 +157,7 @@ class Algorithm:
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False
+    strongly_connected: bool = False
     has_consensus: bool = False
     remembers_public: bool = False
     num_snapshots: int = 0

@@ -10,6 +10,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.communication import bytes_by_type
+from mhd_jax.run import prepare
 from mhd_jax.types import Presence
 from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
 
@@ -272,6 +273,70 @@ def test_one_round_on_a_complete_graph_is_the_mean(float64):
         np.testing.assert_allclose(
             after, np.broadcast_to(before.mean(axis=0), after.shape), atol=1e-6
         )
+
+
+# i hears j at [i, j]; client 0 is heard by two, so that no way of weighing rows keeps the mean.
+ONE_WAY = np.array([[0, 0, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]], np.float32)
+DIRECTED_RING = np.roll(np.eye(K, dtype=np.float32), 1, axis=1)
+
+
+@pytest.mark.parametrize("graph", [DIRECTED_RING, ONE_WAY], ids=["ring", "uneven"])
+def test_push_sum_finds_the_exact_mean_on_directed_graphs(graph, float64):
+    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
+    everyone = tiny_clients(K, optimizer=still)
+    algorithm = mhd.algorithms.dsgd(push_sum=True, gossip_rounds=20)
+    first, found, _ = trajectory(algorithm, graph, everyone, start=scattered)
+    for before, after in zip(first, found[-1], strict=True):
+        mean = np.broadcast_to(before.mean(axis=0), after.shape)
+        np.testing.assert_allclose(after, mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings"),
+    [(ONE_WAY, {}), (ONE_WAY, {"averaging_rate": 0.7, "gossip_rounds": 2}), (DIRECTED_RING, {})],
+)
+def test_push_sum_follows_the_equations(graph, settings, float64):
+    algorithm = mhd.algorithms.dsgd(push_sum=True, **settings)
+    first, found, metrics = trajectory(algorithm, graph, start=scattered)
+    shares = (graph + np.eye(K)) / (graph.sum(axis=0) + 1)
+    how = settings.get("averaging_rate", 1.0), settings.get("gossip_rounds", 1)
+    x, m, weights = first, [np.zeros_like(a) for a in first], np.ones(K)
+    quotients = lambda x: [a / weights.reshape((K,) + (1,) * (a.ndim - 1)) for a in x]
+    for step, batch in enumerate(batches()):
+        *x, weights = rounds([*x, weights], shares, *how)
+        x, m = nesterov_step(x, m, gradients(quotients(x), batch), RATES[step])
+        assert_close(found[step], quotients(x))
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], how[1] * graph)
+    np.testing.assert_allclose(weights.sum(), K)
+    assert (graph is DIRECTED_RING) == (abs(weights - 1).max() < 1e-12)
+
+
+def test_push_sum_on_a_regular_undirected_graph_is_gossip(float64):
+    _, found, _ = trajectory(mhd.algorithms.dsgd(push_sum=True), RING, start=scattered)
+    _, expected, _ = trajectory(mhd.algorithms.dsgd(), RING, start=scattered)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+def test_what_push_sum_cannot_average_is_refused():
+    clients = mhd.make_clients("digits", 4)
+    push_sum = mhd.algorithms.dsgd(push_sum=True)
+    mhd.simulate(DIRECTED_RING, clients, push_sum, steps=1)
+    apart = np.zeros((4, 4))  # two pairs, each with its ways back
+    apart[[0, 1, 2, 3], [1, 0, 3, 2]] = 1
+    prepare(apart, clients, push_sum)
+    chain = np.eye(4, k=1)
+    with pytest.raises(mhd.ConfigError, match="client 0 of custom hears client 1, whom nothing"):
+        prepare(chain, clients, push_sum)
+    ways = [mhd.topology.as_topology(graph, 4) for graph in (chain, chain.T)]
+    there_and_back = mhd.topology.switch([(0, ways[0]), (7, ways[1])])
+    prepare(there_and_back, clients, push_sum, steps=8)
+    with pytest.raises(mhd.ConfigError, match="whom nothing reaches from 0"):
+        prepare(there_and_back, clients, push_sum, steps=7)
+    with pytest.raises(mhd.ConfigError, match=r"dsgd needs all .* graph without push_sum"):
+        prepare(DIRECTED_RING, clients, push_sum, faults=mhd.Faults(offline=0.5))
+    with pytest.raises(mhd.ConfigError, match="no mixing 'metropolis_hastings'"):
+        mhd.algorithms.dsgd(push_sum=True, mixing="metropolis_hastings")
 
 
 @pytest.mark.parametrize("name", ["dsgd", "qg_dsgd"])

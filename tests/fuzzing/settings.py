@@ -91,7 +91,14 @@ HYPERPARAMETERS = {
     **dict.fromkeys(["nu_aux", "nu_emb", "nu_naive", "lambda_m", "lambda_d", "rho"], natural),
     "target_selection": lambda v: callable(v) or among(*TARGET_SELECTIONS)(v),
     **dict.fromkeys(
-        ["include_self", "same_level", "public_updates_stats", "quasi_global", "reset_momentum"],
+        [
+            "include_self",
+            "same_level",
+            "public_updates_stats",
+            "quasi_global",
+            "reset_momentum",
+            "push_sum",
+        ],
         truth,
     ),
     "temperature": positive,
@@ -183,6 +190,7 @@ def hyperparameters_of_algorithms(case):
         sound &= not (now.get("pool_size", 0) > 0 and now.get("teacher_delay", 0) > 0)
         sound &= now.get("nu_emb", 1) > 0 or now.get("embedding_projection", "none") == "none"
         sound &= now.get("local_epochs") is None or now["local_steps"] == LOCAL_STEPS
+        sound &= not now.get("push_sum") or now["mixing"] == "uniform"
         top = str(now.get("compression")).startswith("top")
         sound &= not (top and name == "distributed_distillation")
         sound &= not (top and now.get("digest_loss") == "mae")
