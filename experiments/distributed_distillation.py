@@ -113,7 +113,7 @@ def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Reco
     run = prepare(
         graph,
         clients,
-        mhd.algorithms.distributed_distillation(rho=rho),
+        mhd.algorithms.distributed_distillation(rho=rho, label_smoothing=0.0),
         steps=_STEPS.value,
         public_batch_size=_PUBLIC.value,
         optimizer=mhd.optim.SGD(_RATE.value, momentum=0.0, weight_decay=0.0, schedule=schedule),

@@ -54,12 +54,16 @@ HYPERPARAMETER_HELP = {
     "quasi_global": "Whether gossip has quasi-global momentum, or each client its own.",
     "averaging_rate": "γ, how far clients move to their neighbours' average in a step.",
     "mixing": "Weights of that average: equal ones, or Metropolis-Hastings.",
+    "gossip_rounds": "How often neighbours average in a step.",
+    "push_sum": "Whether gossip averages by push-sum, which serves directed graphs.",
     "mu": "μ of the quasi-global momentum paper's Algorithm 1; left out, the CCL authors' form.",
     "rho": "ρ, weight of the pull towards the network's average decisions.",
     "digest_steps": "Steps of a round that learn from the consensus.",
     "revisit_steps": "Steps of a round that learn from private data.",
     "digest_loss": "How a client learns from the consensus.",
-    "local_steps": "Steps between two averages.",
+    "local_steps": "Steps of a round, after which all take the average.",
+    "local_epochs": "Length of a round in passes over the average client's data, instead of --local_steps.",
+    "reset_momentum": "Whether each round starts with momentum 0, or it stays at home from round to round.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
     "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
     "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
@@ -81,28 +85,36 @@ _OPTIMIZER_FLAGS: dict[str, Any] = {
 }
 
 
-def _all_hyperparameters() -> dict[str, Any]:
-    """Hyperparameters of all algorithms, with the default of the first that has one."""
-    found: dict[str, Any] = {}
-    for build in ALGORITHMS.values():
+def _all_hyperparameters() -> dict[str, dict[str, Any]]:
+    """Hyperparameters of all algorithms, with each one's own default."""
+    found: dict[str, dict[str, Any]] = {}
+    for algorithm, build in ALGORITHMS.items():
         for name, default in hyperparameters(build).items():
-            found.setdefault(name, default)
+            found.setdefault(name, {})[algorithm] = default
     return found
 
 
-def _define_hyperparameter(name: str, default: Any) -> None:
-    users = [key for key, build in ALGORITHMS.items() if name in hyperparameters(build)]
-    text = f"{HYPERPARAMETER_HELP[name]} ({', '.join(users)})"
+def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
+    """A hyperparameter's default, and which algorithms have it; their defaults where these differ."""
+    first = next(iter(defaults.values()))
+    if all(default == first for default in defaults.values()):
+        return first, f"({', '.join(defaults)})"
+    own = (f"{default} for {algorithm}" for algorithm, default in defaults.items())
+    return None, f"(by default {', '.join(own)})"
+
+
+def _define_hyperparameter(name: str, defaults: Mapping[str, Any]) -> None:
+    default, users = described(defaults)
+    text = f"{HYPERPARAMETER_HELP[name]} {users}"
+    kind = type(next(iter(defaults.values())))
     if name in _CHOICES:
         flags.DEFINE_enum(name, default, _CHOICES[name], text)
-    elif isinstance(default, bool):
+    elif kind is bool:
         flags.DEFINE_bool(name, default, text)
-    elif isinstance(default, float) or name == "mu":
+    elif kind is float or name in ("mu", "local_epochs"):
         flags.DEFINE_float(name, default, text)
-    elif name == "ensembles":
-        flags.DEFINE_string(name, default, text)
-    elif isinstance(default, str) or name == "num_targets":
-        flags.DEFINE_string(name, str(default), text)
+    elif kind is str or name in ("num_targets", "ensembles"):
+        flags.DEFINE_string(name, None if default is None else str(default), text)
     else:
         flags.DEFINE_integer(name, default, text)
 
@@ -216,14 +228,22 @@ flags.DEFINE_string(
     "Learning rates of models that have their own, like resnet18:0.1,resnet34:0.03.",
 )
 flags.DEFINE_float("momentum", _OPTIMIZER_FLAGS["momentum"], "Momentum of SGD.")
-flags.DEFINE_bool("nesterov", _OPTIMIZER_FLAGS["nesterov"], "Whether momentum is Nesterov's.")
+_with_nesterov = [name for name, build in ALGORITHMS.items() if build().nesterov]
+flags.DEFINE_bool(
+    "nesterov",
+    _OPTIMIZER_FLAGS["nesterov"],
+    "Whether momentum is Nesterov's; by default as in the algorithm's paper: that of "
+    f"{', '.join(_with_nesterov)} is.",
+)
 flags.DEFINE_float(
     "weight_decay", _OPTIMIZER_FLAGS["weight_decay"], "L2 weight decay on all parameters."
 )
 flags.DEFINE_enum(
     "schedule", _OPTIMIZER_FLAGS["schedule"], SCHEDULES, "How the learning rate falls."
 )
-flags.DEFINE_integer("warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up.")
+flags.DEFINE_integer(
+    "warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up before the schedule."
+)
 flags.DEFINE_integer("eval_every", _SETTINGS["eval_every"], "Steps between evaluations.")
 flags.DEFINE_integer(
     "eval_batch_size", _SETTINGS["eval_batch_size"], "Test samples evaluated at once."
@@ -318,8 +338,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
 )
-for name, default in _all_hyperparameters().items():
-    _define_hyperparameter(name, default)
+for name, defaults in _all_hyperparameters().items():
+    _define_hyperparameter(name, defaults)
 
 
 def settings(*, strict: bool = True) -> RunSettings:

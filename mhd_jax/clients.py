@@ -236,16 +236,23 @@ class Clients:
         )
 
     def with_defaults(
-        self, optimizer: Optimizer, compute_dtype: str | None = None, steps: int = 1
+        self,
+        optimizer: Optimizer,
+        compute_dtype: str | None = None,
+        steps: int = 1,
+        *,
+        nesterov: bool = False,
     ) -> Clients:
         """The same clients, where groups without an optimizer or a compute type take these.
 
-        Optimizers are those of a run of `steps` steps.
+        Optimizers are those of a run of `steps` steps; `nesterov` is for those that do not say.
         """
         groups = tuple(
             dataclasses.replace(
                 group,
-                optimizer=optim.build(group.optimizer or optimizer, steps),
+                optimizer=optim.build(
+                    optim.resolved(group.optimizer or optimizer, nesterov), steps
+                ),
                 compute_dtype=group.compute_dtype or compute_dtype,
             )
             for group in self.groups

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mhd_jax import optim
+from mhd_jax.algorithms.fedavg import steps_of_epochs
 from mhd_jax.checks import is_integer
 from mhd_jax.clients import Clients
 from mhd_jax.data.batching import BatchSpec
@@ -32,7 +33,7 @@ def warn_of(
     sentences = [
         *_of_batches(clients, spec),
         *_of_batch_statistics(clients, spec, state),
-        *_of_intervals(algorithm.hyperparameters, optimizer, steps),
+        *_of_intervals(algorithm.hyperparameters, clients, spec, optimizer, steps),
     ]
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=4)
@@ -76,11 +77,20 @@ def _of_batch_statistics(clients: Clients, spec: BatchSpec, state: State) -> Ite
         )
 
 
-def _of_intervals(hyperparameters: Mapping[str, Any], optimizer: Any, steps: int) -> Iterator[str]:
+def _of_intervals(
+    hyperparameters: Mapping[str, Any],
+    clients: Clients,
+    spec: BatchSpec,
+    optimizer: Any,
+    steps: int,
+) -> Iterator[str]:
     """What is due after more steps than there are, and so never happens."""
     has_pool = bool(hyperparameters.get("pool_size"))
     averages = hyperparameters.get("ensembles") is not None
     warmup = optimizer.warmup_steps if isinstance(optimizer, optim.SGD) else 0
+    epochs = hyperparameters.get("local_epochs")
+    local_steps = hyperparameters.get("local_steps", 0) if epochs is None else 0
+    of_epochs = 0 if epochs is None else steps_of_epochs(epochs, clients, spec.private)
     due = (  # name, its value where it is in use, the first one that is too large, what follows
         ("teacher_delay", hyperparameters.get("teacher_delay", 0), steps, "teachers never change"),
         (
@@ -95,8 +105,9 @@ def _of_intervals(hyperparameters: Mapping[str, Any], optimizer: Any, steps: int
             steps + 1,
             "nobody averages",
         ),
-        ("local_steps", hyperparameters.get("local_steps", 0), steps + 1, "nobody averages"),
-        ("warmup_steps", warmup, steps, "the learning rate never reaches its peak"),
+        ("local_steps", local_steps, steps + 1, "nobody averages"),
+        ("a round of local_epochs", of_epochs, steps + 1, "nobody averages"),
+        ("warmup_steps", warmup, steps, "the schedule after the warm-up never begins"),
     )
     for name, value, too_large, what in due:
         if is_integer(value) and value >= too_large:

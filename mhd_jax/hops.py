@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from mhd_jax.errors import ConfigError
 from mhd_jax.schedules import Schedule
 from mhd_jax.topology import Topology
 from mhd_jax.types import PyTree
@@ -18,6 +19,20 @@ from mhd_jax.types import PyTree
 def edges_of(topology: Topology, steps: int) -> np.ndarray:
     """Who may learn from whom at any of the first steps, bool [K, K]."""
     return np.asarray(_ever(topology.adjacency, steps, schedule=topology.schedule))
+
+
+def require_ways_back(topology: Topology, why: str, steps: int) -> None:
+    """Raises `ConfigError` where some clients teach others and can never learn from them."""
+    edges = edges_of(topology, steps)
+    _, part = sparse.csgraph.connected_components(sparse.csr_array(edges), connection="strong")
+    one_way = np.argwhere(edges & (part[:, None] != part))
+    if len(one_way):
+        i, j = one_way[0]
+        raise ConfigError(
+            f"{why} with push_sum needs a way back for what goes over an edge, but client {i} of "
+            f"{topology.name} hears client {j}, whom nothing reaches from {i}; choose a strongly "
+            "connected graph, or an algorithm that does not average, like mhd."
+        )
 
 
 @functools.partial(jax.jit, static_argnames="schedule")

@@ -29,17 +29,19 @@ class SGD:
     Attributes:
       learning_rate: the peak rate.
       momentum: β; 0 keeps no buffer.
-      nesterov: whether the step looks ahead along the momentum.
+      nesterov: whether the step looks ahead along the momentum. None takes what the run's
+        algorithm does in its paper: gossip and CCL do.
       weight_decay: added to the gradient as weight_decay · θ, before the momentum.
       schedule: "cosine" to 0 over the run, "constant", or "step": divided by 10 at half
         and at three quarters of the run, or "decreasing": η / (1 + t/100)^¾, whose sum has no
         bound while that of its squares has (Robbins and Monro, 1951), however long the run.
-      warmup_steps: steps of linear warm-up from 0, taken from the schedule's start.
+      warmup_steps: W steps of linear warm-up before the schedule: step t < W has (t + 1)/W of the
+        peak, so that none has rate 0, and step W is the schedule's first.
     """
 
     learning_rate: float = 0.03
     momentum: float = 0.9
-    nesterov: bool = False
+    nesterov: bool | None = None
     weight_decay: float = 1e-3
     schedule: str = "cosine"
     warmup_steps: int = 0
@@ -76,7 +78,10 @@ class SGD:
             main = optax.constant_schedule(self.learning_rate)
         if not self.warmup_steps:
             return main
-        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+
+        def warmup(step: Any) -> Any:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+
         return optax.join_schedules([warmup, main], [self.warmup_steps])
 
     def build(self, steps: int) -> optax.GradientTransformation:
@@ -92,7 +97,7 @@ def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
         optax.add_decayed_weights(settings.weight_decay)
         if settings.weight_decay
         else optax.identity(),
-        optax.trace(settings.momentum, settings.nesterov)
+        optax.trace(settings.momentum, bool(settings.nesterov))
         if settings.momentum
         else optax.identity(),
         _scale_by_rate(settings.rate(steps)),
@@ -124,6 +129,13 @@ def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
 
 
 Optimizer: TypeAlias = SGD | optax.GradientTransformation
+
+
+def resolved(optimizer: Any, nesterov: bool) -> Any:
+    """The optimizer in a run whose algorithm has Nesterov's momentum or not, unless it says itself."""
+    if isinstance(optimizer, SGD) and optimizer.nesterov is None:
+        return dataclasses.replace(optimizer, nesterov=nesterov)
+    return optimizer
 
 
 def build(optimizer: Any, steps: int) -> optax.GradientTransformation:

@@ -348,6 +348,7 @@ def prepare(
     modes.require_devices()
     algorithm = _resolved(algorithm)
     optimizer = optim.SGD() if optimizer is None else optimizer
+    optimizer = optim.resolved(optimizer, algorithm.nesterov)
     require_kind("augment_public", "bool", augment_public)
     counts = {
         "batch_size": batch_size,
@@ -381,6 +382,8 @@ def prepare(
     topologies.require_sound(topology, steps)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name, steps)
+    if algorithm.strongly_connected:
+        hops.require_ways_back(topology, algorithm.name, steps)
     if faults is not None and not isinstance(faults, Faults):
         raise ConfigError(f"faults are a mhd_jax.Faults, not {faults!r}.")
     if faults == Faults():  # nothing fails
@@ -428,9 +431,14 @@ def prepare(
             f"{steps * max(spec.private, spec.public):,}; take fewer steps."
         )
     owners = [None if group.optimizer is None else group.members for group in clients.groups]
-    optimizers = tuple(group.optimizer or optimizer for group in clients.groups)
+    optimizers = tuple(
+        optim.resolved(group.optimizer or optimizer, algorithm.nesterov) for group in clients.groups
+    )
     clients = clients.with_defaults(
-        optimizer, None if compute_dtype == "float32" else compute_dtype, steps
+        optimizer,
+        None if compute_dtype == "float32" else compute_dtype,
+        steps,
+        nesterov=algorithm.nesterov,
     )
     num_active = clients.num_clients
     execution = dataclasses.replace(

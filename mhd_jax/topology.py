@@ -86,6 +86,13 @@ def metropolis_hastings(adjacency: jax.Array) -> jax.Array:
     return weights + jnp.diag(1 - weights.sum(axis=1))
 
 
+@modes.standard()
+def push_sum_weights(adjacency: jax.Array) -> jax.Array:
+    """The column-stochastic P [K, K] by which each client shares equally with itself and its hearers."""
+    linked = _links(adjacency) + jnp.eye(len(adjacency))
+    return linked / linked.sum(axis=0, keepdims=True)
+
+
 MIXINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "uniform": uniform_weights,
     "metropolis_hastings": metropolis_hastings,
@@ -812,7 +819,7 @@ def require_undirected(topology: Topology, why: str, steps: int) -> None:
         raise ConfigError(
             f"{why} averages over the graph, whose edges must go both ways, but clients {i} and {j} "
             f"of {topology.name} are joined one way only at step {step}; choose an undirected graph, "
-            "or an algorithm that does not average, like mhd."
+            "or an algorithm that does not average, like mhd, or dsgd with push_sum."
         )
 
 

@@ -131,6 +131,8 @@ class Algorithm:
       public_batch: "shared" when all clients see the same public samples in a step,
         "independent" when each draws its own, None when it needs no public set.
       undirected: whether it averages over the graph, whose edges must then go both ways.
+      strongly_connected: whether what goes out over the edges must be able to come back, by some
+        way: clients that send and never hear back lose their weight.
       has_consensus: whether the mean of the clients' parameters is a model of its own, which
         is evaluated at the end beside the clients'.
       remembers_public: whether it keeps something about each public sample, which must then
@@ -139,6 +141,8 @@ class Algorithm:
       falsifiable: whether clients may misbehave: their messages go through
         `mhd_jax.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
+      nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.optim.SGD` then takes
+        where it is not told.
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.
       name: filled in by the factory that made it.
@@ -153,11 +157,13 @@ class Algorithm:
     num_heads: int = 1
     public_batch: str | None = None
     undirected: bool = False
+    strongly_connected: bool = False
     has_consensus: bool = False
     remembers_public: bool = False
     num_snapshots: int = 0
     falsifiable: bool = False
     pooled: bool = False
+    nesterov: bool = False
     needs_everyone: str = ""
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -10,24 +10,27 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.communication import bytes_by_type
+from mhd_jax.run import prepare
+from mhd_jax.types import Presence
 from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
 
 K, STEPS = 4, 6
 RATES = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / 20))  # cosine over 20 steps
-BETA, DECAY = 0.9, 1e-2
+BETA, DECAY, SMOOTHING = 0.9, 1e-2, 0.1
 OPTIMIZER = mhd.optim.SGD(0.1, BETA, nesterov=True, weight_decay=DECAY).build(20)
 RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], np.float32)
 STAR = np.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], np.float32)
 
 
 def loss_gradient(x, inputs, labels, mask):
-    """∇CE of a linear softmax model W (F × D), V (D × C), b, by hand."""
+    """∇CE to smooth labels of a linear softmax model W (F × D), V (D × C), b, by hand."""
     w, v, b = x
     hidden = inputs @ w
     z = hidden @ v + b
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    dz = (p - np.eye(NUM_CLASSES)[labels]) * (mask / mask.sum())[:, None]
+    targets = (1 - SMOOTHING) * np.eye(NUM_CLASSES)[labels] + SMOOTHING / NUM_CLASSES
+    dz = (p - targets) * (mask / mask.sum())[:, None]
     return [inputs.T @ (dz @ v.T), hidden.T @ dz, dz.sum(axis=0)]
 
 
@@ -60,15 +63,16 @@ def parameters(state):
     ]
 
 
-def trajectory(algorithm, graph, clients=None, start=None):
+def trajectory(algorithm, graph, clients=None, start=None, optimizer=OPTIMIZER, presence=None):
     """Parameters after every step of the algorithm itself, and the metrics."""
-    everyone = clients or tiny_clients(K, optimizer=OPTIMIZER)
-    state = algorithm.init(jax.random.key(0), everyone, batches()[0])
+    everyone = clients or tiny_clients(K, optimizer=optimizer)
+    seen = [dataclasses.replace(batch, presence=presence) for batch in batches()]
+    state = algorithm.init(jax.random.key(0), everyone, seen[0])
     if start is not None:
         state = start(state)
     first, found, metrics = parameters(state), [], []
     step = jax.jit(algorithm.train_step)
-    for batch in batches():
+    for batch in seen:
         state, told = step(state, batch, jnp.asarray(graph))
         found.append(parameters(state))
         metrics.append(told)
@@ -110,31 +114,84 @@ def mixed(w, a):
         ("qg_dsgd", RING, {}),
         ("qg_dsgd", STAR, {"averaging_rate": 0.9}),
         ("qg_dsgd", STAR, {"mixing": "metropolis_hastings", "averaging_rate": 0.5}),
+        ("dsgd", RING, {"gossip_rounds": 3}),
+        ("qg_dsgd", STAR, {"gossip_rounds": 2, "averaging_rate": 0.6}),
     ],
 )
 def test_gossip_follows_the_equations(name, graph, settings, float64):
-    first, found, metrics = trajectory(ALGORITHMS[name](**settings), graph, start=scattered)
-    w = mixing_matrix(graph, settings.get("mixing", "uniform"))
-    gamma = settings.get("averaging_rate", 1.0)
+    algorithm = ALGORITHMS[name](**settings)
+    first, found, metrics = trajectory(algorithm, graph, start=scattered)
+    expected = gossip(first, graph, RATES, quasi_global=name == "qg_dsgd", **settings)
+    for step, x in enumerate(expected):
+        assert_close(found[step], x)
+        sent = settings.get("gossip_rounds", 1) * graph
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], sent)
+
+
+def rounds(x, w, averaging_rate, gossip_rounds):
+    """Parameters after x ← x + γ (W x − x), so many times."""
+    for _ in range(gossip_rounds):
+        x = [a + averaging_rate * (mixed(w, a) - a) for a in x]
+    return x
+
+
+def gossip(
+    first,
+    graph,
+    rates,
+    quasi_global,
+    mixing="uniform",
+    averaging_rate=1.0,
+    gossip_rounds=1,
+    previous_rates=None,
+):
+    """Parameters after each step; the rates that quasi-global momentum divides by are the last steps'."""
+    w = mixing_matrix(graph, mixing)
+    before = [rates[0], *rates[:-1]] if previous_rates is None else previous_rates
     x, m = first, [np.zeros_like(a) for a in first]
-    previous = RATES[0]
-    for step, batch in enumerate(batches()):
-        r = [gamma * (mixed(w, a) - a) for a in x]
-        x = [a + move for a, move in zip(x, r, strict=True)]
-        if name == "qg_dsgd":
-            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
-        g = gradients(x, batch)
-        x, m = nesterov_step(x, m, g, RATES[step])
-        previous = RATES[step]
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], graph)
+    for batch, rate, previous in zip(batches(), rates, before, strict=True):
+        start, x = x, rounds(x, w, averaging_rate, gossip_rounds)
+        if quasi_global:
+            m = [b - (a - old) / previous for b, a, old in zip(m, x, start, strict=True)]
+        x, m = nesterov_step(x, m, gradients(x, batch), rate)
+        yield x
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.9])
-def test_the_papers_quasi_global_momentum(mu, float64):
+def assert_close(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+WARM = mhd.optim.SGD(0.1, BETA, True, DECAY, schedule="step", warmup_steps=2)
+WARM_RATES = 0.1 * np.array([1 / 2, 1, 1, 1, 0.1, 0.01])  # the schedule's 4 steps are 2 to 5
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        mhd.algorithms.qg_dsgd(),
+        mhd.algorithms.ccl(lambda_m=0.0, lambda_d=0.0),
+        mhd.algorithms.dsgd(),
+    ],
+    ids=["qg_dsgd", "ccl", "dsgd"],
+)
+def test_quasi_global_momentum_divides_by_the_last_steps_rate(algorithm, float64):
+    """With rates that jump, from step to step, by up to 10."""
+    optimizer = WARM.build(STEPS)
+    first, found, _ = trajectory(algorithm, RING, start=scattered, optimizer=optimizer)
+    quasi_global = algorithm.name != "dsgd"
+    for actual, x in zip(found, gossip(first, RING, WARM_RATES, quasi_global), strict=True):
+        assert_close(actual, x)
+    if quasi_global:  # the step's own rate is another trajectory
+        *_, wrong = gossip(first, RING, WARM_RATES, True, previous_rates=WARM_RATES)
+        assert abs(found[-1][0] - wrong[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize(("mu", "gossip_rounds"), [(0.0, 1), (0.9, 1), (0.9, 2)])
+def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
     """Algorithm 1 of the QGM paper: d = (x^t − x^{t+1}) / η of parameters after mixing."""
-    first, found, _ = trajectory(mhd.algorithms.qg_dsgd(mu=mu), RING, start=None)
+    algorithm = mhd.algorithms.qg_dsgd(mu=mu, gossip_rounds=gossip_rounds)
+    first, found, _ = trajectory(algorithm, RING, start=None)
     w = mixing_matrix(RING, "uniform")
     x, buffer = first, [np.zeros_like(a) for a in first]
     for step, batch in enumerate(batches()):
@@ -146,7 +203,7 @@ def test_the_papers_quasi_global_momentum(mu, float64):
         ]
         for actual, expected in zip(found[step], half, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        following = [mixed(w, a) for a in half]
+        following = rounds(half, w, 1.0, gossip_rounds)
         buffer = [
             mu * b + (1 - mu) * (a - new) / RATES[step]
             for b, a, new in zip(buffer, x, following, strict=True)
@@ -154,23 +211,45 @@ def test_the_papers_quasi_global_momentum(mu, float64):
         x = following
 
 
-def test_fedavg_follows_the_equations(float64):
+@pytest.mark.parametrize(
+    ("settings", "round_steps"),
+    [
+        ({"local_steps": 3}, 3),
+        ({"local_steps": 2, "reset_momentum": False}, 2),
+        (
+            {"local_epochs": 2.0},
+            4,
+        ),  # 3.6 batches of 6 for the average client, who has 10.75 samples
+        ({"local_epochs": 1.0, "reset_momentum": False}, 2),
+        ({"local_epochs": 0.01}, 1),
+    ],
+)
+@pytest.mark.parametrize("may_be_away", [False, True])  # which takes another path
+def test_fedavg_follows_the_equations(settings, round_steps, may_be_away, float64):
     clients = tiny_clients(K, optimizer=OPTIMIZER, partition=mhd.partition.primary_labels(1, 5.0))
     sizes = clients.label_counts().sum(axis=1)
-    assert len(set(sizes)) > 1
-    first, found, metrics = trajectory(mhd.algorithms.fedavg(local_steps=3), RING, clients)
+    assert len(set(sizes)) > 1 and sizes.mean() == 10.75
+    everyone = Presence(*[jnp.ones(K, bool)] * 2) if may_be_away else None
+    algorithm = mhd.algorithms.fedavg(**settings)
+    first, found, metrics = trajectory(algorithm, RING, clients, presence=everyone)
     assert all((a == a[:1]).all() for a in first)
     x, m = first, [np.zeros_like(a) for a in first]
     for step, batch in enumerate(batches()):
         g = gradients(x, batch)
         x, m = nesterov_step(x, m, g, RATES[step])
-        if (step + 1) % 3 == 0:
+        averages = (step + 1) % round_steps == 0
+        if averages:
             w = np.tile(sizes / sizes.sum(), (K, 1))
             x = [mixed(w, a) for a in x]
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        messages = metrics[step]["messages"]["weights"]
-        np.testing.assert_array_equal(messages, 2 * ((step + 1) % 3 == 0))
+            if settings.get("reset_momentum", True):
+                m = [np.zeros_like(a) for a in m]
+        assert_close(found[step], x)
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], 2 * averages)
+
+
+def test_a_round_of_fedavg_is_of_steps_or_of_epochs():
+    with pytest.raises(mhd.ConfigError, match="give local_steps or local_epochs, not both"):
+        mhd.algorithms.fedavg(local_steps=3, local_epochs=1.0)
 
 
 @pytest.mark.parametrize("mixing", ["uniform", "metropolis_hastings"])
@@ -196,6 +275,70 @@ def test_one_round_on_a_complete_graph_is_the_mean(float64):
         )
 
 
+# i hears j at [i, j]; client 0 is heard by two, so that no way of weighing rows keeps the mean.
+ONE_WAY = np.array([[0, 0, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]], np.float32)
+DIRECTED_RING = np.roll(np.eye(K, dtype=np.float32), 1, axis=1)
+
+
+@pytest.mark.parametrize("graph", [DIRECTED_RING, ONE_WAY], ids=["ring", "uneven"])
+def test_push_sum_finds_the_exact_mean_on_directed_graphs(graph, float64):
+    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
+    everyone = tiny_clients(K, optimizer=still)
+    algorithm = mhd.algorithms.dsgd(push_sum=True, gossip_rounds=20)
+    first, found, _ = trajectory(algorithm, graph, everyone, start=scattered)
+    for before, after in zip(first, found[-1], strict=True):
+        mean = np.broadcast_to(before.mean(axis=0), after.shape)
+        np.testing.assert_allclose(after, mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings"),
+    [(ONE_WAY, {}), (ONE_WAY, {"averaging_rate": 0.7, "gossip_rounds": 2}), (DIRECTED_RING, {})],
+)
+def test_push_sum_follows_the_equations(graph, settings, float64):
+    algorithm = mhd.algorithms.dsgd(push_sum=True, **settings)
+    first, found, metrics = trajectory(algorithm, graph, start=scattered)
+    shares = (graph + np.eye(K)) / (graph.sum(axis=0) + 1)
+    how = settings.get("averaging_rate", 1.0), settings.get("gossip_rounds", 1)
+    x, m, weights = first, [np.zeros_like(a) for a in first], np.ones(K)
+    quotients = lambda x: [a / weights.reshape((K,) + (1,) * (a.ndim - 1)) for a in x]
+    for step, batch in enumerate(batches()):
+        *x, weights = rounds([*x, weights], shares, *how)
+        x, m = nesterov_step(x, m, gradients(quotients(x), batch), RATES[step])
+        assert_close(found[step], quotients(x))
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], how[1] * graph)
+    np.testing.assert_allclose(weights.sum(), K)
+    assert (graph is DIRECTED_RING) == (abs(weights - 1).max() < 1e-12)
+
+
+def test_push_sum_on_a_regular_undirected_graph_is_gossip(float64):
+    _, found, _ = trajectory(mhd.algorithms.dsgd(push_sum=True), RING, start=scattered)
+    _, expected, _ = trajectory(mhd.algorithms.dsgd(), RING, start=scattered)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+def test_what_push_sum_cannot_average_is_refused():
+    clients = mhd.make_clients("digits", 4)
+    push_sum = mhd.algorithms.dsgd(push_sum=True)
+    mhd.simulate(DIRECTED_RING, clients, push_sum, steps=1)
+    apart = np.zeros((4, 4))  # two pairs, each with its ways back
+    apart[[0, 1, 2, 3], [1, 0, 3, 2]] = 1
+    prepare(apart, clients, push_sum)
+    chain = np.eye(4, k=1)
+    with pytest.raises(mhd.ConfigError, match="client 0 of custom hears client 1, whom nothing"):
+        prepare(chain, clients, push_sum)
+    ways = [mhd.topology.as_topology(graph, 4) for graph in (chain, chain.T)]
+    there_and_back = mhd.topology.switch([(0, ways[0]), (7, ways[1])])
+    prepare(there_and_back, clients, push_sum, steps=8)
+    with pytest.raises(mhd.ConfigError, match="whom nothing reaches from 0"):
+        prepare(there_and_back, clients, push_sum, steps=7)
+    with pytest.raises(mhd.ConfigError, match=r"dsgd needs all .* graph without push_sum"):
+        prepare(DIRECTED_RING, clients, push_sum, faults=mhd.Faults(offline=0.5))
+    with pytest.raises(mhd.ConfigError, match="no mixing 'metropolis_hastings'"):
+        mhd.algorithms.dsgd(push_sum=True, mixing="metropolis_hastings")
+
+
 @pytest.mark.parametrize("name", ["dsgd", "qg_dsgd"])
 def test_without_neighbours_gossip_is_local_training(name, float64):
     """The same as `isolated` from the same parameters."""
@@ -204,7 +347,7 @@ def test_without_neighbours_gossip_is_local_training(name, float64):
     nobody = np.zeros((K, K), np.float32)
     one, _, _ = trajectory(ALGORITHMS[name](), nobody)
     _, apart, _ = trajectory(ALGORITHMS[name](), nobody)
-    alone = mhd.algorithms.isolated(label_smoothing=0.0)
+    alone = mhd.algorithms.isolated()
     step = jax.jit(alone.train_step)
     for batch, found in zip(batches(), apart, strict=True):
         state, _ = step(state, batch, jnp.asarray(nobody))
@@ -372,6 +515,7 @@ def class_sums(features, labels, mask):
         (STAR, {"averaging_rate": 0.9, "mixing": "metropolis_hastings", "lambda_m": 0.7}),
         (STAR, {"lambda_m": 0.0, "lambda_d": 1.3, "quasi_global": False}),
         (RING, {"lambda_m": 0.5, "lambda_d": 0.0}),
+        (STAR, {"gossip_rounds": 3, "averaging_rate": 0.8}),
     ],
 )
 def test_ccl_follows_the_equations(graph, settings, float64):
@@ -383,10 +527,9 @@ def test_ccl_follows_the_equations(graph, settings, float64):
     for step, batch in enumerate(batches()):
         inputs, labels, mask = (np.asarray(a) for a in (batch.inputs, batch.labels, batch.mask))
         before = x
-        r = [gamma * (mixed(w, a) - a) for a in x]
-        x = [a + move for a, move in zip(x, r, strict=True)]
+        x = rounds(x, w, gamma, settings.get("gossip_rounds", 1))
         if settings.get("quasi_global", True):
-            m = [buffer - move / previous for buffer, move in zip(m, r, strict=True)]
+            m = [b - (a - old) / previous for b, a, old in zip(m, x, before, strict=True)]
         each = []
         for i in range(K):
             neighbours = np.flatnonzero(graph[i])
@@ -425,8 +568,11 @@ def test_ccl_follows_the_equations(graph, settings, float64):
         ]
         x, m = nesterov_step(x, m, g, RATES[step])
         previous = RATES[step]
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert_close(found[step], x)
+        sent = metrics[step]["messages"]
+        np.testing.assert_array_equal(sent["weights"], settings.get("gossip_rounds", 1) * graph)
+        if lambda_d:
+            np.testing.assert_array_equal(sent["features"], graph)
 
 
 @pytest.mark.parametrize(("quasi_global", "base"), [(True, "qg_dsgd"), (False, "dsgd")])

@@ -49,6 +49,8 @@ def test_the_largest_sound_settings_are_told_nothing_of():
     assert told(algorithm=A.mhd(pool_refresh=1000, average_every=1000)) == []  # neither is in use
     assert told(algorithm=A.mhd(ensembles=TWO, average_every=100, teacher_delay=99)) == []
     assert told(algorithm=A.fedavg(local_steps=100)) == []
+    assert told(algorithm=A.fedavg(local_epochs=100.0)) == []
+    assert told(algorithm=A.fedavg(local_epochs=5.0), steps=5) == []
     assert told(optimizer=mhd.optim.SGD(warmup_steps=99)) == []
     assert told(algorithm="supervised", batch_size=30) == []  # 90 of all 90
     assert told(algorithm="isolated", public_batch_size=64) == []  # draws none
@@ -70,7 +72,8 @@ def test_the_largest_sound_settings_are_told_nothing_of():
         ({"algorithm": A.mhd(teacher_delay=100)}, "teacher_delay is 100, .* teachers never"),
         ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
         ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
-        ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* its peak"),
+        ({"algorithm": A.fedavg(local_epochs=101.0)}, "local_epochs is 101, .* nobody averages"),
+        ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* never begins"),
     ],
 )
 def test_what_makes_no_sense_is_told_once(settings, sentence):

@@ -326,7 +326,9 @@ def test_federated_averaging_of_those_who_are_there():
     def trained(params, inputs, labels):
         def loss(params):
             logits = group.model.apply(params, {}, inputs)[0].logits[:, 0]
-            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+            said = jax.nn.log_softmax(logits)
+            right = jnp.take_along_axis(said, labels[:, None], 1)
+            return -(0.9 * right.mean() + 0.1 * said.mean())
 
         decayed = jax.tree.map(lambda g, p: g + 1e-3 * p, jax.grad(loss)(params), params)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, decayed)

@@ -102,7 +102,10 @@ def test_schedules():
     np.testing.assert_allclose(rates, [2, 2 / 2**0.75, 2 / 8], rtol=1e-6)
     assert decreasing.rate(10)(7) == decreasing.rate(10_000)(7)  # however long the run
     warm = mhd.optim.SGD(learning_rate=1.0, schedule="constant", warmup_steps=10).rate(100)
-    np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(99)], [0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose([warm(t) for t in (0, 4, 9, 10, 99)], [0.1, 0.5, 1, 1, 1], rtol=1e-6)
+    then = mhd.optim.SGD(learning_rate=2.0, warmup_steps=4).rate(104)  # the schedule is whole
+    cosine = mhd.optim.SGD(learning_rate=2.0).rate(100)
+    np.testing.assert_allclose([then(t) for t in (0, 3, 4, 54)], [0.5, 2, cosine(0), cosine(50)])
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

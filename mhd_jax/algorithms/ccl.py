@@ -43,19 +43,21 @@ def ccl(
     averaging_rate: float = 1.0,
     mixing: str = "uniform",
     quasi_global: bool = True,
-    label_smoothing: float = 0.0,
+    gossip_rounds: int = 1,
+    label_smoothing: float = 0.1,
 ) -> Algorithm:
     """Cross-feature contrastive loss on gossip SGD.
 
     Args:
       lambda_m: λ_m, weight of the model-variant loss.
       lambda_d: λ_d, weight of the data-variant loss; 0 sends no class features.
-      averaging_rate, mixing, label_smoothing: as for `dsgd`.
+      averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`; cross features are of
+        the parameters before the first round.
       quasi_global: whether it stands on `qg_dsgd` (as in the paper's best results) or `dsgd`.
     """
     for name, value in (("lambda_m", lambda_m), ("lambda_d", lambda_d)):
         require(value >= 0, f"{name} must be at least 0, not {value}.")
-    check_settings(averaging_rate, mixing, label_smoothing)
+    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
         return init_gossip(key, clients, sample_batch, quasi_global)
@@ -93,10 +95,10 @@ def ccl(
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         # Cross features come from the parameters before gossip.
         context = cross_features(state, batch, graph) if lambda_m > 0 or lambda_d > 0 else ({}, {})
-        state = mix(state, MIXINGS[mixing](graph), averaging_rate, quasi_global)
+        state = mix(state, MIXINGS[mixing](graph), averaging_rate, gossip_rounds, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
         heard = exchange.along_edges(graph)
-        metrics = {**terms, "messages": {"weights": heard}}
+        metrics = {**terms, "messages": {"weights": gossip_rounds * heard}}
         if lambda_d > 0:
             metrics["messages"]["features"] = heard
         return apply_gradients(state, gradients, stats), metrics
@@ -161,6 +163,7 @@ def ccl(
         message=message,
         undirected=True,
         has_consensus=True,
+        nesterov=True,
         needs_everyone=needs_everyone(mixing),
     )
 

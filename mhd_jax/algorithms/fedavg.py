@@ -1,11 +1,15 @@
 """Federated averaging (McMahan et al., AISTATS 2017).
 
-Every client trains on its own data; every `local_steps` steps all take the average of all,
+Every client trains on its own data; after each round, of `local_steps` steps, all take the average,
 
     θ_i ← Σ_j n_j θ_j / Σ_j n_j,
 
 weighted by the sizes n_j of the labelled private sets, normalisation statistics included. A server
-averages, so the graph plays no part. Momentum stays at home.
+averages, so the graph plays no part. Clients start each round with momentum 0, as the paper's, who
+keep nothing from round to round.
+
+A round has as many steps for all: with `local_epochs` those in which the average client goes through
+its data that often, where the paper's clients take more steps the more data they have.
 
 Where clients may be away, the server keeps the last average. A client takes it up with its next
 step, and is part of the next average if it has taken a step since and can be reached then; what it
@@ -21,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import exchange
+from mhd_jax import exchange, optim
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.communication import Messages, of_one_client
 from mhd_jax.groups import (
@@ -37,16 +41,36 @@ from mhd_jax.groups import (
 )
 from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
+LOCAL_STEPS = 10
+_MOST_STEPS = 2**31 - 1
+
 
 @factory
-def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
+def fedavg(
+    local_steps: int = LOCAL_STEPS,
+    local_epochs: float | None = None,
+    reset_momentum: bool = True,
+    label_smoothing: float = 0.1,
+) -> Algorithm:
     """Federated averaging.
 
     Args:
-      local_steps: steps between two averages.
-      label_smoothing: of the private cross-entropy, in [0, 1).
+      local_steps: steps of a round.
+      local_epochs: the length of a round in passes over the private data of the average client,
+        instead of `local_steps`.
+      reset_momentum: whether momentum (of `mhd_jax.optim.SGD`) starts at 0 in each round; else it
+        stays at home from round to round.
+      label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """
     require(local_steps >= 1, f"local_steps must be at least 1, not {local_steps}.")
+    require(
+        local_epochs is None or local_epochs > 0,
+        f"local_epochs must be positive, not {local_epochs}.",
+    )
+    require(
+        local_epochs is None or local_steps == LOCAL_STEPS,
+        "give local_steps or local_epochs, not both.",
+    )
     require_label_smoothing(label_smoothing)
 
     def init(key: Array, clients: Any, sample_batch: Batch) -> State:
@@ -54,7 +78,10 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
         state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
         sizes = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
         takes_part = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.int32)
-        extra = {"sizes": sizes, "takes_part": takes_part}
+        steps = local_steps
+        if local_epochs is not None:
+            steps = steps_of_epochs(local_epochs, clients, sample_batch.labels.shape[1])
+        extra = {"sizes": sizes, "takes_part": takes_part, "round_steps": jnp.int32(steps)}
         if sample_batch.presence is not None:
             (group,) = state.groups
             average = jax.tree.map(lambda a: a[0], (group.params, group.stats))
@@ -67,33 +94,46 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
             return step_of_some(state, batch, batch.presence)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
         state = apply_gradients(state, gradients, stats)
-        averages = state.step % local_steps == 0
+        averages = state.step % state.extra["round_steps"] == 0
         sizes = state.extra["sizes"]
         # Up from every client that has labels, and down to everyone.
         each = state.extra["takes_part"] + (sizes > 0)
         messages = {"weights": jnp.where(averages, each, 0)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
         weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
-        return jax.lax.cond(averages, averaged, lambda state, _: state, state, weights), metrics
+        return jax.lax.cond(averages, next_round, lambda state, _: state, state, weights), metrics
+
+    def next_round(state: State, weights: Array) -> State:
+        state = averaged(state, weights)
+        everyone = jnp.ones(state.num_clients, bool)
+        return _without_momentum(state, everyone) if reset_momentum else state
 
     def step_of_some(state: State, batch: Batch, presence: Presence) -> tuple[State, Metrics]:
         """A step in which some may be away."""
         sizes, takes_part = state.extra["sizes"], state.extra["takes_part"]
         fetches = presence.trains & ~state.extra["is_current"]
-        down = (fetches & (state.step >= local_steps)).astype(jnp.int32)  # all have the first one
-        before = _up_to_date(state, fetches)
+        round_steps = state.extra["round_steps"]
+        down = (fetches & (state.step >= round_steps)).astype(jnp.int32)  # all have the first one
+        before = up_to_date(state, fetches)
         gradients, stats, losses = private_gradients(before, batch, label_smoothing)
         state = keep_others(presence.trains, apply_gradients(before, gradients, stats), before)
-        averages = state.step % local_steps == 0
+        averages = state.step % round_steps == 0
         finite = finite_params(state)  # who diverges is averaged with nobody
         sends = presence.reachable & state.extra["is_current"] & finite
         takes = presence.trains & finite
         up = averages & sends & (sizes > 0)
         down = (down + (averages & takes)) * takes_part
         state = jax.lax.cond(
-            averages, _averaged_by_some, lambda state, *_: state, state, sends, takes
+            averages,
+            lambda state: up_to_date(_averaged_by_some(state, sends), takes),
+            lambda state: state,
+            state,
         )
         return state, {"loss": losses, "private_loss": losses, "messages": {"weights": up + down}}
+
+    def up_to_date(state: State, who: Array) -> State:
+        state = _with_average(state, who)
+        return _without_momentum(state, who) if reset_momentum else state
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
         del state, batch
@@ -102,8 +142,18 @@ def fedavg(local_steps: int = 10, label_smoothing: float = 0.0) -> Algorithm:
     return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
 
 
-def _averaged_by_some(state: State, sends: Array, takes: Array) -> State:
-    """The server averages who sends, bool [K]; who takes it has it at once, bool [K]."""
+def steps_of_epochs(epochs: float, clients: Any, batch_size: int) -> int:
+    """How many steps are `epochs` passes over the private data of the average client, at least 1.
+
+    Those who have labels count: the others are not averaged.
+    """
+    sizes = clients.labelled_counts().sum(axis=1)
+    steps = float(epochs) * float(sizes[sizes > 0].mean()) / batch_size
+    return max(1, round(min(steps, _MOST_STEPS)))
+
+
+def _averaged_by_some(state: State, sends: Array) -> State:
+    """The server averages who sends, bool [K]; nobody has it yet."""
     (group,) = state.groups
     weights = jnp.where(sends, state.extra["sizes"], 0)
     models = group.params, group.stats
@@ -114,11 +164,11 @@ def _averaged_by_some(state: State, sends: Array, takes: Array) -> State:
         exchange.average(models, shares[None]),
         state.extra["average"],
     )
-    extra = {**state.extra, "average": average, "is_current": jnp.zeros_like(takes)}
-    return _up_to_date(dataclasses.replace(state, extra=extra), takes)
+    extra = {**state.extra, "average": average, "is_current": jnp.zeros_like(sends)}
+    return dataclasses.replace(state, extra=extra)
 
 
-def _up_to_date(state: State, who: Array) -> State:
+def _with_average(state: State, who: Array) -> State:
     """The server's average in the place of some clients' own parameters, bool [K]."""
     (group,) = state.groups
     own = (group.params, group.stats)
@@ -127,6 +177,17 @@ def _up_to_date(state: State, who: Array) -> State:
     )
     extra = {**state.extra, "is_current": state.extra["is_current"] | who}
     return dataclasses.replace(_with_models(state, where_rows(who, average, own)), extra=extra)
+
+
+def _without_momentum(state: State, who: Array) -> State:
+    """The state in which some clients' momentum is 0, bool [K], where they have any."""
+    (group,) = state.groups
+    if not optim.has_momentum(group.opt_state):
+        return state
+    opt_state = optim.change_momentum(
+        group.opt_state, lambda m, own, rate: where_rows(who, jnp.zeros_like(m), m), group.params
+    )
+    return dataclasses.replace(state, groups=(dataclasses.replace(group, opt_state=opt_state),))
 
 
 def _with_models(state: State, models: PyTree) -> State:

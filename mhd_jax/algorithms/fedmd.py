@@ -50,7 +50,7 @@ def fedmd(
     revisit_steps: int = 5,
     digest_loss: str = "mae",
     compression: str = "none",
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0.1,
 ) -> Algorithm:
     """FedMD.
 
@@ -61,7 +61,7 @@ def fedmd(
         cross-entropy to the consensus' softmax.
       compression: of the logits, up and down, see `mhd_jax.compression`; a selection of
         classes keeps probabilities only, which is for the "kl" digest.
-      label_smoothing: of the private cross-entropy, in [0, 1).
+      label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """
     for name, steps in (("digest_steps", digest_steps), ("revisit_steps", revisit_steps)):
         require(steps >= 1, f"{name} must be at least 1, not {steps}.")

@@ -14,6 +14,7 @@ from experiments import train
 from mhd_jax.adversaries import KINDS as LIES
 from mhd_jax.adversaries import checked
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.algorithms.fedavg import LOCAL_STEPS
 from mhd_jax.clients import of_each
 from mhd_jax.data.augmentation import parse
 from mhd_jax.ensembles import mixing_matrix
@@ -62,7 +63,7 @@ RECORDS = {
     mhd.optim.SGD: {
         "learning_rate": positive,
         "momentum": share,
-        "nesterov": truth,
+        "nesterov": optional(truth),
         "weight_decay": natural,
         "schedule": among("cosine", "constant", "step", "decreasing"),
         "warmup_steps": whole,
@@ -89,14 +90,33 @@ HYPERPARAMETERS = {
     "num_targets": lambda v: (isinstance(v, str) and v == "all") or count(v),
     **dict.fromkeys(["nu_aux", "nu_emb", "nu_naive", "lambda_m", "lambda_d", "rho"], natural),
     "target_selection": lambda v: callable(v) or among(*TARGET_SELECTIONS)(v),
-    **dict.fromkeys(["include_self", "same_level", "public_updates_stats", "quasi_global"], truth),
+    **dict.fromkeys(
+        [
+            "include_self",
+            "same_level",
+            "public_updates_stats",
+            "quasi_global",
+            "reset_momentum",
+            "push_sum",
+        ],
+        truth,
+    ),
     "temperature": positive,
     "public_batch": among("shared", "independent"),
     "pool_size": whole,
     "teacher_delay": whole,
     **dict.fromkeys(
-        ["pool_refresh", "average_every", "local_steps", "digest_steps", "revisit_steps"], count
+        [
+            "pool_refresh",
+            "average_every",
+            "local_steps",
+            "gossip_rounds",
+            "digest_steps",
+            "revisit_steps",
+        ],
+        count,
     ),
+    "local_epochs": optional(positive),
     "compression": among("none", "float16", "int8", "top_3"),
     "ensembles": anything,  # looked at where clients are known
     "label_smoothing": share,
@@ -169,6 +189,8 @@ def hyperparameters_of_algorithms(case):
         sound &= not (now.get("num_aux_heads") == 0 and now.get("same_level"))
         sound &= not (now.get("pool_size", 0) > 0 and now.get("teacher_delay", 0) > 0)
         sound &= now.get("nu_emb", 1) > 0 or now.get("embedding_projection", "none") == "none"
+        sound &= now.get("local_epochs") is None or now["local_steps"] == LOCAL_STEPS
+        sound &= not now.get("push_sum") or now["mixing"] == "uniform"
         top = str(now.get("compression")).startswith("top")
         sound &= not (top and name == "distributed_distillation")
         sound &= not (top and now.get("digest_loss") == "mae")
