@@ -53,8 +53,7 @@ class ClientGroup:
       compute_dtype: in which their backbone computes; None takes the run's.
       pretext: the task, with a head of its own, that they learn from private images instead of
         labels.
-      initialization: how their layers start, of `mhd_jax.models.INITIALIZATIONS`; None leaves it
-        to the model.
+      initialization: the name of the way in which their layers start; None leaves it to the model.
     """
 
     name: str

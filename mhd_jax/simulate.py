@@ -85,7 +85,7 @@ class Result:
     state: State | None
     started_at: int = 0
     best: State | None = None
-    _answers: Answers | None = dataclasses.field(default=None, repr=False)
+    _answers: Any = dataclasses.field(default=None, repr=False)  # `mhd_jax.answers.Answers`
 
     def predict(self, inputs: PyTree) -> np.ndarray:
         """What the clients say at the end, as logits [K, N, H, C] of all heads.
