@@ -182,6 +182,21 @@ def _in_chunks(
     return jax.lax.map(one_client, stacked, batch_size=None if chunk == 1 else chunk)
 
 
+@jax.custom_batching.custom_vmap
+def in_any_run(flag: Any) -> Any:
+    """Whether a flag, bool [], is set in any of the runs that are one program.
+
+    As the predicate of a branch it is one for all of them: `jax.lax.cond` on a flag of each run's own
+    would compute both sides at every step. What is inside must be right for runs without it too.
+    """
+    return flag
+
+
+@in_any_run.def_vmap
+def _(axis_size: int, in_batched: Sequence[bool], flag: Any) -> tuple[Any, bool]:
+    return (flag.any(axis=0) if in_batched[0] else flag), False
+
+
 def everywhere(tree: Any) -> Any:
     """Brings arrays that are split by client to every device whole: what crosses edges does."""
     if _current.get().mesh is None:

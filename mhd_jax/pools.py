@@ -23,7 +23,7 @@ from jax import Array
 from mhd_jax import random
 from mhd_jax.data.batching import take_rows
 from mhd_jax.exchange import Teachers
-from mhd_jax.execution import over_clients
+from mhd_jax.execution import in_any_run, over_clients
 from mhd_jax.groups import outputs_of_models
 from mhd_jax.models.client_model import Outputs
 from mhd_jax.random import Purpose
@@ -75,7 +75,7 @@ def renewed(
         groups = tuple(_with_checkpoints(group, changes, teachers) for group in state.groups)
         return dataclasses.replace(state, groups=groups), jnp.where(changes, teachers, pool)
 
-    return jax.lax.cond(changes.any(), renew, lambda: (state, pool))
+    return jax.lax.cond(in_any_run(changes.any()), renew, lambda: (state, pool))
 
 
 def _with_checkpoints(group: GroupState, changes: Array, teachers: Array) -> GroupState:

@@ -190,3 +190,20 @@ def test_a_client_that_is_not_finite_gets_into_no_pool():
 def test_settings_that_cannot_be_are_refused(settings, why):
     with pytest.raises(mhd.ConfigError, match=why):
         mhd.algorithms.mhd(**settings)
+
+
+def test_seeds_that_go_together_have_their_own_pools():
+    """And a branch of theirs is taken where any of them has something to renew."""
+    who = tiny_clients(K, optimizer=mhd.optim.SGD(), public_fraction=0.3)
+    how = {"steps": 9, "eval_every": 9, "batch_size": 4, "public_batch_size": 6}
+    how |= {"faults": mhd.Faults(offline=0.4, offline_steps=2)}
+    algorithm = mhd.algorithms.mhd(pool_size=2, pool_refresh=3)
+    together = mhd.simulate_seeds([COMPLETE] * 2, [who] * 2, algorithm, seeds=[0, 1], **how)
+    for seed, found in enumerate(together):
+        alone = mhd.simulate(COMPLETE, who, algorithm, seed=seed, **how)
+        assert_trees_equal(found.state.extra["pool"], alone.state.extra["pool"])
+        assert_trees_close(
+            found.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4, atol=1e-5
+        )
+        assert found.summary["communication"] == alone.summary["communication"]
+    assert (together[0].state.extra["pool"] != together[1].state.extra["pool"]).any()
