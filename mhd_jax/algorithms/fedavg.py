@@ -78,15 +78,19 @@ def fedavg(
         state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
         sizes = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
         takes_part = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.int32)
-        steps = local_steps
+        extra = {"sizes": sizes, "takes_part": takes_part}
         if local_epochs is not None:
             steps = steps_of_epochs(local_epochs, clients, sample_batch.labels.shape[1])
-        extra = {"sizes": sizes, "takes_part": takes_part, "round_steps": jnp.int32(steps)}
+            extra["round_steps"] = jnp.int32(steps)
         if sample_batch.presence is not None:
             (group,) = state.groups
             average = jax.tree.map(lambda a: a[0], (group.params, group.stats))
             extra |= {"average": average, "is_current": jnp.zeros(sizes.shape, bool)}
         return dataclasses.replace(state, extra=extra)
+
+    def steps_of_round(state: State) -> Array | int:
+        # A number of their own would make both sides of a branch of runs that go together.
+        return local_steps if local_epochs is None else state.extra["round_steps"]
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
@@ -94,7 +98,7 @@ def fedavg(
             return step_of_some(state, batch, batch.presence)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
         state = apply_gradients(state, gradients, stats)
-        averages = state.step % state.extra["round_steps"] == 0
+        averages = state.step % steps_of_round(state) == 0
         sizes = state.extra["sizes"]
         # Up from every client that has labels, and down to everyone.
         each = state.extra["takes_part"] + (sizes > 0)
@@ -112,7 +116,7 @@ def fedavg(
         """A step in which some may be away."""
         sizes, takes_part = state.extra["sizes"], state.extra["takes_part"]
         fetches = presence.trains & ~state.extra["is_current"]
-        round_steps = state.extra["round_steps"]
+        round_steps = steps_of_round(state)
         down = (fetches & (state.step >= round_steps)).astype(jnp.int32)  # all have the first one
         before = up_to_date(state, fetches)
         gradients, stats, losses = private_gradients(before, batch, label_smoothing)

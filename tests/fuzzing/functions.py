@@ -99,7 +99,7 @@ def rules(draw):
     return base, tuple(sizes), draw(st.sampled_from([*edits])), edits
 
 
-@kind(rules(), examples=15)
+@kind(rules(), examples=8)
 def target_rules(case):
     base, shape, edit, edits = case
     change = edits[edit]
