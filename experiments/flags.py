@@ -208,8 +208,8 @@ flags.DEFINE_enum(
     "initialization",
     None,
     list(INITIALIZATIONS),
-    "How the model and its heads start; by default its own way. pytorch is the CCL authors': He's "
-    "fan-out for convolutions, PyTorch's default for dense layers.",
+    "How the model and its heads start; by default its own way. pytorch is PyTorch's default (the CCL "
+    "authors' LeNet-5 and MobileNetV2), he_fan_out He's for convolutions (their ResNet and VGG).",
 )
 flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
 flags.DEFINE_float(

@@ -322,7 +322,7 @@ def make_clients(
         `optim.SGD` with another learning rate, say, or an optax transformation.
       norm: of the models given by name; None takes each model's default.
       initialization: how the layers of the models given by name start, heads included: "pytorch"
-        is the CCL authors' way, see `mhd_jax.models.initialization`; None is each model's own.
+        or "he_fan_out", see `mhd_jax.models.initialization`; None is each model's own way.
       seed: of the split.
 
     Returns:

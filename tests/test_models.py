@@ -42,7 +42,8 @@ EMBEDDINGS = {
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), 64),
     **dict.fromkeys(("resnet18", "resnet34", "vgg11"), 512),
     "resnet50": 2048,
-    "mobilenetv2": 1280,
+    "vgg11_thin": 128,
+    **dict.fromkeys(("mobilenetv2", "mobilenetv2_cifar"), 1280),
     "vit_tiny": 192,
 }
 
@@ -65,6 +66,17 @@ EMBEDDINGS = {
         ("resnet50", "batch", (224, 224, 3), 1000, 25_557_032),
         ("mobilenetv2", "batch", (224, 224, 3), 1000, 3_504_872),
         ("mobilenetv2", "batch", (32, 32, 3), 10, 3_504_872 - 1281 * 990),
+        # Beside the published: 1×1 from 32 to 32 channels, and shortcuts 32·16 + 16·24 + 64·96 +
+        # 160·320, each with as many norms' scales and shifts as it has outputs.
+        (
+            "mobilenetv2_cifar",
+            "evonorm",
+            (32, 32, 3),
+            10,
+            3_504_872 - 1281 * 990 + 1024 + 58_240 + 2 * (32 + 16 + 24 + 96 + 320),
+        ),
+        # 9·(3·16 + 16·32 + 32·64 + 64² + 64·128 + 3·128²) weights, 688 biases, scales and shifts.
+        ("vgg11_thin", "evonorm", (32, 32, 3), 10, 9 * 64_048 + 3 * 688 + 1290),
         # 9·(3·64 + 64·128 + 128·256 + 256² + 256·512 + 3·512²) weights, 2752 biases, 512·10 + 10.
         ("vgg11", "none", (32, 32, 3), 10, 9 * 1_024_192 + 2752 + 5130),
         # With as many scales and shifts, torchvision's vgg11_bn before its classifier.
@@ -313,7 +325,7 @@ def test_clients_start_from_different_parameters():
     np.testing.assert_allclose(flat.std(axis=1), np.sqrt(1 / 64), rtol=0.15)  # lecun_normal
 
 
-FAN_INS = {  # of every dense layer and of every bias; all other kernels are convolutions
+FAN_INS = {  # of every layer with a bias; all other kernels are convolutions' [h, w, in, out]
     "lenet5": {
         "Conv_0": 5 * 5 * 1,
         "Conv_1": 5 * 5 * 6,
@@ -326,34 +338,43 @@ FAN_INS = {  # of every dense layer and of every bias; all other kernels are con
 }
 
 
+def expected_start(name, initialization, path, shape):
+    """The distribution of one layer's kernel or bias; None for biases that start at 0."""
+    layer, kind = path[-2:]
+    if initialization == "he_fan_out" and layer.startswith("Conv"):
+        if kind == "bias":
+            return None
+        height, width, _, channels = shape
+        return stats.norm(scale=np.sqrt(2 / (height * width * channels)))
+    fan_in = FAN_INS[name].get(layer) or np.prod(shape[:3])
+    bound = 1 / np.sqrt(fan_in)
+    return stats.uniform(-bound, 2 * bound)
+
+
+@pytest.mark.parametrize("initialization", ["pytorch", "he_fan_out"])
 @pytest.mark.parametrize("name", FAN_INS)
-def test_the_initialization_of_pytorch(name):
-    """He's normal distribution by fan-out, ± 1 / sqrt(fan-in); what normalises stays 1 and 0."""
+def test_initializations_by_name(name, initialization):
+    """PyTorch's default or He's normal distribution; what normalises stays 1 and 0."""
     shape = (28, 28, 1)
     own = ClientModel(build_backbone(name, None, shape), 3, 50)
-    model = dataclasses.replace(own, initialization="pytorch")
+    model = dataclasses.replace(own, initialization=initialization)
     key, inputs = jax.random.key(5), jnp.zeros((2, *shape))
     params, _ = jax.jit(model.init)(key, inputs)
-    before, _ = jax.jit(own.init)(key, inputs)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, before)
-    fan_ins, flat = FAN_INS[name], flatten_dict(params)
+    before = flatten_dict(jax.jit(own.init)(key, inputs)[0])
+    flat = flatten_dict(params)
+    assert jax.tree.map(jnp.shape, flat) == jax.tree.map(jnp.shape, before)
+    firsts = []
     for path, values in flat.items():
-        layer, kind = path[-2:]
-        if "Norm" in layer:
-            np.testing.assert_array_equal(values, flatten_dict(before)[path])
-        elif kind == "kernel" and layer.startswith("Conv"):
-            height, width, _, channels = values.shape
-            expected = stats.norm(scale=np.sqrt(2 / (height * width * channels)))
-            assert stats.kstest(values.ravel(), expected.cdf).pvalue > 1e-3, path
-        else:
-            bound = 1 / np.sqrt(fan_ins[layer])
-            expected = stats.uniform(-bound, 2 * bound)
-            assert stats.kstest(values.ravel(), expected.cdf).pvalue > 1e-3, path
-            assert np.abs(values).max() <= bound
+        if "Norm" in path[-2]:
+            np.testing.assert_array_equal(values, before[path])
+            continue
+        expected = expected_start(name, initialization, path, values.shape)
+        if expected is None:
+            assert (values == 0).all(), path
+            continue
+        assert stats.kstest(values.ravel(), expected.cdf).pvalue > 1e-3, path
+        firsts.append(tuple(np.ravel(values)[:2]))
     assert flat["heads", "kernel"].shape == (3, flat["heads", "kernel"].shape[1], 50)
-    firsts = [
-        tuple(np.ravel(values)[:2]) for path, values in flat.items() if "Norm" not in path[-2]
-    ]
     assert len(set(firsts)) == len(firsts)
 
 
@@ -370,7 +391,11 @@ def test_an_initialization_is_of_the_models_that_know_it():
     assert clients.settings["initialization"] == "pytorch"
     assert "initialization" not in mhd.make_clients(data, 3).settings
     for model, given, sentence in (
-        ("mlp", "torch", "mlp does not know the initialization 'torch'; choose one of pytorch"),
+        (
+            "mlp",
+            "torch",
+            "mlp does not know the initialization 'torch'; choose one of pytorch, he_fan_out",
+        ),
         (
             "vit_tiny",
             "pytorch",

@@ -7,39 +7,61 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
 PyTree = Any
-Path = tuple[str, ...]
+# (key, what to draw anew, its layer's kernel) -> values
+Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def pytorch(key: jax.Array, params: PyTree) -> PyTree:
-    """The parameters of one client, with layers drawn anew as in the CCL authors' PyTorch code.
+    """The parameters of one client, with layers drawn anew as PyTorch's own are.
+
+    Kernels and biases of convolutions and dense layers are uniform within ± 1 / sqrt(fan-in). Other
+    parameters stay. The CCL authors' LeNet-5 and MobileNetV2 start like this.
+    """
+    return _redrawn(key, params, _uniform)
+
+
+def he_fan_out(key: jax.Array, params: PyTree) -> PyTree:
+    """The parameters of one client, with layers drawn anew as in the CCL authors' ResNet and VGG.
 
     Kernels of convolutions [h, w, in, out] are normal with variance 2 / (h·w·out), He's for the
-    fan-out. Kernels of dense layers [in, out] and all biases are uniform within ± 1 / sqrt(fan-in),
-    PyTorch's default. Other parameters stay.
+    fan-out, and their biases 0. Dense layers start as in `pytorch`. Other parameters stay.
     """
+    return _redrawn(key, params, _he_or_uniform)
+
+
+def _redrawn(key: jax.Array, params: PyTree, draw: Draw) -> PyTree:
     flat = traverse_util.flatten_dict(params)
     drawn = dict(flat)
     for number, path in enumerate(sorted(flat)):
         kernel = flat.get((*path[:-1], "kernel"))
         if kernel is None or path[-1] not in ("kernel", "bias"):
             continue
-        own_key, values = jax.random.fold_in(key, number), flat[path]
-        if path[-1] == "kernel" and kernel.ndim == 4:
-            drawn[path] = _he_fan_out(own_key, values.shape, values.dtype)
-        else:
-            drawn[path] = _uniform(own_key, values, fan_in=math.prod(kernel.shape[:-1]))
+        drawn[path] = draw(jax.random.fold_in(key, number), flat[path], kernel)
     return traverse_util.unflatten_dict(drawn)
 
 
-def _uniform(key: jax.Array, like: jax.Array, fan_in: int) -> jax.Array:
-    bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, like.shape, like.dtype, -bound, bound)
+def _uniform(key: jax.Array, values: jax.Array, kernel: jax.Array) -> jax.Array:
+    """PyTorch's default for `values`, the layer's `kernel` or bias."""
+    bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
+    return jax.random.uniform(key, values.shape, values.dtype, -bound, bound)
 
 
-INITIALIZATIONS: dict[str, Callable[[jax.Array, PyTree], PyTree]] = {"pytorch": pytorch}
+def _he_or_uniform(key: jax.Array, values: jax.Array, kernel: jax.Array) -> jax.Array:
+    if kernel.ndim != 4:
+        return _uniform(key, values, kernel)
+    if values.ndim != 4:
+        return jnp.zeros_like(values)
+    return _he_fan_out(key, values.shape, values.dtype)
+
+
+INITIALIZATIONS: dict[str, Callable[[jax.Array, PyTree], PyTree]] = {
+    "pytorch": pytorch,
+    "he_fan_out": he_fan_out,
+}

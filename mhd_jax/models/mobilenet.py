@@ -53,21 +53,32 @@ class InvertedResidual(nn.Module):
 
     The last convolution does not activate, except with EvoNorm, which always does (as in the CCL
     authors' experiments).
+
+    Attributes:
+      expansion: inner channels over those of the input.
+      channels: of the output.
+      stride: of the depthwise convolution.
+      norm: see `mhd_jax.models.norms.normalise`.
+      uniform: whether the first convolution stands where it expands nothing, too, and the input is
+        added, by way of a 1×1 convolution, where only channels differ.
     """
 
     expansion: int
     channels: int
     stride: int
     norm: str
+    uniform: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """[N, h, w, c] -> [N, h/stride, w/stride, channels]."""
         layer = functools.partial(ConvNorm, norm=self.norm)
         inner = self.expansion * x.shape[-1]
-        y = layer(inner, 1)(x, train) if self.expansion > 1 else x
+        y = layer(inner, 1)(x, train) if self.expansion > 1 or self.uniform else x
         y = layer(inner, 3, self.stride, groups=inner)(y, train)
         y = layer(self.channels, 1, activate=False)(y, train)
+        if self.uniform and self.stride == 1 and x.shape != y.shape:
+            x = layer(self.channels, 1, activate=False)(x, train)
         return x + y if x.shape == y.shape else y
 
 
@@ -79,11 +90,13 @@ class MobileNetV2(nn.Module):
         stage halves the resolution.
       norm: see `mhd_jax.models.norms.normalise`.
       stages: expansion, channels, blocks and stride of each; by default as published.
+      uniform: see `InvertedResidual`; True is the CCL authors' form for CIFAR.
     """
 
     stem: str = "small"
     norm: str = "group"
     stages: tuple[tuple[int, int, int, int], ...] = _STAGES
+    uniform: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -93,6 +106,6 @@ class MobileNetV2(nn.Module):
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages):
             for block in range(blocks):
                 step = 1 if block > 0 else early if stage == 1 else stride
-                x = InvertedResidual(expansion, channels, step, self.norm)(x, train)
+                x = InvertedResidual(expansion, channels, step, self.norm, self.uniform)(x, train)
         x = ConvNorm(1280, 1, norm=self.norm)(x, train)
         return x.mean(axis=(1, 2))
