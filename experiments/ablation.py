@@ -22,8 +22,8 @@ import mhd_jax as mhd
 from experiments import cases, launch, seed_flags, sweep, tables
 from experiments import flags as run_flags
 from experiments.cases import Outcome
-from mhd_jax.drawing import Figure
-from mhd_jax.files import folder_here
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs.drawing import Figure
 
 _CASES = (
     "algorithm=isolated,naive",

@@ -22,13 +22,13 @@ from experiments import launch, tables
 from experiments.comparison import as_cell, summarise
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import hosts
-from mhd_jax.adversaries import KINDS
-from mhd_jax.checkpoint import write_json
-from mhd_jax.drawing import Figure, save_figure
-from mhd_jax.exchange import TARGET_SELECTIONS
-from mhd_jax.figures import line_styles
-from mhd_jax.files import folder_here
+from mhd_jax.core import multihost
+from mhd_jax.core.files import folder_here
+from mhd_jax.exchange.adversaries import KINDS
+from mhd_jax.exchange.selection import TARGET_SELECTIONS
+from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.figures import line_styles
+from mhd_jax.runs.folder import write_json
 
 _NUM_CLIENTS = 8
 _COUNTS = flags.DEFINE_list("counts", ["0", "1", "2", "3"], "How many of the 8 clients lie.")
@@ -57,7 +57,7 @@ def main() -> None:
     settings = {flag.name: flag.value for flag in (_KIND, _SEEDS, _STEPS)}
     lines = [[name, *(as_cell(each[count]) for count in counts)] for name, each in found.items()]
     headings = ["target_selection", *(f"{count} of {_NUM_CLIENTS}" for count in counts)]
-    if hosts.is_main():
+    if multihost.is_main():
         write_json(workdir / "adversaries.json", {"settings": settings, "beta_sh": found})
         (workdir / "adversaries.md").write_text(tables.markdown(headings, lines), encoding="utf-8")
         save_figure(lambda: figure(found), workdir / "adversaries")

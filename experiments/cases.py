@@ -27,10 +27,11 @@ from experiments import flags as run_flags
 from experiments.comparison import spread
 from experiments.settings import RunSettings, simulate_cases
 from experiments.watching import watchers
-from mhd_jax import hosts, memory
-from mhd_jax.checkpoint import write_json
-from mhd_jax.drawing import Figure, save_figure
-from mhd_jax.figures import METRICS
+from mhd_jax.core import multihost
+from mhd_jax.engine import memory
+from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.figures import METRICS
+from mhd_jax.runs.folder import write_json
 
 CONFIDENCE = 0.95
 _MOST_AT_ONCE = 64  # runs handed over together
@@ -306,7 +307,7 @@ def write(
     drawn: Mapping[str, Callable[[], Figure]],
 ) -> None:
     """Writes results.csv and results.jsonl, table.json and table.md, and figures by their names."""
-    if not hosts.is_main():
+    if not multihost.is_main():
         return
     rows = tidy(outcomes)
     columns = list(dict.fromkeys(name for row in rows for name in row))

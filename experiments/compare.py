@@ -15,7 +15,7 @@ import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import launch, seed_flags
 from experiments.comparison import compare, rich_table
-from mhd_jax.files import folder_here
+from mhd_jax.core.files import folder_here
 
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."

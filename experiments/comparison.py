@@ -13,11 +13,12 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import hosts, report
-from mhd_jax.checkpoint import FinishedRun, jsonable, read_json, read_run, write_json
-from mhd_jax.data import assignment
-from mhd_jax.decoration import decoration
-from mhd_jax.figures import METRICS
+from mhd_jax.core import multihost
+from mhd_jax.data import split_files
+from mhd_jax.runs import report
+from mhd_jax.runs.decoration import decoration
+from mhd_jax.runs.figures import METRICS
+from mhd_jax.runs.folder import FinishedRun, jsonable, read_json, read_run, write_json
 
 Row = dict[str, Any]
 
@@ -48,7 +49,7 @@ def compare(
     del described["data_dir"]  # the same data may lie elsewhere
     for name in ("keep_checkpoints", "keep_best", "fall_back"):  # which change no result
         del described[name]
-    if assignment.is_whole(settings.partition):  # which decides on these
+    if split_files.is_whole(settings.partition):  # which decides on these
         del described["public_fraction"], described["validation_fraction"]
     names = [algorithm.name for algorithm in algorithms]
     _check_folder(workdir, described, names, seeds)
@@ -61,9 +62,9 @@ def compare(
         folders = [workdir / algorithm.name / f"seed_{seed}" for seed in seeds]
         results = settings.simulate(algorithm, seeds, folders, watchers(label))
         rows.append(summarise(algorithm.name, [result.summary for result in results]))
-        if hosts.is_main():
+        if multihost.is_main():
             runs[algorithm.name] = [read_run(folder) for folder in folders]
-    if hosts.is_main():
+    if multihost.is_main():
         write(workdir, rows, runs, notes, {"settings": described, "seeds": list(seeds)})
     return rows
 

@@ -10,7 +10,7 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
-from mhd_jax.data import assignment
+from mhd_jax.data import split_files
 from mhd_jax.data.partition import PARTITIONS, Partition, named
 
 FLAGS = flags.FLAGS
@@ -176,7 +176,7 @@ def _partition() -> Partition | pathlib.Path:
                 )
     if isinstance(partition, pathlib.Path):
         for name in _SET_ASIDE:
-            if FLAGS[name].present and assignment.is_whole(partition):
+            if FLAGS[name].present and split_files.is_whole(partition):
                 raise mhd.ConfigError(
                     f"--{name} is not used by --partition={chosen}, a file that says which samples "
                     "are public and for validation; leave one of them out."

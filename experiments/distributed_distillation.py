@@ -22,16 +22,16 @@ from jax import Array
 
 import mhd_jax as mhd
 from experiments import launch, tables
-from mhd_jax.checkpoint import write_json
 from mhd_jax.clients import Clients, build_backbone
-from mhd_jax.drawing import Figure, save_figure
-from mhd_jax.figures import line_styles
-from mhd_jax.files import folder_here, make_folder
-from mhd_jax.groups import all_params, all_stats, forward, private_gradients
-from mhd_jax.memory import num_bytes
+from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.core.types import Batch, PyTree, State
+from mhd_jax.engine.memory import num_bytes
+from mhd_jax.engine.run import prepare
 from mhd_jax.models import ClientModel
-from mhd_jax.run import prepare
-from mhd_jax.types import Batch, PyTree, State
+from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.figures import line_styles
+from mhd_jax.runs.folder import write_json
+from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 
 _CLASSES = 10
 _RHO = 1.0  # where graphs and step sizes are compared

@@ -10,9 +10,9 @@ from typing import Any
 
 import mhd_jax as mhd
 from experiments.comparison import summarise, write
-from mhd_jax import dotted
-from mhd_jax.checkpoint import FinishedRun, read_json, read_run
-from mhd_jax.files import make_folder
+from mhd_jax.core.files import make_folder
+from mhd_jax.runs import dotted
+from mhd_jax.runs.folder import FinishedRun, read_json, read_run
 
 _MOST_TOLD = 3  # settings in a row's name
 

@@ -16,17 +16,17 @@ import mhd_jax as mhd
 from experiments import data_flags, watching
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
-from mhd_jax.adversaries import KINDS
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
-from mhd_jax.exchange import TARGET_SELECTIONS
-from mhd_jax.faults import ON_NONFINITE
+from mhd_jax.engine.faults import ON_NONFINITE
+from mhd_jax.engine.run import COMPUTE_DTYPES, DATA_PLACEMENTS
+from mhd_jax.exchange.adversaries import KINDS
+from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
-from mhd_jax.optim import SCHEDULES
-from mhd_jax.projection import EMBEDDING_PROJECTIONS
-from mhd_jax.run import COMPUTE_DTYPES, DATA_PLACEMENTS
-from mhd_jax.topology import TOPOLOGIES
+from mhd_jax.topology.graphs import TOPOLOGIES
+from mhd_jax.training.optim import SCHEDULES
+from mhd_jax.training.projection import EMBEDDING_PROJECTIONS
 
 FLAGS = flags.FLAGS
 

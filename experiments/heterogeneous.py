@@ -25,11 +25,11 @@ from experiments import launch, seed_flags, tables
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import hosts
-from mhd_jax.checkpoint import write_json
-from mhd_jax.drawing import Figure, save_figure
-from mhd_jax.figures import METRICS, head_colours
-from mhd_jax.files import folder_here
+from mhd_jax.core import multihost
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.figures import METRICS, head_colours
+from mhd_jax.runs.folder import write_json
 
 _SMALL = flags.DEFINE_string("small", "mlp_small", "Backbone of the small clients.")
 _LARGE = flags.DEFINE_string("large", "mlp_large", "Backbone of the large ones.")
@@ -230,7 +230,7 @@ def main() -> None:
     rows = study(chosen, seeds, workdir)
 
     cells = lines(rows)
-    if hosts.is_main():
+    if multihost.is_main():
         write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
         (workdir / "table.md").write_text(tables.markdown(_HEADINGS, cells), encoding="utf-8")
         save_figure(lambda: figure(rows), workdir / "heterogeneous")

@@ -22,10 +22,11 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments import data_flags, launch
 from experiments.settings import RunSettings
-from mhd_jax import drawing, figures, hosts
-from mhd_jax.checkpoint import write_json
-from mhd_jax.data import statistics
-from mhd_jax.files import folder_here, make_folder
+from mhd_jax.core import multihost
+from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.data import partition_statistics
+from mhd_jax.runs import drawing, figures
+from mhd_jax.runs.folder import write_json
 
 _OUTPUT = flags.DEFINE_string("output", "runs/inspect_data", "Folder of numbers, plots and split.")
 flags.adopt_module_key_flags(data_flags)
@@ -39,8 +40,8 @@ def main() -> None:
     output = folder_here(_OUTPUT.value, "--output")
     _require_own(output)
     clients = RunSettings(**data_flags.values()).clients(flags.FLAGS.seed)
-    found = statistics.describe(clients.label_counts())
-    if hosts.is_main():
+    found = partition_statistics.describe(clients.label_counts())
+    if multihost.is_main():
         write(output, clients, found)
 
     console = launch.console()

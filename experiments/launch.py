@@ -21,9 +21,9 @@ from absl import app, flags, logging
 import mhd_jax as mhd
 from experiments import watchdog
 from experiments.fellows import Fellows, fellows
-from mhd_jax import modes
-from mhd_jax.consoles import Console
-from mhd_jax.errors import in_a_line
+from mhd_jax.core import modes
+from mhd_jax.core.errors import in_a_line
+from mhd_jax.runs.consoles import Console
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
 _UNFORESEEN = 70  # the exit status of an error of this program, as sysexits.h has it

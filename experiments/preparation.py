@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 from absl import logging
 
 import mhd_jax as mhd
-from mhd_jax.data import prepared
-from mhd_jax.files import expanded
+from mhd_jax.core.files import expanded
+from mhd_jax.data import tfds as prepared
 
 _NEEDED = {"tensorflow": "tensorflow-cpu", "importlib_resources": "importlib_resources"}
 _EVERY = 30  # seconds between two lines of progress

@@ -17,8 +17,8 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import launch, preparation
-from mhd_jax.consoles import Console
-from mhd_jax.data import prepared
+from mhd_jax.data import tfds
+from mhd_jax.runs.consoles import Console
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -44,9 +44,9 @@ _OVERWRITE = flags.DEFINE_bool(
 
 def main() -> None:
     """Prepares by the flags."""
-    name, root = _DATASET.value, prepared.root_folder(_DATA_DIR.value)
+    name, root = _DATASET.value, tfds.root_folder(_DATA_DIR.value)
     say = functools.partial(Console().print, markup=False, highlight=False, soft_wrap=True)
-    folder = prepared.newest_version(name, root)
+    folder = tfds.newest_version(name, root)
     if folder and not _OVERWRITE.value:
         done = f"{folder} is prepared and whole; nothing was changed."
     else:
@@ -55,19 +55,19 @@ def main() -> None:
         except mhd.ConfigError as error:
             preparation.end(f"error: {error}", 2)
         done = f"prepared {folder}"
-    builder = prepared.open_folder(folder)
+    builder = tfds.open_folder(folder)
     train = f"python -m experiments.train --dataset={name} --data_dir={root}{_splits(builder)}"
     say("\n".join([done, *_description(builder, folder), train]))
 
 
 def _description(builder: Any, folder: pathlib.Path) -> list[str]:
     """What there is, a line each; one sample of each split is read."""
-    _, label_key = prepared.supervised(builder.info)
+    _, label_key = tfds.supervised(builder.info)
     size = preparation.in_mib(sum(path.stat().st_size for path in folder.iterdir()))
     classes = builder.info.features[label_key].num_classes
     lines = [f"{builder.info.full_name}: {classes} classes, {size} on disk"]
     for split, info in builder.info.splits.items():
-        shape = " × ".join(map(str, prepared.Records(builder, split).image_shape))
+        shape = " × ".join(map(str, tfds.Records(builder, split).image_shape))
         lines.append(f"{split}: {info.num_examples:,} samples, the first an image of {shape}")
     return lines
 

@@ -12,7 +12,7 @@ import mhd_jax as mhd
 from experiments import launch
 from experiments.comparison import compare, rich_table
 from experiments.settings import RunSettings
-from mhd_jax.files import folder_here
+from mhd_jax.core.files import folder_here
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)

@@ -17,8 +17,8 @@ from absl import flags
 import mhd_jax as mhd
 from experiments import finished, launch
 from experiments.comparison import rich_table
-from mhd_jax import report
-from mhd_jax.files import folder_here
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs import report
 
 _OUTPUT = flags.DEFINE_string("output", "runs/report", "Folder of the comparison.")
 flags.adopt_module_key_flags(launch)

@@ -22,8 +22,9 @@ import mhd_jax as mhd
 from experiments import cases, comparison, launch, seed_flags, tables, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Axis, Row
-from mhd_jax.drawing import Figure
-from mhd_jax.figures import (
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs.drawing import Figure
+from mhd_jax.runs.figures import (
     METRICS,
     accuracy_axis,
     first_and_last,
@@ -31,7 +32,6 @@ from mhd_jax.figures import (
     legend_beside,
     line_styles,
 )
-from mhd_jax.files import folder_here
 
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."

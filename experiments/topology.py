@@ -24,11 +24,11 @@ from experiments import launch, seed_flags, tables
 from experiments.comparison import as_cell, spread
 from experiments.settings import RunSettings
 from experiments.watching import watchers
-from mhd_jax import hosts
-from mhd_jax.checkpoint import write_json
-from mhd_jax.drawing import Figure, save_figure
-from mhd_jax.figures import head_colours, legend_beside, line_styles
-from mhd_jax.files import folder_here
+from mhd_jax.core import multihost
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.figures import head_colours, legend_beside, line_styles
+from mhd_jax.runs.folder import write_json
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -164,7 +164,7 @@ def main() -> None:
     heads = max((list(row["accuracy"]) for row in rows), key=len)
     headings = ["graph", "algorithm", "hops", *heads]
     cells = lines(rows, heads)
-    if hosts.is_main():
+    if multihost.is_main():
         write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
         (workdir / "table.md").write_text(tables.markdown(headings, cells), encoding="utf-8")
         save_figure(lambda: figure(rows), workdir / "hops")

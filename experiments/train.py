@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments import flags as run_flags
 from experiments import launch, watching
 from mhd_jax.algorithms import ALGORITHMS
-from mhd_jax.files import folder_here
+from mhd_jax.core.files import folder_here
 
 _ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
 flags.adopt_module_key_flags(run_flags)
@@ -31,7 +31,7 @@ def main() -> None:
     finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
-    from mhd_jax import report  # matplotlib takes a moment, which a run has taken by now
+    from mhd_jax.runs import report  # matplotlib takes a moment, which a run has taken by now
 
     console = launch.console()
     summary = result.summary

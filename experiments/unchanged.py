@@ -30,7 +30,7 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from experiments import launch
-from mhd_jax.files import folder_here
+from mhd_jax.core.files import folder_here
 
 STEPS = 20
 Verdict = tuple[str, str, str]  # a run's name, what is found, what differs

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import mhd_jax as mhd
-from mhd_jax.errors import in_a_line
+from mhd_jax.core.errors import in_a_line
 
 STATUS = 4
 _FAREWELL = b"."

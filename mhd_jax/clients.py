@@ -14,25 +14,26 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from mhd_jax import adversaries as misbehaviour
-from mhd_jax import modes, optim
-from mhd_jax.checks import is_integer, require_counts, require_kind
-from mhd_jax.data import assignment
+from mhd_jax.core import modes
+from mhd_jax.core.digests import array_digest
+from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.files import expanded
+from mhd_jax.core.label_sets import LabelSets, resolved
+from mhd_jax.core.validation import is_integer, require_counts, require_kind
+from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select
 from mhd_jax.data.kinds import require_alike, wrong_layout
 from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
+from mhd_jax.data.pretext import PRETEXTS, Pretext
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
-from mhd_jax.errors import ConfigError, in_a_line
-from mhd_jax.files import expanded
-from mhd_jax.fingerprint import array_digest
-from mhd_jax.label_sets import LabelSets, resolved
+from mhd_jax.exchange import adversaries as misbehaviour
 from mhd_jax.models import MODELS, ClientModel, from_nnx
 from mhd_jax.models.check import require_backbone
 from mhd_jax.models.client_model import backbone_name
-from mhd_jax.optim import Optimizer
-from mhd_jax.pretext import PRETEXTS, Pretext
+from mhd_jax.training import optim
+from mhd_jax.training.optim import Optimizer
 
 PyTree = Any
 OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
@@ -99,7 +100,7 @@ class Clients:
       objectives: what each client learns from its private data, K names like `OBJECTIVES`.
       settings: how they were made, for `config.json`.
       label_sets: which classes each client knows, bool [K, C]; None where all know all.
-      adversaries: what those send who misbehave, of `mhd_jax.adversaries.KINDS` by client.
+      adversaries: what those send who misbehave, of `mhd_jax.exchange.adversaries.KINDS` by client.
     """
 
     data: Dataset
@@ -142,7 +143,7 @@ class Clients:
     def save_split(self, path: str | os.PathLike[str]) -> None:
         """Saves who owns which sample as ``.npz``, which `make_clients` takes as a partition."""
         split = Split(self.owner, self.public, self.validation)
-        assignment.save(expanded(path), split, self.data.labels)
+        split_files.save(expanded(path), split, self.data.labels)
 
     def label_counts(self) -> np.ndarray:
         """Private samples by client and class, int [K, C]."""
@@ -315,8 +316,8 @@ def make_clients(
         those of which it has private samples with labels (all, where it has none with labels); a
         list of K lists of classes; a dict of such lists by client, where those left out know all;
         or such a dict as text, "0-3:0-4;4-7:5,6". A client says and learns nothing about other
-        classes, see `mhd_jax.label_sets`; its β_sh is at most its share of the classes.
-      adversaries: clients whose messages are false, and how, of `mhd_jax.adversaries.KINDS`:
+        classes, see `mhd_jax.core.label_sets`; its β_sh is at most its share of the classes.
+      adversaries: clients whose messages are false, and how, of `mhd_jax.exchange.adversaries.KINDS`:
         {7: "label_flip"}.
       optimizers: of the clients of a model, by its name, where they do not take the run's:
         `optim.SGD` with another learning rate, say, or an optax transformation.
@@ -428,7 +429,7 @@ def _public_fraction(given: float | None, others: Dataset | None, partition: Any
         return _PUBLIC_FRACTION if others is None else 0.0
     if others is not None and given > 0:
         raise ConfigError(f"public samples are those of {others.name}; leave public_fraction out.")
-    if assignment.is_whole(partition):
+    if split_files.is_whole(partition):
         raise ConfigError(f"{partition} says which samples are public; leave public_fraction out.")
     return given
 
@@ -482,20 +483,20 @@ def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside)
     """The split that a partition deals or an assignment describes, once it is found to be exact."""
     given, source = (data.labels, num_clients, set_aside), "the partition"
     if isinstance(partition, pathlib.Path):
-        split, source = assignment.load(partition, *given), str(partition)
+        split, source = split_files.load(partition, *given), str(partition)
     elif isinstance(partition, Mapping):
-        split = assignment.from_rows(partition, *given)
+        split = split_files.from_rows(partition, *given)
     elif callable(partition):
         split = dealt(partition, data.labels, num_clients, data.num_classes, set_aside)
     else:
-        split = assignment.from_owners(partition, *given)
+        split = split_files.from_owners(partition, *given)
     split.require_exact(num_clients, source)
     return split
 
 
 def _drawn_settings(partition: Any, set_aside: SetAside) -> dict[str, Any]:
     """What decides on the drawn part of a split; a file that holds all of it leaves nothing."""
-    if assignment.is_whole(partition):
+    if split_files.is_whole(partition):
         return {}
     return {
         "public_fraction": set_aside.public_fraction,

@@ -30,7 +30,7 @@ from flax import linen as nn
 
 import mhd_jax as mhd
 from mhd_jax.clients import ClientGroup, Clients
-from mhd_jax.types import Batch
+from mhd_jax.core.types import Batch
 
 gc.set_threshold(10_000)  # tracing makes many objects and little garbage
 

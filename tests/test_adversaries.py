@@ -10,11 +10,12 @@ import pytest
 import scipy.stats
 
 import mhd_jax as mhd
-from mhd_jax import exchange, groups
-from mhd_jax.adversaries import KINDS, Adversaries
-from mhd_jax.exchange import Candidates
-from mhd_jax.run import prepare
-from mhd_jax.types import Presence
+from mhd_jax import exchange
+from mhd_jax.core.types import Presence
+from mhd_jax.engine.run import prepare
+from mhd_jax.exchange.adversaries import KINDS, Adversaries
+from mhd_jax.exchange.selection import Candidates
+from mhd_jax.training import groups
 from tests.conftest import (
     NUM_CLASSES,
     Linear,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.data import assignment
+from mhd_jax.data import split_files
 from mhd_jax.data.split import Split
 from tests.conftest import Linear, assert_trees_equal, tiny_clients, tiny_dataset
 
@@ -243,10 +243,10 @@ def test_no_sample_has_two_roles(change, sentence, tmp_path):
     free = np.flatnonzero(OWNERS == -1)
     split = Split(OWNERS, free[:3], free[3:5])
     path = tmp_path / "split.npz"
-    assignment.save(path, split, tiny_dataset().labels)
+    split_files.save(path, split, tiny_dataset().labels)
     assert load(path).num_public == 3
     arrays = {name: np.array(rows) for name, rows in change.items()}
-    assignment.save(path, dataclasses.replace(split, **arrays), tiny_dataset().labels)
+    split_files.save(path, dataclasses.replace(split, **arrays), tiny_dataset().labels)
     with pytest.raises(mhd.ConfigError, match=sentence):
         load(path)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
+from mhd_jax.core.types import Batch
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, prepared
-from mhd_jax.data.preparation import PLAIN, Preparation
-from mhd_jax.types import Batch
+from mhd_jax.data.preprocessing import PLAIN, Preparation
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)

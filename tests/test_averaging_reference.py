@@ -9,9 +9,9 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
-from mhd_jax.communication import bytes_by_type
-from mhd_jax.run import prepare
-from mhd_jax.types import Presence
+from mhd_jax.core.types import Presence
+from mhd_jax.engine.run import prepare
+from mhd_jax.exchange.messages import bytes_by_type
 from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
 
 K, STEPS = 4, 6

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.callbacks.tracker import Log, Tracker, numbers_of
+from mhd_jax.runs.callbacks.tracker import Log, Tracker, numbers_of
 from tests.conftest import Linear, tiny_clients, tiny_dataset
 
 

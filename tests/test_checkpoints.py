@@ -9,8 +9,8 @@ import warnings
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import manifest
-from mhd_jax.checkpoints import Keep
+from mhd_jax.runs import manifest
+from mhd_jax.runs.checkpoints import Keep
 from tests.conftest import Linear, assert_trees_equal, tiny_dataset
 
 STEPS = 20

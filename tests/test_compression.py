@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import communication, compression
+from mhd_jax.exchange import compression, messages
 from tests.conftest import tiny_batch, tiny_clients
 
 LOGITS = jax.random.normal(jax.random.key(0), (5, 7, 10)) * 3
@@ -31,7 +31,7 @@ def softmax(z):
 def test_what_is_sent(name, sizes):
     coded = compression.named(name)
     sent = jax.eval_shape(coded.encode, LOGITS[0])
-    assert communication.bytes_by_dtype({"logits": sent}) == sizes
+    assert messages.bytes_by_dtype({"logits": sent}) == sizes
     assert coded.arrived(LOGITS).shape == LOGITS.shape
     assert coded.arrived(LOGITS).dtype == LOGITS.dtype
 

@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax.exchange import TARGET_SELECTIONS
-from mhd_jax.run import prepare
+from mhd_jax.engine.run import prepare
+from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from tests.conftest import NUM_CLASSES, Linear, assert_trees_equal, tiny_clients, tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}

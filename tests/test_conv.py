@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from mhd_jax.ops import conv_general_dilated
+from mhd_jax.models.conv import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # kernel, strides, padding, dilation, groups, input size, channels, features

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
+from mhd_jax.core.digests import array_digest
 from mhd_jax.data.batching import BatchSpec, draw_batch
-from mhd_jax.data.preparation import PLAIN
+from mhd_jax.data.partition_statistics import label_entropy, mean_total_variation
+from mhd_jax.data.preprocessing import PLAIN
 from mhd_jax.data.shuffle import shuffled
-from mhd_jax.data.statistics import label_entropy, mean_total_variation
-from mhd_jax.engine import device_data
-from mhd_jax.fingerprint import array_digest
+from mhd_jax.engine.steps import device_data
 from tests.conftest import tiny_clients, tiny_dataset
 
 stream = jax.jit(shuffled)

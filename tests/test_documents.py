@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import run as runs
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.engine import run as runs
 from mhd_jax.models import MODELS
 
 ROOT = pathlib.Path(__file__).parent.parent

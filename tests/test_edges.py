@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import edges, exchange
-from mhd_jax.exchange import Candidates
+from mhd_jax import exchange
+from mhd_jax.exchange import diagnostics
+from mhd_jax.exchange.selection import Candidates
 from tests.conftest import NUM_CLASSES, Linear, tiny_batch, tiny_clients, tiny_dataset
 
 K = 4
@@ -56,16 +57,16 @@ def test_a_mixture_counts_for_the_nearest():
         jnp.log(probabilities), probabilities, None, jnp.asarray([True, True, False])
     )
     target = jnp.asarray([[[0.3, 0.4, 0.3]]])
-    np.testing.assert_array_equal(edges.followed(target, candidates), [[0], [1], [0]])
+    np.testing.assert_array_equal(diagnostics.followed(target, candidates), [[0], [1], [0]])
     nobody = dataclasses.replace(candidates, valid=jnp.zeros(3, bool))
-    assert not edges.followed(target, nobody).any()
+    assert not diagnostics.followed(target, nobody).any()
 
 
 def test_places_become_clients():
     """Two teachers, the client itself, and the teachers' heads of the same level."""
     teachers = exchange.Teachers(jnp.asarray([[2, 1], [0, 2], [1, 0]]), jnp.ones((3, 2), bool))
     slots = jnp.arange(1.0, 16.0).reshape(3, 5, 1)
-    found = np.asarray(edges.by_client(slots, teachers, own_included=True))[:, :, 0]
+    found = np.asarray(diagnostics.by_client(slots, teachers, own_included=True))[:, :, 0]
     expected = [[3, 2 + 5, 1 + 4], [6 + 9, 8, 7 + 10], [12 + 15, 11 + 14, 13]]
     np.testing.assert_array_equal(found, expected)
 

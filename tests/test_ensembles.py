@@ -9,8 +9,8 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax.ensembles import first_members, mixing_matrix
-from mhd_jax.types import Presence
+from mhd_jax.core.types import Presence
+from mhd_jax.training.parameter_averaging import first_members, mixing_matrix
 from tests.conftest import (
     NUM_CLASSES,
     Linear,

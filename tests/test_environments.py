@@ -13,9 +13,9 @@ import pytest
 import mhd_jax as mhd
 from experiments import compare, inspect_data, launch, train
 from experiments.fellows import fellows
-from mhd_jax import modes
-from mhd_jax.files import folder_here
-from mhd_jax.topology import TOPOLOGIES
+from mhd_jax.core import modes
+from mhd_jax.core.files import folder_here
+from mhd_jax.topology.graphs import TOPOLOGIES
 from tests.conftest import tiny_clients
 from tests.test_command_line import SMALL, call  # noqa: F401  # a fixture
 

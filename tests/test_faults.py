@@ -14,11 +14,12 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import engine, faults
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.data.batching import draw_batch
-from mhd_jax.faults import Faults
-from mhd_jax.run import prepare
+from mhd_jax.engine import faults
+from mhd_jax.engine import steps as engine
+from mhd_jax.engine.faults import Faults
+from mhd_jax.engine.run import prepare
 from tests.conftest import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
 
 SETTINGS = {

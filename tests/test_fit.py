@@ -6,8 +6,8 @@ import jax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import fit, memory
-from mhd_jax.run import prepare
+from mhd_jax.engine import fit, memory
+from mhd_jax.engine.run import prepare
 from tests.conftest import assert_trees_close, tiny_clients
 
 

@@ -10,14 +10,14 @@ import pytest
 
 import mhd_jax as mhd
 from experiments.settings import RunSettings
-from mhd_jax.adversaries import checked
-from mhd_jax.checkpoint import read_json
 from mhd_jax.clients import of_each
-from mhd_jax.data import assignment, prepared
+from mhd_jax.core.label_sets import resolved
+from mhd_jax.data import split_files, tfds
 from mhd_jax.data.augmentation import parse
 from mhd_jax.data.split import SetAside
-from mhd_jax.ensembles import mixing_matrix
-from mhd_jax.label_sets import resolved
+from mhd_jax.exchange.adversaries import checked
+from mhd_jax.runs.folder import read_json
+from mhd_jax.training.parameter_averaging import mixing_matrix
 from tests.conftest import tiny_clients, tiny_dataset
 from tests.fuzzing import every_kind, explore
 
@@ -48,7 +48,7 @@ def _weighted(weight):
 def _owners(*values, ending=".npy"):
     np.save("owners.npy", np.array(values))
     os.replace("owners.npy", f"owners{ending}")
-    return assignment.load(
+    return split_files.load(
         pathlib.Path(f"owners{ending}"), np.zeros(len(values), int), 1, SetAside(0.0, 0.0, 0)
     )
 
@@ -188,10 +188,10 @@ def test_a_finished_run_whose_files_contradict_each_other_is_refused(tmp_path):
 
 def test_a_damaged_cache_is_read_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    prepared._save("x", {"labels": np.arange(3)})
-    path = prepared._cache_file("x")
-    assert list(prepared._load("x")) == ["labels"]
+    tfds._save("x", {"labels": np.arange(3)})
+    path = tfds._cache_file("x")
+    assert list(tfds._load("x")) == ["labels"]
     content = path.read_bytes()
     for damaged in (content.replace(b"\x00\x00\x00\x00", b"\x07\x07\x07\x07"), content[:50], b""):
         path.write_bytes(damaged)
-        assert prepared._load("x") == {}
+        assert tfds._load("x") == {}

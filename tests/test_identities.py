@@ -11,10 +11,11 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax import exchange, groups
+from mhd_jax import exchange
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
-from mhd_jax.communication import bytes_by_type
-from mhd_jax.execution import Execution, under
+from mhd_jax.core.client_axis import Execution, under
+from mhd_jax.exchange.messages import bytes_by_type
+from mhd_jax.training import groups
 from tests.conftest import (
     FEATURES,
     NUM_CLASSES,

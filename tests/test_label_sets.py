@@ -10,10 +10,12 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import compression, exchange, groups, losses, metrics
-from mhd_jax.execution import Execution, under
-from mhd_jax.label_sets import IMPOSSIBLE
-from mhd_jax.types import Presence
+from mhd_jax import exchange
+from mhd_jax.core.client_axis import Execution, under
+from mhd_jax.core.label_sets import IMPOSSIBLE
+from mhd_jax.core.types import Presence
+from mhd_jax.exchange import compression
+from mhd_jax.training import groups, losses, metrics
 from tests.conftest import (
     NUM_CLASSES,
     assert_trees_close,

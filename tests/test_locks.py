@@ -8,8 +8,8 @@ import os
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import locks
-from mhd_jax.checkpoint import FORMAT
+from mhd_jax.runs import locks
+from mhd_jax.runs.folder import FORMAT
 from tests.conftest import tiny_clients
 
 

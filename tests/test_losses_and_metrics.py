@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import losses, metrics
-from mhd_jax.data.evaluation import evaluation_set
-from mhd_jax.data.preparation import PLAIN
-from mhd_jax.engine import count_correct
+from mhd_jax.data.preprocessing import PLAIN
+from mhd_jax.engine.evaluation import evaluation_set
+from mhd_jax.engine.steps import count_correct
+from mhd_jax.training import losses, metrics
 
 RNG = np.random.default_rng(0)
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from mhd_jax import exchange, together
-from mhd_jax.execution import Execution, neighbour_slots, under
-from mhd_jax.run import prepare
+from mhd_jax import exchange
+from mhd_jax.core.client_axis import Execution, neighbour_slots, under
+from mhd_jax.engine import joint_runs
+from mhd_jax.engine.run import prepare
 from tests.conftest import assert_trees_close, assert_trees_equal, tiny_batch, tiny_clients
 
 K = 66
@@ -124,7 +125,7 @@ def test_graphs_of_unequal_neighbourhoods_go_together():
     graphs = mhd.topology.ring(K), mhd.topology.random_regular(K, 5)
     runs = [prepare(graph, clients(), "dsgd", **SETTINGS) for graph in graphs]
     assert [run.execution.most_neighbours for run in runs] == [2, 8]
-    ((indices, joined),) = together.partition(runs)
+    ((indices, joined),) = joint_runs.partition(runs)
     assert indices == [0, 1]
     carries = joined.split(joined.advance(joined.join([run.start() for run in runs]), 3))
     for run, carry in zip(runs, carries, strict=True):

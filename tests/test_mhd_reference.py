@@ -10,8 +10,9 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax import exchange, groups
+from mhd_jax import exchange
 from mhd_jax.clients import ClientGroup
+from mhd_jax.training import groups
 from tests.conftest import NUM_CLASSES, Linear, assert_trees_close, tiny_batch, tiny_clients
 
 K = 4

@@ -10,9 +10,9 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax import random
-from mhd_jax.random import Purpose
-from mhd_jax.types import Presence
+from mhd_jax.core import random
+from mhd_jax.core.random import Purpose
+from mhd_jax.core.types import Presence
 from tests.conftest import (
     NUM_CLASSES,
     assert_trees_close,

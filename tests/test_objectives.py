@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import groups
 from mhd_jax.data.batching import BatchSpec, draw_batch
-from mhd_jax.engine import device_data
+from mhd_jax.engine.steps import device_data
+from mhd_jax.training import groups
 from tests.conftest import assert_trees_close, assert_trees_equal, tiny_batch, tiny_clients
 
 K = 4

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import mhd_jax as mhd
-from mhd_jax.data import folders
+from mhd_jax.data import image_folders
 
 rng = np.random.default_rng(0)
 COLOUR = rng.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
@@ -224,11 +224,11 @@ def test_sources_and_options_that_cannot_work(source, options, sentence, tmp_pat
 
 
 def test_pixels_labels_and_names_of_a_folder(tmp_path):
-    train, test = folders.find(save_folder(tmp_path / "own"))
+    train, test = image_folders.find(save_folder(tmp_path / "own"))
     assert test is None and train.class_names == ("ant", "bee", "cat")
     assert [path.name for path in train.paths[:4]] == ["00.png", "03.png", "06.png", "09.png"]
     order = np.argsort(LABELS, kind="stable")
-    found = folders.read(tmp_path / "own")
+    found = image_folders.read(tmp_path / "own")
     np.testing.assert_array_equal(found["images"], COLOUR[order])
     np.testing.assert_array_equal(found["labels"], LABELS[order])
     data = mhd.data.load(tmp_path / "own", test_fraction=0.25)
@@ -242,7 +242,7 @@ def test_pixels_labels_and_names_of_a_folder(tmp_path):
 def test_many_files_keep_their_order(tmp_path):
     images = np.arange(150, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     save_folder(tmp_path / "own", images, np.arange(150) // 50)
-    found = folders.read(tmp_path / "own")
+    found = image_folders.read(tmp_path / "own")
     np.testing.assert_array_equal(found["images"], images[..., None])
     np.testing.assert_array_equal(found["labels"], np.arange(150) // 50)
 
@@ -292,7 +292,7 @@ def test_what_systems_leave_behind_is_passed_over(tmp_path):
 def test_images_of_rarer_endings_count(tmp_path, ending):
     save_folder(tmp_path)
     save(tmp_path / "ant" / f"99{ending}", COLOUR[0], format="PNG")
-    assert len(folders.read(tmp_path)["labels"]) == 13
+    assert len(image_folders.read(tmp_path)["labels"]) == 13
 
 
 @pytest.mark.parametrize("splits", [[""], ["train", "test"]])
@@ -318,7 +318,9 @@ def test_grey_folders_have_one_channel_unless_one_image_is_in_colour(tmp_path):
     grey = COLOUR[..., 0]
     save_folder(tmp_path / "grey", grey)
     order = np.argsort(LABELS, kind="stable")
-    np.testing.assert_array_equal(folders.read(tmp_path / "grey")["images"][..., 0], grey[order])
+    np.testing.assert_array_equal(
+        image_folders.read(tmp_path / "grey")["images"][..., 0], grey[order]
+    )
     assert mhd.data.load(tmp_path / "grey").input_shape == (6, 5, 1)
     in_colour = mhd.data.load(tmp_path / "grey", channels=3).inputs
     assert in_colour.shape == (9, 6, 5, 3) and (in_colour == in_colour[..., :1]).all()
@@ -349,7 +351,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode, expected):
         options = {}
     path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), image, **options)
     with warnings.catch_warnings(action="error"):
-        pixels = folders.decode(path)
+        pixels = image_folders.decode(path)
     np.testing.assert_array_equal(pixels, np.full((2, 3, 3), expected))
 
 
@@ -363,7 +365,7 @@ def test_images_are_turned_upright(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = save(tmp_path / f"{orientation}.png", np.ascontiguousarray(stored), exif=exif)
-        np.testing.assert_array_equal(folders.decode(path), upright)
+        np.testing.assert_array_equal(image_folders.decode(path), upright)
 
 
 def test_resizing_keeps_the_centre(tmp_path):
@@ -372,20 +374,20 @@ def test_resizing_keeps_the_centre(tmp_path):
     ramp = np.broadcast_to(2 * np.arange(width, dtype=np.uint8), (height, width))
     # Scale 2; the centre 40 × 40 is columns 30 … 69, and pixel i covers columns 30 + 2 i and one more.
     expected = 2 * (30 + 2 * np.arange(size) + 0.5)
-    wide = folders.decode(save(tmp_path / "wide.png", ramp), size, 1)
+    wide = image_folders.decode(save(tmp_path / "wide.png", ramp), size, 1)
     assert wide.shape == (size, size, 1)
     np.testing.assert_allclose(wide[..., 0], np.tile(expected, (size, 1)), atol=1)
-    tall = folders.decode(save(tmp_path / "tall.png", np.ascontiguousarray(ramp.T)), size, 1)
+    tall = image_folders.decode(save(tmp_path / "tall.png", np.ascontiguousarray(ramp.T)), size, 1)
     np.testing.assert_array_equal(tall[..., 0], wide[..., 0].T)
     # Enlarged: linear between the centres of pixels.
     small = np.array([[0, 100], [0, 100]], np.uint8)
-    large = folders.decode(save(tmp_path / "small.png", small), 4, 1)
+    large = image_folders.decode(save(tmp_path / "small.png", small), 4, 1)
     np.testing.assert_allclose(large[..., 0], np.tile([0, 25, 75, 100], (4, 1)), atol=1)
     # Reduced: antialiased, so that a checkerboard turns to its mean, and a square one stays itself.
     board = np.indices((32, 32)).sum(axis=0).astype(np.uint8) % 2 * 200
     path = save(tmp_path / "board.png", board)
-    assert np.abs(folders.decode(path, 8, 1).astype(int) - 100).max() <= 10
-    np.testing.assert_array_equal(folders.decode(path, 32, 1)[..., 0], board)
+    assert np.abs(image_folders.decode(path, 8, 1).astype(int) - 100).max() <= 10
+    np.testing.assert_array_equal(image_folders.decode(path, 32, 1)[..., 0], board)
 
 
 def test_unlike_sizes_need_image_size(tmp_path):
@@ -420,7 +422,7 @@ def test_damaged_images_are_named(tmp_path):
 def test_more_than_8_bits_are_refused(tmp_path):
     path = save(tmp_path / "a.png", np.full((2, 2), 3000, np.uint16))
     with pytest.raises(mhd.ConfigError, match=r"a.png has pixels of more than 8 bits \(mode I"):
-        folders.decode(path)
+        image_folders.decode(path)
 
 
 def test_folders_of_another_form_are_named(tmp_path):

@@ -10,9 +10,9 @@ from flax import linen as nn
 from flax import nnx
 
 import mhd_jax as mhd
-from mhd_jax.groups import all_params, all_stats, forward
+from mhd_jax.core.random import Purpose
 from mhd_jax.models import ClientModel, from_nnx
-from mhd_jax.random import Purpose
+from mhd_jax.training.groups import all_params, all_stats, forward
 from tests.conftest import FEATURES, NUM_CLASSES, assert_trees_equal, tiny_clients, tiny_dataset
 
 

@@ -16,7 +16,7 @@ import requests
 
 import mhd_jax as mhd
 from experiments import preparation
-from mhd_jax.data import prepared
+from mhd_jax.data import tfds
 from tests import made_images
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -194,7 +194,7 @@ def test_an_interrupted_preparation_starts_anew(tmp_path, monkeypatch, server):
     assert status == 2 and "another process is preparing made_images" in err
     killed.kill()
     killed.communicate()
-    assert prepared.newest_version("made_images", root) is None
+    assert tfds.newest_version("made_images", root) is None
 
     left = list(root.glob(incomplete))
     interrupted = start(*flags, MADE_IMAGES_PAUSE="1", MADE_IMAGES_URL=f"{url}/archive")
@@ -236,7 +236,7 @@ def test_what_is_there_is_replaced_by_what_is_whole(tmp_path, server):
     assert call(*flags)[0] == 2
     status, out, _ = call(*flags, "--overwrite")
     assert status == 0 and f"prepared {folder}" in out
-    builder = prepared.open_folder(folder)
+    builder = tfds.open_folder(folder)
     assert builder.info.splits["train"].num_examples == 60
 
 

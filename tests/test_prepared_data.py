@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import mhd_jax as mhd
-from mhd_jax.data import folders, prepared
-from mhd_jax.data.lazy import LazyImages
+from mhd_jax.data import image_folders
+from mhd_jax.data import tfds as prepared
+from mhd_jax.data.lazy_images import LazyImages
 from tests import made_images
 from tests.conftest import assert_trees_equal
 
@@ -199,7 +200,7 @@ def test_images_of_unlike_sizes_are_brought_to_one(tmp_path, cache):
     assert data.inputs.shape == (6, 4, 4, 3) and data.name == "made_images"
     for i, shape in enumerate(shapes):
         image = Image.fromarray(made_images.noise(i, shape))
-        expected = np.asarray(folders.fit(image, 4))
+        expected = np.asarray(image_folders.fit(image, 4))
         np.testing.assert_array_equal(data.inputs[i], expected)
     with pytest.raises(mhd.ConfigError, match=r"sample 1 has shape .* give image_size"):
         mhd.data.load("made_images", **where)

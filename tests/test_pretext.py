@@ -12,11 +12,11 @@ from flax import linen as nn
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from mhd_jax import groups
+from mhd_jax.core.types import Batch
 from mhd_jax.data.augmentation import Augmentation
-from mhd_jax.losses import pretext_cross_entropy
-from mhd_jax.pretext import Rotation, SimCLR
-from mhd_jax.types import Batch
+from mhd_jax.data.pretext import Rotation, SimCLR
+from mhd_jax.training import groups
+from mhd_jax.training.losses import pretext_cross_entropy
 from tests.conftest import assert_trees_close, assert_trees_equal
 
 K, SIDE, CLASSES = 3, 4, 3

@@ -14,10 +14,10 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax import groups
 from mhd_jax.algorithms.base import factory
-from mhd_jax.fingerprint import program_digest
-from mhd_jax.run import prepare
+from mhd_jax.core.digests import program_digest
+from mhd_jax.engine.run import prepare
+from mhd_jax.training import groups
 from tests.conftest import tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}

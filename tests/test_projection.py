@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import communication
-from mhd_jax.fingerprint import program_digest
-from mhd_jax.groups import all_params
+from mhd_jax.core.digests import program_digest
+from mhd_jax.exchange import messages
+from mhd_jax.training.groups import all_params
 from tests.conftest import (
     Linear,
     assert_trees_close,
@@ -122,7 +122,7 @@ def test_loss_and_gradient_equal_the_equations(how, shared, compression, float64
     each = {3: 7 * 3 * 8, 5: 7 * 5 * 8} if compression == "none" else {3: 7 * 11, 5: 7 * 13}
     algorithm = mhd.algorithms.mhd(nu_emb=0.4, embedding_projection=how, **settings)
     senders = {group.members: algorithm.message(state, batch, group) for group in state.groups}
-    sent = communication.total(jax.device_get(metrics["messages"]), senders)
+    sent = messages.total(jax.device_get(metrics["messages"]), senders)
     arrivals = np.asarray(GRAPH).sum(axis=0)  # of each sender
     assert sent["by_type"]["embeddings"] == sum(
         each[w] * n for w, n in zip(widths, arrivals, strict=True)

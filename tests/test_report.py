@@ -16,9 +16,9 @@ import pytest
 
 import mhd_jax as mhd
 from experiments import finished
-from mhd_jax import dotted, drawing, figures, report
-from mhd_jax.checkpoint import read_run, write_json
-from mhd_jax.simulate import _by_class
+from mhd_jax.engine.simulate import _by_class
+from mhd_jax.runs import dotted, drawing, figures, report
+from mhd_jax.runs.folder import read_run, write_json
 from tests.conftest import Linear, tiny_dataset
 
 K, C = 3, 3

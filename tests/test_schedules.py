@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import engine, exchange, schedules
-from mhd_jax import together as joining
+from mhd_jax import exchange
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS
-from mhd_jax.run import prepare
+from mhd_jax.engine import joint_runs as joining
+from mhd_jax.engine import steps as engine
+from mhd_jax.engine.run import prepare
+from mhd_jax.topology import schedules
 from tests.conftest import (
     Linear,
     assert_trees_close,

@@ -16,12 +16,13 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import engine, exchange
+from mhd_jax import exchange
 from mhd_jax.algorithms import ALGORITHMS
-from mhd_jax.checkpoint import RunFolder
 from mhd_jax.data.batching import BatchSpec
-from mhd_jax.data.statistics import label_entropy
-from mhd_jax.run import prepare
+from mhd_jax.data.partition_statistics import label_entropy
+from mhd_jax.engine import steps
+from mhd_jax.engine.run import prepare
+from mhd_jax.runs.folder import RunFolder
 from tests.conftest import (
     FEATURES,
     NUM_CLASSES,
@@ -436,20 +437,20 @@ def test_epochs_count_private_samples():
 
 def test_graphs_and_seeds_share_one_program():
     run(topology="ring")
-    compiled = engine.dispatch._cache_size()
+    compiled = steps.dispatch._cache_size()
     run(topology="complete", seed=5)
     run(topology=1 - np.eye(4), who=clients(seed=3))
     run(topology=nx.star_graph(3), steps=20)
-    assert engine.dispatch._cache_size() == compiled
+    assert steps.dispatch._cache_size() == compiled
 
 
 def test_the_hot_loop_moves_nothing_to_the_host():
     who, topology, spec = clients(), mhd.topology.ring(4), BatchSpec(4, 8)
-    algorithm, data = mhd.algorithms.mhd(), engine.device_data(who)
-    carry = engine.initial_carry(algorithm, who.with_defaults(optax.sgd(0.1)), data, spec, seed=0)
+    algorithm, data = mhd.algorithms.mhd(), steps.device_data(who)
+    carry = steps.initial_carry(algorithm, who.with_defaults(optax.sgd(0.1)), data, spec, seed=0)
     num_steps = jnp.int32(3)
     with jax.transfer_guard("disallow"):
-        carry = engine.dispatch(
+        carry = steps.dispatch(
             carry,
             data,
             topology.adjacency,

@@ -5,14 +5,14 @@ import pytest
 from scipy import stats
 from scipy.spatial import distance
 
-from mhd_jax import figures
-from mhd_jax.data import statistics
+from mhd_jax.data import partition_statistics
+from mhd_jax.runs import figures
 
 BY_HAND = np.array([[4, 4, 0], [0, 0, 2], [1, 2, 1]])
 
 
 def test_by_hand():
-    found = statistics.describe(BY_HAND)
+    found = partition_statistics.describe(BY_HAND)
     assert found["imbalance"] == 4.0
     # Between 0 and 1: 1; 0 and 2: ½ (¼ + 0 + ¼); 1 and 2: ½ (¼ + ½ + ¾).
     assert found["mean_total_variation"] == pytest.approx((1 + 0.25 + 0.75) / 3)
@@ -35,18 +35,20 @@ def test_against_scipy(num_clients, num_classes):
     counts[:, 0] += 1
     shares = counts / counts.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(
-        statistics.label_entropy(counts), stats.entropy(shares, base=2, axis=1), atol=1e-12
+        partition_statistics.label_entropy(counts),
+        stats.entropy(shares, base=2, axis=1),
+        atol=1e-12,
     )
     expected = distance.pdist(shares, "cityblock").mean() / 2
-    assert statistics.mean_total_variation(counts) == pytest.approx(expected)
+    assert partition_statistics.mean_total_variation(counts) == pytest.approx(expected)
 
 
 def test_extremes():
-    assert statistics.mean_total_variation(np.array([[3, 5]])) == 0  # one client
-    assert statistics.mean_total_variation(np.eye(4, dtype=int)) == pytest.approx(1)
-    assert statistics.mean_total_variation(np.array([[1, 2], [2, 4]])) == pytest.approx(0)
-    np.testing.assert_allclose(statistics.label_entropy(np.full((2, 8), 5)), 3)
-    assert not np.signbit(statistics.label_entropy(np.eye(2, dtype=int))).any()
+    assert partition_statistics.mean_total_variation(np.array([[3, 5]])) == 0  # one client
+    assert partition_statistics.mean_total_variation(np.eye(4, dtype=int)) == pytest.approx(1)
+    assert partition_statistics.mean_total_variation(np.array([[1, 2], [2, 4]])) == pytest.approx(0)
+    np.testing.assert_allclose(partition_statistics.label_entropy(np.full((2, 8), 5)), 3)
+    assert not np.signbit(partition_statistics.label_entropy(np.eye(2, dtype=int))).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 3), (100, 100), (2, 1000), (300, 10)])

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 import mhd_jax as mhd
+from mhd_jax.core.client_axis import AT_ONCE
 from mhd_jax.data.batching import BatchSpec, draw_batch
-from mhd_jax.data.lazy import LazyImages
-from mhd_jax.data.stream import Stream, ahead
-from mhd_jax.engine import device_data
-from mhd_jax.execution import AT_ONCE
-from mhd_jax.run import prepare
+from mhd_jax.data.lazy_images import LazyImages
+from mhd_jax.engine.run import prepare
+from mhd_jax.engine.steps import device_data
+from mhd_jax.engine.stream import Stream, ahead
 from tests.conftest import assert_trees_close, assert_trees_equal
 
 SETTINGS = {
@@ -48,7 +48,7 @@ def test_the_same_batches_come_from_the_host(independent):
 
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     whole = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
-    monkeypatch.setattr("mhd_jax.data.stream._BLOCK_BYTES", 1)
+    monkeypatch.setattr("mhd_jax.engine.stream._BLOCK_BYTES", 1)
     run = prepare(
         "complete",
         clients(),
@@ -98,7 +98,7 @@ def test_what_fails_while_reading_ahead_is_raised_where_it_is_asked_for():
 
 def test_large_data_stay_on_the_host(tmp_path, monkeypatch):
     assert prepare("complete", clients(), "isolated").stream is None
-    monkeypatch.setattr("mhd_jax.memory.capacity_bytes", lambda: 10**5)
+    monkeypatch.setattr("mhd_jax.engine.memory.capacity_bytes", lambda: 10**5)
     assert prepare("complete", clients(), "isolated").stream is not None
     monkeypatch.undo()
     lazy = mhd.data.load(image_folder(tmp_path / "images"), in_memory=False)

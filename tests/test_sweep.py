@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import ablation, cases, sweep
-from mhd_jax import together as joining
+from mhd_jax.engine import joint_runs as joining
 from tests.test_command_line import call  # noqa: F401  # a fixture
 
 SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax.checks import require_kind
-from mhd_jax.errors import ConfigError
-from mhd_jax.types import Algorithm
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import Algorithm
+from mhd_jax.core.validation import require_kind
 
 
 def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:

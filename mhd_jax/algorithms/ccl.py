@@ -26,14 +26,14 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix, needs_everyone
-from mhd_jax.communication import Messages, of_one_client
+from mhd_jax.core.client_axis import everywhere, over_clients
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
 from mhd_jax.data.batching import take_rows
-from mhd_jax.execution import everywhere, over_clients
-from mhd_jax.groups import apply_gradients, local_gradients, predict
-from mhd_jax.losses import masked_mean, private_cross_entropy
+from mhd_jax.exchange.messages import Messages, of_one_client
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.topology import MIXINGS
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
+from mhd_jax.topology.graphs import MIXINGS
+from mhd_jax.training.groups import apply_gradients, local_gradients, predict
+from mhd_jax.training.losses import masked_mean, private_cross_entropy
 
 
 @factory

@@ -37,17 +37,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax import compression as compressions
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Messages
+from mhd_jax.core.client_axis import over_clients
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, State
 from mhd_jax.data.dataset import take
-from mhd_jax.execution import over_clients
-from mhd_jax.groups import apply_gradients, init_state, predict, shapes_said, where_rows
+from mhd_jax.exchange import compression as compressions
+from mhd_jax.exchange.messages import Messages
 from mhd_jax.models.client_model import Outputs
-from mhd_jax.passes import private_and_public
-from mhd_jax.topology import metropolis_hastings
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, State
+from mhd_jax.topology.graphs import metropolis_hastings
+from mhd_jax.training.groups import apply_gradients, init_state, predict, shapes_said, where_rows
+from mhd_jax.training.passes import private_and_public
 
 _AT_ONCE = 500  # reference samples in one pass at the start
 

@@ -25,10 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import exchange, optim
+from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Messages, of_one_client
-from mhd_jax.groups import (
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.exchange.messages import Messages, of_one_client
+from mhd_jax.training import optim
+from mhd_jax.training.groups import (
     apply_gradients,
     averaged,
     finite_params,
@@ -39,7 +41,6 @@ from mhd_jax.groups import (
     require_one_architecture,
     where_rows,
 )
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 LOCAL_STEPS = 10
 _MOST_STEPS = 2**31 - 1

@@ -22,11 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import adversaries, exchange
-from mhd_jax import compression as compressions
+from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Messages
-from mhd_jax.groups import (
+from mhd_jax.core.label_sets import masked
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.exchange import adversaries
+from mhd_jax.exchange import compression as compressions
+from mhd_jax.exchange.messages import Messages
+from mhd_jax.training.groups import (
     all_params,
     all_stats,
     apply_gradients,
@@ -37,9 +40,7 @@ from mhd_jax.groups import (
     shapes_said,
     where_rows,
 )
-from mhd_jax.label_sets import masked
-from mhd_jax.losses import absolute_difference, distillation
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.training.losses import absolute_difference, distillation
 
 DIGEST_LOSSES = ("mae", "kl")
 
@@ -59,7 +60,7 @@ def fedmd(
       revisit_steps: steps of a round that learn from private data.
       digest_loss: "mae", the mean absolute difference of logits, as the paper; or "kl", the
         cross-entropy to the consensus' softmax.
-      compression: of the logits, up and down, see `mhd_jax.compression`; a selection of
+      compression: of the logits, up and down, see `mhd_jax.exchange.compression`; a selection of
         classes keeps probabilities only, which is for the "kl" digest.
       label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """

@@ -29,11 +29,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import exchange, optim
+from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.communication import Messages, of_one_client
-from mhd_jax.errors import ConfigError
-from mhd_jax.groups import (
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.exchange.messages import Messages, of_one_client
+from mhd_jax.topology.graphs import MIXINGS, push_sum_weights
+from mhd_jax.training import optim
+from mhd_jax.training.groups import (
     apply_gradients,
     init_state,
     predict,
@@ -41,8 +44,6 @@ from mhd_jax.groups import (
     require_one_architecture,
     where_rows,
 )
-from mhd_jax.topology import MIXINGS, push_sum_weights
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 
 _WAYS_BACK = (
     "where a way back is missing, the weights of push_sum vanish; choose an undirected graph "

@@ -10,8 +10,8 @@ from typing import Any
 from jax import Array
 
 from mhd_jax.algorithms.base import factory, require_label_smoothing
-from mhd_jax.groups import apply_gradients, init_state, predict, private_gradients
-from mhd_jax.types import Algorithm, Batch, Metrics, State
+from mhd_jax.core.types import Algorithm, Batch, Metrics, State
+from mhd_jax.training.groups import apply_gradients, init_state, predict, private_gradients
 
 
 @factory

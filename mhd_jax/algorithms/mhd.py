@@ -11,7 +11,7 @@ S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns
 rank k−1, so knowledge travels one hop further with every rank, while the main head, which
 sees private labels only, stays sharp on the client's own data.
 
-A client with a label set (`mhd_jax.label_sets`) learns what q says inside it, as it stands. A
+A client with a label set (`mhd_jax.core.label_sets`) learns what q says inside it, as it stands. A
 candidate is as confident as it is among its own classes: one of a single class is certain.
 
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
@@ -22,7 +22,7 @@ steps their parameters and normalisation statistics become their average, as in 
 stays at home. Who distils from whom is the graph's to say, inside ensembles as between them. Where
 clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
 
-With a pool (N_P > 0) S_i is drawn from checkpoints of neighbours, see `mhd_jax.pools`.
+With a pool (N_P > 0) S_i is drawn from checkpoints of neighbours, see `mhd_jax.exchange.teacher_pools`.
 
 Targets, a client's own among them, are what clients say in evaluation mode, fresh or from a pool; the
 student learns with what it says in training mode.
@@ -43,17 +43,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax import adversaries, contract, delays, edges, exchange, pools, projection, random
-from mhd_jax import compression as compressions
+from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.checks import is_integer
-from mhd_jax.communication import Messages, of_one_client
-from mhd_jax.compression import Compression
+from mhd_jax.core import random
+from mhd_jax.core.client_axis import everywhere, over_clients
+from mhd_jax.core.random import Purpose
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.core.validation import is_integer
 from mhd_jax.data.batching import take_rows
-from mhd_jax.ensembles import Ensembles, first_members, mixing_matrix
-from mhd_jax.exchange import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
-from mhd_jax.execution import everywhere, over_clients
-from mhd_jax.groups import (
+from mhd_jax.engine import contract
+from mhd_jax.exchange import adversaries, delays, teacher_pools
+from mhd_jax.exchange import compression as compressions
+from mhd_jax.exchange import diagnostics as edges
+from mhd_jax.exchange.compression import Compression
+from mhd_jax.exchange.messages import Messages, of_one_client
+from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.training import projection
+from mhd_jax.training.groups import (
     all_params,
     all_stats,
     apply_gradients,
@@ -66,13 +73,11 @@ from mhd_jax.groups import (
     shapes_said,
     start_optimizers,
 )
-from mhd_jax.losses import distillation, embedding_distance
-from mhd_jax.metrics import prediction_entropy
-from mhd_jax.models.client_model import Outputs
-from mhd_jax.passes import PullBack, evaluated, private_and_public
-from mhd_jax.projection import EMBEDDING_PROJECTIONS
-from mhd_jax.random import Purpose
-from mhd_jax.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.training.losses import distillation, embedding_distance
+from mhd_jax.training.metrics import prediction_entropy
+from mhd_jax.training.parameter_averaging import Ensembles, first_members, mixing_matrix
+from mhd_jax.training.passes import PullBack, evaluated, private_and_public
+from mhd_jax.training.projection import EMBEDDING_PROJECTIONS
 
 
 @factory
@@ -122,7 +127,7 @@ def mhd(
       teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
         for the study of delay alone, without a pool.
       compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
-        `mhd_jax.compression`. Every message is about samples just drawn, so that no error is
+        `mhd_jax.exchange.compression`. Every message is about samples just drawn, so that no error is
         left to make up for in the next.
       ensembles: who averages parameters with whom: how many consecutive clients are an ensemble,
         the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled private
@@ -133,11 +138,11 @@ def mhd(
       label_smoothing: of the private cross-entropy; the paper's is 0.
       embedding_projection: how embeddings of unequal width are compared: "none" refuses them,
         "linear": by maps that each client learns from its own width to its teachers',
-        "shared_width": by the coordinates that all of them have, see `mhd_jax.projection`.
+        "shared_width": by the coordinates that all of them have, see `mhd_jax.training.projection`.
 
     Raises:
       ConfigError: a value out of range, or (at `init`) embeddings of unequal width without a
-        projection, ensembles that cannot be (see `mhd_jax.ensembles`), or clients that replay
+        projection, ensembles that cannot be (see `mhd_jax.training.parameter_averaging`), or clients that replay
         their messages where teachers are snapshots.
     """
     for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
@@ -218,7 +223,7 @@ def mhd(
             logits = shapes_said(state.groups[0], sample_batch).logits
             extra["adversaries"] = adversaries.start(clients, logits)
         if pool_size > 0:
-            state, extra["pool"] = pools.start(state, pool_size)
+            state, extra["pool"] = teacher_pools.start(state, pool_size)
         if teacher_delay > 0:
             state = delays.start(state, teacher_delay)
         return dataclasses.replace(state, extra=extra)
@@ -334,7 +339,7 @@ def mhd(
         }
 
     def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
-        """Diagnostics by teacher's place as those by client, see `mhd_jax.edges`."""
+        """Diagnostics by teacher's place as those by client, see `mhd_jax.exchange.diagnostics`."""
         found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
         for name in sorted(seen.keys() - {"confidence"}):  # in one order, so that programs are one
             found[name] = edges.by_client(seen[name], teachers, own_included)
@@ -383,11 +388,15 @@ def mhd(
         if batch.presence is not None:  # who is away hears nobody, not even from its pool
             there = batch.presence.trains & batch.presence.reachable
         neighbours = exchange.draw_teachers(state, graph, available, "all")
-        state, pool = pools.renewed(state, state.extra["pool"], neighbours, there, pool_refresh)
+        state, pool = teacher_pools.renewed(
+            state, state.extra["pool"], neighbours, there, pool_refresh
+        )
         state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
-        teachers, slots = pools.draw(state, pool, there, num_targets)
+        teachers, slots = teacher_pools.draw(state, pool, there, num_targets)
         shared = batch.public_is_shared
-        outputs = pools.said(state, teachers, slots, batch.public_inputs, shared_inputs=shared)
+        outputs = teacher_pools.said(
+            state, teachers, slots, batch.public_inputs, shared_inputs=shared
+        )
         return state, teachers, arrived_by_student(state, outputs, teachers)
 
     def arrived_by_student(state: State, outputs: Outputs, teachers: Teachers) -> Outputs:

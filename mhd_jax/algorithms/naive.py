@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.mhd import mhd
-from mhd_jax.ensembles import Ensembles
-from mhd_jax.exchange import TargetSelection
-from mhd_jax.types import Algorithm
+from mhd_jax.core.types import Algorithm
+from mhd_jax.exchange.selection import TargetSelection
+from mhd_jax.training.parameter_averaging import Ensembles
 
 
 @factory

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.checks import require_kinds
-from mhd_jax.data.preparation import Preparation, scale
-from mhd_jax.errors import ConfigError
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.validation import require_kinds
+from mhd_jax.data.preprocessing import Preparation, scale
 
 _ASPECTS = (3 / 4, 4 / 3)  # of a resized crop, as in Szegedy et al., CVPR 2015
 

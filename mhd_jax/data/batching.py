@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from mhd_jax import random
+from mhd_jax.core import random
+from mhd_jax.core.client_axis import BY_DEVICE, over_clients, share_samples
+from mhd_jax.core.types import Batch
 from mhd_jax.data.augmentation import Augmentation
-from mhd_jax.data.preparation import PLAIN, Preparation
+from mhd_jax.data.preprocessing import PLAIN, Preparation
 from mhd_jax.data.shuffle import shuffled
-from mhd_jax.execution import BY_DEVICE, over_clients, share_samples
-from mhd_jax.types import Batch
 
 PyTree = Any
 

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax.checks import require_kind
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.validation import require_kind
 from mhd_jax.data.kinds import as_arrays, kept, kept_as, kind_of, named_leaves, wrong_layout
-from mhd_jax.data.lazy import LazyImages
-from mhd_jax.data.preparation import PLAIN, Preparation, scale
-from mhd_jax.errors import ConfigError
+from mhd_jax.data.lazy_images import LazyImages
+from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 
 PyTree = Any
 _MOST_CLASSES = 2**20

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax.data.lazy import LazyImages
-from mhd_jax.errors import ConfigError
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.data.lazy_images import LazyImages
 
 PyTree = Any
 _MOST_CHANNELS = 4  # of which images that are not square are taken for channels first

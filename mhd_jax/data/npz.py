@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mhd_jax.errors import ConfigError
-from mhd_jax.files import expanded
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import expanded
 
 _NAMES = ("images", "labels", "test_images", "test_labels", "class_names")
 _SPELLINGS = (_NAMES, ("x_train", "y_train", "x_test", "y_test", "class_names"))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhd_jax.data.lazy import LazyImages
+from mhd_jax.data.lazy_images import LazyImages
 
 PyTree = Any
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mhd_jax.checks import is_number, require_kinds
-from mhd_jax.errors import ConfigError
-from mhd_jax.files import expanded
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import expanded
+from mhd_jax.core.validation import is_number, require_kinds
 
 Partition = Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]
 

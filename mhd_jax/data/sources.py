@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mhd_jax.data import folders, npz, prepared
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import expanded
+from mhd_jax.data import image_folders, npz, tfds
 from mhd_jax.data.dataset import Dataset, arrays
-from mhd_jax.errors import ConfigError
-from mhd_jax.files import expanded
 
 EMBEDDED = ("digits",)
 _ONLY_OF_PREPARED = ("data_dir", "train_split", "test_split")
@@ -31,15 +31,15 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     split of 360. Other names are those of tensorflow-datasets, prepared before
     (`experiments.prepare_data`).
 
-    A path leads to a folder of images (see `mhd_jax.data.folders`) or to an ``.npz`` file (see
+    A path leads to a folder of images (see `mhd_jax.data.image_folders`) or to an ``.npz`` file (see
     `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the
     working directory as "./digits", or as a `pathlib.Path`.
 
     Args:
       source: a name, a path, or arrays.
       **options: of a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
-        and `in_memory` (see `mhd_jax.data.prepared.read`); of a folder, `image_size`, `channels` and `in_memory` (see
-        `mhd_jax.data.folders.read`); of all but prepared data sets, `test_fraction`, and of
+        and `in_memory` (see `mhd_jax.data.tfds.read`); of a folder, `image_size`, `channels` and `in_memory` (see
+        `mhd_jax.data.image_folders.read`); of all but prepared data sets, `test_fraction`, and of
         arrays and files, `num_classes` and `pixels` (see `arrays`); of arrays, also `class_names`
         and `name`.
 
@@ -65,14 +65,14 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         return arrays(images, digits.target, name="digits", **options)
     if _is_path(source, options):
         return _from_path(expanded(source), options)
-    if not isinstance(source, str) or not prepared.NAME.fullmatch(source):
+    if not isinstance(source, str) or not tfds.NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
             "tensorflow-datasets, or give your own: the path of a folder of images or of an .npz "
             "file, like ./name, or (images, labels) arrays."
         )
     _refuse_foreign(options, "a prepared data set", *options_of(source, options))
-    content = prepared.read(source, **{"data_dir": None, **options})
+    content = tfds.read(source, **{"data_dir": None, **options})
     return arrays(**content, pixels=True, name=source)
 
 
@@ -91,7 +91,7 @@ def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
     if os.path.isdir(path):
         _refuse_foreign(options, "a folder of images", *options_of(path))
         own = {key: options.pop(key) for key in _OF_FOLDERS if key in options}
-        content = folders.read(path, **own)
+        content = image_folders.read(path, **own)
         return arrays(**content, **options, pixels=True, name=path.resolve().name)
     if not os.path.exists(path):
         raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")
@@ -107,7 +107,7 @@ def _is_path(source: Any, given: Iterable[str]) -> bool:
         return isinstance(source, os.PathLike)
     if source.endswith(".npz"):
         return True
-    if not prepared.NAME.fullmatch(source):
+    if not tfds.NAME.fullmatch(source):
         return "/" in source
     return "/" in source and os.path.exists(source) and not set(given) & set(_ONLY_OF_PREPARED)
 

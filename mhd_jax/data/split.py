@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mhd_jax.checks import require_kinds, require_seed
+from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.validation import require_kinds, require_seed
 from mhd_jax.data.partition import Partition
-from mhd_jax.errors import ConfigError, in_a_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from flax import linen as nn
 
-from mhd_jax.errors import ConfigError
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.models.client_model import ClientModel, Outputs
 from mhd_jax.models.from_nnx import from_nnx
 from mhd_jax.models.initialization import INITIALIZATIONS

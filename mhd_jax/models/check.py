@@ -20,9 +20,9 @@ from flax.errors import (
 )
 from jax.extend.core import Var
 
+from mhd_jax.core.digests import is_pure
+from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.data.kinds import wrong_layout
-from mhd_jax.errors import ConfigError, in_a_line
-from mhd_jax.fingerprint import is_pure
 from mhd_jax.models.client_model import ClientModel, backbone_name
 
 PyTree = Any

@@ -11,11 +11,11 @@ from flax import linen as nn
 from flax import struct
 from flax.errors import InvalidRngError
 
-from mhd_jax.errors import ConfigError
-from mhd_jax.label_sets import masked
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.label_sets import masked
+from mhd_jax.data.pretext import Pretext
 from mhd_jax.models.from_nnx import FromNNX
 from mhd_jax.models.initialization import INITIALIZATIONS
-from mhd_jax.pretext import Pretext
 
 PyTree = Any
 

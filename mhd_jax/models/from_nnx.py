@@ -14,7 +14,7 @@ from flax import nnx
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 
-from mhd_jax.errors import ConfigError
+from mhd_jax.core.errors import ConfigError
 
 
 def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
+from mhd_jax.models.conv import Conv
 from mhd_jax.models.norms import normalise
-from mhd_jax.ops import Conv
 
 _EXPANSION = 4  # a bottleneck's output channels over its inner ones
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from mhd_jax.models.conv import Conv
 from mhd_jax.models.norms import normalise
-from mhd_jax.ops import Conv
 
 
 def halve(x: Array) -> Array:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
+from mhd_jax.models.conv import Conv
 from mhd_jax.models.norms import normalise
 from mhd_jax.models.small import halve
-from mhd_jax.ops import Conv
 
 
 class VGG(nn.Module):

@@ -6,8 +6,9 @@ import pathlib
 from hypothesis import strategies as st
 
 from experiments.fellows import fellows
-from mhd_jax import drawing, modes
-from mhd_jax.files import folder_here, make_folder
+from mhd_jax.core import modes
+from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.runs import drawing
 from tests.fuzzing.kinds import attempt, kind, odd_values, one_in, refusal, scratch
 
 NUMBERS = ["1", "2", "16", "0", "", "-1", "2(x2)", "1.5", "abc", "²", " 2", "9" * 5000, "2,2"]

@@ -8,11 +8,11 @@ from flax import linen as nn
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from mhd_jax import contract
 from mhd_jax import topology as topologies
-from mhd_jax.exchange import TARGET_SELECTIONS, Candidates
-from mhd_jax.fingerprint import program_digest
-from mhd_jax.optim import build
+from mhd_jax.core.digests import program_digest
+from mhd_jax.engine import contract
+from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates
+from mhd_jax.training.optim import build
 from tests.conftest import tiny_dataset
 from tests.fuzzing.kinds import attempt, kind, one_in
 

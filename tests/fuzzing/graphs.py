@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from mhd_jax.topology import TOPOLOGIES
+from mhd_jax.topology.graphs import TOPOLOGIES
 from tests.fuzzing.kinds import Trap, attempt, damages, kind, odd_values, one_in, refusal, scratch
 
 FLOAT32 = np.finfo(np.float32)

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import train
-from mhd_jax.adversaries import KINDS as LIES
-from mhd_jax.adversaries import checked
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedavg import LOCAL_STEPS
 from mhd_jax.clients import of_each
+from mhd_jax.core.label_sets import resolved
 from mhd_jax.data.augmentation import parse
-from mhd_jax.ensembles import mixing_matrix
-from mhd_jax.exchange import TARGET_SELECTIONS
-from mhd_jax.label_sets import resolved
-from mhd_jax.simulate import Plan
+from mhd_jax.engine.simulate import Plan
+from mhd_jax.exchange.adversaries import KINDS as LIES
+from mhd_jax.exchange.adversaries import checked
+from mhd_jax.exchange.selection import TARGET_SELECTIONS
+from mhd_jax.training.parameter_averaging import mixing_matrix
 from tests.conftest import tiny_clients
 from tests.fuzzing.kinds import NOT_NUMBERS, attempt, kind, odd_values, one_in, scratch
 from tests.fuzzing.splits import finite, integer, number, truth

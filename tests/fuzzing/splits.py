@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from mhd_jax.data import assignment
+from mhd_jax.core.digests import array_digest
+from mhd_jax.data import split_files
 from mhd_jax.data.split import SetAside, Split, dealt
-from mhd_jax.fingerprint import array_digest
 from tests.fuzzing.kinds import Trap, attempt, damages, kind, odd_values, one_in, scratch
 
 
@@ -164,7 +164,7 @@ def assignment_files(case):
         whole = path.read_bytes() == before
 
         def load() -> Split:
-            split = assignment.load(path, labels, k, SetAside(0.0, 0.0, 0))
+            split = split_files.load(path, labels, k, SetAside(0.0, 0.0, 0))
             split.require_exact(k, "it")
             return split
 

@@ -1,8 +1,0 @@
-"""Who watches a run: `Callback` to write one, a progress bar, TensorBoard, Weights & Biases."""
-
-from mhd_jax.callbacks.base import Callback, WatchedRun
-from mhd_jax.callbacks.progress import ShowProgress
-from mhd_jax.callbacks.tensorboard import TensorBoard
-from mhd_jax.callbacks.wandb import WandB
-
-__all__ = ["Callback", "ShowProgress", "TensorBoard", "WandB", "WatchedRun"]

@@ -1,0 +1,1 @@
+"""What every room shares: records, errors, keys, the client axis, files."""

@@ -1,0 +1,175 @@
+"""The records that every part of the library shares.
+
+Axis names used in all docstrings: K clients, B private batch, P public batch,
+H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+
+from mhd_jax.models.client_model import ClientModel
+
+PyTree = Any
+Metrics = dict[str, Any]  # arrays, and counts of messages by kind
+
+
+@struct.dataclass
+class Presence:
+    """Who is there in one step.
+
+    Attributes:
+      trains: who takes the step, bool [K]; the others stay as they are.
+      reachable: who can be heard from, with the parameters that it has, bool [K].
+    """
+
+    trains: jax.Array
+    reachable: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """What all clients see in one step.
+
+    Attributes:
+      inputs: private samples, a pytree of arrays [K, B, ...].
+      labels: private labels, int32 [K, B].
+      mask: 1 for real private samples and 0 for padding, float [K, B].
+      public_inputs: public samples, [P, ...] when all clients share them,
+        [K, P, ...] when each client draws its own.
+      public_indices: positions of the public samples in the public set, int32
+        [P] or [K, P].
+      presence: who is there; None in a run in which all are, at every step.
+    """
+
+    inputs: PyTree
+    labels: jax.Array
+    mask: jax.Array
+    public_inputs: PyTree
+    public_indices: jax.Array
+    presence: Presence | None = None
+
+    @property
+    def public_is_shared(self) -> bool:
+        """Whether all clients see the same public samples in this step."""
+        return self.public_indices.ndim == 1
+
+
+@struct.dataclass
+class GroupState:
+    """Clients of one architecture, stacked: every array has a leading axis of the group's size.
+
+    `snapshots` are parameters and statistics of earlier steps, where an algorithm keeps some: arrays
+    [k, slots, ...] of its own clients, or [K, slots, ...] that all clients keep of such.
+    """
+
+    params: PyTree
+    stats: PyTree
+    opt_state: PyTree
+    model: ClientModel = struct.field(pytree_node=False)
+    optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
+    members: tuple[int, ...] = struct.field(pytree_node=False)
+    snapshots: PyTree = ()
+
+
+@struct.dataclass
+class State:
+    """Everything that evolves in a run.
+
+    Attributes:
+      step: number of steps taken, int32 [].
+      key: the run's base key; it never changes, see `mhd_jax.core.random`.
+      client_ids: who sits at each position of the client axis, int32 [K]. Keys
+        derive from the id, so a client keeps its randomness wherever it sits.
+      groups: clients by architecture; `members` gives their positions.
+      label_sets: which classes each client knows, bool [K, C]; None where all know all. The
+        whole is everyone's: receivers know their senders' sets.
+      extra: what one algorithm keeps beside (consensus estimates, teacher pools); arrays
+        [K, ...] live where their clients do.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    client_ids: jax.Array
+    groups: tuple[GroupState, ...]
+    label_sets: jax.Array | None = None
+    extra: PyTree = ()
+
+    @property
+    def num_clients(self) -> int:
+        """K, the length of the client axis."""
+        return self.client_ids.shape[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Algorithm:
+    """One way of learning together, as pure and un-jitted functions.
+
+    Attributes:
+      init: `(key, clients, sample_batch) -> State`; raises `ConfigError` where the
+        clients cannot take part (unequal architectures or embeddings, say).
+      train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
+        scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
+        of this step that arrive, by kind ("predictions", "weights"): those of i from j, int32
+        [K, K], or those between i and a server [K]. Where clients or links fail
+        (`mhd_jax.engine.faults`), the graph is without the edges that do, and the engine gives
+        parameters, statistics and optimizer states back to those who do not train; what is in
+        `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`. What messages
+        were not finite, and are not learned from, `metrics["non_finite"]` may count.
+        `metrics["diagnostics"]`, where there are any, are summed over the run (`mhd_jax.exchange.diagnostics`).
+      predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
+      message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
+        from a client of `group`, one of the state's, consists of, in shapes (see
+        `mhd_jax.exchange.messages`); arrays are not read.
+      num_heads: H.
+      public_batch: "shared" when all clients see the same public samples in a step,
+        "independent" when each draws its own, None when it needs no public set.
+      undirected: whether it averages over the graph, whose edges must then go both ways.
+      strongly_connected: whether what goes out over the edges must be able to come back, by some
+        way: clients that send and never hear back lose their weight.
+      has_consensus: whether the mean of the clients' parameters is a model of its own, which
+        is evaluated at the end beside the clients'.
+      remembers_public: whether it keeps something about each public sample, which must then
+        look the same every time.
+      num_snapshots: how many earlier parameters each client keeps, or others keep of it.
+      falsifiable: whether clients may misbehave: their messages go through
+        `mhd_jax.exchange.adversaries`, or there are none.
+      pooled: whether one client holds all private data (the upper bound).
+      nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.optim.SGD` then takes
+        where it is not told.
+      needs_everyone: why it has no sound meaning where clients or links are missing; empty where
+        it has one.
+      name: filled in by the factory that made it.
+      hyperparameters: filled in by it, too.
+      factory: filled in by it, too.
+    """
+
+    init: Callable[[jax.Array, Any, Batch], State]
+    train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
+    predict: Callable[[State, PyTree], jax.Array]
+    message: Callable[[State, Batch, GroupState], Mapping[str, Mapping[str, PyTree]]]
+    num_heads: int = 1
+    public_batch: str | None = None
+    undirected: bool = False
+    strongly_connected: bool = False
+    has_consensus: bool = False
+    remembers_public: bool = False
+    num_snapshots: int = 0
+    falsifiable: bool = False
+    pooled: bool = False
+    nesterov: bool = False
+    needs_everyone: str = ""
+    name: str = "unnamed"
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    factory: Callable[..., Algorithm] | None = None
+
+    @property
+    def may_augment_public(self) -> bool:
+        """Whether public samples may look different from time to time."""
+        return self.public_batch is not None and not self.remembers_public

@@ -1,0 +1,95 @@
+"""What kind of value a setting must be, told before anything computes with it.
+
+Records and factories declare the kinds of their settings by annotations; what is in range is
+theirs to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Collection
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.varied import Varied
+
+MAX_SEED = 2**32
+_MOST = 2**31  # what counts on the device stays below
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether a value is an integer that a device counts with; True and False are none."""
+    return isinstance(value, numbers.Integral) and not _is_bool(value) and abs(int(value)) < _MOST
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, infinity among them; True, False and NaN are none."""
+    try:
+        real = isinstance(value, numbers.Real) and not _is_bool(value)
+        return real and not math.isnan(float(value))
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bool": (_is_bool, "True or False"),
+    "int": (is_integer, "an integer below 2^31"),
+    "str": (_is_hashable, "a text"),  # which ones there are, its taker says
+    "int | str": (
+        lambda value: is_integer(value) or isinstance(value, str),
+        "an integer or a text",
+    ),
+    "float": (lambda value: is_number(value) and math.isfinite(value), "a finite number"),
+}
+
+
+def require_kind(name: str, annotation: str, value: Any) -> None:
+    """Raises `ConfigError` unless a value is what an annotation says: "int", "float | None" ...
+
+    Other annotations than those of numbers and texts are not looked at.
+    """
+    kind = annotation.removesuffix(" | None")
+    if kind not in _KINDS or isinstance(value, Varied) or (value is None and kind != annotation):
+        return
+    fits, what = _KINDS[kind]
+    if not fits(value):
+        raise ConfigError(f"{name} must be {what}, not {value!r}.")
+
+
+def require_kinds(record: Any, but: Collection[str] = ()) -> None:
+    """The same for the fields of a dataclass, `but` for some."""
+    for field in dataclasses.fields(record):
+        if field.name not in but:
+            require_kind(field.name, str(field.type), getattr(record, field.name))
+
+
+def require_counts(**values: Any) -> None:
+    """Raises `ConfigError` unless each value is an integer of at least 1."""
+    for name, value in values.items():
+        if not is_integer(value) or value < 1:
+            raise ConfigError(
+                f"{name} must be an integer and at least 1 (and below 2^31), not {value!r}."
+            )
+
+
+def require_seed(seed: Any) -> None:
+    """Raises `ConfigError` unless `seed` is an integer that JAX's keys tell apart."""
+    integer = isinstance(seed, numbers.Integral) and not _is_bool(seed)
+    if not integer or not 0 <= int(seed) < MAX_SEED:
+        raise ConfigError(f"seed must be an integer in 0 … 2^32 − 1, not {seed!r}.")

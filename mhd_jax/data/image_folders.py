@@ -1,0 +1,341 @@
+"""Folders of images: which files there are, what one of them holds, and all of them as arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import expanded
+from mhd_jax.core.validation import require_kind
+from mhd_jax.data.lazy_images import LazyImages, fits_in_memory
+
+_SUFFIXES = (
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
+    ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+_OF_NOTES = (
+    ".csv", ".htm", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+_OF_SYSTEMS = ("__macosx", "@eadir", "desktop.ini", "thumbs.db")
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+_SPLIT_NAMES = f"{_TRAIN_NAMES[0]} (or {_TRAIN_NAMES[1]}) and {_TEST_NAMES[0]} (or {', '.join(_TEST_NAMES[1:])})"
+_GREY_MODES = ("1", "L", "LA", "La")
+_LARGEST_SIDE = 2**14  # pixels
+_AT_ONCE = 32  # images that a thread decodes before it takes the next ones
+
+
+class ImageFiles(NamedTuple):
+    """The images of one split, in the order of their classes and names.
+
+    Attributes:
+      paths: N files.
+      labels: int32 [N], the position of each one's class.
+      class_names: C names, sorted.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def read(
+    folder: str | os.PathLike[str],
+    image_size: int | None = None,
+    channels: int | None = None,
+    in_memory: bool | None = None,
+) -> dict[str, Any]:
+    """Images, labels and class names of a folder of images.
+
+    Args:
+      folder: as `find` takes it.
+      image_size: as `decode` takes it; without it all images must have one size.
+      channels: 3 for colour, 1 for grey; by default 1 where all images are grey, else 3.
+      in_memory: whether all are read now, or each when it is needed (`LazyImages`); by default
+        as far as a quarter of the memory goes.
+
+    Returns:
+      "images" uint8 [N, H, W, channels], "labels", "class_names", and "test_images" and
+      "test_labels" where the folder has a test split.
+
+    Raises:
+      ConfigError: a folder of another form, or an image that cannot be read or has another
+        size than the first, named.
+    """
+    train, test = find(folder)
+    splits = {"": train, "test_": test} if test else {"": train}
+    if channels is None:
+        channels = 1 if all_grey(path for files in splits.values() for path in files.paths) else 3
+    first = train.paths[0]
+    shape = decode(first, image_size, channels).shape
+    if in_memory is None:
+        in_memory = fits_in_memory(sum(len(files.paths) for files in splits.values()), shape)
+    content: dict[str, Any] = {"class_names": train.class_names}
+    for prefix, files in splits.items():
+        images: Any = _lazy(files.paths, image_size, shape, first)
+        if in_memory:
+            images = np.empty((len(files.paths), *shape), np.uint8)
+            decode_all(files.paths, image_size, images, first)
+        content |= {f"{prefix}images": images, f"{prefix}labels": files.labels}
+    return content
+
+
+def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]:
+    """The images of a folder that has one subfolder for each class.
+
+    Or it has `train` or `training`, and beside it `test`, `testing`, `val`, `valid`, `validation` or
+    `dev` (the first of these that is there), which have one for each class; capitals are as good.
+    Hidden files, those that systems leave behind and those that are no images are left out; it warns
+    of what is left out and does not look like notes.
+
+    Returns:
+      The training split and the test split, or None where the folder has none.
+
+    Raises:
+      ConfigError: a class without images, or that one of the splits lacks.
+    """
+    folder = expanded(folder)
+    inside = _entries(folder)
+    train, test = _splits(folder, inside)
+    if train is None:
+        found, left_out = _classes(folder)
+        _warn_of(left_out, folder)
+        return found, None
+    training, left_out = _classes(train)
+    left_out += [entry for entry in inside if _is_left_out(entry)]
+    testing = None
+    if test is not None:
+        testing, more = _classes(test)
+        left_out += more
+        _require_same_classes((training, train), (testing, test))
+    _warn_of(left_out, folder)
+    return training, testing
+
+
+def _splits(
+    folder: pathlib.Path, inside: Sequence[pathlib.Path]
+) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """The folder to train on and that to test on; none where folders are those of classes."""
+    paths = [path for path in inside if path.is_dir()]
+    trains, tests = (
+        [path for name in names for path in paths if path.name.lower() == name]
+        for names in (_TRAIN_NAMES, _TEST_NAMES)
+    )
+    if not trains or not (tests or trains == paths):
+        return None, None
+    if len(trains) > 1:
+        raise ConfigError(
+            f"{folder} has {' and '.join(path.name for path in trains)}; leave one to train on."
+        )
+    return trains[0], tests[0] if tests else None
+
+
+def _require_same_classes(*splits: tuple[ImageFiles, pathlib.Path]) -> None:
+    for (here, _), (there, path) in (splits, splits[::-1]):
+        missing = [name for name in here.class_names if name not in there.class_names]
+        if missing:
+            raise ConfigError(
+                f"{path} lacks the class {', '.join(missing[:10])}; both splits need the same classes."
+            )
+
+
+def _is_left_out(path: pathlib.Path) -> bool:
+    """Whether a file that is no sample might be meant as one."""
+    return not path.is_dir() and path.suffix.lower() not in _OF_NOTES
+
+
+def _warn_of(left_out: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
+    if left_out:
+        warnings.warn(
+            f"{len(left_out):,} files of {folder} are left out, {left_out[0].relative_to(folder)} for "
+            f"one: samples lie in the folders of their classes and end in {', '.join(_SUFFIXES)}.",
+            stacklevel=4,
+        )
+
+
+def decode(
+    path: str | os.PathLike[str], image_size: int | None = None, channels: int = 3
+) -> np.ndarray:
+    """One image, turned upright as its EXIF orientation says; transparency is dropped.
+
+    Args:
+      path: of a file that Pillow reads.
+      image_size: the shorter side is resized to so many pixels (bilinear, antialiased), and
+        the centre cropped to a square; None leaves the image as it is.
+      channels: 3 for colour, 1 for grey.
+
+    Returns:
+      uint8 [H, W, channels].
+
+    Raises:
+      ConfigError: a file that is damaged, no image, or of more than 8 bits.
+    """
+    require_image_size(image_size)
+    if channels not in (1, 3):
+        raise ConfigError(f"channels must be 1 (grey) or 3 (colour), not {channels}.")
+    try:
+        with Image.open(path) as stored:
+            image = ImageOps.exif_transpose(stored)  # decodes all of it
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # what Pillow asks for, with a warning
+        if image.mode != "F" and not image.mode.startswith("I"):
+            image = image.convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # each format's reader raises its own
+        raise ConfigError(
+            f"{path} cannot be read as an image ({error}); replace or remove it."
+        ) from error
+    if image.mode not in ("L", "RGB"):
+        raise ConfigError(
+            f"{path} has pixels of more than 8 bits (mode {image.mode}); convert it to 8 bits, or "
+            "give arrays of float32."
+        )
+    if image_size is not None:
+        image = fit(image, image_size)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def require_image_size(image_size: int | None) -> None:
+    """Raises `ConfigError` unless that many pixels can be an image's side."""
+    require_kind("image_size", "int | None", image_size)
+    if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
+        bound = "at least 1" if image_size < 1 else f"at most {_LARGEST_SIDE}"
+        raise ConfigError(f"image_size must be {bound}, not {image_size}.")
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side resized to `size` pixels (bilinear, antialiased), and the centre of that."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def decode_all(
+    paths: Sequence[pathlib.Path],
+    image_size: int | None,
+    images: np.ndarray,
+    like: str | os.PathLike[str],
+) -> None:
+    """Decodes files into an array by several threads.
+
+    Args:
+      paths: N files.
+      image_size: as `decode` takes it.
+      images: uint8 [N, H, W, channels], to be filled.
+      like: the file from which the array has its shape, for errors.
+
+    Raises:
+      ConfigError: the first file that cannot be read, or has another size.
+    """
+
+    def fill(start: int) -> None:
+        for row in range(start, min(start + _AT_ONCE, len(paths))):
+            _decode_into(images, row, paths[row], image_size, like)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(fill, range(0, len(paths), _AT_ONCE)):
+            pass
+
+
+def _lazy(
+    paths: Sequence[pathlib.Path],
+    image_size: int | None,
+    shape: tuple[int, int, int],
+    like: pathlib.Path,
+) -> LazyImages:
+    def read_some(numbers: Sequence[int]) -> np.ndarray:
+        images = np.empty((len(numbers), *shape), np.uint8)
+        for row, number in enumerate(numbers):
+            _decode_into(images, row, paths[number], image_size, like)
+        return images
+
+    found = [path.stat() for path in paths]
+    names = "\n".join(
+        f"{path.parent.name}/{path.name} {stat.st_size}"
+        for path, stat in zip(paths, found, strict=True)
+    )
+    identity = hashlib.sha256(os.fsencode(names)).hexdigest()
+    keys = np.array([hash((stat.st_dev, stat.st_ino)) for stat in found], np.int64)
+    return LazyImages(read_some, np.arange(len(paths)), shape, identity, keys)
+
+
+def _decode_into(
+    images: np.ndarray,
+    row: int,
+    path: pathlib.Path,
+    image_size: int | None,
+    like: str | os.PathLike[str],
+) -> None:
+    image = decode(path, image_size, images.shape[-1])
+    if image.shape != images.shape[1:]:
+        raise ConfigError(
+            f"{path} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
+            f"{images.shape[1]} × {images.shape[2]}; give image_size to bring all to one size."
+        )
+    images[row] = image
+
+
+def all_grey(paths: Iterable[pathlib.Path]) -> bool:
+    """Whether all images are grey by their headers; reads as far as the first in colour."""
+    return all(map(_is_grey, paths))
+
+
+def _is_grey(path: pathlib.Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.mode in _GREY_MODES
+    except Exception:  # decoding it names what is wrong
+        return False
+
+
+def _classes(folder: pathlib.Path) -> tuple[ImageFiles, list[pathlib.Path]]:
+    """The images of a folder of classes, and the files there that might be meant as some."""
+    beside = _entries(folder)
+    classes = [path for path in beside if path.is_dir()]
+    if not classes:
+        raise ConfigError(f"{folder} has no folders; it needs one for each class.")
+    paths: list[pathlib.Path] = []
+    counts = []
+    left_out = [entry for entry in beside if _is_left_out(entry)]
+    for path in classes:
+        inside = _entries(path)
+        deeper = [entry.name for entry in inside if entry.is_dir()]
+        if deeper:
+            raise ConfigError(
+                f"the class folder {path} has folders of its own ({', '.join(deeper[:5])}); put a "
+                f"class's images directly into its folder, or name the splits {_SPLIT_NAMES}."
+            )
+        files = [entry for entry in inside if entry.suffix.lower() in _SUFFIXES]
+        for entry in files:
+            if not entry.is_file():
+                raise ConfigError(f"{entry} is not a file, or leads to none; replace or remove it.")
+        others = [entry for entry in inside if entry.suffix.lower() not in _SUFFIXES]
+        left_out += [entry for entry in others if _is_left_out(entry)]
+        if not files:
+            found = f", but {', '.join(entry.name for entry in others[:3])}" if others else ""
+            raise ConfigError(
+                f"the class folder {path} holds no image{found}; fill or remove it (images end in "
+                f"{', '.join(_SUFFIXES)})."
+            )
+        paths += files
+        counts.append(len(files))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return ImageFiles(tuple(paths), labels, tuple(path.name for path in classes)), left_out
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What a folder shows, by name, but for what systems leave behind."""
+    try:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.name.lower() not in _OF_SYSTEMS
+        )
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}.") from error

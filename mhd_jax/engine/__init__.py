@@ -1,0 +1,1 @@
+"""The compiled steps, and the host's loop around them."""

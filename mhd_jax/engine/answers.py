@@ -1,0 +1,77 @@
+"""What clients answer to samples that someone gives, after a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+
+from mhd_jax.core import multihost
+from mhd_jax.core.client_axis import Execution
+from mhd_jax.core.types import PyTree, State
+from mhd_jax.data.dataset import take
+from mhd_jax.data.kinds import kept_as
+from mhd_jax.data.preprocessing import Preparation
+from mhd_jax.engine import steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A run's way from samples to logits; it keeps no data alive.
+
+    Attributes:
+      predict: the algorithm's.
+      preparation: how stored samples become what models see.
+      execution: how the client axis is computed.
+      kind: the shape and type of one sample as the data set stores it.
+      dataset: its name.
+    """
+
+    predict: Callable[[State, PyTree], Array]
+    preparation: Preparation
+    execution: Execution
+    kind: PyTree
+    dataset: str
+
+    def __call__(self, state: State, inputs: PyTree) -> np.ndarray:
+        """Logits [K, N, H, C] of all clients on samples as their data set takes them.
+
+        Raises:
+          ConfigError: samples of other shapes or types than the data set's.
+        """
+        stored = kept_as(self.kind, inputs, "inputs", self.dataset)
+        count = len(jax.tree.leaves(stored)[0])
+        if count == 0:
+            one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), self.kind)
+            logits = jax.eval_shape(self._answer, state, one)
+            return np.zeros((logits.shape[0], 0, *logits.shape[2:]), logits.dtype)
+        # Images that are not read yet are read now.
+        return multihost.fetch(self._answer(state, take(stored, np.arange(count))))
+
+    def _answer(self, state: State, inputs: PyTree) -> Array:
+        return steps.answers(
+            state,
+            inputs,
+            predict=self.predict,
+            preparation=self.preparation,
+            execution=self.execution,
+        )
+
+    def on_one_device(self) -> Answers:
+        """The same by the devices of whoever asks, and not by those of the run."""
+        return dataclasses.replace(self, execution=dataclasses.replace(self.execution, mesh=None))
+
+
+def portable(state: State) -> State:
+    """A state on the host, without optimizers and what they keep."""
+    groups = tuple(
+        dataclasses.replace(group, optimizer=None, opt_state=()) for group in state.groups
+    )
+    state = dataclasses.replace(state, groups=groups)
+    return jax.tree.map(
+        lambda a: a if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else multihost.fetch(a),
+        state,
+    )

@@ -1,0 +1,114 @@
+"""Settings that can be computed and make no sense: a run says so before it trains, and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mhd_jax.algorithms.fedavg import steps_of_epochs
+from mhd_jax.clients import Clients
+from mhd_jax.core.types import Algorithm, State
+from mhd_jax.core.validation import is_integer
+from mhd_jax.data.batching import BatchSpec
+from mhd_jax.training import optim
+
+_MOST_NAMED = 10
+
+
+def warn_of(
+    algorithm: Algorithm,
+    clients: Clients,
+    spec: BatchSpec,
+    optimizer: Any,
+    steps: int,
+    state: State,
+) -> None:
+    """Warns of each setting of a run that would make little sense of its training.
+
+    Args:
+      algorithm, clients, spec, optimizer, steps: of the run; clients are those who train.
+      state: shapes of the run's.
+    """
+    sentences = [
+        *_of_batches(clients, spec),
+        *_of_batch_statistics(clients, spec, state),
+        *_of_intervals(algorithm.hyperparameters, clients, spec, optimizer, steps),
+    ]
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=4)
+
+
+def _of_batches(clients: Clients, spec: BatchSpec) -> Iterator[str]:
+    """Batches that hold the same sample again and again."""
+    largest = int(clients.label_counts().sum(axis=1).max())
+    if spec.private > largest:
+        yield (
+            f"a private batch has {spec.private:,} samples, but no client has more than {largest:,}, so "
+            f"that every batch repeats samples; set batch_size to at most {largest:,}, or take fewer "
+            "clients."
+        )
+    if spec.public > clients.num_public:
+        yield (
+            f"public_batch_size is {spec.public:,}, but there are {clients.num_public:,} public "
+            "samples, so that every batch repeats some; set it to at most "
+            f"{clients.num_public:,}, or raise public_fraction."
+        )
+
+
+def _of_batch_statistics(clients: Clients, spec: BatchSpec, state: State) -> Iterator[str]:
+    """Batch normalisation where a batch holds one sample only, which is its own mean."""
+    members = [i for group in state.groups if "batch_stats" in group.stats for i in group.members]
+    own = [i for i in members if i < clients.num_clients]
+    remedy = "take another norm ('layer' or 'group', where the model knows it)"
+    sizes = {"batch_size": spec.private, "public_batch_size": spec.public}
+    for name in [name for name, size in sizes.items() if own and size == 1]:
+        yield (
+            f"batch normalisation needs several samples in a batch, but {name} is 1, so that a sample is "
+            f"compared with itself; raise it, or {remedy}."
+        )
+    counts = clients.label_counts().sum(axis=1)
+    single = [i for i in own if counts[i] == 1]
+    if single and spec.private > 1:
+        named = ", ".join(map(str, single[:_MOST_NAMED]))
+        yield (
+            f"batch normalisation needs several samples in a batch, but client {named} has a single "
+            f"private one; {remedy}, or deal the data otherwise."
+        )
+
+
+def _of_intervals(
+    hyperparameters: Mapping[str, Any],
+    clients: Clients,
+    spec: BatchSpec,
+    optimizer: Any,
+    steps: int,
+) -> Iterator[str]:
+    """What is due after more steps than there are, and so never happens."""
+    has_pool = bool(hyperparameters.get("pool_size"))
+    averages = hyperparameters.get("ensembles") is not None
+    warmup = optimizer.warmup_steps if isinstance(optimizer, optim.SGD) else 0
+    epochs = hyperparameters.get("local_epochs")
+    local_steps = hyperparameters.get("local_steps", 0) if epochs is None else 0
+    of_epochs = 0 if epochs is None else steps_of_epochs(epochs, clients, spec.private)
+    due = (  # name, its value where it is in use, the first one that is too large, what follows
+        ("teacher_delay", hyperparameters.get("teacher_delay", 0), steps, "teachers never change"),
+        (
+            "pool_refresh",
+            has_pool * hyperparameters.get("pool_refresh", 0),
+            steps,
+            "pools never change",
+        ),
+        (
+            "average_every",
+            averages * hyperparameters.get("average_every", 0),
+            steps + 1,
+            "nobody averages",
+        ),
+        ("local_steps", local_steps, steps + 1, "nobody averages"),
+        ("a round of local_epochs", of_epochs, steps + 1, "nobody averages"),
+        ("warmup_steps", warmup, steps, "the schedule after the warm-up never begins"),
+    )
+    for name, value, too_large, what in due:
+        if is_integer(value) and value >= too_large:
+            yield f"{name} is {value:,}, but the run has {steps:,} steps: {what}; lower it."

@@ -1,0 +1,365 @@
+"""Runs of one program as one more vmapped axis S in front of the clients'.
+
+They take their steps together: one compilation, and one dispatch's overhead, for all. They may
+differ in their seed, their clients' data, their graph, and in numbers: hyperparameters of the
+algorithm and of the optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mhd_jax.core.client_axis import Execution
+from mhd_jax.core.types import Algorithm, PyTree
+from mhd_jax.core.varied import NotAlikeError, Varied
+from mhd_jax.data.batching import DeviceData
+from mhd_jax.engine import memory
+from mhd_jax.engine.run import Run
+from mhd_jax.engine.steps import Carry, carry_shardings, take_steps
+from mhd_jax.topology import schedules
+from mhd_jax.training import optim
+
+Path = tuple[str | int, ...]  # of a number in what a run is described by
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What runs of one program are described by, and the numbers in which they differ.
+
+    Attributes:
+      algorithm, optimizers: those of the first run, the latter one for each group of clients.
+      steps: how many a run has.
+      values: by path, the numbers of all runs that differ.
+    """
+
+    algorithm: Algorithm
+    optimizers: tuple[optim.Optimizer, ...]
+    steps: int
+    values: tuple[tuple[Path, tuple[float, ...]], ...]
+
+    def arrays(self) -> dict[Path, Array]:
+        """The numbers, arrays [S]."""
+        return {path: jnp.array(values, jnp.float32) for path, values in self.values}
+
+    def of_one(self, own: Mapping[Path, Array]) -> tuple[Algorithm, list[Any]]:
+        """The algorithm of the run with these numbers, scalars, and its optimizers.
+
+        Raises:
+          NotAlikeError: it would be another program than others'.
+        """
+        varied = {path: Varied(own[path], values) for path, values in self.values}
+
+        def below(*parts: str | int) -> dict[str, Varied]:
+            return {str(path[-1]): v for path, v in varied.items() if path[:-1] == parts}
+
+        algorithm = self.algorithm
+        if numbers := below("algorithm"):
+            assert algorithm.factory is not None  # nothing differs in those without
+            algorithm = algorithm.factory(**{**algorithm.hyperparameters, **numbers})
+        built = []
+        for i, optimizer in enumerate(self.optimizers):
+            numbers = below("optimizer", i)
+            if numbers:
+                optimizer = dataclasses.replace(optimizer, **numbers)
+            built.append(optim.build(optimizer, self.steps))
+        return algorithm, built
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Together:
+    """Runs of one shape, and what their program takes: arrays with an axis of runs in front.
+
+    A joined carry has one step count for all, so that a step's branches (`jax.lax.cond`)
+    stay branches.
+    """
+
+    runs: tuple[Run, ...]
+    data: DeviceData
+    adjacency: PyTree
+    plan: PyTree
+    numbers: Numbers
+
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        """One carry of all runs' own, which must have come to one step."""
+        alike = tuple(_with_optimizers_of(self.runs[0], carry) for carry in carries)
+        return _join(alike, execution=self.runs[0].execution)
+
+    def advance(self, carry: Carry, num_steps: int) -> Carry:
+        """Takes steps of all runs; `carry` is used up."""
+        return _dispatch(*self._arguments(carry, num_steps), **self.static())
+
+    def lower(self, carry: Carry) -> jax.stages.Lowered:
+        """The program of `advance`, not yet compiled; `carry` may be shapes only."""
+        return _dispatch.lower(*self._arguments(carry, 1), **self.static())
+
+    def _arguments(self, carry: Carry, num_steps: int) -> tuple[Any, ...]:
+        numbers = self.numbers.arrays()
+        return carry, self.data, self.adjacency, jnp.int32(num_steps), self.plan, numbers
+
+    def static(self) -> dict[str, Any]:
+        """What the program of `advance` is compiled for, beside shapes."""
+        rest = {k: v for k, v in self.runs[0].static().items() if k != "train_step"}
+        return {"numbers": self.numbers, **rest}
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """A joined carry, or a tree of its arrays, run by run."""
+        execution = self.runs[0].execution
+        parts = [_take(tree, i, execution=execution) for i in range(len(self.runs))]
+        if not isinstance(tree, Carry):
+            return parts
+        return [_with_optimizers_of(run, part) for run, part in zip(self.runs, parts, strict=True)]
+
+
+def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
+    """Which runs go together, by their indices: each is in one part, and None is a run alone.
+
+    Runs that are streamed from the host, or whose clients are computed in chunks, for the cache
+    or the memory, would gain nothing.
+    """
+    alike: list[list[int]] = []
+    for i, run in enumerate(runs):
+        mates = next((found for found in alike if _alike(runs[found[0]], run)), None)
+        if mates is None:
+            alike.append([i])
+        else:
+            mates.append(i)
+    parts: list[tuple[list[int], Together | None]] = []
+    for found in alike:
+        most = _most_at_once(runs[found[0]])
+        for start in range(0, len(found), most):
+            indices = found[start : start + most]
+            joined = _joined([runs[i] for i in indices]) if len(indices) > 1 else None
+            parts += [(indices, joined)] if joined else [([i], None) for i in indices]
+    return parts
+
+
+def _most_at_once(run: Run) -> int:
+    """How many such runs fit in half of the memory, with their data."""
+    execution = run.execution
+    on_device = -(-run.clients.num_clients // execution.num_shards)
+    needs = memory.estimate(run.clients, run.algorithm, run.spec)
+    copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run keeps its own
+    bytes_each = needs.step(on_device, on_device, recompute=False) + copies
+    return max(1, memory.capacity_bytes() // (2 * bytes_each))
+
+
+def _joined(runs: Sequence[Run]) -> Together | None:
+    """Runs that look alike as one; None where their numbers make them several programs."""
+    places = schedules.largest([run.execution.most_neighbours for run in runs])
+    runs = [_with_neighbours(run, places) for run in runs]
+    held = [run.data for run in runs if isinstance(run.data, DeviceData)]
+    most = max(data.labels.shape[1] for data in held)
+    joined = Together(
+        tuple(runs),
+        _stack([_padded(data, most) for data in held]),
+        _stack([run.topology.adjacency for run in runs]),
+        _stack([run.plan for run in runs]),
+        _numbers(runs),
+    )
+    if joined.numbers.values:
+        first = runs[0]
+        try:
+            jax.eval_shape(
+                functools.partial(_take_steps_of_one, **joined.static()),
+                first.carry,
+                first.data,
+                first.topology.adjacency,
+                jnp.int32(0),
+                first.plan,
+                {path: jnp.float32(0) for path, _ in joined.numbers.values},
+            )
+        except (NotAlikeError, TypeError, ValueError, jax.errors.JAXTypeError):
+            return None  # each traces by itself: something is done to a number that needs its value
+    return joined
+
+
+def _with_neighbours(run: Run, most: int | None) -> Run:
+    """The run with places for so many neighbours of a client."""
+    execution = dataclasses.replace(run.execution, most_neighbours=most)
+    return dataclasses.replace(run, execution=execution)
+
+
+def _description(run: Run) -> dict[Path, Any]:
+    """What decides on a run's program beside shapes, by paths to single values."""
+    found: dict[Path, Any] = {("steps",): run.steps, ("algorithm",): run.algorithm}
+    if run.algorithm.factory is not None:
+        found["algorithm",] = run.algorithm.factory
+        for name, value in run.algorithm.hyperparameters.items():
+            found["algorithm", name] = value
+    for i, optimizer in enumerate(run.optimizers):
+        if isinstance(optimizer, optim.SGD):
+            for field in dataclasses.fields(optimizer):
+                found["optimizer", i, field.name] = getattr(optimizer, field.name)
+        else:
+            found["optimizer", i] = optimizer
+    return found
+
+
+def _kind(value: Any) -> Hashable:
+    """What two runs of one program have in common: of a number, whether it is 0."""
+    return (float, value == 0) if isinstance(value, float) else value
+
+
+def _numbers(runs: Sequence[Run]) -> Numbers:
+    each = [_description(run) for run in runs]
+    values = {path: tuple(description[path] for description in each) for path in each[0]}
+    differing = [(path, v) for path, v in values.items() if any(value != v[0] for value in v)]
+    first = runs[0]
+    return Numbers(first.algorithm, first.optimizers, first.steps, tuple(differing))
+
+
+def _alike(one: Run, other: Run) -> bool:
+    """Whether two runs look like one program, but for the length of the rows of private data."""
+    execution = one.execution
+    if not (isinstance(one.data, DeviceData) and isinstance(other.data, DeviceData)):
+        return False
+    if execution.chunk is not None or execution.recompute:
+        return False
+
+    def settled(run: Run) -> dict[str, Any]:
+        rest = {k: v for k, v in _with_neighbours(run, None).static().items() if k != "train_step"}
+        kinds = {path: _kind(value) for path, value in _description(run).items()}
+        return {**rest, "description": kinds}
+
+    def shapes(run: Run) -> Any:
+        data: Any = run.data
+        rest = (
+            data.starts,
+            data.sizes,
+            data.has_labels,
+            data.public_inputs,
+            run.topology.adjacency,
+            run.plan,
+            _with_optimizers_of(one, run.carry),
+        )
+        return jax.tree.map(lambda a: (a.shape, a.dtype), rest)
+
+    return settled(one) == settled(other) and shapes(one) == shapes(other)
+
+
+def _with_optimizers_of(run: Run, carry: Carry) -> Carry:
+    return _with_optimizers([group.optimizer for group in run.carry.state.groups], carry)
+
+
+def _with_optimizers(optimizers: Sequence[Any], carry: Carry) -> Carry:
+    """The carry with these in place of its groups' own, whose states look the same."""
+    groups = tuple(
+        dataclasses.replace(group, optimizer=optimizer)
+        for group, optimizer in zip(carry.state.groups, optimizers, strict=True)
+    )
+    return dataclasses.replace(carry, state=dataclasses.replace(carry.state, groups=groups))
+
+
+def _padded(data: DeviceData, most: int) -> DeviceData:
+    """Private rows [devices, N, ...] with N = `most`; no client's rows reach what is added."""
+
+    def pad(a: Array) -> Array:
+        return jnp.pad(a, [(0, 0), (0, most - a.shape[1])] + [(0, 0)] * (a.ndim - 2))
+
+    return dataclasses.replace(data, inputs=jax.tree.map(pad, data.inputs), labels=pad(data.labels))
+
+
+@jax.jit
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
+
+
+def _axes(carry: Carry) -> Carry:
+    """Where a joined carry has its axis of runs: in front, but for the counts of steps."""
+    axes = jax.tree.map(lambda _: 0, carry)
+    state = dataclasses.replace(axes.state, step=None)
+    return dataclasses.replace(axes, state=state, count=None)
+
+
+@functools.partial(jax.jit, static_argnames="execution")
+def _join(carries: tuple[Carry, ...], *, execution: Execution) -> Carry:
+    first = carries[0]
+    joined = jax.tree.map(lambda *arrays: jnp.stack(arrays), *carries)
+    state = dataclasses.replace(joined.state, step=first.state.step)
+    return _placed(dataclasses.replace(joined, state=state, count=first.count), execution)
+
+
+@functools.partial(jax.jit, static_argnames="execution")
+def _take(tree: PyTree, i: Array, *, execution: Execution) -> PyTree:
+    if not isinstance(tree, Carry):
+        return jax.tree.map(lambda a: a[i], tree)
+    part = _part(tree, i)
+    if execution.mesh is None:
+        return part
+    return jax.lax.with_sharding_constraint(part, carry_shardings(part, execution))
+
+
+def _part(carry: Carry, i: Array | int) -> Carry:
+    return jax.tree.map(
+        lambda axis, a: a if axis is None else jax.tree.map(lambda leaf: leaf[i], a),
+        _axes(carry),
+        carry,
+        is_leaf=lambda axis: axis is None,
+    )
+
+
+def _placed(carry: Carry, execution: Execution) -> Carry:
+    """Constrains a joined carry to where its runs' own arrays live."""
+    if execution.mesh is None:
+        return carry
+
+    def behind(axis: int | None, place: Any) -> Any:
+        return (
+            place if axis is None else NamedSharding(place.mesh, PartitionSpec(None, *place.spec))
+        )
+
+    places = carry_shardings(jax.eval_shape(lambda c: _part(c, 0), carry), execution)
+    return jax.lax.with_sharding_constraint(
+        carry, jax.tree.map(behind, _axes(carry), places, is_leaf=lambda axis: axis is None)
+    )
+
+
+def _take_steps_of_one(
+    carry: Carry,
+    data: DeviceData,
+    adjacency: PyTree,
+    num_steps: Array,
+    plan: PyTree,
+    own: Mapping[Path, Array],
+    *,
+    numbers: Numbers,
+    **static: Any,
+) -> Carry:
+    """`take_steps` of one of the runs, whose numbers these are."""
+    common = [group.optimizer for group in carry.state.groups]
+    algorithm, optimizers = numbers.of_one(own)
+    steps: Any = functools.partial(take_steps, train_step=algorithm.train_step, **static)
+    carry = steps(_with_optimizers(optimizers, carry), data, adjacency, num_steps, plan)
+    return _with_optimizers(common, carry)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("numbers", "schedule", "spec", "execution"),
+    donate_argnames=("carry",),
+)
+def _dispatch(
+    carry: Carry,
+    data: DeviceData,
+    adjacency: PyTree,
+    num_steps: Array,
+    plan: PyTree,
+    own: Mapping[Path, Array],
+    *,
+    execution: Execution,
+    **static: Any,
+) -> Carry:
+    axes = _axes(carry)
+    one: Any = functools.partial(_take_steps_of_one, execution=execution, **static)
+    after = jax.vmap(one, in_axes=(axes, 0, 0, None, 0, 0), out_axes=axes)(
+        carry, data, adjacency, num_steps, plan, own
+    )
+    return _placed(after, execution)

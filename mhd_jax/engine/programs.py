@@ -1,0 +1,157 @@
+"""The programs that a run consists of, as digests: whether code is still what a run was begun with.
+
+A program is traced as one device would run it, with nobody who only fills devices, on the shapes
+of the run: its digest is the same whatever computes it, and a user's own model, algorithm or rule
+shows in it like the library's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax.clients import Clients
+from mhd_jax.core.client_axis import Execution, under
+from mhd_jax.core.digests import jaxpr_digest, program_digest
+from mhd_jax.core.types import Algorithm, Batch, Presence, PyTree, State
+from mhd_jax.data.batching import BatchSpec, prepared
+from mhd_jax.models import ClientModel
+from mhd_jax.training.metrics import correct_by_class
+
+_EFFECTS = ("initial parameters", "train step", "predictions and their evaluation")
+
+
+def digests(
+    algorithm: Algorithm,
+    clients: Clients,
+    spec: BatchSpec,
+    *,
+    has_presence: bool,
+    most_neighbours: int | None,
+) -> dict[str, str]:
+    """Digests of a run's programs by what they are called.
+
+    Args:
+      algorithm: of the run.
+      clients: those who train, with their optimizers and without padding.
+      spec: of a step's batch.
+      has_presence: whether a batch says who is there.
+      most_neighbours: as in the run's `Execution`.
+    """
+    ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    stored = _stored(clients, spec)
+    execution = Execution(most_neighbours=most_neighbours)
+
+    def initial(key: Array, batch: Batch) -> State:
+        return algorithm.init(key, clients, batch)
+
+    with under(execution):
+        batch = jax.eval_shape(functools.partial(_to_batch, spec), stored, key, ids, step)
+        if has_presence:
+            everyone: Any = jax.ShapeDtypeStruct((clients.num_clients,), bool)
+            batch = batch.replace(presence=Presence(everyone, everyone))
+        init, state = jax.make_jaxpr(initial, return_shape=True)(key, batch)
+    found = {"preparation of samples": _digest(execution, _to_batch, spec)(stored, key, ids, step)}
+    for one, group in zip(clients.groups, state.groups, strict=True):
+        what = f"model {one.described}"
+        own = _of_one((group.params, group.stats, batch.inputs))
+        found[what] = found.get(what, "") + _digest(execution, _pass, group.model)(*own, key)
+    samples = _rows(clients.data.inputs, spec.private)
+    labels, mask = (jax.ShapeDtypeStruct((spec.private,), kind) for kind in (jnp.int32, bool))
+    evaluation = _digest(execution, _correct, algorithm.predict, spec, clients.num_classes)
+    effects = (
+        jaxpr_digest(init),
+        _digest(execution, _step, algorithm.train_step)(state, batch, graph),
+        evaluation(state, samples, labels, mask),
+    )
+    return found | dict(zip(_EFFECTS, effects, strict=True))
+
+
+def changed(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What computes something else now: the causes, where they are known, and else the effects."""
+    differing = [what for what in now if then.get(what) != now[what]]
+    return [what for what in differing if what not in _EFFECTS] or differing
+
+
+def _stored(clients: Clients, spec: BatchSpec) -> Batch:
+    """Shapes of a batch of samples as they are stored."""
+    num_clients = clients.num_clients
+    public = (num_clients, spec.public) if spec.independent_public else (spec.public,)
+    shape = (num_clients, spec.private)
+    return Batch(
+        inputs=_rows(clients.data.inputs, *shape),
+        labels=jax.ShapeDtypeStruct(shape, jnp.int32),  # type: ignore[arg-type]
+        mask=jax.ShapeDtypeStruct(shape, jnp.float32),  # type: ignore[arg-type]
+        public_inputs=_rows(clients.public_inputs, *public),
+        public_indices=jax.ShapeDtypeStruct(public, jnp.int32),  # type: ignore[arg-type]
+    )
+
+
+def _rows(inputs: PyTree, *counts: int) -> PyTree:
+    """Shapes of that many samples like these."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*counts, *a.shape[1:]), a.dtype), inputs)
+
+
+def _of_one(tree: PyTree) -> PyTree:
+    """Shapes of one client's part."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
+
+
+# The programs, as functions of what is compiled into them and of their arrays.
+
+
+def _to_batch(spec: BatchSpec, stored: Batch, key: Array, ids: Array, step: Array) -> Batch:
+    return prepared(stored, key, ids, step, spec)
+
+
+def _pass(model: ClientModel, params: PyTree, stats: PyTree, inputs: PyTree, key: Array) -> Any:
+    return model.apply(params, stats, inputs, key)
+
+
+def _step(train_step: Callable[..., Any], *arguments: Any) -> Any:
+    return train_step(*arguments)
+
+
+def _correct(
+    predict: Callable[[State, PyTree], Array],
+    spec: BatchSpec,
+    num_classes: int,
+    state: State,
+    inputs: PyTree,
+    labels: Array,
+    mask: Array,
+) -> Array:
+    return correct_by_class(predict(state, spec.preparation(inputs)), labels, mask, num_classes)
+
+
+def _digest(execution: Execution, function: Callable[..., Any], *static: Any) -> Any:
+    """A function of shapes: the digest of that program on them, traced once for equal ones."""
+
+    def of(*arguments: Any) -> str:
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        return _digest_of_shapes(execution, function, static, structure, shapes)
+
+    return of
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_of_shapes(
+    execution: Execution,
+    function: Callable[..., Any],
+    static: tuple[Any, ...],
+    structure: Any,
+    shapes: tuple[tuple[tuple[int, ...], Any], ...],
+) -> str:
+    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    with under(execution):
+        program = functools.partial(function, *static)
+        return program_digest(program, *jax.tree.unflatten(structure, leaves))

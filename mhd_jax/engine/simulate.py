@@ -1,0 +1,968 @@
+"""`simulate(topology, clients)`: the host's loop around the compiled steps.
+
+One dispatch draws batches, looks up the step's graph and trains, many steps long, on the
+device. The host evaluates, logs and saves between dispatches; how long a dispatch is
+changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import errno
+import math
+import pathlib
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax import topology as topologies
+from mhd_jax.clients import Clients
+from mhd_jax.core import modes, multihost
+from mhd_jax.core.errors import (
+    ConfigError,
+    DivergedError,
+    InterruptedRun,
+    LostProcessError,
+    StorageError,
+    in_a_line,
+)
+from mhd_jax.core.files import folder_here
+from mhd_jax.core.types import Algorithm, Metrics, PyTree, State
+from mhd_jax.core.validation import require_counts
+from mhd_jax.data.augmentation import Augmentation
+from mhd_jax.engine import fit
+from mhd_jax.engine.answers import Answers, portable
+from mhd_jax.engine.faults import Faults, Tally
+from mhd_jax.engine.joint_runs import Together, partition
+from mhd_jax.engine.run import Run, prepare
+from mhd_jax.engine.steps import Carry
+from mhd_jax.exchange import diagnostics
+from mhd_jax.exchange import messages as communication
+from mhd_jax.runs.callbacks import Callback, ShowProgress, WatchedRun
+from mhd_jax.runs.callbacks.base import Callbacks
+from mhd_jax.runs.callbacks.progress import is_interactive
+from mhd_jax.runs.checkpoints import Keep, best
+from mhd_jax.runs.decoration import decoration
+from mhd_jax.runs.folder import RunFolder, jsonable
+from mhd_jax.topology import distances
+from mhd_jax.training import optim
+from mhd_jax.training.metrics import head_names
+
+_SECONDS_PER_DISPATCH = 0.5
+_COLLAPSE_ENTROPY = 0.1
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_FORESEEN = (ConfigError, DivergedError, LostProcessError, StorageError)
+_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
+
+Watcher = Callback | Callable[[Mapping[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    It can be pickled, where its models can. What is loaded again predicts as before, on one device;
+    its states are arrays of the host, and lack the optimizers and what these keep.
+
+    Attributes:
+      summary: as in `summary.json`.
+      history: one record for each evaluation, as in `metrics.jsonl`.
+      state: the state at the end; None for a finished run whose last checkpoint is gone.
+      best: the state with the highest β_sh of the last head on the validation set, with
+        `keep_best`; None without.
+      started_at: the step at which this process took it up: 0 for a new run, `steps` for
+        one that had finished before.
+    """
+
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    state: State | None
+    started_at: int = 0
+    best: State | None = None
+    _answers: Any = dataclasses.field(default=None, repr=False)  # `mhd_jax.engine.answers.Answers`
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """What the clients say at the end, as logits [K, N, H, C] of all heads.
+
+        Args:
+          inputs: samples [N, ...] as the data set was given its own, or as it holds them
+            (`data.test_inputs[:100]`, say); they are scaled, cropped and standardised as those.
+
+        Raises:
+          ConfigError: the run's checkpoints are gone, or samples of other shapes or types.
+        """
+        if self.state is None or self._answers is None:
+            raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
+        with modes.standard():
+            return self._answers(self.state, inputs)[: self.summary["num_clients"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = dict(self.__dict__)
+        for name in ("state", "best"):
+            kept[name] = None if kept[name] is None else portable(kept[name])
+        if self._answers is not None:
+            kept["_answers"] = self._answers.on_one_device()
+        models = [] if self.state is None else [group.model for group in self.state.groups]
+        try:
+            pickle.dumps((kept["_answers"], models))
+        except Exception as error:  # pickle has many
+            raise ConfigError(
+                f"this result cannot be pickled ({in_a_line(error)}); define its model's class and "
+                "functions at the top of a module."
+            ) from error
+        return kept
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Result:
+        """A copy of the records; states, which nothing changes, are the same."""
+        records = copy.deepcopy((self.summary, self.history), memo)
+        return dataclasses.replace(self, summary=records[0], history=records[1])
+
+    def plot(self):
+        """Accuracies over steps by head, as a matplotlib figure."""
+        from mhd_jax.runs import (  # matplotlib takes a moment, and only plots need it
+            drawing,
+            figures,
+        )
+
+        with drawing.own_style():
+            figure = figures.accuracy(self.history, self.summary["algorithm"])
+            figure.draw_without_rendering()  # which makes all texts, in this style
+        return figure
+
+
+def simulate(
+    topology: Any,
+    clients: Clients,
+    algorithm: Algorithm | str | None = None,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 32,
+    public_batch_size: int = 64,
+    optimizer: optim.Optimizer | None = None,
+    seed: int = 0,
+    eval_every: int = 200,
+    eval_batch_size: int = 500,
+    augmentation: Augmentation | str | None = None,
+    augment_public: bool = False,
+    compute_dtype: str = "float32",
+    steps_per_dispatch: int | None = None,
+    data_placement: str = "auto",
+    client_chunk: int | None = None,
+    num_devices: int | None = None,
+    faults: Faults | None = None,
+    on_nonfinite: str = "stop",
+    workdir: str | pathlib.Path | None = None,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    keep_best: bool = False,
+    fall_back: bool = False,
+    callbacks: Watcher | Sequence[Watcher] = (),
+    progress: bool | None = None,
+) -> Result:
+    """Lets clients learn from each other over a graph.
+
+    Args:
+      topology: who may learn from whom: a Topology, weights [K, K] or [T, K, K], a networkx
+        graph, a traceable function of the step, or a name ("ring", "ring@0,complete@1000").
+      clients: from `make_clients`.
+      algorithm: from `mhd_jax.algorithms`, or a name; MHD with its defaults if None.
+      steps: how many; 2,000 if neither these nor epochs are given.
+      epochs: instead of `steps`: passes over the private data, averaged over clients.
+      batch_size: B, private samples of one client in a step.
+      public_batch_size: P, public samples in a step; unused by algorithms without them.
+      optimizer: an `optim.SGD` or any optax transformation, for clients without their own;
+        `optim.SGD()` if None.
+      seed: of everything random in training (the split has its own, in `make_clients`).
+      eval_every: steps between evaluations on the test set; the last step has one always.
+      eval_batch_size: test samples evaluated at once, or fewer where these would not fit.
+      augmentation: what is done to images that a model is trained on, a
+        `mhd_jax.data.Augmentation` or as on the command line: "flip,crop:4".
+      augment_public: whether to public images too.
+      compute_dtype: in which backbones compute: "float32", or "bfloat16" for accelerators;
+        parameters, heads and losses stay in float32.
+      steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
+        Results do not depend on it.
+      data_placement: where data lives: on the "device"; on the "host", from which batches
+        stream ahead of the steps; "auto" takes the host for what the device cannot hold. The
+        batches are the same.
+      client_chunk: clients of one device that are computed together, and whose activations
+        alone are in memory; None takes as many as fit. It trades speed for memory, and
+        changes results within floating-point tolerance.
+      num_devices: devices that share the clients; None takes all, but no more than clients.
+        Results are equal within floating-point tolerance.
+      faults: lost links, clients that are offline, slow or late, a `mhd_jax.Faults`.
+      on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
+        "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
+        the others go on.
+      workdir: the run's folder, on this machine; ~ is the home folder. A second start resumes where the first was cut, only reads a run
+        that has finished, and is refused while the first still runs.
+      checkpoint_every: steps between checkpoints; None saves at every evaluation.
+      keep_checkpoints: how many of the latest checkpoints stay; the one of the last step does.
+      keep_best: whether the one stays, too, whose last head has the highest β_sh on the
+        validation set. Evaluations that find a better one save it.
+      fall_back: whether a run whose latest checkpoint is damaged takes the newest one that is
+        whole, with a warning; without, it is refused.
+      callbacks: watchers, see `mhd_jax.callbacks`; a function is called with each record. Models and
+        callbacks run in JAX's standard modes, see `mhd_jax.core.modes`.
+      progress: whether to show a progress bar on stderr; None shows it where someone watches.
+
+    Returns:
+      A `Result`.
+
+    Raises:
+      ConfigError: settings that cannot work or do not fit in memory, a workdir of another run or
+        in use, or a damaged checkpoint.
+      DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
+      InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
+      LostProcessError: another process of a run on several has ended.
+      StorageError: the workdir cannot be written, because the disk is full, say.
+    """
+    settings = {
+        "topology": topology,
+        "clients": clients,
+        "algorithm": algorithm,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "public_batch_size": public_batch_size,
+        "optimizer": optimizer,
+        "seed": seed,
+        "eval_batch_size": eval_batch_size,
+        "augmentation": augmentation,
+        "augment_public": augment_public,
+        "compute_dtype": compute_dtype,
+        "data_placement": data_placement,
+        "client_chunk": client_chunk,
+        "num_devices": num_devices,
+        "faults": faults,
+        "on_nonfinite": on_nonfinite,
+    }
+    found = simulate_many(
+        [settings],
+        eval_every=eval_every,
+        steps_per_dispatch=steps_per_dispatch,
+        workdirs=None if workdir is None else [workdir],
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        keep_best=keep_best,
+        fall_back=fall_back,
+        callbacks=callbacks,
+        progress=progress,
+    )
+    return _all_finite(found)[0]
+
+
+def simulate_seeds(
+    topologies: Sequence[Any],
+    clients: Sequence[Clients],
+    algorithm: Algorithm | str | None = None,
+    *,
+    seeds: Sequence[int],
+    eval_every: int = 200,
+    steps_per_dispatch: int | None = None,
+    workdirs: Sequence[str | pathlib.Path] | None = None,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    keep_best: bool = False,
+    fall_back: bool = False,
+    callbacks: Watcher | Sequence[Watcher] = (),
+    progress: bool | None = None,
+    **settings: Any,
+) -> list[Result]:
+    """`simulate` with several seeds, in one program where their runs have one shape and fit.
+
+    It raises what `simulate` raises.
+
+    Args:
+      topologies, clients: one for each seed.
+      algorithm: as for `simulate`.
+      seeds: of training.
+      workdirs: one for each seed.
+      eval_every, steps_per_dispatch, checkpoint_every: as for `simulate_many`.
+      keep_checkpoints, keep_best, fall_back, callbacks, progress: likewise.
+      **settings: the others of `simulate`.
+
+    Returns:
+      A `Result` for each seed, whose training time is its share.
+    """
+    lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
+    if lengths != {len(seeds)} or not seeds:
+        raise ConfigError("topologies, clients and workdirs must be one for each seed.")
+    found = simulate_many(
+        [
+            {"topology": topology, "clients": who, "algorithm": algorithm, "seed": seed, **settings}
+            for topology, who, seed in zip(topologies, clients, seeds, strict=True)
+        ],
+        eval_every=eval_every,
+        steps_per_dispatch=steps_per_dispatch,
+        workdirs=workdirs,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        keep_best=keep_best,
+        fall_back=fall_back,
+        callbacks=callbacks,
+        progress=progress,
+    )
+    return _all_finite(found)
+
+
+@modes.standard()
+def simulate_many(
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    eval_every: int = 200,
+    steps_per_dispatch: int | None = None,
+    workdirs: Sequence[str | pathlib.Path] | None = None,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    keep_best: bool = False,
+    fall_back: bool = False,
+    callbacks: Watcher | Sequence[Watcher] = (),
+    progress: bool | None = None,
+    keep_going: bool = False,
+    write_reports: bool = True,
+) -> list[Result | DivergedError]:
+    """`simulate` with several settings; runs of one shape that fit in memory are one program.
+
+    Such runs may differ in their seed, their clients' data, their graph, and in numbers of the
+    algorithm or the optimizer (a learning rate, a weight; but 0, which stands for "without", is
+    another shape). Each is what `simulate` makes of its settings, within floating-point tolerance,
+    with its own folder; one that is at another step than the others goes by itself. It raises what
+    `simulate` raises.
+
+    Args:
+      runs: for each the arguments of `simulate`, but for those below.
+      eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
+      keep_checkpoints, keep_best, fall_back: likewise, for each run.
+      workdirs: one for each run.
+      callbacks: watch all runs; what they are told at the start says whose a record is.
+      keep_going: whether a run that diverges leaves the others alone.
+      write_reports: whether folders get figures and a page, which take a second or two each.
+
+    Returns:
+      A `Result` for each run, whose training time is its share; the error of one that diverged,
+      with `keep_going`.
+    """
+    if len(workdirs or runs) != len(runs) or not runs:
+        raise ConfigError("runs must be some, and workdirs one for each.")
+    folders: Sequence[Any] = [None for _ in runs]
+    if workdirs:
+        folders = [folder_here(path, "workdir") for path in workdirs]
+        if len({folder.resolve() for folder in folders}) < len(folders):
+            raise ConfigError("workdirs must differ from run to run.")
+    prepared = [prepare(**settings, eval_every=eval_every) for settings in runs]
+    plans = [
+        Plan.checked(run.steps, eval_every, checkpoint_every, steps_per_dispatch)
+        for run in prepared
+    ]
+    for run in prepared:
+        fit.require_state_fits(run, saves=workdirs is not None)
+    watch = _watchers(callbacks, progress)
+    keep = _keep(prepared, keep_checkpoints, keep_best, folders)
+    lanes = [
+        _Lane(run, _folder(folder, run, keep), plan, keep, fall_back, write_reports)
+        for run, folder, plan in zip(prepared, folders, plans, strict=True)
+    ]
+    return _simulate(lanes, watch, keep_going)
+
+
+def _keep(runs: Sequence[Run], last: int, keep_best: bool, folders: Sequence[Any]) -> Keep:
+    """Which checkpoints stay, once that is found to be possible."""
+    require_counts(keep_checkpoints=last)
+    if keep_best and any(run.validation is None for run in runs):
+        raise ConfigError(
+            "keep_best chooses on a validation set, and there is none; set validation_fraction. "
+            "Nothing is chosen on the test set."
+        )
+    if keep_best and None in folders:
+        raise ConfigError("keep_best keeps a checkpoint in a folder; give a workdir.")
+    return Keep(last, keep_best)
+
+
+def _folder(path: str | pathlib.Path | None, run: Run, keep: Keep) -> RunFolder | None:
+    return None if path is None else RunFolder(path, run.settings, run.programs, keep)
+
+
+def _all_finite(found: Sequence[Result | DivergedError]) -> list[Result]:
+    results = []
+    for each in found:
+        if isinstance(each, DivergedError):
+            raise each
+        results.append(each)
+    return results
+
+
+def _watchers(callbacks: Watcher | Sequence[Watcher], progress: bool | None) -> Callback:
+    watchers = [callbacks] if callable(callbacks) or isinstance(callbacks, Callback) else callbacks
+    return Callbacks([*watchers, *_progress_bar(progress)] if multihost.is_main() else [])
+
+
+@dataclasses.dataclass
+class _Lane:
+    """One run on the host's side: its folder, what it has found, the seconds that it took."""
+
+    run: Run
+    folder: RunFolder | None
+    plan: Plan
+    keep: Keep
+    fall_back: bool
+    has_report: bool = True
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
+    failure: DivergedError | None = None
+    best_score: float = -math.inf
+
+    @property
+    def watched(self) -> WatchedRun:
+        """The run as watchers know it."""
+        folder = None if self.folder is None else self.folder.path
+        return WatchedRun(self.run.settings, folder, self.history)
+
+    @property
+    def starts(self) -> list[int]:
+        """The steps at which the run can be taken up, in their order."""
+        if self.folder is None:
+            return [0]
+        checkpoints = self.folder.checkpoints
+        return (checkpoints.whole_steps() if self.fall_back else checkpoints.steps) or [0]
+
+    def begin(self, step: int) -> Carry:
+        """The state at `step`, one of `starts`."""
+        if self.folder is None:
+            return self.run.start()
+        self.folder.create(self.run.everyone)
+        if step:
+            carry, self.seconds = self.folder.restore(self.run.carry, step, self.run.start)
+            self.folder.warn_of_another_environment(step, self.run.carry)
+        else:
+            carry = self.run.start()
+        self.history = self.folder.rewind(step)
+        scores = self.folder.checkpoints.scores().values()
+        self.best_score = max((score for score in scores if score is not None), default=-math.inf)
+        return carry
+
+    def read(self) -> Result:
+        """What a run that has finished has left, whose report is made where that has failed."""
+        assert self.folder is not None
+        state = self._saved_state(self.plan.steps)
+        self.history = self.folder.history()
+        summary = self.folder.summary()
+        if self.has_report and multihost.is_main() and not self.folder.has_report:
+            self._report(self.folder, summary)
+        return self.result(summary, state, self.plan.steps)
+
+    def _best(self, final: State | None) -> State | None:
+        """The state of the checkpoint that is kept as the best one."""
+        if self.folder is None or not self.keep.best:
+            return None
+        step = best(self.folder.checkpoints.scores())
+        if step is None or step == self.plan.steps:
+            return final
+        return self._saved_state(step)
+
+    def _saved_state(self, step: int) -> State | None:
+        """The state of a checkpoint; None where it is not among those to be had."""
+        if self.folder is None or step not in self.starts:
+            return None
+        return self.folder.restore(self.run.carry, step, self.run.start)[0].state
+
+    def score(self) -> float | None:
+        """β_sh of the last head on the validation set at the last evaluation."""
+        values = list(self.history[-1]["validation"]["beta_sh"].values())
+        return values[-1]
+
+    def save(self, step: int, carry: Carry, *, due: bool) -> None:
+        """Saves where that is due, or where what was evaluated at this step is the best so far."""
+        if self.folder is None:
+            return
+        evaluated = bool(self.history) and self.history[-1]["step"] == step
+        score = self.score() if self.keep.best and evaluated else None
+        is_best = score is not None and score > self.best_score
+        if score is not None and is_best:
+            self.best_score = score
+        if due or is_best:
+            self.folder.save(step, carry, self.seconds, len(self.history), score)
+
+    def record(self, carry: Carry) -> dict[str, Any]:
+        """Evaluates, and adds a line to the history."""
+        run = self.run
+        sent = communication.total(run.messages(carry), run.senders)
+        per_class = run.per_class_accuracy(carry.state, run.test)
+        record = {
+            "step": int(carry.state.step),
+            "seed": run.seed,
+            **run.accuracies(per_class),
+            "train": run.means(carry),
+            "messages": sent["messages"],
+            "bytes": sent["total_bytes"],
+            **run.non_finite(carry),
+            "seconds": self.seconds,
+        }
+        record["per_client"] |= _by_class(per_class)
+        if run.validation is not None:
+            record["validation"] = run.accuracies(
+                run.per_class_accuracy(carry.state, run.validation)
+            )
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append(record)
+        return record
+
+    def finish(
+        self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
+    ) -> Result:
+        """Writes what stays of the run."""
+        summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary["execution"] = _executed(self.run, runs_at_once)
+        if self.folder is not None:
+            self.folder.finish(summary)
+            if self.has_report and multihost.is_main():
+                self._report(self.folder, summary)
+        return self.result(summary, carry.state, started_at)
+
+    def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
+        """Writes figures and a page, of which the run's record does not depend."""
+        again = f"The run has finished; python -m experiments.report {folder.path} tries again."
+        with decoration(f"the report of {folder.path}", again):
+            from mhd_jax.runs import report
+
+            report.write(folder.finished_with(summary, self.history))
+
+    def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
+        """The run as its user gets it."""
+        data = self.run.clients.data
+        answers = Answers(
+            self.run.algorithm.predict,
+            self.run.spec.preparation,
+            self.run.execution,
+            data.kind,
+            data.name,
+        )
+        return Result(summary, self.history, state, started_at, self._best(state), answers)
+
+
+def _simulate(
+    lanes: Sequence[_Lane], watch: Callback, keep_going: bool = False
+) -> list[Result | DivergedError]:
+    """Carries runs out, those that can together."""
+    results: dict[int, Result | DivergedError] = {}
+    unfinished: list[int] = []
+    try:
+        for i, lane in enumerate(lanes):
+            if lane.folder is not None and not lane.folder.finished:
+                lane.folder.claim()  # which another process may have finished until then
+            if lane.folder is not None and lane.folder.finished:
+                results[i] = lane.read()
+            else:
+                unfinished.append(i)
+        for start, indices in _by_start(lanes, unfinished).items():
+            for part, joined in partition([lanes[i].run for i in indices]):
+                who = [indices[i] for i in part]
+                found = _carry_out([lanes[i] for i in who], joined, start, watch, keep_going)
+                results.update(zip(who, found, strict=True))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise ConfigError(
+                f"the run does not fit: {str(error).splitlines()[0]}. Lower batch_size, "
+                "public_batch_size, eval_batch_size or client_chunk, or take more devices."
+            ) from error
+        if not multihost.lost_another(error):
+            raise
+        kept = _folders(lanes)
+        saved = f" {kept} holds what was saved;" if kept else ""
+        raise LostProcessError(
+            f"this process has lost the others ({str(error).splitlines()[0]}), and cannot go on "
+            f"alone.{saved} start all of them again with the same command."
+        ) from error
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK or not _folders(lanes):
+            raise
+        raise StorageError(
+            f"{_folders(lanes)} cannot be written ({error.strerror}). Make room, and the same "
+            "command resumes the run."
+        ) from error
+    finally:
+        for lane in lanes:
+            if lane.folder is not None:
+                lane.folder.close()
+        _note_what_is_saved(sys.exception(), lanes)
+    return [results[i] for i in range(len(lanes))]
+
+
+def _note_what_is_saved(error: BaseException | None, lanes: Sequence[_Lane]) -> None:
+    """Adds to an error that nobody foresaw, like one in a user's model, where the runs go on from."""
+    saved = [lane for lane in lanes if lane.folder is not None and lane.folder.checkpoints.steps]
+    if saved and isinstance(error, Exception) and not isinstance(error, _FORESEEN):
+        error.add_note(f"{_folders(saved)} holds what was saved; the same command resumes it.")
+
+
+def _by_start(lanes: Sequence[_Lane], indices: Sequence[int]) -> dict[int, list[int]]:
+    """Runs by the step at which they are taken up: a common one, where they have one.
+
+    A process that dies between two saves leaves one run a checkpoint ahead of the next.
+    """
+    common = set.intersection(*(set(lanes[i].starts) for i in indices)) if indices else set()
+    if common:
+        return {max(common): list(indices)}
+    found: dict[int, list[int]] = {}
+    for i in indices:
+        found.setdefault(lanes[i].starts[-1], []).append(i)
+    return found
+
+
+def _folders(lanes: Sequence[_Lane]) -> str:
+    return ", ".join(str(lane.folder.path) for lane in lanes if lane.folder is not None)
+
+
+def _carry_out(
+    lanes: Sequence[_Lane],
+    joined: Together | None,
+    started_at: int,
+    watch: Callback,
+    keep_going: bool,
+) -> list[Result | DivergedError]:
+    """Takes runs from one step to their end: one, or several that are joined."""
+    carries = [lane.begin(started_at) for lane in lanes]
+    carry = joined.join(carries) if joined else carries[0]
+    del carries
+    program = joined or lanes[0].run
+    status = "failed"
+    try:
+        watch.on_start([lane.watched for lane in lanes], started_at)
+        with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
+            carry, compile_seconds = _train(
+                lanes, program, carry, watch, stop_requested, keep_going
+            )
+        if not all(lane.failure for lane in lanes):
+            status = "finished"
+    except (InterruptedRun, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    finally:
+        watch.on_end(status)
+    return [
+        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
+        for lane, part in zip(lanes, program.split(carry), strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When a run does what: all in steps."""
+
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    per_dispatch: int | None
+
+    @classmethod
+    def checked(
+        cls, steps: int, eval_every: int, checkpoint_every: int | None, per_dispatch: int | None
+    ) -> Plan:
+        """The plan, once its counts are found to be some; without one, evaluations save."""
+        checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
+        require_counts(
+            checkpoint_every=checkpoint_every,
+            steps_per_dispatch=1 if per_dispatch is None else per_dispatch,
+        )
+        return cls(steps, eval_every, checkpoint_every, per_dispatch)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether step `step` ends with an evaluation."""
+        return step % self.eval_every == 0 or step == self.steps
+
+    def saves_at(self, step: int) -> bool:
+        """Whether step `step` ends with a checkpoint."""
+        return step % self.checkpoint_every == 0 or step == self.steps
+
+    def next_stop(self, step: int) -> int:
+        """The next step after `step` at which the host has something to do."""
+        every = (self.eval_every, self.checkpoint_every)
+        return min(self.steps, *((step // n + 1) * n for n in every))
+
+
+def _train(
+    lanes: Sequence[_Lane],
+    program: Run | Together,
+    carry: Carry,
+    watch: Callback,
+    stop_requested: Callable[[], bool],
+    keep_going: bool,
+) -> tuple[Carry, float]:
+    """Trains to the end of the lanes' common plan, or until all have diverged.
+
+    Returns:
+      The carry, and the seconds of compilation.
+    """
+    plan = lanes[0].plan
+    started = time.perf_counter()
+    if isinstance(program, Run):
+        program = lanes[0].run = fit.fitted(program)
+    else:
+        fit.require_step_fits(program.lower(carry), lanes[0].run)
+    carry = jax.block_until_ready(program.advance(carry, 0))  # loads it, and takes no step
+    compile_seconds = time.perf_counter() - started
+    watch.on_compiled(compile_seconds)
+
+    step = int(carry.state.step)
+    pace = _Pace(plan.per_dispatch)
+    while step < plan.steps:
+        num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
+        started = time.perf_counter()
+        carry = jax.block_until_ready(program.advance(carry, num_steps))
+        elapsed = time.perf_counter() - started
+        pace.observe(num_steps, elapsed)
+        step += num_steps
+        parts = program.split((carry.sums, carry.tally))
+        for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
+            lane.seconds += elapsed / len(lanes)
+            if lane.failure is None:
+                _look_after(lane, sums, tally, step, keep_going)
+                if lane.failure is not None:
+                    watch.on_failure(place)
+        if all(lane.failure for lane in lanes):
+            break
+        records = []
+        if plan.evaluates_at(step):
+            records = [lane.record(part) for lane, part in _going(lanes, program, carry)]
+            carry = carry.reset()
+        stopping = bool(multihost.from_each(stop_requested()).any()) and step < plan.steps
+        folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all, or of none
+        due = plan.saves_at(step) or stopping
+        if folders and (due or (records and lanes[0].keep.best)):
+            for lane, part in _going(lanes, program, carry):
+                lane.save(step, part, due=due)
+        # Watchers come last: what they may raise loses nothing.
+        watch.on_steps(step, pace.rate)
+        for record in records:
+            _warn_of_collapse(record)
+            watch.on_evaluation(record)
+        if stopping and folders:
+            for folder in folders:
+                folder.wait()
+            raise InterruptedRun(
+                f"stopped at step {step} of {plan.steps}; everything is saved in "
+                f"{_folders(lanes)}, and the same command resumes it"
+            )
+    return carry, compile_seconds
+
+
+def _going(
+    lanes: Sequence[_Lane], program: Run | Together, carry: Carry
+) -> list[tuple[_Lane, Carry]]:
+    """Those that have not diverged, each with its own part."""
+    parts = zip(lanes, program.split(carry), strict=True)
+    return [(lane, part) for lane, part in parts if lane.failure is None]
+
+
+def _look_after(lane: _Lane, sums: Metrics, tally: Tally, step: int, keep_going: bool) -> None:
+    """Raises `DivergedError` for a run that has, or notes it in its lane."""
+    try:
+        _require_finite(lane.run, sums, step)
+        if lane.run.quarantine:
+            _report_quarantine(lane, tally)
+    except DivergedError as error:
+        if not keep_going:
+            raise
+        lane.failure = error
+
+
+class _Pace:
+    """How many steps a dispatch takes: enough to hide its overhead, few enough to stay responsive."""
+
+    def __init__(self, fixed: int | None):
+        self._fixed = fixed
+        self._next = 4
+        self.rate = 0.0
+
+    def steps(self) -> int:
+        return self._fixed or self._next
+
+    def observe(self, num_steps: int, seconds: float) -> None:
+        self.rate = num_steps / max(seconds, 1e-9)
+        self._next = max(1, min(int(self.rate * _SECONDS_PER_DISPATCH), 8 * self._next))
+
+
+def _require_finite(run: Run, sums: Metrics, step: int) -> None:
+    bad = run.diverged(sums)
+    if bad.size:
+        raise DivergedError(
+            f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step {step} "
+            f"(seed {run.seed}); lower the learning rate or the distillation weights."
+        )
+
+
+def _report_quarantine(lane: _Lane, tally: Tally) -> None:
+    """Warns of clients new in quarantine; raises `DivergedError` where all are."""
+    run, found = lane.run, lane.run.quarantined(tally)
+    for client in sorted(found.keys() - lane.reported.keys()):
+        warnings.warn(
+            f"the loss or the parameters of client {client} are no longer finite at step "
+            f"{found[client]} (seed {run.seed}): it is in quarantine, and the others go on.",
+            stacklevel=2,
+        )
+    lane.reported = found
+    if len(found) == run.num_active:
+        raise DivergedError(
+            f"all clients are in quarantine, the last since step {max(found.values())} "
+            f"(seed {run.seed}); lower the learning rate or the distillation weights."
+        )
+
+
+def _warn_of_collapse(record: Mapping[str, Any]) -> None:
+    entropy = record["train"].get("public_entropy")
+    if entropy is not None and entropy < _COLLAPSE_ENTROPY:
+        warnings.warn(
+            f"at step {record['step']} the clients answer nearly the same on all public samples "
+            f"(entropy of the mean prediction {entropy:.2f} of its maximum): distillation has "
+            "collapsed. Lower nu_aux, num_targets or the learning rate.",
+            stacklevel=2,
+        )
+
+
+def _progress_bar(progress: bool | None) -> list[Callback]:
+    return [ShowProgress()] if progress or (progress is None and is_interactive()) else []
+
+
+@contextlib.contextmanager
+def _stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
+
+    A request that came too late, in the last steps, is passed on to who is asked otherwise.
+    """
+    received: list[int] = []
+
+    def requested() -> bool:
+        return bool(received)
+
+    if not active or threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+
+    def handle(signum: int, frame: Any) -> None:
+        received.append(signum)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requested
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if received:
+        signal.raise_signal(received[0])
+
+
+def _summary(
+    run: Run,
+    carry: Carry,
+    history: Sequence[Mapping[str, Any]],
+    compile_seconds: float,
+    seconds: float,
+) -> dict[str, Any]:
+    last = history[-1]
+    per_class = run.per_class_accuracy(carry.state, run.test)
+    names = head_names(per_class.shape[1])
+    messages = run.messages(carry)
+    named = diagnostics.MOST_CLIENTS**2
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
+    each = last["per_client"]
+    models = run.everyone.model_names
+    consensus = run.consensus(carry.state)
+    return jsonable(
+        {
+            "algorithm": run.algorithm.name,
+            "dataset": run.everyone.data.name,
+            "num_clients": run.everyone.num_clients,
+            "steps": run.steps,
+            "seed": run.seed,
+            "status": "finished",
+            "beta_sh": last["beta_sh"],
+            "beta_priv": last["beta_priv"],
+            **{name: last[name] for name in ("honest", "validation") if name in last},
+            **({} if consensus is None else {"consensus": consensus}),
+            "per_client": [
+                {
+                    "client": i,
+                    "model": models[i],
+                    "beta_sh": {name: each["beta_sh"][name][i] for name in names},
+                    "beta_priv": {name: each["beta_priv"][name][i] for name in names},
+                    "per_class_accuracy": {name: per_class[i, h] for h, name in enumerate(names)},
+                }
+                for i in range(len(per_class))
+            ],
+            "data": {
+                "class_names": run.everyone.data.class_names,
+                "samples": run.everyone.role_counts(),
+                "private_samples": run.everyone.label_counts(),
+            },
+            "by_hops": distances.accuracies(per_class, run.hops_to_classes(), names),
+            "topology": topologies.describe(run.topology, run.steps),
+            "communication": {
+                **communication.total(messages, run.senders),
+                "by_edge": by_edge,
+                **_non_finite(history),
+            },
+            **(run.diagnostics(carry) if len(per_class) ** 2 <= named else {}),
+            **run.faults(carry),
+            "timing": {
+                "compile_seconds": compile_seconds,
+                "seconds_per_step": seconds / run.steps,
+                "steps_per_second": run.steps / seconds,
+                "peak_memory_bytes": _peak_memory(),
+            },
+            "settings": run.settings,
+        }
+    )
+
+
+def _executed(run: Run, runs_at_once: int) -> dict[str, Any]:
+    """Choices that settings leave open, by which results round: those of the last session."""
+    execution = run.execution
+    return {
+        "num_devices": execution.num_devices,
+        "client_chunk": execution.chunk,
+        "recompute": execution.recompute,
+        "data_placement": "device" if run.stream is None else "host",
+        "runs_at_once": runs_at_once,
+    }
+
+
+def _by_class(per_class: np.ndarray) -> dict[str, Any]:
+    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
+    num_clients, num_heads, num_classes = per_class.shape
+    if num_clients * num_classes > _MOST_BY_CLASS:
+        return {}
+    names = head_names(num_heads)
+    kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
+    return {"per_class_accuracy": jsonable(kept)}
+
+
+def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many messages were not finite since the start, where an algorithm looks for them."""
+    if "non_finite" not in history[-1]:
+        return {}
+    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
+
+
+def _peak_memory() -> int:
+    """The most memory taken so far: the accelerator's where it tells, else this process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

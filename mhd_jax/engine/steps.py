@@ -1,0 +1,256 @@
+"""The compiled pieces of a run: many training steps in one dispatch, and the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+from jax.sharding import Sharding
+
+from mhd_jax.clients import Clients
+from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, place, under
+from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State
+from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
+from mhd_jax.data.dataset import take
+from mhd_jax.data.preprocessing import Preparation
+from mhd_jax.engine import contract, faults
+from mhd_jax.engine.evaluation import EvaluationSet
+from mhd_jax.engine.faults import FaultPlan, Tally
+from mhd_jax.topology.schedules import Schedule
+from mhd_jax.training import groups
+from mhd_jax.training.metrics import correct_by_class
+
+
+@struct.dataclass
+class Carry:
+    """What goes from dispatch to dispatch, and into a checkpoint.
+
+    Attributes:
+      state: the clients.
+      sums: the metrics, summed over the steps since the last evaluation.
+      count: how many steps that are, int32 [].
+      messages: by kind, those of i from j since the start, int32 [K, K], or between i and a
+        server [K].
+      diagnostics: of edges since the start, arrays [K, ...], see `mhd_jax.exchange.diagnostics`; None where the
+        algorithm has none.
+      tally: what came of faults; None in a run in which nothing fails.
+    """
+
+    state: State
+    sums: Metrics
+    count: Array
+    messages: dict[str, Array]
+    tally: Tally | None = None
+    diagnostics: dict[str, Array] | None = None
+
+    def reset(self) -> Carry:
+        """The same state, with nothing summed."""
+
+        def zeros(a: Array) -> Array:  # where the array lives, so that nothing compiles anew
+            nothing = np.zeros(a.shape, a.dtype)
+            return jax.make_array_from_callback(a.shape, a.sharding, lambda part: nothing[part])
+
+        sums, count = jax.tree.map(zeros, (self.sums, self.count))
+        tally = self.tally
+        if tally is not None:
+            tally = dataclasses.replace(tally, trained=zeros(tally.trained))
+        return dataclasses.replace(self, sums=sums, count=count, tally=tally)
+
+
+def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
+    """The clients' training data where the steps run: each device holds its own clients' only."""
+    by_client = np.argsort(clients.owner, kind="stable")
+    by_client = by_client[np.count_nonzero(clients.owner < 0) :]
+    sizes = clients.label_counts().sum(axis=1)
+    on_device = sizes.reshape(execution.num_shards, -1)
+    most = max(int(on_device.sum(axis=1).max()), 1)
+    rows = np.stack(  # padded with the device's own samples, which no client's rows reach
+        [
+            np.resize(part if part.size else 0, most)
+            for part in np.split(by_client, np.cumsum(on_device.sum(axis=1))[:-1])
+        ]
+    )
+    starts = np.cumsum(on_device, axis=1) - on_device
+    data = clients.data
+    return DeviceData(
+        **place(
+            {
+                "inputs": take(data.inputs, rows),
+                "labels": data.labels[rows],
+                "starts": starts.reshape(-1).astype(np.int32),
+                "sizes": sizes.astype(np.int32),
+                "has_labels": clients.learns_labels & (sizes > 0),
+            },
+            execution,
+            by_client=True,
+        ),
+        public_inputs=place(
+            take(clients.public_inputs, np.arange(clients.num_public)), execution, by_client=False
+        ),
+    )
+
+
+def initial_carry(
+    algorithm: Algorithm,
+    clients: Clients,
+    data: Data,
+    spec: BatchSpec,
+    seed: int,
+    execution: Execution = AT_ONCE,
+    *,
+    may_fail: bool = False,
+    quarantine: bool = False,
+    abstract: bool = False,
+) -> Carry:
+    """A new run's state, or (`abstract`) only its shapes, types and places.
+
+    `may_fail` says whether clients or links may, `quarantine` whether clients that diverge are
+    taken out.
+    """
+
+    tally = None
+    if may_fail or quarantine:
+        tally = Tally.start(clients.num_clients, quarantine=quarantine)
+
+    def init(key: Array, data: Data) -> Carry:
+        with under(execution):
+            ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
+            batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
+            if tally is not None:
+                everyone = jnp.ones(clients.num_clients, bool)
+                batch = dataclasses.replace(batch, presence=Presence(everyone, everyone))
+            state = algorithm.init(key, clients, batch)
+            graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
+            _, metrics = contract.shapes_of_step(algorithm, state, batch, graph)
+        sums = jax.tree.map(jnp.zeros_like, metrics)
+        messages, diagnostics = sums.pop("messages"), sums.pop("diagnostics", None)
+        return Carry(state, sums, jnp.zeros((), jnp.int32), messages, tally, diagnostics)
+
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(init, key, data)
+    places = carry_shardings(shapes, execution)
+    if abstract:
+        return jax.tree.map(
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
+        )
+    # A model's many random draws take XLA's CPU backend long to optimise, and run but once
+    # (ResNet-20: 12 s against 2 s). A level that XLA_FLAGS names is left as it is.
+    level, options = "xla_backend_optimization_level", {}
+    if jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
+        options = {level: 1}
+    return jax.jit(init, out_shardings=places, compiler_options=options)(key, data)
+
+
+def carry_shardings(carry: Carry, execution: Execution) -> Carry:
+    """Where each array of a carry lives: what a client owns is split by client, the rest whole."""
+    whole, split = (execution.sharding(by_client=by) for by in (False, True))
+    num_clients = carry.state.num_clients
+
+    def by_client(a: Array) -> Sharding:
+        return split if a.ndim and a.shape[0] == num_clients else whole
+
+    state = dataclasses.replace(
+        jax.tree.map(lambda _: whole, carry.state),
+        groups=jax.tree.map(lambda _: split, carry.state.groups),
+        extra=jax.tree.map(by_client, carry.state.extra),
+    )
+    sums = jax.tree.map(lambda total: split if total.ndim else whole, carry.sums)
+    messages = jax.tree.map(lambda _: split, carry.messages)
+    tally = jax.tree.map(lambda _: whole, carry.tally)
+    diagnostics = jax.tree.map(lambda _: split, carry.diagnostics)
+    return Carry(state, sums, whole, messages, tally, diagnostics)  # type: ignore[arg-type]  # places, in a carry's shape
+
+
+def take_steps(
+    carry: Carry,
+    data: Data,
+    adjacency: PyTree,
+    num_steps: Array,
+    plan: FaultPlan | None = None,
+    *,
+    train_step: Callable[[State, Batch, Array], tuple[State, Metrics]],
+    schedule: Schedule,
+    spec: BatchSpec,
+    execution: Execution = AT_ONCE,
+) -> Carry:
+    """Takes `num_steps` steps. The count, the graph and the faults are traced: none compiles anew when it changes."""
+
+    num_clients = carry.state.num_clients
+    places = carry_shardings(carry, execution)
+
+    def one_step(_: Array, carry: Carry) -> Carry:
+        before, tally = carry.state, carry.tally
+        batch = draw_batch(data, before.key, before.client_ids, before.step, spec)
+        graph = everywhere(schedule(adjacency, before.step))
+        if tally is not None:
+            there, graph, tally = faults.before_step(plan, tally, before, graph)
+            batch = dataclasses.replace(batch, presence=there)
+        inactive = num_clients - graph.shape[0]
+        state, metrics = train_step(before, batch, jnp.pad(graph, (0, inactive)))
+        messages = jax.tree.map(jnp.add, carry.messages, metrics.pop("messages"))
+        diagnostics = metrics.pop("diagnostics", None)
+        if tally is not None:
+            state, metrics, tally = faults.after_step(tally, there, before, state, metrics)
+            nothing = jax.tree.map(jnp.zeros_like, diagnostics)
+            diagnostics = groups.where_rows(there.trains, diagnostics, nothing)
+        diagnostics = jax.tree.map(jnp.add, carry.diagnostics, diagnostics)
+        sums = jax.tree.map(jnp.add, carry.sums, metrics)
+        after = Carry(state, sums, carry.count + 1, messages, tally, diagnostics)
+        return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
+
+    with under(execution):
+        return jax.lax.fori_loop(0, num_steps, one_step, carry)
+
+
+dispatch = jax.jit(
+    take_steps,
+    static_argnames=("train_step", "schedule", "spec", "execution"),
+    donate_argnames=("carry",),
+)
+
+
+@functools.partial(jax.jit, static_argnames=("predict", "preparation", "num_classes", "execution"))
+def count_correct(
+    state: State,
+    samples: EvaluationSet,
+    *,
+    predict: Callable[[State, PyTree], Array],
+    preparation: Preparation,
+    num_classes: int,
+    execution: Execution = AT_ONCE,
+) -> tuple[Array, Array]:
+    """Correct answers int32 [K, H, C], and samples int32 [C], by class."""
+
+    def one_chunk(total: Array, chunk: EvaluationSet) -> tuple[Array, None]:
+        logits = predict(state, preparation(chunk.inputs))
+        correct = correct_by_class(logits, chunk.labels, chunk.mask, num_classes)
+        return total + correct, None
+
+    with under(execution):
+        first = jax.tree.map(lambda a: a[0], samples.inputs)
+        logits = jax.eval_shape(lambda x: predict(state, preparation(x)), first)
+        zeros = jnp.zeros((logits.shape[0], logits.shape[2], num_classes), jnp.int32)
+        correct, _ = jax.lax.scan(one_chunk, zeros, samples)
+    labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)
+    return correct, jnp.bincount(labels, length=num_classes + 1)[:num_classes]
+
+
+@functools.partial(jax.jit, static_argnames=("predict", "preparation", "execution"))
+def answers(
+    state: State,
+    inputs: PyTree,
+    *,
+    predict: Callable[[State, PyTree], Array],
+    preparation: Preparation,
+    execution: Execution = AT_ONCE,
+) -> Array:
+    """All clients' logits [K, N, H, C] on samples as their data set stores them."""
+    with under(execution):
+        return predict(state, preparation(inputs))

@@ -1,0 +1,173 @@
+"""Batches read on the host, ahead of the steps that take them, for data that the device cannot hold.
+
+Which samples a step takes is the function of the step that it is on the device
+(`mhd_jax.data.batching.draw_rows`), so that both give the same batches, and a run that was cut goes on
+with the very sample that would have followed. Blocks of several steps travel at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from mhd_jax.clients import Clients
+from mhd_jax.core import modes
+from mhd_jax.core.client_axis import Execution
+from mhd_jax.core.types import Batch, PyTree
+from mhd_jax.data.batching import BatchSpec, draw_rows
+
+_BLOCK_BYTES = 2**25
+_MOST_STEPS = 64
+_MOST_THREADS = 16
+
+
+@struct.dataclass
+class Block:
+    """Batches of consecutive steps, where the steps run.
+
+    Attributes:
+      batches: as stored, every array with an axis of steps in front.
+      first: the step of the first one, int32 [].
+    """
+
+    batches: Batch
+    first: Array
+
+    def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
+        """The batch of one step, which must be one of the block's."""
+        del key, client_ids, spec
+        here = step - self.first
+        return jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, here, keepdims=False), self.batches
+        )
+
+
+class Stream:
+    """The training data of a run, block by block.
+
+    Args:
+      clients: of the run, padded to fill the devices.
+      spec: of the batches.
+      key: the run's.
+      execution: says where the blocks' arrays live.
+    """
+
+    def __init__(self, clients: Clients, spec: BatchSpec, key: Array, execution: Execution):
+        self._clients, self._spec, self._execution = clients, spec, execution
+        owned = np.argsort(clients.owner, kind="stable")
+        self._owned = owned[np.count_nonzero(clients.owner < 0) :]
+        self._sizes = clients.label_counts().sum(axis=1).astype(np.int32)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._key = jax.random.key_data(key)
+        public = spec.public * (clients.num_clients if spec.independent_public else 1)
+        samples_a_step = clients.num_clients * spec.private + public
+        bytes_a_step = samples_a_step * _bytes_of_one(clients.data.inputs)
+        self.block_steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // bytes_a_step))
+        self._block: Block | None = None
+        self._at = 0  # the block's number
+        self._ahead: Iterator[Block] = iter(())
+        self._next = -1  # the number of the block that comes out of it
+
+    def blank(self) -> Block:
+        """A block of zeros, for shapes and places."""
+        return self._block_of(0, lambda a, rows: np.zeros((*rows.shape, *a.shape[1:]), a.dtype))
+
+    def block_at(self, step: int) -> tuple[Block, int]:
+        """The block that holds `step`, and how many of its steps are left from there."""
+        number, offset = divmod(step, self.block_steps)
+        if self._block is None or self._at != number:
+            if self._next != number:
+                self._ahead = ahead(self._read, number)
+            self._block = next(self._ahead)
+            self._at, self._next = number, number + 1
+        return self._block, self.block_steps - offset
+
+    @modes.standard()  # of this thread, which is not that of the run
+    def _read(self, number: int) -> Block:
+        return self._block_of(number * self.block_steps, lambda a, rows: a[rows])
+
+    def _block_of(self, first: int, read: Callable[[Any, np.ndarray], np.ndarray]) -> Block:
+        """The batches from step `first` on, `read(array, rows)` of their samples."""
+        clients, spec = self._clients, self._spec
+        with _on_the_cpu():
+            offsets, public_rows = jax.tree.map(
+                np.asarray,
+                _rows(
+                    self._key,
+                    first,
+                    self._sizes,
+                    clients.num_public,
+                    spec=spec,
+                    count=self.block_steps,
+                ),
+            )
+        # Clients without samples get what the mask hides.
+        places = np.minimum(self._starts[:, None] + offsets, len(self._owned) - 1)
+        rows = self._owned[places]  # [steps, K, B]
+        public_axis = 1 if spec.independent_public else None
+        has_labels = clients.learns_labels & (self._sizes > 0)
+        mask = np.broadcast_to(has_labels[:, None], rows.shape).astype(np.float32)
+
+        def gathered(a: Any, rows: np.ndarray, axis: int | None) -> Array:
+            shape = (*rows.shape, *a.shape[1:])
+            return self._execution.gathered(
+                shape, axis, lambda own: read(a, rows if axis is None else rows[:, own])
+            )
+
+        def put(a: np.ndarray, axis: int | None) -> Array:
+            return self._execution.gathered(
+                a.shape, axis, lambda own: a if axis is None else a[:, own]
+            )
+
+        batches = Batch(
+            inputs=jax.tree.map(lambda a: gathered(a, rows, 1), clients.data.inputs),
+            labels=gathered(clients.data.labels, rows, 1),
+            mask=put(mask, 1),
+            public_inputs=jax.tree.map(
+                lambda a: gathered(a, public_rows, public_axis), clients.public_inputs
+            ),
+            public_indices=put(public_rows, public_axis),
+        )
+        return Block(batches, put(np.asarray(first, np.int32), None))
+
+
+def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iterator[Any]:
+    """`load(first)`, `load(first + 1)` … in order, read by other threads before they are asked for."""
+    import grain  # takes a moment, and only streams need it
+
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+    return iter(grain.MapDataset.range(first, stop).map(load).to_iter_dataset(options))
+
+
+def _on_the_cpu() -> contextlib.AbstractContextManager[Any]:
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told of accelerators alone
+        return contextlib.nullcontext()
+
+
+@functools.partial(jax.jit, static_argnames=("num_public", "spec", "count"))
+def _rows(
+    key: Array, first: Array, sizes: Array, num_public: int, *, spec: BatchSpec, count: int
+) -> tuple[Array, Array]:
+    """`draw_rows` for each of `count` steps."""
+    ids = jnp.arange(len(sizes), dtype=jnp.int32)
+    wrapped = jax.random.wrap_key_data(key)
+    return jax.vmap(lambda step: draw_rows(wrapped, ids, step, sizes, num_public, spec))(
+        first + jnp.arange(count, dtype=jnp.int32)
+    )
+
+
+def _bytes_of_one(inputs: PyTree) -> int:
+    """Of one sample as stored."""
+    return sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in jax.tree.leaves(inputs))

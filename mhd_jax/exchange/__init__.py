@@ -1,0 +1,3 @@
+"""What crosses an edge, and who is listened to."""
+
+from mhd_jax.exchange.selection import *  # noqa: F403

@@ -1,0 +1,144 @@
+"""Pools of delayed teachers: checkpoints of neighbours that each client keeps and learns from.
+
+Every S_P steps each client puts a random neighbour, as it is then, into a random slot of its own pool
+of N_P. A client that is away then, or has no neighbour, keeps what it has; so does every slot that is
+not renewed. A pool that is still empty is filled at the first step at which its client is there and has
+neighbours, with as many of these as there are. What a client that has left the run was goes on to teach from
+the pools of others.
+
+A client's checkpoints are kept beside it, on its own device: a group of the state holds K · N_P models of
+its architecture, of which a slot uses the one of its teacher's. That is once the clients' own memory for
+each slot and architecture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mhd_jax.core import random
+from mhd_jax.core.client_axis import in_any_run, over_clients
+from mhd_jax.core.random import Purpose
+from mhd_jax.core.types import GroupState, PyTree, State
+from mhd_jax.data.batching import take_rows
+from mhd_jax.exchange.selection import Teachers
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.training.groups import outputs_of_models
+
+EMPTY = -1
+
+
+def start(state: State, num_slots: int) -> tuple[State, Array]:
+    """The clients with room for their checkpoints, and whose these are: nobody's, int32 [K, N_P]."""
+
+    def with_room(group: GroupState) -> GroupState:
+        def slots(a: Array) -> Array:
+            return jnp.zeros((state.num_clients, num_slots, *a.shape[1:]), a.dtype)
+
+        return dataclasses.replace(
+            group, snapshots=jax.tree.map(slots, (group.params, group.stats))
+        )
+
+    groups = tuple(map(with_room, state.groups))
+    pool = jnp.full((state.num_clients, num_slots), EMPTY, jnp.int32)
+    return dataclasses.replace(state, groups=groups), pool
+
+
+def renewed(
+    state: State, pool: Array, neighbours: Teachers, there: Array, every: int
+) -> tuple[State, Array]:
+    """Checkpoints and pools of a step, at which slots may be due.
+
+    Args:
+      state: of the step.
+      pool: whose checkpoint each slot holds, int32 [K, N_P].
+      neighbours: all that each client can hear, in random order.
+      there: which clients can hear anybody, bool [K].
+      every: S_P.
+    """
+    num_slots = pool.shape[1]
+    keys = random.client_keys(state.key, Purpose.POOL_SLOT, state.client_ids, state.step)
+    slot = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_slots))(keys)
+    empty = (pool == EMPTY).all(axis=1)
+    due = there & neighbours.valid.any(axis=1) & (empty | (state.step % every == 0))
+    changes = due[:, None] & (empty[:, None] | (jnp.arange(num_slots) == slot[:, None]))
+    count = jnp.maximum(neighbours.valid.sum(axis=1), 1)
+    turns = jnp.arange(num_slots)[None] % count[:, None]
+    at_first = jnp.take_along_axis(neighbours.positions, turns, axis=1)
+    teachers = jnp.where(empty[:, None], at_first, neighbours.positions[:, :1])
+
+    def renew() -> tuple[State, Array]:
+        groups = tuple(_with_checkpoints(group, changes, teachers) for group in state.groups)
+        return dataclasses.replace(state, groups=groups), jnp.where(changes, teachers, pool)
+
+    return jax.lax.cond(in_any_run(changes.any()), renew, lambda: (state, pool))
+
+
+def _with_checkpoints(group: GroupState, changes: Array, teachers: Array) -> GroupState:
+    """A group whose models, as they are, stand in the slots [K, N_P] that change, teacher by teacher.
+
+    Where a slot's teacher is of another architecture, what stands here is not used.
+    """
+    row_of = np.zeros(teachers.shape[0], np.int32)
+    row_of[list(group.members)] = np.arange(len(group.members))
+    rows, now = jnp.asarray(row_of)[teachers], (group.params, group.stats)
+
+    def one_slot(s: Array, kept: PyTree) -> PyTree:
+        def put(kept: Array, new: Array) -> Array:
+            which = changes[:, s].reshape((-1,) + (1,) * (new.ndim - 1))
+            return kept.at[:, s].set(jnp.where(which, new, kept[:, s]))
+
+        return jax.tree.map(put, kept, take_rows(now, rows[:, s]))
+
+    kept = jax.lax.fori_loop(0, teachers.shape[1], one_slot, group.snapshots)
+    return dataclasses.replace(group, snapshots=kept)
+
+
+def draw(state: State, pool: Array, there: Array, num_targets: int | str) -> tuple[Teachers, Array]:
+    """Draws `num_targets` slots of every client's pool, uniformly without replacement.
+
+    Args:
+      state: of the step.
+      pool: whose checkpoint each slot holds, int32 [K, N_P].
+      there: which clients learn from others at this step, bool [K].
+      num_targets: Δ, or "all".
+
+    Returns:
+      Whose checkpoints they are, in T = min(Δ, N_P) places, and the slots, int32 [K, T].
+    """
+    num_slots = pool.shape[1]
+    most = num_slots if num_targets == "all" else min(int(num_targets), num_slots)
+    keys = random.client_keys(state.key, Purpose.POOL, state.client_ids, state.step)
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys)
+    scores, slots = jax.lax.top_k(jnp.where(pool >= 0, noise, -1.0), most)
+    positions = jnp.take_along_axis(pool, slots, axis=1)
+    return Teachers(jnp.maximum(positions, 0), (scores >= 0) & there[:, None]), slots
+
+
+def said(
+    state: State, teachers: Teachers, slots: Array, inputs: PyTree, *, shared_inputs: bool
+) -> Outputs:
+    """What the drawn checkpoints say about each client's public batch, in evaluation mode.
+
+    Args:
+      state: with checkpoints.
+      teachers: whose, [K, T].
+      slots: which of the clients' own, int32 [K, T].
+      inputs: [P, ...] with `shared_inputs`, or [K, P, ...].
+
+    Returns:
+      `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].
+    """
+
+    def one_of_each(place: tuple[Array, Array]) -> Outputs:  # one checkpoint of each client
+        who, slot = place
+        chosen = over_clients(lambda kept, slot: jax.tree.map(lambda a: a[slot], kept))
+        models = [chosen(group.snapshots, slot) for group in state.groups]
+        return outputs_of_models(state, who, models, inputs, shared_inputs=shared_inputs)
+
+    outputs = jax.lax.map(one_of_each, (teachers.positions.T, slots.T))
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)

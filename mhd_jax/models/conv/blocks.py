@@ -1,0 +1,109 @@
+"""A convolution as one of stride 1 over blocks of pixels, the block's pixels being channels.
+
+Blocks of the stride's size take the holes out of a strided convolution's gradients; larger ones
+give convolutions of very few channels enough of them for a matrix product to be fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from mhd_jax.models.conv.geometry import Geometry, Pair
+
+Map = Callable[[Geometry, Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a convolution without dilation or groups is laid out in blocks.
+
+    Attributes:
+      of: the convolution.
+      outputs: output pixels of one block, height and width; they must divide the output.
+    """
+
+    of: Geometry
+    outputs: Pair
+
+    @property
+    def inputs(self) -> Pair:
+        """Input pixels of one block: those under which the kernel moves by one block."""
+        return tuple(s * f for s, f in zip(self.of.strides, self.outputs, strict=True))  # type: ignore[return-value]
+
+    @property
+    def kernel(self) -> Pair:
+        """Blocks that the outputs of one block see."""
+        return tuple(  # type: ignore[return-value]
+            -(-(self.of.kernel[i] + self.of.strides[i] * (self.outputs[i] - 1)) // self.inputs[i])
+            for i in (0, 1)
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        """The convolution over blocks."""
+        _, _, fan_in, features = self.of.kernel
+        count = self.of.output()
+        blocks = [count[i] // self.outputs[i] + self.kernel[i] - 1 for i in (0, 1)]
+        fan_in *= self.inputs[0] * self.inputs[1]
+        features *= self.outputs[0] * self.outputs[1]
+        return dataclasses.replace(
+            self.of,
+            strides=(1, 1),
+            padding=((0, 0), (0, 0)),
+            inputs=(blocks[0], blocks[1], fan_in),
+            kernel=(*self.kernel, fan_in, features),
+        )
+
+    def fold_inputs(self, x: Array) -> Array:
+        """[N, H, W, C] -> the same pixels in blocks."""
+        sizes = [self.geometry.inputs[i] * self.inputs[i] for i in (0, 1)]
+        rims = [
+            (low, sizes[i] - self.of.inputs[i] - low, 0)
+            for i, (low, _) in enumerate(self.of.padding)
+        ]
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *rims, (0, 0, 0)])
+        return _into_blocks(x, self.inputs)
+
+    def fold_outputs(self, y: Array) -> Array:
+        """[N, H', W', O] -> the same pixels in blocks."""
+        return _into_blocks(y, self.outputs)
+
+    def fold_kernel(self, w: Array) -> Array:
+        """[h, w, C, O] -> the kernel over blocks: w once for each output pixel of a block."""
+        shifted = []
+        for offset in np.ndindex(self.outputs):
+            low = [self.of.strides[i] * offset[i] for i in (0, 1)]
+            sizes = [self.kernel[i] * self.inputs[i] for i in (0, 1)]
+            rims = [(low[i], sizes[i] - self.of.kernel[i] - low[i], 0) for i in (0, 1)]
+            shifted.append(lax.pad(w, jnp.zeros((), w.dtype), [*rims, (0, 0, 0), (0, 0, 0)]))
+        stacked = jnp.stack(shifted, axis=3)  # [h, w, C, pixels of a block, O]
+        fan_in, features = self.of.kernel[2:]
+        split = stacked.reshape(
+            self.kernel[0], self.inputs[0], self.kernel[1], self.inputs[1], fan_in, -1, features
+        )
+        return split.transpose(0, 2, 1, 3, 4, 5, 6).reshape(self.geometry.kernel)
+
+    def y(self, convolve: Map, x: Array, w: Array) -> Array:
+        """The convolution by `convolve`, which computes the one over blocks."""
+        y = convolve(self.geometry, self.fold_inputs(x), self.fold_kernel(w))
+        like = jax.ShapeDtypeStruct((x.shape[0], *self.of.output(), w.shape[-1]), x.dtype)
+        return jax.linear_transpose(self.fold_outputs, like)(y)[0]  # a permutation's inverse
+
+    def dx(self, input_gradient: Map, g: Array, w: Array) -> Array:
+        """The input's gradient by `input_gradient`, which computes the one over blocks."""
+        dx = input_gradient(self.geometry, self.fold_outputs(g), self.fold_kernel(w))
+        like = jax.ShapeDtypeStruct((g.shape[0], *self.of.inputs), g.dtype)
+        return jax.linear_transpose(self.fold_inputs, like)(dx)[0]
+
+
+def _into_blocks(a: Array, size: Pair) -> Array:
+    """[N, H, W, C] -> [N, H / h, W / w, h·w·C]."""
+    n, height, width, channels = a.shape
+    split = a.reshape(n, height // size[0], size[0], width // size[1], size[1], channels)
+    return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, *split.shape[1:4:2], -1)

@@ -1,0 +1,237 @@
+"""A convolution that stays fast when every client has its own kernel.
+
+`vmap` turns per-client convolutions into one grouped convolution, which XLA runs slowly on
+CPUs; and inside loops, XLA's CPU backend leaves both backward convolutions in a transposed
+form that runs 10 to 40 times slower. So the convolution here
+
+- has batching rules of its own: per-client kernels become a loop over clients on CPUs and
+  the grouped convolution elsewhere; where only the samples or only the kernels differ
+  between clients, one plain convolution does;
+- computes both of its gradients, on CPUs, in forms that are fast there (`mhd_jax/models/conv/forms.py`):
+  plain convolutions (kernel flipped for the input's; batch and channels swapped for the
+  kernel's), convolutions over blocks of pixels, matrix products, sums over taps.
+
+The three maps y(x, w), dx(g, w) and dw(x, g) are the partial derivatives of one trilinear
+form ⟨g, y(x, w)⟩, so each one's gradients are the other two, to any order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from mhd_jax.models.conv.forms import NHWC, TRANSPOSED, cpu_form
+from mhd_jax.models.conv.geometry import Geometry, Pair
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[Pair],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """`jax.lax.conv_general_dilated` with its signature, for `flax.linen.Conv(conv_general_dilated=…)`.
+
+    Two-dimensional NHWC convolutions without input dilation get the rules of this module;
+    all others are passed on to JAX.
+    """
+    spatial = lhs.ndim - 2
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    plain = (
+        spatial != 2
+        or numbers != lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
+        or any(d != 1 for d in lhs_dilation or ())
+        or batch_group_count != 1
+        or (preferred_element_type is not None and preferred_element_type != lhs.dtype)
+        or lhs.dtype != rhs.dtype
+    )
+    if plain:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+        )
+    dilation = tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+        dilated = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, window_strides, padding)
+    geometry = Geometry(
+        strides=tuple(int(s) for s in window_strides),  # type: ignore[arg-type]
+        padding=tuple((int(low), int(high)) for low, high in padding),  # type: ignore[arg-type]
+        dilation=dilation,  # type: ignore[arg-type]
+        groups=feature_group_count,
+        inputs=lhs.shape[1:],  # type: ignore[arg-type]
+        kernel=rhs.shape,  # type: ignore[arg-type]
+        precision=precision,
+    )
+    return _convolve(geometry, lhs, rhs)
+
+
+# A Flax convolution layer that is fast for many clients.
+Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
+
+
+# The trilinear form's three maps. `geometry` is static.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(geometry: Geometry, x: Array, w: Array) -> Array:
+    """y(x, w): [N, H, W, C], [h, w, C / groups, O] -> [N, H', W', O]."""
+    return _mapped("y", geometry)(x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _input_gradient(geometry: Geometry, g: Array, w: Array) -> Array:
+    """dx(g, w): [N, H', W', O], [h, w, C / groups, O] -> [N, H, W, C]."""
+    return _mapped("dx", geometry)(g, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
+    """dw(x, g): [N, H, W, C], [N, H', W', O] -> [h, w, C / groups, O]."""
+    return _mapped("dw", geometry)(x, g)
+
+
+_convolve.defvjp(
+    lambda geometry, x, w: (_convolve(geometry, x, w), (x, w)),
+    lambda geometry, xw, g: (
+        _input_gradient(geometry, g, xw[1]),
+        _kernel_gradient(geometry, xw[0], g),
+    ),
+)
+_input_gradient.defvjp(
+    lambda geometry, g, w: (_input_gradient(geometry, g, w), (g, w)),
+    lambda geometry, gw, x: (
+        _convolve(geometry, x, gw[1]),
+        _kernel_gradient(geometry, x, gw[0]),
+    ),
+)
+_kernel_gradient.defvjp(
+    lambda geometry, x, g: (_kernel_gradient(geometry, x, g), (x, g)),
+    lambda geometry, xg, w: (
+        _input_gradient(geometry, xg[1], w),
+        _convolve(geometry, xg[0], w),
+    ),
+)
+
+
+# Many clients.
+
+
+@functools.cache
+def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
+    """One of the three maps for one client, with a rule of its own under `vmap`."""
+
+    @jax.custom_batching.custom_vmap
+    def one_client(a: Array, b: Array) -> Array:
+        if jax.default_backend() != "cpu":
+            return TRANSPOSED[kind](geometry, a, b)
+        return cpu_form(kind, geometry)(geometry, a, b)
+
+    @one_client.def_vmap
+    def many_clients(
+        axis_size: int, in_batched: Sequence[bool], a: Array, b: Array
+    ) -> tuple[Array, bool]:
+        if all(in_batched) or geometry.groups > 1:
+            a, b = (
+                t if batched else jnp.broadcast_to(t, (axis_size, *t.shape))
+                for t, batched in zip((a, b), in_batched, strict=True)
+            )
+            if jax.default_backend() == "cpu":
+                return lax.map(lambda ab: one_client(*ab), (a, b)), True
+            return jax.vmap(functools.partial(TRANSPOSED[kind], geometry))(a, b), True
+        return _FOLDS[kind, in_batched[0]](axis_size, geometry, a, b), True
+
+    return one_client
+
+
+# Where only one argument differs between clients, the clients fold into one convolution:
+# into its samples, its input channels or its features.
+
+
+def _fold_samples(kind: str) -> Callable[[int, Geometry, Array, Array], Array]:
+    def fold(size: int, geometry: Geometry, a: Array, b: Array) -> Array:
+        merged = _mapped(kind, geometry)(a.reshape(-1, *a.shape[2:]), b)
+        return merged.reshape(size, -1, *merged.shape[1:])
+
+    return fold
+
+
+def _into_channels(a: Array) -> Array:
+    """[K, …, C] -> […, K·C]."""
+    return jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], -1)
+
+
+def _out_of_channels(a: Array, size: int) -> Array:
+    """[…, K·C] -> [K, …, C]."""
+    return jnp.moveaxis(a.reshape(*a.shape[:-1], size, -1), -2, 0)
+
+
+def _into_fan_in(w: Array) -> Array:
+    """[K, h, w, C, O] -> [h, w, K·C, O]."""
+    return jnp.moveaxis(w, 0, 2).reshape(*w.shape[1:3], -1, w.shape[-1])
+
+
+def _wider_inputs(size: int, geometry: Geometry) -> Geometry:
+    height, width, channels = geometry.inputs
+    kernel = (*geometry.kernel[:2], size * channels, geometry.kernel[3])
+    return dataclasses.replace(geometry, inputs=(height, width, size * channels), kernel=kernel)
+
+
+def _wider_features(size: int, geometry: Geometry) -> Geometry:
+    kernel = (*geometry.kernel[:3], size * geometry.kernel[3])
+    return dataclasses.replace(geometry, kernel=kernel)
+
+
+def _fold_y_kernels(size: int, geometry: Geometry, x: Array, w: Array) -> Array:
+    return _out_of_channels(
+        _mapped("y", _wider_features(size, geometry))(x, _into_channels(w)), size
+    )
+
+
+def _fold_dx_kernels(size: int, geometry: Geometry, g: Array, w: Array) -> Array:
+    return _out_of_channels(_mapped("dx", _wider_inputs(size, geometry))(g, _into_fan_in(w)), size)
+
+
+def _fold_dw_inputs(size: int, geometry: Geometry, x: Array, g: Array) -> Array:
+    joined = _mapped("dw", _wider_inputs(size, geometry))(_into_channels(x), g)
+    return jnp.moveaxis(joined.reshape(*joined.shape[:2], size, -1, joined.shape[-1]), 2, 0)
+
+
+def _fold_dw_outputs(size: int, geometry: Geometry, x: Array, g: Array) -> Array:
+    return _out_of_channels(
+        _mapped("dw", _wider_features(size, geometry))(x, _into_channels(g)), size
+    )
+
+
+# By map, and whether it is the first argument that differs between clients.
+_FOLDS = {
+    ("y", True): _fold_samples("y"),
+    ("y", False): _fold_y_kernels,
+    ("dx", True): _fold_samples("dx"),
+    ("dx", False): _fold_dx_kernels,
+    ("dw", True): _fold_dw_inputs,
+    ("dw", False): _fold_dw_outputs,
+}

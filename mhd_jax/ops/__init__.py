@@ -1,5 +1,0 @@
-"""Operations that are fast for many clients at once, on every backend."""
-
-from mhd_jax.ops.conv import Conv, conv_general_dilated
-
-__all__ = ["Conv", "conv_general_dilated"]

@@ -1,0 +1,8 @@
+"""Who watches a run: `Callback` to write one, a progress bar, TensorBoard, Weights & Biases."""
+
+from mhd_jax.runs.callbacks.base import Callback, WatchedRun
+from mhd_jax.runs.callbacks.progress import ShowProgress
+from mhd_jax.runs.callbacks.tensorboard import TensorBoard
+from mhd_jax.runs.callbacks.wandb import WandB
+
+__all__ = ["Callback", "ShowProgress", "TensorBoard", "WandB", "WatchedRun"]

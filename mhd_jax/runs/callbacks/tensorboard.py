@@ -1,0 +1,74 @@
+"""Runs as TensorBoard shows them, written by tensorboardX, which needs no TensorFlow."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.runs.callbacks.base import WatchedRun
+from mhd_jax.runs.callbacks.tracker import Log, Tracker, require
+from mhd_jax.runs.folder import jsonable
+from mhd_jax.runs.nested import flat
+
+_EXTRA = "tensorboard"
+
+
+class TensorBoard(Tracker):
+    """Writes event files: scalars at each evaluation, and the settings once, as hyperparameters.
+
+    They go to `tensorboard` in each run's workdir; `tensorboard --logdir=runs` shows all below
+    that folder.
+    """
+
+    def __init__(self) -> None:
+        """Looks for tensorboardX, and writes nothing yet.
+
+        Raises:
+          ConfigError: it is not installed.
+        """
+        super().__init__()
+        require("tensorboardX", _EXTRA)
+
+    def open(self, run: WatchedRun, step: int) -> Log:
+        """The run's event files; TensorBoard hides what older ones hold of steps to come."""
+        if run.folder is None:
+            raise ConfigError("TensorBoard's files go to a run's folder; give the run a workdir.")
+        return _Events(run.folder / "tensorboard", run.settings, step)
+
+
+class _Events(Log):
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], step: int):
+        self.last = step if any(folder.glob("events*")) else 0
+        writer = require("tensorboardX", _EXTRA).SummaryWriter
+        self._writer = writer(str(folder), purge_step=self.last + 1 if self.last else 0)
+        self._settings = settings
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self.last == 0:
+            self._describe([n for n in numbers if n.startswith(("beta_sh/", "beta_priv/"))])
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, status: str) -> None:
+        if status == "finished":
+            self._writer.file_writer.add_summary(_hparams({}, {})[2])
+        self._writer.close()
+
+    def _describe(self, metrics: list[str]) -> None:
+        """Settings for the page of hyperparameters, where these metrics stand beside them.
+
+        In the run's own file: `add_hparams` would make a second run beside it.
+        """
+        known = flat(jsonable(self._settings), ".")
+        plain = {name: value for name, value in known.items() if not isinstance(value, list)}
+        experiment, start, _ = _hparams(plain, dict.fromkeys(metrics, 0.0))
+        for part in (experiment, start):
+            self._writer.file_writer.add_summary(part)
+
+
+def _hparams(settings: dict[str, Any], metrics: dict[str, float]) -> tuple[Any, Any, Any]:
+    """Summaries that describe a run, start it, and end it with success."""
+    return require("tensorboardX.summary", _EXTRA).hparams(settings, metrics)

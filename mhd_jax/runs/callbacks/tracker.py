@@ -1,0 +1,116 @@
+"""What trackers of experiments have in common: every number of an evaluation, run by run."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.runs.callbacks.base import Callback, WatchedRun
+from mhd_jax.runs.nested import flat
+
+_MOST_CLIENTS = 64  # whose own accuracies are still worth a curve each
+
+
+class Log(abc.ABC):
+    """Where one run's numbers go.
+
+    Attributes:
+      last: the last step that it holds already.
+    """
+
+    last: int
+
+    @abc.abstractmethod
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Adds the numbers of an evaluation."""
+
+    @abc.abstractmethod
+    def close(self, status: str) -> None:
+        """Ends it; `status` as for `Callback.on_end`."""
+
+
+class Tracker(Callback, abc.ABC):
+    """Gives each run a log of its own, so that runs that go together do not mix.
+
+    A log gets each evaluation once, however often the run is cut and resumed.
+    """
+
+    may_fail = True
+
+    def __init__(self) -> None:
+        self._logs: list[tuple[WatchedRun, Log | None]] = []  # None where a run has failed
+
+    @abc.abstractmethod
+    def open(self, run: WatchedRun, step: int) -> Log:
+        """The log of a run that starts, or resumes, at `step`."""
+
+    def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
+        """Opens a log for each run, and gives it what it has missed."""
+        self._logs = []  # of earlier runs, where a log has failed
+        for run in runs:
+            self._logs.append((run, self.open(run, step)))
+        self._catch_up()
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Writes what is new."""
+        self._catch_up()
+
+    def on_failure(self, place: int) -> None:
+        """Closes that run's log."""
+        run, log = self._logs[place]
+        self._logs[place] = (run, None)
+        if log is not None:
+            log.close("failed")
+
+    def on_end(self, status: str) -> None:
+        """Closes the logs that are left."""
+        while self._logs:
+            _, log = self._logs.pop()
+            if log is not None:
+                log.close(status)
+
+    def _catch_up(self) -> None:
+        for run, log in self._logs:
+            if log is None:
+                continue
+            missing = len(run.history)
+            while missing and run.history[missing - 1]["step"] > log.last:
+                missing -= 1
+            for i, record in enumerate(run.history[missing:], missing):
+                before = run.history[i - 1] if i else {"step": 0, "seconds": 0.0}
+                seconds = max(record["seconds"] - before["seconds"], 1e-9)
+                rate = (record["step"] - before["step"]) / seconds
+                log.write(record["step"], {**numbers_of(record), "steps_per_second": rate})
+                log.last = record["step"]
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation by name: "beta_sh/aux_1", "train/loss", "per_client/beta_sh/main/3".
+
+    Left out are what is unknown (None), single clients where there are more than 64, and their
+    accuracies by class.
+    """
+    found: dict[str, float] = {}
+    for name, value in flat(record, "/").items():
+        if isinstance(value, list):
+            if len(value) <= _MOST_CLIENTS:
+                known = {i: x for i, x in enumerate(value) if isinstance(x, int | float)}
+                found.update({f"{name}/{i}": x for i, x in known.items()})
+        elif value is not None and name not in ("step", "seed"):
+            found[name] = value
+    return found
+
+
+def require(module: str, extra: str) -> Any:
+    """A package that only this tracker needs.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{module} is not installed; pip install -e .[{extra}]") from error

@@ -1,0 +1,291 @@
+"""Checkpoints that can be trusted: a folder for each step, sealed by a manifest once it is written.
+
+Orbax writes the arrays in the background. Then a thread of ours takes the digest of each file,
+writes the manifest, and only then removes older checkpoints: at every moment one is whole. What
+has no manifest is no checkpoint, but what a killed process has left.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from mhd_jax.core import multihost
+from mhd_jax.core.errors import ConfigError, StorageError
+from mhd_jax.core.types import PyTree
+from mhd_jax.runs import manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay.
+
+    Attributes:
+      last: how many of the latest ones.
+      best: whether the one with the best score stays, too.
+    """
+
+    last: int = 2
+    best: bool = False
+
+    def chosen(self, scores: Mapping[int, float | None]) -> set[int]:
+        """The steps that stay, of those with these scores."""
+        steps = sorted(scores)[-self.last :]
+        top = best(scores) if self.best else None
+        return {*steps, *([] if top is None else [top])}
+
+
+KEEP_LAST = Keep()
+
+
+def best(scores: Mapping[int, float | None]) -> int | None:
+    """The step with the highest score, the earliest of equals; None where nothing has one."""
+    known = {step: score for step, score in sorted(scores.items()) if score is not None}
+    return max(known, key=lambda step: known[step]) if known else None
+
+
+class Checkpoints:
+    """The checkpoints in a folder, by step."""
+
+    def __init__(self, path: pathlib.Path, keep: Keep):
+        """Nothing is made or read before it is needed."""
+        self._path = path.absolute()
+        self._keep = keep
+        self._checkpointer: Any = None
+        self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")  # starts when needed
+        self._sealing: concurrent.futures.Future[None] | None = None
+        self._damage: dict[int, str | None] = {}  # of those that were looked at
+
+    def folder(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of a step is."""
+        return self._path / str(step)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of which there are checkpoints, in their order."""
+        found = self._path.iterdir() if self._path.is_dir() else ()
+        return sorted(
+            int(d.name) for d in found if d.name.isdecimal() and (d / manifest.NAME).exists()
+        )
+
+    def whole_steps(self) -> list[int]:
+        """Those that are undamaged; warns of the others.
+
+        Raises:
+          ConfigError: there are some, and all are damaged.
+        """
+        steps, whole = self.steps, []
+        for step in steps:
+            is_new = step not in self._damage
+            damage = self.damage(step)
+            if damage is None:
+                whole.append(step)
+            elif is_new and multihost.is_main():
+                warnings.warn(
+                    f"the checkpoint of step {step} is damaged and passed over: {damage}.",
+                    stacklevel=2,
+                )
+        if steps and not whole:
+            raise ConfigError(
+                f"all checkpoints are damaged: {self.damage(steps[-1])}. Put them back from a copy, "
+                f"or delete {self._path.parent} and start the run anew."
+            )
+        return whole
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; None where it is whole. It is read once."""
+        if step not in self._damage:
+            self._damage[step] = manifest.damage(self.folder(step))
+        return self._damage[step]
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays; nothing where the manifest is damaged."""
+        try:
+            return manifest.read(self.folder(step))["about"]
+        except ValueError:
+            return {}
+
+    def scores(self) -> dict[int, float | None]:
+        """By step, what the checkpoint that is kept as the best one is chosen by."""
+        return {step: self.about(step).get("score") for step in self.steps}
+
+    def save(self, step: int, content: PyTree, about: Mapping[str, Any]) -> None:
+        """Saves arrays in the background.
+
+        Args:
+          step: of which there is no checkpoint yet, and none of a later step.
+          content: arrays; copied before this returns.
+          about: JSON-like, for the manifest; "score" is what the best is chosen by.
+
+        Raises:
+          StorageError: this save, or the one before, cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        self._damage.pop(step, None)
+        try:
+            self._orbax().save(self.folder(step), args=ocp.args.StandardSave(content))
+        except Exception as error:
+            if multihost.lost_another(error):
+                raise
+            raise self._failure(error) from error
+        self._sealing = self._sealer.submit(self._seal, step, dict(about))
+
+    def _seal(self, step: int, about: Mapping[str, Any]) -> None:
+        self._orbax().wait_until_finished()
+        if multihost.is_main():
+            manifest.write(self.folder(step), {"about": about})
+            scores = self.scores()
+            for old in scores.keys() - self._keep.chosen(scores):
+                _remove_folder(self.folder(old))
+
+    def restore(self, step: int, like: PyTree, start: Callable[[], PyTree]) -> PyTree:
+        """The arrays of a checkpoint.
+
+        Args:
+          step: of which there is one.
+          like: their shapes, types and places. Axes may have another length than what was saved,
+            where clients that only fill the devices sit behind the others.
+          start: makes what those that were not saved are.
+
+        Raises:
+          ConfigError: it is damaged, or holds something else.
+        """
+        import orbax.checkpoint as ocp
+
+        if damage := self.damage(step):
+            raise ConfigError(
+                f"the checkpoint of step {step} is damaged: {damage}. Put it back from a copy, or "
+                "take the newest one that is whole with fall_back (--fall_back)."
+            )
+        shapes = _shapes(self._orbax().metadata(self.folder(step)).item_metadata.tree)
+        needed = _shapes(like)
+        if {k: len(v) for k, v in shapes.items()} != {k: len(v) for k, v in needed.items()}:
+            raise ConfigError(
+                f"{self.folder(step)} does not hold what this run saves: it was made by another "
+                "version of mhd_jax. Finish the run with that version, or choose another workdir."
+            )
+        if shapes == needed:
+            return self._orbax().restore(self.folder(step), args=ocp.args.StandardRestore(like))
+
+        def as_saved(path: Any, leaf: Any) -> Any:
+            shape = shapes[_name(path)]
+            if shape == needed[_name(path)]:
+                return leaf
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=_everywhere(leaf.sharding))
+
+        target = jax.tree_util.tree_map_with_path(as_saved, like)
+        found = self._orbax().restore(self.folder(step), args=ocp.args.StandardRestore(target))
+        return jax.tree.map(_filled, start(), found)
+
+    def forget_beyond(self, step: int) -> None:
+        """Removes checkpoints later than `step`, and what killed processes have left."""
+        if self._path.is_dir():
+            kept = {str(s) for s in self.steps if s <= step}
+            for path in self._path.iterdir():
+                if path.is_dir() and path.name not in kept:
+                    _remove_folder(path)
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        if self._sealing is None:
+            return
+        try:
+            self._sealing.result()
+        except Exception as error:
+            if multihost.lost_another(error):
+                raise
+            raise self._failure(error) from error
+        finally:
+            self._sealing = None
+
+    def _failure(self, error: Exception) -> StorageError:
+        steps = self.steps
+        there = (
+            f"The last good checkpoint is of step {steps[-1]}." if steps else "There is none yet."
+        )
+        return StorageError(
+            f"{self._path} cannot be written ({_reason(error)}). {there} Make room, and the same command "
+            "resumes the run."
+        )
+
+    def close(self) -> None:
+        """Ends the threads, once everything is on disk."""
+        self._sealer.shutdown()
+        if self._checkpointer is not None:
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # of a failed save, which `wait` tells of
+                self._checkpointer.close()
+            self._checkpointer = None
+
+    def _orbax(self) -> Any:
+        if self._checkpointer is None:
+            import orbax.checkpoint as ocp  # slow to import, and not every run saves
+
+            self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        return self._checkpointer
+
+
+def _reason(error: Exception) -> str:
+    """What the system says of a failed save; tensorstore puts it behind what it tried."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = str(error).partition("\n")[0]
+    return first.rpartition(": ")[2].partition(" [")[0] or type(error).__name__
+
+
+def _remove_folder(path: pathlib.Path) -> None:
+    """Removes a folder. First it gets another name: half of it is no checkpoint any more.
+
+    And what an earlier save that failed may still write no longer comes to it.
+    """
+    removed = path.with_name(f"{path.name}.removed")
+    path.rename(removed)
+    shutil.rmtree(removed)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shape of each array by its name; keys have those of their data."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(path): _shape(leaf) for path, leaf in leaves}
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return tuple(leaf.shape)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _everywhere(sharding: Sharding) -> Sharding:
+    """The same devices, each of which holds the whole."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
+
+
+def _filled(fresh: jax.Array, saved: jax.Array) -> jax.Array:
+    """`saved`, cut to the shape of `fresh` or filled up from it."""
+    if fresh.shape == saved.shape:
+        return jax.device_put(saved, fresh.sharding)
+    common = tuple(slice(min(a, b)) for a, b in zip(fresh.shape, saved.shape, strict=True))
+    fill = jax.jit(lambda fresh, saved: fresh.at[common].set(saved[common]))
+    return jax.device_put(fill(fresh, saved), fresh.sharding)

@@ -1,0 +1,402 @@
+"""Figures of runs and comparisons, in colours that the colour-blind tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mhd_jax.runs.drawing import (
+    Axes,
+    AxesImage,
+    EngFormatter,
+    Figure,
+    LogLocator,
+    MaxNLocator,
+    Normalize,
+    NullFormatter,
+    PowerNorm,
+    colormaps,
+    plain,
+)
+
+METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which fades on white.
+_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+_FEW = 30  # evaluations, each of which has a marker
+_MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
+_MOST_NAMED = 20  # classes or clients that still have room for their names
+_MOST_MOMENTS = 5  # steps at which heat maps over time are drawn
+
+Record = Mapping[str, Any]
+Histories = Mapping[str, Sequence[Sequence[Record]]]
+
+
+def head_colours(num_heads: int) -> list[Any]:
+    """One colour for each head: black for the main one, then viridis by rank."""
+    viridis = colormaps["viridis"]
+    return ["black", *(viridis(x) for x in np.linspace(0.15, 0.8, max(num_heads - 1, 1)))]
+
+
+def line_styles(count: int) -> list[dict[str, Any]]:
+    """Colour, line and marker of each of so many lines: any two differ by shape too."""
+    return [
+        {
+            "color": _OKABE_ITO[i % len(_OKABE_ITO)],
+            "linestyle": _LINES[i % len(_LINES)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "markersize": 4,
+        }
+        for i in range(count)
+    ]
+
+
+def first_and_last(heads: Sequence[str]) -> list[str]:
+    """The main head and, where there are others, the last one."""
+    return [heads[0]] if len(heads) == 1 else [heads[0], heads[-1]]
+
+
+def accuracy(history: Sequence[Record], title: str) -> Figure:
+    """β_sh and β_priv over steps: the mean over clients of each head, with the clients' range."""
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    heads = list(history[-1]["beta_sh"])
+    steps = [record["step"] for record in history]
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+            each = _numbers([record["per_client"][metric][head] for record in history])
+            known = each[:, np.isfinite(each).all(axis=0)]  # clients that have this accuracy
+            if known.size:
+                axis.fill_between(
+                    steps,
+                    known.min(axis=1),
+                    known.max(axis=1),
+                    color=colour,
+                    alpha=0.1,
+                    linewidth=0,
+                )
+            axis.plot(
+                steps,
+                _numbers([record[metric][head] for record in history]),
+                color=colour,
+                marker="." if len(steps) < _FEW else None,
+                label=head,
+            )
+        axis.set_xlabel("step")
+        accuracy_axis(axis, label)
+    legend_beside(figure, title="head")
+    figure.suptitle(f"{plain(title)}: mean over clients (shaded: all clients)")
+    return figure
+
+
+def data_split(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Private samples by client and class [K, C], and each client's in all."""
+    width, height = _heat_map_size(counts, class_names)
+    figure = Figure(figsize=(width + 2, height), layout="constrained")
+    axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(width, 1.8))
+    # Square roots tell few samples from none.
+    image = _heat_map(axis, counts, class_names, "{:.0f}", "Blues", PowerNorm(0.5, 0, counts.max()))
+    edges = np.arange(len(counts) + 1) - 0.5
+    beside.stairs(counts.sum(axis=1), edges, orientation="horizontal", fill=True)
+    beside.set_xlabel("samples in all")
+    beside.xaxis.set_major_locator(MaxNLocator(3))
+    beside.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.colorbar(image, ax=[axis, beside], label="samples", fraction=0.05, aspect=30)
+    figure.suptitle("Private samples of each client")
+    return figure
+
+
+def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
+    """Test accuracy by client and class at the end: the main head above the last one."""
+    shown = first_and_last(list(summary["beta_sh"]))
+    panels = [
+        _numbers([client["per_class_accuracy"][head] for client in summary["per_client"]])
+        for head in shown
+    ]
+    width, height = _heat_map_size(panels[0], class_names)
+    figure = Figure(figsize=(width, height * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axis, head, panel in zip(axes, shown, panels, strict=True):
+        image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
+        axis.set_title(f"{plain(summary['algorithm'])}: {head} head")
+    figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
+    return figure
+
+
+def per_class_over_time(history: Sequence[Record]) -> Figure:
+    """Test accuracy by client and class at a few evaluations, side by side: a row for each head."""
+    chosen = np.unique(np.linspace(0, len(history) - 1, _MOST_MOMENTS).round().astype(int))
+    records = [history[i] for i in chosen]
+    heads = list(records[0]["per_client"]["per_class_accuracy"])
+    num_clients, num_classes = np.shape(records[0]["per_client"]["per_class_accuracy"][heads[0]])
+    height = 0.5 + min(max(0.16 * num_clients, 1.2), 4)
+    figure = Figure(figsize=(9.5, 0.5 + height * len(heads)), layout="constrained")
+    axes = figure.subplots(len(heads), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    gap = max(1, num_classes // 20)
+    starts = np.arange(len(records)) * (num_classes + gap)
+    for axis, head in zip(axes, heads, strict=True):
+        values = np.full((num_clients, starts[-1] + num_classes), np.nan)
+        for start, record in zip(starts, records, strict=True):
+            known = _numbers(record["per_client"]["per_class_accuracy"][head])
+            values[:, start : start + num_classes] = known
+        image = _image(axis, values, "viridis", Normalize(0, 1))
+        for start in starts[1:]:
+            axis.axvspan(start - gap - 0.5, start - 0.5, color="white", linewidth=0)
+        axis.set_yticks(range(0, num_clients, -(-num_clients // 8)))
+        axis.set_ylabel(f"{head} head\nclient")
+    axes[-1].set_xticks(
+        starts + (num_classes - 1) / 2, [f"step {record['step']:,}" for record in records]
+    )
+    axes[-1].set_xlabel("classes, in their order, at each of these steps")
+    figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
+    return figure
+
+
+def hops(summary: Record) -> Figure:
+    """Test accuracy of every head by distance from the clients that hold a class."""
+    rows = summary["by_hops"]
+    width = min(2.6 + 0.9 * max(len(rows), 3), 9.5)
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    axis = figure.subplots()
+    heads = list(summary["beta_sh"])
+    for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+        values = [row["accuracy"][head] for row in rows]
+        axis.plot(range(len(rows)), values, "o-", color=colour, label=head)
+    labels = ["none" if row["hops"] is None else str(row["hops"]) for row in rows]
+    axis.set_xticks(range(len(rows)), labels)
+    axis.set_xlim(-0.4, len(rows) - 0.6)
+    axis.set_xlabel("hops to who holds the class")
+    accuracy_axis(axis, "test accuracy")
+    legend_beside(figure, title="head")
+    return figure
+
+
+def edges(by_edge: Mapping[str, np.ndarray]) -> Figure:
+    """How many messages each client got from each other one [K, K], kind by kind."""
+    most = max(counts.max() for counts in by_edge.values())
+    panels = {
+        f"messages: {kind}": (counts, "{:.0f}", Normalize(0, max(most, 1)))
+        for kind, counts in by_edge.items()
+    }
+    return _pairs(panels)
+
+
+def followed(summary: Record) -> Figure:
+    """Shares of public samples on which each client learned from each one, and on which they agreed."""
+    found, heads = summary["diagnostics"], list(summary["beta_sh"])
+    learn = heads[-len(found["followed"]) :]
+    panels = {
+        f"who {head} learned from": (_numbers(shares), "{:.2f}", Normalize(0, 1))
+        for head, shares in zip(learn, found["followed"], strict=True)
+    }
+    panels["agreement"] = (_numbers(found["agreement"]), "{:.2f}", Normalize(0, 1))
+    return _pairs(panels)
+
+
+def _pairs(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
+    """Heat maps of pairs of clients [K, K], from j to i at [i, j]."""
+    names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
+    side = 0.36 * len(names) if len(names) ** 2 <= _MOST_ANNOTATED else 3.2
+    width, height = max(side + 1.6, 3), max(side + 1, 2.4)
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(across * width, down * height), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).reshape(-1)
+    for axis, (title, (values, number, scale)) in zip(axes, panels.items(), strict=False):
+        image = _heat_map(axis, values, names, number, "Blues", scale)
+        axis.set_xlabel("from client")
+        axis.set_ylabel("to client")
+        axis.set_title(title)
+        figure.colorbar(image, ax=axis, label="messages" if "message" in title else "share")
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def comparison(table: Sequence[Record]) -> Figure:
+    """Main and last head of every row, mean ± std over seeds."""
+    figure = Figure(figsize=(8.5, 1.3 + 0.5 * len(table)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    kinds = {"main head": ("black", "o", -0.14), "last head": (_OKABE_ITO[0], "s", 0.14)}
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for place, row in enumerate(table):
+            heads = first_and_last(list(row[metric]))
+            for (kind, (colour, marker, offset)), head in zip(kinds.items(), heads, strict=False):
+                value = row[metric][head]
+                if value["mean"] is None:
+                    continue
+                axis.errorbar(
+                    value["mean"],
+                    place + (offset if len(heads) > 1 else 0),
+                    xerr=value["std"] or 0.0,
+                    color=colour,
+                    marker=marker,
+                    markersize=5,
+                    linestyle="none",
+                    capsize=3,
+                    label=kind,
+                )
+        axis.set_yticks(range(len(table)), [plain(row["algorithm"]) for row in table])
+        axis.set_ylim(len(table) - 0.5, -0.5)
+        axis.set_xlim(0, 1.02)
+        axis.set_xlabel(f"{label}, ± std over seeds")
+        axis.grid(axis="x", alpha=0.3)
+    most = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    by_label = dict(zip(*reversed(most.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        list(by_label.values()),
+        list(by_label),
+        fontsize="small",
+        loc="outside upper center",
+        ncols=2,
+    )
+    return figure
+
+
+def comparison_curves(histories: Histories) -> Figure:
+    """Accuracy over steps of every row's last head, mean ± std over seeds."""
+
+    def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
+        steps = [record["step"] for record in runs[0]]
+        mean, std = values.mean(axis=0), _deviation(values)
+        axis.plot(steps, mean, **style, markevery=max(1, len(steps) // 10))
+        axis.fill_between(
+            steps, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0
+        )
+
+    return _curves(histories, draw, "step")
+
+
+def communication_curves(histories: Histories) -> Figure:
+    """Accuracy of every row's last head against the bytes sent so far, mean over seeds.
+
+    Rows that send nothing are dotted lines at their end.
+    """
+
+    def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
+        sent = _numbers([[record["bytes"] for record in run] for run in runs]).mean(axis=0)
+        mean, speaks = values.mean(axis=0), sent > 0
+        if speaks.any():
+            axis.plot(
+                sent[speaks], mean[speaks], **style, markevery=max(1, int(speaks.sum()) // 10)
+            )
+        else:
+            axis.axhline(
+                mean[-1], color=style["color"], linestyle=":", label=f"{style['label']}: 0 B"
+            )
+
+    figure = _curves(histories, draw, "bytes sent by all clients")
+    for axis in figure.axes:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelsize="small")
+    return figure
+
+
+def sends(histories: Histories) -> bool:
+    """Whether any of these runs sends anything."""
+    return any(run[-1]["bytes"] > 0 for runs in histories.values() for run in runs)
+
+
+def _curves(
+    histories: Histories,
+    draw: Callable[[Axes, Sequence[Sequence[Record]], np.ndarray, dict[str, Any]], None],
+    over: str,
+) -> Figure:
+    """Both accuracies of every row's last head [runs, evaluations], drawn over something."""
+    # The legend stands beside, and takes what it needs.
+    width, height = 8 + 0.075 * max(map(len, histories)), max(3.6, 0.4 + 0.19 * len(histories))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
+        for (name, runs), style in zip(histories.items(), line_styles(len(histories)), strict=True):
+            head = list(runs[0][-1][metric])[-1]
+            values = _numbers([[record[metric][head] for record in run] for run in runs])
+            draw(axis, runs, values, {**style, "label": f"{plain(name)} ({head})"})
+        axis.set_xlabel(over)
+        accuracy_axis(axis, label)
+    legend_beside(figure)
+    return figure
+
+
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Standard deviation (n − 1) over runs [runs, evaluations]; zeros for one."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+
+
+def legend_beside(figure: Figure, title: str | None = None) -> None:
+    """One legend for all axes, which covers none."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
+
+
+def accuracy_axis(axis: Axes, label: str) -> None:
+    """An axis of fractions, with this label."""
+    axis.set_ylabel(label)
+    axis.set_ylim(0, 1.02)
+    axis.grid(alpha=0.3)
+
+
+def _heat_map_size(values: np.ndarray, class_names: Sequence[str]) -> tuple[float, float]:
+    """Width and height in inches of a heat map, its axes and its colour bar."""
+    rows, columns = values.shape
+    names = 0.06 * max(map(len, class_names)) if len(class_names) <= _MOST_NAMED else 0.0
+    row = 0.32 if values.size <= _MOST_ANNOTATED else 0.18
+    return min(2.2 + 0.5 * columns, 11), min(1.4 + row * rows, 10) + names
+
+
+def _heat_map(
+    axis: Axes,
+    values: np.ndarray,
+    class_names: Sequence[str],
+    number: str,
+    colours: str,
+    scale: Normalize,
+) -> AxesImage:
+    """Values [K, C], with names and numbers where they have room."""
+    image = _image(axis, values, colours, scale)
+    axis.set_xlabel("class")
+    axis.set_ylabel("client")
+    if len(class_names) <= _MOST_NAMED:
+        long = max(map(len, class_names)) > 3
+        axis.set_xticks(
+            range(len(class_names)),
+            [plain(name) for name in class_names],
+            rotation=45 if long else 0,
+            rotation_mode="anchor",
+            ha="right" if long else "center",
+        )
+    if len(values) <= _MOST_NAMED:
+        axis.set_yticks(range(len(values)))
+    if values.size <= _MOST_ANNOTATED:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                r, g, b, _ = image.cmap(image.norm(value))
+                dark = 0.3 * r + 0.59 * g + 0.11 * b < 0.5
+                axis.text(
+                    column,
+                    row,
+                    number.format(value),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "black",
+                    in_layout=False,  # it is inside, and measuring it takes time
+                )
+    return image
+
+
+def _image(axis: Axes, values: np.ndarray, colours: str, scale: Normalize) -> AxesImage:
+    """Values [K, C] as colours; grey where there is none."""
+    axis.set_facecolor("0.8")
+    return axis.imshow(values, cmap=colours, norm=scale, aspect="auto", interpolation="nearest")
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """An array of floats in which None is NaN."""
+    return np.array(values, dtype=float)

@@ -1,0 +1,500 @@
+"""A run's folder: its settings, its metrics line by line, its checkpoints, its summary.
+
+Of several processes the first writes; each saves its own part of a checkpoint. All must see
+the same folder.
+
+config.json    settings that decide the results, and the environment they ran in
+split.npz      who owns which training sample; `make_clients` takes it as a partition
+metrics.jsonl  one line for each evaluation
+checkpoints/   everything that evolves, see `mhd_jax.runs.checkpoints`
+summary.json   written once, when the run has finished
+report.html    for people, with figures beside it: after the summary, see `mhd_jax.runs.report`
+lock           there while a process has the folder, see `mhd_jax.runs.locks`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax.clients import Clients
+from mhd_jax.core import multihost
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import make_folder, partial_of, sync, written_whole
+from mhd_jax.core.types import PyTree
+from mhd_jax.engine import programs
+from mhd_jax.runs import locks
+from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints, Keep
+
+FORMAT = 2  # of a run's folder; another one is refused
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_CONFIGURED = (  # what else decides on numbers
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+_OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run's folder says.
+
+    Attributes:
+      path: the folder.
+      config: of `config.json`.
+      summary: of `summary.json`.
+      history: the records of `metrics.jsonl`.
+    """
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+
+def read_run(path: pathlib.Path) -> FinishedRun:
+    """Reads a finished run's folder; `ConfigError` where there is none, or it has not finished."""
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path} does not hold a run; name a folder that train has written.")
+    if not (path / "summary.json").exists():
+        raise ConfigError(
+            f"the run in {path} has not finished; the command that started it takes it up again."
+        )
+    config = read_json(path / "config.json")
+    if not isinstance(config.get("settings"), dict):
+        raise ConfigError(f"{path} does not hold a whole run; name another folder.")
+    summary, history = _read_finished(path)
+    return FinishedRun(path, config, summary, history)
+
+
+def _read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the evaluations in a folder; `ConfigError` unless they belong together."""
+    summary, history = read_json(path / "summary.json"), _read_lines(path / "metrics.jsonl")
+    if summary.get("status") != "finished":
+        raise ConfigError(
+            f"{path / 'summary.json'} is damaged: it is not a finished run's. Put it back from a copy, "
+            "or remove it and start the run again, to have it written anew."
+        )
+    last = history[-1] if history else {}
+    same = all(key in summary and last.get(key) == summary[key] for key in _OF_BOTH)
+    if not same or last.get("step") != summary.get("steps"):
+        raise ConfigError(
+            f"{path / 'summary.json'} and the last line of metrics.jsonl beside it differ: one of them "
+            "is damaged. Put it back from a copy, or choose another folder."
+        )
+    return summary, history
+
+
+class RunFolder:
+    """One run on disk. Opening it checks that it is this run's, and writes nothing into another's."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        settings: Mapping[str, Any],
+        programs: Mapping[str, str],
+        keep: Keep = KEEP_LAST,
+    ):
+        """Checks that `path` is, or can become, the folder of a run with these settings.
+
+        Args:
+          path: the folder; `create` makes it.
+          settings: what decides the run's results, JSON-like.
+          programs: digests of the code that computes them, see `mhd_jax.engine.programs`.
+          keep: which checkpoints stay.
+
+        Raises:
+          ConfigError: the folder holds something else, or a run with other settings, of other code,
+            or of another version.
+        """
+        self.path = pathlib.Path(path)
+        self._settings = jsonable(settings)
+        self._programs = dict(programs)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+        self._claim = contextlib.ExitStack()
+        self._require_own()
+
+    def _require_own(self) -> None:
+        if self._config.exists():
+            self._check()
+        elif self.path.exists() and (not self.path.is_dir() or self._holds_something()):
+            raise ConfigError(
+                f"{self.path} exists and is not a run's folder; choose another workdir."
+            )
+
+    def _holds_something(self) -> bool:
+        """Whether there is more than what a process leaves that is killed at its very start."""
+        left = {partial_of(self._config), locks.file_of(self.path)}
+        return any(path not in left for path in self.path.iterdir())
+
+    @property
+    def _config(self) -> pathlib.Path:
+        return self.path / "config.json"
+
+    @property
+    def _split(self) -> pathlib.Path:
+        return self.path / "split.npz"
+
+    @property
+    def _metrics(self) -> pathlib.Path:
+        return self.path / "metrics.jsonl"
+
+    def claim(self) -> None:
+        """Makes the folder, where there is none, and keeps other processes out of it until `close`.
+
+        Raises:
+          ConfigError: another process is at it, or it has become another run's.
+        """
+        refusal = None
+        if multihost.is_main():
+            try:
+                make_folder(self.path, "workdir")
+                self._claim.enter_context(locks.locked(self.path))
+            except ConfigError as error:
+                refusal = error
+        if multihost.from_each(refusal is not None).any():
+            raise refusal or ConfigError(f"the first process cannot use {self.path}, and says why.")
+        self._require_own()
+
+    def create(self, clients: Clients) -> None:
+        """Writes what the folder holds before any step, where it is not there already."""
+        multihost.barrier("run folder checked")  # before any process changes it
+        if multihost.is_main():
+            if not self._config.exists():
+                content = {
+                    "format": FORMAT,
+                    "settings": self._settings,
+                    "programs": self._programs,
+                    "environment": environment(),
+                }
+                write_json(self._config, content)
+            if not self._split.exists():
+                clients.save_split(self._split)
+        multihost.barrier("run folder created")
+
+    def _check(self) -> None:
+        config = read_json(self._config)
+        stored = config.get("settings")
+        if not isinstance(stored, dict):
+            raise ConfigError(f"{self._config} is not a run's; choose another workdir.")
+        if config.get("format") != FORMAT:
+            raise ConfigError(
+                f"{self.path} was made by another version of mhd_jax (its format is "
+                f"{config.get('format')}, this version's {FORMAT}). Finish the run with that version, "
+                "or choose another workdir."
+            )
+        differing = list(_differences(stored, self._settings))
+        if differing:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
+                "Choose another workdir, or the same settings to resume it."
+            )
+        self._check_programs(config)
+
+    def _check_programs(self, config: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` where the code is another; warns where that cannot be told."""
+        differing = programs.changed(config.get("programs", {}), self._programs)
+        if not differing:
+            return
+        what = " and ".join(differing)
+        there, now = _what_traces(config.get("environment", {})), _what_traces(environment())
+        elsewhere = _differing(there, now)
+        if not elsewhere:
+            raise ConfigError(
+                f"{self.path} holds a run of other code: its {what} computed something else than now. "
+                "Choose another workdir, or bring the code back."
+            )
+        if multihost.is_main():
+            warnings.warn(
+                f"whether the code of {self.path} is still the same cannot be told: its {what} "
+                f"differ, but so does what traces them ({'; '.join(elsewhere)}).",
+                stacklevel=2,
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the page for people is there."""
+        return (self.path / "report.html").exists()
+
+    def save(
+        self, step: int, carry: PyTree, seconds: float, evaluations: int, score: float | None = None
+    ) -> None:
+        """Saves everything that evolves, in the background.
+
+        Args:
+          step: of which there is no checkpoint yet.
+          carry: what evolves.
+          seconds: trained so far.
+          evaluations: how many lines `metrics.jsonl` has now.
+          score: what the best checkpoint is chosen by.
+
+        Raises:
+          StorageError: this save, or the one before, cannot be written.
+        """
+        about = {
+            "evaluations": evaluations,
+            "seconds": seconds,
+            "score": score,
+            "environment": decisive_environment(carry),
+        }
+        self.checkpoints.save(step, _fields(carry), about)
+
+    def restore(self, like: PyTree, step: int, start: Callable[[], PyTree]) -> tuple[PyTree, float]:
+        """A checkpoint, as `like` has its shapes and places, and the seconds trained.
+
+        Args:
+          like: a carry, or its shapes.
+          step: of which there is a checkpoint.
+          start: makes what a new run's is.
+
+        Raises:
+          ConfigError: it is damaged, or another version's.
+        """
+        found = self.checkpoints.restore(step, _fields(like), lambda: _fields(start()))
+        return dataclasses.replace(like, **found), float(self.checkpoints.about(step)["seconds"])
+
+    def warn_of_another_environment(self, step: int, like: PyTree) -> None:
+        """Says so where a run goes on elsewhere than it was saved, and so not bit for bit."""
+        then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
+        differing = _differing(then, now)
+        if differing and multihost.is_main():
+            warnings.warn(
+                f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, but not "
+                "bit for bit as without a stop; where only devices differ, by rounding.",
+                stacklevel=2,
+            )
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk, on all processes."""
+        self.checkpoints.wait()
+        multihost.barrier("checkpoints written")
+
+    def close(self) -> None:
+        """Ends the threads that save, and lets others at the folder."""
+        with self._claim:
+            self.checkpoints.close()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The evaluations so far; what comes after a torn line, and that line, is left out."""
+        return _read_lines(self._metrics)
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drops what the folder holds beyond `step`; returns the evaluations up to it.
+
+        Raises:
+          ConfigError: `metrics.jsonl` has lost lines since the checkpoint of `step`.
+        """
+        records = [record for record in self.history() if record["step"] <= step]
+        written = self.checkpoints.about(step)["evaluations"] if step else 0
+        if len(records) != written:
+            raise ConfigError(
+                f"{self._metrics} holds {len(records)} evaluations up to step {step}, but {written} "
+                "were written. Put it back from a copy, or choose another workdir."
+            )
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        multihost.barrier("metrics read")
+        if not multihost.is_main():
+            return records
+        if self._metrics.exists() and text.encode() != self._metrics.read_bytes():
+            _write_text(self._metrics, text)
+        self.checkpoints.forget_beyond(step)
+        return records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`; it is on the disk before the checkpoint that counts it."""
+        if not multihost.is_main():
+            return
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        sync(self._metrics)
+
+    def summary(self) -> dict[str, Any]:
+        """What `finish` wrote.
+
+        Raises:
+          ConfigError: it is damaged, or does not belong to `metrics.jsonl`.
+        """
+        return _read_finished(self.path)[0]
+
+    def finished_with(
+        self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    ) -> FinishedRun:
+        """The run with the summary that `finish` has written."""
+        return FinishedRun(self.path, read_json(self._config), summary, history)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, which marks the run as finished."""
+        self.wait()
+        if multihost.is_main():
+            write_json(self.path / "summary.json", summary)
+
+
+def _fields(carry: Any) -> dict[str, Any]:
+    """What a carry holds, without what this run does not have."""
+    found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, options of JAX, code and command that a run was made with."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "backend": device.platform,
+        "device": device.device_kind,
+        "num_devices": jax.device_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        **{name: getattr(jax.config, name) for name in _CONFIGURED},
+        "git_commit": _git_commit(),
+        "command": _command(),
+    }
+
+
+def _what_traces(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an `environment` on which a program's digest depends, beside the code."""
+    rest = {name: environment.get(name) for name in ("backend", *_CONFIGURED)}
+    return {**environment.get("versions", {}), **rest}
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is another now than in a folder, in words."""
+    return [
+        f"{key} {then.get(key)} there, {now[key]} now" for key in now if then.get(key) != now[key]
+    ]
+
+
+def versions() -> dict[str, str | None]:
+    """Those of the packages that decide the results."""
+    import mhd_jax  # which imports this module
+
+    found: dict[str, str | None] = {"mhd_jax": mhd_jax.__version__}
+    for package in _VERSIONED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def decisive_environment(carry: PyTree) -> dict[str, Any]:
+    """What must be equal for a run to go on bit for bit: versions, and the devices of its arrays."""
+    devices = jax.devices()
+    used = max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(carry))
+    return {**versions(), "device": devices[0].device_kind, "devices": used}
+
+
+def _command() -> str | None:
+    """How this program was started; None where that was not from a file, as in a notebook."""
+    started_from = getattr(sys.modules["__main__"], "__file__", None)
+    return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; "+" marks uncommitted changes."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(here), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "-uno") else commit
+
+
+def jsonable(value: Any) -> Any:
+    """`value` in JSON's types: arrays become lists, NaN becomes null, infinity "inf", functions their names."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, np.ndarray | jax.Array):
+        return jsonable(np.asarray(value).tolist())
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if callable(value):
+        return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
+    return value
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The evaluations in a file, one a line; a torn line, and what comes after it, is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(record, dict) or not record.keys() >= {"step", *_OF_BOTH}:
+                break
+            records.append(record)
+    return records
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file; `ConfigError` where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON in one move: a reader never sees half of it."""
+    _write_text(path, json.dumps(jsonable(content), indent=2) + "\n")
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _differences(
+    there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """What settings are in a folder and now, where they differ."""
+    for key in sorted(there.keys() | now.keys()):
+        old, new = there.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} is {old!r} there and {new!r} now"

@@ -1,0 +1,513 @@
+"""What people read: self-contained HTML pages of a run or a comparison, and figure files."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mhd_jax.core.files import written_whole
+from mhd_jax.data import partition_statistics
+from mhd_jax.runs import dotted, figures
+from mhd_jax.runs.drawing import Figure, save_figure, to_hex
+from mhd_jax.runs.figures import METRICS, Record
+from mhd_jax.runs.folder import FinishedRun
+
+_PAGE_DPI = 100  # a page's pixels for an inch of a figure
+_MOST_IN_TITLE = 6  # rows of a comparison
+_MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A table's cell: what it says and, where that is a number, by what to sort it."""
+
+    text: str
+    value: float | None = None
+    is_number: bool = False
+    links: Sequence[tuple[str, str]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a page; its first column says what a line is about."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def write(run: FinishedRun) -> None:
+    """Writes a finished run's figures and its `report.html` into its folder."""
+    summary, history = run.summary, run.history
+    data = summary.get("data")  # which folders of older versions lack, as other parts
+    names = _class_names(summary)
+    drawn: dict[str, Callable[[], Figure]] = {
+        "accuracy": lambda: figures.accuracy(history, summary["algorithm"]),
+        "per_class_accuracy": lambda: figures.per_class(summary, names),
+    }
+    if "by_hops" in summary:
+        drawn["hops"] = lambda: figures.hops(summary)
+    by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
+    if by_class:
+        drawn["per_class_over_time"] = lambda: figures.per_class_over_time(by_class)
+    by_edge = {
+        kind: np.array(counts)
+        for kind, counts in summary["communication"]["by_edge"].items()
+        if np.ndim(counts) == 2
+    }
+    if by_edge:
+        drawn["edges"] = lambda: figures.edges(by_edge)
+    if "diagnostics" in summary:
+        drawn["followed"] = lambda: figures.followed(summary)
+    described = None
+    if data is not None:
+        counts = np.array(data["private_samples"])
+        described = partition_statistics.describe(counts)
+        drawn["data_split"] = lambda: figures.data_split(counts, names)
+    graph = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
+    title = (
+        f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{graph}"
+    )
+    page = _template("run.html").render(
+        title=title,
+        summary=summary,
+        sentences=in_words(summary),
+        figures=_save(run.path, drawn),
+        tables=_run_tables(summary, described),
+        described=described,
+        client_view=_client_view(summary, history),
+        settings=dotted.flat(summary["settings"]),
+        environments=[run.config.get("environment", {})],
+    )
+    _write(run.path, page)
+
+
+def write_comparison(
+    folder: pathlib.Path,
+    rows: Sequence[Record],
+    runs: Mapping[str, Sequence[FinishedRun]],
+    notes: Sequence[str],
+) -> None:
+    """Writes a comparison's figures and its `report.html`.
+
+    Args:
+      folder: where to.
+      rows: the table, from `experiments.comparison.summarise`.
+      runs: those of each row, by what the row calls them ("algorithm").
+      notes: what a reader must know beside the figures.
+    """
+    histories = {name: [run.history for run in each] for name, each in runs.items()}
+    drawn = {
+        "comparison": lambda: figures.comparison(rows),
+        "accuracy": lambda: figures.comparison_curves(histories),
+    }
+    if figures.sends(histories):
+        drawn["communication"] = lambda: figures.communication_curves(histories)
+    common, differing = dotted.compared(runs)
+    environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
+    page = _template("comparison.html").render(
+        title=f"Comparison of {', '.join(runs)}"
+        if len(runs) <= _MOST_IN_TITLE
+        else f"Comparison of {len(runs)} configurations",
+        sentences=_comparison_in_words(rows, runs, differing),
+        figures=_save(folder, drawn),
+        tables=_comparison_tables(folder, rows, runs, differing),
+        notes=notes,
+        settings=common,
+        environments=environments,
+    )
+    _write(folder, page)
+
+
+def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
+    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row.
+
+    Then those of honest clients alone, where others misbehave, and of the consensus model.
+    """
+    lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
+    for head in record.get("honest", {}).get("beta_sh", ()):
+        lines.append((f"{head}, honest", *(record["honest"][metric][head] for metric in METRICS)))
+    if "consensus" in record:
+        lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
+    return lines
+
+
+def in_words(summary: Record) -> list[str]:
+    """What a run did and found, in a few sentences."""
+    settings, timing = summary["settings"], summary["timing"]
+    who = f"{summary['num_clients']} clients"
+    if _pooled(summary):
+        done = f"One model learned {summary['dataset']} from what {who} hold together"
+    else:
+        graph = settings["topology"]["name"]
+        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
+    sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
+    if "data" in summary:
+        roles = [f"{n:,} {role}" for role, n in summary["data"]["samples"].items() if n]
+        models = ", ".join(settings["clients"]["models"])
+        sentences.append(
+            f"Models are {models}; samples: {', '.join(roles)}; partition: "
+            f"{settings['clients']['partition']}."
+        )
+    goals = Counter(settings["clients"].get("objectives", ()))
+    if goals:
+        listed = ", ".join(f"{count} {goal}" for goal, count in goals.items())
+        sentences.append(f"By what clients learn from their own data, there are {listed}.")
+    sentences.append(_accuracy_in_words(summary))
+    for client, kind in settings["clients"].get("adversaries", {}).items():
+        sentences.append(f"Client {client} lies ({kind}).")
+    sent = summary["communication"]
+    if sent["total_bytes"]:
+        parts = ", ".join(f"{as_bytes(n)} of {name}" for name, n in sent["by_type"].items())
+        sentences.append(f"{as_bytes(sent['total_bytes'])} were sent in all: {parts}.")
+    else:
+        sentences.append("Nothing was sent.")
+    seconds = timing["seconds_per_step"] * summary["steps"]
+    sentences.append(
+        f"Training took {_seconds(seconds)}, {1000 * timing['seconds_per_step']:.3g} ms a step, after "
+        f"{_seconds(timing['compile_seconds'])} of compilation."
+    )
+    faults = summary.get("faults", {})
+    if "links_lost" in faults:
+        sentences.append(
+            f"{faults['links_lost']:,} links were lost, and clients missed "
+            f"{sum(faults['steps_missed']):,} steps in all."
+        )
+    for client, step in faults.get("quarantined", {}).items():
+        sentences.append(f"Client {client} is in quarantine since step {step}.")
+    return sentences
+
+
+def _accuracy_in_words(summary: Record) -> str:
+    """Accuracies of the last head, and what it gains over the main one."""
+
+    def both(head: str, of: Record) -> str:
+        values = {"β_sh": of["beta_sh"][head], "β_priv": of["beta_priv"][head]}
+        return " and ".join(f"{name} {x:.3f}" for name, x in values.items() if x is not None)
+
+    honest = summary.get("honest")
+    of, whose = (honest, "honest clients' ") if honest else (summary, "")
+    heads = list(of["beta_sh"])
+    first, last = heads[0], heads[-1]
+    if first == last:
+        return f"At the end, {whose or 'the '}only head has {both(first, of)}."
+    gains = [
+        f"{of[metric][last] - of[metric][first]:+.3f} in {symbol}".replace("-", "−")
+        for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv"))
+        if of[metric][first] is not None
+    ]
+    return (
+        f"At the end, {whose or 'the '}last head, {last}, has {both(last, of)}; the main head has "
+        f"{both(first, of)}: from main to last, {' and '.join(gains)}."
+    )
+
+
+def as_bytes(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _comparison_in_words(
+    rows: Sequence[Record],
+    runs: Mapping[str, Sequence[FinishedRun]],
+    differing: Mapping[str, Any],
+) -> list[str]:
+    """What was compared, and who comes first."""
+    first = next(iter(runs.values()))[0].summary
+    seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
+    if len(seeds) > 1:
+        sentences = ["Rows have other seeds; the links to their reports name them."]
+    elif any(name.startswith("clients.") for name in differing):
+        sentences = ["Clients or their data are not the same for all: see what differs."]
+    else:
+        listed = ", ".join(map(str, next(iter(seeds))))
+        sentences = [
+            f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
+            f"sets and seeds ({listed}) are the same for all."
+        ]
+    for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
+        last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
+        known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
+        if len(known) > 1:
+            order = sorted(known, key=lambda name: -known[name][1]["mean"])
+            best = [
+                f"{name} ({known[name][0]}) {_spread(known[name][1]).text}" for name in order[:3]
+            ]
+            sentences.append(f"Highest {symbol} of the last head: {', then '.join(best)}.")
+    return sentences
+
+
+def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
+    """The tables of a run's page."""
+    heads = list(summary["beta_sh"])
+    timing, sent = summary["timing"], summary["communication"]
+    tables = {
+        "heads": Table(
+            "Accuracy at the end, mean over clients",
+            ("head", "β_sh", "β_priv"),
+            [[Cell(name), *map(_number, values)] for name, *values in accuracy_lines(summary)],
+        ),
+        "clients": Table(
+            "Accuracy of each client at the end",
+            ("client", "model", *(f"{s} {head}" for s in ("β_sh", "β_priv") for head in heads)),
+            [
+                [
+                    _count(client["client"]),
+                    Cell(client["model"]),
+                    *(_number(client[metric][head]) for metric in METRICS for head in heads),
+                ]
+                for client in summary["per_client"]
+            ],
+        ),
+        "bytes": Table(
+            "What was sent",
+            ("what", "bytes", "share"),
+            [
+                [
+                    Cell(f"{word} {name}"),
+                    Cell(as_bytes(n), n, True),
+                    _number(n / max(sent["total_bytes"], 1)),
+                ]
+                for word, part in (("type", "by_type"), ("numbers as", "by_dtype"))
+                for name, n in sent.get(part, {}).items()
+            ],
+        ),
+        "time": Table(
+            "Compilation and training apart",
+            ("what", "seconds"),
+            [
+                [Cell("compilation"), _number(timing["compile_seconds"])],
+                [
+                    Cell("training, without compilation"),
+                    _number(timing["seconds_per_step"] * summary["steps"]),
+                ],
+                [Cell("one step"), _number(timing["seconds_per_step"], 5)],
+            ],
+        ),
+    }
+    if described is not None:
+        names = _class_names(summary)
+        tables["data"] = Table(
+            "Private data of each client",
+            ("client", "samples", "classes", "entropy (bits)", "largest class", "its share"),
+            [
+                [
+                    _count(client["client"]),
+                    _count(client["samples"]),
+                    _count(client["classes"]),
+                    _number(client["entropy_bits"]),
+                    Cell(names[client["largest_class"]]),
+                    _number(client["largest_share"]),
+                ]
+                for client in described["clients"]
+            ],
+        )
+    return tables
+
+
+def _comparison_tables(
+    folder: pathlib.Path,
+    rows: Sequence[Record],
+    runs: Mapping[str, Sequence[FinishedRun]],
+    differing: Mapping[str, Sequence[Any]],
+) -> dict[str, Table]:
+    """The tables of a comparison's page."""
+    return {
+        "accuracy": Table(
+            "Accuracy at the end, mean over clients, ± standard deviation over seeds",
+            ("algorithm", "head", "β_sh", "β_priv"),
+            [
+                [Cell(row["algorithm"]), Cell(head), *map(_spread, values)]
+                for row in rows
+                for head, *values in accuracy_lines(row)
+            ],
+        ),
+        "cost": Table(
+            "Bytes and time: mean of the bytes and medians of the times over seeds",
+            ("algorithm", "bytes sent", "compilation, s", "ms a step", "reports"),
+            [
+                [
+                    Cell(row["algorithm"]),
+                    Cell(as_bytes(row["total_bytes"]), row["total_bytes"], True),
+                    _number(row["compile_seconds"], 1),
+                    _number(1000 * row["seconds_per_step"], 2),
+                    Cell("", links=[_link(folder, run) for run in runs[row["algorithm"]]]),
+                ]
+                for row in rows
+            ],
+        ),
+        "differing": Table(
+            "Settings that differ",
+            ("setting", *runs),
+            [[Cell(name), *map(_setting, values)] for name, values in differing.items()],
+        ),
+    }
+
+
+def _link(folder: pathlib.Path, run: FinishedRun) -> tuple[str, str]:
+    """A run's report as it is found from a comparison's, and its seed."""
+    path = pathlib.Path(os.path.relpath(run.path.resolve(), folder.resolve())) / "report.html"
+    return path.as_posix(), f"seed {run.summary['seed']}"
+
+
+def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
+    """What the page's script shows of the client that a reader chooses, as JSON."""
+    heads = list(summary["beta_sh"])
+    moments = np.linspace(0, len(history) - 1, min(len(history), _MOST_MOMENTS))
+    records = [history[i] for i in moments.round().astype(int)]
+    data = summary.get("data")
+    samples = None
+    if data is not None:
+        counts = np.array(data["private_samples"])
+        samples = (counts.sum(axis=0, keepdims=True) if _pooled(summary) else counts).tolist()
+    clients = [
+        {
+            "name": "all, pooled" if _pooled(summary) else str(i),
+            "facts": _facts(summary, i, samples),
+            "curves": {
+                metric: [
+                    [_rounded(record["per_client"][metric][head][i]) for record in records]
+                    for head in heads
+                ]
+                for metric in METRICS
+            },
+            "samples": samples and samples[i],
+            "by_class": [
+                [_rounded(x) for x in client["per_class_accuracy"][head]] for head in heads
+            ],
+        }
+        for i, client in enumerate(summary["per_client"])
+    ]
+    return {
+        "steps": [record["step"] for record in records],
+        "heads": heads,
+        "colours": [to_hex(c) for c in figures.head_colours(len(heads))[: len(heads)]],
+        "metrics": METRICS,
+        "classes": _class_names(summary),
+        "clients": clients,
+    }
+
+
+def _facts(summary: Record, i: int, samples: Sequence[Sequence[int]] | None) -> dict[str, str]:
+    """What is to be said about a client beside its accuracies."""
+    client, settings = summary["per_client"][i], summary["settings"]["clients"]
+    facts = {"model": client["model"]}
+    if samples is not None:
+        held = np.array([samples[i]])
+        facts["private samples"] = f"{held.sum():,} of {(held > 0).sum()} classes"
+        facts["entropy of its labels"] = f"{partition_statistics.label_entropy(held)[0]:.3f} bits"
+    if "objectives" in settings and not _pooled(summary):
+        facts["learns from its data by"] = settings["objectives"][i]
+    if str(i) in settings.get("adversaries", {}) and not _pooled(summary):
+        facts["lies"] = settings["adversaries"][str(i)]
+    faults = summary.get("faults", {})
+    if "steps_missed" in faults:
+        facts["steps missed"] = f"{faults['steps_missed'][i]:,}"
+    if str(i) in faults.get("quarantined", {}):
+        facts["in quarantine since step"] = str(faults["quarantined"][str(i)])
+    return facts
+
+
+def _pooled(summary: Record) -> bool:
+    """Whether one model holds the data of several clients."""
+    return len(summary["per_client"]) < summary["num_clients"]
+
+
+def _class_names(summary: Record) -> list[str]:
+    """The classes' names, or their numbers where a folder does not tell."""
+    if "data" in summary:
+        return summary["data"]["class_names"]
+    by_head = summary["per_client"][0]["per_class_accuracy"]
+    return [str(c) for c in range(len(by_head["main"]))]
+
+
+def _number(value: float | None, digits: int = 3) -> Cell:
+    return Cell("–" if value is None else f"{value:,.{digits}f}", value, True)
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", value, True)
+
+
+def _spread(value: Mapping[str, float | None]) -> Cell:
+    """A mean ± its standard deviation."""
+    mean, std = value["mean"], value["std"]
+    if mean is None:
+        return Cell("–", None, True)
+    return Cell(f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}"), mean, True)
+
+
+def _setting(value: Any) -> Cell:
+    if isinstance(value, list):
+        return Cell(", ".join(map(str, value)))
+    return Cell("–" if value is None else str(value))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
+
+
+def _save(
+    folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure]]
+) -> dict[str, dict[str, Any] | None]:
+    """Writes figures as files; returns them as data URIs with their widths on a page.
+
+    None stands for one that has failed.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, make in drawn.items():
+        figure = save_figure(make, folder / name)
+        if figure is None:
+            found[name] = None
+            continue
+        png = (folder / f"{name}.png").read_bytes()
+        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
+    return found
+
+
+def _write(folder: pathlib.Path, page: str) -> None:
+    with written_whole(folder / "report.html") as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:
+    """Commands, and what else the runs were made with: each value once."""
+    found: dict[str, list[str]] = {}
+    for environment in environments:
+        for name, value in dotted.flat(environment).items():
+            if value is not None:
+                values = found.setdefault(name.removeprefix("versions."), [])
+                if str(value) not in values:
+                    values.append(str(value))
+    return {"commands": found.pop("command", []), "environment": found}
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mhd_jax.runs"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
+    environment.filters["bytes"] = as_bytes
+    environment.filters["reproduction"] = _reproduction
+    return environment.get_template(name)

@@ -1,0 +1,95 @@
+"""How far knowledge has to travel: what clients know of classes that others hold, hop by hop."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import PyTree
+from mhd_jax.topology.graphs import Topology
+from mhd_jax.topology.schedules import Schedule
+
+
+def edges_of(topology: Topology, steps: int) -> np.ndarray:
+    """Who may learn from whom at any of the first steps, bool [K, K]."""
+    return np.asarray(_ever(topology.adjacency, steps, schedule=topology.schedule))
+
+
+def require_ways_back(topology: Topology, why: str, steps: int) -> None:
+    """Raises `ConfigError` where some clients teach others and can never learn from them."""
+    edges = edges_of(topology, steps)
+    _, part = sparse.csgraph.connected_components(sparse.csr_array(edges), connection="strong")
+    one_way = np.argwhere(edges & (part[:, None] != part))
+    if len(one_way):
+        i, j = one_way[0]
+        raise ConfigError(
+            f"{why} with push_sum needs a way back for what goes over an edge, but client {i} of "
+            f"{topology.name} hears client {j}, whom nothing reaches from {i}; choose a strongly "
+            "connected graph, or an algorithm that does not average, like mhd."
+        )
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def _ever(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Array:
+    def add(step: jax.Array, found: jax.Array) -> jax.Array:
+        return found | (schedule(adjacency, step) > 0)
+
+    graph = jax.eval_shape(schedule, adjacency, jnp.int32(0))
+    return jax.lax.fori_loop(0, steps, add, jnp.zeros(graph.shape, bool))
+
+
+def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Hops from each client to the nearest one that holds a class.
+
+    A client holds a class if it has at least as many labelled samples of it as clients have on
+    average.
+
+    Args:
+      edges: i may learn from j at [i, j], bool [K, K].
+      counts: labelled private samples by client and class, int [K, C].
+
+    Returns:
+      Numbers of edges, int [K, C]; −1 where no path leads to the class.
+    """
+    holds = (counts > 0) & (counts >= counts.mean(axis=0))
+    travels = sparse.csr_array(edges.T.astype(np.int8))  # knowledge goes from j to i
+    hops = np.full(counts.shape, -1)
+    for label in np.flatnonzero(holds.any(axis=0)):
+        far = sparse.csgraph.dijkstra(
+            travels, unweighted=True, indices=np.flatnonzero(holds[:, label]), min_only=True
+        )
+        hops[:, label] = np.where(np.isfinite(far), far, -1)
+    return hops
+
+
+def accuracies(per_class: np.ndarray, hops: np.ndarray, heads: list[str]) -> list[dict[str, Any]]:
+    """Accuracy by distance: a mean over clients and classes.
+
+    Args:
+      per_class: [K, H, C]; NaN for a class without test samples.
+      hops: from `to_classes`, int [K, C].
+      heads: names of the H heads.
+
+    Returns:
+      For each distance, ascending, {"hops", "pairs" of a client and a class, "accuracy" by head};
+      "hops" is None for classes out of reach, which come last.
+    """
+    known = ~np.isnan(per_class[:, 0])
+    found = []
+    for distance in sorted(set(hops[known]), key=lambda far: (far < 0, far)):
+        pairs = known & (hops == distance)
+        of_pairs = per_class.transpose(0, 2, 1)[pairs]  # [pairs, H]
+        found.append(
+            {
+                "hops": None if distance < 0 else int(distance),
+                "pairs": int(pairs.sum()),
+                "accuracy": dict(zip(heads, of_pairs.mean(axis=0).tolist(), strict=True)),
+            }
+        )
+    return found

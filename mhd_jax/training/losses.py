@@ -1,0 +1,109 @@
+"""Losses of one client, as standalone functions of its outputs and its targets."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+EMBEDDING_EPSILON = 1e-6
+
+
+def private_cross_entropy(
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    label_smoothing: float,
+    label_set: Array | None = None,
+) -> Array:
+    """CE(z(x), y) over the private batch, averaged over the samples that the mask keeps.
+
+    Args:
+      logits: [B, C] of the main head.
+      labels: int [B].
+      mask: float [B].
+      label_smoothing: mass spread uniformly over the classes (0 is the MHD paper's form).
+      label_set: which classes the client knows, bool [C]; None is all of them.
+
+    Returns:
+      A scalar; 0 where the mask keeps nothing.
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    if label_set is None:
+        targets = optax.smooth_labels(targets, label_smoothing)
+    else:
+        share = label_smoothing / label_set.sum()
+        targets = (1 - label_smoothing) * targets + jnp.where(label_set, share, 0)
+    return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
+
+
+def pretext_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Mean of CE over images whose labels [N] they gave themselves; logits [N, ...]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of values [B] over the samples that the mask [B] keeps; 0 where it keeps nothing."""
+    mask = mask.astype(values.dtype)
+    return (values * mask).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def distillation(
+    logits: Array, targets: Array, temperature: float = 1.0, label_set: Array | None = None
+) -> Array:
+    """Σ_k mean_x CE(softmax(z^k(x)/T), target^k(x)), the auxiliary term of MHD.
+
+    Multiplied by T², which keeps the gradient's size comparable over temperatures
+    (Hinton et al., 2015); at the paper's T = 1 it changes nothing.
+
+    Args:
+      logits: [P, R, C] of the R heads that learn.
+      targets: probabilities [P, R, C], constants.
+      temperature: T.
+      label_set: which classes the client knows, bool [C], None is all of them; what targets say
+        outside is left out, and the rest stays as it is (see `mhd_jax.core.label_sets`).
+    """
+    if label_set is not None:
+        targets = jnp.where(label_set, targets, 0)
+    losses = optax.softmax_cross_entropy(logits / temperature, targets)
+    return temperature**2 * losses.mean(axis=0).sum()
+
+
+def absolute_difference(logits: Array, targets: Array, label_set: Array | None) -> Array:
+    """`mean_x |z(x) − target(x)|`, the digest loss of FedMD.
+
+    Args:
+      logits: [P, C].
+      targets: logits [P, C], constants.
+      label_set: over which classes the mean is taken, bool [C]; None is all of them, and 0 is the
+        mean of none.
+    """
+    differences = jnp.abs(logits - targets)
+    if label_set is None:
+        return differences.mean()
+    inside = jnp.where(label_set, differences, 0).sum(axis=-1).mean()
+    return inside / jnp.maximum(label_set.sum(), 1)
+
+
+def normalise_embedding(embeddings: Array) -> Array:
+    """φ / ‖φ‖ along the last axis, with finite gradients where φ = 0."""
+    squares = jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True)
+    return embeddings * jax.lax.rsqrt(squares + EMBEDDING_EPSILON)
+
+
+def embedding_distance(embeddings: Array, teachers: Array, valid: Array) -> Array:
+    """mean_x mean_{j∈S} ‖ē(x) − ē_j(x)‖², the embedding term of MHD.
+
+    Args:
+      embeddings: [P, D] of the client.
+      teachers: [T, P, D], constants.
+      valid: which of the T rows are teachers, bool [T].
+
+    Returns:
+      A scalar; 0 where there is no teacher.
+    """
+    own = normalise_embedding(embeddings)
+    teachers = normalise_embedding(jnp.where(valid[:, None, None], teachers, 0))
+    distances = jnp.sum(jnp.square(own - teachers), axis=-1).mean(axis=-1)  # [T]
+    return jnp.where(valid, distances, 0).sum() / jnp.maximum(valid.sum(), 1)

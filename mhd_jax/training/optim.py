@@ -1,0 +1,206 @@
+"""Optimizers as settings: a frozen description that builds an optax transformation.
+
+Any optax transformation may stand in its place; a description adds that a run can be
+repeated from its `config.json`, and that equal settings share a compiled program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.validation import require_kinds
+
+SCHEDULES = ("cosine", "constant", "step", "decreasing")
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum and L2 weight decay on all parameters.
+
+    Attributes:
+      learning_rate: the peak rate.
+      momentum: β; 0 keeps no buffer.
+      nesterov: whether the step looks ahead along the momentum. None takes what the run's
+        algorithm does in its paper: gossip and CCL do.
+      weight_decay: added to the gradient as weight_decay · θ, before the momentum.
+      schedule: "cosine" to 0 over the run, "constant", or "step": divided by 10 at half
+        and at three quarters of the run, or "decreasing": η / (1 + t/100)^¾, whose sum has no
+        bound while that of its squares has (Robbins and Monro, 1951), however long the run.
+      warmup_steps: W steps of linear warm-up before the schedule: step t < W has (t + 1)/W of the
+        peak, so that none has rate 0, and step W is the schedule's first.
+    """
+
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    nesterov: bool | None = None
+    weight_decay: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        require_kinds(self)
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be in [0, 1), not {self.momentum}.")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"weight_decay must be at least 0, not {self.weight_decay}.")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}."
+            )
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must be at least 0, not {self.warmup_steps}.")
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step, for a run of `steps` steps."""
+        steps = max(steps - self.warmup_steps, 1)
+        if self.schedule == "cosine":
+            main = optax.cosine_decay_schedule(self.learning_rate, steps)
+        elif self.schedule == "step":
+            main = optax.piecewise_constant_schedule(
+                self.learning_rate, {steps // 2: 0.1, steps * 3 // 4: 0.1}
+            )
+        elif self.schedule == "decreasing":
+
+            def main(step: Any) -> Any:
+                return self.learning_rate * (1 + step / 100) ** -0.75
+        else:
+            main = optax.constant_schedule(self.learning_rate)
+        if not self.warmup_steps:
+            return main
+
+        def warmup(step: Any) -> Any:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+
+        return optax.join_schedules([warmup, main], [self.warmup_steps])
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps; equal settings give the same object."""
+        try:
+            return _cached_sgd(self, steps)
+        except TypeError:  # numbers of several runs at once, see `mhd_jax.core.varied`
+            return _build_sgd(self, steps)
+
+
+def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay)
+        if settings.weight_decay
+        else optax.identity(),
+        optax.trace(settings.momentum, bool(settings.nesterov))
+        if settings.momentum
+        else optax.identity(),
+        _scale_by_rate(settings.rate(steps)),
+    )
+
+
+_cached_sgd = functools.cache(_build_sgd)
+
+
+class _RateState(NamedTuple):
+    steps: jax.Array
+    learning_rate: jax.Array
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+    """−η times the update, with the last η kept in the state: gossip algorithms look it up."""
+
+    def init(params: Any) -> _RateState:
+        del params
+        return _RateState(jnp.zeros((), jnp.int32), jnp.asarray(rate(0), jnp.float32))
+
+    def update(updates: Any, state: _RateState, params: Any = None) -> tuple[Any, _RateState]:
+        del params
+        now = jnp.asarray(rate(state.steps), jnp.float32)
+        scaled = jax.tree.map(lambda u: -now.astype(u.dtype) * u, updates)
+        return scaled, _RateState(state.steps + 1, now)
+
+    return optax.GradientTransformation(init, update)
+
+
+Optimizer: TypeAlias = SGD | optax.GradientTransformation
+
+
+def resolved(optimizer: Any, nesterov: bool) -> Any:
+    """The optimizer in a run whose algorithm has Nesterov's momentum or not, unless it says itself."""
+    if isinstance(optimizer, SGD) and optimizer.nesterov is None:
+        return dataclasses.replace(optimizer, nesterov=nesterov)
+    return optimizer
+
+
+def build(optimizer: Any, steps: int) -> optax.GradientTransformation:
+    """The optax transformation that `optimizer` stands for in a run of `steps` steps.
+
+    Raises:
+      ConfigError: it is no optimizer. So does what is built from a user's transformation where
+        that fails.
+    """
+    if isinstance(optimizer, SGD):
+        return optimizer.build(steps)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(
+            f"an optimizer is mhd_jax.optim.SGD(...) or an optax transformation, not {optimizer!r}."
+        )
+    return optimizer if isinstance(optimizer, _Guarded) else _guarded(optimizer)
+
+
+class _Guarded(optax.GradientTransformation):
+    """A user's transformation, whose failures are told in words."""
+
+
+@functools.lru_cache(maxsize=64)  # the same object for the same one: programs compile for it
+def _guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    def init(params: Any) -> Any:
+        with _in_words(params):
+            return optimizer.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with _in_words(params):
+            return optimizer.update(updates, state, params)
+
+    return _Guarded(init, update)
+
+
+@contextlib.contextmanager
+def _in_words(params: Any) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # optax and the user's own parts raise any
+        parts = ", ".join(params) if isinstance(params, Mapping) else "…"
+        raise ConfigError(
+            f"the optimizer cannot be applied to the clients' parameters, a dictionary of {parts} "
+            f"({in_a_line(error)}); it must need gradients, state and "
+            "parameters only, and masks or labels must be trees like the parameters, or functions "
+            "of them."
+        ) from error
+
+
+def has_momentum(opt_state: Any) -> bool:
+    """Whether an optimizer's state is that of `SGD` with momentum."""
+    names = ("trace", "learning_rate")
+    return all(len(optax.tree_utils.tree_get_all_with_path(opt_state, name)) == 1 for name in names)
+
+
+def learning_rate(opt_state: Any) -> Any:
+    """The rate of `SGD`'s last step; at first that of the step to come."""
+    return optax.tree_utils.tree_get(opt_state, "learning_rate")
+
+
+def change_momentum(opt_state: Any, change: Callable[[Any, Any, Any], Any], tree: Any) -> Any:
+    """`SGD`'s state with another momentum: change(momentum, entry of `tree`, rate), leaf by leaf."""
+    rate = learning_rate(opt_state)
+    momentum = optax.tree_utils.tree_get(opt_state, "trace")
+    changed = jax.tree.map(lambda m, entry: change(m, entry, rate), momentum, tree)
+    return optax.tree_utils.tree_set(opt_state, trace=changed)

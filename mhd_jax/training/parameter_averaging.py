@@ -1,0 +1,134 @@
+"""Ensembles: clients of one architecture that become their average every so many steps.
+
+Federated averaging among a few, beside what clients learn from predictions (the MHD paper's hybrid
+groups). Who becomes the average of whom is a mixing matrix W [K, K], row-stochastic; its ensembles
+are the clients that it joins, directly or through others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+
+from mhd_jax.clients import Clients
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.validation import is_integer
+from mhd_jax.training.groups import require_one_architecture
+
+# How many consecutive clients are an ensemble; the clients of each; or W itself, in floats.
+Ensembles = int | Sequence[Sequence[float]]
+
+
+def mixing_matrix(ensembles: Ensembles, clients: Clients) -> np.ndarray:
+    """W [K, K]; who is in no ensemble, or only fills a device, keeps what it has.
+
+    Args:
+      ensembles: a size or lists of clients, whose average is weighted as in `fedavg`, by the
+        sizes of the labelled private sets (of all private sets, where nobody of an ensemble has
+        labels); or the weights themselves, in floats.
+      clients: all, inactive ones last.
+
+    Raises:
+      ConfigError: clients that do not exist, sit in two ensembles or differ in architecture, or a
+        matrix that is not [K, K] and row-stochastic.
+    """
+    num_active = int((clients.label_counts().sum(axis=1) > 0).sum())
+    mixing = np.eye(clients.num_clients)
+    rows = _rows(ensembles, num_active)
+    if any(isinstance(entry, float) for row in rows for entry in row):
+        mixing[:num_active, :num_active] = _weights(rows, num_active)
+    else:
+        _require_distinct(rows, num_active)
+        labelled, private = (
+            counts.sum(axis=1) for counts in (clients.labelled_counts(), clients.label_counts())
+        )
+        for members in rows:
+            sizes = labelled[members] if labelled[members].any() else private[members]
+            mixing[np.ix_(members, members)] = sizes / sizes.sum()
+    for members in _joined(mixing):
+        listed = ", ".join(map(str, members))
+        require_one_architecture(clients, f"the ensemble of clients {listed} averages", members)
+    return mixing
+
+
+def first_members(mixing: np.ndarray) -> np.ndarray:
+    """The first client of each one's ensemble, int [K]."""
+    first = np.arange(len(mixing))
+    for members in _joined(mixing):
+        first[members] = members[0]
+    return first
+
+
+def _joined(mixing: np.ndarray) -> list[list[int]]:
+    """Ensembles of at least two, each in client order."""
+    parts = nx.connected_components(nx.from_numpy_array((mixing > 0) | (mixing > 0).T))
+    return [sorted(part) for part in parts if len(part) > 1]
+
+
+def _rows(ensembles: Ensembles, num_clients: int) -> list[list]:
+    """The clients of each ensemble, or the rows of W."""
+    if is_integer(ensembles):
+        ensembles = int(ensembles)
+        if ensembles < 1 or num_clients % ensembles:
+            raise ConfigError(
+                f"{num_clients} clients do not make ensembles of {ensembles}; choose a size that "
+                "divides them, or list the clients of each."
+            )
+        return np.arange(num_clients).reshape(-1, ensembles).tolist()
+    try:
+        rows = [list(row) for row in ensembles]  # type: ignore[union-attr]
+    except TypeError:
+        rows = []
+    if isinstance(ensembles, str) or not rows or not all(rows):
+        raise ConfigError(
+            "ensembles are a number of consecutive clients, the clients of each like "
+            f"[[0, 1], [2, 3]], or a mixing matrix in floats, not {ensembles!r}."
+        )
+    return rows
+
+
+def _weights(rows: list[list], num_clients: int) -> np.ndarray:
+    """W, once it is found to be row-stochastic."""
+    try:
+        weights = np.array(rows, float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"a mixing matrix must be an array of numbers: {error}.") from error
+    if weights.shape != (num_clients, num_clients):
+        raise ConfigError(
+            f"a mixing matrix of {num_clients} clients must have shape [{num_clients}, "
+            f"{num_clients}], not {list(weights.shape)}."
+        )
+    bad = np.argwhere(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        i, j = bad[0]
+        raise ConfigError(
+            f"weights of a mixing matrix must be finite and not negative, but client {i} gives "
+            f"client {j} the weight {weights[i, j]}."
+        )
+    sums = weights.sum(axis=1)
+    off = np.flatnonzero(~np.isclose(sums, 1, rtol=0, atol=1e-5))
+    if off.size:
+        raise ConfigError(
+            f"each row of a mixing matrix must sum to 1, but that of client {off[0]} sums to "
+            f"{sums[off[0]]:.6g}; divide rows by their sums."
+        )
+    return weights
+
+
+def _require_distinct(lists: list[list], num_clients: int) -> None:
+    """Raises `ConfigError` for clients that do not exist, or are named twice."""
+    everyone = [client for members in lists for client in members]
+    unknown = [c for c in everyone if not is_integer(c) or c not in range(num_clients)]
+    if unknown:
+        raise ConfigError(
+            f"ensembles must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
+        )
+    client, times = Counter(everyone).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(
+            f"a client sits in one ensemble, but client {client} is named {times} times; name it "
+            "once (weights of a mixing matrix are floats)."
+        )

@@ -1,0 +1,143 @@
+"""A step's two passes of every client, over its private and over the public batch.
+
+Where nothing forbids it they are one: a larger batch fills the device better. Statistics of
+the batch and dropout would tell the joint pass from two, a pretext task makes other images of the
+private ones, and clients that are computed in chunks are better served by two short passes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mhd_jax.core.client_axis import computes_at_once, over_clients
+from mhd_jax.core.random import Purpose
+from mhd_jax.core.types import Batch, PyTree, State
+from mhd_jax.models.client_model import Outputs
+from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
+from mhd_jax.training.losses import private_cross_entropy
+
+Gradients = tuple[PyTree, ...]
+PullBack = Callable[[Outputs], tuple[Gradients, tuple[PyTree, ...], Array]]
+
+
+def private_and_public(
+    state: State,
+    batch: Batch,
+    label_smoothing: float,
+    *,
+    public_updates_stats: bool = False,
+    evaluates: bool = False,
+) -> tuple[Outputs, PullBack]:
+    """What clients say about the public batch, and the way back from there.
+
+    Args:
+      state, batch: of this step.
+      label_smoothing: of the private cross-entropy.
+      public_updates_stats: whether public samples update normalisation statistics too.
+      evaluates: whether the public pass is one in evaluation mode, gradients included.
+
+    Returns:
+      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones end in zeros), and
+      a function that takes a loss's gradient at them. It returns, group by group, the gradients of
+      the private loss + that loss and the statistics after the step, and the private losses [K].
+    """
+    if _are_one(state, batch):
+        return _jointly(state, batch, label_smoothing)
+    return _apart(state, batch, label_smoothing, public_updates_stats, evaluates)
+
+
+def evaluated(state: State, batch: Batch, said: Outputs) -> Outputs:
+    """What clients say about the public batch in evaluation mode, as teachers: `Outputs` [K, P, …].
+
+    `said` is what they say in training mode, which for most models is the same.
+    """
+    if not _has_modes(state, batch):
+        return said
+    shared = batch.public_is_shared
+    inputs = batch.public_inputs
+    return forward(state, all_params(state), all_stats(state), inputs, shared_inputs=shared)[0]
+
+
+def _are_one(state: State, batch: Batch) -> bool:
+    has_pretext = any(group.model.pretext for group in state.groups)
+    return computes_at_once() and not has_pretext and not _has_modes(state, batch)
+
+
+def _has_modes(state: State, batch: Batch) -> bool:
+    """Whether training and evaluation mode differ, by statistics of the batch or by dropout."""
+
+    def of_one(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
+
+    return any(
+        jax.tree.leaves(group.stats) or group.model.is_random(*of_one((group.params, batch.inputs)))
+        for group in state.groups
+    )
+
+
+def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Outputs, PullBack]:
+    num_private = batch.labels.shape[1]
+
+    def join(private: Array, public: Array) -> Array:  # [K, B, ...] and [(K,) P, ...]
+        if batch.public_is_shared:
+            public = jnp.broadcast_to(public, (state.num_clients, *public.shape))
+        return jnp.concatenate([private, public], axis=1)
+
+    inputs = jax.tree.map(join, batch.inputs, batch.public_inputs)
+    outputs, pull_back = jax.vjp(
+        lambda params: forward(state, params, all_stats(state), inputs, train=Purpose.DROPOUT)[0],
+        all_params(state),
+    )
+    said = jax.tree.map(lambda a: a[:, num_private:], outputs)
+    loss = functools.partial(_private_loss, label_smoothing=label_smoothing)
+
+    def back(at_said: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
+        own = jax.tree.map(lambda a: a[:, :num_private], outputs)
+        losses, at_own = over_clients(jax.value_and_grad(loss))(
+            own, batch.labels, batch.mask, state.label_sets
+        )
+        at_outputs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), at_own, at_said)
+        (gradients,) = pull_back(at_outputs)
+        return gradients, all_stats(state), losses
+
+    return said, back
+
+
+def _apart(
+    state: State,
+    batch: Batch,
+    label_smoothing: float,
+    public_updates_stats: bool,
+    evaluates: bool,
+) -> tuple[Outputs, PullBack]:
+    private, stats, losses = private_gradients(state, batch, label_smoothing)
+
+    def on_public_samples(params: Gradients) -> tuple[Outputs, tuple[PyTree, ...]]:
+        return forward(
+            state,
+            params,
+            stats if public_updates_stats else all_stats(state),
+            batch.public_inputs,
+            train=None if evaluates else Purpose.PUBLIC_DROPOUT,
+            shared_inputs=batch.public_is_shared,
+        )
+
+    said, pull_back, public_stats = jax.vjp(on_public_samples, all_params(state), has_aux=True)
+
+    def back(at_said: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
+        (public,) = pull_back(at_said)
+        gradients = jax.tree.map(jnp.add, private, public)
+        return gradients, public_stats if public_updates_stats else stats, losses
+
+    return said, back
+
+
+def _private_loss(
+    own: Outputs, labels: Array, mask: Array, label_set: Array | None, label_smoothing: float
+) -> Array:
+    return private_cross_entropy(own.logits[:, 0], labels, mask, label_smoothing, label_set)

@@ -1,0 +1,110 @@
+"""How embeddings of unequal width are compared.
+
+- "none": not at all.
+- "shared_width": by their first D coordinates, D being the least width of all. No client sends more.
+- "linear": each client learns a linear map from its own width to every other that there is, without
+  bias, and compares what it makes of its own embedding with its teacher's. Where widths are equal
+  there is no map. Maps are the client's parameters (`params["projections"]`): its own loss and
+  optimizer train them, and nobody else sees them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from mhd_jax.core import random
+from mhd_jax.core.client_axis import over_clients
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import GroupState, PyTree, State
+from mhd_jax.training.groups import embedding_width, in_client_order, padded, take_members
+
+EMBEDDING_PROJECTIONS = ("none", "linear", "shared_width")
+
+
+def widths(state: State) -> np.ndarray:
+    """D of each client, int [K]."""
+    found = np.zeros(state.num_clients, int)
+    for group in state.groups:
+        found[list(group.members)] = embedding_width(group)
+    return found
+
+
+def require_equal_widths(state: State) -> None:
+    """Raises `ConfigError` where clients differ in the width of their embeddings, naming them."""
+    if len(set(widths(state))) > 1:
+        listed = "; ".join(
+            f"clients {', '.join(map(str, group.members))}: {embedding_width(group)}"
+            for group in state.groups
+        )
+        raise ConfigError(
+            f"nu_emb > 0 compares embeddings, which must have one width, but they have {listed}. "
+            "Set embedding_projection to 'linear' or 'shared_width', or nu_emb to 0, or give the "
+            "clients backbones of one embedding width."
+        )
+
+
+def with_projections(state: State) -> State:
+    """The clients of a new state with their maps; those of one width for all have none."""
+    targets = np.unique(widths(state))
+    keys = random.client_keys(state.key, random.Purpose.PROJECTION, state.client_ids)
+
+    def drawn(key: Array, width: int, dtype: Any) -> dict[str, Array]:
+        return {
+            str(target): nn.initializers.lecun_normal()(
+                jax.random.fold_in(key, target), (width, target), dtype
+            )
+            for target in targets
+            if target != width
+        }
+
+    groups = []
+    for group in state.groups:
+        width, dtype = embedding_width(group), group.params["heads"]["kernel"].dtype
+        own_keys = take_members(keys, group.members, state.num_clients)
+        maps = over_clients(lambda key, w=width, t=dtype: drawn(key, w, t))(own_keys)
+        params = {**group.params, "projections": maps} if maps else group.params
+        groups.append(dataclasses.replace(group, params=params))
+    return dataclasses.replace(state, groups=tuple(groups))
+
+
+def projections(state: State) -> tuple[PyTree, ...]:
+    """The clients' maps, group by group."""
+    return tuple(group.params["projections"] for group in state.groups)
+
+
+def towards(
+    state: State, projections: tuple[PyTree, ...], embeddings: Array, positions: Array
+) -> Array:
+    """Every client's embeddings in its teachers' widths.
+
+    Args:
+      state: gives the widths.
+      projections: the maps, group by group.
+      embeddings: [K, P, D], D being the largest width; narrower ones end in zeros.
+      positions: of the teachers, int32 [K, T].
+
+    Returns:
+      [K, T, P, D], those for narrower teachers ending in zeros.
+    """
+    targets, target_of = np.unique(widths(state), return_inverse=True)
+    views = []
+    for group, maps in zip(state.groups, projections, strict=True):
+
+        def seen(maps: PyTree, embedding: Array, group: GroupState = group) -> Array:
+            own = embedding[:, : embedding_width(group)]
+            each = [own @ maps[str(t)] if str(t) in maps else own for t in targets]
+            return jnp.stack([padded(view, embedding.shape[-1]) for view in each])
+
+        own = take_members(embeddings, group.members, state.num_clients)
+        views.append(over_clients(seen)(maps, own))
+    which = jnp.asarray(target_of)[positions]
+    return over_clients(lambda views, which: views[which])(
+        in_client_order(views, state.groups), which
+    )
