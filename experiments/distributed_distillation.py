@@ -24,8 +24,8 @@ import mhd_jax as mhd
 from experiments import launch, tables
 from mhd_jax.clients import Clients, build_backbone
 from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Batch, PyTree, State
-from mhd_jax.engine.memory import num_bytes
 from mhd_jax.engine.run import prepare
 from mhd_jax.models import ClientModel
 from mhd_jax.runs.drawing import Figure, save_figure

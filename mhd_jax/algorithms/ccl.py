@@ -27,11 +27,19 @@ from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
 from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix, needs_everyone
 from mhd_jax.core.client_axis import everywhere, over_clients
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, PyTree, State
-from mhd_jax.data.batching import take_rows
+from mhd_jax.core.trees import take_rows
+from mhd_jax.core.types import (
+    Algorithm,
+    Batch,
+    GroupState,
+    Metrics,
+    Outputs,
+    Participants,
+    PyTree,
+    State,
+)
 from mhd_jax.exchange.messages import Messages, of_one_client
-from mhd_jax.models.client_model import Outputs
-from mhd_jax.topology.graphs import MIXINGS
+from mhd_jax.topology.mixing import MIXINGS
 from mhd_jax.training.groups import apply_gradients, local_gradients, predict
 from mhd_jax.training.losses import masked_mean, private_cross_entropy
 
@@ -59,7 +67,7 @@ def ccl(
         require(value >= 0, f"{name} must be at least 0, not {value}.")
     check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         return init_gossip(key, clients, sample_batch, quasi_global)
 
     def loss(

@@ -30,7 +30,6 @@ comes back still counts with its last decisions.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +39,13 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.core.client_axis import over_clients
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, State
+from mhd_jax.core.trees import where_rows
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Outputs, Participants, State
 from mhd_jax.data.dataset import take
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.models.client_model import Outputs
-from mhd_jax.topology.graphs import metropolis_hastings
-from mhd_jax.training.groups import apply_gradients, init_state, predict, shapes_said, where_rows
+from mhd_jax.topology.mixing import metropolis_hastings
+from mhd_jax.training.groups import apply_gradients, init_state, predict, shapes_said
 from mhd_jax.training.passes import private_and_public
 
 _AT_ONCE = 500  # reference samples in one pass at the start
@@ -72,7 +71,7 @@ def distributed_distillation(
         "decisions; choose float16 or int8.",
     )
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)
         first = _decisions_on_reference_set(state, clients)
         extra = {"estimates": first, "said": first}
@@ -143,7 +142,7 @@ def _decisions(state: State, batch: Batch) -> Array:
     return jax.nn.softmax(predict(state, batch.public_inputs)[:, :, 0])
 
 
-def _decisions_on_reference_set(state: State, clients: Any) -> Array:
+def _decisions_on_reference_set(state: State, clients: Participants) -> Array:
     """s_i(x) for every x of the reference set, [K, M, C], a part of it at a time."""
     size = clients.num_public
     parts = np.resize(np.arange(size), (-(-size // _AT_ONCE), min(_AT_ONCE, size)))

@@ -19,7 +19,6 @@ learned towards an average that it missed is lost.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,17 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.core.trees import where_rows
+from mhd_jax.core.types import (
+    Algorithm,
+    Batch,
+    GroupState,
+    Metrics,
+    Participants,
+    Presence,
+    PyTree,
+    State,
+)
 from mhd_jax.exchange.messages import Messages, of_one_client
 from mhd_jax.training import optim
 from mhd_jax.training.groups import (
@@ -39,7 +48,6 @@ from mhd_jax.training.groups import (
     predict,
     private_gradients,
     require_one_architecture,
-    where_rows,
 )
 
 LOCAL_STEPS = 10
@@ -74,7 +82,7 @@ def fedavg(
     )
     require_label_smoothing(label_smoothing)
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         require_one_architecture(clients, "fedavg averages parameters")
         state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
         sizes = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
@@ -147,7 +155,7 @@ def fedavg(
     return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
 
 
-def steps_of_epochs(epochs: float, clients: Any, batch_size: int) -> int:
+def steps_of_epochs(epochs: float, clients: Participants, batch_size: int) -> int:
     """How many steps are `epochs` passes over the private data of the average client, at least 1.
 
     Those who have labels count: the others are not averaged.

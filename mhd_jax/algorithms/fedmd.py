@@ -16,7 +16,6 @@ class's logits is over those who know it, and each learns its own classes'.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,17 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.core.label_sets import masked
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.core.trees import where_rows
+from mhd_jax.core.types import (
+    Algorithm,
+    Batch,
+    GroupState,
+    Metrics,
+    Participants,
+    Presence,
+    PyTree,
+    State,
+)
 from mhd_jax.exchange import adversaries
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange.messages import Messages
@@ -38,7 +47,6 @@ from mhd_jax.training.groups import (
     predict,
     private_gradients,
     shapes_said,
-    where_rows,
 )
 from mhd_jax.training.losses import absolute_difference, distillation
 
@@ -79,7 +87,7 @@ def fedmd(
     )
     round_steps = digest_steps + revisit_steps
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)
         speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
         start = {"params": all_params(state), "stats": all_stats(state)}

@@ -23,7 +23,6 @@ first 1, that goes the same way; the quotient z_i is the client's model:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +31,19 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.core.trees import where_rows
+from mhd_jax.core.types import (
+    Algorithm,
+    Batch,
+    GroupState,
+    Metrics,
+    Participants,
+    Presence,
+    PyTree,
+    State,
+)
 from mhd_jax.exchange.messages import Messages, of_one_client
-from mhd_jax.topology.graphs import MIXINGS, push_sum_weights
+from mhd_jax.topology.mixing import MIXINGS, push_sum_weights
 from mhd_jax.training import optim
 from mhd_jax.training.groups import (
     apply_gradients,
@@ -42,7 +51,6 @@ from mhd_jax.training.groups import (
     predict,
     private_gradients,
     require_one_architecture,
-    where_rows,
 )
 
 _WAYS_BACK = (
@@ -116,7 +124,7 @@ def _gossip(
 ) -> Algorithm:
     check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         state = init_gossip(key, clients, sample_batch, quasi_global)
         if push_sum:
             return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
@@ -180,7 +188,9 @@ def needs_everyone(mixing: str) -> str:
     )
 
 
-def init_gossip(key: Array, clients: Any, sample_batch: Batch, quasi_global: bool) -> State:
+def init_gossip(
+    key: Array, clients: Participants, sample_batch: Batch, quasi_global: bool
+) -> State:
     """Clients of one architecture that start from the same parameters.
 
     Raises:

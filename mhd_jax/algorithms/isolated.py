@@ -5,12 +5,10 @@ L_i = CE(z_i(x), y) on the private batch
 
 from __future__ import annotations
 
-from typing import Any
-
 from jax import Array
 
 from mhd_jax.algorithms.base import factory, require_label_smoothing
-from mhd_jax.core.types import Algorithm, Batch, Metrics, State
+from mhd_jax.core.types import Algorithm, Batch, Metrics, Participants, State
 from mhd_jax.training.groups import apply_gradients, init_state, predict, private_gradients
 
 
@@ -37,7 +35,7 @@ def supervised(label_smoothing: float = 0.1) -> Algorithm:
 def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
     require_label_smoothing(label_smoothing)
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         return init_state(key, clients, sample_batch, num_heads=1)
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:

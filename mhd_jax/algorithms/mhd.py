@@ -48,17 +48,26 @@ from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import everywhere, over_clients
 from mhd_jax.core.random import Purpose
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
+from mhd_jax.core.trees import take_rows
+from mhd_jax.core.types import (
+    Algorithm,
+    Batch,
+    GroupState,
+    Metrics,
+    Outputs,
+    Participants,
+    Presence,
+    PyTree,
+    State,
+)
 from mhd_jax.core.validation import is_integer
-from mhd_jax.data.batching import take_rows
-from mhd_jax.engine import contract
-from mhd_jax.exchange import adversaries, delays, teacher_pools
+from mhd_jax.exchange import adversaries, contract, delays, teacher_pools
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange import diagnostics as edges
 from mhd_jax.exchange.compression import Compression
 from mhd_jax.exchange.messages import Messages, of_one_client
-from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection, Teachers
-from mhd_jax.models.client_model import Outputs
+from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection
+from mhd_jax.exchange.teachers import Teachers
 from mhd_jax.training import projection
 from mhd_jax.training.groups import (
     all_params,
@@ -202,7 +211,7 @@ def mhd(
     own_included = include_self and num_aux_heads > 0
     num_snapshots = pool_size or teacher_delay
 
-    def init(key: Array, clients: Any, sample_batch: Batch) -> State:
+    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         extra: dict[str, PyTree] = {}
         same_start: Any = False
         if ensembles is not None:
@@ -507,7 +516,7 @@ def _stay(sent: PyTree) -> PyTree:
     return sent
 
 
-def _require_no_replay(clients: Any, num_snapshots: int) -> None:
+def _require_no_replay(clients: Participants, num_snapshots: int) -> None:
     replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
     require(
         num_snapshots == 0 or not replaying,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import (
     AxisType,
@@ -118,6 +119,14 @@ def neighbour_slots(num_clients: int) -> int:
     """Places that hold the neighbours of any of K clients, at least 1."""
     others, most = num_clients - 1, _current.get().most_neighbours
     return max(others if most is None else min(most, others), 1)
+
+
+def first_of(chosen: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """The first columns chosen in each row of [K, K], int32 [K, slots], and which slots are taken."""
+    num_clients = chosen.shape[1]
+    order = num_clients - jnp.arange(num_clients, dtype=jnp.float32)
+    found, columns = jax.lax.top_k(jnp.where(chosen, order, 0), slots)  # floats are sorted fastest
+    return columns.astype(jnp.int32), found > 0
 
 
 def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from mhd_jax.data.lazy_images import LazyImages
+from mhd_jax.core.errors import ConfigError
 
 _LENGTH = 16
 _OF_NO_RESULT = ("name", "debug_info", "src")  # parameters of primitives: what a program is called
@@ -23,8 +23,8 @@ def array_digest(*arrays: Any) -> str:
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype}{array.shape}".encode())
-        if isinstance(array, LazyImages):
-            sha.update(f"{array.identity}{array_digest(array.numbers)}".encode())
+        if hasattr(array, "digest"):  # its files say what it holds
+            sha.update(array.digest().encode())
         else:
             # As bytes: types like bfloat16 have no buffer of their own.
             sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -49,6 +49,16 @@ def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
 def is_pure(function: Callable[..., Any], *arguments: Any) -> bool:
     """Whether a function computes the same each time that it is traced; draws of NumPy do not."""
     return program_digest(function, *arguments) == program_digest(function, *arguments)
+
+
+def require_pure(what: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Raises `ConfigError` where a user's function is another one each time it is traced."""
+    if not is_pure(function, *arguments):
+        raise ConfigError(
+            f"{what} is another one each time it is called, and what it drew would be frozen for the "
+            "whole run: draw with jax.random from the keys that it is given, not with NumPy or "
+            "Python."
+        )
 
 
 def jaxpr_digest(closed: ClosedJaxpr) -> str:

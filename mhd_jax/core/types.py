@@ -7,17 +7,102 @@ H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
+import numpy as np
 import optax
 from flax import struct
 
-from mhd_jax.models.client_model import ClientModel
-
 PyTree = Any
 Metrics = dict[str, Any]  # arrays, and counts of messages by kind
+
+
+@struct.dataclass
+class Outputs:
+    """What a client says about N samples: `logits` [N, H, C] and `embeddings` [N, D].
+
+    Where clients of unequal embedding width speak together, D is the largest, and narrower
+    embeddings end in zeros. `embeddings` is None where they are not sent.
+    """
+
+    logits: jax.Array
+    embeddings: jax.Array | None
+
+
+class Model(Protocol):
+    """One client's network, whose parameters live outside; see `mhd_jax.models.ClientModel`."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    @property
+    def pretext(self) -> Any:
+        """The task that it learns from private images instead of labels; None learns from labels."""
+
+    def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and other variables of one client, for a batch of samples."""
+
+    def apply(
+        self,
+        params: PyTree,
+        stats: PyTree,
+        inputs: PyTree,
+        key: jax.Array | None = None,
+        label_set: jax.Array | None = None,
+    ) -> tuple[Outputs, PyTree]:
+        """Outputs on samples, in training mode with a `key`, and the other variables afterwards."""
+
+    def is_random(self, params: PyTree, inputs: PyTree) -> bool:
+        """Whether a pass in training mode draws random numbers."""
+
+
+class Participants(Protocol):
+    """What algorithms know of the clients; see `mhd_jax.Clients`."""
+
+    @property
+    def groups(self) -> Sequence[Any]:
+        """Clients by architecture, with models and optimizers."""
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    @property
+    def data(self) -> Any:
+        """The data set, which prepares samples."""
+
+    @property
+    def num_public(self) -> int:
+        """M, samples in the public set."""
+
+    @property
+    def public_inputs(self) -> PyTree:
+        """The public set, arrays [M, ...] as stored."""
+
+    @property
+    def learns_labels(self) -> np.ndarray:
+        """Which clients learn from private labels, bool [K]."""
+
+    @property
+    def label_sets(self) -> np.ndarray | None:
+        """Which classes each client knows, bool [K, C]; None where all know all."""
+
+    @property
+    def adversaries(self) -> Mapping[int, str]:
+        """What those send who misbehave, by client."""
+
+    def label_counts(self) -> np.ndarray:
+        """Private samples by client and class, int [K, C]."""
+
+    def labelled_counts(self) -> np.ndarray:
+        """Private samples from whose labels a client learns, by client and class, int [K, C]."""
 
 
 @struct.dataclass
@@ -72,7 +157,7 @@ class GroupState:
     params: PyTree
     stats: PyTree
     opt_state: PyTree
-    model: ClientModel = struct.field(pytree_node=False)
+    model: Model = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     members: tuple[int, ...] = struct.field(pytree_node=False)
     snapshots: PyTree = ()
@@ -150,7 +235,7 @@ class Algorithm:
       factory: filled in by it, too.
     """
 
-    init: Callable[[jax.Array, Any, Batch], State]
+    init: Callable[[jax.Array, Participants, Batch], State]
     train_step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     predict: Callable[[State, PyTree], jax.Array]
     message: Callable[[State, Batch, GroupState], Mapping[str, Mapping[str, PyTree]]]

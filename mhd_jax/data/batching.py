@@ -13,6 +13,7 @@ from jax import Array
 
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import BY_DEVICE, over_clients, share_samples
+from mhd_jax.core.trees import take_rows
 from mhd_jax.core.types import Batch
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.preprocessing import PLAIN, Preparation
@@ -89,11 +90,6 @@ class BatchSpec:
     preparation: Preparation = PLAIN
     augmentation: Augmentation | None = None
     augment_public: bool = False
-
-
-def take_rows(tree: PyTree, rows: Array) -> PyTree:
-    """Rows of every array of a tree."""
-    return jax.tree.map(lambda a: a[rows], tree)
 
 
 class Data(Protocol):

@@ -1,4 +1,4 @@
-"""What users' own algorithms and target selections must return, found out before anything is trained.
+"""What users' own algorithms must return, found out before anything is trained.
 
 What breaks its contract is told so in a sentence, not by the loop that JAX compiles around it, nor by
 accuracies at chance. Shapes are looked at when a function is traced, numbers on made arguments.
@@ -6,18 +6,15 @@ accuracies at chance. Shapes are looked at when a function is traced, numbers on
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.core.digests import is_pure
-from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, Metrics, PyTree, State
-from mhd_jax.exchange.selection import Candidates, TargetSelection
 
 
 def shapes_of_step(
@@ -78,88 +75,6 @@ def require_predictions(algorithm: Algorithm, state: State, samples: PyTree, cla
         raise ConfigError(
             f"predict of {algorithm.name} must return logits [K, N, H, C], here {list(expected)}, "
             f"not {_shown(logits)}."
-        )
-
-
-def require_pure(what: str, function: Callable[..., Any], *arguments: Any) -> None:
-    """Raises `ConfigError` where a user's function is another one each time it is traced."""
-    if not is_pure(function, *arguments):
-        raise ConfigError(
-            f"{what} is another one each time it is called, and what it drew would be frozen for the "
-            "whole run: draw with jax.random from the keys that it is given, not with NumPy or "
-            "Python."
-        )
-
-
-def checked(rule: TargetSelection) -> TargetSelection:
-    """A user's target selection, which is tried on made candidates of every shape that it meets.
-
-    Raises:
-      ConfigError: (when traced) it fails, draws with NumPy, or does not return probabilities
-        [P, R, C], finite ones even where there is no candidate.
-    """
-
-    def select(key: Array, candidates: Candidates) -> Array:
-        embeddings = candidates.embeddings
-        width = None if embeddings is None else embeddings.shape[-1]
-        with jax.ensure_compile_time_eval():  # now, on numbers, though this is traced
-            _try(rule, candidates.logits.shape, width)
-        return rule(key, candidates)
-
-    return select
-
-
-@functools.lru_cache(maxsize=64)
-def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> None:
-    """Raises `ConfigError` unless a rule makes targets of candidates with such logits [N, P, R, C]."""
-    name = f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
-    last = jnp.arange(shape[0]) == shape[0] - 1
-    for number, valid in enumerate((last | True, last | True, last, last & False)):
-        key = jax.random.fold_in(jax.random.key(0), number)
-        candidates = _made_candidates(key, shape, width, valid, spread=3.0**number)
-        try:
-            jax.eval_shape(rule, key, candidates)  # as the step will call it
-            # One operation after the other: a compiler may simplify what is not a number away.
-            targets = jnp.asarray(rule(key, candidates))
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever the user's function raises
-            raise ConfigError(
-                f"{name} fails for candidates with logits {list(shape)} ({in_a_line(error)}"
-                f"); it must be a function (key, candidates) of jax.numpy."
-            ) from error
-        _require_probabilities(name, targets, candidates)
-    require_pure(name, rule, key, candidates)
-
-
-def _made_candidates(
-    key: Array, shape: tuple[int, ...], width: int | None, valid: Array, spread: float
-) -> Candidates:
-    logits = jnp.where(valid[:, None, None, None], spread * jax.random.normal(key, shape), 0)
-    embeddings = None if width is None else jax.random.normal(key, (*shape[:2], width))
-    return Candidates(logits, jax.nn.softmax(logits), embeddings, valid)
-
-
-def _require_probabilities(name: str, targets: Array, candidates: Candidates) -> None:
-    expected, count = candidates.logits.shape[1:], int(candidates.valid.sum())
-    if targets.shape != expected:
-        raise ConfigError(
-            f"{name} must return probabilities [P, R, C], here {list(expected)}, but returns shape "
-            f"{list(targets.shape)}; the first axis of the candidates' [N, P, R, C] is to go, by a "
-            "choice or a mean."
-        )
-    if not jnp.issubdtype(targets.dtype, jnp.floating) or not jnp.isfinite(targets).all():
-        raise ConfigError(
-            f"{name} must return finite floating-point numbers, also where only {count} of "
-            f"{len(candidates.valid)} candidates are valid; divide by jnp.maximum(count, 1), and "
-            "leave out those that candidates.valid does."
-        )
-    total, least = targets.sum(axis=-1), float(targets.min())
-    if count and not (least >= -1e-3 and jnp.allclose(total, 1, atol=1e-2)):
-        raise ConfigError(
-            f"{name} must return probabilities, at least 0 and summing to 1 over the classes, but "
-            f"its sums span {float(total.min()):.3g} … {float(total.max()):.3g} and its least number "
-            f"is {least:.3g}; return candidates.probabilities, means of them, or a softmax."
         )
 
 

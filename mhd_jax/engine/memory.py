@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 from typing import Any
 
@@ -13,6 +12,7 @@ import psutil
 
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Algorithm, PyTree
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.models.client_model import ClientModel
@@ -100,16 +100,6 @@ def _machine_bytes() -> int:
     except OSError:
         return whole
     return min(whole, int(limit)) if limit.isdecimal() else whole
-
-
-def num_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree, which may be shapes only."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-    return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in leaves)
-
-
-def _itemsize(dtype: Any) -> int:
-    return getattr(dtype, "itemsize", 8)  # keys are two words
 
 
 def _of_group(

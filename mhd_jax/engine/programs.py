@@ -8,7 +8,7 @@ shows in it like the library's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,9 +21,8 @@ from mhd_jax.core.digests import jaxpr_digest, program_digest
 from mhd_jax.core.types import Algorithm, Batch, Presence, PyTree, State
 from mhd_jax.data.batching import BatchSpec, prepared
 from mhd_jax.models import ClientModel
+from mhd_jax.runs.environment import EFFECTS
 from mhd_jax.training.metrics import correct_by_class
-
-_EFFECTS = ("initial parameters", "train step", "predictions and their evaluation")
 
 
 def digests(
@@ -72,13 +71,7 @@ def digests(
         _digest(execution, _step, algorithm.train_step)(state, batch, graph),
         evaluation(state, samples, labels, mask),
     )
-    return found | dict(zip(_EFFECTS, effects, strict=True))
-
-
-def changed(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What computes something else now: the causes, where they are known, and else the effects."""
-    differing = [what for what in now if then.get(what) != now[what]]
-    return [what for what in differing if what not in _EFFECTS] or differing
+    return found | dict(zip(EFFECTS, effects, strict=True))
 
 
 def _stored(clients: Clients, spec: BatchSpec) -> Batch:

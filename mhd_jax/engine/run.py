@@ -18,7 +18,7 @@ from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.clients import Clients
 from mhd_jax.core import modes, multihost
 from mhd_jax.core.client_axis import Execution, client_mesh
-from mhd_jax.core.digests import array_digest, program_digest
+from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
 from mhd_jax.core.validation import is_number, require_counts, require_kind, require_seed
@@ -308,7 +308,7 @@ def _require_own_algorithm(
     contract.require_predictions(algorithm, state, samples, clients.num_classes)
     graph = jax.ShapeDtypeStruct((state.num_clients,) * 2, jnp.float32)
     what = f"train_step of {algorithm.name}"
-    contract.require_pure(what, algorithm.train_step, state, batch, graph)
+    require_pure(what, algorithm.train_step, state, batch, graph)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
 from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, place, under
+from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.dataset import take
@@ -24,7 +25,6 @@ from mhd_jax.engine import contract, faults
 from mhd_jax.engine.evaluation import EvaluationSet
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.topology.schedules import Schedule
-from mhd_jax.training import groups
 from mhd_jax.training.metrics import correct_by_class
 
 
@@ -199,7 +199,7 @@ def take_steps(
         if tally is not None:
             state, metrics, tally = faults.after_step(tally, there, before, state, metrics)
             nothing = jax.tree.map(jnp.zeros_like, diagnostics)
-            diagnostics = groups.where_rows(there.trains, diagnostics, nothing)
+            diagnostics = where_rows(there.trains, diagnostics, nothing)
         diagnostics = jax.tree.map(jnp.add, carry.diagnostics, diagnostics)
         sums = jax.tree.map(jnp.add, carry.sums, metrics)
         after = Carry(state, sums, carry.count + 1, messages, tally, diagnostics)

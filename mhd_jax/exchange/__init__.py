@@ -1,3 +1,51 @@
 """What crosses an edge, and who is listened to."""
 
-from mhd_jax.exchange.selection import *  # noqa: F403
+from mhd_jax.core.trees import all_finite
+from mhd_jax.exchange.selection import (
+    TARGET_SELECTIONS,
+    Candidates,
+    TargetSelection,
+    agreement,
+    confidence_cap,
+    mean_of_candidates,
+    median,
+    most_confident,
+    random_candidate,
+    relative_confidence,
+    robust,
+    trimmed_mean,
+)
+from mhd_jax.exchange.teachers import (
+    Teachers,
+    along_edges,
+    draw_teachers,
+    from_teachers,
+    gather,
+    neighbours,
+)
+from mhd_jax.topology.mixing import among, average, average_neighbours
+
+__all__ = [
+    "TARGET_SELECTIONS",
+    "Candidates",
+    "TargetSelection",
+    "Teachers",
+    "agreement",
+    "all_finite",
+    "along_edges",
+    "among",
+    "average",
+    "average_neighbours",
+    "confidence_cap",
+    "draw_teachers",
+    "from_teachers",
+    "gather",
+    "mean_of_candidates",
+    "median",
+    "most_confident",
+    "neighbours",
+    "random_candidate",
+    "relative_confidence",
+    "robust",
+    "trimmed_mean",
+]

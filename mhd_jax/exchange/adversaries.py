@@ -24,6 +24,7 @@ from jax import Array
 
 from mhd_jax.core.client_axis import everywhere
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import Participants
 
 KINDS = ("nan", "inf", "constant", "uniform", "label_flip", "replay")
 _HONEST = len(KINDS)
@@ -84,7 +85,7 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
     return {int(client): given[client] for client in sorted(given)}
 
 
-def start(clients: Any, said: Any) -> Adversaries:
+def start(clients: Participants, said: Any) -> Adversaries:
     """The adversaries of `mhd_jax.clients.Clients`, before anything was said.
 
     Args:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax.exchange.selection import Candidates, Teachers
-from mhd_jax.models.client_model import Outputs
+from mhd_jax.core.types import Outputs
+from mhd_jax.exchange.selection import Candidates
+from mhd_jax.exchange.teachers import Teachers
 
 MOST_CLIENTS = 64  # of a run whose edges are told one by one
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import PyTree
-from mhd_jax.engine.memory import num_bytes
 
 Message = Mapping[str, PyTree]
 Messages = Mapping[str, Message]

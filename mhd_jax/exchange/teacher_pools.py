@@ -23,10 +23,9 @@ from jax import Array
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import in_any_run, over_clients
 from mhd_jax.core.random import Purpose
-from mhd_jax.core.types import GroupState, PyTree, State
-from mhd_jax.data.batching import take_rows
-from mhd_jax.exchange.selection import Teachers
-from mhd_jax.models.client_model import Outputs
+from mhd_jax.core.trees import take_rows
+from mhd_jax.core.types import GroupState, Outputs, PyTree, State
+from mhd_jax.exchange.teachers import Teachers
 from mhd_jax.training.groups import outputs_of_models
 
 EMPTY = -1

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.models.client_model import ClientModel, Outputs
+from mhd_jax.core.types import Outputs
+from mhd_jax.models.client_model import ClientModel
 from mhd_jax.models.from_nnx import from_nnx
 from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.models.mobilenet import MobileNetV2

@@ -8,28 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from flax.errors import InvalidRngError
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.label_sets import masked
+from mhd_jax.core.types import Outputs
 from mhd_jax.data.pretext import Pretext
 from mhd_jax.models.from_nnx import FromNNX
 from mhd_jax.models.initialization import INITIALIZATIONS
 
 PyTree = Any
-
-
-@struct.dataclass
-class Outputs:
-    """What a client says about N samples: `logits` [N, H, C] and `embeddings` [N, D].
-
-    Where clients of unequal embedding width speak together, D is the largest, and narrower
-    embeddings end in zeros. `embeddings` is None where they are not sent.
-    """
-
-    logits: jax.Array
-    embeddings: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,15 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import platform
-import shlex
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -37,18 +33,20 @@ from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import make_folder, partial_of, sync, written_whole
 from mhd_jax.core.types import PyTree
-from mhd_jax.engine import programs
 from mhd_jax.runs import locks
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints, Keep
+from mhd_jax.runs.environment import (
+    CONFIGURED,
+    changed_programs,
+    command,
+    decisive_environment,
+    differing_entries,
+    git_commit,
+    versions,
+    what_traces,
+)
 
 FORMAT = 2  # of a run's folder; another one is refused
-_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_CONFIGURED = (  # what else decides on numbers
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-)
 _OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
 
 
@@ -210,12 +208,12 @@ class RunFolder:
 
     def _check_programs(self, config: Mapping[str, Any]) -> None:
         """Raises `ConfigError` where the code is another; warns where that cannot be told."""
-        differing = programs.changed(config.get("programs", {}), self._programs)
+        differing = changed_programs(config.get("programs", {}), self._programs)
         if not differing:
             return
         what = " and ".join(differing)
-        there, now = _what_traces(config.get("environment", {})), _what_traces(environment())
-        elsewhere = _differing(there, now)
+        there, now = what_traces(config.get("environment", {})), what_traces(environment())
+        elsewhere = differing_entries(there, now)
         if not elsewhere:
             raise ConfigError(
                 f"{self.path} holds a run of other code: its {what} computed something else than now. "
@@ -278,7 +276,7 @@ class RunFolder:
     def warn_of_another_environment(self, step: int, like: PyTree) -> None:
         """Says so where a run goes on elsewhere than it was saved, and so not bit for bit."""
         then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
-        differing = _differing(then, now)
+        differing = differing_entries(then, now)
         if differing and multihost.is_main():
             warnings.warn(
                 f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, but not "
@@ -368,71 +366,10 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "num_devices": jax.device_count(),
         "xla_flags": os.environ.get("XLA_FLAGS"),
-        **{name: getattr(jax.config, name) for name in _CONFIGURED},
-        "git_commit": _git_commit(),
-        "command": _command(),
+        **{name: getattr(jax.config, name) for name in CONFIGURED},
+        "git_commit": git_commit(),
+        "command": command(),
     }
-
-
-def _what_traces(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an `environment` on which a program's digest depends, beside the code."""
-    rest = {name: environment.get(name) for name in ("backend", *_CONFIGURED)}
-    return {**environment.get("versions", {}), **rest}
-
-
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another now than in a folder, in words."""
-    return [
-        f"{key} {then.get(key)} there, {now[key]} now" for key in now if then.get(key) != now[key]
-    ]
-
-
-def versions() -> dict[str, str | None]:
-    """Those of the packages that decide the results."""
-    import mhd_jax  # which imports this module
-
-    found: dict[str, str | None] = {"mhd_jax": mhd_jax.__version__}
-    for package in _VERSIONED:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def decisive_environment(carry: PyTree) -> dict[str, Any]:
-    """What must be equal for a run to go on bit for bit: versions, and the devices of its arrays."""
-    devices = jax.devices()
-    used = max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(carry))
-    return {**versions(), "device": devices[0].device_kind, "devices": used}
-
-
-def _command() -> str | None:
-    """How this program was started; None where that was not from a file, as in a notebook."""
-    started_from = getattr(sys.modules["__main__"], "__file__", None)
-    return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; "+" marks uncommitted changes."""
-    here = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(here), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return None
-
-    if git("ls-files", "--error-unmatch", __file__) is None:
-        return None
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", "-uno") else commit
 
 
 def jsonable(value: Any) -> Any:

@@ -28,6 +28,7 @@ from mhd_jax.core.files import expanded
 from mhd_jax.core.types import PyTree
 from mhd_jax.core.validation import is_integer, require_kind, require_seed
 from mhd_jax.topology import schedules
+from mhd_jax.topology.mixing import MIXINGS, links, spectral_gap
 from mhd_jax.topology.schedules import Schedule, cycle
 
 _DRAWN = 16  # graphs, of which a random graph that changes is made
@@ -69,50 +70,6 @@ class Topology:
 
 
 @modes.standard()
-def uniform_weights(adjacency: jax.Array) -> jax.Array:
-    """The mixing matrix W [K, K] that gives neighbours and oneself equal weight, 1 / (degree + 1)."""
-    linked = _links(adjacency) + jnp.eye(len(adjacency))
-    return linked / linked.sum(axis=1, keepdims=True)
-
-
-@modes.standard()
-def metropolis_hastings(adjacency: jax.Array) -> jax.Array:
-    """The mixing matrix W [K, K] with W[i, j] = 1 / (1 + max(degree i, degree j)) for neighbours.
-
-    Symmetric and doubly stochastic where the graph is undirected (Xiao and Boyd, 2004).
-    """
-    linked = _links(adjacency)
-    degree = linked.sum(axis=1)
-    weights = linked / (1 + jnp.maximum(degree[:, None], degree[None, :]))
-    return weights + jnp.diag(1 - weights.sum(axis=1))
-
-
-@modes.standard()
-def push_sum_weights(adjacency: jax.Array) -> jax.Array:
-    """The column-stochastic P [K, K] by which each client shares equally with itself and its hearers."""
-    linked = _links(adjacency) + jnp.eye(len(adjacency))
-    return linked / linked.sum(axis=0, keepdims=True)
-
-
-MIXINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "uniform": uniform_weights,
-    "metropolis_hastings": metropolis_hastings,
-}
-
-
-def _links(adjacency: jax.Array) -> jax.Array:
-    return (jnp.asarray(adjacency) > 0).astype(jnp.float32)
-
-
-def spectral_gap(mixing: Any) -> float:
-    """`1 − |λ₂|` of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
-    matrix = np.asarray(mixing, np.float64)
-    eigenvalues = np.linalg.eigvalsh if (matrix == matrix.T).all() else np.linalg.eigvals
-    sizes = np.sort(np.abs(eigenvalues(matrix)))
-    return float(1 - sizes[-2]) if len(sizes) > 1 else 1.0
-
-
-@modes.standard()
 def describe(topology: Topology, steps: int) -> dict[str, Any]:
     """A graph in numbers, for a run's summary.
 
@@ -148,7 +105,7 @@ def _means(
 
     def at(step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         graph = schedule(adjacency, step)
-        return _links(graph).sum(), {name: of(graph) for name, of in MIXINGS.items()}
+        return links(graph).sum(), {name: of(graph) for name, of in MIXINGS.items()}
 
     def add(step: jax.Array, means: PyTree) -> PyTree:
         return jax.tree.map(lambda mean, a: mean + (a - mean) / (step + 1), means, at(step))

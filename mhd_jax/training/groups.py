@@ -12,13 +12,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from mhd_jax import exchange
 from mhd_jax.core import label_sets, random
 from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Batch, GroupState, Metrics, PyTree, State
-from mhd_jax.data.batching import take_rows
-from mhd_jax.models.client_model import Outputs
+from mhd_jax.core.trees import all_finite, take_rows, where_rows
+from mhd_jax.core.types import Batch, GroupState, Metrics, Outputs, Participants, PyTree, State
+from mhd_jax.topology.mixing import average
 from mhd_jax.training.losses import pretext_cross_entropy, private_cross_entropy
 
 
@@ -41,7 +40,7 @@ def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> Py
 
 def init_state(
     key: Array,
-    clients: Any,
+    clients: Participants,
     sample_batch: Batch,
     num_heads: int,
     same_start: bool | np.ndarray = False,
@@ -85,7 +84,9 @@ def start_optimizers(state: State) -> State:
     return dataclasses.replace(state, groups=tuple(groups))
 
 
-def require_one_architecture(clients: Any, why: str, among: Sequence[int] | None = None) -> None:
+def require_one_architecture(
+    clients: Participants, why: str, among: Sequence[int] | None = None
+) -> None:
     """Raises `ConfigError` where clients, all or `among` some, differ in architecture or label set."""
     found = []
     for group in clients.groups:
@@ -385,18 +386,9 @@ def keep_others(took: Array, after: State, before: State) -> State:
     return dataclasses.replace(after, groups=tuple(groups))
 
 
-def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
-    """Rows of arrays [K, ...]: of `ones` where `which` [K] holds, else of `others`."""
-
-    def choose(one: Array, other: Array) -> Array:
-        return jnp.where(which.reshape((-1,) + (1,) * (one.ndim - 1)), one, other)
-
-    return jax.tree.map(choose, ones, others)
-
-
 def finite_params(state: State) -> Array:
     """Whose parameters and statistics are all finite, bool [K]."""
-    parts = [exchange.all_finite((group.params, group.stats)) for group in state.groups]
+    parts = [all_finite((group.params, group.stats)) for group in state.groups]
     return in_client_order(parts, state.groups)
 
 
@@ -420,11 +412,11 @@ def averaged(state: State, weights: Array, among: Array | None = None) -> State:
         own = group.params, group.stats
         within = weights[np.ix_(group.members, group.members)]
         if among is None:
-            params, stats = exchange.average(own, within)
+            params, stats = average(own, within)
         else:
             here = take_members(among, group.members, state.num_clients)
             sent = where_rows(here, own, jax.tree.map(jnp.zeros_like, own))
-            params, stats = where_rows(here, exchange.average(sent, within), own)
+            params, stats = where_rows(here, average(sent, within), own)
         groups.append(dataclasses.replace(group, params=params, stats=stats))
     return dataclasses.replace(state, groups=tuple(groups))
 

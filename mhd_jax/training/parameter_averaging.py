@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import networkx as nx
 import numpy as np
 
-from mhd_jax.clients import Clients
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import Participants
 from mhd_jax.core.validation import is_integer
 from mhd_jax.training.groups import require_one_architecture
 
@@ -22,7 +22,7 @@ from mhd_jax.training.groups import require_one_architecture
 Ensembles = int | Sequence[Sequence[float]]
 
 
-def mixing_matrix(ensembles: Ensembles, clients: Clients) -> np.ndarray:
+def mixing_matrix(ensembles: Ensembles, clients: Participants) -> np.ndarray:
     """W [K, K]; who is in no ensemble, or only fills a device, keeps what it has.
 
     Args:

@@ -16,8 +16,7 @@ from jax import Array
 
 from mhd_jax.core.client_axis import computes_at_once, over_clients
 from mhd_jax.core.random import Purpose
-from mhd_jax.core.types import Batch, PyTree, State
-from mhd_jax.models.client_model import Outputs
+from mhd_jax.core.types import Batch, Outputs, PyTree, State
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 from mhd_jax.training.losses import private_cross_entropy
 

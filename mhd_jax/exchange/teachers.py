@@ -1,0 +1,73 @@
+"""Who teaches whom in a step: the draw of teachers, and the gather of their outputs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from mhd_jax.core import random
+from mhd_jax.core.client_axis import first_of, neighbour_slots
+from mhd_jax.core.types import Outputs, State
+
+
+@struct.dataclass
+class Teachers:
+    """S_i for every client: positions int32 [K, T], and which of the T slots are taken, bool [K, T]."""
+
+    positions: Array
+    valid: Array
+
+
+def draw_teachers(
+    state: State, adjacency: Array, available: Array, num_targets: int | str
+) -> Teachers:
+    """Draws `num_targets` neighbours of every client, without replacement.
+
+    The draw is per client and step; a larger weight A[i, j] makes j likelier. It is the
+    Gumbel top-k trick: the Δ largest of log A[i, j] + Gumbel noise.
+
+    Args:
+      state: gives the step and the clients' keys.
+      adjacency: non-negative weights [K, K]; A[i, j] > 0 when i may learn from j.
+      available: who can teach at this step, bool [K].
+      num_targets: Δ, or "all" for the whole neighbourhood.
+
+    Returns:
+      Teachers in T slots, taken slots first: Δ, or as many as hold the largest neighbourhood.
+    """
+    num_clients = state.num_clients
+    most = neighbour_slots(num_clients)
+    slots = most if num_targets == "all" else min(int(num_targets), most)
+    keys = random.client_keys(state.key, random.Purpose.TEACHERS, state.client_ids, state.step)
+    # Noise belongs to the pair of clients, not to their positions.
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_clients,)))(keys)
+    may_teach = (adjacency > 0) & available[None, :]
+    weights = jnp.where(may_teach, adjacency, 1)
+    scores = jnp.where(may_teach, jnp.log(weights) + noise[:, state.client_ids], -jnp.inf)
+    best, positions = jax.lax.top_k(scores, slots)
+    return Teachers(positions.astype(jnp.int32), jnp.isfinite(best))
+
+
+def neighbours(adjacency: Array) -> Teachers:
+    """All neighbours of every client of a graph [K, K], taken slots first, in client order."""
+    positions, taken = first_of(adjacency > 0, neighbour_slots(len(adjacency)))
+    return Teachers(positions, taken)
+
+
+def gather(outputs: Outputs, positions: Array) -> Outputs:
+    """Outputs [K, P, …] of the clients at `positions` [K, T], as [K, T, P, …]."""
+    return jax.tree.map(lambda a: a[positions], outputs)
+
+
+def along_edges(adjacency: Array) -> Array:
+    """One message along every edge of a graph: i ← j at [i, j], int32 [K, K]."""
+    return (adjacency > 0).astype(jnp.int32)
+
+
+def from_teachers(teachers: Teachers) -> Array:
+    """One message from every teacher: i ← j at [i, j], int32 [K, K]."""
+    num_clients = teachers.positions.shape[0]
+    drawn = jax.nn.one_hot(teachers.positions, num_clients, dtype=jnp.int32)  # [K, T, K]
+    return (drawn * teachers.valid[..., None]).sum(axis=1)
