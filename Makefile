@@ -42,10 +42,11 @@ browser: $(VENV)/extra  ## Reports in headless Chromium, which it installs where
 
 extra: $(VENV)/extra  ## What the documentation, the notebooks and the browser test need, and maintainers.
 
-lint: $(VENV)/installed  ## Formatting, lint and types.
+lint: $(VENV)/installed  ## Formatting, lint, types, and that imports point down.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 licences: $(VENV)/extra  ## Every installed package's licence is one that pyproject.toml allows.
 	$(BIN)/pip-licenses --summary
