@@ -28,7 +28,7 @@ from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 _NUM_CLIENTS = 8
 _COUNTS = flags.DEFINE_list("counts", ["0", "1", "2", "3"], "How many of the 8 clients lie.")

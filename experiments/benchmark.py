@@ -42,14 +42,13 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments import launch, timing
 from experiments.timing import Processors, Ratio, Times, in_turn
-from mhd_jax.clients import build_backbone
 from mhd_jax.core.client_axis import Execution, client_mesh, over_clients, under
 from mhd_jax.core.files import folder_here
 from mhd_jax.data.batching import draw_batch
 from mhd_jax.engine import memory
 from mhd_jax.engine.run import Run, prepare
-from mhd_jax.models import ClientModel, resnet
-from mhd_jax.runs.folder import write_json
+from mhd_jax.models import ClientModel, build_backbone, resnet
+from mhd_jax.runs.records import write_json
 from mhd_jax.training.losses import private_cross_entropy
 
 

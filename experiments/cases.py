@@ -31,7 +31,7 @@ from mhd_jax.core import multihost
 from mhd_jax.engine import memory
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import METRICS
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 CONFIDENCE = 0.95
 _MOST_AT_ONCE = 64  # runs handed over together

@@ -18,7 +18,8 @@ from mhd_jax.data import split_files
 from mhd_jax.runs import report
 from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.figures import METRICS
-from mhd_jax.runs.folder import FinishedRun, jsonable, read_json, read_run, write_json
+from mhd_jax.runs.finished import FinishedRun, read_run
+from mhd_jax.runs.records import jsonable, read_json, write_json
 
 Row = dict[str, Any]
 

@@ -37,7 +37,7 @@ import mhd_jax as mhd
 from experiments import launch
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs import manifest
-from mhd_jax.runs.folder import read_json, write_json
+from mhd_jax.runs.records import read_json, write_json
 
 _KILLS = flags.DEFINE_integer("kills", 50, "How many times a process is killed.", lower_bound=1)
 _SIGNAL = flags.DEFINE_enum("signal", "kill", ["kill", "term"], "What kills it.")

@@ -22,15 +22,15 @@ from jax import Array
 
 import mhd_jax as mhd
 from experiments import launch, tables
-from mhd_jax.clients import Clients, build_backbone
+from mhd_jax.clients import Clients
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Batch, PyTree, State
 from mhd_jax.engine.run import prepare
-from mhd_jax.models import ClientModel
+from mhd_jax.models import ClientModel, build_backbone
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 
 _CLASSES = 10

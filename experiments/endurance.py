@@ -30,7 +30,7 @@ from mhd_jax.engine import memory
 from mhd_jax.engine import steps as engine
 from mhd_jax.runs import drawing
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 flags.adopt_module_key_flags(train)
 

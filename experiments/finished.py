@@ -11,8 +11,9 @@ from typing import Any
 import mhd_jax as mhd
 from experiments.comparison import summarise, write
 from mhd_jax.core.files import make_folder
-from mhd_jax.runs import dotted
-from mhd_jax.runs.folder import FinishedRun, read_json, read_run
+from mhd_jax.runs import settings as dotted
+from mhd_jax.runs.finished import FinishedRun, read_run
+from mhd_jax.runs.records import read_json
 
 _MOST_TOLD = 3  # settings in a row's name
 

@@ -29,7 +29,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import METRICS, head_colours
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 _SMALL = flags.DEFINE_string("small", "mlp_small", "Backbone of the small clients.")
 _LARGE = flags.DEFINE_string("large", "mlp_large", "Backbone of the large ones.")

@@ -26,7 +26,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.data import partition_statistics
 from mhd_jax.runs import drawing, figures
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 _OUTPUT = flags.DEFINE_string("output", "runs/inspect_data", "Folder of numbers, plots and split.")
 flags.adopt_module_key_flags(data_flags)

@@ -28,7 +28,7 @@ from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.engine.run import prepare
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
 _MOST = {"mlp": 256, "lenet5": 256, "resnet20": 32}

@@ -28,7 +28,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import head_colours, legend_beside, line_styles
-from mhd_jax.runs.folder import write_json
+from mhd_jax.runs.records import write_json
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."

@@ -22,14 +22,14 @@ from mhd_jax.core.label_sets import LabelSets, resolved
 from mhd_jax.core.validation import is_integer, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select
-from mhd_jax.data.kinds import require_alike, wrong_layout
+from mhd_jax.data.kinds import require_alike
 from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.pretext import PRETEXTS, Pretext
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.exchange import adversaries as misbehaviour
-from mhd_jax.models import MODELS, ClientModel, from_nnx
+from mhd_jax.models import MODELS, ClientModel, build_backbone, from_nnx
 from mhd_jax.models.check import require_backbone
 from mhd_jax.models.client_model import backbone_name
 from mhd_jax.training import optim
@@ -676,36 +676,3 @@ def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
     if total != num_clients:
         raise ConfigError(f"the {what} are for {total} clients, but there are {num_clients}.")
     return [choice for choice, count in counts for _ in range(count)]
-
-
-def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | None) -> nn.Module:
-    """The backbone of that name for samples of `input_shape` (None: of several arrays).
-
-    Raises:
-      ConfigError: an unknown name, a norm that it does not know, or inputs that are no images.
-    """
-    if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")
-    spec = MODELS[name]
-    norm = norm or spec.norms[0]
-    if norm not in spec.norms:
-        raise ConfigError(
-            f"{name} does not know the norm {norm!r}; choose one of {', '.join(spec.norms)}."
-        )
-    if input_shape is None:
-        raise ConfigError(
-            f"{name} takes one array, but samples have several parts; give your own module."
-        )
-    if spec.images and (wrong := wrong_layout(input_shape)):
-        raise ConfigError(f"{name} needs images [height, width, channels], but {wrong}.")
-    if spec.images and len(input_shape) != 3:
-        raise ConfigError(
-            f"{name} needs images [height, width, channels], but samples have shape "
-            f"{list(input_shape)}; use mlp or your own module."
-        )
-    if spec.images and min(input_shape[:2]) < spec.least_side:
-        raise ConfigError(
-            f"{name} needs images of at least {spec.least_side} × {spec.least_side} pixels, but "
-            f"samples have {input_shape[0]} × {input_shape[1]}; use mlp or enlarge them."
-        )
-    return spec.build(norm, input_shape)

@@ -11,8 +11,7 @@ from flax.traverse_util import flatten_dict
 from scipy import stats
 
 import mhd_jax as mhd
-from mhd_jax.clients import build_backbone
-from mhd_jax.models import MODELS, VGG, ClientModel, MobileNetV2, ResNet, ViT
+from mhd_jax.models import MODELS, VGG, ClientModel, MobileNetV2, ResNet, ViT, build_backbone
 from mhd_jax.models.mobilenet import InvertedResidual
 from mhd_jax.models.norms import EvoNormS0
 from mhd_jax.models.resnet import Block

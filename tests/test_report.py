@@ -17,8 +17,10 @@ import pytest
 import mhd_jax as mhd
 from experiments import finished
 from mhd_jax.engine.simulate import _by_class
-from mhd_jax.runs import dotted, drawing, figures, report
-from mhd_jax.runs.folder import read_run, write_json
+from mhd_jax.runs import drawing, figures, report
+from mhd_jax.runs import settings as dotted
+from mhd_jax.runs.finished import read_run
+from mhd_jax.runs.records import write_json
 from tests.conftest import Linear, tiny_dataset
 
 K, C = 3, 3

@@ -7,8 +7,7 @@ from mhd_jax.algorithms.fedavg import fedavg
 from mhd_jax.algorithms.fedmd import fedmd
 from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
 from mhd_jax.algorithms.isolated import isolated, supervised
-from mhd_jax.algorithms.mhd import mhd
-from mhd_jax.algorithms.naive import naive
+from mhd_jax.algorithms.mhd import mhd, naive
 
 ALGORITHMS = {
     "mhd": mhd,

@@ -32,7 +32,7 @@ from mhd_jax.engine.steps import Carry, count_correct, device_data, dispatch, in
 from mhd_jax.engine.stream import Block, Stream
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.runs.folder import jsonable
+from mhd_jax.runs.records import jsonable
 from mhd_jax.topology import distances
 from mhd_jax.topology.graphs import Topology
 from mhd_jax.topology.schedules import cycle

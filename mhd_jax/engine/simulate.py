@@ -54,7 +54,8 @@ from mhd_jax.runs.callbacks.base import Callbacks
 from mhd_jax.runs.callbacks.progress import is_interactive
 from mhd_jax.runs.checkpoints import Keep, best
 from mhd_jax.runs.decoration import decoration
-from mhd_jax.runs.folder import RunFolder, jsonable
+from mhd_jax.runs.folder import RunFolder
+from mhd_jax.runs.records import jsonable
 from mhd_jax.topology import distances
 from mhd_jax.training import optim
 from mhd_jax.training.metrics import head_names

@@ -1,111 +1,15 @@
-"""Backbones by name. A new one is a Flax module that returns an embedding, and one line here."""
+"""Backbones, and convolutions that are fast for many clients."""
 
-from __future__ import annotations
-
-import dataclasses
-from collections.abc import Callable
-
-from flax import linen as nn
-
-from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Outputs
 from mhd_jax.models.client_model import ClientModel
 from mhd_jax.models.from_nnx import from_nnx
 from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.models.mobilenet import MobileNetV2
+from mhd_jax.models.registry import MODELS, NORMS, ModelSpec, build_backbone
 from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, LeNet5
 from mhd_jax.models.vgg import VGG
 from mhd_jax.models.vit import ViT
-
-NORMS = ("none", "layer", "group", "batch", "evonorm", "evonorm_s0")
-CONV_NORMS = ("group", "batch", "evonorm", "evonorm_s0")
-
-Builder = Callable[[str, tuple[int, ...]], nn.Module]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """How a name becomes a backbone.
-
-    Attributes:
-      build: `(norm, input_shape) -> module`.
-      norms: the norms that it knows, its default first.
-      images: whether inputs must be [height, width, channels].
-      least_side: the fewest pixels of an image's height and width.
-      initializations: other ways to start than its own.
-    """
-
-    build: Builder
-    norms: tuple[str, ...]
-    images: bool = True
-    least_side: int = 1
-    initializations: tuple[str, ...] = tuple(INITIALIZATIONS)
-
-
-def _stem(input_shape: tuple[int, ...]) -> str:
-    return "imagenet" if min(input_shape[:2]) >= 64 else "small"
-
-
-def _imagenet_resnet(blocks: tuple[int, ...], bottleneck: bool = False) -> Builder:
-    channels = (64, 128, 256, 512)
-    return lambda norm, shape: ResNet(
-        blocks, channels, _stem(shape), norm, num_groups=32, bottleneck=bottleneck
-    )
-
-
-def _cifar_resnet(blocks: int) -> Builder:
-    """6·blocks + 2 layers (He et al., CVPR 2016, section 4.2)."""
-    return lambda norm, shape: ResNet((blocks,) * 3, (16, 32, 64), norm=norm)
-
-
-# The CCL authors' for CIFAR, a quarter as wide as published and narrower still at the end.
-_THIN_VGG11 = ((16,), (32,), (64, 64), (128, 128), (128, 128))
-
-
-def _vit_tiny(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
-    """DeiT-Ti, with patches of 4 × 4 pixels instead of 16 × 16 for images of up to 64."""
-    height, width = input_shape[:2]
-    patch = 4 if min(height, width) <= 64 else 16
-    if height % patch or width % patch:
-        raise ConfigError(
-            f"vit_tiny cuts images of this size into patches of {patch} × {patch} pixels, which do "
-            f"not divide {height} × {width}; resize them."
-        )
-    return ViT(patch)
-
-
-MODELS: dict[str, ModelSpec] = {
-    "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
-    # Of one embedding width, for studies of unlike clients.
-    "mlp_small": ModelSpec(
-        lambda norm, shape: MLP((8, 64), norm), ("layer", "none", "batch"), images=False
-    ),
-    "mlp_large": ModelSpec(
-        lambda norm, shape: MLP((512, 64), norm), ("layer", "none", "batch"), images=False
-    ),
-    "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
-    "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
-    "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
-    "resnet20": ModelSpec(_cifar_resnet(3), CONV_NORMS),
-    "resnet32": ModelSpec(_cifar_resnet(5), CONV_NORMS),
-    "resnet56": ModelSpec(_cifar_resnet(9), CONV_NORMS),
-    "resnet18": ModelSpec(_imagenet_resnet((2, 2, 2, 2)), CONV_NORMS),
-    "resnet34": ModelSpec(_imagenet_resnet((3, 4, 6, 3)), CONV_NORMS),
-    "resnet50": ModelSpec(_imagenet_resnet((3, 4, 6, 3), bottleneck=True), CONV_NORMS),
-    "vgg11": ModelSpec(lambda norm, shape: VGG(norm=norm), (*CONV_NORMS, "none"), least_side=32),
-    "vgg11_thin": ModelSpec(
-        lambda norm, shape: VGG(_THIN_VGG11, norm, num_groups=8),
-        ("evonorm", *(norm for norm in CONV_NORMS if norm != "evonorm"), "none"),
-        least_side=32,
-    ),
-    "mobilenetv2": ModelSpec(lambda norm, shape: MobileNetV2(_stem(shape), norm), CONV_NORMS),
-    "mobilenetv2_cifar": ModelSpec(
-        lambda norm, shape: MobileNetV2("small", norm, uniform=True),
-        ("evonorm", *(norm for norm in CONV_NORMS if norm != "evonorm")),
-    ),
-    "vit_tiny": ModelSpec(_vit_tiny, ("layer",), least_side=4, initializations=()),
-}
 
 __all__ = [
     "CNN",
@@ -121,5 +25,6 @@ __all__ = [
     "Outputs",
     "ResNet",
     "ViT",
+    "build_backbone",
     "from_nnx",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import pathlib
+import platform
 import shlex
 import subprocess
 import sys
@@ -24,6 +26,23 @@ CONFIGURED = (  # what else decides on numbers
 )
 # Programs that follow from the others of a run.
 EFFECTS = ("initial parameters", "train step", "predictions and their evaluation")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, options of JAX, code and command that a run was made with."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "backend": device.platform,
+        "device": device.device_kind,
+        "num_devices": jax.device_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        **{name: getattr(jax.config, name) for name in CONFIGURED},
+        "git_commit": git_commit(),
+        "command": command(),
+    }
 
 
 def changed_programs(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -17,87 +17,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.files import make_folder, partial_of, sync, written_whole
+from mhd_jax.core.files import make_folder, partial_of, sync
 from mhd_jax.core.types import PyTree
 from mhd_jax.runs import locks
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints, Keep
 from mhd_jax.runs.environment import (
-    CONFIGURED,
     changed_programs,
-    command,
     decisive_environment,
     differing_entries,
-    git_commit,
-    versions,
+    environment,
     what_traces,
 )
+from mhd_jax.runs.finished import FinishedRun, read_finished, read_history
+from mhd_jax.runs.records import jsonable, read_json, write_json, write_text
 
 FORMAT = 2  # of a run's folder; another one is refused
-_OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
-
-
-@dataclasses.dataclass(frozen=True)
-class FinishedRun:
-    """What a finished run's folder says.
-
-    Attributes:
-      path: the folder.
-      config: of `config.json`.
-      summary: of `summary.json`.
-      history: the records of `metrics.jsonl`.
-    """
-
-    path: pathlib.Path
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
-
-
-def read_run(path: pathlib.Path) -> FinishedRun:
-    """Reads a finished run's folder; `ConfigError` where there is none, or it has not finished."""
-    if not (path / "config.json").exists():
-        raise ConfigError(f"{path} does not hold a run; name a folder that train has written.")
-    if not (path / "summary.json").exists():
-        raise ConfigError(
-            f"the run in {path} has not finished; the command that started it takes it up again."
-        )
-    config = read_json(path / "config.json")
-    if not isinstance(config.get("settings"), dict):
-        raise ConfigError(f"{path} does not hold a whole run; name another folder.")
-    summary, history = _read_finished(path)
-    return FinishedRun(path, config, summary, history)
-
-
-def _read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the evaluations in a folder; `ConfigError` unless they belong together."""
-    summary, history = read_json(path / "summary.json"), _read_lines(path / "metrics.jsonl")
-    if summary.get("status") != "finished":
-        raise ConfigError(
-            f"{path / 'summary.json'} is damaged: it is not a finished run's. Put it back from a copy, "
-            "or remove it and start the run again, to have it written anew."
-        )
-    last = history[-1] if history else {}
-    same = all(key in summary and last.get(key) == summary[key] for key in _OF_BOTH)
-    if not same or last.get("step") != summary.get("steps"):
-        raise ConfigError(
-            f"{path / 'summary.json'} and the last line of metrics.jsonl beside it differ: one of them "
-            "is damaged. Put it back from a copy, or choose another folder."
-        )
-    return summary, history
 
 
 class RunFolder:
@@ -296,7 +239,7 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """The evaluations so far; what comes after a torn line, and that line, is left out."""
-        return _read_lines(self._metrics)
+        return read_history(self._metrics)
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drops what the folder holds beyond `step`; returns the evaluations up to it.
@@ -316,7 +259,7 @@ class RunFolder:
         if not multihost.is_main():
             return records
         if self._metrics.exists() and text.encode() != self._metrics.read_bytes():
-            _write_text(self._metrics, text)
+            write_text(self._metrics, text)
         self.checkpoints.forget_beyond(step)
         return records
 
@@ -334,7 +277,7 @@ class RunFolder:
         Raises:
           ConfigError: it is damaged, or does not belong to `metrics.jsonl`.
         """
-        return _read_finished(self.path)[0]
+        return read_finished(self.path)[0]
 
     def finished_with(
         self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
@@ -353,76 +296,6 @@ def _fields(carry: Any) -> dict[str, Any]:
     """What a carry holds, without what this run does not have."""
     found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device, options of JAX, code and command that a run was made with."""
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "versions": versions(),
-        "platform": platform.platform(),
-        "backend": device.platform,
-        "device": device.device_kind,
-        "num_devices": jax.device_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS"),
-        **{name: getattr(jax.config, name) for name in CONFIGURED},
-        "git_commit": git_commit(),
-        "command": command(),
-    }
-
-
-def jsonable(value: Any) -> Any:
-    """`value` in JSON's types: arrays become lists, NaN becomes null, infinity "inf", functions their names."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(entry) for entry in value]
-    if isinstance(value, np.ndarray | jax.Array):
-        return jsonable(np.asarray(value).tolist())
-    if isinstance(value, np.generic):
-        return jsonable(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if callable(value):
-        return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
-    return value
-
-
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The evaluations in a file, one a line; a torn line, and what comes after it, is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(record, dict) or not record.keys() >= {"step", *_OF_BOTH}:
-                break
-            records.append(record)
-    return records
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file; `ConfigError` where it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} does not hold a JSON object.")
-    return content
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON in one move: a reader never sees half of it."""
-    _write_text(path, json.dumps(jsonable(content), indent=2) + "\n")
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-    with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def _differences(

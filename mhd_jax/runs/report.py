@@ -15,10 +15,11 @@ import numpy as np
 
 from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import dotted, figures
+from mhd_jax.runs import figures
+from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.drawing import Figure, save_figure, to_hex
 from mhd_jax.runs.figures import METRICS, Record
-from mhd_jax.runs.folder import FinishedRun
+from mhd_jax.runs.finished import FinishedRun
 
 _PAGE_DPI = 100  # a page's pixels for an inch of a figure
 _MOST_IN_TITLE = 6  # rows of a comparison

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mhd_jax as mhd
-from mhd_jax.clients import build_backbone
+from mhd_jax.models import build_backbone
 from tests.fuzzing.kinds import Trap, attempt, damages, kind, odd_values, one_in, scratch
 
 TYPES = ["u1", "f4", "f8", "f2", "i8", "i4", "u8", "?", "c8", "U3", "M8[s]", "m8[s]", "O"]

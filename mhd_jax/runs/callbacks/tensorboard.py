@@ -9,8 +9,8 @@ from typing import Any
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.callbacks.base import WatchedRun
 from mhd_jax.runs.callbacks.tracker import Log, Tracker, require
-from mhd_jax.runs.folder import jsonable
-from mhd_jax.runs.nested import flat
+from mhd_jax.runs.records import jsonable
+from mhd_jax.runs.settings import flat
 
 _EXTRA = "tensorboard"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
-from mhd_jax.runs.nested import flat
+from mhd_jax.runs.settings import flat
 
 _MOST_CLIENTS = 64  # whose own accuracies are still worth a curve each
 

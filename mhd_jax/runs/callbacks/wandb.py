@@ -8,7 +8,7 @@ from typing import Any
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.callbacks.base import WatchedRun
 from mhd_jax.runs.callbacks.tracker import Log, Tracker, require
-from mhd_jax.runs.folder import jsonable, read_json, write_json
+from mhd_jax.runs.records import jsonable, read_json, write_json
 
 _EXTRA = "wandb"
 

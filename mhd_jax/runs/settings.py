@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mhd_jax.runs import nested
-from mhd_jax.runs.folder import FinishedRun
+from mhd_jax.runs.finished import FinishedRun
 
 # Settings that are drawn by the seeds, or by a file or function of the user's.
 DRAWN = (
@@ -18,9 +17,16 @@ DRAWN = (
 _OF_THE_SEED = {"seed", "clients.split_seed", *DRAWN}
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings as one level of dotted names."""
-    return nested.flat(settings, ".")
+def flat(nested: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as one level of names: {"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            inner = flat(value, separator)
+            found.update({f"{key}{separator}{name}": entry for name, entry in inner.items()})
+        else:
+            found[key] = value
+    return found
 
 
 def seedless(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Runs that have finished, read from their folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.runs.records import read_json
+
+_OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run's folder says.
+
+    Attributes:
+      path: the folder.
+      config: of `config.json`.
+      summary: of `summary.json`.
+      history: the records of `metrics.jsonl`.
+    """
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+
+def read_run(path: pathlib.Path) -> FinishedRun:
+    """Reads a finished run's folder; `ConfigError` where there is none, or it has not finished."""
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path} does not hold a run; name a folder that train has written.")
+    if not (path / "summary.json").exists():
+        raise ConfigError(
+            f"the run in {path} has not finished; the command that started it takes it up again."
+        )
+    config = read_json(path / "config.json")
+    if not isinstance(config.get("settings"), dict):
+        raise ConfigError(f"{path} does not hold a whole run; name another folder.")
+    summary, history = read_finished(path)
+    return FinishedRun(path, config, summary, history)
+
+
+def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The evaluations in a file, one a line; a torn line, and what comes after it, is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(record, dict) or not record.keys() >= {"step", *_OF_BOTH}:
+                break
+            records.append(record)
+    return records
+
+
+def read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the evaluations in a folder; `ConfigError` unless they belong together."""
+    summary, history = read_json(path / "summary.json"), read_history(path / "metrics.jsonl")
+    if summary.get("status") != "finished":
+        raise ConfigError(
+            f"{path / 'summary.json'} is damaged: it is not a finished run's. Put it back from a copy, "
+            "or remove it and start the run again, to have it written anew."
+        )
+    last = history[-1] if history else {}
+    same = all(key in summary and last.get(key) == summary[key] for key in _OF_BOTH)
+    if not same or last.get("step") != summary.get("steps"):
+        raise ConfigError(
+            f"{path / 'summary.json'} and the last line of metrics.jsonl beside it differ: one of them "
+            "is damaged. Put it back from a copy, or choose another folder."
+        )
+    return summary, history
