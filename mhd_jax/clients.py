@@ -311,7 +311,7 @@ def make_clients(
         may leave out who is "supervised". An "unlabelled" client has samples without labels: it
         learns only from what others say about the public set. So does a self-supervised one,
         whose private images also train its backbone: by "rotation", "simclr" or a
-        `mhd_jax.pretext` task with options of its own.
+        `mhd_jax.data.pretext` task with options of its own.
       label_sets: the classes that each client's task has, where it does not have all: "own" for
         those of which it has private samples with labels (all, where it has none with labels); a
         list of K lists of classes; a dict of such lists by client, where those left out know all;

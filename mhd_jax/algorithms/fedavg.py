@@ -67,7 +67,7 @@ def fedavg(
       local_steps: steps of a round.
       local_epochs: the length of a round in passes over the private data of the average client,
         instead of `local_steps`.
-      reset_momentum: whether momentum (of `mhd_jax.optim.SGD`) starts at 0 in each round; else it
+      reset_momentum: whether momentum (of `mhd_jax.training.optim.SGD`) starts at 0 in each round; else it
         stays at home from round to round.
       label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """

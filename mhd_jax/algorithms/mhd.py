@@ -118,9 +118,9 @@ def mhd(
       num_targets: Δ, neighbours drawn per client and step, or "all".
       nu_aux: weight of the auxiliary heads' distillation.
       nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
-      target_selection: one of `mhd_jax.exchange.TARGET_SELECTIONS` ("most_confident", "random",
+      target_selection: one of `mhd_jax.exchange.selection.TARGET_SELECTIONS` ("most_confident", "random",
         "mean", and those that withstand false predictions, for `num_targets="all"`: "robust"
-        among others), or a function of the candidates (see `mhd_jax.exchange.TargetSelection`).
+        among others), or a function of the candidates (see `mhd_jax.exchange.selection.TargetSelection`).
       include_self: whether a client's own head is among its candidates (where it learns from
         auxiliary heads: m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.

@@ -226,7 +226,7 @@ class Algorithm:
       falsifiable: whether clients may misbehave: their messages go through
         `mhd_jax.exchange.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
-      nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.optim.SGD` then takes
+      nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.training.optim.SGD` then takes
         where it is not told.
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.

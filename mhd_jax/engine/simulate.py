@@ -215,7 +215,7 @@ def simulate(
         validation set. Evaluations that find a better one save it.
       fall_back: whether a run whose latest checkpoint is damaged takes the newest one that is
         whole, with a warning; without, it is refused.
-      callbacks: watchers, see `mhd_jax.callbacks`; a function is called with each record. Models and
+      callbacks: watchers, see `mhd_jax.runs.callbacks`; a function is called with each record. Models and
         callbacks run in JAX's standard modes, see `mhd_jax.core.modes`.
       progress: whether to show a progress bar on stderr; None shows it where someone watches.
 
