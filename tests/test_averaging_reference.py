@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
+from mhd_jax import groups
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.communication import bytes_by_type
 from mhd_jax.run import prepare
@@ -311,6 +312,17 @@ def test_push_sum_follows_the_equations(graph, settings, float64):
     assert (graph is DIRECTED_RING) == (abs(weights - 1).max() < 1e-12)
 
 
+def test_the_consensus_model_of_push_sum_is_the_mean_that_it_keeps(float64):
+    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
+    algorithm, batch = mhd.algorithms.dsgd(push_sum=True), batches()[0]
+    state = scattered(algorithm.init(jax.random.key(0), tiny_clients(K, optimizer=still), batch))
+    after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(ONE_WAY))
+    found = parameters(groups.consensus(after, algorithm.consensus, num_active=K))
+    for start, now, model in zip(parameters(state), parameters(after), found, strict=True):
+        np.testing.assert_allclose(model, np.broadcast_to(start.mean(0), now.shape), atol=1e-6)
+        assert abs(now.mean(axis=0) - start.mean(axis=0)).max() > 1e-3  # the quotients' plain mean
+
+
 def test_push_sum_on_a_regular_undirected_graph_is_gossip(float64):
     _, found, _ = trajectory(mhd.algorithms.dsgd(push_sum=True), RING, start=scattered)
     _, expected, _ = trajectory(mhd.algorithms.dsgd(), RING, start=scattered)
@@ -335,6 +347,9 @@ def test_what_push_sum_cannot_average_is_refused():
         prepare(there_and_back, clients, push_sum, steps=7)
     with pytest.raises(mhd.ConfigError, match=r"dsgd needs all .* graph without push_sum"):
         prepare(DIRECTED_RING, clients, push_sum, faults=mhd.Faults(offline=0.5))
+    with pytest.raises(mhd.ConfigError, match=r"dsgd needs all .*'quarantine' .* the weights of"):
+        prepare(DIRECTED_RING, clients, push_sum, on_nonfinite="quarantine")
+    prepare("ring", clients, "dsgd", on_nonfinite="quarantine")
     with pytest.raises(mhd.ConfigError, match="no mixing 'metropolis_hastings'"):
         mhd.algorithms.dsgd(push_sum=True, mixing="metropolis_hastings")
 
