@@ -114,6 +114,18 @@ def test_a_function_that_would_be_frozen_is_refused(function):
         topologies.as_topology(function, 4)
 
 
+def test_a_function_is_traced_twice_and_may_return_lists():
+    calls = []
+
+    def pair(step):
+        calls.append(step)
+        return [[0, step], [1.0, 0]]
+
+    own = topologies.from_function(pair, 2)
+    assert len(calls) == 2  # the second time tells whether it is pure
+    np.testing.assert_array_equal(own.at(3), [[0, 3], [1, 0]])
+
+
 def at_step(when, entry):
     """A complete graph, but that client 1 has another weight at one step."""
     return lambda step: (1 - jnp.eye(4)).at[entry[:2]].set(jnp.where(step == when, entry[2], 1))
