@@ -48,11 +48,16 @@ def is_pure(function: Callable[..., Any], *arguments: Any) -> bool:
     return pure_program(function, *arguments)[0] is not None
 
 
-def pure_program(function: Callable[..., Any], *arguments: Any) -> tuple[str | None, Any]:
-    """A function's `program_digest`, None where it is not pure, and the shapes of what it returns."""
-    (once, shapes), (again, _) = (_traced(function, arguments) for _ in range(2))
-    digest = jaxpr_digest(once)
-    return (digest if digest == jaxpr_digest(again) else None), shapes
+def pure_program(
+    function: Callable[..., Any], *arguments: Any, times: int = 2
+) -> tuple[str | None, Any]:
+    """A function's `program_digest`, None where it is not pure, and the shapes of what it returns.
+
+    It is traced so many `times`: draws among few things may agree.
+    """
+    traced = [_traced(function, arguments) for _ in range(times)]
+    digests = {jaxpr_digest(program) for program, _ in traced}
+    return (digests.pop() if len(digests) == 1 else None), traced[0][1]
 
 
 def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:

@@ -29,6 +29,7 @@ from mhd_jax.fingerprint import pure_program
 from mhd_jax.schedules import Schedule, cycle
 from mhd_jax.types import PyTree
 
+_TRACED = 10  # times a user's function: two draws of a matching of 4 clients agree in a third
 _DRAWN = 16  # graphs, of which a random graph that changes is made
 _MOST_CLIENTS = 2**14  # a matrix of a GiB
 _MOST_LOOKED_AT = 10**8  # entries of a user's own schedule, over its steps: a tenth of a second
@@ -287,7 +288,7 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
     name = _name_of(function)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     try:
-        digest, returned = pure_program(function, step)
+        digest, returned = pure_program(function, step, times=_TRACED)
         graph = jax.eval_shape(jnp.asarray, returned)
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(
