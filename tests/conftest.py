@@ -29,6 +29,7 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
+from mhd_jax import random
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.core.types import Batch
 
@@ -46,6 +47,29 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         return nn.Dense(self.width, use_bias=False, param_dtype=x.dtype)(x)
+
+
+class Dropping(nn.Module):
+    """`Linear`, half of whose embedding is dropped in training mode."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(5, use_bias=False, param_dtype=x.dtype)(x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+def dropped(purpose, step, num_samples, seed=0, num_clients=4):
+    """What `Dropping` multiplies embeddings by in a run's pass for `purpose`, 0 or 2, [K, N, D]."""
+    ones = {"params": {"Dense_0": {"kernel": jnp.ones((FEATURES, 5)) / FEATURES}}}
+
+    def of_one(key):
+        inputs = jnp.ones((num_samples, FEATURES))
+        return Dropping().apply(ones, inputs, train=True, rngs={"dropout": key})
+
+    keys = random.client_keys(jax.random.key(seed), purpose, jnp.arange(num_clients), step)
+    factors = np.asarray(jax.vmap(of_one)(keys))
+    assert set(factors.flat) == {0, 2}
+    return factors
 
 
 def tiny_dataset(num_samples=60, seed=0):

@@ -9,46 +9,53 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.core.random import Purpose
 from mhd_jax.core.types import Presence
 from mhd_jax.engine.run import prepare
 from mhd_jax.exchange.messages import bytes_by_type
-from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
+from mhd_jax.training import groups
+from tests.conftest import NUM_CLASSES, Dropping, Linear, dropped, tiny_batch, tiny_clients
 
 K, STEPS = 4, 6
 RATES = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / 20))  # cosine over 20 steps
 BETA, DECAY, SMOOTHING = 0.9, 1e-2, 0.1
 OPTIMIZER = mhd.optim.SGD(0.1, BETA, nesterov=True, weight_decay=DECAY).build(20)
 RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], np.float32)
+NO_DROPOUT = np.ones(K)
 STAR = np.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], np.float32)
 
 
-def loss_gradient(x, inputs, labels, mask):
-    """∇CE to smooth labels of a linear softmax model W (F × D), V (D × C), b, by hand."""
+def loss_gradient(x, inputs, labels, mask, factors=1.0):
+    """∇CE to smooth labels of a linear softmax model W (F × D), V (D × C), b, by hand.
+
+    `factors` of the hidden layer are dropout's.
+    """
     w, v, b = x
-    hidden = inputs @ w
+    hidden = factors * (inputs @ w)
     z = hidden @ v + b
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     targets = (1 - SMOOTHING) * np.eye(NUM_CLASSES)[labels] + SMOOTHING / NUM_CLASSES
     dz = (p - targets) * (mask / mask.sum())[:, None]
-    return [inputs.T @ (dz @ v.T), hidden.T @ dz, dz.sum(axis=0)]
+    return [inputs.T @ (factors * (dz @ v.T)), hidden.T @ dz, dz.sum(axis=0)]
 
 
 def batches():
     return [tiny_batch(K, seed=step, dtype=jnp.float64) for step in range(STEPS)]
 
 
-def gradients(x, batch):
+def gradients(x, batch, factors=NO_DROPOUT):
     """Of all clients, as lists of arrays [K, …], with weight decay."""
-    each = [
-        loss_gradient(
-            [a[i] for a in x], *(np.asarray(b[i]) for b in (batch.inputs, batch.labels, batch.mask))
-        )
-        for i in range(K)
-    ]
+    seen = batch.inputs, batch.labels, batch.mask, factors
+    each = [loss_gradient([a[i] for a in x], *(np.asarray(b[i]) for b in seen)) for i in range(K)]
     return [
         np.stack(parts) + DECAY * a for parts, a in zip(zip(*each, strict=True), x, strict=True)
     ]
+
+
+def dropout_of(model, step):
+    """What a model's private pass multiplies embeddings by, [K, B, D] or ones [K]."""
+    return dropped(Purpose.DROPOUT, step, 6) if isinstance(model, Dropping) else NO_DROPOUT
 
 
 def parameters(state):
@@ -311,6 +318,17 @@ def test_push_sum_follows_the_equations(graph, settings, float64):
     assert (graph is DIRECTED_RING) == (abs(weights - 1).max() < 1e-12)
 
 
+def test_the_consensus_model_of_push_sum_is_the_mean_that_it_keeps(float64):
+    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
+    algorithm, batch = mhd.algorithms.dsgd(push_sum=True), batches()[0]
+    state = scattered(algorithm.init(jax.random.key(0), tiny_clients(K, optimizer=still), batch))
+    after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(ONE_WAY))
+    found = parameters(groups.consensus(after, algorithm.consensus, num_active=K))
+    for start, now, model in zip(parameters(state), parameters(after), found, strict=True):
+        np.testing.assert_allclose(model, np.broadcast_to(start.mean(0), now.shape), atol=1e-6)
+        assert abs(now.mean(axis=0) - start.mean(axis=0)).max() > 1e-3  # the quotients' plain mean
+
+
 def test_push_sum_on_a_regular_undirected_graph_is_gossip(float64):
     _, found, _ = trajectory(mhd.algorithms.dsgd(push_sum=True), RING, start=scattered)
     _, expected, _ = trajectory(mhd.algorithms.dsgd(), RING, start=scattered)
@@ -335,6 +353,9 @@ def test_what_push_sum_cannot_average_is_refused():
         prepare(there_and_back, clients, push_sum, steps=7)
     with pytest.raises(mhd.ConfigError, match=r"dsgd needs all .* graph without push_sum"):
         prepare(DIRECTED_RING, clients, push_sum, faults=mhd.Faults(offline=0.5))
+    with pytest.raises(mhd.ConfigError, match=r"dsgd needs all .*'quarantine' .* the weights of"):
+        prepare(DIRECTED_RING, clients, push_sum, on_nonfinite="quarantine")
+    prepare("ring", clients, "dsgd", on_nonfinite="quarantine")
     with pytest.raises(mhd.ConfigError, match="no mixing 'metropolis_hastings'"):
         mhd.algorithms.dsgd(push_sum=True, mixing="metropolis_hastings")
 
@@ -412,9 +433,13 @@ def reference_batches(clients):
         )
 
 
-@pytest.mark.parametrize(("graph", "rho"), [(RING, 0.8), (STAR, 3.0)])
-def test_distributed_distillation_follows_the_equations(graph, rho, float64):
-    clients = tiny_clients(K, optimizer=OPTIMIZER, public_fraction=0.3)
+@pytest.mark.parametrize(
+    ("graph", "rho", "model"),
+    [(RING, 0.8, Linear()), (STAR, 3.0, Linear()), (RING, 0.8, Dropping())],
+)
+def test_distributed_distillation_follows_the_equations(graph, rho, model, float64):
+    """Private samples alone are seen in training mode, with dropout."""
+    clients = tiny_clients(K, model, OPTIMIZER, public_fraction=0.3)
     algorithm = mhd.algorithms.distributed_distillation(rho=rho)
     steps = list(reference_batches(clients))
     state = algorithm.init(jax.random.key(0), clients, steps[0][0])
@@ -428,7 +453,7 @@ def test_distributed_distillation_follows_the_equations(graph, rho, float64):
     train_step = jax.jit(algorithm.train_step)
     for step, (batch, _) in enumerate(steps):
         rows, inputs = np.asarray(batch.public_indices), np.asarray(batch.public_inputs)
-        g = gradients(x, batch)
+        g = gradients(x, batch, dropout_of(model, step))
         pulls = [pull_gradient(own(i), inputs, z[i, rows]) for i in range(K)]
         g = [a + rho * np.stack(b) for a, b in zip(g, zip(*pulls, strict=True), strict=True)]
         x, m = nesterov_step(x, m, g, RATES[step])
@@ -493,10 +518,10 @@ def test_fedmd_follows_the_equations(kind, float64):
 # CCL.
 
 
-def cross_entropy_and_features_gradient(x, inputs, labels, mask, at_features):
+def cross_entropy_and_features_gradient(x, inputs, labels, mask, factors, at_features):
     """∇CE as above, plus what a gradient at the features [B, D] adds to the backbone."""
-    first, *rest = loss_gradient(x, inputs, labels, mask)
-    return [first + inputs.T @ at_features, *rest]
+    first, *rest = loss_gradient(x, inputs, labels, mask, factors)
+    return [first + inputs.T @ (factors * at_features), *rest]
 
 
 def class_sums(features, labels, mask):
@@ -509,24 +534,28 @@ def class_sums(features, labels, mask):
 
 
 @pytest.mark.parametrize(
-    ("graph", "settings"),
+    ("graph", "settings", "model"),
     [
-        (RING, {}),
-        (STAR, {"averaging_rate": 0.9, "mixing": "metropolis_hastings", "lambda_m": 0.7}),
-        (STAR, {"lambda_m": 0.0, "lambda_d": 1.3, "quasi_global": False}),
-        (RING, {"lambda_m": 0.5, "lambda_d": 0.0}),
-        (STAR, {"gossip_rounds": 3, "averaging_rate": 0.8}),
+        (RING, {}, Linear()),
+        (STAR, {"averaging_rate": 0.9, "mixing": "metropolis_hastings", "lambda_m": 0.7}, Linear()),
+        (STAR, {"lambda_m": 0.0, "lambda_d": 1.3, "quasi_global": False}, Linear()),
+        (RING, {"lambda_m": 0.5, "lambda_d": 0.0}, Linear()),
+        (STAR, {"gossip_rounds": 3, "averaging_rate": 0.8}, Linear()),
+        (RING, {"lambda_m": 0.7}, Dropping()),
     ],
 )
-def test_ccl_follows_the_equations(graph, settings, float64):
-    first, found, metrics = trajectory(mhd.algorithms.ccl(**settings), graph, start=scattered)
+def test_ccl_follows_the_equations(graph, settings, model, float64):
+    """A client's own features are of training mode, with dropout; cross features are not."""
+    clients = tiny_clients(K, model, OPTIMIZER)
+    algorithm = mhd.algorithms.ccl(**settings)
+    first, found, metrics = trajectory(algorithm, graph, clients, start=scattered)
     w = mixing_matrix(graph, settings.get("mixing", "uniform"))
     gamma = settings.get("averaging_rate", 1.0)
     lambda_m, lambda_d = settings.get("lambda_m", 0.1), settings.get("lambda_d", 0.1)
     x, m, previous = first, [np.zeros_like(a) for a in first], RATES[0]
     for step, batch in enumerate(batches()):
         inputs, labels, mask = (np.asarray(a) for a in (batch.inputs, batch.labels, batch.mask))
-        before = x
+        factors, before = dropout_of(model, step), x
         x = rounds(x, w, gamma, settings.get("gossip_rounds", 1))
         if settings.get("quasi_global", True):
             m = [b - (a - old) / previous for b, a, old in zip(m, x, before, strict=True)]
@@ -534,7 +563,7 @@ def test_ccl_follows_the_equations(graph, settings, float64):
         for i in range(K):
             neighbours = np.flatnonzero(graph[i])
             size = mask[i].sum()
-            f = inputs[i] @ x[0][i]
+            f = factors[i] * (inputs[i] @ x[0][i])
             at = np.zeros_like(f)
             model_variant = 0.0
             for j in neighbours:
@@ -553,7 +582,7 @@ def test_ccl_follows_the_equations(graph, settings, float64):
             at += lambda_d * 2 * scale * gap
             each.append(
                 cross_entropy_and_features_gradient(
-                    [a[i] for a in x], inputs[i], labels[i], mask[i], at
+                    [a[i] for a in x], inputs[i], labels[i], mask[i], factors[i], at
                 )
             )
             for name, value, weight in (

@@ -12,8 +12,17 @@ from flax import linen as nn
 import mhd_jax as mhd
 from mhd_jax import exchange
 from mhd_jax.clients import ClientGroup
+from mhd_jax.core.random import Purpose
 from mhd_jax.training import groups
-from tests.conftest import NUM_CLASSES, Linear, assert_trees_close, tiny_batch, tiny_clients
+from tests.conftest import (
+    NUM_CLASSES,
+    Dropping,
+    Linear,
+    assert_trees_close,
+    dropped,
+    tiny_batch,
+    tiny_clients,
+)
 
 K = 4
 GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
@@ -28,9 +37,12 @@ def cross_entropy(z, target):
     return -(target * np.log(softmax(z))).sum(axis=-1)
 
 
-def outputs_of(params, x):
-    """Embedding [N, D] and logits [N, H, C] of one client, sample by sample and head by head."""
-    embedding = x @ params["backbone"]["Dense_0"]["kernel"]
+def outputs_of(params, x, factors=1.0):
+    """Embedding [N, D] and logits [N, H, C] of one client, sample by sample and head by head.
+
+    `factors` of the embedding are dropout's, in training mode.
+    """
+    embedding = factors * (x @ params["backbone"]["Dense_0"]["kernel"])
     kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
     logits = np.stack([embedding @ kernel[h] + bias[h] for h in range(len(kernel))], axis=1)
     return embedding, logits
@@ -85,16 +97,21 @@ def reference_targets(
     return targets, any_candidate
 
 
-def reference_loss(own, batch, i, xs, targets, any_candidate, teacher_embeddings, m, settings):
-    """L_i as a function of the client's own parameters, everything else constant."""
+def reference_loss(
+    own, batch, i, xs, targets, any_candidate, teacher_embeddings, m, settings, factors
+):
+    """L_i as a function of the client's own parameters, everything else constant.
+
+    `factors` are dropout's on private and on public samples.
+    """
     smoothing, t = settings["label_smoothing"], settings["temperature"]
-    _, logits = outputs_of(own, batch.inputs[i])
+    _, logits = outputs_of(own, batch.inputs[i], factors[0])
     hard = np.eye(NUM_CLASSES)[batch.labels[i]]
     soft = (1 - smoothing) * hard + smoothing / NUM_CLASSES
     mask = batch.mask[i]
     loss = (cross_entropy(logits[:, 0], soft) * mask).sum() / mask.sum()
 
-    embedding, logits = outputs_of(own, xs)
+    embedding, logits = outputs_of(own, xs, factors[1])
     if any_candidate:
         learners = logits[:, 1:] if m else logits[:, :1]
         per_head = [
@@ -168,17 +185,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_loss_and_gradient_equal_the_equations(case, float64):
-    settings = {**DEFAULTS, **CASES[case]}
-    shared = settings.get("public_batch", "shared") == "shared"
-    algorithm = mhd.algorithms.mhd(**settings)
-    # With plain gradient descent at rate 1 the step is minus the gradient.
-    clients = tiny_clients(K, optimizer=optax.sgd(1.0))
-    batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
-    state = algorithm.init(jax.random.key(3), clients, batch)
-    new_state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+def assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, factors=None):
+    """A step of gradient descent at rate 1 against the loss and gradient of each client.
 
+    `factors` [K, N, D] are dropout's on private and on public samples; None is without.
+    """
+    shared = batch.public_is_shared
     everyone = jnp.ones(K, bool)
     teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), everyone, settings["num_targets"])
     batch, stacked, updated = jax.tree.map(
@@ -212,9 +224,10 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
             for j in neighbours
         ]
         own = params[i]
+        f = (1.0, 1.0) if factors is None else [of_all[i] for of_all in factors]
 
-        def loss(own=own, i=i, xs=xs, t=targets, c=any_candidate, e=teacher_embeddings):
-            return reference_loss(own, batch, i, xs, t, c, e, m, settings)
+        def loss(own=own, i=i, xs=xs, t=targets, c=any_candidate, e=teacher_embeddings, f=f):
+            return reference_loss(own, batch, i, xs, t, c, e, m, settings, f)
 
         np.testing.assert_allclose(metrics["loss"][i], loss(), rtol=1e-9)
         expected = numeric_gradient(loss, own)
@@ -222,6 +235,38 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected)
     drawn = int(teachers.valid.sum())
     assert int(metrics["messages"]["predictions"].sum()) == drawn
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_the_equations(case, float64):
+    settings = {**DEFAULTS, **CASES[case]}
+    shared = settings.get("public_batch", "shared") == "shared"
+    algorithm = mhd.algorithms.mhd(**settings)
+    # With plain gradient descent at rate 1 the step is minus the gradient.
+    clients = tiny_clients(K, optimizer=optax.sgd(1.0))
+    batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    new_state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+    assert_step_is_of_the_equations(state, batch, new_state, metrics, settings)
+
+
+@pytest.mark.parametrize("public_batch", ["shared", "independent"])
+def test_students_drop_out_and_teachers_do_not(public_batch, float64):
+    """Two steps: private and public passes draw masks of their own, anew in each step."""
+    settings = {**DEFAULTS, "public_batch": public_batch}
+    algorithm = mhd.algorithms.mhd(**settings)
+    clients = tiny_clients(K, model=Dropping(), optimizer=optax.sgd(1.0))
+    batch = tiny_batch(K, dtype=jnp.float64, shared=public_batch == "shared")
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    train_step = jax.jit(algorithm.train_step)
+    for step in range(2):
+        new_state, metrics = train_step(state, batch, jnp.asarray(GRAPH))
+        factors = [
+            dropped(purpose, step, samples, seed=3)
+            for purpose, samples in ((Purpose.DROPOUT, 6), (Purpose.PUBLIC_DROPOUT, 7))
+        ]
+        assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, factors)
+        state = new_state
 
 
 def test_candidates_are_chosen_at_temperature_one():

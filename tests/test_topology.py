@@ -108,10 +108,22 @@ def counted(step):
     return np.eye(4)[[next(_CALLS) % 3 + 1, 0, 0, 0]] * (1 - np.eye(4))
 
 
-@pytest.mark.parametrize("function", [drawn_with_numpy, jax.jit(drawn_with_numpy), counted])
+def seldom_another(step):
+    """One in five draws is another, so that two would mostly agree."""
+    return (1 + (next(_CALLS) % 5 == 0)) * (1 - np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "function", [drawn_with_numpy, jax.jit(drawn_with_numpy), counted, seldom_another]
+)
 def test_a_function_that_would_be_frozen_is_refused(function):
     with pytest.raises(mhd.ConfigError, match=r"frozen into one graph .* draw with jax\.random"):
         topologies.as_topology(function, 4)
+
+
+def test_a_function_may_return_lists():
+    own = topologies.from_function(lambda step: [[0, step], [1.0, 0]], 2)
+    np.testing.assert_array_equal(own.at(3), [[0, 3], [1, 0]])
 
 
 def at_step(when, entry):

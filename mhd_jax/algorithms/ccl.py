@@ -25,7 +25,13 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require
-from mhd_jax.algorithms.gossip import check_settings, init_gossip, mix, needs_everyone
+from mhd_jax.algorithms.gossip import (
+    check_settings,
+    equal_weights,
+    init_gossip,
+    mix,
+    needs_everyone,
+)
 from mhd_jax.core.client_axis import everywhere, over_clients
 from mhd_jax.core.trees import take_rows
 from mhd_jax.core.types import (
@@ -170,7 +176,7 @@ def ccl(
         predict=predict,
         message=message,
         undirected=True,
-        has_consensus=True,
+        consensus=equal_weights,
         nesterov=True,
         needs_everyone=needs_everyone(mixing),
     )

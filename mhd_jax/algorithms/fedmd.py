@@ -7,10 +7,15 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
     revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
-the public samples that each digest step draws. Consensus and digest are of evaluation mode. Clients without private data have no say, nor have
-those that cannot be reached at a digest step, or whose logits are not finite. A server averages, so
-the graph plays no part; architectures may differ. Where clients have label sets, the mean of a
-class's logits is over those who know it, and each learns its own classes'.
+the public samples that each digest step draws. Consensus and digest are of evaluation mode. Clients
+without private data have no say, nor have those that cannot be reached at a digest step, or whose
+logits are not finite. A server averages, so the graph plays no part; architectures may differ. Where
+clients have label sets, the mean of a class's logits is over those who know it, and each learns its
+own classes'.
+
+A departure: before the first round, the paper's clients train on the labelled public set, and then on
+their own data. Here they start from random parameters, so that early consensus knows little. Runs
+cannot start from another run's parameters yet; the departure waits for that.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ first 1, that goes the same way; the quotient z_i is the client's model:
 
     x_i ← x_i + γ (Σ_j P[i,j] x_j − x_i),   w_i ← w_i + γ (Σ_j P[i,j] w_j − w_i),   z_i = x_i / w_i
     x_i ← x_i − η (g_i + β m_i),   g_i = ∇CE_i(z_i) + weight decay · z_i
+
+What it keeps is Σ x_i / Σ w_i, the consensus model.
 """
 
 from __future__ import annotations
@@ -162,7 +164,7 @@ def _gossip(
         message=message,
         undirected=not push_sum,
         strongly_connected=push_sum,
-        has_consensus=True,
+        consensus=_push_weights if push_sum else equal_weights,
         nesterov=True,
         needs_everyone=_WAYS_BACK if push_sum else needs_everyone(mixing),
     )
@@ -176,6 +178,16 @@ def check_settings(
     require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
     require(gossip_rounds >= 1, f"gossip_rounds must be at least 1, not {gossip_rounds}.")
     require_label_smoothing(label_smoothing)
+
+
+def equal_weights(state: State) -> Array:
+    """See `Algorithm.consensus`: the plain mean, which doubly stochastic mixing keeps."""
+    return jnp.ones(state.num_clients)
+
+
+def _push_weights(state: State) -> Array:
+    """See `Algorithm.consensus`: Σ x_i / Σ w_i, which push-sum keeps, is Σ w_i z_i / Σ w_i."""
+    return state.extra["push_weights"]
 
 
 def needs_everyone(mixing: str) -> str:

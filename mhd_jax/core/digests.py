@@ -40,15 +40,32 @@ def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
       function: traceable.
       *arguments: trees of arrays, or of their shapes.
     """
-    if isinstance(function, jax.stages.Wrapped):  # which would not be called a second time
-        function = inspect.unwrap(function)
-    # JAX keeps what it traced by the function, whatever it was traced under: a new one has nothing.
-    return jaxpr_digest(jax.make_jaxpr(lambda *given: function(*given))(*arguments))
+    return jaxpr_digest(_traced(function, arguments)[0])
 
 
 def is_pure(function: Callable[..., Any], *arguments: Any) -> bool:
     """Whether a function computes the same each time that it is traced; draws of NumPy do not."""
-    return program_digest(function, *arguments) == program_digest(function, *arguments)
+    return pure_program(function, *arguments)[0] is not None
+
+
+def pure_program(
+    function: Callable[..., Any], *arguments: Any, times: int = 2
+) -> tuple[str | None, Any]:
+    """A function's `program_digest`, None where it is not pure, and the shapes of what it returns.
+
+    It is traced so many `times`: draws among few things may agree.
+    """
+    traced = [_traced(function, arguments) for _ in range(times)]
+    digests = {jaxpr_digest(program) for program, _ in traced}
+    return (digests.pop() if len(digests) == 1 else None), traced[0][1]
+
+
+def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
+    """What a function computes, and the shapes of what it returns."""
+    if isinstance(function, jax.stages.Wrapped):  # which would not be called a second time
+        function = inspect.unwrap(function)
+    # JAX keeps what it traced by the function, whatever it was traced under: a new one has nothing.
+    return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
 
 
 def require_pure(what: str, function: Callable[..., Any], *arguments: Any) -> None:

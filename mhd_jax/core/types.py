@@ -218,8 +218,8 @@ class Algorithm:
       undirected: whether it averages over the graph, whose edges must then go both ways.
       strongly_connected: whether what goes out over the edges must be able to come back, by some
         way: clients that send and never hear back lose their weight.
-      has_consensus: whether the mean of the clients' parameters is a model of its own, which
-        is evaluated at the end beside the clients'.
+      consensus: `state -> weights [K]`, where a mean of the clients' parameters, by such weights,
+        is a model of its own, which is evaluated at the end beside the clients'; None where not.
       remembers_public: whether it keeps something about each public sample, which must then
         look the same every time.
       num_snapshots: how many earlier parameters each client keeps, or others keep of it.
@@ -243,7 +243,7 @@ class Algorithm:
     public_batch: str | None = None
     undirected: bool = False
     strongly_connected: bool = False
-    has_consensus: bool = False
+    consensus: Callable[[State], jax.Array] | None = None
     remembers_public: bool = False
     num_snapshots: int = 0
     falsifiable: bool = False

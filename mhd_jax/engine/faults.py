@@ -274,12 +274,25 @@ def after_step(
     return state, metrics, dataclasses.replace(tally, trained=trained, quarantined=quarantined)
 
 
-def require_sound(faults: Faults, algorithm: Algorithm, has_server: bool) -> None:
+def require_sound(
+    faults: Faults | None, quarantine: bool, algorithm: Algorithm, has_server: bool
+) -> None:
     """Raises `ConfigError` where an algorithm has no sound meaning with such faults.
 
     Args:
+      faults: None where nothing fails.
+      quarantine: whether clients that diverge are taken out.
+      algorithm: of the run.
       has_server: whether the clients exchange messages with a server, not with each other.
     """
+    # Other averages go on among those who are left; without a way back weights vanish.
+    if quarantine and algorithm.strongly_connected and algorithm.needs_everyone:
+        raise ConfigError(
+            f"{algorithm.name} needs all clients at every step, and on_nonfinite='quarantine' takes "
+            f"out who diverges: {algorithm.needs_everyone}, or on_nonfinite='stop'."
+        )
+    if faults is None:
+        return
     if algorithm.needs_everyone:
         raise ConfigError(
             f"{algorithm.name} needs all clients and links at every step: "

@@ -260,9 +260,10 @@ class Run:
 
     def consensus(self, state: State) -> dict[str, Any] | None:
         """β_sh and β_priv of the consensus model, where the algorithm has one."""
-        if not self.algorithm.has_consensus:
+        if self.algorithm.consensus is None:
             return None
-        consensus = _consensus(state, num_active=self.num_active)
+        weigh = self.algorithm.consensus
+        consensus = _consensus(state, weigh=weigh, num_active=self.num_active)
         found = self.accuracies(self.per_class_accuracy(consensus, self.test))
         return {metric: found[metric] for metric in ("beta_sh", "beta_priv")}
 
@@ -316,7 +317,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-_consensus = jax.jit(groups.consensus, static_argnames="num_active")
+_consensus = jax.jit(groups.consensus, static_argnames=("weigh", "num_active"))
 
 
 @modes.standard()
@@ -488,9 +489,8 @@ def prepare(
         carry=carry,
         settings=settings,
     )
-    if faults is not None:
-        has_server = any(count.ndim == 1 for count in carry.messages.values())
-        require_sound(faults, algorithm, has_server)
+    has_server = any(count.ndim == 1 for count in carry.messages.values())
+    require_sound(faults, quarantine, algorithm, has_server)
     return run
 
 

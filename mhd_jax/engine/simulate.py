@@ -577,7 +577,7 @@ def _simulate(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise ConfigError(
-                f"the run does not fit: {str(error).splitlines()[0]}. Lower batch_size, "
+                f"the run does not fit ({in_a_line(error)}); lower batch_size, "
                 "public_batch_size, eval_batch_size or client_chunk, or take more devices."
             ) from error
         if not multihost.lost_another(error):
@@ -585,7 +585,7 @@ def _simulate(
         kept = _folders(lanes)
         saved = f" {kept} holds what was saved;" if kept else ""
         raise LostProcessError(
-            f"this process has lost the others ({str(error).splitlines()[0]}), and cannot go on "
+            f"this process has lost the others ({in_a_line(error)}), and cannot go on "
             f"alone.{saved} start all of them again with the same command."
         ) from error
     except OSError as error:

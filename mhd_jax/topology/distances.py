@@ -22,7 +22,19 @@ def edges_of(topology: Topology, steps: int) -> np.ndarray:
 
 
 def require_ways_back(topology: Topology, why: str, steps: int) -> None:
-    """Raises `ConfigError` where some clients teach others and can never learn from them."""
+    """Raises `ConfigError` where some clients teach others and can never learn from them.
+
+    The edges of all steps are taken together: each part of that graph must be strongly connected.
+    For one that stays this is what push-sum needs. For one that changes it is the least that it
+    needs: the theory asks it of the edges of every B steps in a row, for some B, and here B is the
+    whole run. How late a way back may come is not looked at; until it does, a weight shrinks with
+    every step (a half, where one client hears), and the client's steps grow by as much.
+
+    Args:
+      topology: of the run.
+      why: the algorithm's name.
+      steps: of the run.
+    """
     edges = edges_of(topology, steps)
     _, part = sparse.csgraph.connected_components(sparse.csr_array(edges), connection="strong")
     one_way = np.argwhere(edges & (part[:, None] != part))

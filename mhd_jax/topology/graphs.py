@@ -22,7 +22,7 @@ import numpy as np
 from flax import struct
 
 from mhd_jax.core import modes
-from mhd_jax.core.digests import program_digest
+from mhd_jax.core.digests import pure_program
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.types import PyTree
@@ -31,6 +31,7 @@ from mhd_jax.topology import schedules
 from mhd_jax.topology.mixing import MIXINGS, links, spectral_gap
 from mhd_jax.topology.schedules import Schedule, cycle
 
+_TRACED = 10  # times a user's function: two draws of a matching of 4 clients agree in a third
 _DRAWN = 16  # graphs, of which a random graph that changes is made
 _MOST_CLIENTS = 2**14  # a matrix of a GiB
 _MOST_LOOKED_AT = 10**8  # entries of a user's own schedule, over its steps: a tenth of a second
@@ -236,8 +237,8 @@ def _shown_nodes(graph: nx.Graph, most: int = 5) -> str:
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
     """A topology from a function of the step, int32 [], to weights [K, K].
 
-    The function is traced once, and its graph at a step must follow from the step alone: draw with
-    `jax.random` from it, not with NumPy. Its diagonal is 0. `require_sound` looks at its values.
+    The function is traced, not called at every step: its graph must follow from the step alone. Draw
+    with `jax.random` from it, not with NumPy. Its diagonal is 0. `require_sound` looks at its values.
 
     Raises:
       ConfigError: it cannot be traced, draws anew whenever it is called, or returns another shape.
@@ -245,8 +246,8 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
     name = _name_of(function)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     try:
-        graph = jax.eval_shape(lambda step: jnp.asarray(function(step)), step)
-        digest, again = (program_digest(function, step) for _ in range(2))
+        digest, returned = pure_program(function, step, times=_TRACED)
+        graph = jax.eval_shape(jnp.asarray, returned)
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(
             f"the topology function {name} cannot be traced by JAX ({in_a_line(error)}); "
@@ -260,7 +261,7 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
         )
     if jnp.issubdtype(graph.dtype, jnp.complexfloating):
         raise ConfigError(f"the topology function {name} must return numbers, not {graph.dtype}.")
-    if digest != again:
+    if digest is None:
         raise ConfigError(
             f"the topology function {name} is another one each time it is called, and would be "
             "frozen into one graph for the whole run: draw with jax.random from the step, as in "

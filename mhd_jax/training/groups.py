@@ -421,12 +421,13 @@ def averaged(state: State, weights: Array, among: Array | None = None) -> State:
     return dataclasses.replace(state, groups=tuple(groups))
 
 
-def consensus(state: State, num_active: int) -> State:
-    """The consensus model in every client's place: the mean of the first `num_active` clients' own.
+def consensus(state: State, weigh: Callable[[State], Array], num_active: int) -> State:
+    """The consensus model in every client's place: a mean of the first `num_active` clients' own.
 
     Args:
       state: of one architecture.
+      weigh: what weight each has in it, see `Algorithm.consensus`.
       num_active: how many clients are real; the others only fill devices.
     """
-    weights = (jnp.arange(state.num_clients) < num_active) / num_active
-    return averaged(state, jnp.broadcast_to(weights, (state.num_clients,) * 2))
+    weights = jnp.where(jnp.arange(state.num_clients) < num_active, weigh(state), 0)
+    return averaged(state, jnp.broadcast_to(weights / weights.sum(), (state.num_clients,) * 2))
