@@ -27,7 +27,7 @@ notebooks: $(VENV)/extra  ## All notebooks, at toy size.
 	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py
 
 trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
-	$(BIN)/python -m pytest -m trackers tests/test_trackers.py
+	$(BIN)/python -m pytest -m trackers tests/runs/test_trackers.py
 
 docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
 	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
@@ -63,7 +63,7 @@ newest: $(VENV)/extra  ## A quick part of the suite with the newest versions tha
 	@echo "What the newest versions change in the tested set:"
 	@$(BIN)/uv pip install --dry-run --upgrade -r pyproject.toml --extra dev 2>&1 | grep "^ " || echo " nothing"
 	build/newest/bin/python -m pytest -n 0 -k "$(QUICK)" \
-	  tests/test_mhd_reference.py tests/test_checkpoints.py tests/test_stream.py tests/test_command_line.py
+	  tests/algorithms/test_mhd_reference.py tests/runs/test_checkpoints.py tests/engine/test_stream.py tests/experiments/test_command_line.py
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

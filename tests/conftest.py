@@ -1,10 +1,10 @@
-"""What many tests share: tiny clients, tiny batches."""
+"""How all tests run: small programs, compiled fast and kept."""
 
 import atexit
-import dataclasses
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 # Many small programs of few steps: compiling them well would take longer than running them badly,
@@ -22,110 +22,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
-from flax import linen as nn
+from absl import flags
+from absl.testing import flagsaver
 
-import mhd_jax as mhd
-from mhd_jax import random
-from mhd_jax.clients import ClientGroup, Clients
-from mhd_jax.core.types import Batch
+from experiments import launch
 
 gc.set_threshold(10_000)  # tracing makes many objects and little garbage
-
-NUM_CLASSES = 3
-FEATURES = 4
-
-
-class Linear(nn.Module):
-    """A backbone of one matrix without bias: [N, F] -> [N, D]."""
-
-    width: int = 5
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        return nn.Dense(self.width, use_bias=False, param_dtype=x.dtype)(x)
-
-
-class Dropping(nn.Module):
-    """`Linear`, half of whose embedding is dropped in training mode."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Dense(5, use_bias=False, param_dtype=x.dtype)(x)
-        return nn.Dropout(0.5, deterministic=not train)(x)
-
-
-def dropped(purpose, step, num_samples, seed=0, num_clients=4):
-    """What `Dropping` multiplies embeddings by in a run's pass for `purpose`, 0 or 2, [K, N, D]."""
-    ones = {"params": {"Dense_0": {"kernel": jnp.ones((FEATURES, 5)) / FEATURES}}}
-
-    def of_one(key):
-        inputs = jnp.ones((num_samples, FEATURES))
-        return Dropping().apply(ones, inputs, train=True, rngs={"dropout": key})
-
-    keys = random.client_keys(jax.random.key(seed), purpose, jnp.arange(num_clients), step)
-    factors = np.asarray(jax.vmap(of_one)(keys))
-    assert set(factors.flat) == {0, 2}
-    return factors
-
-
-def tiny_dataset(num_samples=60, seed=0):
-    """Three Gaussian blobs in four dimensions."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(num_samples) % NUM_CLASSES
-    inputs = rng.normal(size=(num_samples, FEATURES)) + 4 * np.eye(FEATURES)[labels]
-    return mhd.data.arrays(inputs.astype(np.float32), labels)
-
-
-def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwargs) -> Clients:
-    """Clients with a linear backbone; `groups` splits them as [(backbone, members), ...]."""
-    kwargs.setdefault("partition", mhd.partition.iid())
-    clients = mhd.make_clients(
-        tiny_dataset(kwargs.pop("num_samples", 60)), num_clients, model or Linear(), **kwargs
-    )
-    if groups is not None:
-        clients = dataclasses.replace(
-            clients,
-            groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),
-        )
-    return clients.with_defaults(optimizer or optax.sgd(0.1))
-
-
-def tiny_batch(
-    num_clients=4, batch_size=6, public_size=7, seed=0, dtype=jnp.float32, shared=True
-) -> Batch:
-    """A random batch; the last client's last sample is masked."""
-    rng = np.random.default_rng(seed)
-    public = (public_size,) if shared else (num_clients, public_size)
-    mask = np.ones((num_clients, batch_size))
-    mask[-1, -1] = 0
-    return Batch(
-        inputs=jnp.asarray(rng.normal(size=(num_clients, batch_size, FEATURES)), dtype),
-        labels=jnp.asarray(rng.integers(0, NUM_CLASSES, (num_clients, batch_size))),
-        mask=jnp.asarray(mask, dtype),
-        public_inputs=jnp.asarray(rng.normal(size=(*public, FEATURES)), dtype),
-        public_indices=jnp.zeros(public, jnp.int32),
-    )
-
-
-def assert_trees_close(a, b, **tolerance):
-    """Equal structure, and values within numpy.testing's tolerance."""
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b
-    )
-
-
-def assert_trees_equal(a, b):
-    """Equal structure, and values bit for bit; typed keys by their data."""
-
-    def raw(x):
-        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(x) if is_key else x)
-
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,3 +43,22 @@ def float64():
     """64-bit arithmetic, for comparisons with NumPy."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """Runs a binary's main in this process and gives its status and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_end_by_signals", lambda: None)  # of this process
+
+    def run(binary, *arguments):
+        with flagsaver.flagsaver():
+            for name in flags.FLAGS:
+                flags.FLAGS[name].present = 0
+            monkeypatch.setattr(sys, "argv", [binary.__name__, *arguments])
+            with pytest.raises(SystemExit) as ended:
+                launch.run(binary.main)
+        printed = capfd.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run

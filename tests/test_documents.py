@@ -1,6 +1,5 @@
 """The documents' programs run as they stand."""
 
-import pathlib
 import re
 
 import numpy as np
@@ -10,8 +9,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.engine import run as runs
 from mhd_jax.models import MODELS
-
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.builders import ROOT
 
 
 def programs(document):

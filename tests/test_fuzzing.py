@@ -18,7 +18,7 @@ from mhd_jax.data.split import SetAside
 from mhd_jax.exchange.adversaries import checked
 from mhd_jax.runs.records import read_json
 from mhd_jax.training.parameter_averaging import mixing_matrix
-from tests.conftest import tiny_clients, tiny_dataset
+from tests.builders import tiny_clients, tiny_dataset
 from tests.fuzzing import every_kind, explore
 
 topology, arrays = mhd.topology, mhd.data.arrays

@@ -1,13 +1,13 @@
 """The notebooks run as they stand, at toy size, and are committed without what they print."""
 
 import os
-import pathlib
 
 import pytest
 
+from tests.builders import ROOT
+
 nbformat = pytest.importorskip("nbformat", reason="make extra installs it")
 
-ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 
 pytestmark = pytest.mark.notebooks

@@ -1,6 +1,5 @@
 """What the repository holds: pinned requirements, and nothing of anyone's machine."""
 
-import pathlib
 import re
 import shutil
 import subprocess
@@ -10,7 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.builders import ROOT
+
 LOCKS = ("requirements.txt", "requirements-extra.txt")
 PIN = re.compile(r"([\w.-]+)==([^ ;]+)(?: ; [^\\]+)? \\")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?")

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import pathlib
 import subprocess
 import sys
 
@@ -10,8 +9,8 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.core import moved
+from tests.builders import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "mhd_jax"
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -13,7 +13,7 @@ from mhd_jax.core.digests import program_digest
 from mhd_jax.engine import contract
 from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates
 from mhd_jax.training.optim import build
-from tests.conftest import tiny_dataset
+from tests.builders import tiny_dataset
 from tests.fuzzing.kinds import attempt, kind, one_in
 
 SOUND = "sound"

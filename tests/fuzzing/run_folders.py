@@ -10,7 +10,7 @@ import warnings
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from tests.conftest import tiny_clients
+from tests.builders import tiny_clients
 from tests.fuzzing.kinds import attempt, damages, kind, scratch
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 4, "num_devices": 1}

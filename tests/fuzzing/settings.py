@@ -21,7 +21,7 @@ from mhd_jax.exchange.adversaries import KINDS as LIES
 from mhd_jax.exchange.adversaries import checked
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.training.parameter_averaging import mixing_matrix
-from tests.conftest import tiny_clients
+from tests.builders import tiny_clients
 from tests.fuzzing.kinds import NOT_NUMBERS, attempt, kind, odd_values, one_in, scratch
 from tests.fuzzing.splits import finite, integer, number, truth
 

@@ -1,0 +1,59 @@
+"""Algorithms that are compared have the same regularisation, and the momentum of their papers."""
+
+import dataclasses
+
+import pytest
+
+import mhd_jax as mhd
+from experiments import flags as run_flags
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.engine.run import prepare
+from tests.builders import tiny_clients
+
+NESTEROV = {"dsgd", "qg_dsgd", "ccl"}  # DSGDm-N, QG-DSGDm-N, and what stands on them
+
+
+def clients(**settings):
+    return dataclasses.replace(tiny_clients(4, public_fraction=0.2), **settings)  # 10 are public
+
+
+def of_the_runs_optimizer():
+    """Clients whose groups have no optimizer of their own."""
+    found = clients()
+    groups = tuple(dataclasses.replace(group, optimizer=None) for group in found.groups)
+    return dataclasses.replace(found, groups=groups)
+
+
+def prepared(name, who=None, **settings):
+    settings = {"steps": 20, "batch_size": 4, "public_batch_size": 8, **settings}
+    return prepare("ring", who or of_the_runs_optimizer(), name, **settings)
+
+
+def test_every_algorithm_smooths_labels_alike():
+    assert {hyperparameters(build)["label_smoothing"] for build in ALGORITHMS.values()} == {0.1}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_momentum_is_the_papers_unless_told(name):
+    run = prepared(name)
+    assert run.settings["optimizer"]["nesterov"] is (name in NESTEROV)
+    assert run.settings["optimizer"]["weight_decay"] == 1e-3
+    built = [group.optimizer for group in run.clients.groups]
+    for told in (True, False):
+        other = prepared(name, optimizer=mhd.optim.SGD(nesterov=told))
+        assert other.settings["optimizer"]["nesterov"] is told
+        same = [group.optimizer for group in other.clients.groups] == built
+        assert same == (told == (name in NESTEROV))  # one object, and so one program
+
+
+def test_groups_own_optimizers_are_resolved_too():
+    (group,) = clients().groups
+    own = dataclasses.replace(group, optimizer=mhd.optim.SGD(0.5))
+    (described,) = prepared("dsgd", clients(groups=(own,))).settings["optimizers"].values()
+    assert described["learning_rate"] == 0.5 and described["nesterov"] is True
+
+
+def test_a_flag_tells_each_algorithms_default_where_they_differ():
+    assert run_flags.described({"mhd": 1, "naive": 1}) == (1, "(mhd, naive)")
+    own = {"mhd": True, "naive": False}
+    assert run_flags.described(own) == (None, "(by default True for mhd, False for naive)")

@@ -1,0 +1,416 @@
+"""MHD's loss and gradient against NumPy computations written from the equations alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import mhd_jax as mhd
+from mhd_jax import exchange
+from mhd_jax.clients import ClientGroup
+from mhd_jax.core.random import Purpose
+from mhd_jax.training import groups
+from tests.builders import (
+    NUM_CLASSES,
+    Dropping,
+    Linear,
+    assert_trees_close,
+    dropped,
+    tiny_batch,
+    tiny_clients,
+)
+
+K = 4
+GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def cross_entropy(z, target):
+    return -(target * np.log(softmax(z))).sum(axis=-1)
+
+
+def outputs_of(params, x, factors=1.0):
+    """Embedding [N, D] and logits [N, H, C] of one client, sample by sample and head by head.
+
+    `factors` of the embedding are dropout's, in training mode.
+    """
+    embedding = factors * (x @ params["backbone"]["Dense_0"]["kernel"])
+    kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
+    logits = np.stack([embedding @ kernel[h] + bias[h] for h in range(len(kernel))], axis=1)
+    return embedding, logits
+
+
+def as_it_arrives(values, compression):
+    """One sample's numbers [C] after their journey, by the definition of each compression."""
+    if compression == "float16":
+        return values.astype(np.float16).astype(np.float64)
+    if compression == "int8":
+        step = np.abs(values).max() / 127
+        return np.rint(values / step) * step
+    if compression.startswith("top_"):
+        count = int(compression[4:])
+        p = softmax(values)
+        best = np.argsort(p)[-count:]
+        kept = np.full(len(p), (1 - p[best].sum()) / (len(p) - count))
+        kept[best] = p[best]
+        return np.log(kept)
+    return values
+
+
+def reference_targets(
+    i, params, xs, neighbours, m, include_self, same_level, selection, t, compression
+):
+    """Targets [P, m or 1, C] of client i: a loop over samples, heads and candidates."""
+    targets = np.zeros((len(xs), max(m, 1), NUM_CLASSES))
+    any_candidate = False
+    for p, x in enumerate(xs):
+        for k in range(1, m + 1) if m else [0]:
+            teacher_rank = max(k - 1, 0)
+            candidates = [(j, teacher_rank) for j in neighbours]
+            if include_self and m:
+                candidates.append((i, teacher_rank))
+            if same_level and m:
+                candidates += [(j, k) for j in neighbours]
+            if not candidates:
+                continue
+            any_candidate = True
+            logits = [
+                as_it_arrives(
+                    outputs_of(params[j], x[None])[1][0, h], "none" if j == i else compression
+                )
+                for j, h in candidates
+            ]
+            said = [softmax(z / t) for z in logits]
+            if selection == "mean":
+                target = np.mean(said, axis=0)
+            else:
+                target = said[int(np.argmax([softmax(z).max() for z in logits]))]
+            targets[p, max(k - 1, 0)] = target
+    return targets, any_candidate
+
+
+def reference_loss(
+    own, batch, i, xs, targets, any_candidate, teacher_embeddings, m, settings, factors
+):
+    """L_i as a function of the client's own parameters, everything else constant.
+
+    `factors` are dropout's on private and on public samples.
+    """
+    smoothing, t = settings["label_smoothing"], settings["temperature"]
+    _, logits = outputs_of(own, batch.inputs[i], factors[0])
+    hard = np.eye(NUM_CLASSES)[batch.labels[i]]
+    soft = (1 - smoothing) * hard + smoothing / NUM_CLASSES
+    mask = batch.mask[i]
+    loss = (cross_entropy(logits[:, 0], soft) * mask).sum() / mask.sum()
+
+    embedding, logits = outputs_of(own, xs, factors[1])
+    if any_candidate:
+        learners = logits[:, 1:] if m else logits[:, :1]
+        per_head = [
+            t**2 * cross_entropy(learners[:, k] / t, targets[:, k]).mean() for k in range(max(m, 1))
+        ]
+        loss += settings["nu_aux"] * sum(per_head)
+    if teacher_embeddings:
+
+        def unit(e):
+            return e / np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+
+        distances = [((unit(embedding) - unit(e)) ** 2).sum(-1).mean() for e in teacher_embeddings]
+        loss += settings["nu_emb"] * np.mean(distances)
+    return loss
+
+
+def numeric_gradient(function, tree, step=1e-6):
+    """Central differences over every entry of a nested dict of arrays."""
+    if not isinstance(tree, dict):
+        gradient = np.zeros_like(tree)
+        for index in np.ndindex(tree.shape):
+            kept = tree[index]
+            tree[index] = kept + step
+            up = function()
+            tree[index] = kept - step
+            down = function()
+            tree[index] = kept
+            gradient[index] = (up - down) / (2 * step)
+        return gradient
+    return {key: numeric_gradient(function, value, step) for key, value in tree.items()}
+
+
+DEFAULTS = {
+    "num_aux_heads": 2,
+    "num_targets": "all",
+    "nu_aux": 0.7,
+    "nu_emb": 0.4,
+    "label_smoothing": 0.1,
+    "temperature": 1.0,
+}
+# Every case compiles a program of its own, so most bring two options that do not meet elsewhere.
+CASES = {
+    "defaults": {},
+    "one teacher, plain cross-entropy": {"num_targets": 1, "label_smoothing": 0.0},
+    "two teachers": {"num_targets": 2, "num_aux_heads": 3},
+    "one head, more targets than neighbours": {"num_aux_heads": 1, "num_targets": 9},
+    "naive": {"num_aux_heads": 0, "nu_emb": 0.0},
+    "own head not a candidate, temperature": {"include_self": False, "temperature": 2.5},
+    "same level, one teacher, own head out": {
+        "same_level": True,
+        "include_self": False,
+        "num_targets": 1,
+    },
+    "mean of candidates, temperature": {"target_selection": "mean", "temperature": 2.5},
+    "half precision": {"compression": "float16"},
+    "eight bits, same level": {"compression": "int8", "same_level": True},
+    "two classes, no embeddings": {"compression": "top_2", "nu_emb": 0.0},
+    "one class, naive with embeddings": {"compression": "top_1", "num_aux_heads": 0},
+    "embeddings alone, independent public batches": {
+        "nu_aux": 0.0,
+        "public_batch": "independent",
+    },
+    "eight bits, independent public batches": {
+        "compression": "int8",
+        "public_batch": "independent",
+    },
+    "two teachers, independent public batches": {
+        "num_targets": 2,
+        "public_batch": "independent",
+    },
+}
+
+
+def assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, factors=None):
+    """A step of gradient descent at rate 1 against the loss and gradient of each client.
+
+    `factors` [K, N, D] are dropout's on private and on public samples; None is without.
+    """
+    shared = batch.public_is_shared
+    everyone = jnp.ones(K, bool)
+    teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), everyone, settings["num_targets"])
+    batch, stacked, updated = jax.tree.map(
+        np.asarray, (batch, state.groups[0].params, new_state.groups[0].params)
+    )
+    params = [jax.tree.map(lambda a, i=i: a[i].copy(), stacked) for i in range(K)]
+    m = settings["num_aux_heads"]
+    compression = settings.get("compression", "none")
+    of_embeddings = "none" if compression.startswith("top_") else compression
+    for i in range(K):
+        neighbours = np.asarray(teachers.positions[i])[np.asarray(teachers.valid[i])]
+        wanted = GRAPH[i].sum()
+        if settings["num_targets"] != "all":
+            wanted = min(wanted, settings["num_targets"])
+        assert len(set(neighbours)) == wanted and all(GRAPH[i, j] > 0 for j in neighbours)
+        xs = batch.public_inputs if shared else batch.public_inputs[i]
+        targets, any_candidate = reference_targets(
+            i,
+            params,
+            xs,
+            neighbours,
+            m,
+            settings.get("include_self", True),
+            settings.get("same_level", False),
+            settings.get("target_selection"),
+            settings["temperature"],
+            compression,
+        )
+        teacher_embeddings = [
+            np.stack([as_it_arrives(e, of_embeddings) for e in outputs_of(params[j], xs)[0]])
+            for j in neighbours
+        ]
+        own = params[i]
+        f = (1.0, 1.0) if factors is None else [of_all[i] for of_all in factors]
+
+        def loss(own=own, i=i, xs=xs, t=targets, c=any_candidate, e=teacher_embeddings, f=f):
+            return reference_loss(own, batch, i, xs, t, c, e, m, settings, f)
+
+        np.testing.assert_allclose(metrics["loss"][i], loss(), rtol=1e-9)
+        expected = numeric_gradient(loss, own)
+        actual = jax.tree.map(lambda old, new, i=i: old[i] - new[i], stacked, updated)
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected)
+    drawn = int(teachers.valid.sum())
+    assert int(metrics["messages"]["predictions"].sum()) == drawn
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_the_equations(case, float64):
+    settings = {**DEFAULTS, **CASES[case]}
+    shared = settings.get("public_batch", "shared") == "shared"
+    algorithm = mhd.algorithms.mhd(**settings)
+    # With plain gradient descent at rate 1 the step is minus the gradient.
+    clients = tiny_clients(K, optimizer=optax.sgd(1.0))
+    batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    new_state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+    assert_step_is_of_the_equations(state, batch, new_state, metrics, settings)
+
+
+@pytest.mark.parametrize("public_batch", ["shared", "independent"])
+def test_students_drop_out_and_teachers_do_not(public_batch, float64):
+    """Two steps: private and public passes draw masks of their own, anew in each step."""
+    settings = {**DEFAULTS, "public_batch": public_batch}
+    algorithm = mhd.algorithms.mhd(**settings)
+    clients = tiny_clients(K, model=Dropping(), optimizer=optax.sgd(1.0))
+    batch = tiny_batch(K, dtype=jnp.float64, shared=public_batch == "shared")
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    train_step = jax.jit(algorithm.train_step)
+    for step in range(2):
+        new_state, metrics = train_step(state, batch, jnp.asarray(GRAPH))
+        factors = [
+            dropped(purpose, step, samples, seed=3)
+            for purpose, samples in ((Purpose.DROPOUT, 6), (Purpose.PUBLIC_DROPOUT, 7))
+        ]
+        assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, factors)
+        state = new_state
+
+
+def test_candidates_are_chosen_at_temperature_one():
+    """A broad winner and a narrow one swap places when tempered."""
+    z = jnp.array([[4.0, 3.5, *[-9.0] * 8], [3.0, *[0.0] * 9]])[:, None, None]
+    at = lambda t: jax.nn.softmax(z / t)
+    assert at(1).max(-1).ravel().argmax() == 1 and at(4).max(-1).ravel().argmax() == 0
+    candidates = exchange.Candidates(z, at(4), None, jnp.ones(2, bool))
+    np.testing.assert_array_equal(exchange.most_confident(None, candidates), at(4)[1])
+
+
+def test_random_selection_takes_one_candidate_for_each_sample_and_head():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(4, 200, 2, NUM_CLASSES)))
+    valid = jnp.array([True, False, True, True])
+    candidates = exchange.Candidates(logits, jax.nn.softmax(logits), None, valid)
+    chosen = exchange.random_candidate(jax.random.key(0), candidates)
+    said = softmax(np.asarray(logits))
+    is_from = np.isclose(said, np.asarray(chosen)[None], atol=1e-6).all(axis=-1)  # [N, P, R]
+    assert (is_from.sum(axis=0) == 1).all()
+    counts = is_from.sum(axis=(1, 2))
+    assert counts[1] == 0
+    # 400 draws over 3 candidates: each near 133, with a standard deviation of 9.4.
+    assert (np.abs(counts[[0, 2, 3]] - 400 / 3) < 5 * 9.43).all()
+
+
+def test_a_selection_rule_of_ones_own():
+    def least_confident(key, candidates):
+        assert candidates.embeddings.shape == (*candidates.logits.shape[:2], 5)
+        score = -jax.nn.softmax(candidates.logits).max(-1)
+        score = jnp.where(candidates.valid[:, None, None], score, -jnp.inf)
+        best = score.argmax(axis=0)[None, ..., None]
+        return jnp.take_along_axis(candidates.probabilities, best, axis=0)[0]
+
+    clients, batch = tiny_clients(K), tiny_batch(K)
+    losses = {}
+    for rule in (least_confident, "most_confident"):
+        algorithm = mhd.algorithms.mhd(target_selection=rule, num_targets="all")
+        state = algorithm.init(jax.random.key(0), clients, batch)
+        _, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+        losses[rule] = metrics["aux_loss"]
+    assert np.isfinite(losses[least_confident]).all()
+    # Client 3 has no teacher, and only its own head to choose from.
+    differs = np.asarray(losses[least_confident] != losses["most_confident"])
+    np.testing.assert_array_equal(differs, [True, True, True, False])
+
+
+class Deep(nn.Module):
+    """Another architecture, of the same embedding width."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.tanh(nn.Dense(5)(nn.relu(nn.Dense(6)(x))))
+
+
+CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.01))
+
+
+def test_step_equals_a_loop_over_clients():
+    """The stacked step against one client at a time, each with its own model call and optimizer.
+
+    The clip would couple the three clients of a stack, were the optimizer given it whole.
+    """
+    kinds = [(Deep(), (1,), optax.sgd(0.1, momentum=0.9)), (Linear(), (0, 2, 3), CLIPPED_ADAM)]
+    algorithm = mhd.algorithms.mhd(num_targets=2, nu_emb=0.2)
+    clients, batch = tiny_clients(K), tiny_batch(K)
+    members = tuple(
+        ClientGroup(type(backbone).__name__, backbone, members, tx)
+        for backbone, members, tx in kinds
+    )
+    clients = dataclasses.replace(clients, groups=members)
+    state = algorithm.init(jax.random.key(1), clients, batch)
+    new_state, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+    teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), jnp.ones(K, bool), 2)
+    homes = {i: (g, r) for g, group in enumerate(state.groups) for r, i in enumerate(group.members)}
+
+    def of_client(state, i):
+        g, row = homes[i]
+        return jax.tree.map(lambda a: a[row], state.groups[g].params)
+
+    models = [state.groups[homes[i][0]].model for i in range(K)]
+    each = [of_client(state, i) for i in range(K)]
+    said = [models[i].apply(each[i], {}, batch.public_inputs)[0] for i in range(K)]
+    for i in range(K):
+        model, tx = models[i], state.groups[homes[i][0]].optimizer
+        chosen = [
+            int(j) for j, v in zip(teachers.positions[i], teachers.valid[i], strict=True) if v
+        ]
+        candidates = [jax.nn.softmax(said[j].logits[:, :-1]) for j in (*chosen, i)]
+        confidence = jnp.stack([c.max(-1) for c in candidates])
+        best = confidence.argmax(0)
+
+        def loss(p, i=i, model=model, candidates=candidates, best=best, chosen=chosen):
+            private = model.apply(p, {}, batch.inputs[i])[0].logits[:, 0]
+            labels = optax.smooth_labels(jax.nn.one_hot(batch.labels[i], NUM_CLASSES), 0.1)
+            ce = optax.softmax_cross_entropy(private, labels)
+            total = jnp.average(ce, weights=batch.mask[i])
+            public = model.apply(p, {}, batch.public_inputs)[0]
+            for k in range(1, 4):
+                stacked_targets = jnp.stack([c[:, k - 1] for c in candidates])
+                target = jnp.take_along_axis(stacked_targets, best[None, :, k - 1, None], 0)[0]
+                total += 0.3 * optax.softmax_cross_entropy(public.logits[:, k], target).mean()
+            unit = lambda e: e / jnp.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+            for j in chosen:
+                gap = unit(public.embeddings) - unit(said[j].embeddings)
+                total += 0.2 / len(chosen) * (gap**2).sum(-1).mean()
+            return total
+
+        @jax.jit
+        def learned(p, tx=tx, loss=loss):
+            return optax.apply_updates(p, tx.update(jax.grad(loss)(p), tx.init(p), p)[0])
+
+        assert_trees_close(of_client(new_state, i), learned(each[i]), rtol=2e-4, atol=2e-6)
+
+
+def test_fresh_teachers_equal_a_second_forward_pass():
+    """Gathered student outputs against teachers that run again on the same samples."""
+    shared = tiny_batch(K)
+    copies = jnp.broadcast_to(shared.public_inputs, (K, *shared.public_inputs.shape))
+    own = shared.replace(public_inputs=copies, public_indices=jnp.zeros((K, 7), jnp.int32))
+    algorithm = mhd.algorithms.mhd(num_targets=2)
+    state = algorithm.init(jax.random.key(0), tiny_clients(K), shared)
+    gathered, _ = jax.jit(algorithm.train_step)(state, shared, jnp.asarray(GRAPH))
+    recomputed, _ = jax.jit(algorithm.train_step)(state, own, jnp.asarray(GRAPH))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        groups.all_params(gathered),
+        groups.all_params(recomputed),
+    )
+
+
+def test_fresh_teachers_add_no_forward_pass():
+    """The compiled cost of MHD on a graph is that of MHD without one: teachers cost no matmul."""
+    batch = tiny_batch(K)
+
+    def matmuls(algorithm):
+        state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
+        jaxpr = str(jax.make_jaxpr(algorithm.train_step)(state, batch, jnp.asarray(GRAPH)))
+        return jaxpr.count("dot_general")
+
+    all_teachers = matmuls(mhd.algorithms.mhd(num_targets="all", nu_emb=0.0))
+    # The same terms with a rule that looks at no teacher at all.
+    uniform = mhd.algorithms.mhd(
+        nu_emb=0.0,
+        target_selection=lambda key, candidates: jnp.full(candidates.logits.shape[1:], 1 / 3),
+    )
+    assert all_teachers == matmuls(uniform)

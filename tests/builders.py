@@ -1,0 +1,160 @@
+"""What many tests share: tiny clients, tiny batches, comparisons of trees."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import nnx
+
+import mhd_jax as mhd
+from mhd_jax.clients import ClientGroup, Clients
+from mhd_jax.core import random
+from mhd_jax.core.types import Batch
+
+ROOT = pathlib.Path(__file__).parent.parent
+NUM_CLASSES = 3
+FEATURES = 4
+SMALL = [
+    "--steps=6",
+    "--eval_every=3",
+    "--batch_size=4",
+    "--num_clients=3",
+    "--model=mlp_small",
+]  # flags of a tiny run
+
+
+class Linear(nn.Module):
+    """A backbone of one matrix without bias: [N, F] -> [N, D]."""
+
+    width: int = 5
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dense(self.width, use_bias=False, param_dtype=x.dtype)(x)
+
+
+class Dropping(nn.Module):
+    """`Linear`, half of whose embedding is dropped in training mode."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(5, use_bias=False, param_dtype=x.dtype)(x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+def dropped(purpose, step, num_samples, seed=0, num_clients=4):
+    """What `Dropping` multiplies embeddings by in a run's pass for `purpose`, 0 or 2, [K, N, D]."""
+    ones = {"params": {"Dense_0": {"kernel": jnp.ones((FEATURES, 5)) / FEATURES}}}
+
+    def of_one(key):
+        inputs = jnp.ones((num_samples, FEATURES))
+        return Dropping().apply(ones, inputs, train=True, rngs={"dropout": key})
+
+    keys = random.client_keys(jax.random.key(seed), purpose, jnp.arange(num_clients), step)
+    factors = np.asarray(jax.vmap(of_one)(keys))
+    assert set(factors.flat) == {0, 2}
+    return factors
+
+
+def tiny_dataset(num_samples=60, seed=0):
+    """Three Gaussian blobs in four dimensions."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % NUM_CLASSES
+    inputs = rng.normal(size=(num_samples, FEATURES)) + 4 * np.eye(FEATURES)[labels]
+    return mhd.data.arrays(inputs.astype(np.float32), labels)
+
+
+def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwargs) -> Clients:
+    """Clients with a linear backbone; `groups` splits them as [(backbone, members), ...]."""
+    kwargs.setdefault("partition", mhd.partition.iid())
+    clients = mhd.make_clients(
+        tiny_dataset(kwargs.pop("num_samples", 60)), num_clients, model or Linear(), **kwargs
+    )
+    if groups is not None:
+        clients = dataclasses.replace(
+            clients,
+            groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),
+        )
+    return clients.with_defaults(optimizer or optax.sgd(0.1))
+
+
+def tiny_batch(
+    num_clients=4, batch_size=6, public_size=7, seed=0, dtype=jnp.float32, shared=True
+) -> Batch:
+    """A random batch; the last client's last sample is masked."""
+    rng = np.random.default_rng(seed)
+    public = (public_size,) if shared else (num_clients, public_size)
+    mask = np.ones((num_clients, batch_size))
+    mask[-1, -1] = 0
+    return Batch(
+        inputs=jnp.asarray(rng.normal(size=(num_clients, batch_size, FEATURES)), dtype),
+        labels=jnp.asarray(rng.integers(0, NUM_CLASSES, (num_clients, batch_size))),
+        mask=jnp.asarray(mask, dtype),
+        public_inputs=jnp.asarray(rng.normal(size=(*public, FEATURES)), dtype),
+        public_indices=jnp.zeros(public, jnp.int32),
+    )
+
+
+def assert_trees_close(a, b, **tolerance):
+    """Equal structure, and values within numpy.testing's tolerance."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b
+    )
+
+
+def assert_trees_equal(a, b):
+    """Equal structure, and values bit for bit; typed keys by their data."""
+
+    def raw(x):
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if is_key else x)
+
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
+
+
+class Net(nnx.Module):
+    """A list of layers, statistics, and a random stream in each of two dropouts."""
+
+    def __init__(self, width, act=nnx.relu, *, rngs):
+        self.layers = nnx.List(
+            [nnx.Linear(FEATURES, 8, rngs=rngs), nnx.Linear(8, width, rngs=rngs)]
+        )
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropouts = nnx.List([nnx.Dropout(0.5, rngs=rngs) for _ in range(2)])
+        self.act = act
+
+    def __call__(self, x):
+        x = self.act(self.norm(self.layers[1](self.layers[0](x))))
+        return jnp.concatenate([dropout(x) for dropout in self.dropouts], axis=1)
+
+
+class Streams(nn.Module):
+    """Noise from three streams, one after another."""
+
+    names: tuple[str, ...] = ("dropout", "noise", "droppath")
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.tanh(nn.Dense(6)(x))
+        if not train:
+            return x
+        draws = [jax.random.normal(self.make_rng(name), x.shape) for name in self.names]
+        return x + sum(10.0**n * draw for n, draw in enumerate(draws))
+
+
+def tiny_run(workdir, **kwargs):
+    """A run of two steps in a folder, or in each of several."""
+    sizes = {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "num_devices": 1}
+    settings = {"topology": "complete", "clients": tiny_clients(2), "algorithm": "isolated"}
+    workdirs = workdir if isinstance(workdir, list) else [workdir]
+    return mhd.simulate_many(
+        [{**settings, **sizes} for _ in workdirs],
+        workdirs=workdirs,
+        eval_every=1,
+        write_reports=False,
+        **kwargs,
+    )[0]

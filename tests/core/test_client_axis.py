@@ -1,0 +1,71 @@
+"""Clients spread over eight virtual CPU devices, in a process of their own: where samples live, and what crosses.
+
+That every algorithm learns there what it learns on one device, and where its state lives, is
+test_determinism's.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.builders import ROOT
+
+PROGRAM = """
+import json, re
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+import mhd_jax as mhd
+from mhd_jax.run import prepare
+
+data = mhd.data.load("digits")
+sizes = dict(steps=12, batch_size=8, public_batch_size=16)
+
+def collectives(algorithm):
+    clients = mhd.make_clients(data, 8, "mlp_small", partition="iid")
+    run = prepare("random_matching", clients, algorithm, **sizes)
+    collective = r"= (\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    return re.findall(collective, run.lower(run.carry).compile().as_text())
+
+def own_samples_on_own_device():
+    clients = mhd.make_clients(data, 12, "mlp_small")
+    run = prepare("ring", clients, "mhd", **sizes)
+    parts = {part.device.id: np.asarray(part.data)[0] for part in run.data.inputs.addressable_shards}
+    starts, lengths = np.asarray(run.data.starts), np.asarray(run.data.sizes)
+    each = len(lengths) // 8
+    found = [parts[k // each][starts[k]:starts[k] + lengths[k]] for k in range(len(lengths))]
+    return (len(parts) == 8 and all(part.shape == parts[0].shape for part in parts.values())
+            and all((found[k] == data.inputs[clients.owner == k]).all() for k in range(len(lengths))))
+
+results = {name: collectives(name) for name in ("mhd", "isolated")}
+print(json.dumps({**results, "own samples on own device": bool(own_samples_on_own_device())}))
+"""
+
+
+@pytest.fixture(scope="module")
+def results():
+    root = ROOT
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_only_predictions_cross_devices(results):
+    """K = 8, P = 16, m = 3, C = 10, D = 64; the draw's mask and count are all that is left."""
+    crossing = [shape.split("{")[0] for shape, _ in results["mhd"]]
+    assert set(crossing) <= {"f32[8,16,3,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]"}
+    assert {"f32[8,16,3,10]", "f32[8,16,64]"} <= set(crossing)
+    assert results["isolated"] == []
+
+
+def test_private_samples_live_on_their_own_clients_device(results):
+    assert results["own samples on own device"]

@@ -1,0 +1,346 @@
+"""Clients whose tasks have only some of the classes."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax import exchange
+from mhd_jax.core.client_axis import Execution, under
+from mhd_jax.core.label_sets import IMPOSSIBLE
+from mhd_jax.core.types import Presence
+from mhd_jax.exchange import compression
+from mhd_jax.training import groups, losses, metrics
+from tests.builders import (
+    NUM_CLASSES,
+    assert_trees_close,
+    assert_trees_equal,
+    tiny_batch,
+    tiny_clients,
+)
+
+K = 4
+SETS = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
+GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
+UNLABELLED = 1
+
+
+def with_sets(sets=SETS, **options):
+    clients = tiny_clients(K, optimizer=optax.sgd(1.0), **options)
+    return dataclasses.replace(clients, label_sets=sets)
+
+
+def batch_within(sets=SETS, **options):
+    """A random batch in which every client's labels are in its set."""
+    batch = tiny_batch(K, **options)
+    rng = np.random.default_rng(1)
+    labels = [rng.choice(np.flatnonzero(row), batch.labels.shape[1]) for row in sets]
+    return dataclasses.replace(batch, labels=jnp.asarray(np.stack(labels)))
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def said_by(params, label_set, x):
+    """Embeddings [N, D] and, over the classes that the client knows alone, logits [N, H, |L|]."""
+    embeddings = x @ params["backbone"]["Dense_0"]["kernel"]
+    kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
+    logits = np.einsum("nd,hdc->nhc", embeddings, kernel) + bias
+    return embeddings, logits[..., label_set]
+
+
+def spread_out(probabilities, label_set):
+    """Probabilities over the client's classes [..., |L|] as ones over all, [..., C]."""
+    whole = np.zeros((*probabilities.shape[:-1], NUM_CLASSES))
+    whole[..., label_set] = probabilities
+    return whole
+
+
+def chosen_target(candidates, t, selection):
+    """One sample's target [C] from (logits over L, L) of each candidate."""
+    tempered = [spread_out(softmax(z / t), known) for z, known in candidates]
+    if selection == "mean":
+        return np.mean(tempered, axis=0)
+    return tempered[int(np.argmax([softmax(z).max() for z, _ in candidates]))]
+
+
+def reference_step(i, params, batch, xs, neighbours, settings, unlabelled):
+    """Client i's loss and gradient, from the classes that each client knows and the chain rule."""
+    t, nu, smoothing = settings["temperature"], settings["nu_aux"], 0.1
+    selection, own_set = settings["target_selection"], SETS[i]
+    own = params[i]
+    num_heads = len(own["heads"]["kernel"])
+    gradient = jax.tree.map(np.zeros_like, own)
+
+    def back(x, embeddings, head, at_logits):  # [N, |L|]
+        whole = spread_out(at_logits, own_set)
+        gradient["heads"]["kernel"][head] += embeddings.T @ whole
+        gradient["heads"]["bias"][head] += whole.sum(axis=0)
+        gradient["backbone"]["Dense_0"]["kernel"] += x.T @ whole @ own["heads"]["kernel"][head].T
+
+    total = 0.0
+    mask = np.asarray(batch.mask[i])
+    if mask.any():
+        x = np.asarray(batch.inputs[i])
+        embeddings, logits = said_by(own, own_set, x)
+        p = softmax(logits[:, 0])
+        hard = np.eye(NUM_CLASSES)[np.asarray(batch.labels[i])][:, own_set]
+        target = 0.9 * hard + smoothing / own_set.sum()
+        total -= ((target * np.log(p)).sum(axis=-1) * mask).sum() / mask.sum()
+        back(x, embeddings, 0, (p - target) * mask[:, None] / mask.sum())
+
+    said = [said_by(params[j], SETS[j], xs)[1] for j in range(K)]
+    embeddings, logits = said_by(own, own_set, xs)
+    lessons = [(k, k - 1, True) for k in range(1, num_heads)]
+    if i in unlabelled or num_heads == 1:
+        lessons.append((0, 0, False))
+    for head, rank, itself in lessons:
+        who = [*neighbours, *([i] if itself else [])]
+        if not who:
+            continue
+        targets = np.stack(
+            [
+                chosen_target([(said[j][p, rank], SETS[j]) for j in who], t, selection)
+                for p in range(len(xs))
+            ]
+        )[:, own_set]  # as it stands: not renormalised
+        p = softmax(logits[:, head] / t)
+        total -= nu * t**2 * (targets * np.log(p)).sum(axis=-1).mean()
+        mass = targets.sum(axis=-1, keepdims=True)
+        back(xs, embeddings, head, nu * t * (mass * p - targets) / len(xs))
+    return total, gradient
+
+
+CASES = {
+    "most confident, in one pass": {},
+    "mean, in chunks, of snapshots": {"target_selection": "mean", "chunk": 3, "teacher_delay": 1},
+    "independent public batches": {"public_batch": "independent", "num_targets": 2},
+    "unlabelled": {"num_aux_heads": 1, "unlabelled": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_the_equations(case, float64):
+    settings = {"temperature": 2.0, "nu_aux": 0.7, "target_selection": "most_confident"}
+    settings |= {"num_aux_heads": 2, "num_targets": "all", **CASES[case]}
+    chunk = settings.pop("chunk", None)
+    without = (UNLABELLED,) if settings.pop("unlabelled", False) else ()
+    shared = "public_batch" not in settings
+    algorithm = mhd.algorithms.mhd(nu_emb=0.0, **settings)
+    clients = with_sets(objectives=dict.fromkeys(without, "unlabelled"))
+    batch = batch_within(dtype=jnp.float64, shared=shared)
+    for i in without:
+        batch = dataclasses.replace(batch, mask=batch.mask.at[i].set(0))
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    # Heads that are sure of something, so that confidence tells candidates apart.
+    state = jax.tree.map(lambda a: 3 * a if a.dtype == jnp.float64 else a, state)
+    with under(Execution(chunk, recompute=True)) if chunk else contextlib.nullcontext():
+        after, found = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+
+    drawn = exchange.draw_teachers(
+        state, jnp.asarray(GRAPH), jnp.ones(K, bool), settings["num_targets"]
+    )
+    (before,), (now,) = groups.all_params(state), groups.all_params(after)
+    params = [jax.tree.map(lambda a, i=i: np.asarray(a[i]), before) for i in range(K)]
+    for i in range(K):
+        neighbours = [int(j) for j in np.asarray(drawn.positions[i])[np.asarray(drawn.valid[i])]]
+        xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
+        loss, gradient = reference_step(i, params, batch, xs, neighbours, settings, without)
+        np.testing.assert_allclose(found["loss"][i], loss, rtol=1e-9)
+        moved = jax.tree.map(lambda a, b, i=i: np.asarray(a[i] - b[i]), before, now)
+        assert_trees_close(moved, gradient, atol=1e-9)
+        # What a client does not know, it does not learn.
+        assert not moved["heads"]["kernel"][..., ~SETS[i]].any()
+
+
+def test_the_loss_is_the_mass_inside_times_the_cross_entropy_there():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(5, 1, 4)), softmax(rng.normal(size=(5, 1, 4)))
+    targets[0] = [0.0, 0.3, 0.0, 0.7]  # nothing of it inside
+    known = np.array([True, False, True, False])
+    mass = targets[..., known].sum(axis=-1)
+    normalised = targets[..., known] / np.maximum(mass, 1e-9)[..., None]
+    expected = -(mass * (normalised * np.log(softmax(logits[..., known]))).sum(axis=-1)).mean()
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(z):
+        return losses.distillation(z, jnp.asarray(targets), label_set=jnp.asarray(known))
+
+    value, gradient = loss(jnp.asarray(np.where(known, logits, IMPOSSIBLE)))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert not gradient[0].any()
+
+
+def test_those_who_know_all_are_untouched():
+    """Client 3 has no teacher; what others know is nothing to it, bit for bit."""
+    algorithm, batch = mhd.algorithms.naive(), batch_within()
+    found = []
+    for sets in (SETS, None):
+        state = algorithm.init(jax.random.key(0), with_sets(sets), batch)
+        after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+        found.append(groups.all_params(after))
+    assert_trees_equal(*jax.tree.map(lambda a: a[3], found))
+    assert not np.allclose(found[0][0]["heads"]["kernel"][0], found[1][0]["heads"]["kernel"][0])
+
+
+@pytest.mark.parametrize("name", ["none", "float16", "int8", "top_2", "top_5"])
+def test_compression_spends_nothing_on_other_classes(name):
+    known = jnp.arange(10) % 2 == 0  # 0, 2, 4, 6 and 8
+    logits = np.asarray(jax.random.normal(jax.random.key(0), (7, 10)) * 3)
+    masked = jnp.where(known, logits, IMPOSSIBLE)
+    arrived = np.asarray(compression.named(name).arrived(masked, label_set=known))
+    assert np.isfinite(arrived).all()
+    assert not softmax(arrived)[:, 1::2].any()
+    if name.startswith("top_"):
+        expected = softmax(logits[:, ::2])
+        count = int(name[4:])
+        for row in expected:
+            others = np.argsort(row)[: len(row) - count]
+            row[others] = row[others].mean() if len(others) else 0
+        np.testing.assert_allclose(softmax(arrived)[:, ::2], expected, atol=1e-6)
+    else:
+        alone = compression.named(name).arrived(jnp.asarray(logits[:, ::2]))
+        np.testing.assert_array_equal(arrived[:, ::2], alone)
+
+
+def test_the_entropy_of_few_classes_is_over_their_own_maximum():
+    logits = jnp.where(jnp.array([True, False, True]), jnp.zeros((4, 3)), IMPOSSIBLE)
+    assert metrics.prediction_entropy(logits, logits[0] == 0) == pytest.approx(1)
+    single = jnp.array([False, True, False])
+    assert metrics.prediction_entropy(jnp.where(single, logits, IMPOSSIBLE), single) == 1
+
+
+@pytest.mark.parametrize(
+    ("digest_loss", "voices"), [("mae", [0, 1, 2, 3]), ("kl", [0, 1, 2, 3]), ("mae", [2])]
+)
+def test_fedmd_takes_the_mean_of_those_who_know_a_class(digest_loss, voices, float64):
+    """Class 2 is nobody's; where client 2 alone is reached, nothing is said of class 1 either."""
+    algorithm = mhd.algorithms.fedmd(digest_loss=digest_loss)
+    sets = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]], bool)
+    batch = batch_within(sets, dtype=jnp.float64)
+    if len(voices) < K:
+        presence = Presence(jnp.ones(K, bool), jnp.isin(jnp.arange(K), jnp.array(voices)))
+        batch = dataclasses.replace(batch, presence=presence)
+    state = algorithm.init(jax.random.key(0), with_sets(sets), batch)
+    _, found = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+    (stacked,) = groups.all_params(state)
+    xs = np.asarray(batch.public_inputs)
+    logits = [
+        said_by(jax.tree.map(lambda a, i=i: np.asarray(a[i]), stacked), slice(None), xs)[1][:, 0]
+        for i in range(K)
+    ]
+    consensus = {}
+    for c in range(NUM_CLASSES):
+        said = [logits[i][:, c] for i in voices if sets[i, c]]
+        if said:
+            consensus[c] = np.mean(said, axis=0)
+    shares = dict(zip(consensus, softmax(np.stack([*consensus.values()], axis=1)).T, strict=True))
+    for i in range(K):
+        learned = [c for c in consensus if sets[i, c]]
+        if digest_loss == "mae":
+            each = [np.abs(logits[i][:, c] - consensus[c]).mean() for c in learned]
+            expected = np.mean(each) if each else 0
+        else:
+            own = dict(zip(np.flatnonzero(sets[i]), softmax(logits[i][:, sets[i]]).T, strict=True))
+            expected = -sum((shares[c] * np.log(own[c])).mean() for c in learned)
+        np.testing.assert_allclose(found["loss"][i], expected, rtol=1e-7)  # weights are float32
+
+
+def test_soft_decisions_stay_inside_and_keep_their_sum():
+    algorithm = mhd.algorithms.distributed_distillation()
+    clients = with_sets()
+    batch = batch_within(public_size=4)
+    batch = dataclasses.replace(batch, public_indices=jnp.arange(4))
+    graph = jnp.asarray(np.ones((K, K)) - np.eye(K))
+    state = algorithm.init(jax.random.key(0), clients, batch)
+    outside = ~SETS[:, None] & np.ones_like(state.extra["said"], bool)
+    assert not np.asarray(state.extra["said"])[outside].any()
+    after, _ = jax.jit(algorithm.train_step)(state, batch, graph)
+    assert not np.asarray(after.extra["said"])[outside].any()
+    np.testing.assert_allclose(
+        after.extra["said"].sum(axis=0), after.extra["estimates"].sum(axis=0), atol=1e-5
+    )
+
+
+def test_a_run_on_real_data_never_leaves_the_label_sets():
+    clients = mhd.make_clients(
+        "digits",
+        3,
+        partition=mhd.partition.primary_labels(labels_per_client=2, skew=float("inf")),
+        label_sets="own",
+    )
+    np.testing.assert_array_equal(clients.label_sets, clients.label_counts() > 0)
+    result = mhd.simulate("complete", clients, "naive", steps=40, eval_every=40)
+    inputs = clients.data.preparation(clients.data.test_inputs[:50])
+    logits = jax.jit(groups.predict)(result.state, inputs)
+    outside = ~clients.label_sets[:, None, None] & np.ones(logits.shape, bool)
+    assert not softmax(np.asarray(logits))[outside].any()
+    for client, known in zip(result.summary["per_client"], clients.label_sets, strict=True):
+        assert not np.array(client["per_class_accuracy"]["main"])[~known].any()
+        assert client["beta_priv"]["main"] > 0.6
+        assert client["beta_sh"]["main"] <= known.mean()
+    stored = result.summary["settings"]["clients"]["label_sets"]
+    assert stored == [np.flatnonzero(row).tolist() for row in clients.label_sets]
+
+
+def by_label(labels, num_clients, num_classes, rng):
+    """Client 0 gets class 0, client 1 class 1 and client 2 class 2."""
+    return labels % num_clients
+
+
+def three(**options):
+    return tiny_clients(3, partition=by_label, **options)
+
+
+def test_ways_to_give_label_sets():
+    expected = [[True, True, False], [False, True, False], [True, True, True]]
+    for given in ([[0, 1], [1], [2, 1, 0]], {0: (0, 1), 1: [1]}, "0:0-1;1:1", "0,1:1;0,2:0;2:0-2"):
+        np.testing.assert_array_equal(three(label_sets=given).label_sets, expected)
+    everything = three(label_sets=[range(3)] * 3)
+    assert everything.label_sets is None and everything.settings == three().settings
+    own = three(label_sets="own", objectives={1: "unlabelled"})
+    np.testing.assert_array_equal(own.label_sets, [[1, 0, 0], [1, 1, 1], [0, 0, 1]])
+
+
+def test_all_data_in_one_place_is_of_all_classes():
+    assert three(label_sets="own").pooled().label_sets is None
+
+
+@pytest.mark.parametrize(
+    ("label_sets", "why"),
+    [
+        ([[0], [1]], "the label_sets are for 2 clients, but there are 3"),
+        ({3: [0]}, r"label_sets must name clients 0 … 2; check \[3\]"),
+        ({2: [2, 3]}, "client 2 the class 3, but classes are 0 … 2"),
+        ({2: ["two"]}, "client 2 the class 'two', but classes are 0 … 2"),
+        ({2: []}, "label_sets gives client 2 no class"),
+        ({1: [0, 2]}, "client 1 has 1[0-9] private samples of class 1, which its label set lacks"),
+        ("owm", "cannot read the label sets 'owm'; write own, or clients and their classes"),
+        ("0:", "cannot read the label sets '0:'"),
+    ],
+)
+def test_label_sets_that_cannot_be_are_refused(label_sets, why):
+    with pytest.raises(mhd.ConfigError, match=why):
+        three(label_sets=label_sets)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "dsgd", "ccl"])
+def test_parameters_are_averaged_for_one_label_set_only(name):
+    algorithm, batch = mhd.algorithms.ALGORITHMS[name](), batch_within()
+    why = "one label set for all, but client 0 knows classes 0, 1 and client 1 classes 1, 2"
+    with pytest.raises(mhd.ConfigError, match=why):
+        algorithm.init(jax.random.key(0), with_sets(), batch)
+
+
+def test_parameters_are_averaged_where_all_know_the_same_few_classes():
+    alike = with_sets(SETS[[0] * K]).padded(3)  # two more, who do nothing
+    np.testing.assert_array_equal(alike.label_sets, SETS[[0] * 6])
+    groups.require_one_architecture(alike, "this averages parameters")

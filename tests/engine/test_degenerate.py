@@ -1,0 +1,81 @@
+"""Settings that make no sense are told before a run trains, with what to do; sound ones are not."""
+
+import re
+import warnings
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.engine.run import prepare
+from tests.builders import Linear, tiny_dataset
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(5)(x))
+
+
+def clients(model=None, num_clients=3, **kwargs):
+    kwargs = {"partition": "iid", "public_fraction": 0.25, **kwargs}
+    return mhd.make_clients(tiny_dataset(150), num_clients, model or Linear(), **kwargs)
+
+
+def told(who=None, algorithm="mhd", **settings):
+    """The sentences of a run that is prepared, of 120 training samples: 30 public, 30 a client."""
+    settings = {"steps": 100, "batch_size": 30, "public_batch_size": 30, **settings}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        prepare("complete", who or clients(), algorithm, **settings)
+    return [str(warning.message) for warning in found]
+
+
+def one_sample_for_the_last(labels, num_clients, num_classes, rng):
+    owner = np.arange(len(labels)) % (num_clients - 1)
+    owner[-1] = num_clients - 1
+    return owner
+
+
+A = mhd.algorithms
+TWO = ((0, 1),)
+
+
+def test_the_largest_sound_settings_are_told_nothing_of():
+    assert told() == []
+    assert told(clients(Normed()), batch_size=2, public_batch_size=2) == []
+    assert told(algorithm=A.mhd(pool_size=2, pool_refresh=99)) == []
+    assert told(algorithm=A.mhd(pool_refresh=1000, average_every=1000)) == []  # neither is in use
+    assert told(algorithm=A.mhd(ensembles=TWO, average_every=100, teacher_delay=99)) == []
+    assert told(algorithm=A.fedavg(local_steps=100)) == []
+    assert told(algorithm=A.fedavg(local_epochs=100.0)) == []
+    assert told(algorithm=A.fedavg(local_epochs=5.0), steps=5) == []
+    assert told(optimizer=mhd.optim.SGD(warmup_steps=99)) == []
+    assert told(algorithm="supervised", batch_size=30) == []  # 90 of all 90
+    assert told(algorithm="isolated", public_batch_size=64) == []  # draws none
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"batch_size": 31}, "no client has more than 30, .* batch_size to at most 30"),
+        ({"algorithm": "supervised", "batch_size": 31}, "has 93 samples, but no client .* than 90"),
+        ({"public_batch_size": 31}, "is 31, but there are 30 public .* to at most 30"),
+        ({"who": clients(Normed()), "batch_size": 1}, "but batch_size is 1, .* another norm"),
+        ({"who": clients(Normed()), "public_batch_size": 1}, "but public_batch_size is 1"),
+        (
+            {"who": clients(Normed(), partition=one_sample_for_the_last)},
+            "client 2 has a single private one",
+        ),
+        ({"algorithm": A.mhd(pool_size=2, pool_refresh=100)}, "pool_refresh is 100, .* lower it"),
+        ({"algorithm": A.mhd(teacher_delay=100)}, "teacher_delay is 100, .* teachers never"),
+        ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
+        ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
+        ({"algorithm": A.fedavg(local_epochs=101.0)}, "local_epochs is 101, .* nobody averages"),
+        ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* never begins"),
+    ],
+)
+def test_what_makes_no_sense_is_told_once(settings, sentence):
+    (found,) = told(**settings)
+    assert re.search(sentence, found)

@@ -1,0 +1,283 @@
+"""Several runs in one program are what each of them is by itself."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.algorithms.base import factory
+from mhd_jax.engine import joint_runs as joining
+from mhd_jax.engine.run import prepare
+from tests.builders import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
+
+SEEDS = (3, 0, 5)
+SETTINGS = {"batch_size": 4, "public_batch_size": 8, "steps": 12, "eval_every": 6}
+
+
+def clients(seed):
+    partition = mhd.partition.primary_labels(1, 3.0)  # unequal sizes
+    return mhd.make_clients(
+        tiny_dataset(), 4, Linear(), partition=partition, public_fraction=0.3, seed=seed
+    )
+
+
+def graph(seed):
+    return mhd.topology.named("erdos_renyi", 4, edge_probability=0.6, seed=seed)
+
+
+def algorithm(name, **numbers):
+    """Of few heads, which take less long to compile."""
+    fewest = {"num_aux_heads": 1} if name == "mhd" else {}
+    return ALGORITHMS[name](**fewest | numbers)
+
+
+def many(name, **kwargs):
+    sizes = {key: value for key, value in SETTINGS.items() if key != "eval_every"}
+    return mhd.simulate_many(
+        [
+            {
+                "topology": graph(seed),
+                "clients": clients(seed),
+                "algorithm": algorithm(name),
+                "seed": seed,
+                **sizes,
+            }
+            for seed in SEEDS
+        ],
+        eval_every=SETTINGS["eval_every"],
+        write_reports=False,
+        **kwargs,
+    )
+
+
+def prepared(name, **kwargs):
+    return [
+        prepare(graph(seed), clients(seed), algorithm(name), seed=seed, **{**SETTINGS, **kwargs})
+        for seed in SEEDS
+    ]
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """How many runs each program of this test advanced."""
+    found = []
+    advance = joining.Together.advance
+
+    def counted(self, carry, num_steps):
+        found.append(len(self.runs))
+        return advance(self, carry, num_steps)
+
+    monkeypatch.setattr(joining.Together, "advance", counted)
+    return found
+
+
+@pytest.mark.parametrize("name", ["mhd", "fedmd"])
+def test_together_equals_apart(name, programs):
+    seen = []
+    results = many(name, callbacks=seen.append)
+    assert set(programs) == {3}
+    assert [(record["seed"], record["step"]) for record in seen] == [
+        (seed, step) for step in (6, 12) for seed in SEEDS
+    ]
+    for seed, result in zip(SEEDS, results, strict=True):
+        alone = mhd.simulate(graph(seed), clients(seed), algorithm(name), seed=seed, **SETTINGS)
+        assert result.summary["seed"] == seed
+        assert_trees_close(
+            result.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4, atol=1e-6
+        )
+        for one, other in zip(result.history, alone.history, strict=True):
+            assert (one["step"], one["messages"]) == (other["step"], other["messages"])
+            assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
+            assert one["beta_sh"] == pytest.approx(other["beta_sh"], abs=0.1)
+
+
+def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
+    """Resumed bit for bit; a run that has finished is read, and one at another step goes alone."""
+    folders = [tmp_path / str(seed) for seed in SEEDS]
+    whole = many("isolated")
+
+    def stop(record):
+        if record["seed"] == SEEDS[-1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        many("isolated", workdirs=folders, callbacks=stop)
+    programs.clear()
+    resumed = many("isolated", workdirs=folders)
+    assert programs and set(programs) == {3}
+    for one, other in zip(resumed, whole, strict=True):
+        assert one.started_at == 6 and len(one.history) == 2
+        assert_trees_equal(one.state, other.state)
+
+    for folder in folders:  # as if killed between two saves
+        (folder / "summary.json").unlink()
+    shutil.rmtree(folders[2] / "checkpoints" / "12")
+    programs.clear()
+    repeated = many("isolated", workdirs=folders)
+    assert set(programs) == {3} and [result.started_at for result in repeated] == [6, 6, 6]
+    for one, other in zip(repeated, whole, strict=True):
+        assert_trees_equal(one.state, other.state)
+        assert [record["step"] for record in one.history] == [6, 12]
+
+    again = many("isolated", workdirs=folders)
+    assert [result.started_at for result in again] == [12, 12, 12]
+
+    folders = [tmp_path / f"second {seed}" for seed in SEEDS]
+    with pytest.raises(KeyboardInterrupt):
+        mhd.simulate(
+            graph(SEEDS[1]),
+            clients(SEEDS[1]),
+            "isolated",
+            seed=SEEDS[1],
+            workdir=folders[1],
+            callbacks=lambda record: (_ for _ in ()).throw(KeyboardInterrupt),
+            **SETTINGS,
+        )
+    programs.clear()
+    mixed = many("isolated", workdirs=folders)
+    assert [result.started_at for result in mixed] == [0, 6, 0] and set(programs) == {2}
+    for one, other in zip(mixed, whole, strict=True):
+        assert_trees_close(one.state.groups[0].params, other.state.groups[0].params, rtol=1e-4)
+
+
+def test_branches_stay_branches():
+    """A joined step count keeps `cond` from computing both sides of every run."""
+    runs = prepared("fedavg")
+    joined = together(runs)
+    carry = joined.join([run.start() for run in runs])
+    assert carry.state.step.shape == () and carry.state.key.shape == (3,)
+    arguments = (carry, joined.data, joined.adjacency, np.int32(1), None, {})
+    text = joining._dispatch.lower(*arguments, **joined.static()).as_text()
+    assert "stablehlo.case" in text
+
+
+def together(runs):
+    """The runs as one, where all of them are."""
+    indices, joined = joining.partition(runs)[0]
+    return joined if len(indices) == len(runs) else None
+
+
+def test_what_cannot_or_should_not_go_together(monkeypatch):
+    runs = prepared("mhd")
+    assert together(runs) is not None
+    assert joining.partition(runs[:1]) == [([0], None)]
+    other = prepare(graph(0), clients(0), "mhd", **{**SETTINGS, "batch_size": 5})
+    parts = joining.partition([runs[0], other, *prepared("naive"), runs[1]])
+    assert [part for part, _ in parts] == [[0, 5], [1], [2, 3, 4]]
+    assert together(prepared("mhd", client_chunk=1)) is None
+    longer = prepare(graph(0), clients(0), "mhd", **{**SETTINGS, "steps": 13})  # another schedule
+    assert together([runs[0], longer]) is None
+    one = joining._most_at_once(runs[0])
+    monkeypatch.setattr(joining, "_most_at_once", lambda run: 2)
+    assert one > 2 and [part for part, _ in joining.partition(runs)] == [[0, 1], [2]]
+    monkeypatch.undo()
+    monkeypatch.setattr(joining.memory, "capacity_bytes", lambda: 1)
+    assert together(runs) is None
+    with pytest.raises(mhd.ConfigError, match="must be one for each seed"):
+        mhd.simulate_seeds([graph(0)], [clients(0)], seeds=[0, 1])
+    with pytest.raises(mhd.ConfigError, match="runs must be some"):
+        mhd.simulate_many([])
+
+
+def settings(seed=0, name="mhd", learning_rate=0.1, weight_decay=1e-3, graph_of=0, **numbers):
+    """The arguments of a run of its own."""
+    return {
+        "topology": graph(graph_of),
+        "clients": clients(seed),
+        "algorithm": algorithm(name, **numbers),
+        "optimizer": mhd.optim.SGD(learning_rate, weight_decay=weight_decay),
+        "seed": seed,
+        **{name: value for name, value in SETTINGS.items() if name != "eval_every"},
+    }
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        [
+            {"nu_aux": 0.7, "label_smoothing": 0.3, "graph_of": 1},
+            {"temperature": 3.0, "learning_rate": 0.01, "nu_emb": 2.0},
+            {"weight_decay": 0.3, "seed": 2},
+        ],
+        [
+            {"name": "ccl", "lambda_m": 0.4},
+            {"name": "ccl", "lambda_d": 2.0, "averaging_rate": 0.5},
+            {"name": "ccl", "learning_rate": 0.3},
+        ],
+    ],
+)
+def test_numbers_that_differ(several, programs):
+    """Hyperparameters, data and graphs of their own, in one program."""
+    several = [settings(**each) for each in several]
+    results = mhd.simulate_many(several, eval_every=6)
+    assert set(programs) == {3}
+    for given, result in zip(several, results, strict=True):
+        alone = mhd.simulate(**given, eval_every=6)
+        assert result.summary["settings"] == alone.summary["settings"]
+        ours, theirs = result.state.groups[0], alone.state.groups[0]
+        assert_trees_close(ours.params, theirs.params, rtol=1e-4, atol=1e-6)
+        assert_trees_close(ours.opt_state, theirs.opt_state, rtol=1e-3, atol=1e-5)
+        assert ours.optimizer is theirs.optimizer
+    params = [jax.tree.leaves(result.state.groups[0].params)[0] for result in results]
+    assert all(np.abs(params[0] - other).max() > 1e-3 for other in params[1:])
+
+
+def test_a_number_that_decides_makes_another_program(programs):
+    """0 is without; and what an algorithm asks about a number must have one answer."""
+    runs = [settings(nu_emb=0.0), settings(nu_emb=0.1), settings(nu_emb=0.2)]
+    mhd.simulate_many(runs, eval_every=12)
+    assert set(programs) == {2}
+
+    @factory
+    def decided(strength: float = 1.0):
+        inner = mhd.algorithms.isolated()
+        if strength > 1:
+            return inner
+        return dataclasses.replace(inner, train_step=lambda *args: inner.train_step(*args))
+
+    programs.clear()
+    runs = [{**settings(), "algorithm": decided(strength=s)} for s in (0.5, 2.0)]
+    assert len(mhd.simulate_many(runs, eval_every=12)) == 2 and not programs
+
+
+def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, programs):
+    runs = [settings(learning_rate=rate, name="isolated") for rate in (0.1, 1e30, 0.2)]
+    folders = [tmp_path / str(i) for i in range(3)]
+    seen = []
+    one, failed, other = mhd.simulate_many(
+        runs,
+        eval_every=6,
+        keep_going=True,
+        workdirs=folders,
+        callbacks=seen.append,
+        write_reports=False,
+    )
+    assert set(programs) == {3} and len(seen) == 4
+    assert isinstance(failed, mhd.DivergedError) and not (folders[1] / "summary.json").exists()
+    for given, found in ((runs[0], one), (runs[2], other)):
+        alone = mhd.simulate(**given, eval_every=6)
+        assert_trees_close(
+            found.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4, atol=1e-6
+        )
+    with pytest.raises(mhd.DivergedError, match="no longer finite"):
+        mhd.simulate_many(runs, eval_every=6)
+    (only,) = mhd.simulate_many(runs[1:2], eval_every=6, keep_going=True)
+    assert isinstance(only, mhd.DivergedError)
+
+
+def test_splitting_gives_back_what_was_joined():
+    runs = prepared("ccl")
+    joined = together(runs)
+    carries = [run.start() for run in runs]
+    copies = jax.device_get([dataclasses.replace(c, state=c.state.groups) for c in carries])
+    for one, other in zip(joined.split(joined.join(carries)), copies, strict=True):
+        assert_trees_equal(one.state.groups, other.state)
+
+
+def test_all_algorithms_go_together():
+    for name in ALGORITHMS:
+        assert together(prepared(name)) is not None

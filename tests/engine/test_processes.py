@@ -1,0 +1,164 @@
+"""One run on two processes: the same results, and an orderly end when one of them dies."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import train
+from tests.builders import ROOT
+
+FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
+FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(workdir, *flags):
+    """A process of the command line, with one device."""
+    return python(
+        *("-m", "experiments.train", f"--workdir={workdir}", *FLAGS, *flags),
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+    )
+
+
+def python(*arguments, cwd=None, **variables):
+    root = str(ROOT)
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"} | variables,
+    )
+
+
+def start_two(workdir, *flags):
+    port = free_port()
+    return [
+        start(
+            workdir,
+            f"--coordinator_address=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            *flags,
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    process = start(workdir, "--steps=30")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return workdir
+
+
+def assert_same_lines(one, other):
+    for a, b in zip(one, other, strict=True):
+        assert a["step"] == b["step"] and a["messages"] == b["messages"]
+        for name, value in a["train"].items():
+            np.testing.assert_allclose(b["train"][name], value, rtol=1e-4)
+        for metric in ("beta_sh", "beta_priv"):
+            for head, values in a["per_client"][metric].items():
+                np.testing.assert_allclose(b["per_client"][metric][head], values, atol=0.02)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_records_repeats_it(alone, tmp_path):
+    """The command of `config.json`, in another folder and another process: the same, bit for bit."""
+    found = json.loads((alone / "config.json").read_text())["environment"]
+    program, *arguments = shlex.split(found["command"])
+    assert program == "python"
+    moved = [a.replace(f"--workdir={alone}", "--workdir=again") for a in arguments]
+    assert moved != arguments
+    process = python(*moved, cwd=tmp_path, XLA_FLAGS=found["xla_flags"], PYTHONHASHSEED="7")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+    def told(folder):
+        summary = json.loads((folder / "summary.json").read_text())
+        del summary["timing"]
+        return summary, [{**line, "seconds": None} for line in lines(folder)]
+
+    assert told(tmp_path / "again") == told(alone)
+    assert told(alone)[0]["execution"] == {
+        "num_devices": 1,
+        "client_chunk": None,
+        "recompute": False,
+        "data_placement": "device",
+        "runs_at_once": 1,
+    }
+
+
+def test_two_processes_equal_one(alone, tmp_path):
+    """Samples come as streams; the next test keeps them on the devices."""
+    processes = start_two(tmp_path / "two", "--steps=30", "--data_placement=host")
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert ["mean over clients" in printed for printed, _ in outputs] == [True, False]
+    assert_same_lines(lines(alone), lines(tmp_path / "two"))
+
+
+def test_a_process_that_dies_ends_the_run_which_then_resumes(alone, tmp_path):
+    endless = ["--steps=1000000", "--steps_per_dispatch=1", "--data_placement=device"]
+    processes = start_two(tmp_path / "cut", *endless)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(lines(tmp_path / "cut")) > 3):
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGKILL)
+    _, errors = processes[0].communicate(timeout=60)
+    processes[1].communicate(timeout=60)
+    assert processes[0].returncode == 4
+    assert "another process of this run has ended" in errors
+
+    again = start_two(tmp_path / "cut", *endless)  # resumes, until one of them is told to stop
+    steps = len(lines(tmp_path / "cut"))
+    deadline = time.monotonic() + 120
+    while len(lines(tmp_path / "cut")) < steps + 2:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in again)
+        time.sleep(0.1)
+    again[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in again]
+    assert [process.returncode for process in again] == [130, 130]
+    assert all("the same command resumes it" in errors for _, errors in outputs)
+    saved = [record["step"] for record in lines(tmp_path / "cut")]
+    assert saved == list(range(10, 10 * len(saved) + 1, 10))  # no line lost, none repeated
+    assert_same_lines(lines(alone), lines(tmp_path / "cut")[:3])
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--num_processes=2"], "needs --coordinator_address, --process_id too"),
+        (
+            ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id counts from 0 to 1, not 2",
+        ),
+    ],
+)
+def test_incomplete_flags_are_refused(flags, sentence, call):
+    status, _, errors = call(train, "--workdir=run", *flags)
+    assert status == 2 and sentence in errors
+    assert not pathlib.Path("run").exists()

@@ -1,0 +1,373 @@
+"""Clients that lie, and choices of targets that withstand them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+
+import mhd_jax as mhd
+from mhd_jax import exchange
+from mhd_jax.core.types import Presence
+from mhd_jax.engine.run import prepare
+from mhd_jax.exchange.adversaries import KINDS, Adversaries
+from mhd_jax.exchange.selection import Candidates
+from mhd_jax.training import groups
+from tests.builders import (
+    NUM_CLASSES,
+    Linear,
+    assert_trees_close,
+    assert_trees_equal,
+    tiny_batch,
+    tiny_clients,
+    tiny_dataset,
+)
+
+K = 4
+COMPLETE = 1 - jnp.eye(K)
+ONLY_1_TEACHES_0 = jnp.zeros((K, K)).at[0, 1].set(1)
+HONEST = len(KINDS)
+PLAIN = optax.sgd(0.1)  # one object, so that equal programs compile once
+
+
+def learning_from_main_heads(shared, **options):
+    """MHD in which one auxiliary head learns from others' main heads, and nothing else does."""
+    return mhd.algorithms.mhd(
+        num_aux_heads=1,
+        include_self=False,
+        nu_emb=0.0,
+        public_batch="shared" if shared else "independent",
+        **options,
+    )
+
+
+def run_steps(algorithm, clients, graph, batches, state=None, step=None):
+    state = state or algorithm.init(jax.random.key(0), clients, batches[0])
+    step = step or jax.jit(algorithm.train_step)
+    for batch in batches:
+        state, metrics = step(state, batch, graph)
+    return state, metrics
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def said_by(state, batch):
+    outputs, _ = groups.forward(
+        state,
+        groups.all_params(state),
+        groups.all_stats(state),
+        batch.public_inputs,
+        shared_inputs=batch.public_is_shared,
+    )
+    return np.asarray(outputs.logits)
+
+
+def test_what_each_kind_sends():
+    rng = np.random.default_rng(0)
+    logits, earlier = rng.normal(size=(2, len(KINDS) + 1, 5, 2, NUM_CLASSES)).astype(np.float32)
+    liars = Adversaries(jnp.arange(len(KINDS) + 1), jnp.asarray(earlier))
+    sent = dict(zip((*KINDS, "honest"), np.asarray(liars.sent(jnp.asarray(logits))), strict=True))
+    assert np.isnan(sent["nan"]).all() and np.isinf(sent["inf"]).all()
+    np.testing.assert_array_equal(sent["constant"].argmax(-1), 0)
+    flipped = (logits[KINDS.index("label_flip")].argmax(-1) + 1) % NUM_CLASSES
+    np.testing.assert_array_equal(sent["label_flip"].argmax(-1), flipped)
+    for kind in ("constant", "label_flip"):
+        assert softmax(sent[kind]).max(-1).min() > 1 - 1e-7
+    np.testing.assert_allclose(softmax(sent["uniform"]), 1 / NUM_CLASSES)
+    np.testing.assert_array_equal(sent["replay"], earlier[KINDS.index("replay")])
+    np.testing.assert_array_equal(sent["honest"], logits[HONEST])
+    senders = jnp.array([[3, 0], [4, 5], [6, 1]])  # [students, slots]
+    np.testing.assert_array_equal(
+        liars.sent(jnp.asarray(logits)[senders], senders),
+        liars.sent(jnp.asarray(logits))[senders],
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_not_finite_touches_nobody(shared):
+    """Bit-equal to the run in which the liar's edges are cut, for itself too; and counted."""
+    public_batch = "shared" if shared else "independent"
+    algorithm = mhd.algorithms.mhd(public_batch=public_batch, compression="int8")
+    batches = [tiny_batch(K, seed=s, shared=shared) for s in range(2)]
+    step = jax.jit(algorithm.train_step)
+
+    def run(kind, graph):
+        clients = tiny_clients(K, adversaries={2: kind}, optimizer=PLAIN)
+        return run_steps(algorithm, clients, graph, batches, step=step)
+
+    cut, metrics = run("uniform", COMPLETE.at[:, 2].set(0))
+    assert not metrics["non_finite"].any()
+    for kind in ("nan", "inf"):
+        lied, metrics = run(kind, COMPLETE)
+        assert_trees_equal(groups.all_params(lied), groups.all_params(cut))
+        np.testing.assert_array_equal(metrics["non_finite"], [1, 1, 0, 1])
+        assert (
+            not metrics["messages"]["predictions"][:, 2].any()
+            and metrics["messages"]["predictions"].sum() == K
+        )
+
+
+def test_a_message_may_be_bad_where_its_sender_is_not():
+    """A teacher that overflows on one student's samples alone."""
+    algorithm = mhd.algorithms.mhd(public_batch="independent", num_targets="all", nu_emb=0.0)
+    batch = tiny_batch(K, shared=False)
+    batch = dataclasses.replace(batch, public_inputs=batch.public_inputs.at[0].multiply(1e15))
+    state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
+    loud = jax.tree.map(lambda a: a.at[2].multiply(1e12), state.groups[0].params)
+    state = dataclasses.replace(state, groups=(dataclasses.replace(state.groups[0], params=loud),))
+    step = jax.jit(algorithm.train_step)
+    masked, metrics = step(state, batch, COMPLETE)
+    np.testing.assert_array_equal(metrics["non_finite"], [1, 0, 0, 0])
+    assert metrics["messages"]["predictions"].sum() == K * (K - 1)  # it was sent
+    cut, _ = step(state, batch, COMPLETE.at[0, 2].set(0))
+    of_0 = lambda state: jax.tree.map(lambda a: a[0], groups.all_params(state))
+    assert_trees_close(of_0(masked), of_0(cut), rtol=1e-6)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(of_0(masked)))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_students_learn_from_what_was_sent(shared):
+    """Client 0 learns from client 1 alone: its loss against the lie, written out."""
+    algorithm, graph = learning_from_main_heads(shared), ONLY_1_TEACHES_0
+    before, now = (tiny_batch(K, seed=s, shared=shared) for s in range(2))
+    step = jax.jit(algorithm.train_step)
+    for kind in ("label_flip", "replay"):
+        clients = tiny_clients(K, adversaries={1: kind, 3: "replay"}, optimizer=PLAIN)
+        first = algorithm.init(jax.random.key(0), clients, before)
+        second, _ = step(first, before, graph)
+        after, metrics = step(second, now, graph)
+        if kind == "replay":
+            target = softmax(said_by(first, before)[1, :, 0])
+        else:
+            samples = now
+            if not shared:  # its answers to client 0's samples
+                samples = dataclasses.replace(
+                    now, public_inputs=now.public_inputs[0], public_indices=now.public_indices[0]
+                )
+            answers = said_by(second, samples)[1, :, 0].argmax(-1)
+            target = np.eye(NUM_CLASSES)[(answers + 1) % NUM_CLASSES]
+        own = said_by(second, now)[0, :, 1]
+        expected = -(target * np.log(softmax(own))).sum(-1).mean()
+        np.testing.assert_allclose(metrics["aux_loss"][0], expected, rtol=1e-4)
+    if shared:  # liars' own training goes on
+        honest, _ = run_steps(algorithm, tiny_clients(K), graph, [before, now])
+        others = lambda state: jax.tree.map(lambda a: a[1:], groups.all_params(state))
+        assert_trees_equal(others(after), others(honest))
+
+
+def test_fedmd_leaves_out_who_is_not_finite():
+    algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
+    batch, step = tiny_batch(K), jax.jit(algorithm.train_step)
+
+    def run(kind, speaks):
+        clients = tiny_clients(K, adversaries={2: kind}, optimizer=PLAIN)
+        state = algorithm.init(jax.random.key(0), clients, batch)
+        extra = {**state.extra, "speaks": jnp.asarray(speaks, jnp.float32)}
+        after, metrics = step(dataclasses.replace(state, extra=extra), batch, COMPLETE)
+        return groups.all_params(after), metrics
+
+    silent, _ = run("uniform", [1, 1, 0, 1])
+    for kind in ("nan", "inf"):
+        lied, metrics = run(kind, [1, 1, 1, 1])
+        assert_trees_equal(lied, silent)
+        np.testing.assert_array_equal(metrics["non_finite"], [0, 0, 1, 0])
+    believed, _ = run("label_flip", [1, 1, 1, 1])
+    assert not np.allclose(believed[0]["heads"]["kernel"], silent[0]["heads"]["kernel"])
+
+
+def reference(name, said, valid):
+    """Targets [P, R, C] of probabilities [N, P, R, C]: loops over samples and heads."""
+    said = said[valid]
+    count, samples, heads, _ = said.shape
+    targets = np.zeros(said.shape[1:])
+    confidence = said.max(axis=-1)
+    for p, r in np.ndindex(samples, heads):
+        each, sure = said[:, p, r], confidence[:, p, r]
+        rule = name if name != "robust" else ("relative_confidence" if r == 0 else "median")
+        if rule == "median":
+            target = np.median(each, axis=0)
+        elif rule == "trimmed_mean":
+            target = scipy.stats.trim_mean(each, 0.25, axis=0)
+        elif rule == "agreement":
+            others = [sum(each[n] @ each[k] for k in range(count) if k != n) for n in range(count)]
+            target = np.average(each, axis=0, weights=others if count > 1 else None)
+        elif rule == "confidence_cap":
+            below = sure[sure <= 0.95]
+            target = each[np.flatnonzero(sure == (below.max() if below.size else sure.min()))[0]]
+        else:
+            weights = [
+                scipy.stats.percentileofscore(confidence[n, :, r], sure[n], kind="mean") / 100
+                for n in range(count)
+            ]
+            target = np.average(each, axis=0, weights=np.array(weights) ** 8)
+        targets[p, r] = target / target.sum()
+    return targets
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["median", "trimmed_mean", "agreement", "confidence_cap", "relative_confidence", "robust"],
+)
+def test_robust_choices_equal_a_loop(name, float64):
+    select = jax.jit(exchange.TARGET_SELECTIONS[name])
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 4, 6, 8):  # of 8 candidates; the others must not matter
+        valid = rng.permutation(8) < count
+        logits = rng.normal(size=(8, 6, 2, NUM_CLASSES)) * rng.choice([1, 3, 9], (8, 1, 1, 1))
+        logits[:, 3] = logits[:, 2]  # equally sure
+        candidates = Candidates(
+            jnp.asarray(logits), jnp.asarray(softmax(logits)), None, jnp.asarray(valid)
+        )
+        targets = np.asarray(select(jax.random.key(0), candidates))
+        np.testing.assert_allclose(targets, reference(name, softmax(logits), valid), atol=1e-9)
+    nobody = candidates.replace(valid=jnp.zeros(8, bool))
+    assert np.isfinite(select(jax.random.key(0), nobody)).all()
+
+
+def test_a_summary_tells_honest_clients_apart(tmp_path):
+    clients = mhd.make_clients(
+        tiny_dataset(), K, Linear(), public_fraction=0.3, adversaries={1: "nan", 3: "replay"}
+    )
+
+    summary = mhd.simulate(
+        "complete",
+        clients,
+        mhd.algorithms.mhd(num_aux_heads=1),
+        workdir=tmp_path,
+        **{"steps": 6, "eval_every": 3, "batch_size": 4, "public_batch_size": 5},
+    ).summary
+    each = [client["beta_sh"]["aux_1"] for client in summary["per_client"]]
+    assert summary["honest"]["beta_sh"]["aux_1"] == pytest.approx((each[0] + each[2]) / 2)
+    assert summary["beta_sh"]["aux_1"] == pytest.approx(np.mean(each))
+    assert summary["communication"]["non_finite"] == 6 * (K - 1)
+    assert summary["settings"]["clients"]["adversaries"] == {"1": "nan", "3": "replay"}
+    assert "aux_1, honest" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("adversaries", "why"),
+    [
+        ({4: "nan"}, r"adversaries must name clients 0 … 3; check \[4\]"),
+        ({2: "liar"}, "client 2 is an unknown adversary 'liar'; choose one of nan, inf"),
+        (dict.fromkeys(range(K), "nan"), "nobody is honest"),
+    ],
+)
+def test_adversaries_that_cannot_be_are_refused(adversaries, why):
+    with pytest.raises(mhd.ConfigError, match=why):
+        tiny_clients(K, adversaries=adversaries)
+
+
+@pytest.mark.parametrize("name", ["dsgd", "ccl", "fedavg", "distributed_distillation"])
+def test_algorithms_that_do_not_know_adversaries_refuse_them(name):
+    clients = tiny_clients(K, adversaries={1: "nan", 2: "inf"}, public_fraction=0.3)
+    with pytest.raises(mhd.ConfigError, match=rf"{name} does not know adversaries \(client 1, 2\)"):
+        prepare("complete", clients, name)
+    assert prepare("complete", clients, "supervised").clients.adversaries == {}
+
+
+DELAYED = [{"pool_size": 2, "pool_refresh": 1}, {"teacher_delay": 1}]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("delay", DELAYED, ids=["pool", "delay"])
+def test_liars_snapshots_lie_too(delay, shared):
+    """Client 0 learns from client 1 alone, whose snapshots say what nobody believes, or all alike."""
+    algorithm, graph = learning_from_main_heads(shared, **delay), ONLY_1_TEACHES_0
+    batches = [tiny_batch(K, seed=s, shared=shared) for s in range(2)]
+    step = jax.jit(algorithm.train_step)
+
+    def run(kind, graph):
+        clients = tiny_clients(K, adversaries={1: kind}, optimizer=PLAIN)
+        first = algorithm.init(jax.random.key(0), clients, batches[0])
+        second, _ = step(first, batches[0], graph)
+        return second, *step(second, batches[1], graph)
+
+    before, _, metrics = run("uniform", graph)
+    own = said_by(before, batches[1])[0, :, 1]
+    expected = -np.log(softmax(own)).mean(-1).mean()
+    np.testing.assert_allclose(metrics["aux_loss"][0], expected, rtol=1e-4)
+    _, lied, metrics = run("nan", graph)
+    _, cut, _ = run("uniform", jnp.zeros((K, K)))
+    assert_trees_equal(groups.all_params(lied), groups.all_params(cut))
+    np.testing.assert_array_equal(metrics["non_finite"], [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("delay", DELAYED, ids=["pool", "delay"])
+def test_snapshots_cannot_replay(delay):
+    clients = tiny_clients(K, adversaries={0: "nan", 2: "replay"})
+    algorithm = mhd.algorithms.mhd(**delay)
+    with pytest.raises(mhd.ConfigError, match="client 2 replays what it said at the step before"):
+        algorithm.init(jax.random.key(0), clients, tiny_batch(K))
+
+
+def test_a_lie_outside_a_label_set_says_nothing():
+    """All of "constant" is outside: client 0 learns as from one that finds its classes alike."""
+    algorithm = mhd.algorithms.mhd(num_aux_heads=1, include_self=False, nu_emb=0.0)
+    graph, batch = jnp.zeros((K, K)).at[0, 1].set(1), tiny_batch(K)
+    step = jax.jit(algorithm.train_step)
+
+    def run(kind):
+        clients = tiny_clients(K, adversaries={1: kind}, optimizer=PLAIN)
+        sets = np.ones((K, NUM_CLASSES), bool)
+        sets[1, 0] = False
+        clients = dataclasses.replace(clients, label_sets=sets)
+        return step(algorithm.init(jax.random.key(0), clients, batch), batch, graph)[0]
+
+    constant, uniform = (groups.all_params(run(kind)) for kind in ("constant", "uniform"))
+    assert_trees_equal(constant, uniform)
+    assert not np.allclose(
+        constant[0]["heads"]["kernel"], groups.all_params(run("label_flip"))[0]["heads"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_fedmd_counts_and_hears_who_can_be_reached(sets):
+    """Clients 1 and 2 send what is not finite, of whom 2 is away; 1 is heard though it does not train."""
+    algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
+    presence = Presence(jnp.array([True, False, False, True]), jnp.array([True, True, False, True]))
+    batch = dataclasses.replace(tiny_batch(K), presence=presence)
+    step = jax.jit(algorithm.train_step)
+
+    def run(liars, silent=()):
+        clients = tiny_clients(K, adversaries=liars, optimizer=PLAIN)
+        if sets:
+            known = np.ones((K, NUM_CLASSES), bool)
+            known[3, 2] = False
+            clients = dataclasses.replace(clients, label_sets=known)
+        state = algorithm.init(jax.random.key(0), clients, batch)
+        speaks = state.extra["speaks"].at[jnp.array(silent, int)].set(0)
+        state = dataclasses.replace(state, extra={**state.extra, "speaks": speaks})
+        after, metrics = step(state, batch, COMPLETE)
+        return groups.all_params(after), metrics["non_finite"]
+
+    lied, counted = run({1: "nan", 2: "inf"})
+    np.testing.assert_array_equal(counted, [0, 1, 0, 0])
+    assert_trees_equal(lied, run({1: "uniform", 2: "inf"}, silent=[1])[0])
+
+
+def test_who_is_away_says_nothing_that_could_be_replayed():
+    """And faults do not hide what was not finite."""
+    liars = Adversaries(jnp.array([HONEST, KINDS.index("replay")]), jnp.zeros((2, 1, 1, 2)))
+    said = jnp.ones((2, 1, 1, 2))
+    away = liars.after(said, jnp.array([True, False])).sent(said)
+    assert away[0].all() and not away[1].any()
+    clients = mhd.make_clients(
+        tiny_dataset(), K, Linear(), public_fraction=0.3, adversaries={1: "nan"}
+    )
+    found = mhd.simulate(
+        "complete",
+        clients,
+        mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1),
+        steps=8,
+        eval_every=4,
+        batch_size=4,
+        public_batch_size=5,
+        faults=mhd.Faults(stragglers={1: 8}),
+    )
+    assert found.summary["communication"]["non_finite"] == 4

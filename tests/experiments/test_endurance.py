@@ -1,0 +1,42 @@
+"""What a run holds does not grow with its steps, evaluations and checkpoints."""
+
+import dataclasses
+
+import pytest
+
+import mhd_jax as mhd
+from experiments import endurance
+from tests.builders import tiny_clients
+
+
+def test_a_run_holds_no_more_at_its_end(tmp_path):
+    watch = endurance.Watch()
+    clients = tiny_clients(4, validation_fraction=0.1, optimizer=mhd.optim.SGD())
+    mhd.simulate(
+        "ring",
+        clients,
+        mhd.algorithms.mhd(pool_size=2, pool_refresh=3),
+        steps=24,
+        eval_every=2,
+        faults=mhd.Faults(link_loss=0.2),
+        on_nonfinite="quarantine",
+        keep_best=True,
+        workdir=tmp_path / "run",
+        callbacks=watch,
+    )
+    assert [count.step for count in watch.counts] == list(range(2, 25, 2))
+    held = {(c.arrays, c.array_bytes, c.programs) for c in watch.counts[2:]}
+    assert len(held) == 1
+    assert watch.counts[0].resident_bytes > watch.counts[0].array_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["arrays", "array_bytes", "threads", "open_files", "programs"])
+def test_growth_is_seen(name):
+    still = [endurance.Counts(step, 10**9, 50, 10**6, 30, 18, 3) for step in range(0, 4000, 100)]
+    assert endurance.grown(still) == []
+    busy = [dataclasses.replace(c, threads=30 + c.step // 100 % 3) for c in still]
+    assert endurance.grown(busy) == []
+    growing = [dataclasses.replace(c, **{name: getattr(c, name) + c.step // 1000}) for c in still]
+    assert endurance.grown(growing) == [name]
+    leaking = [dataclasses.replace(c, resident_bytes=10**9 + 500 * c.step) for c in still]
+    assert endurance.slope(leaking) == pytest.approx(500_000)

@@ -1,0 +1,296 @@
+"""What surrounds a run: a cluster, JAX's options, matplotlib's, a pipe, a terminal, paths."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from experiments import compare, inspect_data, launch, train
+from experiments.fellows import fellows
+from mhd_jax.core import modes
+from mhd_jax.core.files import folder_here
+from mhd_jax.topology.graphs import TOPOLOGIES
+from tests.builders import ROOT, SMALL, tiny_clients
+
+STEP = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_TASKS": "2",
+}
+ALONE = ["--algorithm=isolated", *SMALL]
+
+
+def python(*arguments, cwd=None, stdout=subprocess.PIPE, **variables):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env=kept | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables,
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "count", "note"),
+    [
+        ({}, 1, ""),
+        (STEP, 2, ""),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, 1, ""),  # srun -n 1 in an allocation of two
+        ({**STEP, "SLURM_NTASKS": "2(x2)"}, 2, ""),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "abc"}, 1, "SLURM_STEP_NUM_TASKS is 'abc'"),
+        ({**STEP, "SLURM_PROCID": "x"}, 1, "SLURM_PROCID is 'x'"),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, 1, "srun has not started this process"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 1, "srun has not"),
+        ({"SLURM_NTASKS": "2(x2)"}, 1, "SLURM_NTASKS is '2(x2)'"),
+        ({"SLURM_NTASKS": "1"}, 1, ""),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, "without --coordinator_address"),
+        ({"OMPI_COMM_WORLD_SIZE": "many"}, 1, ""),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, None, ""),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"}, 1, ""),
+        ({"TPU_WORKER_HOSTNAMES": "t0,"}, 1, ""),
+    ],
+)
+def test_who_is_one_of_several_processes(environ, count, note):
+    found = fellows(environ)
+    assert found.count == count
+    assert note in found.note and bool(note) == bool(found.note)
+
+
+@pytest.fixture
+def of_a_job(monkeypatch):
+    """A terminal of an allocation of two tasks."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+
+
+def test_python_by_itself_in_an_allocation_is_alone(call, of_a_job, monkeypatch):
+    status, _, err = call(inspect_data, "--num_clients=3", "--output=i")
+    assert (status, err) == (0, "")
+    monkeypatch.setattr(launch, "run", _with(launch.run, several_processes=True))
+    status, _, err = call(train, *ALONE, "--workdir=w")
+    assert status == 0
+    assert err.splitlines()[0] == (
+        "note: SLURM_NTASKS is '2', but srun has not started this process; it runs alone"
+    )
+
+
+def _with(run, **more):
+    return lambda main, **given: run(main, **given, **more)
+
+
+def test_programs_that_are_one_process_do_not_join_others(call):
+    flags = ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=0"]
+    status, _, err = call(inspect_data, *flags)
+    assert status == 2 and "this program is one process" in err and err.count("\n") == 1
+
+
+def test_a_process_whose_fellow_never_comes_says_so():
+    program = (
+        "import sys; from experiments import launch, train; launch._PATIENCE = 1; "
+        "launch.run(train.main, several_processes=True)"
+    )
+    done = python("-c", program, *ALONE, **STEP)
+    assert done.returncode == 4
+    assert "have not come in 1 s; start all of them" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["tpu", "nonsense"])
+def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
+    library = "import mhd_jax as mhd\ntry: mhd.make_clients('digits')\nexcept mhd.ConfigError as e: print(e)"
+    done = python("-c", library, JAX_PLATFORMS=platform)
+    assert done.stdout.startswith(f"JAX_PLATFORMS asks for '{platform}', on which JAX cannot start")
+    assert done.stdout.count("\n") == 1
+    done = python("-m", "experiments.train", "--workdir=w", JAX_PLATFORMS=platform, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == f"error: {done.stderr[7:]}"
+    assert f"asks for '{platform}'" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+STRICT = {
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_transfer_guard": "disallow",
+}
+
+
+@pytest.fixture
+def strict():
+    """All of JAX's strict modes at once, of all threads."""
+    import jax
+
+    before = {name: getattr(jax.config, name) for name in STRICT}
+    for name, value in STRICT.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_runs_in_strict_modes(strict, tmp_path):
+    import jax
+
+    def told(record):
+        seen.append(jax.config.jax_numpy_rank_promotion)
+
+    settings = {"steps": 4, "eval_every": 2, "batch_size": 4, "public_batch_size": 4}
+    for placement in ("device", "host"):
+        for _ in range(2):  # the second reads what the first has saved
+            seen = []
+            result = mhd.simulate(
+                mhd.topology.ring(4),
+                tiny_clients(public_fraction=0.3, validation_fraction=0.1),
+                mhd.algorithms.mhd(pool_size=2, pool_refresh=2),
+                data_placement=placement,
+                faults=mhd.Faults(link_loss=0.1),
+                workdir=tmp_path / placement,
+                keep_best=True,
+                callbacks=told,
+                **settings,
+            )
+            assert result.predict(np.zeros((2, 4), np.float32)).shape[:2] == (4, 2)
+        assert set(seen) <= {"allow"}
+    assert jax.config.jax_numpy_rank_promotion == "raise"
+
+
+def test_graphs_in_strict_modes(strict):
+    sizes = {"dyck": 32, "petersen": 10, "hypercube": 16, "torus": 16}
+    for name in TOPOLOGIES:
+        graph = mhd.topology.named(name, sizes.get(name, 8))
+        mhd.topology.metropolis_hastings(graph.at(3))
+        mhd.topology.describe(graph, 10)
+        assert graph.most_neighbours is not None or name == "custom"
+    changing = [{"redraw_every": 3}, {"meet_every": 3}]
+    for name, options in zip(("random_regular", "islands"), changing, strict=True):
+        mhd.topology.named(name, 8, **options).at(4)
+    mhd.topology.named("ring@0,complete@3", 8).at(4)
+    mhd.topology.from_function(lambda step: 1.0 - np.eye(8) * (step + 1 - step), 8).at(3)
+
+
+def test_standard_modes_are_left_again():
+    import jax
+
+    with jax.numpy_rank_promotion("raise"):
+        with pytest.raises(ZeroDivisionError), modes.standard():
+            assert jax.config.jax_numpy_rank_promotion == "allow"
+            raise ZeroDivisionError
+        assert jax.config.jax_numpy_rank_promotion == "raise"
+
+
+URLS = [
+    "gs://bucket/run",
+    "s3://bucket",
+    "file:///run",
+    "hdfs://node/run",
+    pathlib.Path("gs://b/c"),
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mhd.ConfigError, match="not a URL like"):
+        mhd.simulate("ring", tiny_clients(), "isolated", steps=1, batch_size=4, workdir=url)
+    assert not list(tmp_path.iterdir())
+
+
+def test_binaries_take_folders_of_this_machine(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    status, out, err = call(train, *ALONE, "--workdir=~/runs/a")
+    assert status == 0, err
+    assert (tmp_path / "home/runs/a/summary.json").exists() and f"{tmp_path}/home/runs/a" in out
+    done = python("-m", "experiments.report", "~/runs/a", HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    for binary, flag in ((train, "workdir"), (compare, "workdir"), (inspect_data, "output")):
+        status, _, err = call(binary, f"--{flag}=gs://bucket/x")
+        assert status == 2 and f"--{flag} is the path of a folder of this machine" in err
+        assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_paths_as_people_write_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folder_here("~/runs", "workdir") == tmp_path / "runs"
+    assert folder_here("a:b/c:/d", "workdir") == pathlib.Path("a:b/c:/d")
+    assert folder_here("./~x", "workdir") == pathlib.Path("~x")
+    for odd in ("~nobody at all/x", "a\nb", "a\0b", "", "x" * 300, None, 3, b"x"):
+        with pytest.raises(mhd.ConfigError, match=r"^workdir ") as raised:
+            folder_here(odd, "workdir")
+        assert "\n" not in str(raised.value)
+
+
+def test_matplotlib_starts_whatever_it_is_told(tmp_path):
+    """Even where a matplotlibrc cannot be read, and a backend is none."""
+    (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: \xff\xfe True\n")
+    program = (
+        "import pathlib; from mhd_jax import drawing\n"
+        "drawing.save_figure(lambda: drawing.Figure(), pathlib.Path('drawn'))"
+    )
+    done = python("-c", program, cwd=tmp_path, MPLBACKEND="nonsense")
+    assert done.returncode == 0 and "matplotlib cannot start with what it is told" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"matplotlibrc", "drawn.png", "drawn.svg"}
+
+
+def test_matplotlib_is_imported_in_one_place():
+    """So that no binary needs what its user has told matplotlib."""
+    for path in [*(ROOT / "mhd_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
+        if path.name != "drawing.py":
+            assert not re.search(r"^\s*(from|import) matplotlib", path.read_text(), re.MULTILINE)
+
+
+def test_a_reader_who_goes_and_a_terminal_without_greek(tmp_path):
+    program = (
+        "import os, sys; from experiments import launch, train\n"
+        "def main():\n"
+        "    train.main(); open('after', 'w')\n"
+        "launch.run(main)"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = python("-c", program, *ALONE, "--workdir=w", cwd=tmp_path, stdout=writing)
+    os.close(writing)
+    assert done.returncode == 0 and "BrokenPipe" not in done.stderr
+    assert (tmp_path / "after").exists()
+    done = python("-c", program, *ALONE, "--workdir=w", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert r"\u03b2_sh" in done.stdout
+
+
+def test_an_error_that_nobody_foresaw_has_a_status_of_its_own(call, monkeypatch):
+    def main():
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(train, "main", main)
+    status, _, err = call(train)
+    assert status == 70 and err.startswith("Traceback") and err.endswith("RuntimeError: odd\n")
+
+
+def test_a_folder_that_cannot_be_written_is_named(call, monkeypatch):
+    def main():
+        raise PermissionError(13, "Permission denied", "runs/report/table.json")
+
+    monkeypatch.setattr(train, "main", main)
+    status, _, err = call(train)
+    assert status == 5 and err.count("\n") == 1
+    assert err.startswith("error: runs/report/table.json cannot be written (Permission denied).")
+
+
+def test_a_cache_that_cannot_be_written_and_a_home_that_is_not_there(tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = ["-m", "experiments.train", *ALONE, "--workdir=w", "--eval_every=6"]
+    kept = {"JAX_COMPILATION_CACHE_DIR": "", "COLUMNS": "many", "TMPDIR": "nowhere"}
+    done = python(*flags, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"), **kept)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "w/summary.json").read_text())["steps"] == 6

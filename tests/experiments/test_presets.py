@@ -1,0 +1,40 @@
+"""Every preset is what some binary can run, by the command that it opens with."""
+
+import importlib
+import re
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import cases, sweep
+from experiments import flags as run_flags
+from tests.builders import ROOT
+
+FOLDER = ROOT / "experiments" / "presets"
+
+
+@pytest.mark.parametrize("preset", sorted(FOLDER.glob("*.flags")), ids=lambda path: path.stem)
+def test_preset(preset):
+    opening = "".join(line for line in preset.read_text().splitlines(True) if line.startswith("#"))
+    (binary,) = re.findall(r"python -m experiments\.(\w+) --flagfile", opening)
+    assert f"--flagfile=experiments/presets/{preset.name}" in opening
+    module = importlib.import_module(f"experiments.{binary}")
+    with flagsaver.flagsaver():
+        for name in flags.FLAGS:
+            flags.FLAGS[name].present = 0
+        flags.FLAGS([binary, f"--flagfile={preset}"])
+        settings = run_flags.settings(strict=module is not sweep)
+        assert settings.num_clients > 1
+        if module is sweep:
+            axes = [cases.axis(text, "grid") for text in flags.FLAGS.grid]
+            found, _ = cases.read(cases.grid(axes))
+            assert len(found) > 5
+            if settings.dataset == "digits":
+                for case in found:
+                    case.settings.check(case.algorithm, seed=0)
+        elif binary == "compare":
+            for name in flags.FLAGS.algorithms:
+                run_flags.algorithm(name, strict=False)
+        elif binary == "train":
+            run_flags.algorithm(flags.FLAGS.algorithm, strict=True)

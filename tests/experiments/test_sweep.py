@@ -1,0 +1,181 @@
+"""Sweeps and ablations: which cases there are, that they are one program, and what their tables say."""
+
+import csv
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import scipy.stats
+from absl import flags
+from absl.testing import flagsaver
+
+import mhd_jax as mhd
+from experiments import ablation, cases, sweep
+from mhd_jax.engine import joint_runs as joining
+
+SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """How many runs each joined program has."""
+    found = []
+    carry_out = joining.partition
+
+    def counted(runs):
+        parts = carry_out(runs)
+        found.extend(len(indices) for indices, _ in parts)
+        return parts
+
+    monkeypatch.setitem(mhd.simulate.__globals__, "partition", counted)
+    return found
+
+
+def test_a_grid(call, programs):
+    """Numbers, data and graphs in one program; what diverges or cannot be is kept apart."""
+    arguments = [
+        *SMALL,
+        "--steps=3",
+        "--eval_every=3",
+        "--seeds=2",
+        "--workdir=w",
+        "--grid=algorithm=naive,isolated",
+        "--grid=nu_naive=0.1,0.2",
+        "--grid=topology=chain,torus",  # three clients are no torus
+        "--grid=learning_rate=0.03,1e30",
+    ]
+    status, out, _ = call(sweep, *arguments)
+    assert status == 0
+    # naive: 2 weights × 1 graph × 2 rates × 2 seeds; isolated uses no weight.
+    assert sorted(programs) == [4, 8]
+    with pathlib.Path("w/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in pathlib.Path("w/results.jsonl").read_text().splitlines()]
+    assert len(lines) == len(rows) and [line["case"] for line in lines] == [r["case"] for r in rows]
+    status_of = {(r["case"], r["seed"]): r["status"] for r in rows}
+    assert len(status_of) == (2 * 2 * 2 + 2 * 2) * 2
+    for (case, _), said in status_of.items():
+        torus, fast = "topology=torus" in case, "learning_rate=1e30" in case
+        assert said == ("refused" if torus else "diverged" if fast else "finished")
+    assert {r["nu_naive"] for r in rows if r["algorithm"] == "isolated"} == {""}
+    for row in rows:
+        if row["status"] == "finished":
+            summary = json.loads((pathlib.Path(row["folder"]) / "summary.json").read_text())
+            assert summary["beta_sh"][row["head"]] == float(row["beta_sh"])
+            settings = summary["settings"]
+            assert settings["topology"]["name"] == row["topology"]
+            if row["algorithm"] == "naive":
+                assert settings["hyperparameters"]["nu_naive"] == float(row["nu_naive"])
+        else:
+            assert row["reason"] and not row["beta_sh"]
+    table = json.loads(pathlib.Path("w/table.json").read_text())
+    whole = next(row for row in table["rows"] if row["case"] == rows[0]["case"])
+    values = [
+        float(r["beta_sh"]) for r in rows if (r["case"], r["head"]) == (whole["case"], "main")
+    ]
+    low, high = scipy.stats.t.interval(0.95, 1, np.mean(values), scipy.stats.sem(values))
+    assert whole["beta_sh"]["main"]["mean"] == pytest.approx(np.mean(values))
+    assert whole["beta_sh"]["main"]["half_width"] == pytest.approx((high - low) / 2)
+    assert any("torus" in note and "refused" in note for note in table["notes"])
+    assert pathlib.Path("w/sweep.png").exists() and "1.0" not in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "give --grid or --vary"),
+        (["--grid=nu_aux"], "write it like"),
+        (["--grid=nu_oops=1,2"], "there is no flag --nu_oops"),
+        (["--grid=nu_aux=1,1"], "names a value twice"),
+        (["--grid=nu_aux=much"], "--nu_aux does not take 'much'"),
+        (["--grid=seed=1,2"], "is the sweep's own"),
+        (["--grid=skew=1,2", "--grid=skew=3"], "in two --grid"),
+        (["--grid=skew=1,2", "--vary=skew=3"], "two ways to sweep"),
+        (["--vary=temperature=-1"], "temperature must be positive"),
+        (["--grid=topology=dyck,torus", "--num_clients=3"], "dyck"),
+        (["--grid=topology=ring,chain", "--degree=2"], "--degree is not used by any of the graphs"),
+        (["--grid=degree=2,3"], "--degree is not used by any of the graphs"),
+    ],
+)
+def test_what_cannot_be_swept(call, arguments, said):
+    status, _, err = call(sweep, *SMALL, *arguments)
+    assert status == 2 and said in err and err.strip().count("\n") == 0
+
+
+def test_options_of_one_graph_stand_beside_others():
+    with flagsaver.flagsaver():
+        for name in flags.FLAGS:
+            flags.FLAGS[name].present = 0
+        flags.FLAGS(["sweep", "--algorithm=isolated", "--offsets=1,4"])
+        axes = [cases.axis("topology=circulant,ring", "grid"), cases.axis("degree=2,3", "grid")]
+        found, notes = cases.read(cases.grid(axes[:1]))
+        assert [case.name for case in found] == ["topology=circulant", "topology=ring"]
+        assert [dict(case.settings.topology_options).get("offsets") for case in found] == [
+            (1, 4),
+            None,
+        ]
+        assert not notes
+        with pytest.raises(mhd.ConfigError, match="--degree is not used by any of the graphs"):
+            cases.read(cases.grid(axes))
+
+
+def test_an_ablation(call, programs):
+    arguments = [
+        *SMALL,
+        "--steps=2",
+        "--eval_every=2",
+        "--seeds=2",
+        "--num_aux_heads=1",
+        "--nu_emb=0",
+        "--vary=algorithm=isolated",
+        "--vary=num_aux_heads=2",
+        "--workdir=w",
+    ]
+    status, _, _ = call(ablation, *arguments)
+    assert status == 0
+    found = json.loads(pathlib.Path("w/table.json").read_text())
+    names = [row["case"] for row in found["rows"]]
+    assert names == ["base", "algorithm=isolated", "num_aux_heads=2"]
+
+    def accuracy(case, seed, metric, head):
+        folder = pathlib.Path("w") / case / f"seed_{seed}"
+        return json.loads((folder / "summary.json").read_text())[metric][head]
+
+    claims = {row["claim"]: row for row in found["orderings"]}
+    own = claims["1. β_sh: the last head over isolated"]
+    differences = [
+        accuracy("base", seed, "beta_sh", "aux_1")
+        - accuracy("algorithm=isolated", seed, "beta_sh", "main")
+        for seed in (0, 1)
+    ]
+    assert own["mean"] == pytest.approx(np.mean(differences))
+    assert own["holds_in"] == sum(d > 0 for d in differences)
+    more = claims["2. β_sh of the last head: m = 2 over m = 1"]
+    differences = [
+        accuracy("num_aux_heads=2", seed, "beta_sh", "aux_2")
+        - accuracy("base", seed, "beta_sh", "aux_1")
+        for seed in (0, 1)
+    ]
+    assert more["mean"] == pytest.approx(np.mean(differences))
+    assert not any("random" in claim for claim in claims)  # no such case
+    for name in ("ablation.png", "orderings.png", "table.md", "results.csv"):
+        assert (pathlib.Path("w") / name).exists()
+
+    programs.clear()
+    before = pathlib.Path("w/table.md").read_text()
+    status, _, _ = call(ablation, *arguments)
+    assert status == 0 and pathlib.Path("w/table.md").read_text() == before
+    assert not programs  # all are only read
+
+
+def test_an_interval_of_few():
+    assert cases.interval([None]) == {"mean": None, "std": None, "half_width": None}
+    assert cases.interval([0.5, None]) == {"mean": 0.5, "std": None, "half_width": None}
+
+
+def test_a_long_name_makes_a_folder_of_its_own():
+    one, other = (
+        cases.Case((("topology", "a/" * 100 + end),), None, mhd.algorithms.mhd()) for end in "xy"
+    )
+    assert one.folder != other.folder and "/" not in one.folder and len(one.folder) < 140

@@ -1,0 +1,341 @@
+"""Pages and figures of finished runs, and how those are read again and compared."""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+import mhd_jax as mhd
+from experiments import finished
+from mhd_jax.engine.simulate import _by_class
+from mhd_jax.runs import drawing, figures, report
+from mhd_jax.runs import settings as dotted
+from mhd_jax.runs.finished import read_run
+from mhd_jax.runs.records import write_json
+from tests.builders import ROOT, Linear, tiny_dataset
+
+K, C = 3, 3
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """MHD with two seeds, and one supervised model."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name, algorithm, seed=0):
+        clients = mhd.make_clients(tiny_dataset(), K, Linear(), public_fraction=0.3, seed=seed)
+        settings = {"steps": 4, "eval_every": 2, "batch_size": 4, "public_batch_size": 5}
+        mhd.simulate("ring", clients, algorithm, seed=seed, workdir=root / name, **settings)
+
+    for seed in (0, 1):
+        run(f"mhd/seed_{seed}", mhd.algorithms.mhd(num_aux_heads=1), seed)
+    run("supervised", mhd.algorithms.supervised())
+    return root
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def altered(run, **settings):
+    """A finished run, had it had other settings."""
+    return dataclasses.replace(
+        run, summary={**run.summary, "settings": {**run.summary["settings"], **settings}}
+    )
+
+
+def strong(run):
+    return altered(
+        run, hyperparameters={**run.summary["settings"]["hyperparameters"], "nu_aux": 2.0}
+    )
+
+
+def test_evaluations_hold_accuracies_by_class(folders):
+    run = read_run(folders / "mhd/seed_0")
+    last = run.history[-1]["per_client"]
+    assert [record["step"] for record in run.history] == [2, 4]
+    assert list(last["per_class_accuracy"]) == ["main", "aux_1"]
+    for head, found in last["per_class_accuracy"].items():
+        assert np.shape(found) == (K, C)
+        of_summary = [client["per_class_accuracy"][head] for client in run.summary["per_client"]]
+        np.testing.assert_array_equal(found, np.round(of_summary, 4))
+        np.testing.assert_allclose(np.mean(found, axis=1), last["beta_sh"][head], atol=1e-4)
+    assert list(
+        read_run(folders / "supervised").history[0]["per_client"]["per_class_accuracy"]
+    ) == ["main"]
+
+
+def test_many_clients_and_classes_are_left_out():
+    assert np.shape(_by_class(np.zeros((40, 2, 100)))["per_class_accuracy"]["aux_1"]) == (40, 100)
+    assert _by_class(np.zeros((40, 2, 101))) == {}
+    assert _by_class(np.full((1, 1, 2), np.nan)) == {"per_class_accuracy": {"main": [[None, None]]}}
+
+
+def test_the_page_says_what_the_run_found(folders):
+    summary = read(folders / "mhd/seed_0/summary.json")
+    page = (folders / "mhd/seed_0/report.html").read_text()
+    gain = summary["beta_sh"]["aux_1"] - summary["beta_sh"]["main"]
+    assert f"last head, aux_1, has β_sh {summary['beta_sh']['aux_1']:.3f}" in page
+    assert f"from main to last, {gain:+.3f}".replace("-", "−") in page
+    assert f"{report.as_bytes(summary['communication']['total_bytes'])} were sent in all" in page
+    assert not re.search(r'(src|href)="?(http|//)', page)
+    assert not re.search(r"<img(?![^>]* alt=\"[^\"]+\")", page)
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    view = json.loads(re.search(r'id="client-data">(.*?)</script>', page)[1])
+    assert [client["name"] for client in view["clients"]] == ["0", "1", "2"]
+    own = view["clients"][1]
+    assert own["samples"] == summary["data"]["private_samples"][1]
+    assert own["curves"]["beta_sh"][1][-1] == pytest.approx(
+        summary["per_client"][1]["beta_sh"]["aux_1"], abs=1e-4
+    )
+
+
+def test_a_pooled_model_stands_for_all(folders):
+    page = (folders / "supervised/report.html").read_text()
+    assert "One model learned arrays from what 3 clients hold together" in page
+    assert "the only head has" in page and "Nothing was sent." in page
+    (client,) = json.loads(re.search(r'id="client-data">(.*?)</script>', page)[1])["clients"]
+    counts = read(folders / "supervised/summary.json")["data"]["private_samples"]
+    assert client["samples"] == np.sum(counts, axis=0).tolist()
+
+
+def test_figures_are_files_for_screens_and_papers(folders, tmp_path):
+    names = {path.stem for path in (folders / "mhd/seed_0").glob("*.png")}
+    assert names == {path.stem for path in (folders / "mhd/seed_0").glob("*.svg")}
+    assert {"accuracy", "per_class_over_time", "hops", "followed"} <= names
+    history = read_run(folders / "mhd/seed_0").history
+    for name in ("one", "two"):
+        drawing.save_figure(lambda: figures.accuracy(history, "mhd"), tmp_path / name)
+    for ending in (".png", ".svg"):
+        one, two = ((tmp_path / name).with_suffix(ending).read_bytes() for name in ("one", "two"))
+        assert one == two
+    texts = [
+        e.text for e in ElementTree.parse(tmp_path / "one.svg").iter() if e.tag.endswith("text")
+    ]
+    assert "β_sh (uniform labels)" in texts and "step" in texts
+
+
+SETTINGS_OF_A_USER = {  # text.usetex needs LaTeX, which is not there
+    "text.usetex": True,
+    "font.family": "no such font",
+    "figure.autolayout": True,
+    "savefig.bbox": "tight",
+    "axes.prop_cycle": "cycler('color', ['r'])",
+    "svg.fonttype": "path",
+    "backend": "pdf",
+}
+
+
+def test_figures_look_the_same_whatever_matplotlib_is_told(folders, tmp_path):
+    import matplotlib
+
+    run = read_run(folders / "mhd/seed_0")
+    for name, told in (("plain", {}), ("told", SETTINGS_OF_A_USER)):
+        with matplotlib.rc_context(told):
+            (tmp_path / name).mkdir()
+            report.write(dataclasses.replace(run, path=tmp_path / name))
+            assert all(
+                matplotlib.rcParams[key] == value for key, value in told.items() if value is True
+            )
+    files = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert "accuracy.png" in files and "accuracy.svg" in files
+    for name in files:
+        assert (tmp_path / "told" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_a_plot_is_made_in_its_own_style(folders):
+    import matplotlib
+
+    run = read_run(folders / "mhd/seed_0")
+    result = mhd.Result(dict(run.summary), list(run.history), None)
+    with matplotlib.rc_context({"text.usetex": True}):
+        figure = result.plot()
+    assert not any(text.get_usetex() for text in figure.findobj(matplotlib.text.Text))
+
+
+def test_dollars_in_names_make_no_formula(tmp_path):
+    names = ["$5", r"$\frac$", "a$b$", "c"]
+    figure = drawing.save_figure(
+        lambda: figures.data_split(np.ones((2, 4)), names), tmp_path / "split"
+    )
+    assert figure is not None
+    texts = {
+        e.text for e in ElementTree.parse(tmp_path / "split.svg").iter() if e.tag.endswith("text")
+    }
+    assert set(names) <= texts
+
+
+def test_a_figure_that_fails_is_named_and_leaves_the_others(folders, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no ink\nleft")
+
+    monkeypatch.setattr(figures, "hops", broken)
+    (tmp_path / "hops.png").write_bytes(b"of an earlier report")
+    run = dataclasses.replace(read_run(folders / "mhd/seed_0"), path=tmp_path)
+    with pytest.warns(UserWarning, match=r"hops failed \(RuntimeError: no ink\)") as warned:
+        report.write(run)
+    assert "\n" not in str(warned[0].message)
+    page = (tmp_path / "report.html").read_text()
+    assert "A figure is missing here" in page and "accuracy on each class" in page
+    there = {path.stem for path in tmp_path.glob("*.png")}
+    assert "accuracy" in there and "hops" not in there
+
+
+def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_path, monkeypatch):
+    def start():
+        return mhd.simulate(
+            "ring",
+            mhd.make_clients(tiny_dataset(), K, Linear()),
+            "isolated",
+            steps=2,
+            batch_size=4,
+            workdir=tmp_path / "run",
+        )
+
+    def broken(name):
+        raise OSError("no template")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "_template", broken)
+        with pytest.warns(
+            UserWarning, match=r"the report of .*run failed .*no template.*experiments.report"
+        ):
+            found = start()
+    assert read(tmp_path / "run/summary.json")["beta_sh"] == found.summary["beta_sh"]
+    assert not (tmp_path / "run/report.html").exists()
+    summary = (tmp_path / "run/summary.json").read_bytes()
+    assert start().started_at == 2
+    assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/summary.json").read_bytes() == summary
+
+
+def test_tables_of_a_comparison_outlive_its_report(folders, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "_comparison_tables", broken)
+    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+    with pytest.warns(UserWarning, match="the report of .* failed .*no page"):
+        finished.compare(runs, tmp_path / "out")
+    assert read(tmp_path / "out/table.json")["rows"][0]["seeds"] == 2
+    assert (tmp_path / "out/table.md").exists()
+
+
+def test_lines_differ_by_colour_and_by_shape():
+    styles = figures.line_styles(11)
+    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 11
+    assert len({style["color"] for style in styles[:7]}) == 7
+
+
+def test_a_folder_of_an_older_version_still_renders(folders, tmp_path):
+    run = read_run(folders / "mhd/seed_0")
+    newer = ("data", "by_hops", "diagnostics")
+    summary = {name: value for name, value in run.summary.items() if name not in newer}
+    history = [
+        {**record, "per_client": {m: record["per_client"][m] for m in figures.METRICS}}
+        for record in run.history
+    ]
+    config = {"settings": run.config["settings"], "environment": {"python": "3.11"}}
+    report.write(
+        dataclasses.replace(run, path=tmp_path, config=config, summary=summary, history=history)
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "written by an older version" in page and "no figure of this over time" in page
+    assert "Started from Python" in page
+    assert not (tmp_path / "per_class_over_time.png").exists()
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
+    runs = [read_run(path.parent) for path in sorted(folders.rglob("config.json"))]
+    runs[2:2] = map(strong, runs[:2])
+    rows = {row["algorithm"]: row for row in finished.compare(runs, tmp_path)}
+    assert list(rows) == ["mhd, nu_aux=0.3", "mhd, nu_aux=2.0", "supervised"]
+    a, b = (read(folders / f"mhd/seed_{s}/summary.json")["beta_sh"]["aux_1"] for s in (0, 1))
+    found = rows["mhd, nu_aux=0.3"]["beta_sh"]["aux_1"]
+    assert found["mean"] == pytest.approx((a + b) / 2)
+    assert found["std"] == pytest.approx(abs(a - b) / 2**0.5)
+    assert rows["supervised"]["beta_sh"]["main"]["std"] is None
+
+    table = read(tmp_path / "table.json")
+    assert table["differing"]["hyperparameters.nu_aux"] == dict(
+        zip(rows, (0.3, 2.0, None), strict=True)
+    )
+    assert table["settings"]["steps"] == 4
+    assert not any("seed" in name or "split" in name for name in table["differing"])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == 3 and "hyperparameters.nu_aux" in page
+    (link, *_) = re.findall(r'href="([^"]*report.html)"', page)
+    assert (tmp_path / link).resolve() == folders / "mhd/seed_0/report.html"
+    assert "| supervised | main |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_same_settings_on_other_graphs_are_other_rows(folders, tmp_path):
+    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+    others = [altered(run, topology={"name": "ring", "digest": "another"}) for run in runs]
+    rows = finished.compare([*runs, *others], tmp_path)
+    assert [(row["algorithm"], row["seeds"]) for row in rows] == [("mhd 1", 2), ("mhd 2", 2)]
+    assert set(read(tmp_path / "table.json")["differing"]) == {"topology.digest"}
+
+
+def test_settings_in_common_and_those_that_differ(folders):
+    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+    common, differing = dotted.compared({"a": runs[:1], "b": [strong(runs[0])]})
+    assert differing == {"hyperparameters.nu_aux": [0.3, 2.0]} and common["seed"] == 0
+    common, differing = dotted.compared({"a": runs, "b": [strong(runs[0])]})
+    assert list(differing) == ["hyperparameters.nu_aux"] and "seed" not in common
+
+
+def test_folders_that_serve_nothing_are_refused(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    write_json(tmp_path / "half/config.json", {"settings": {}})
+    for folder, sentence in (
+        ("none", "there is no folder"),
+        ("empty", "holds no run"),
+        ("half", "has not finished"),
+    ):
+        with pytest.raises(mhd.ConfigError, match=sentence):
+            finished.read([tmp_path / folder])
+    (run, other), _ = finished.read([folders / "supervised", folders / "mhd/seed_0"])
+    with pytest.raises(mhd.ConfigError, match="holds something else"):
+        finished.compare([run, other], folders)
+    with pytest.raises(mhd.ConfigError, match="hold the same run"):
+        finished.compare([run, dataclasses.replace(run, path=tmp_path / "copy")], tmp_path / "out")
+
+
+def binary(*arguments):
+    """`python -m experiments.report`: its status, and what it printed on stderr and on stdout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "experiments.report", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stderr, done.stdout
+
+
+def test_one_folder_is_written_again(folders, tmp_path):
+    run = tmp_path / "w"
+    shutil.copytree(folders / "supervised", run, ignore=shutil.ignore_patterns("checkpoints"))
+    before = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert binary(run)[:2] == (0, "")
+    assert (run / "report.html").read_text() == before
+    status, err, _ = binary(run, "--output=out")
+    assert status == 2 and "leave --output out" in err and err.strip().count("\n") == 0
+
+
+def test_runs_that_have_not_finished_are_left_out(folders, tmp_path):
+    shutil.copytree(folders, tmp_path / "w")
+    (tmp_path / "w" / "mhd" / "seed_1" / "summary.json").unlink()
+    status, err, out = binary(tmp_path / "w", f"--output={tmp_path / 'out'}")
+    assert (status, err) == (0, "")
+    assert f"left out, for it has not finished: {tmp_path / 'w' / 'mhd' / 'seed_1'}\n" in out
+    rows = read(tmp_path / "out" / "table.json")["rows"]
+    assert {row["algorithm"]: row["seeds"] for row in rows} == {"mhd": 1, "supervised": 1}

@@ -1,0 +1,142 @@
+"""TensorBoard's and wandb's own files hold each evaluation once, seed by seed, across a stop."""
+
+import json
+import shutil
+import struct
+
+import pytest
+
+import mhd_jax as mhd
+from tests.builders import tiny_clients
+
+pytestmark = pytest.mark.trackers
+
+SEEDS = (3, 0)
+STEPS = [4, 8, 12]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """Two seeds, cut after two evaluations and resumed before the second: their folders and histories."""
+    folder = tmp_path_factory.mktemp("runs")
+    folders = [folder / str(seed) for seed in SEEDS]
+
+    def run(*callbacks):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WANDB_MODE", "offline")
+            return mhd.simulate_seeds(
+                ["ring"] * 2,
+                [tiny_clients(public_fraction=0.3)] * 2,
+                seeds=SEEDS,
+                workdirs=folders,
+                callbacks=callbacks,
+                steps=12,
+                eval_every=4,
+                checkpoint_every=6,
+                batch_size=4,
+                public_batch_size=8,
+                steps_per_dispatch=1,
+            )
+
+    class Cut(mhd.Callback):
+        def on_steps(self, step, steps_per_second):
+            if step == 10:  # evaluated at 8, saved at 6
+                raise KeyboardInterrupt
+
+    trackers = [mhd.callbacks.WandB("tests"), mhd.callbacks.TensorBoard()]
+    with pytest.raises(KeyboardInterrupt):
+        run(*trackers, Cut())
+    shutil.rmtree(folders[1] / "tensorboard")  # as if it was not wanted at first
+    results = run(*trackers)
+    assert [result.started_at for result in results] == [6, 6]
+    return folder, {seed: r.history for seed, r in zip(SEEDS, results, strict=True)}
+
+
+def test_tensorboard(tracked):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    folder, histories = tracked
+    for seed, history in histories.items():
+        events = EventAccumulator(str(folder / str(seed) / "tensorboard"))
+        events.Reload()
+
+        def curve(name, events=events):
+            return [(event.step, event.value) for event in events.Scalars(name)]
+
+        def expected(*path, history=history):
+            found = []
+            for record in history:
+                value = record
+                for key in path:
+                    value = value[key]
+                found.append((record["step"], pytest.approx(value)))
+            return found
+
+        for head in ("main", "aux_3"):
+            assert curve(f"beta_sh/{head}") == expected("beta_sh", head)
+            assert curve(f"per_client/beta_priv/{head}/2") == expected(
+                "per_client", "beta_priv", head, 2
+            )
+        assert curve("train/aux_loss") == expected("train", "aux_loss")
+        assert curve("bytes") == expected("bytes")
+        assert [step for step, _ in curve("steps_per_second")] == STEPS
+        metadata = events.SummaryMetadata("_hparams_/session_start_info")
+        started = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
+        assert started.hparams["seed"].number_value == seed
+        assert "_hparams_/session_end_info" in events.summary_metadata
+        assert started.hparams["hyperparameters.nu_aux"].number_value == pytest.approx(0.3)
+
+
+def test_tensorboard_needs_a_folder():
+    with pytest.raises(mhd.ConfigError, match="give the run a workdir"):
+        mhd.simulate(
+            "ring",
+            tiny_clients(),
+            "isolated",
+            steps=1,
+            batch_size=4,
+            callbacks=mhd.callbacks.TensorBoard(),
+        )
+
+
+def wandb_records(path):
+    """What wandb wrote: protocol buffers in LevelDB's log format, after 7 bytes of a header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 2**15 - at % 2**15  # in this block
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def test_wandb(tracked):
+    folder, histories = tracked
+    ids = set()
+    for seed, history in histories.items():
+        files = sorted((folder / str(seed)).glob("wandb/offline-run-*/*.wandb"))
+        assert len(files) == 2  # the cut lies between them
+        records = [record for path in files for record in wandb_records(path)]
+        runs = [record.run for record in records if record.HasField("run")]
+        (run_id,) = {run.run_id for run in runs}
+        ids.add(run_id)
+        config = {entry.key: json.loads(entry.value_json) for entry in runs[0].config.update}
+        assert config["seed"] == seed and config["hyperparameters"]["nu_aux"] == 0.3
+        logged = []
+        for record in records:
+            if record.HasField("history"):
+                items = record.history.item
+                found = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                assert found["beta_sh/aux_3"] == history[len(logged)]["beta_sh"]["aux_3"]
+                assert found["train/loss"] == history[len(logged)]["train"]["loss"]
+                logged.append(found["_step"])
+        assert logged == STEPS
+    assert len(ids) == 2

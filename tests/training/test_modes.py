@@ -1,0 +1,223 @@
+"""Training and evaluation mode: what is compared is of one mode, so that identities hold for every model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import mhd_jax as mhd
+from mhd_jax.core import random
+from mhd_jax.core.random import Purpose
+from mhd_jax.core.types import Presence
+from tests.builders import (
+    NUM_CLASSES,
+    assert_trees_close,
+    assert_trees_equal,
+    tiny_batch,
+    tiny_clients,
+    tiny_dataset,
+)
+
+K = 3
+COMPLETE = jnp.asarray(1 - np.eye(K), jnp.float32)
+EMPTY = jnp.zeros((K, K))
+A = mhd.algorithms
+
+
+class Net(nn.Module):
+    """With batch normalisation, dropout, both or neither."""
+
+    batch_norm: bool = False
+    dropout: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        h = nn.Dense(6)(x)
+        if self.batch_norm:
+            h = nn.BatchNorm(use_running_average=not train, momentum=0.5)(h)
+        if self.dropout:
+            h = nn.Dropout(0.5, deterministic=not train)(h)
+        return nn.relu(h)
+
+
+NETS = {
+    "plain": Net(),
+    "batch statistics": Net(batch_norm=True),
+    "dropout": Net(dropout=True),
+    "both": Net(batch_norm=True, dropout=True),
+}
+nets = pytest.mark.parametrize("net", NETS)
+
+
+def run(algorithm, net, graph=COMPLETE, steps=4, **kwargs):
+    """All states, batches and metrics of a few steps of plain SGD."""
+    clients = tiny_clients(K, model=NETS[net], optimizer=optax.sgd(0.1), **kwargs)
+    batches = [tiny_batch(K, seed=step) for step in range(steps)]
+    states, found = [algorithm.init(jax.random.key(0), clients, batches[0])], []
+    step = jax.jit(algorithm.train_step)
+    for batch in batches:
+        state, metrics = step(states[-1], batch, graph)
+        states.append(state)
+        found.append(metrics)
+    return states, batches, found
+
+
+def params(state):
+    return [(group.params, group.stats) for group in state.groups]
+
+
+@nets
+def test_distributed_distillation_on_an_empty_graph_is_training_alone(net):
+    """With R_t = R every estimate is the client's own decision, and nothing pulls."""
+    who = mhd.make_clients(tiny_dataset(100), K, NETS[net], partition="iid", public_fraction=0.2)
+    how = {
+        "steps": 5,
+        "eval_every": 5,
+        "batch_size": 6,
+        "public_batch_size": who.num_public,
+        "optimizer": mhd.optim.SGD(0.1, weight_decay=0.0),
+    }
+    together = mhd.simulate(
+        "empty", who, A.distributed_distillation(10.0, label_smoothing=0.0), **how
+    )
+    alone = mhd.simulate("empty", who, A.isolated(label_smoothing=0.0), **how)
+    assert together.history[-1]["train"]["public_loss"] < 1e-12
+    assert_trees_close(params(together.state), params(alone.state), rtol=1e-4, atol=1e-5)
+
+
+@nets
+def test_fedmd_of_one_client_has_nothing_to_digest(net):
+    clients = tiny_clients(1, model=NETS[net])
+    algorithm = A.fedmd(digest_steps=1, revisit_steps=1)
+    batch = tiny_batch(1)
+    state = algorithm.init(jax.random.key(0), clients, batch)
+    for _ in range(3):
+        state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.zeros((1, 1)))
+        if int(state.step) % 2 == 1:  # a digest, whose consensus is what the client says
+            assert float(metrics["loss"][0]) == 0
+
+
+@nets
+def test_a_pool_renewed_at_every_step_is_fresh_teachers(net):
+    fresh, _, one = run(A.mhd(), net)
+    pooled, _, other = run(A.mhd(pool_size=1, pool_refresh=1), net)
+    assert_trees_close(params(fresh[-1]), params(pooled[-1]), rtol=1e-4, atol=1e-5)
+    for here, there in zip(one, other, strict=True):
+        assert_trees_equal(here["messages"], there["messages"])
+
+
+@nets
+@pytest.mark.parametrize("updates", [True, False])
+def test_a_step_equals_a_loop_over_clients(net, updates):
+    """Students of training mode with keys of their own, teachers of evaluation mode: a loop in JAX."""
+    algorithm = A.mhd(
+        num_targets="all",
+        target_selection="mean",
+        nu_emb=0.0,
+        label_smoothing=0.0,
+        public_updates_stats=updates,
+    )
+    states, batches, _ = run(algorithm, net, steps=2)
+    for before, batch, after in zip(states[:-1], batches, states[1:], strict=True):
+        found = [jax.tree.map(lambda a, i=i: a[i], params(after)[0]) for i in range(K)]
+        assert_trees_close(found, loop(before, batch, updates), rtol=1e-4, atol=1e-5)
+
+
+def loop(state, batch, updates):
+    """Parameters and statistics of each client after a step of plain SGD."""
+    (group,) = state.groups
+    apply = group.model.apply
+    own = [jax.tree.map(lambda a, i=i: a[i], (group.params, group.stats)) for i in range(K)]
+    told = [apply(*model, batch.public_inputs)[0].logits for model in own]
+    targets = jnp.stack([jax.nn.softmax(z[:, :-1]) for z in told]).mean(axis=0)
+    private_keys, public_keys = (
+        random.client_keys(state.key, purpose, jnp.arange(K), state.step)
+        for purpose in (Purpose.DROPOUT, Purpose.PUBLIC_DROPOUT)
+    )
+
+    def one(i):
+        theta, stats = own[i]
+
+        def loss(theta):
+            outputs, once = apply(theta, stats, batch.inputs[i], private_keys[i])
+            each = optax.softmax_cross_entropy_with_integer_labels(
+                outputs.logits[:, 0], batch.labels[i]
+            )
+            total = (each * batch.mask[i]).sum() / batch.mask[i].sum()
+            here = jax.lax.stop_gradient(once) if updates else stats
+            public, twice = apply(theta, here, batch.public_inputs, public_keys[i])
+            learned = optax.softmax_cross_entropy(public.logits[:, 1:], targets)
+            return total + 0.3 * learned.mean(axis=0).sum(), twice if updates else once
+
+        gradient, updated = jax.grad(loss, has_aux=True)(theta)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, theta, gradient), updated
+
+    return [one(i) for i in range(K)]
+
+
+def with_presence(batch, trains, reachable):
+    presence = Presence(jnp.asarray(trains), jnp.asarray(reachable))
+    return dataclasses.replace(batch, presence=presence)
+
+
+def test_who_is_away_keeps_its_pool_hears_nobody_and_is_charged_nothing():
+    """Client 0 comes at step 2 and is away again at step 4; client 1 trains off-line at step 3."""
+    clients = tiny_clients(K, optimizer=optax.sgd(0.1))
+    algorithm = A.mhd(pool_size=2, pool_refresh=2, num_targets="all")
+    away = {0: [0], 1: [0], 2: [], 3: [1], 4: [0], 5: []}
+    batches = []
+    for step, who in away.items():
+        reachable = [i not in who for i in range(K)]
+        trains = [i not in who or (step, i) == (3, 1) for i in range(K)]
+        batches.append(with_presence(tiny_batch(K, seed=step), trains, reachable))
+    state = algorithm.init(jax.random.key(0), clients, batches[0])
+    train_step = jax.jit(algorithm.train_step)
+    for step, batch in enumerate(batches):
+        there = np.asarray(batch.presence.trains & batch.presence.reachable)
+        graph = COMPLETE * there[:, None] * np.asarray(batch.presence.reachable)[None]
+        before = state
+        state, metrics = train_step(state, batch, graph)
+        pools = [np.asarray(s.extra["pool"]) for s in (before, state)]
+        messages = np.asarray(metrics["messages"]["predictions"])
+        for i in range(K):
+            if there[i]:
+                assert (pools[1][i] >= 0).all() and messages[i].sum() == 2
+                assert not messages[i, i]
+                changed = (pools[0][i] != pools[1][i]).sum()
+                assert changed <= (2 if (pools[0][i] == -1).all() else 1)
+            else:
+                assert messages[i].sum() == 0
+                np.testing.assert_array_equal(pools[0][i], pools[1][i])
+                kept = [
+                    jax.tree.map(lambda a, i=i: a[i], s.groups[0].snapshots)
+                    for s in (before, state)
+                ]
+                assert_trees_equal(*kept)
+        if step == 1:
+            assert (pools[1][0] == -1).all()  # it has never been there
+        if step == 2:
+            assert sorted(pools[1][0]) == [1, 2]  # filled at once, though no slot of others is due
+
+
+def test_a_slot_is_renewed_only_when_its_client_is_there():
+    """And holds until then what its teacher was, whatever has become of that one."""
+    clients = tiny_clients(K, optimizer=optax.sgd(0.1))
+    algorithm = A.mhd(pool_size=1, pool_refresh=1)
+    everyone, without = [True] * K, [False, True, True]
+    batch = tiny_batch(K)
+    state = algorithm.init(jax.random.key(0), clients, batch)
+    train_step = jax.jit(algorithm.train_step)
+    state, _ = train_step(state, with_presence(batch, everyone, everyone), COMPLETE)
+    first = jax.tree.map(lambda a: np.asarray(a[0, 0]), state.groups[0].snapshots[0])
+    alone = COMPLETE.at[0].set(0).at[:, 0].set(0)
+    for _ in range(3):
+        state, _ = train_step(state, with_presence(batch, without, without), alone)
+    snapshots = state.groups[0].snapshots[0]
+    assert_trees_equal(jax.tree.map(lambda a: np.asarray(a[0, 0]), snapshots), first)
+    mine, theirs = (np.asarray(snapshots["heads"]["kernel"][i, 0]) for i in (0, 1))
+    assert mine.shape == theirs.shape and mine.shape[-1] == NUM_CLASSES
+    assert not np.allclose(theirs, first["heads"]["kernel"])
