@@ -42,12 +42,14 @@ class Execution:
       mesh: devices along the axes "clients" and "batch": each client's samples are shared
         where there are more devices than clients. None leaves everything on one device.
       most_neighbours: how many a client has at most, at any step; None is all others.
+      platform: what programs are compiled for, "cpu", "gpu" or "tpu"; None is where JAX runs.
     """
 
     chunk: int | None = None
     recompute: bool = False
     mesh: Mesh | None = None
     most_neighbours: int | None = None
+    platform: str | None = None
 
     @property
     def num_shards(self) -> int:
@@ -113,6 +115,16 @@ def computes_at_once() -> bool:
     execution = _current.get()
     shares = execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1
     return execution.chunk is None and not execution.recompute and not shares
+
+
+def default_platform() -> str:
+    """Where JAX runs: "cpu", "gpu" or "tpu"."""
+    return jax.default_backend()
+
+
+def target_platform() -> str:
+    """What a program that is traced now is compiled for."""
+    return _current.get().platform or default_platform()
 
 
 def neighbour_slots(num_clients: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+from mhd_jax.core.client_axis import Execution, default_platform, under
 from mhd_jax.models.conv import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -143,3 +144,21 @@ def test_on_cpus_loops_hold_plain_convolutions_only():
     for line in convolutions:
         assert "dim_labels=b01f_01io->b01f" in line and "feature_group_count" not in line
         assert "lhs_dilate" not in line and "rhs_dilate" not in line
+
+
+def test_the_form_is_the_target_platforms_whatever_this_machine_is():
+    """One grouped convolution for accelerators, a loop over clients for CPUs, in either order."""
+    x, w = jnp.ones((3, 2, 8, 8, 4)), jnp.ones((3, 3, 3, 4, 5))
+
+    def forms(platform):
+        def convolve(x, w):
+            return conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+
+        with under(Execution(platform=platform)):
+            jaxpr = str(jax.make_jaxpr(lambda x, w: jax.vmap(convolve)(x, w))(x, w))
+        return "scan" in jaxpr, "feature_group_count=3" in jaxpr
+
+    for _ in range(2):
+        assert forms("cpu") == (True, False)
+        assert forms("tpu") == forms("gpu") == (False, True)
+    assert forms(None) == forms(default_platform())

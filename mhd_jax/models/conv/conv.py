@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from mhd_jax.core.client_axis import target_platform
 from mhd_jax.models.conv.forms import NHWC, TRANSPOSED, cpu_form
 from mhd_jax.models.conv.geometry import Geometry, Pair
 
@@ -85,6 +86,7 @@ def conv_general_dilated(
         inputs=lhs.shape[1:],  # type: ignore[arg-type]
         kernel=rhs.shape,  # type: ignore[arg-type]
         precision=precision,
+        platform=target_platform(),
     )
     return _convolve(geometry, lhs, rhs)
 
@@ -146,7 +148,7 @@ def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
 
     @jax.custom_batching.custom_vmap
     def one_client(a: Array, b: Array) -> Array:
-        if jax.default_backend() != "cpu":
+        if geometry.platform != "cpu":
             return TRANSPOSED[kind](geometry, a, b)
         return cpu_form(kind, geometry)(geometry, a, b)
 
@@ -159,7 +161,7 @@ def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
                 t if batched else jnp.broadcast_to(t, (axis_size, *t.shape))
                 for t, batched in zip((a, b), in_batched, strict=True)
             )
-            if jax.default_backend() == "cpu":
+            if geometry.platform == "cpu":
                 return lax.map(lambda ab: one_client(*ab), (a, b)), True
             return jax.vmap(functools.partial(TRANSPOSED[kind], geometry))(a, b), True
         return _FOLDS[kind, in_batched[0]](axis_size, geometry, a, b), True

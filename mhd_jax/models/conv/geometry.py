@@ -10,15 +10,23 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """All that is static about a convolution of [N, H, W, C] by [h, w, C / groups, O]."""
+    """All that is static about a convolution of [N, H, W, C] by [h, w, C / groups, O].
+
+    Attributes:
+      strides, padding, dilation, groups, precision: as in `jax.lax.conv_general_dilated`.
+      inputs: H, W, C.
+      kernel: h, w, C / groups, O.
+      platform: what it is compiled for, which decides on its form.
+    """
 
     strides: Pair
     padding: tuple[Pair, Pair]
     dilation: Pair
     groups: int
-    inputs: tuple[int, int, int]  # H, W, C
+    inputs: tuple[int, int, int]
     kernel: tuple[int, int, int, int]
     precision: Any
+    platform: str
 
     def output(self) -> Pair:
         """Height and width of the output."""
