@@ -111,10 +111,10 @@ def ccl(
         context = cross_features(state, batch, graph) if lambda_m > 0 or lambda_d > 0 else ({}, {})
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, gossip_rounds, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
-        heard = exchange.along_edges(graph)
-        metrics = {**terms, "messages": {"weights": gossip_rounds * heard}}
+        received = exchange.along_edges(graph)
+        metrics = {**terms, "messages": {"weights": gossip_rounds * received}}
         if lambda_d > 0:
-            metrics["messages"]["features"] = heard
+            metrics["messages"]["features"] = received
         return apply_gradients(state, gradients, stats), metrics
 
     def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
@@ -140,7 +140,7 @@ def ccl(
         def turn(t: Array) -> tuple[PyTree, PyTree]:
             who, taken = neighbours.positions[:, t], neighbours.valid[:, t]
             found = over_clients(features)(take_rows(models, who), batch.inputs)
-            if batch.presence is not None:  # who diverges is heard by nobody
+            if batch.presence is not None:  # nobody receives from a client that diverges
                 taken &= exchange.all_finite(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}

@@ -12,16 +12,16 @@ graph, z_i(0) = s_i^prev = s_i(θ_i(0)). After every step Σ_i z_i(x) = Σ_i s_i
 Architectures may differ. A client with a label set has decisions 0 outside it; all else stays as it is,
 so the mass that z_i has outside draws s_i to all of its own classes alike.
 
-With a compression Q, neighbours keep a common copy ẑ_j of what j has told so far, and j tells
+With a compression Q, neighbours keep a common copy ẑ_j of what j has sent so far, and j sends
 only what it lacks, so that the error of one message goes into the next (error feedback, as in
 Koloskova et al., ICML 2019):
 
     ẑ_j(x) ← ẑ_j(x) + Q(z_j(x) − ẑ_j(x)),   Σ_j W[i,j] z_j(x) above → z_i(x) + Σ_j W[i,j] ẑ_j(x) − ẑ_i(x)
 
-The sums over clients stay as they are. The copies suppose that all neighbours have heard all
-messages: on a graph over time, that new ones are told the copy for nothing.
+The sums over clients stay as they are. The copies suppose that all neighbours have received all
+messages: on a graph over time, that new ones get the copy for nothing.
 
-Decisions, estimates and the pull are of evaluation mode: what s_i is compared with is what it said.
+Decisions, estimates and the pull are of evaluation mode: s_i is compared with what it sent.
 
 A client that is away keeps z_i and s_i^prev, so that the sums agree without it too; one that never
 comes back still counts with its last decisions.
@@ -45,7 +45,7 @@ from mhd_jax.data.dataset import take
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.topology.mixing import metropolis_hastings
-from mhd_jax.training.groups import apply_gradients, init_state, predict, shapes_said
+from mhd_jax.training.groups import apply_gradients, init_state, output_shapes, predict
 from mhd_jax.training.passes import private_and_public
 
 _AT_ONCE = 500  # reference samples in one pass at the start
@@ -74,9 +74,9 @@ def distributed_distillation(
     def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)
         first = _decisions_on_reference_set(state, clients)
-        extra = {"estimates": first, "said": first}
+        extra = {"estimates": first, "previous_decisions": first}
         if compression != "none":
-            extra["heard"] = jnp.zeros_like(first)
+            extra["neighbour_copies"] = jnp.zeros_like(first)
         return dataclasses.replace(state, extra=extra)
 
     def pull(outputs: Outputs, estimate: Array) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def distributed_distillation(
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         outputs, gradients_from = private_and_public(state, batch, label_smoothing, evaluates=True)
         rows = batch.public_indices
-        estimates, said = state.extra["estimates"], state.extra["said"]
+        estimates, previous = state.extra["estimates"], state.extra["previous_decisions"]
         here = estimates[:, rows]
         at_outputs, terms = over_clients(jax.grad(pull, has_aux=True))(outputs, here)
         gradients, stats, losses = gradients_from(at_outputs)
@@ -96,20 +96,20 @@ def distributed_distillation(
 
         now = _decisions(state, batch)
         if batch.presence is not None:  # who does not train, or diverges, has not changed its mind
-            heard_from = batch.presence.trains & exchange.all_finite(now)
-            now = where_rows(heard_from, now, said[:, rows])
+            received_from = batch.presence.trains & exchange.all_finite(now)
+            now = where_rows(received_from, now, previous[:, rows])
         weights = metropolis_hastings(graph)
         extra = dict(state.extra)
         if compression == "none":
             tracked = exchange.average_neighbours(here, weights)
         else:
-            before = extra["heard"][:, rows]
-            heard = before + coded.arrived(here - before)
-            tracked = here + exchange.average_neighbours(heard, weights) - heard
-            extra["heard"] = extra["heard"].at[:, rows].set(heard)
-        change = now - said[:, rows]
+            before = extra["neighbour_copies"][:, rows]
+            copies = before + coded.arrived(here - before)
+            tracked = here + exchange.average_neighbours(copies, weights) - copies
+            extra["neighbour_copies"] = extra["neighbour_copies"].at[:, rows].set(copies)
+        change = now - previous[:, rows]
         extra["estimates"] = estimates.at[:, rows].set(tracked + change)
-        extra["said"] = said.at[:, rows].set(now)
+        extra["previous_decisions"] = previous.at[:, rows].set(now)
         metrics = {
             "loss": losses + rho * terms,
             "private_loss": losses,
@@ -119,8 +119,8 @@ def distributed_distillation(
         return dataclasses.replace(state, extra=extra), metrics
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        said = shapes_said(group, batch)
-        return {"predictions": {"soft decisions": jax.eval_shape(coded.encode, said.logits)}}
+        outputs = output_shapes(group, batch)
+        return {"predictions": {"soft decisions": jax.eval_shape(coded.encode, outputs.logits)}}
 
     return Algorithm(
         init=init,
@@ -132,7 +132,7 @@ def distributed_distillation(
         remembers_public=True,
         needs_everyone=""
         if compression == "none"
-        else "with compression all neighbours must have heard all messages; choose "
+        else "with compression all neighbours must have received all messages; choose "
         "compression='none'",
     )
 

@@ -8,7 +8,7 @@ into a consensus z̃(x) = mean_j z_j(x). Then every client
 
 The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
 the public samples that each digest step draws. Consensus and digest are of evaluation mode. Clients
-without private data have no say, nor have those that cannot be reached at a digest step, or whose
+without private data do not take part in it, nor do those that cannot be reached at a digest step, or whose
 logits are not finite. A server averages, so the graph plays no part; architectures may differ. Where
 clients have label sets, the mean of a class's logits is over those who know it, and each learns its
 own classes'.
@@ -49,9 +49,9 @@ from mhd_jax.training.groups import (
     apply_gradients,
     forward,
     init_state,
+    output_shapes,
     predict,
     private_gradients,
-    shapes_said,
 )
 from mhd_jax.training.losses import absolute_difference, distillation
 
@@ -98,7 +98,7 @@ def fedmd(
         start = {"params": all_params(state), "stats": all_stats(state)}
         extra = {"start": start, "speaks": speaks}
         if clients.adversaries:
-            logits = shapes_said(state.groups[0], sample_batch).logits
+            logits = output_shapes(state.groups[0], sample_batch).logits
             extra["adversaries"] = adversaries.start(clients, logits)
         return dataclasses.replace(state, extra=extra)
 
@@ -113,11 +113,11 @@ def fedmd(
         state = dataclasses.replace(state, extra=extra)
         has_data = extra["speaks"] > 0
         digests = phase < digest_steps
-        gradients, stats, losses, finite, liars = jax.lax.cond(
+        gradients, stats, losses, finite, adversary = jax.lax.cond(
             digests, lambda: digest(state, batch), lambda: revisit(state, batch)
         )
-        if liars is not None:
-            state = dataclasses.replace(state, extra={**extra, "adversaries": liars})
+        if adversary is not None:
+            state = dataclasses.replace(state, extra={**extra, "adversaries": adversary})
         speaks, each = has_data, jnp.int32(2)  # up and down
         if batch.presence is not None:
             each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
@@ -136,16 +136,16 @@ def fedmd(
     def digest(state: State, batch: Batch) -> tuple[PyTree, ...]:
         """Gradients towards the consensus, statistics as they are, the losses [K], whose logits are
         finite [K], and the adversaries afterwards."""
-        start, liars = state.extra["start"], state.extra.get("adversaries")
-        said, _ = forward(
+        start, adversary = state.extra["start"], state.extra.get("adversaries")
+        outputs, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        told = said.logits
-        if liars is not None:
+        logits = outputs.logits
+        if adversary is not None:
             reachable = None if batch.presence is None else batch.presence.reachable
-            told, liars = liars.sent(told), liars.after(told, reachable)
+            logits, adversary = adversary.sent(logits), adversary.after(logits, reachable)
         consensus, says, finite, sets = consensus_of(
-            told[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
+            logits[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
         )
 
         def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
@@ -163,33 +163,35 @@ def fedmd(
             return each.sum(), each  # each depends on its own client's parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
-        return gradients, all_stats(state), losses, finite, liars
+        return gradients, all_stats(state), losses, finite, adversary
 
     def consensus_of(
         logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
     ) -> tuple[Array, Array, Array, Array | None]:
-        """z̃ [P, C] as it comes back, from what clients say [K, P, C]; who had a say and who is finite [K].
+        """z̃ [P, C] as it comes back, from the clients' logits [K, P, C]; who contributes and who is finite [K].
 
-        And which of a client's classes it is about, bool [K, C]: those that one who had a say knows.
+        And which of a client's classes it is about, bool [K, C]: those that a contributor knows.
         """
-        heard = coded.arrived(logits, label_set=None if label_sets is None else label_sets[:, None])
-        finite = exchange.all_finite(heard)
+        received = coded.arrived(
+            logits, label_set=None if label_sets is None else label_sets[:, None]
+        )
+        finite = exchange.all_finite(received)
         speaks *= finite if presence is None else finite & presence.reachable
-        heard = where_rows(speaks > 0, heard, jnp.zeros_like(heard))
+        received = where_rows(speaks > 0, received, jnp.zeros_like(received))
         if label_sets is None:
             weights = speaks / jnp.maximum(speaks.sum(), 1)
-            consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, heard))
+            consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, received))
             return consensus, speaks, finite, None
         say = speaks[:, None] * label_sets  # [K, C]
         voices = say.sum(axis=0)
-        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), heard)
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), received)
         known = voices > 0
         consensus = coded.arrived(masked(mean, known), label_set=known)
         return consensus, speaks, finite, label_sets & known
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        said = shapes_said(group, batch)
-        return {"predictions": {"logits": jax.eval_shape(coded.encode, said.logits)}}
+        outputs = output_shapes(group, batch)
+        return {"predictions": {"logits": jax.eval_shape(coded.encode, outputs.logits)}}
 
     return Algorithm(
         init=init,

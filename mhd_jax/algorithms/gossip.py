@@ -76,7 +76,7 @@ def dsgd(
       mixing: "uniform" (1 / (degree + 1)) or "metropolis_hastings".
       gossip_rounds: how often neighbours average in a step; each time is a message.
       push_sum: whether to average by push-sum, for directed graphs: each client shares equally among
-        itself and those who hear it, and `mixing` plays no part. What goes out must be able to come
+        itself and those who receive from it, and `mixing` plays no part. What goes out must be able to come
         back: the graph is strongly connected.
       label_smoothing: of the private cross-entropy, in [0, 1); the paper's is 0.
     """

@@ -11,7 +11,7 @@ S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns
 rank k−1, so knowledge travels one hop further with every rank, while the main head, which
 sees private labels only, stays sharp on the client's own data.
 
-A client with a label set (`mhd_jax.core.label_sets`) learns what q says inside it, as it stands. A
+A client with a label set (`mhd_jax.core.label_sets`) learns q's prediction inside it, as it stands. A
 candidate is as confident as it is among its own classes: one of a single class is certain.
 
 A client without private labels learns its main head as head 1 is learned, from its teachers' main
@@ -19,13 +19,13 @@ heads (its own is no candidate: it would learn nothing from itself).
 
 Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
 steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
-stays at home. Who distils from whom is the graph's to say, inside ensembles as between them. Where
+stays at home. The graph says who distils from whom, inside ensembles as between them. Where
 clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
 
 With a pool (N_P > 0) S_i is drawn from checkpoints of neighbours, see `mhd_jax.exchange.teacher_pools`.
 
-Targets, a client's own among them, are what clients say in evaluation mode, fresh or from a pool; the
-student learns with what it says in training mode.
+Targets, a client's own among them, are outputs in evaluation mode, fresh or from a pool; the
+student learns with its outputs in training mode.
 
 Left open by the paper and chosen here: the own head is among the candidates
 (`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
@@ -78,8 +78,8 @@ from mhd_jax.training.groups import (
     forward,
     forward_teachers,
     init_state,
+    output_shapes,
     predict,
-    shapes_said,
     start_optimizers,
 )
 from mhd_jax.training.losses import distillation, embedding_distance
@@ -229,7 +229,7 @@ def mhd(
         state = start_optimizers(state)
         if clients.adversaries:
             _require_no_replay(clients, num_snapshots)
-            logits = shapes_said(state.groups[0], sample_batch).logits
+            logits = output_shapes(state.groups[0], sample_batch).logits
             extra["adversaries"] = adversaries.start(clients, logits)
         if pool_size > 0:
             state, extra["pool"] = teacher_pools.start(state, pool_size)
@@ -272,7 +272,7 @@ def mhd(
     def public_loss(
         own: Outputs,
         mapped: Array | None,
-        told: Outputs,
+        evaluated_outputs: Outputs,
         taught: Outputs,
         valid: Array,
         key: Array,
@@ -281,15 +281,15 @@ def mhd(
     ) -> tuple[Array, Metrics]:
         """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
 
-        `told` are its own outputs as those of teachers are, of evaluation mode. `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
+        `evaluated_outputs` are its own outputs as those of teachers are, of evaluation mode. `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
         """
         if taught.embeddings is not None:
             width = taught.embeddings.shape[-1]
-            own, told = (
+            own, evaluated_outputs = (
                 dataclasses.replace(one, embeddings=one.embeddings[..., :width])  # type: ignore[index]
-                for one in (own, told)
+                for one in (own, evaluated_outputs)
             )
-        constant = jax.lax.stop_gradient(told)
+        constant = jax.lax.stop_gradient(evaluated_outputs)
         loss, terms = jnp.zeros(()), {}
         diagnostics = {
             "agreement": edges.agreement(constant, taught, valid),
@@ -315,27 +315,36 @@ def mhd(
         return loss, {"public_loss": loss, **terms, "diagnostics": diagnostics}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        said, gradients_from = private_and_public(
+        outputs, gradients_from = private_and_public(
             state, batch, label_smoothing, public_updates_stats=public_updates_stats
         )
-        told = evaluated(state, batch, said)
+        evaluated_outputs = evaluated(state, batch, outputs)
         travel = everywhere if batch.public_is_shared else _stay
-        heard = arrived(state, as_sent(state, told), travel, state.label_sets)
-        finite = exchange.all_finite(heard)
-        state, teachers, taught = taught_by_some(state, batch, graph, heard, finite)
+        received = arrived(state, as_sent(state, evaluated_outputs), travel, state.label_sets)
+        finite = exchange.all_finite(received)
+        state, teachers, taught = taught_by_some(state, batch, graph, received, finite)
         understood = teachers.valid & are_finite(taught, batch)
-        mapped, gradients_through = mapped_embeddings(state, said, teachers, gradients_from)
+        mapped, gradients_through = mapped_embeddings(state, outputs, teachers, gradients_from)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         unlabelled = state.extra.get("unlabelled")
         # Teachers are constants: each client's gradient starts at its own outputs.
         gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
         at_outputs, terms = over_clients(gradient)(
-            said, mapped, told, taught, understood, keys, unlabelled, state.label_sets
+            outputs,
+            mapped,
+            evaluated_outputs,
+            taught,
+            understood,
+            keys,
+            unlabelled,
+            state.label_sets,
         )
         gradients, stats, private_losses = gradients_through(*at_outputs)
-        state = apply_gradients(remembered(state, told, batch.presence), gradients, stats)
+        state = apply_gradients(
+            remembered(state, evaluated_outputs, batch.presence), gradients, stats
+        )
         state, weights = averaged_in_ensembles(state, batch.presence)
-        not_heard = ((graph > 0) & ~finite).sum(axis=1)
+        not_received = ((graph > 0) & ~finite).sum(axis=1)
         seen = terms.pop("diagnostics")
         if state.num_clients < 2 * edges.MOST_CLIENTS:  # some of whom may only fill devices
             terms["diagnostics"] = by_client(seen, teachers)
@@ -344,7 +353,7 @@ def mhd(
             "private_loss": private_losses,
             "loss": private_losses + terms["public_loss"],
             "messages": {"predictions": exchange.from_teachers(teachers), **weights},
-            "non_finite": not_heard + (teachers.valid & ~understood).sum(axis=1),
+            "non_finite": not_received + (teachers.valid & ~understood).sum(axis=1),
         }
 
     def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
@@ -354,25 +363,25 @@ def mhd(
             found[name] = edges.by_client(seen[name], teachers, own_included)
         return found
 
-    def as_sent(state: State, said: Outputs, senders: Array | None = None) -> Outputs:
+    def as_sent(state: State, outputs: Outputs, senders: Array | None = None) -> Outputs:
         """Outputs [K, …] as clients send them, true or not; or those [K, T, …] of `senders` [K, T]."""
-        liars = state.extra.get("adversaries")
-        if liars is None:
-            return said
-        return dataclasses.replace(said, logits=liars.sent(said.logits, senders))
+        adversary = state.extra.get("adversaries")
+        if adversary is None:
+            return outputs
+        return dataclasses.replace(outputs, logits=adversary.sent(outputs.logits, senders))
 
-    def remembered(state: State, said: Outputs, presence: Presence | None) -> State:
-        """The state, once this has been said to those who could hear it."""
+    def remembered(state: State, outputs: Outputs, presence: Presence | None) -> State:
+        """The state, once these outputs have been sent to those who could be reached."""
         if "adversaries" not in state.extra:
             return state
         reachable = None if presence is None else presence.reachable
-        liars = state.extra["adversaries"].after(said.logits, reachable)
-        return dataclasses.replace(state, extra={**state.extra, "adversaries": liars})
+        adversary = state.extra["adversaries"].after(outputs.logits, reachable)
+        return dataclasses.replace(state, extra={**state.extra, "adversaries": adversary})
 
     def taught_by_some(
-        state: State, batch: Batch, graph: Array, heard: Outputs, available: Array
+        state: State, batch: Batch, graph: Array, received: Outputs, available: Array
     ) -> tuple[State, Teachers, Outputs]:
-        """S_i and what it says about i's public samples, [K, T, P, …], and the state with what it keeps."""
+        """S_i and its outputs on i's public samples, [K, T, P, …], and the state with what it keeps."""
         if pool_size > 0:
             return from_pools(state, batch, graph, available)
         teachers = exchange.draw_teachers(state, graph, available, num_targets)
@@ -385,16 +394,20 @@ def mhd(
             outputs = forward_teachers(state, params, stats, teachers.positions, inputs)
             return state, teachers, arrived_by_student(state, outputs, teachers)
         if teacher_delay > 0:
-            told, _ = forward(state, params, stats, batch.public_inputs, shared_inputs=True)
-            heard = arrived(state, as_sent(state, told), everywhere, state.label_sets)
-        return state, teachers, exchange.gather(heard, teachers.positions)
+            evaluated_outputs, _ = forward(
+                state, params, stats, batch.public_inputs, shared_inputs=True
+            )
+            received = arrived(
+                state, as_sent(state, evaluated_outputs), everywhere, state.label_sets
+            )
+        return state, teachers, exchange.gather(received, teachers.positions)
 
     def from_pools(
         state: State, batch: Batch, graph: Array, available: Array
     ) -> tuple[State, Teachers, Outputs]:
         """The same with S_i from i's pool."""
         there = jnp.ones(state.num_clients, bool)
-        if batch.presence is not None:  # who is away hears nobody, not even from its pool
+        if batch.presence is not None:  # who is away receives nothing, not even from its pool
             there = batch.presence.trains & batch.presence.reachable
         neighbours = exchange.draw_teachers(state, graph, available, "all")
         state, pool = teacher_pools.renewed(
@@ -403,7 +416,7 @@ def mhd(
         state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
         teachers, slots = teacher_pools.draw(state, pool, there, num_targets)
         shared = batch.public_is_shared
-        outputs = teacher_pools.said(
+        outputs = teacher_pools.outputs(
             state, teachers, slots, batch.public_inputs, shared_inputs=shared
         )
         return state, teachers, arrived_by_student(state, outputs, teachers)
@@ -416,31 +429,31 @@ def mhd(
     def are_finite(taught: Outputs, batch: Batch) -> Array | bool:
         """Which messages are finite, [K, T], of those whose senders are on their own samples."""
         if batch.public_is_shared and num_snapshots == 0:
-            return True  # these are what they said about their own samples
+            return True  # these are outputs on their own samples
         return exchange.all_finite(taught, axes=2)
 
     def mapped_embeddings(
-        state: State, said: Outputs, teachers: Teachers, gradients_from: PullBack
+        state: State, outputs: Outputs, teachers: Teachers, gradients_from: PullBack
     ) -> tuple[Array | None, Callable[..., Any]]:
         """Embeddings in the teachers' widths, [K, T, P, D], where clients map them; and the way back.
 
-        That is a function of a loss's gradients at what was said and at these embeddings, which
+        That is a function of a loss's gradients at the outputs and at these embeddings, which
         returns what `gradients_from` does, the maps' gradients included.
         """
         if not is_mapped(state):
-            return None, lambda at_said, _: gradients_from(at_said)
+            return None, lambda at_outputs, _: gradients_from(at_outputs)
         mapped, pull_back = jax.vjp(
             lambda maps, embeddings: projection.towards(
                 state, maps, embeddings, teachers.positions
             ),
             projection.projections(state),
-            said.embeddings,
+            outputs.embeddings,
         )
 
-        def back(at_said: Outputs, at_mapped: Array) -> Any:
+        def back(at_outputs: Outputs, at_mapped: Array) -> Any:
             of_maps, at_embeddings = pull_back(at_mapped)
             gradients, stats, losses = gradients_from(
-                dataclasses.replace(at_said, embeddings=at_said.embeddings + at_embeddings)
+                dataclasses.replace(at_outputs, embeddings=at_outputs.embeddings + at_embeddings)
             )
             gradients = tuple(
                 {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
@@ -463,18 +476,18 @@ def mhd(
         state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
         return state, {"weights": jnp.where(averages, weighed, 0)}
 
-    def taught_parts(state: State, said: Outputs) -> dict[str, tuple[Compression, Array]]:
-        """What a teacher tells of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
-        parts = {"logits": (coded, said.logits[..., :num_taught, :])}
+    def taught_parts(state: State, outputs: Outputs) -> dict[str, tuple[Compression, Array]]:
+        """What a teacher sends of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
+        parts = {"logits": (coded, outputs.logits[..., :num_taught, :])}
         if nu_emb > 0:
-            embeddings: Array = said.embeddings  # type: ignore[assignment]
+            embeddings: Array = outputs.embeddings  # type: ignore[assignment]
             if embedding_projection == "shared_width":
                 embeddings = embeddings[..., : projection.widths(state).min()]
             parts["embeddings"] = (coded.for_numbers, embeddings)
         return parts
 
     def arrived(
-        state: State, said: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
+        state: State, outputs: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
     ) -> Outputs:
         """What students have of it, from teachers with label sets [..., C].
 
@@ -483,16 +496,16 @@ def mhd(
         known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         parts = {
             name: how.arrived(values, travel, known.get(name))
-            for name, (how, values) in taught_parts(state, said).items()
+            for name, (how, values) in taught_parts(state, outputs).items()
         }
         return Outputs(parts["logits"], parts.get("embeddings"))
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        def sent(said: Outputs) -> dict[str, PyTree]:
-            parts = taught_parts(state, said)
+        def sent(outputs: Outputs) -> dict[str, PyTree]:
+            parts = taught_parts(state, outputs)
             return {name: how.encode(values) for name, (how, values) in parts.items()}
 
-        crossing = jax.eval_shape(sent, shapes_said(group, batch))
+        crossing = jax.eval_shape(sent, output_shapes(group, batch))
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
         if ensembles is None:
@@ -568,7 +581,7 @@ def _require_no_replay(clients: Participants, num_snapshots: int) -> None:
     replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
     require(
         num_snapshots == 0 or not replaying,
-        f"client {', '.join(map(str, replaying))} replays what it said at the step before, but with "
+        f"client {', '.join(map(str, replaying))} replays what it sent at the step before, but with "
         "pool_size or teacher_delay snapshots of it speak; choose another kind of adversary, or "
         "leave these out.",
     )

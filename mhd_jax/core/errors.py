@@ -25,6 +25,6 @@ class StorageError(RuntimeError):
 
 def in_a_line(error: BaseException, most: int = 200) -> str:
     """An exception of someone else's: its class and the first line of what it says, cut where long."""
-    said = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {said[0].strip()}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"

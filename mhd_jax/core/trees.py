@@ -26,17 +26,17 @@ def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
     return jax.tree.map(choose, ones, others)
 
 
-def all_finite(said: PyTree, axes: int = 1) -> Array:
-    """Whose outputs, or which messages, are all finite: nobody learns from the others.
+def all_finite(tree: PyTree, axes: int = 1) -> Array:
+    """Whose outputs, or which messages, are all finite; nobody learns from the others.
 
     Args:
-      said: outputs of clients, arrays [K, ...], or messages, arrays [K, T, ...].
+      tree: outputs of clients, arrays [K, ...], or messages, arrays [K, T, ...].
       axes: how many of the leading axes tell them apart: 1 or 2.
 
     Returns:
       bool [K] or [K, T].
     """
-    finite = [jnp.isfinite(a).all(axis=range(axes, a.ndim)) for a in jax.tree.leaves(said)]
+    finite = [jnp.isfinite(a).all(axis=range(axes, a.ndim)) for a in jax.tree.leaves(tree)]
     return jnp.stack(finite).all(axis=0)
 
 

@@ -21,9 +21,9 @@ Metrics = dict[str, Any]  # arrays, and counts of messages by kind
 
 @struct.dataclass
 class Outputs:
-    """What a client says about N samples: `logits` [N, H, C] and `embeddings` [N, D].
+    """A client's outputs on N samples: `logits` [N, H, C] and `embeddings` [N, D].
 
-    Where clients of unequal embedding width speak together, D is the largest, and narrower
+    For clients of unequal embedding width together, D is the largest, and narrower
     embeddings end in zeros. `embeddings` is None where they are not sent.
     """
 
@@ -107,11 +107,11 @@ class Participants(Protocol):
 
 @struct.dataclass
 class Presence:
-    """Who is there in one step.
+    """Which clients train, and which can be reached, in one step.
 
     Attributes:
       trains: who takes the step, bool [K]; the others stay as they are.
-      reachable: who can be heard from, with the parameters that it has, bool [K].
+      reachable: whose messages can be received, made with the parameters that it has, bool [K].
     """
 
     trains: jax.Array
@@ -120,7 +120,7 @@ class Presence:
 
 @struct.dataclass
 class Batch:
-    """What all clients see in one step.
+    """The samples that all clients see in one step.
 
     Attributes:
       inputs: private samples, a pytree of arrays [K, B, ...].
@@ -130,7 +130,7 @@ class Batch:
         [K, P, ...] when each client draws its own.
       public_indices: positions of the public samples in the public set, int32
         [P] or [K, P].
-      presence: who is there; None in a run in which all are, at every step.
+      presence: which clients train and can be reached; None where all do at every step.
     """
 
     inputs: PyTree
@@ -217,7 +217,7 @@ class Algorithm:
         "independent" when each draws its own, None when it needs no public set.
       undirected: whether it averages over the graph, whose edges must then go both ways.
       strongly_connected: whether what goes out over the edges must be able to come back, by some
-        way: clients that send and never hear back lose their weight.
+        way: clients that send and never receive lose their weight.
       consensus: `state -> weights [K]`, where a mean of the clients' parameters, by such weights,
         is a model of its own, which is evaluated at the end beside the clients'; None where not.
       remembers_public: whether it keeps something about each public sample, which must then
@@ -227,7 +227,7 @@ class Algorithm:
         `mhd_jax.exchange.adversaries`, or there are none.
       pooled: whether one client holds all private data (the upper bound).
       nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.training.optim.SGD` then takes
-        where it is not told.
+        where `nesterov` is not given.
       needs_everyone: why it has no sound meaning where clients or links are missing; empty where
         it has one.
       name: filled in by the factory that made it.

@@ -1,4 +1,4 @@
-"""Pretext tasks: what a client without labels makes its private images tell it.
+"""Pretext tasks: what a client without labels learns from its private images.
 
 Each is a classification whose labels come from the images themselves. The client's own head for
 it sits on the embedding beside the others, and nobody else has it: what the task teaches crosses
@@ -45,8 +45,8 @@ class Pretext(Protocol):
     def samples(self, key: Array, images: Array) -> tuple[Array, Array]:
         """Images [B, h, w, c] as models see them -> others [views·B, h, w, c] and labels, int32."""
 
-    def logits(self, said: Array) -> Array:
-        """What the head says of all images of a batch [N, …] -> a logit for each label [N, …]."""
+    def logits(self, outputs: Array) -> Array:
+        """The head's outputs on all images of a batch [N, …] -> a logit for each label [N, …]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Rotation:
         turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
         return turned[turns, jnp.arange(len(images))], turns
 
-    def logits(self, said: Array) -> Array:
+    def logits(self, outputs: Array) -> Array:
         """The head's output [B, 4]."""
-        return said
+        return outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +118,10 @@ class SimCLR:
         views = jax.vmap(lambda key, image: self.transform(key, image, PLAIN))(keys, twice)
         return views, jnp.roll(jnp.arange(len(twice)), len(images))
 
-    def logits(self, said: Array) -> Array:
+    def logits(self, outputs: Array) -> Array:
         """z_i·z_j / τ [2B, 2B] of projections [2B, width]; an image is not its own other view."""
-        similarities = said @ said.T / self.temperature
-        return jnp.where(jnp.eye(len(said), dtype=bool), -jnp.inf, similarities)
+        similarities = outputs @ outputs.T / self.temperature
+        return jnp.where(jnp.eye(len(outputs), dtype=bool), -jnp.inf, similarities)
 
 
 class _Projection(nn.Module):

@@ -1,4 +1,4 @@
-"""Clients that misbehave: what they say to others is false, and their own training goes on.
+"""Clients that misbehave: what they send to others is false, and their own training goes on.
 
 They falsify predictions, those of their snapshots too; embeddings, and parameters that ensembles
 average, stay as they are. Receivers of whom a label set is known leave out what is false outside it.
@@ -8,7 +8,7 @@ Who falsifies what is data, not program: one `where` over the client axis for ea
 - "constant": the first class, confidently, whatever the sample.
 - "uniform": all classes alike.
 - "label_flip": the class behind the one that it predicts, confidently. All who do so agree.
-- "replay": what it said at the step before (at which it could be heard), about other samples.
+- "replay": what it sent at the step before (at which it could be reached), about other samples.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Adversaries:
         return _falsified(kinds, logits, earlier)
 
     def after(self, logits: Array, reachable: Array | None = None) -> Adversaries:
-        """The same, once those who are `reachable`, bool [K], or all, have said logits [K, P, H, C]."""
+        """The same, once those who are `reachable`, bool [K], or all, have sent logits [K, P, H, C]."""
         if self.earlier is None:
             return self
         if reachable is not None:
@@ -85,18 +85,18 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
     return {int(client): given[client] for client in sorted(given)}
 
 
-def start(clients: Participants, said: Any) -> Adversaries:
-    """The adversaries of `mhd_jax.clients.Clients`, before anything was said.
+def start(clients: Participants, logits: Any) -> Adversaries:
+    """The adversaries of `mhd_jax.clients.Clients`, before anything was sent.
 
     Args:
       clients: who takes part.
-      said: shape and type of one client's logits, [P, H, C].
+      logits: shape and type of one client's logits, [P, H, C].
     """
     kinds = np.full(clients.num_clients, _HONEST, np.int32)
     for client, kind in clients.adversaries.items():
         kinds[client] = KINDS.index(kind)
     replays = "replay" in clients.adversaries.values()
-    earlier = jnp.zeros((clients.num_clients, *said.shape), said.dtype) if replays else None
+    earlier = jnp.zeros((clients.num_clients, *logits.shape), logits.dtype) if replays else None
     return Adversaries(jnp.asarray(kinds), earlier)
 
 

@@ -13,7 +13,7 @@ from mhd_jax.core.types import Outputs
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.exchange.teachers import Teachers
 
-MOST_CLIENTS = 64  # of a run whose edges are told one by one
+MOST_CLIENTS = 64  # of a run whose edges are reported one by one
 
 
 def followed(targets: Array, candidates: Candidates) -> Array:

@@ -68,7 +68,7 @@ def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) 
 
     A weight is the share of the batch of which the candidate is less sure (equally sure: half),
     raised to `power`. Nobody can be surer than usual of everything, so that a candidate which is
-    always sure has little to say.
+    always sure tells little.
     """
     del key
     confidence = jax.nn.softmax(candidates.logits).max(axis=-1)  # [N, P, R]
@@ -81,10 +81,10 @@ def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) 
 def agreement(key: Array, candidates: Candidates) -> Array:
     """The mean weighted by agreement: a candidate's mean inner product with the others' probabilities."""
     del key
-    said = jnp.where(candidates.valid[:, None, None, None], candidates.probabilities, 0)
-    others = said.sum(axis=0) - said
+    votes = jnp.where(candidates.valid[:, None, None, None], candidates.probabilities, 0)
+    others = votes.sum(axis=0) - votes
     # A candidate without others agrees with nobody, but is all there is.
-    agreed = (said * others).sum(axis=-1) + jnp.finfo(said.dtype).tiny
+    agreed = (votes * others).sum(axis=-1) + jnp.finfo(votes.dtype).tiny
     return _weighted_mean(candidates, agreed)
 
 

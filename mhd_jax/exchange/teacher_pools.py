@@ -55,8 +55,8 @@ def renewed(
     Args:
       state: of the step.
       pool: whose checkpoint each slot holds, int32 [K, N_P].
-      neighbours: all that each client can hear, in random order.
-      there: which clients can hear anybody, bool [K].
+      neighbours: all that each client can receive from, in random order.
+      there: which clients can receive anything, bool [K].
       every: S_P.
     """
     num_slots = pool.shape[1]
@@ -118,10 +118,10 @@ def draw(state: State, pool: Array, there: Array, num_targets: int | str) -> tup
     return Teachers(jnp.maximum(positions, 0), (scores >= 0) & there[:, None]), slots
 
 
-def said(
+def outputs(
     state: State, teachers: Teachers, slots: Array, inputs: PyTree, *, shared_inputs: bool
 ) -> Outputs:
-    """What the drawn checkpoints say about each client's public batch, in evaluation mode.
+    """Outputs of the drawn checkpoints on each client's public batch, in evaluation mode.
 
     Args:
       state: with checkpoints.
@@ -139,5 +139,5 @@ def said(
         models = [chosen(group.snapshots, slot) for group in state.groups]
         return outputs_of_models(state, who, models, inputs, shared_inputs=shared_inputs)
 
-    outputs = jax.lax.map(one_of_each, (teachers.positions.T, slots.T))
-    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outputs)
+    found = jax.lax.map(one_of_each, (teachers.positions.T, slots.T))
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), found)

@@ -96,7 +96,7 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
 def _initialised(
     model: ClientModel, key: Any, samples: PyTree, layout: str | None
 ) -> tuple[PyTree, PyTree]:
-    """Shapes of parameters and other variables; what fails by the samples' kind is told so."""
+    """Shapes of parameters and other variables; an error caused by the samples' kind says so."""
     name = backbone_name(model.backbone)
     try:
         return jax.eval_shape(model.init, key, samples)
@@ -223,8 +223,8 @@ def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:
         params, stats = model.init(key, inputs)
         return model.apply(params, stats, inputs)[0].embeddings
 
-    said = np.asarray(embeddings(jax.random.key(0)).astype(jnp.float32))
-    return bool((said >= 0).all() and np.allclose(said.sum(axis=1), 1, atol=1e-2))
+    found = np.asarray(embeddings(jax.random.key(0)).astype(jnp.float32))
+    return bool((found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=1e-2))
 
 
 def _ends_linearly(model: ClientModel, params: PyTree, stats: PyTree, samples: PyTree) -> bool:

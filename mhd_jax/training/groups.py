@@ -196,10 +196,10 @@ def local_gradients(
                 if pretext is None:
                     total, parts = loss(outputs, labels, mask, label_set, *context)
                 else:
-                    said: Any = pretext.head.apply(
+                    head_outputs: Any = pretext.head.apply(
                         {"params": params["pretext"]}, outputs.embeddings
                     )
-                    total = pretext_cross_entropy(pretext.logits(said), labels)
+                    total = pretext_cross_entropy(pretext.logits(head_outputs), labels)
                     parts = {"private_loss": total}
                 return total, (parts, updated)
 
@@ -338,8 +338,8 @@ def embedding_width(group: GroupState) -> int:
     return group.params["heads"]["kernel"].shape[2]
 
 
-def shapes_said(group: GroupState, batch: Batch) -> Outputs:
-    """Shapes of what a client of a group says about a public batch: logits [P, H, C], embeddings [P, D]."""
+def output_shapes(group: GroupState, batch: Batch) -> Outputs:
+    """Shapes of the outputs of a client of a group on a public batch: logits [P, H, C], embeddings [P, D]."""
     kernel = group.params["heads"]["kernel"]
     _, num_heads, width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]

@@ -32,7 +32,7 @@ def private_and_public(
     public_updates_stats: bool = False,
     evaluates: bool = False,
 ) -> tuple[Outputs, PullBack]:
-    """What clients say about the public batch, and the way back from there.
+    """The clients' outputs on the public batch, and the way back from there.
 
     Args:
       state, batch: of this step.
@@ -50,13 +50,13 @@ def private_and_public(
     return _apart(state, batch, label_smoothing, public_updates_stats, evaluates)
 
 
-def evaluated(state: State, batch: Batch, said: Outputs) -> Outputs:
-    """What clients say about the public batch in evaluation mode, as teachers: `Outputs` [K, P, …].
+def evaluated(state: State, batch: Batch, public_outputs: Outputs) -> Outputs:
+    """The clients' outputs on the public batch in evaluation mode, as teachers': `Outputs` [K, P, …].
 
-    `said` is what they say in training mode, which for most models is the same.
+    `public_outputs` are those of training mode, which for most models are the same.
     """
     if not _has_modes(state, batch):
-        return said
+        return public_outputs
     shared = batch.public_is_shared
     inputs = batch.public_inputs
     return forward(state, all_params(state), all_stats(state), inputs, shared_inputs=shared)[0]
@@ -92,19 +92,19 @@ def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Output
         lambda params: forward(state, params, all_stats(state), inputs, train=Purpose.DROPOUT)[0],
         all_params(state),
     )
-    said = jax.tree.map(lambda a: a[:, num_private:], outputs)
+    public_outputs = jax.tree.map(lambda a: a[:, num_private:], outputs)
     loss = functools.partial(_private_loss, label_smoothing=label_smoothing)
 
-    def back(at_said: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
+    def back(at_public: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
         own = jax.tree.map(lambda a: a[:, :num_private], outputs)
         losses, at_own = over_clients(jax.value_and_grad(loss))(
             own, batch.labels, batch.mask, state.label_sets
         )
-        at_outputs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), at_own, at_said)
+        at_outputs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), at_own, at_public)
         (gradients,) = pull_back(at_outputs)
         return gradients, all_stats(state), losses
 
-    return said, back
+    return public_outputs, back
 
 
 def _apart(
@@ -126,14 +126,16 @@ def _apart(
             shared_inputs=batch.public_is_shared,
         )
 
-    said, pull_back, public_stats = jax.vjp(on_public_samples, all_params(state), has_aux=True)
+    public_outputs, pull_back, public_stats = jax.vjp(
+        on_public_samples, all_params(state), has_aux=True
+    )
 
-    def back(at_said: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
-        (public,) = pull_back(at_said)
+    def back(at_public: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
+        (public,) = pull_back(at_public)
         gradients = jax.tree.map(jnp.add, private, public)
         return gradients, public_stats if public_updates_stats else stats, losses
 
-    return said, back
+    return public_outputs, back
 
 
 def _private_loss(

@@ -465,10 +465,12 @@ def test_distributed_distillation_follows_the_equations(graph, rho, model, float
         for actual, expected in zip(parameters(state), x, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(state.extra["estimates"], z, atol=1e-6)
-        np.testing.assert_allclose(state.extra["said"], said, atol=1e-6)
+        np.testing.assert_allclose(state.extra["previous_decisions"], said, atol=1e-6)
         # The invariant, for every x, and whatever the minibatch was.
         np.testing.assert_allclose(
-            state.extra["estimates"].sum(axis=0), state.extra["said"].sum(axis=0), atol=1e-6
+            state.extra["estimates"].sum(axis=0),
+            state.extra["previous_decisions"].sum(axis=0),
+            atol=1e-6,
         )
 
 

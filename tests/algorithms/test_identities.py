@@ -298,7 +298,7 @@ def test_unlike_architectures_share_predictions(name):
     assert [group.params["heads"]["kernel"].shape[2] for group in together.groups] == [5, 3]
     assert algorithm.predict(together, batch.public_inputs).shape == (K, 7, 1, NUM_CLASSES)
     if name == "distributed_distillation":
-        kept, said = together.extra["estimates"], together.extra["said"]
+        kept, said = together.extra["estimates"], together.extra["previous_decisions"]
         np.testing.assert_allclose(kept.sum(axis=0), said.sum(axis=0), atol=1e-5)
 
 

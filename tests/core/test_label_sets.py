@@ -261,12 +261,14 @@ def test_soft_decisions_stay_inside_and_keep_their_sum():
     batch = dataclasses.replace(batch, public_indices=jnp.arange(4))
     graph = jnp.asarray(np.ones((K, K)) - np.eye(K))
     state = algorithm.init(jax.random.key(0), clients, batch)
-    outside = ~SETS[:, None] & np.ones_like(state.extra["said"], bool)
-    assert not np.asarray(state.extra["said"])[outside].any()
+    outside = ~SETS[:, None] & np.ones_like(state.extra["previous_decisions"], bool)
+    assert not np.asarray(state.extra["previous_decisions"])[outside].any()
     after, _ = jax.jit(algorithm.train_step)(state, batch, graph)
-    assert not np.asarray(after.extra["said"])[outside].any()
+    assert not np.asarray(after.extra["previous_decisions"])[outside].any()
     np.testing.assert_allclose(
-        after.extra["said"].sum(axis=0), after.extra["estimates"].sum(axis=0), atol=1e-5
+        after.extra["previous_decisions"].sum(axis=0),
+        after.extra["estimates"].sum(axis=0),
+        atol=1e-5,
     )
 
 

@@ -299,10 +299,10 @@ def test_estimates_agree_with_decisions_whatever_fails():
         missed = np.asarray(carry.tally.missed)
         carry = agreeing.advance(carry, 2)
         extra = carry.state.extra
-        sums = [np.asarray(extra[name]).sum(axis=0) for name in ("estimates", "said")]
+        sums = [np.asarray(extra[name]).sum(axis=0) for name in ("estimates", "previous_decisions")]
         np.testing.assert_allclose(*sums, rtol=1e-5, atol=1e-6)
         away = np.asarray(carry.tally.missed) == missed + 2
-        for name in ("estimates", "said"):
+        for name in ("estimates", "previous_decisions"):
             np.testing.assert_array_equal(np.asarray(extra[name])[away], before[name][away])
 
 

@@ -102,7 +102,7 @@ def test_error_feedback_brings_consensus_in_spite_of_rounding(name, float64):
     algorithm = mhd.algorithms.distributed_distillation(compression=name)
     state = algorithm.init(jax.random.key(0), clients, batch)
     ring = jnp.asarray(mhd.topology.ring(num_clients).at(0))
-    mean = np.asarray(state.extra["said"][:, rows].mean(axis=0))
+    mean = np.asarray(state.extra["previous_decisions"][:, rows].mean(axis=0))
     spread = []
     step = jax.jit(algorithm.train_step)
     for _ in range(40):
