@@ -10,7 +10,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.core.types import Presence
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.messages import bytes_by_type
 from tests.conftest import NUM_CLASSES, tiny_batch, tiny_clients
 

@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.engine import fit, memory
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from tests.conftest import assert_trees_close, tiny_clients
 
 

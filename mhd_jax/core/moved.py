@@ -63,7 +63,7 @@ MODULES = {
     "mhd_jax.projection": "mhd_jax.training.projection",
     "mhd_jax.random": "mhd_jax.core.random",
     "mhd_jax.report": "mhd_jax.runs.report",
-    "mhd_jax.run": "mhd_jax.engine.run",
+    "mhd_jax.run": "mhd_jax.engine.prepare",
     "mhd_jax.schedules": "mhd_jax.topology.schedules",
     "mhd_jax.together": "mhd_jax.engine.joint_runs",
     "mhd_jax.types": "mhd_jax.core.types",

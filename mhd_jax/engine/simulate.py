@@ -45,7 +45,8 @@ from mhd_jax.engine import fit
 from mhd_jax.engine.answers import Answers, portable
 from mhd_jax.engine.faults import Faults, Tally
 from mhd_jax.engine.joint_runs import Together, partition
-from mhd_jax.engine.run import Run, prepare
+from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.run import Run
 from mhd_jax.engine.steps import Carry
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange import messages as communication
