@@ -42,7 +42,7 @@ MODULES = {
     "mhd_jax.figures": "mhd_jax.runs.figures",
     "mhd_jax.files": "mhd_jax.core.files",
     "mhd_jax.fingerprint": "mhd_jax.core.digests",
-    "mhd_jax.fit": "mhd_jax.engine.fit",
+    "mhd_jax.fit": "mhd_jax.engine.memory",
     "mhd_jax.groups": "mhd_jax.training.groups",
     "mhd_jax.hops": "mhd_jax.topology.distances",
     "mhd_jax.hosts": "mhd_jax.core.multihost",

@@ -41,7 +41,7 @@ from mhd_jax.core.files import folder_here
 from mhd_jax.core.types import Algorithm, Metrics, PyTree, State
 from mhd_jax.core.validation import require_counts
 from mhd_jax.data.augmentation import Augmentation
-from mhd_jax.engine import fit
+from mhd_jax.engine import memory
 from mhd_jax.engine.answers import Answers, portable
 from mhd_jax.engine.faults import Faults, Tally
 from mhd_jax.engine.joint_runs import Together, partition
@@ -369,7 +369,7 @@ def simulate_many(
         for run in prepared
     ]
     for run in prepared:
-        fit.require_state_fits(run, saves=workdirs is not None)
+        memory.require_state_fits(run, saves=workdirs is not None)
     watch = _watchers(callbacks, progress)
     keep = _keep(prepared, keep_checkpoints, keep_best, folders)
     lanes = [
@@ -711,9 +711,9 @@ def _train(
     plan = lanes[0].plan
     started = time.perf_counter()
     if isinstance(program, Run):
-        program = lanes[0].run = fit.fitted(program)
+        program = lanes[0].run = memory.fitted(program)
     else:
-        fit.require_step_fits(program.lower(carry), lanes[0].run)
+        memory.require_step_fits(program.lower(carry), lanes[0].run)
     carry = jax.block_until_ready(program.advance(carry, 0))  # loads it, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
