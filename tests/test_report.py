@@ -16,7 +16,7 @@ import pytest
 
 import mhd_jax as mhd
 from experiments import finished
-from mhd_jax.engine.simulate import _by_class
+from mhd_jax.engine.summary import _by_class
 from mhd_jax.runs import dotted, drawing, figures, report
 from mhd_jax.runs.folder import read_run, write_json
 from tests.conftest import Linear, tiny_dataset
