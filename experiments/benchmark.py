@@ -46,7 +46,8 @@ from mhd_jax.core.client_axis import Execution, client_mesh, over_clients, under
 from mhd_jax.core.files import folder_here
 from mhd_jax.data.batching import draw_batch
 from mhd_jax.engine import memory
-from mhd_jax.engine.run import Run, prepare
+from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.run import Run
 from mhd_jax.models import ClientModel, build_backbone, resnet
 from mhd_jax.runs.records import write_json
 from mhd_jax.training.losses import private_cross_entropy

@@ -26,7 +26,7 @@ from mhd_jax.clients import Clients
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Batch, PyTree, State
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.models import ClientModel, build_backbone
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles

@@ -25,7 +25,7 @@ from experiments.benchmark import compilation, images_of_clients
 from experiments.timing import in_turn
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.core.files import folder_here, make_folder
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles
 from mhd_jax.runs.records import write_json

@@ -14,7 +14,7 @@ from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.training.optim import SGD
 
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share what was read

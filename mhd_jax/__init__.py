@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mhd_jax.core.types import Algorithm, Batch, State
     from mhd_jax.data import partition, pretext
     from mhd_jax.engine.faults import Faults
-    from mhd_jax.engine.simulate import Result, simulate, simulate_many, simulate_seeds
+    from mhd_jax.engine.result import Result
+    from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
     from mhd_jax.runs import callbacks
     from mhd_jax.runs.callbacks import Callback
     from mhd_jax.topology import Topology
@@ -51,7 +52,7 @@ _OBJECTS = {
     "Faults": "mhd_jax.engine.faults",
     "InterruptedRun": "mhd_jax.core.errors",
     "LostProcessError": "mhd_jax.core.errors",
-    "Result": "mhd_jax.engine.simulate",
+    "Result": "mhd_jax.engine.result",
     "State": "mhd_jax.core.types",
     "StorageError": "mhd_jax.core.errors",
     "Topology": "mhd_jax.topology",

@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
-from mhd_jax.engine import run as runs
+from mhd_jax.engine import prepare as preparing
 from mhd_jax.models import MODELS
 from tests.builders import ROOT
 
@@ -25,7 +25,7 @@ def run(document, number):
 @pytest.mark.parametrize("number", [0, 1])
 def test_readme(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "DEFAULT_STEPS", 500)
+    monkeypatch.setattr(preparing, "DEFAULT_STEPS", 500)
     betas = run("README.md", number)["result"].summary["beta_sh"]
     assert list(betas) == ["main", "aux_1", "aux_2", "aux_3"]
     if number == 0:

@@ -1,11 +1,10 @@
-"""A run made ready: settings checked, data on the device, every choice resolved."""
+"""`Run`: what a prepared run consists of, and what it does."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,37 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax import topology as topologies
-from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.clients import Clients
-from mhd_jax.core import modes, multihost
-from mhd_jax.core.client_axis import Execution, client_mesh
-from mhd_jax.core.digests import array_digest, program_digest, require_pure
-from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Presence, PyTree, State
-from mhd_jax.core.validation import is_number, require_counts, require_kind, require_seed
-from mhd_jax.data.augmentation import Augmentation, parse
+from mhd_jax.core import multihost
+from mhd_jax.core.client_axis import Execution
+from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.data.lazy_images import LazyImages
-from mhd_jax.engine import contract, degenerate, memory, programs
-from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
-from mhd_jax.engine.faults import ON_NONFINITE, FaultPlan, Faults, Tally, require_sound
-from mhd_jax.engine.steps import Carry, count_correct, device_data, dispatch, initial_carry
+from mhd_jax.engine import programs
+from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet
+from mhd_jax.engine.faults import FaultPlan, Tally
+from mhd_jax.engine.steps import Carry, count_correct, dispatch, initial_carry
 from mhd_jax.engine.stream import Block, Stream
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.runs.records import jsonable
 from mhd_jax.topology import distances
 from mhd_jax.topology.graphs import Topology
-from mhd_jax.topology.schedules import cycle
 from mhd_jax.training import groups, optim
 from mhd_jax.training.metrics import beta_priv, beta_sh, head_names
-
-DEFAULT_STEPS = 2000
-COMPUTE_DTYPES = ("float32", "bfloat16")
-DATA_PLACEMENTS = ("auto", "device", "host")
-_MOST_FOR_DATA = 0.4  # of the device's memory
-_FEW_CLIENTS = 64  # for whom all others have a place as neighbours
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -282,7 +267,7 @@ class Run:
     def senders(self) -> dict[tuple[int, ...], Messages]:
         """Shapes of what a message of each kind consists of, by the clients that send such."""
         state = self.carry.state
-        batch = _batch_shapes(self.carry, self.data, self.spec)
+        batch = batch_shapes(self.carry, self.data, self.spec)
         return {
             tuple(i for i in group.members if i < self.num_active): self.algorithm.message(
                 state, batch, group
@@ -291,7 +276,7 @@ class Run:
         }
 
 
-def _batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:
+def batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:
     """Shapes of the batch of a step."""
     state, draw = carry.state, functools.partial(draw_batch, spec=spec)
     batch = jax.eval_shape(draw, data, state.key, state.client_ids, state.step)
@@ -301,373 +286,9 @@ def _batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Ba
     return dataclasses.replace(batch, presence=Presence(there, there))
 
 
-def _require_own_algorithm(
-    algorithm: Algorithm, clients: Clients, batch: Batch, state: State
-) -> None:
-    """Raises `ConfigError` where a user's algorithm cannot be what a run is compiled of."""
-    samples = clients.data.samples(2)
-    contract.require_predictions(algorithm, state, samples, clients.num_classes)
-    graph = jax.ShapeDtypeStruct((state.num_clients,) * 2, jnp.float32)
-    what = f"train_step of {algorithm.name}"
-    require_pure(what, algorithm.train_step, state, batch, graph)
-
-
 def _mean(values: np.ndarray) -> float | None:
     """The mean of those that are known."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 _consensus = jax.jit(groups.consensus, static_argnames=("weigh", "num_active"))
-
-
-@modes.standard()
-def prepare(
-    topology: Any,
-    clients: Clients,
-    algorithm: Algorithm | str | None = None,
-    *,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int = 32,
-    public_batch_size: int = 64,
-    optimizer: optim.Optimizer | None = None,
-    seed: int = 0,
-    eval_every: int = 200,
-    eval_batch_size: int = 500,
-    augmentation: Augmentation | str | None = None,
-    augment_public: bool = False,
-    compute_dtype: str = "float32",
-    data_placement: str = "auto",
-    client_chunk: int | None = None,
-    num_devices: int | None = None,
-    faults: Faults | None = None,
-    on_nonfinite: str = "stop",
-) -> Run:
-    """Checks settings and makes a run ready; arguments as for `mhd_jax.simulate`.
-
-    Raises:
-      ConfigError: settings that cannot work.
-    """
-    modes.require_devices()
-    algorithm = _resolved(algorithm)
-    optimizer = optim.SGD() if optimizer is None else optimizer
-    optimizer = optim.resolved(optimizer, algorithm.nesterov)
-    require_kind("augment_public", "bool", augment_public)
-    counts = {
-        "batch_size": batch_size,
-        "public_batch_size": public_batch_size,
-        "eval_every": eval_every,
-        "eval_batch_size": eval_batch_size,
-        "client_chunk": 1 if client_chunk is None else client_chunk,
-        "num_devices": 1 if num_devices is None else num_devices,
-    }
-    require_counts(**counts)
-    steps = _steps(steps, epochs, clients, batch_size)
-    require_counts(steps=steps)
-    require_seed(seed)
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise ConfigError(
-            f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, not {compute_dtype!r}."
-        )
-    if algorithm.public_batch and clients.num_public == 0:
-        raise ConfigError(
-            f"{algorithm.name} distills on public samples, but there are none; "
-            "set public_fraction above 0, or give a public data set."
-        )
-    if clients.adversaries and not algorithm.falsifiable:
-        raise ConfigError(
-            f"{algorithm.name} does not know adversaries (client "
-            f"{', '.join(map(str, clients.adversaries))}), who falsify predictions; leave them out, "
-            "or choose mhd, naive or fedmd."
-        )
-    augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
-    topology = topologies.as_topology(topology, clients.num_clients)
-    topologies.require_sound(topology, steps)
-    if algorithm.undirected:
-        topologies.require_undirected(topology, algorithm.name, steps)
-    if algorithm.strongly_connected:
-        distances.require_ways_back(topology, algorithm.name, steps)
-    if faults is not None and not isinstance(faults, Faults):
-        raise ConfigError(f"faults are a mhd_jax.Faults, not {faults!r}.")
-    if faults == Faults():  # nothing fails
-        faults = None
-    if on_nonfinite not in ON_NONFINITE:
-        raise ConfigError(
-            f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, not {on_nonfinite!r}."
-        )
-    quarantine = on_nonfinite == "quarantine"
-    settings = {
-        "algorithm": algorithm.name,
-        "hyperparameters": algorithm.hyperparameters,
-        "topology": {"name": topology.name, "digest": _graph_digest(topology)},
-        "clients": clients.settings,
-        "steps": steps,
-        "batch_size": batch_size,
-        "public_batch_size": public_batch_size if algorithm.public_batch else None,
-        "augmentation": None if augmentation is None else dataclasses.asdict(augmentation),
-        "augment_public": augment_public,
-        "eval_every": eval_every,
-        "compute_dtype": compute_dtype,
-        "seed": seed,
-    }
-    if faults is not None:
-        settings["faults"] = dataclasses.asdict(faults)
-    if quarantine:
-        settings["on_nonfinite"] = on_nonfinite
-    everyone = clients
-    if algorithm.pooled:  # the same number of private samples in a step, in one place
-        clients = clients.pooled()
-        topology = topologies.empty(1)
-        batch_size *= everyone.num_clients
-    spec = BatchSpec(
-        batch_size,
-        public_batch_size if algorithm.public_batch else 0,
-        algorithm.public_batch == "independent",
-        clients.data.preparation,
-        augmentation,
-        augment_public,
-    )
-    # Positions in the sample streams are 32-bit.
-    if steps * max(spec.private, spec.public) >= 2**32:
-        raise ConfigError(
-            f"steps × batch size must stay below 2^32, but it is "
-            f"{steps * max(spec.private, spec.public):,}; take fewer steps."
-        )
-    owners = [None if group.optimizer is None else group.members for group in clients.groups]
-    optimizers = tuple(
-        optim.resolved(group.optimizer or optimizer, algorithm.nesterov) for group in clients.groups
-    )
-    clients = clients.with_defaults(
-        optimizer,
-        None if compute_dtype == "float32" else compute_dtype,
-        steps,
-        nesterov=algorithm.nesterov,
-    )
-    num_active = clients.num_clients
-    execution = dataclasses.replace(
-        _execution(clients, client_chunk, num_devices, algorithm, spec),
-        most_neighbours=_bound_on_neighbours(topology),
-    )
-    clients = clients.padded(execution.num_shards)
-    on_host = _stays_on_host(data_placement, clients)
-    eval_batch_size = min(eval_batch_size, _most_evaluated(clients, algorithm, spec, execution))
-    stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
-    data = device_data(clients, execution) if stream is None else stream.blank()
-    arguments = (algorithm, clients, data, spec, seed, execution)
-    carry = initial_carry(
-        *arguments, may_fail=faults is not None, quarantine=quarantine, abstract=True
-    )
-    if algorithm.factory not in ALGORITHMS.values():
-        _require_own_algorithm(algorithm, clients, _batch_shapes(carry, data, spec), carry.state)
-    degenerate.warn_of(algorithm, clients.first(num_active), spec, optimizer, steps, carry.state)
-    settings |= _described_optimizers(optimizer, owners, optimizers, carry.state.groups)
-    plan = None
-    if faults is not None:
-        plan = faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
-    make_set = StreamedEvaluationSet if on_host else evaluation_set
-    test = clients.data.test_inputs, clients.data.test_labels
-    run = Run(
-        algorithm=algorithm,
-        topology=topology,
-        plan=plan,
-        quarantine=quarantine,
-        optimizers=optimizers,
-        everyone=everyone,
-        clients=clients,
-        num_active=num_active,
-        spec=spec,
-        execution=execution,
-        client_chunk=client_chunk,
-        steps=steps,
-        seed=seed,
-        data=data,
-        stream=stream,
-        test=make_set(*test, eval_batch_size, execution),
-        validation=make_set(*clients.validation_samples(), eval_batch_size, execution)
-        if len(clients.validation)
-        else None,
-        carry=carry,
-        settings=settings,
-    )
-    has_server = any(count.ndim == 1 for count in carry.messages.values())
-    require_sound(faults, quarantine, algorithm, has_server)
-    return run
-
-
-def _most_evaluated(
-    clients: Clients, algorithm: Algorithm, spec: BatchSpec, execution: Execution
-) -> int:
-    """Of how many samples at once the answers fit in half of the memory."""
-    needs = memory.estimate(clients, algorithm, spec)
-    at_once = execution.at_once(clients.num_clients)
-    return needs.largest_evaluation(spec.private, at_once, memory.capacity_bytes() // 2)
-
-
-def _bound_on_neighbours(topology: Topology) -> int | None:
-    """How many neighbours a client has at most, where counting on that saves time and memory.
-
-    Rounded up to a power of 2: graphs that differ little are one program, and few clients' all are.
-    """
-    bound = topology.most_neighbours if topology.num_clients > _FEW_CLIENTS else None
-    return None if bound is None else 2 ** max(bound - 1, 0).bit_length()
-
-
-def _stays_on_host(data_placement: str, clients: Clients) -> bool:
-    """Whether training and test data are streamed: by choice, or because they are too large."""
-    if data_placement not in DATA_PLACEMENTS:
-        raise ConfigError(
-            f"data_placement must be one of {', '.join(DATA_PLACEMENTS)}, not {data_placement!r}."
-        )
-    if data_placement == "host":
-        return True
-    samples = clients.data.inputs, clients.data.test_inputs, clients.public_inputs
-    if data_placement == "device":
-        if memory.num_bytes(samples) > memory.whole_bytes():
-            raise ConfigError("the device cannot hold the data; set data_placement to 'host'.")
-        return False
-    if any(isinstance(a, LazyImages) for a in jax.tree.leaves(samples)):
-        return True
-    return memory.num_bytes(samples) > _MOST_FOR_DATA * memory.capacity_bytes()
-
-
-def _resolved(algorithm: Any) -> Algorithm:
-    if algorithm is None:
-        return mhd()
-    if isinstance(algorithm, str):
-        if algorithm not in ALGORITHMS:
-            raise ConfigError(
-                f"unknown algorithm {algorithm!r}; choose among {', '.join(ALGORITHMS)}."
-            )
-        return ALGORITHMS[algorithm]()
-    if callable(algorithm) and algorithm in ALGORITHMS.values():
-        return algorithm()
-    if not isinstance(algorithm, Algorithm):
-        raise ConfigError(
-            f"an algorithm is one of mhd_jax.algorithms, or its name, not {algorithm!r}."
-        )
-    return algorithm
-
-
-def _augmentation(
-    given: Augmentation | str | None,
-    augment_public: bool,
-    clients: Clients,
-    algorithm: Algorithm,
-) -> Augmentation | None:
-    """The augmentation, once it is found to fit the samples and the algorithm."""
-    augmentation = parse(given) if isinstance(given, str) else given
-    if augment_public and augmentation is None:
-        raise ConfigError("augment_public needs an augmentation; give one, or leave it out.")
-    if augment_public and not algorithm.public_batch:
-        raise ConfigError(f"augment_public is not used by {algorithm.name}; leave it out.")
-    if augment_public and algorithm.remembers_public:
-        raise ConfigError(
-            f"{algorithm.name} remembers what was said about each public sample, which must look "
-            "the same every time; leave augment_public out."
-        )
-    if augmentation is not None:
-        clients.data.require_images("augmentation is", "leave it out")
-    return augmentation
-
-
-def _steps(steps: int | None, epochs: float | None, clients: Clients, batch_size: int) -> int:
-    if epochs is None:
-        return DEFAULT_STEPS if steps is None else steps
-    if steps is not None:
-        raise ConfigError("give steps or epochs, not both.")
-    if not (is_number(epochs) and math.isfinite(epochs) and epochs > 0):
-        raise ConfigError(f"epochs must be a positive number, not {epochs!r}.")
-    private_samples = int((clients.owner >= 0).sum())
-    return max(1, round(float(epochs) * private_samples / (clients.num_clients * batch_size)))
-
-
-def _described_optimizers(
-    common: optim.Optimizer,
-    owners: Sequence[tuple[int, ...] | None],
-    optimizers: Sequence[optim.Optimizer],
-    groups: Sequence[GroupState],
-) -> dict[str, Any]:
-    """Optimizers in settings: the run's, and those of groups with their own, by their clients.
-
-    Args:
-      common: the run's.
-      owners: the clients of each group that has its own; None of one that takes the run's.
-      optimizers: of each group.
-      groups: shapes of what they train.
-    """
-    pairs = list(zip(owners, optimizers, groups, strict=True))
-    own = {
-        ",".join(map(str, members)): _described(optimizer, [group])
-        for members, optimizer, group in pairs
-        if members is not None
-    }
-    takers = [group for members, _, group in pairs if members is None]
-    found = {"optimizer": _described(common, takers)}
-    return found | ({"optimizers": own} if own else {})
-
-
-def _described(optimizer: optim.Optimizer, groups: Sequence[GroupState]) -> Any:
-    """An optimizer in settings: its fields, or a digest of what it makes of these groups' gradients."""
-    if isinstance(optimizer, optim.SGD):
-        return dataclasses.asdict(optimizer)
-    update = optim.build(optimizer, 1)
-
-    def of_one(group: GroupState) -> str:
-        params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), group.params)
-        return program_digest(lambda g, p: update.update(g, update.init(p), p), params, params)
-
-    return {"optax": "-".join(sorted({of_one(group) for group in groups}))}
-
-
-def _graph_digest(topology: Topology) -> str:
-    if topology.schedule is cycle:
-        return array_digest(np.asarray(topology.adjacency))
-    return program_digest(topology.at, jax.ShapeDtypeStruct((), jnp.int32))
-
-
-def _execution(
-    clients: Clients,
-    client_chunk: int | None,
-    num_devices: int | None,
-    algorithm: Algorithm,
-    spec: BatchSpec,
-) -> Execution:
-    """How to compute the client axis, by what was measured (see docs/performance.md).
-
-    CPUs compute convolutional clients one after the other on each device, which keeps one
-    client's activations in the cache; all else runs all of a device's clients at once, as
-    long as the activations fit in memory.
-    """
-    available = jax.device_count()
-    if num_devices is not None and num_devices > available:
-        raise ConfigError(
-            f"num_devices is {num_devices}, but there are {available}; on CPUs set "
-            "jax_num_cpu_devices before JAX starts."
-        )
-    processes = jax.process_count()
-    shards = min(num_devices or available, clients.num_clients) // processes * processes
-    if shards == 0:
-        raise ConfigError(
-            f"{processes} processes need at least as many clients and devices; start fewer."
-        )
-    # Devices beyond the clients share their samples.
-    sharing = (num_devices or available) // shards
-    while any(size % sharing for size in (spec.private, spec.public)):
-        sharing -= 1
-    mesh = client_mesh(shards * sharing, shards)
-    if client_chunk is not None:
-        return Execution(client_chunk, recompute=True, mesh=mesh)
-    on_device = -(-clients.num_clients // shards)
-    serial = jax.default_backend() == "cpu" and _has_convolutions(clients, algorithm, spec)
-    chunk = 1 if serial else on_device
-    needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
-    if needs.step(on_device, chunk, recompute=False) <= capacity:
-        return Execution(chunk if serial else None, mesh=mesh)
-    return Execution(
-        min(chunk, needs.largest_chunk(on_device, capacity)), recompute=True, mesh=mesh
-    )
-
-
-def _has_convolutions(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> bool:
-    shapes = [memory.parameters(group, clients, algorithm, spec) for group in clients.groups]
-    return any(leaf.ndim >= 4 for leaf in jax.tree.leaves(shapes))

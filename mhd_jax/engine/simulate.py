@@ -7,26 +7,18 @@ changes nothing but the time.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import errno
 import math
 import pathlib
-import pickle
-import resource
-import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from mhd_jax import topology as topologies
 from mhd_jax.clients import Clients
 from mhd_jax.core import modes, multihost
 from mhd_jax.core.errors import (
@@ -38,108 +30,33 @@ from mhd_jax.core.errors import (
     in_a_line,
 )
 from mhd_jax.core.files import folder_here
-from mhd_jax.core.types import Algorithm, Metrics, PyTree, State
+from mhd_jax.core.types import Algorithm, Metrics, State
 from mhd_jax.core.validation import require_counts
 from mhd_jax.data.augmentation import Augmentation
-from mhd_jax.engine import fit
-from mhd_jax.engine.answers import Answers, portable
+from mhd_jax.engine import memory
+from mhd_jax.engine.answers import Answers
 from mhd_jax.engine.faults import Faults, Tally
 from mhd_jax.engine.joint_runs import Together, partition
-from mhd_jax.engine.run import Run, prepare
+from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.result import Result
+from mhd_jax.engine.run import Run
+from mhd_jax.engine.schedule import Pace, Plan
+from mhd_jax.engine.signals import stop_requests
 from mhd_jax.engine.steps import Carry
-from mhd_jax.exchange import diagnostics
-from mhd_jax.exchange import messages as communication
+from mhd_jax.engine.summary import executed, record_of, summarize
 from mhd_jax.runs.callbacks import Callback, ShowProgress, WatchedRun
 from mhd_jax.runs.callbacks.base import Callbacks
 from mhd_jax.runs.callbacks.progress import is_interactive
 from mhd_jax.runs.checkpoints import Keep, best
 from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.folder import RunFolder
-from mhd_jax.runs.records import jsonable
-from mhd_jax.topology import distances
 from mhd_jax.training import optim
-from mhd_jax.training.metrics import head_names
 
-_SECONDS_PER_DISPATCH = 0.5
 _COLLAPSE_ENTROPY = 0.1
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _FORESEEN = (ConfigError, DivergedError, LostProcessError, StorageError)
-_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
 
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run found.
-
-    It can be pickled, where its models can. What is loaded again predicts as before, on one device;
-    its states are arrays of the host, and lack the optimizers and what these keep.
-
-    Attributes:
-      summary: as in `summary.json`.
-      history: one record for each evaluation, as in `metrics.jsonl`.
-      state: the state at the end; None for a finished run whose last checkpoint is gone.
-      best: the state with the highest β_sh of the last head on the validation set, with
-        `keep_best`; None without.
-      started_at: the step at which this process took it up: 0 for a new run, `steps` for
-        one that had finished before.
-    """
-
-    summary: dict[str, Any]
-    history: list[dict[str, Any]]
-    state: State | None
-    started_at: int = 0
-    best: State | None = None
-    _answers: Any = dataclasses.field(default=None, repr=False)  # `mhd_jax.engine.answers.Answers`
-
-    def predict(self, inputs: PyTree) -> np.ndarray:
-        """What the clients say at the end, as logits [K, N, H, C] of all heads.
-
-        Args:
-          inputs: samples [N, ...] as the data set was given its own, or as it holds them
-            (`data.test_inputs[:100]`, say); they are scaled, cropped and standardised as those.
-
-        Raises:
-          ConfigError: the run's checkpoints are gone, or samples of other shapes or types.
-        """
-        if self.state is None or self._answers is None:
-            raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
-        with modes.standard():
-            return self._answers(self.state, inputs)[: self.summary["num_clients"]]
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = dict(self.__dict__)
-        for name in ("state", "best"):
-            kept[name] = None if kept[name] is None else portable(kept[name])
-        if self._answers is not None:
-            kept["_answers"] = self._answers.on_one_device()
-        models = [] if self.state is None else [group.model for group in self.state.groups]
-        try:
-            pickle.dumps((kept["_answers"], models))
-        except Exception as error:  # pickle has many
-            raise ConfigError(
-                f"this result cannot be pickled ({in_a_line(error)}); define its model's class and "
-                "functions at the top of a module."
-            ) from error
-        return kept
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Result:
-        """A copy of the records; states, which nothing changes, are the same."""
-        records = copy.deepcopy((self.summary, self.history), memo)
-        return dataclasses.replace(self, summary=records[0], history=records[1])
-
-    def plot(self):
-        """Accuracies over steps by head, as a matplotlib figure."""
-        from mhd_jax.runs import (  # matplotlib takes a moment, and only plots need it
-            drawing,
-            figures,
-        )
-
-        with drawing.own_style():
-            figure = figures.accuracy(self.history, self.summary["algorithm"])
-            figure.draw_without_rendering()  # which makes all texts, in this style
-        return figure
 
 
 def simulate(
@@ -369,7 +286,7 @@ def simulate_many(
         for run in prepared
     ]
     for run in prepared:
-        fit.require_state_fits(run, saves=workdirs is not None)
+        memory.require_state_fits(run, saves=workdirs is not None)
     watch = _watchers(callbacks, progress)
     keep = _keep(prepared, keep_checkpoints, keep_best, folders)
     lanes = [
@@ -499,24 +416,7 @@ class _Lane:
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds a line to the history."""
-        run = self.run
-        sent = communication.total(run.messages(carry), run.senders)
-        per_class = run.per_class_accuracy(carry.state, run.test)
-        record = {
-            "step": int(carry.state.step),
-            "seed": run.seed,
-            **run.accuracies(per_class),
-            "train": run.means(carry),
-            "messages": sent["messages"],
-            "bytes": sent["total_bytes"],
-            **run.non_finite(carry),
-            "seconds": self.seconds,
-        }
-        record["per_client"] |= _by_class(per_class)
-        if run.validation is not None:
-            record["validation"] = run.accuracies(
-                run.per_class_accuracy(carry.state, run.validation)
-            )
+        record = record_of(self.run, carry, self.seconds)
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)
@@ -526,8 +426,8 @@ class _Lane:
         self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
     ) -> Result:
         """Writes what stays of the run."""
-        summary = _summary(self.run, carry, self.history, compile_seconds, self.seconds)
-        summary["execution"] = _executed(self.run, runs_at_once)
+        summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary["execution"] = executed(self.run, runs_at_once)
         if self.folder is not None:
             self.folder.finish(summary)
             if self.has_report and multihost.is_main():
@@ -643,7 +543,7 @@ def _carry_out(
     status = "failed"
     try:
         watch.on_start([lane.watched for lane in lanes], started_at)
-        with _stop_requests(active=lanes[0].folder is not None) as stop_requested:
+        with stop_requests(active=lanes[0].folder is not None) as stop_requested:
             carry, compile_seconds = _train(
                 lanes, program, carry, watch, stop_requested, keep_going
             )
@@ -658,41 +558,6 @@ def _carry_out(
         lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
         for lane, part in zip(lanes, program.split(carry), strict=True)
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """When a run does what: all in steps."""
-
-    steps: int
-    eval_every: int
-    checkpoint_every: int
-    per_dispatch: int | None
-
-    @classmethod
-    def checked(
-        cls, steps: int, eval_every: int, checkpoint_every: int | None, per_dispatch: int | None
-    ) -> Plan:
-        """The plan, once its counts are found to be some; without one, evaluations save."""
-        checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
-        require_counts(
-            checkpoint_every=checkpoint_every,
-            steps_per_dispatch=1 if per_dispatch is None else per_dispatch,
-        )
-        return cls(steps, eval_every, checkpoint_every, per_dispatch)
-
-    def evaluates_at(self, step: int) -> bool:
-        """Whether step `step` ends with an evaluation."""
-        return step % self.eval_every == 0 or step == self.steps
-
-    def saves_at(self, step: int) -> bool:
-        """Whether step `step` ends with a checkpoint."""
-        return step % self.checkpoint_every == 0 or step == self.steps
-
-    def next_stop(self, step: int) -> int:
-        """The next step after `step` at which the host has something to do."""
-        every = (self.eval_every, self.checkpoint_every)
-        return min(self.steps, *((step // n + 1) * n for n in every))
 
 
 def _train(
@@ -711,15 +576,15 @@ def _train(
     plan = lanes[0].plan
     started = time.perf_counter()
     if isinstance(program, Run):
-        program = lanes[0].run = fit.fitted(program)
+        program = lanes[0].run = memory.fitted(program)
     else:
-        fit.require_step_fits(program.lower(carry), lanes[0].run)
+        memory.require_step_fits(program.lower(carry), lanes[0].run)
     carry = jax.block_until_ready(program.advance(carry, 0))  # loads it, and takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
 
     step = int(carry.state.step)
-    pace = _Pace(plan.per_dispatch)
+    pace = Pace(plan.per_dispatch)
     while step < plan.steps:
         num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
         started = time.perf_counter()
@@ -781,22 +646,6 @@ def _look_after(lane: _Lane, sums: Metrics, tally: Tally, step: int, keep_going:
         lane.failure = error
 
 
-class _Pace:
-    """How many steps a dispatch takes: enough to hide its overhead, few enough to stay responsive."""
-
-    def __init__(self, fixed: int | None):
-        self._fixed = fixed
-        self._next = 4
-        self.rate = 0.0
-
-    def steps(self) -> int:
-        return self._fixed or self._next
-
-    def observe(self, num_steps: int, seconds: float) -> None:
-        self.rate = num_steps / max(seconds, 1e-9)
-        self._next = max(1, min(int(self.rate * _SECONDS_PER_DISPATCH), 8 * self._next))
-
-
 def _require_finite(run: Run, sums: Metrics, step: int) -> None:
     bad = run.diverged(sums)
     if bad.size:
@@ -836,134 +685,3 @@ def _warn_of_collapse(record: Mapping[str, Any]) -> None:
 
 def _progress_bar(progress: bool | None) -> list[Callback]:
     return [ShowProgress()] if progress or (progress is None and is_interactive()) else []
-
-
-@contextlib.contextmanager
-def _stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
-
-    A request that came too late, in the last steps, is passed on to who is asked otherwise.
-    """
-    received: list[int] = []
-
-    def requested() -> bool:
-        return bool(received)
-
-    if not active or threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-
-    def handle(signum: int, frame: Any) -> None:
-        received.append(signum)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requested
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-    if received:
-        signal.raise_signal(received[0])
-
-
-def _summary(
-    run: Run,
-    carry: Carry,
-    history: Sequence[Mapping[str, Any]],
-    compile_seconds: float,
-    seconds: float,
-) -> dict[str, Any]:
-    last = history[-1]
-    per_class = run.per_class_accuracy(carry.state, run.test)
-    names = head_names(per_class.shape[1])
-    messages = run.messages(carry)
-    named = diagnostics.MOST_CLIENTS**2
-    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
-    each = last["per_client"]
-    models = run.everyone.model_names
-    consensus = run.consensus(carry.state)
-    return jsonable(
-        {
-            "algorithm": run.algorithm.name,
-            "dataset": run.everyone.data.name,
-            "num_clients": run.everyone.num_clients,
-            "steps": run.steps,
-            "seed": run.seed,
-            "status": "finished",
-            "beta_sh": last["beta_sh"],
-            "beta_priv": last["beta_priv"],
-            **{name: last[name] for name in ("honest", "validation") if name in last},
-            **({} if consensus is None else {"consensus": consensus}),
-            "per_client": [
-                {
-                    "client": i,
-                    "model": models[i],
-                    "beta_sh": {name: each["beta_sh"][name][i] for name in names},
-                    "beta_priv": {name: each["beta_priv"][name][i] for name in names},
-                    "per_class_accuracy": {name: per_class[i, h] for h, name in enumerate(names)},
-                }
-                for i in range(len(per_class))
-            ],
-            "data": {
-                "class_names": run.everyone.data.class_names,
-                "samples": run.everyone.role_counts(),
-                "private_samples": run.everyone.label_counts(),
-            },
-            "by_hops": distances.accuracies(per_class, run.hops_to_classes(), names),
-            "topology": topologies.describe(run.topology, run.steps),
-            "communication": {
-                **communication.total(messages, run.senders),
-                "by_edge": by_edge,
-                **_non_finite(history),
-            },
-            **(run.diagnostics(carry) if len(per_class) ** 2 <= named else {}),
-            **run.faults(carry),
-            "timing": {
-                "compile_seconds": compile_seconds,
-                "seconds_per_step": seconds / run.steps,
-                "steps_per_second": run.steps / seconds,
-                "peak_memory_bytes": _peak_memory(),
-            },
-            "settings": run.settings,
-        }
-    )
-
-
-def _executed(run: Run, runs_at_once: int) -> dict[str, Any]:
-    """Choices that settings leave open, by which results round: those of the last session."""
-    execution = run.execution
-    return {
-        "num_devices": execution.num_devices,
-        "client_chunk": execution.chunk,
-        "recompute": execution.recompute,
-        "data_placement": "device" if run.stream is None else "host",
-        "runs_at_once": runs_at_once,
-    }
-
-
-def _by_class(per_class: np.ndarray) -> dict[str, Any]:
-    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
-    num_clients, num_heads, num_classes = per_class.shape
-    if num_clients * num_classes > _MOST_BY_CLASS:
-        return {}
-    names = head_names(num_heads)
-    kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
-    return {"per_class_accuracy": jsonable(kept)}
-
-
-def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many messages were not finite since the start, where an algorithm looks for them."""
-    if "non_finite" not in history[-1]:
-        return {}
-    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
-
-
-def _peak_memory() -> int:
-    """The most memory taken so far: the accelerator's where it tells, else this process's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -11,7 +11,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.core.random import Purpose
 from mhd_jax.core.types import Presence
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.messages import bytes_by_type
 from mhd_jax.training import groups
 from tests.builders import NUM_CLASSES, Dropping, Linear, dropped, tiny_batch, tiny_clients

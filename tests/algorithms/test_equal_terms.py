@@ -7,7 +7,7 @@ import pytest
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from tests.builders import tiny_clients
 
 NESTEROV = {"dsgd", "qg_dsgd", "ccl"}  # DSGDm-N, QG-DSGDm-N, and what stands on them

@@ -19,7 +19,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 import mhd_jax as mhd
-from mhd_jax.run import prepare
+from mhd_jax.engine.prepare import prepare
 
 data = mhd.data.load("digits")
 sizes = dict(steps=12, batch_size=8, public_batch_size=16)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from tests.builders import NUM_CLASSES, Linear, assert_trees_equal, tiny_clients, tiny_dataset
 

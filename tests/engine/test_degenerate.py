@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from tests.builders import Linear, tiny_dataset
 
 

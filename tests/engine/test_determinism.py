@@ -18,7 +18,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.engine import stream
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.models import from_nnx
 from tests.builders import ROOT, Linear, Net, Streams, assert_trees_equal, tiny_dataset
 

@@ -19,7 +19,7 @@ from mhd_jax.data.batching import draw_batch
 from mhd_jax.engine import faults
 from mhd_jax.engine import steps as engine
 from mhd_jax.engine.faults import Faults
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from tests.builders import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
 
 SETTINGS = {

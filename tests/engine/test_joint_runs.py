@@ -11,7 +11,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.algorithms.base import factory
 from mhd_jax.engine import joint_runs as joining
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from tests.builders import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
 
 SEEDS = (3, 0, 5)

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.engine import fit, memory
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine import memory
+from mhd_jax.engine.prepare import prepare
 from tests.builders import assert_trees_close, tiny_clients
 
 
@@ -38,31 +38,31 @@ def test_batches_that_do_not_fit(setting):
 
 def test_the_copy_that_is_saved_counts(monkeypatch):
     run = prepare("ring", clients(), "mhd", num_devices=1)
-    state = fit.on_each_device(run.carry)
-    data = fit.on_each_device((run.data, run.test))
+    state = memory.on_each_device(run.carry)
+    data = memory.on_each_device((run.data, run.test))
     assert state == memory.num_bytes(run.carry)
     monkeypatch.setattr(memory, "whole_bytes", lambda devices=None: int(1.5 * state) + data)
-    fit.require_state_fits(run, saves=False)
+    memory.require_state_fits(run, saves=False)
     if jax.default_backend() == "cpu":
         with pytest.raises(mhd.ConfigError, match="for a copy of the state while it is saved"):
-            fit.require_state_fits(run, saves=True)
+            memory.require_state_fits(run, saves=True)
 
 
 def test_chunks_become_as_small_as_they_must(monkeypatch):
     many = tiny_clients(12, num_samples=200, optimizer=mhd.optim.SGD())
     settings = {"steps": 2, "num_devices": 1, "batch_size": 4000}
     sizes = {
-        chunk: sum(fit._step_bytes(run.lower(run.carry)).values())
+        chunk: sum(memory._step_bytes(run.lower(run.carry)).values())
         for chunk in (None, 1)
         for run in [prepare("ring", many, "isolated", client_chunk=chunk, **settings)]
     }
     assert sizes[1] < 0.7 * sizes[None]
     whole = mhd.simulate("ring", many, "isolated", **settings)
     run = prepare("ring", many, "isolated", **settings)
-    assert fit.fitted(run) is run
+    assert memory.fitted(run) is run
     monkeypatch.setattr(memory, "whole_bytes", lambda devices=None: int(1.1 * sizes[1]))
     run = prepare("ring", many, "isolated", **settings, data_placement="device")
-    assert 1 <= fit.fitted(run).execution.chunk < (run.execution.chunk or 12)
+    assert 1 <= memory.fitted(run).execution.chunk < (run.execution.chunk or 12)
     parts = mhd.simulate("ring", many, "isolated", **settings, data_placement="device")
     assert_trees_close(parts.state.groups, whole.state.groups, rtol=1e-4, atol=1e-5)
     with pytest.raises(mhd.ConfigError, match="or client_chunk"):

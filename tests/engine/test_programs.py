@@ -16,7 +16,7 @@ from flax import linen as nn
 import mhd_jax as mhd
 from mhd_jax.algorithms.base import factory
 from mhd_jax.core.digests import program_digest
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.training import groups
 from tests.builders import tiny_dataset
 

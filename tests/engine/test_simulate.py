@@ -21,7 +21,7 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.data.partition_statistics import label_entropy
 from mhd_jax.engine import steps
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.runs.folder import RunFolder
 from tests.builders import (
     FEATURES,

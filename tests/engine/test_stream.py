@@ -12,7 +12,7 @@ import mhd_jax as mhd
 from mhd_jax.core.client_axis import AT_ONCE
 from mhd_jax.data.batching import BatchSpec, draw_batch
 from mhd_jax.data.lazy_images import LazyImages
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.steps import device_data
 from mhd_jax.engine.stream import Stream, ahead
 from tests.builders import assert_trees_close, assert_trees_equal

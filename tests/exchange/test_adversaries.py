@@ -12,7 +12,7 @@ import scipy.stats
 import mhd_jax as mhd
 from mhd_jax import exchange
 from mhd_jax.core.types import Presence
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.adversaries import KINDS, Adversaries
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.training import groups

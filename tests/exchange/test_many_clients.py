@@ -14,7 +14,7 @@ import mhd_jax as mhd
 from mhd_jax import exchange
 from mhd_jax.core.client_axis import Execution, neighbour_slots, under
 from mhd_jax.engine import joint_runs
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from tests.builders import assert_trees_close, assert_trees_equal, tiny_batch, tiny_clients
 
 K = 66

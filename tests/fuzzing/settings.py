@@ -16,7 +16,7 @@ from mhd_jax.algorithms.fedavg import LOCAL_STEPS
 from mhd_jax.clients import of_each
 from mhd_jax.core.label_sets import resolved
 from mhd_jax.data.augmentation import parse
-from mhd_jax.engine.simulate import Plan
+from mhd_jax.engine.schedule import Plan
 from mhd_jax.exchange.adversaries import KINDS as LIES
 from mhd_jax.exchange.adversaries import checked
 from mhd_jax.exchange.selection import TARGET_SELECTIONS

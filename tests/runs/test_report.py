@@ -15,7 +15,7 @@ import pytest
 
 import mhd_jax as mhd
 from experiments import finished
-from mhd_jax.engine.simulate import _by_class
+from mhd_jax.engine.summary import _by_class
 from mhd_jax.runs import drawing, figures, report
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run

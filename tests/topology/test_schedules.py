@@ -15,7 +15,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.engine import steps as engine
-from mhd_jax.engine.run import prepare
+from mhd_jax.engine.prepare import prepare
 from mhd_jax.topology import schedules
 from tests.builders import (
     Linear,

@@ -1,0 +1,88 @@
+"""`Result`: what a run found, which can be pickled and asked for predictions."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import numpy as np
+
+from mhd_jax.core import modes
+from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.types import PyTree, State
+from mhd_jax.engine.answers import portable
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    It can be pickled, where its models can. What is loaded again predicts as before, on one device;
+    its states are arrays of the host, and lack the optimizers and what these keep.
+
+    Attributes:
+      summary: as in `summary.json`.
+      history: one record for each evaluation, as in `metrics.jsonl`.
+      state: the state at the end; None for a finished run whose last checkpoint is gone.
+      best: the state with the highest β_sh of the last head on the validation set, with
+        `keep_best`; None without.
+      started_at: the step at which this process took it up: 0 for a new run, `steps` for
+        one that had finished before.
+    """
+
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    state: State | None
+    started_at: int = 0
+    best: State | None = None
+    _answers: Any = dataclasses.field(default=None, repr=False)  # `mhd_jax.engine.answers.Answers`
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """What the clients say at the end, as logits [K, N, H, C] of all heads.
+
+        Args:
+          inputs: samples [N, ...] as the data set was given its own, or as it holds them
+            (`data.test_inputs[:100]`, say); they are scaled, cropped and standardised as those.
+
+        Raises:
+          ConfigError: the run's checkpoints are gone, or samples of other shapes or types.
+        """
+        if self.state is None or self._answers is None:
+            raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
+        with modes.standard():
+            return self._answers(self.state, inputs)[: self.summary["num_clients"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = dict(self.__dict__)
+        for name in ("state", "best"):
+            kept[name] = None if kept[name] is None else portable(kept[name])
+        if self._answers is not None:
+            kept["_answers"] = self._answers.on_one_device()
+        models = [] if self.state is None else [group.model for group in self.state.groups]
+        try:
+            pickle.dumps((kept["_answers"], models))
+        except Exception as error:  # pickle has many
+            raise ConfigError(
+                f"this result cannot be pickled ({in_a_line(error)}); define its model's class and "
+                "functions at the top of a module."
+            ) from error
+        return kept
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Result:
+        """A copy of the records; states, which nothing changes, are the same."""
+        records = copy.deepcopy((self.summary, self.history), memo)
+        return dataclasses.replace(self, summary=records[0], history=records[1])
+
+    def plot(self):
+        """Accuracies over steps by head, as a matplotlib figure."""
+        from mhd_jax.runs import (  # matplotlib takes a moment, and only plots need it
+            drawing,
+            figures,
+        )
+
+        with drawing.own_style():
+            figure = figures.accuracy(self.history, self.summary["algorithm"])
+            figure.draw_without_rendering()  # which makes all texts, in this style
+        return figure

@@ -1,0 +1,144 @@
+"""What becomes `summary.json`, and the records of a history."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax import topology as topologies
+from mhd_jax.engine.run import Run
+from mhd_jax.engine.steps import Carry
+from mhd_jax.exchange import diagnostics
+from mhd_jax.exchange import messages as communication
+from mhd_jax.runs.folder import jsonable
+from mhd_jax.topology import distances
+from mhd_jax.training.metrics import head_names
+
+_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
+
+
+def record_of(run: Run, carry: Carry, seconds: float) -> dict[str, Any]:
+    """Evaluates: a record of the history, after so many seconds of training."""
+    sent = communication.total(run.messages(carry), run.senders)
+    per_class = run.per_class_accuracy(carry.state, run.test)
+    record = {
+        "step": int(carry.state.step),
+        "seed": run.seed,
+        **run.accuracies(per_class),
+        "train": run.means(carry),
+        "messages": sent["messages"],
+        "bytes": sent["total_bytes"],
+        **run.non_finite(carry),
+        "seconds": seconds,
+    }
+    record["per_client"] |= _by_class(per_class)
+    if run.validation is not None:
+        record["validation"] = run.accuracies(run.per_class_accuracy(carry.state, run.validation))
+    return record
+
+
+def summarize(
+    run: Run,
+    carry: Carry,
+    history: Sequence[Mapping[str, Any]],
+    compile_seconds: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """What `summary.json` says of a run that has come to its end."""
+    last = history[-1]
+    per_class = run.per_class_accuracy(carry.state, run.test)
+    names = head_names(per_class.shape[1])
+    messages = run.messages(carry)
+    named = diagnostics.MOST_CLIENTS**2
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
+    each = last["per_client"]
+    models = run.everyone.model_names
+    consensus = run.consensus(carry.state)
+    return jsonable(
+        {
+            "algorithm": run.algorithm.name,
+            "dataset": run.everyone.data.name,
+            "num_clients": run.everyone.num_clients,
+            "steps": run.steps,
+            "seed": run.seed,
+            "status": "finished",
+            "beta_sh": last["beta_sh"],
+            "beta_priv": last["beta_priv"],
+            **{name: last[name] for name in ("honest", "validation") if name in last},
+            **({} if consensus is None else {"consensus": consensus}),
+            "per_client": [
+                {
+                    "client": i,
+                    "model": models[i],
+                    "beta_sh": {name: each["beta_sh"][name][i] for name in names},
+                    "beta_priv": {name: each["beta_priv"][name][i] for name in names},
+                    "per_class_accuracy": {name: per_class[i, h] for h, name in enumerate(names)},
+                }
+                for i in range(len(per_class))
+            ],
+            "data": {
+                "class_names": run.everyone.data.class_names,
+                "samples": run.everyone.role_counts(),
+                "private_samples": run.everyone.label_counts(),
+            },
+            "by_hops": distances.accuracies(per_class, run.hops_to_classes(), names),
+            "topology": topologies.describe(run.topology, run.steps),
+            "communication": {
+                **communication.total(messages, run.senders),
+                "by_edge": by_edge,
+                **_non_finite(history),
+            },
+            **(run.diagnostics(carry) if len(per_class) ** 2 <= named else {}),
+            **run.faults(carry),
+            "timing": {
+                "compile_seconds": compile_seconds,
+                "seconds_per_step": seconds / run.steps,
+                "steps_per_second": run.steps / seconds,
+                "peak_memory_bytes": _peak_memory(),
+            },
+            "settings": run.settings,
+        }
+    )
+
+
+def executed(run: Run, runs_at_once: int) -> dict[str, Any]:
+    """Choices that settings leave open, by which results round: those of the last session."""
+    execution = run.execution
+    return {
+        "num_devices": execution.num_devices,
+        "client_chunk": execution.chunk,
+        "recompute": execution.recompute,
+        "data_placement": "device" if run.stream is None else "host",
+        "runs_at_once": runs_at_once,
+    }
+
+
+def _by_class(per_class: np.ndarray) -> dict[str, Any]:
+    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
+    num_clients, num_heads, num_classes = per_class.shape
+    if num_clients * num_classes > _MOST_BY_CLASS:
+        return {}
+    names = head_names(num_heads)
+    kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
+    return {"per_class_accuracy": jsonable(kept)}
+
+
+def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many messages were not finite since the start, where an algorithm looks for them."""
+    if "non_finite" not in history[-1]:
+        return {}
+    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
+
+
+def _peak_memory() -> int:
+    """The most memory taken so far: the accelerator's where it tells, else this process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
