@@ -42,7 +42,7 @@ from rich.table import Table
 import mhd_jax as mhd
 from experiments import launch, timing
 from experiments.timing import Processors, Ratio, Times, in_turn
-from mhd_jax.core.client_axis import Execution, client_mesh, over_clients, under
+from mhd_jax.core.client_axis import Execution, client_mesh, default_platform, over_clients, under
 from mhd_jax.core.files import folder_here
 from mhd_jax.data.batching import draw_batch
 from mhd_jax.engine import memory
@@ -256,7 +256,9 @@ def _two_engine_steps() -> Callable[[], Any]:
     """Two steps of all 16 clients as the engine runs them, inside a loop over steps."""
     setting = _resnet20()
     execution = Execution(
-        chunk=1 if jax.default_backend() == "cpu" else None, mesh=client_mesh(_devices())
+        chunk=1 if default_platform() == "cpu" else None,
+        mesh=client_mesh(_devices()),
+        platform=default_platform(),
     )
     arrays = jax.device_put(setting["arrays"], execution.sharding(by_client=True))
     steps = _engine_steps(_gradient_step(setting["model"]), execution)
@@ -277,7 +279,7 @@ class _Ceiling:
 
 @functools.cache
 def _ceiling(dtype: str = "float32") -> _Ceiling:
-    size = 4096 if jax.default_backend() == "cpu" else 8192
+    size = 4096 if default_platform() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     return _Ceiling(lambda: product(a), 2.0 * size**3)
@@ -393,7 +395,7 @@ def small_vs_loop() -> Row:
 
 def gpu_small() -> Row:
     """64 clients with LeNet-5 at 28 pixels: at once on the GPU against one after another."""
-    if jax.default_backend() != "gpu":
+    if default_platform() != "gpu":
         return _unmeasured("gpu_small", "times faster", "≥ 8", _NO_GPU)
     found = _small_clients("lenet5", (28, 28, 1))
     times = in_turn(found.together, found.apart)
@@ -405,7 +407,7 @@ def gpu_small() -> Row:
 
 def gpu_resnet34() -> Row:
     """8 clients' ResNet-34 at 64 pixels in bfloat16 against one with all their samples."""
-    if jax.default_backend() != "gpu":
+    if default_platform() != "gpu":
         return _unmeasured("gpu_resnet34", "of the rate", "≥ 0.8", _NO_GPU)
     return _many_against_one("gpu_resnet34", "resnet34", num_clients=8, batch_size=128, side=64)
 
@@ -662,7 +664,7 @@ def sharded() -> Row:
 def _cpu_row(
     name: str, ratio: Ratio, unit: str, target: str, met: bool, detail: dict[str, Any]
 ) -> Row:
-    if jax.default_backend() != "cpu":
+    if default_platform() != "cpu":
         return _unmeasured(name, unit, target, "this row is about CPUs")
     return _row(name, ratio, unit, target, met, detail)
 

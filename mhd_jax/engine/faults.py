@@ -258,7 +258,7 @@ def after_step(
 
     Returns:
       The state, in which all others are as they were before; the metrics, 0 for them (but for counts
-      of messages that are not finite: theirs may be heard); and the tally.
+      of messages that are not finite: theirs may be received); and the tally.
     """
     took, quarantined = there.trains, tally.quarantined
     if quarantined is not None:

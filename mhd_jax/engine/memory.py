@@ -193,7 +193,7 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
     On a CPU a run that saves keeps a copy of its state for the threads that write it.
     """
     state = run.carry.state
-    copied = saves and jax.default_backend() == "cpu"
+    copied = saves and run.execution.platform == "cpu"
     snapshots = [group.snapshots for group in state.groups]
     own = [(group.params, group.stats, group.opt_state) for group in state.groups]
     parts = {

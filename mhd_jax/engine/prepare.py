@@ -15,7 +15,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.clients import Clients
 from mhd_jax.core import modes
-from mhd_jax.core.client_axis import Execution, client_mesh
+from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, GroupState, State
@@ -387,17 +387,17 @@ def _execution(
     while any(size % sharing for size in (spec.private, spec.public)):
         sharing -= 1
     mesh = client_mesh(shards * sharing, shards)
+    platform = default_platform()
     if client_chunk is not None:
-        return Execution(client_chunk, recompute=True, mesh=mesh)
+        return Execution(client_chunk, recompute=True, mesh=mesh, platform=platform)
     on_device = -(-clients.num_clients // shards)
-    serial = jax.default_backend() == "cpu" and _has_convolutions(clients, algorithm, spec)
+    serial = platform == "cpu" and _has_convolutions(clients, algorithm, spec)
     chunk = 1 if serial else on_device
     needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
-        return Execution(chunk if serial else None, mesh=mesh)
-    return Execution(
-        min(chunk, needs.largest_chunk(on_device, capacity)), recompute=True, mesh=mesh
-    )
+        return Execution(chunk if serial else None, mesh=mesh, platform=platform)
+    chunk = min(chunk, needs.largest_chunk(on_device, capacity))
+    return Execution(chunk, recompute=True, mesh=mesh, platform=platform)
 
 
 def _has_convolutions(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> bool:

@@ -31,7 +31,7 @@ def digests(
     spec: BatchSpec,
     *,
     has_presence: bool,
-    most_neighbours: int | None,
+    execution: Execution,
 ) -> dict[str, str]:
     """Digests of a run's programs by what they are called.
 
@@ -40,14 +40,14 @@ def digests(
       clients: those who train, with their optimizers and without padding.
       spec: of a step's batch.
       has_presence: whether a batch says who is there.
-      most_neighbours: as in the run's `Execution`.
+      execution: of the run, of which its platform and its bound on neighbours count.
     """
     ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     stored = _stored(clients, spec)
-    execution = Execution(most_neighbours=most_neighbours)
+    execution = Execution(most_neighbours=execution.most_neighbours, platform=execution.platform)
 
     def initial(key: Array, batch: Batch) -> State:
         return algorithm.init(key, clients, batch)

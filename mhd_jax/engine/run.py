@@ -162,8 +162,8 @@ class Run:
         sums = multihost.fetch(carry.diagnostics)
         if "followed" not in sums:
             return {}
-        heard = self.messages(carry)["predictions"]
-        return {"diagnostics": diagnostics.means(sums, heard, self.num_active)}
+        received = self.messages(carry)["predictions"]
+        return {"diagnostics": diagnostics.means(sums, received, self.num_active)}
 
     def faults(self, carry: Carry) -> dict[str, Any]:
         """What came of faults, for a summary; nothing where there are none."""
@@ -260,7 +260,7 @@ class Run:
             self.clients.first(self.num_active),
             self.spec,
             has_presence=self.carry.tally is not None,
-            most_neighbours=self.execution.most_neighbours,
+            execution=self.execution,
         )
 
     @functools.cached_property

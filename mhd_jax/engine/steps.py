@@ -143,7 +143,7 @@ def initial_carry(
     # A model's many random draws take XLA's CPU backend long to optimise, and run but once
     # (ResNet-20: 12 s against 2 s). A level that XLA_FLAGS names is left as it is.
     level, options = "xla_backend_optimization_level", {}
-    if jax.default_backend() == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
+    if execution.platform == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
         options = {level: 1}
     return jax.jit(init, out_shardings=places, compiler_options=options)(key, data)
 

@@ -484,7 +484,7 @@ def test_faults_that_cannot_be_are_refused(given, sentence):
         (
             mhd.algorithms.distributed_distillation(compression="int8"),
             MANY,
-            "all neighbours must have heard all messages",
+            "all neighbours must have received all messages",
         ),
         ("fedavg", Faults(link_loss=0.1), "link_loss is of links .* but fedavg has a server"),
         ("fedmd", Faults(offline=0.1, offline_trains=True), "offline_trains is not for fedmd"),
