@@ -1,4 +1,4 @@
-r"""Shows who would get which data, before any training.
+r"""Shows which client would get which data, before any training.
 
   python -m experiments.inspect_data --dataset=digits --num_clients=8 --partition=dirichlet \
       --alpha=0.1 --output=runs/inspect_data
@@ -52,10 +52,12 @@ def main() -> None:
         console.print(counts)
     roles = ", ".join(f"{count:,} {role}" for role, count in clients.role_counts().items())
     console.print(f"samples: {roles}")
-    console.print(f"largest client over smallest: {found['imbalance']:.2f}")
     console.print(
-        f"total variation between the labels of two clients, mean over pairs: "
-        f"{found['mean_total_variation']:.3f} (0: alike, 1: no class in common)"
+        f"The largest client has {found['imbalance']:.2f} times the samples of the smallest."
+    )
+    console.print(
+        "The labels of two clients differ by a total variation of "
+        f"{found['mean_total_variation']:.3f} on average (0: same shares, 1: no class in common)."
     )
     console.print(f"plots and split: {output}", markup=False, soft_wrap=True)
 

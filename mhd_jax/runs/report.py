@@ -164,7 +164,7 @@ def in_words(summary: Record) -> list[str]:
         sentences.append(f"By what clients learn from their own data, there are {listed}.")
     sentences.append(_accuracy_in_words(summary))
     for client, kind in settings["clients"].get("adversaries", {}).items():
-        sentences.append(f"Client {client} lies ({kind}).")
+        sentences.append(f"Client {client} is an adversary ({kind}).")
     sent = summary["communication"]
     if sent["total_bytes"]:
         parts = ", ".join(f"{as_bytes(n)} of {name}" for name, n in sent["by_type"].items())
@@ -402,17 +402,20 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
 
 
 def _facts(summary: Record, i: int, samples: Sequence[Sequence[int]] | None) -> dict[str, str]:
-    """What is to be said about a client beside its accuracies."""
+    """What the page says about a client besides its accuracies."""
     client, settings = summary["per_client"][i], summary["settings"]["clients"]
     facts = {"model": client["model"]}
     if samples is not None:
         held = np.array([samples[i]])
-        facts["private samples"] = f"{held.sum():,} of {(held > 0).sum()} classes"
+        classes = (held > 0).sum()
+        facts["private data"] = (
+            f"{held.sum():,} samples from {classes} {'class' if classes == 1 else 'classes'}"
+        )
         facts["entropy of its labels"] = f"{partition_statistics.label_entropy(held)[0]:.3f} bits"
     if "objectives" in settings and not _pooled(summary):
         facts["learns from its data by"] = settings["objectives"][i]
     if str(i) in settings.get("adversaries", {}) and not _pooled(summary):
-        facts["lies"] = settings["adversaries"][str(i)]
+        facts["adversary"] = settings["adversaries"][str(i)]
     faults = summary.get("faults", {})
     if "steps_missed" in faults:
         facts["steps missed"] = f"{faults['steps_missed'][i]:,}"

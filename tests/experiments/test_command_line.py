@@ -250,6 +250,8 @@ def test_data_is_seen_before_training_and_trained_on(call):
     assert counts.shape == (3, 10) and counts.sum() == 1293
     for client in found["clients"]:
         assert f"{client['entropy_bits']:.3f}" in out and f"{client['samples']:,}" in out
+    sizes = counts.sum(axis=1)
+    assert f"has {sizes.max() / sizes.min():.2f} times the samples of the smallest" in out
     for row in counts:  # the table of counts
         assert any(re.findall(r"\d+", line)[1:] == list(map(str, row)) for line in out.splitlines())
     assert pathlib.Path("seen/data_split.png").read_bytes().startswith(b"\x89PNG")

@@ -93,7 +93,11 @@ def test_the_page_says_what_the_run_found(folders):
     view = json.loads(re.search(r'id="client-data">(.*?)</script>', page)[1])
     assert [client["name"] for client in view["clients"]] == ["0", "1", "2"]
     own = view["clients"][1]
-    assert own["samples"] == summary["data"]["private_samples"][1]
+    held = summary["data"]["private_samples"][1]
+    assert own["samples"] == held
+    assert (
+        own["facts"]["private data"] == f"{sum(held)} samples from {np.count_nonzero(held)} classes"
+    )
     assert own["curves"]["beta_sh"][1][-1] == pytest.approx(
         summary["per_client"][1]["beta_sh"]["aux_1"], abs=1e-4
     )
