@@ -20,7 +20,7 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.data import stream
 from mhd_jax.models import from_nnx
 from mhd_jax.run import prepare
-from tests.conftest import Linear, assert_trees_equal, tiny_dataset
+from tests.conftest import OF_THE_HOST, Linear, assert_trees_equal, tiny_dataset
 from tests.test_own_models import Net, Streams
 
 K = 7  # a multiple of neither 2 nor 5 devices
@@ -95,7 +95,6 @@ ON_DEVICES = {
     TWO: {"algorithm": "naive", "topology": "complete", "clients": clients(num_clients=2)}
 }
 CLIENTS = clients()
-OF_THE_HOST = ("eval_every", "steps_per_dispatch", "checkpoint_every", "callbacks", "progress")
 
 
 @pytest.fixture(scope="module", autouse=True)

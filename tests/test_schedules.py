@@ -18,6 +18,7 @@ from mhd_jax.run import prepare
 from tests.conftest import (
     Linear,
     assert_trees_close,
+    simulate_in,
     tiny_batch,
     tiny_clients,
     tiny_dataset,
@@ -38,8 +39,9 @@ def clients(num_clients=4, **kwargs):
     )
 
 
-def run(topology, algorithm="mhd", **kwargs):
-    return mhd.simulate(topology, clients(topology.num_clients), algorithm, **SETTINGS | kwargs)
+def run(topology, algorithm="mhd", workdir=None, **kwargs):
+    run_it = mhd.simulate if workdir is None else functools.partial(simulate_in, workdir)
+    return run_it(topology, clients(topology.num_clients), algorithm, **SETTINGS | kwargs)
 
 
 def pairs(matching):
