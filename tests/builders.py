@@ -82,6 +82,30 @@ def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwarg
     return clients.with_defaults(optimizer or optax.sgd(0.1))
 
 
+OF_THE_HOST = (
+    "eval_every",
+    "steps_per_dispatch",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "fall_back",
+    "callbacks",
+    "progress",
+)
+
+
+def simulate_in(workdir, topology, clients, algorithm, **settings):
+    """`mhd.simulate` in a folder, but for the report, which would take longer than a tiny run."""
+    of_the_host = {name: settings.pop(name) for name in OF_THE_HOST if name in settings}
+    (result,) = mhd.simulate_many(
+        [{"topology": topology, "clients": clients, "algorithm": algorithm, **settings}],
+        workdirs=[workdir],
+        write_reports=False,
+        **of_the_host,
+    )
+    return result
+
+
 def tiny_batch(
     num_clients=4, batch_size=6, public_size=7, seed=0, dtype=jnp.float32, shared=True
 ) -> Batch:

@@ -18,7 +18,7 @@ from mhd_jax.data.split import SetAside
 from mhd_jax.exchange.adversaries import checked
 from mhd_jax.runs.records import read_json
 from mhd_jax.training.parameter_averaging import mixing_matrix
-from tests.builders import tiny_clients, tiny_dataset
+from tests.builders import simulate_in, tiny_clients, tiny_dataset
 from tests.fuzzing import every_kind, explore
 
 topology, arrays = mhd.topology, mhd.data.arrays
@@ -173,7 +173,7 @@ def test_a_finished_run_whose_files_contradict_each_other_is_refused(tmp_path):
     clients = tiny_clients(2)
 
     def run():
-        return mhd.simulate("complete", clients, "isolated", steps=2, workdir=tmp_path / "w")
+        return simulate_in(tmp_path / "w", "complete", clients, "isolated", steps=2)
 
     assert run().summary["status"] == "finished" and run().started_at == 2
     path = tmp_path / "w" / "summary.json"

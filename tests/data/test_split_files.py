@@ -11,7 +11,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.data import split_files
 from mhd_jax.data.split import Split
-from tests.builders import Linear, assert_trees_equal, tiny_clients, tiny_dataset
+from tests.builders import Linear, assert_trees_equal, simulate_in, tiny_clients, tiny_dataset
 
 SETTINGS = {"steps": 2, "eval_every": 1, "batch_size": 4, "public_batch_size": 8}
 OWNERS = (
@@ -63,11 +63,11 @@ def test_splits_of_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_runs_split_repeats_the_run(tmp_path):
     first = tiny_clients(4, partition=mhd.partition.dirichlet(0.5), public_fraction=0.3, seed=3)
-    result = mhd.simulate("ring", first, "naive", workdir=tmp_path / "run", **SETTINGS)
+    result = simulate_in(tmp_path / "run", "ring", first, "naive", **SETTINGS)
     path = tmp_path / "run" / "split.npz"
     again = load(path).with_defaults(first.groups[0].optimizer)
     assert_same_clients(first, again)
-    repeated = mhd.simulate("ring", again, "naive", workdir=tmp_path / "again", **SETTINGS)
+    repeated = simulate_in(tmp_path / "again", "ring", again, "naive", **SETTINGS)
     assert_trees_equal(result.state, repeated.state)
     assert result.history[-1]["beta_priv"] == repeated.history[-1]["beta_priv"]
     assert (tmp_path / "again" / "split.npz").read_bytes() == path.read_bytes()
@@ -82,10 +82,10 @@ def test_a_run_that_lost_its_split_gets_it_again(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mhd.simulate("ring", who, "isolated", workdir=tmp_path, callbacks=stop, **SETTINGS)
+        simulate_in(tmp_path, "ring", who, "isolated", callbacks=stop, **SETTINGS)
     split = (tmp_path / "split.npz").read_bytes()
     (tmp_path / "split.npz").unlink()
-    mhd.simulate("ring", who, "isolated", workdir=tmp_path, **SETTINGS)
+    simulate_in(tmp_path, "ring", who, "isolated", **SETTINGS)
     assert (tmp_path / "split.npz").read_bytes() == split
 
 

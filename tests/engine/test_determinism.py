@@ -20,7 +20,7 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.engine import stream
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.models import from_nnx
-from tests.builders import ROOT, Linear, Net, Streams, assert_trees_equal, tiny_dataset
+from tests.builders import OF_THE_HOST, ROOT, Linear, Net, Streams, assert_trees_equal, tiny_dataset
 
 K = 7  # a multiple of neither 2 nor 5 devices
 SETTINGS = {
@@ -94,7 +94,6 @@ ON_DEVICES = {
     TWO: {"algorithm": "naive", "topology": "complete", "clients": clients(num_clients=2)}
 }
 CLIENTS = clients()
-OF_THE_HOST = ("eval_every", "steps_per_dispatch", "checkpoint_every", "callbacks", "progress")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -229,9 +228,21 @@ def places(result):
     return [len(devices), sorted(parts)]
 
 
+def texts():
+    """What each run's step is compiled from, and digests of its programs."""
+    found = {}
+    for name, run in RUNS.items():
+        settings = {"clients": CLIENTS} | without(SETTINGS, "eval_every") | run
+        made = prepare(**settings, num_devices=1)
+        found[name] = [made.lower(made.carry).as_text(), made.programs]
+    return found
+
+
 def tell_from_elsewhere(folder):
-    """What a process with five devices finds, as files."""
+    """What a process with five devices and another hash seed finds, as files."""
     folder = pathlib.Path(folder)
+    stream._MOST_STEPS = 5
+    (folder / "texts.json").write_text(json.dumps(texts()))
 
     def tell(name, way, result):
         path = folder / f"{name}, {way}"
@@ -298,33 +309,9 @@ def test_another_process_finds_the_same_bit_for_bit(name, elsewhere):
     assert without(found["summary"], "timing") == without(whole(name).summary, "timing")
 
 
-def texts():
-    """What each run's step is compiled from, and digests of its programs."""
-    found = {}
-    for name, run in RUNS.items():
-        settings = {"clients": CLIENTS} | without(SETTINGS, "eval_every") | run
-        made = prepare(**settings, num_devices=1)
-        found[name] = [made.lower(made.carry).as_text(), made.programs]
-    return found
-
-
-def test_programs_have_one_text_whatever_the_hash_seed(tmp_path):
+def test_programs_have_one_text_whatever_the_hash_seed(elsewhere):
     """A second start compiles nothing anew."""
-    started = {}
-    for seed in ("1", "2"):
-        path = tmp_path / seed
-        program = (
-            "import json, pathlib; from tests.engine import test_determinism as t; t.stream._MOST_STEPS = 5; "
-            f"pathlib.Path({str(path)!r}).write_text(json.dumps(t.texts()))"
-        )
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", program]
-        where = ROOT
-        started[path] = subprocess.Popen(command, cwd=where, env=environment)
-    here = texts()
-    for path, process in started.items():
-        assert process.wait(timeout=500) == 0
-        assert json.loads(path.read_text()) == here
+    assert json.loads((elsewhere.folder / "texts.json").read_text()) == texts()
 
 
 def assert_rounded(found, expected, rounding=ROUNDING):

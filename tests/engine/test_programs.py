@@ -18,7 +18,7 @@ from mhd_jax.algorithms.base import factory
 from mhd_jax.core.digests import program_digest
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.training import groups
-from tests.builders import tiny_dataset
+from tests.builders import simulate_in, tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}
 
@@ -86,7 +86,7 @@ def masked(word):
 
 def simulate(folder, who=None, own=None, **settings):
     own = own or algorithm()
-    return mhd.simulate("ring", who or clients(), own, workdir=folder, **SETTINGS | settings)
+    return simulate_in(folder, "ring", who or clients(), own, **SETTINGS | settings)
 
 
 def cut(record):

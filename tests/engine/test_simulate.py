@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -29,6 +30,7 @@ from tests.builders import (
     Linear,
     assert_trees_close,
     assert_trees_equal,
+    simulate_in,
     tiny_dataset,
 )
 
@@ -49,8 +51,9 @@ def clients(num_clients=4, **kwargs):
     return mhd.make_clients(tiny_dataset(), num_clients, Linear(), **kwargs)
 
 
-def run(algorithm="mhd", topology="ring", who=None, **kwargs):
-    return mhd.simulate(topology, who or clients(), ALGORITHMS[algorithm](), **SETTINGS | kwargs)
+def run(algorithm="mhd", topology="ring", who=None, workdir=None, **kwargs):
+    run_it = mhd.simulate if workdir is None else functools.partial(simulate_in, workdir)
+    return run_it(topology, who or clients(), ALGORITHMS[algorithm](), **SETTINGS | kwargs)
 
 
 def results(history):
@@ -245,7 +248,7 @@ def test_own_selection_rules_are_told_apart(tmp_path):
     def with_rule(sharpness):
         rule = lambda key, candidates: jax.nn.softmax(sharpness * candidates.logits.sum(axis=0))
         algorithm = mhd.algorithms.mhd(target_selection=rule)
-        return mhd.simulate("ring", clients(), algorithm, workdir=tmp_path, **SETTINGS)
+        return simulate_in(tmp_path, "ring", clients(), algorithm, **SETTINGS)
 
     with_rule(1.0)
     assert with_rule(1.0).started_at == 20
@@ -332,7 +335,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_the_run_folder_and_its_summary(tmp_path):
     who = clients(validation_fraction=0.2)
-    result = run(who=who, workdir=tmp_path)
+    result = mhd.simulate("ring", who, "mhd", workdir=tmp_path, **SETTINGS)
     assert {f.name for f in tmp_path.iterdir()} == {
         "config.json",
         "split.npz",

@@ -6,25 +6,25 @@ import pytest
 
 import mhd_jax as mhd
 from experiments import endurance
-from tests.builders import tiny_clients
+from tests.builders import simulate_in, tiny_clients
 
 
 def test_a_run_holds_no_more_at_its_end(tmp_path):
     watch = endurance.Watch()
     clients = tiny_clients(4, validation_fraction=0.1, optimizer=mhd.optim.SGD())
-    mhd.simulate(
+    simulate_in(
+        tmp_path / "run",
         "ring",
         clients,
         mhd.algorithms.mhd(pool_size=2, pool_refresh=3),
         steps=24,
-        eval_every=2,
+        eval_every=3,
         faults=mhd.Faults(link_loss=0.2),
         on_nonfinite="quarantine",
         keep_best=True,
-        workdir=tmp_path / "run",
         callbacks=watch,
     )
-    assert [count.step for count in watch.counts] == list(range(2, 25, 2))
+    assert [count.step for count in watch.counts] == list(range(3, 25, 3))
     held = {(c.arrays, c.array_bytes, c.programs) for c in watch.counts[2:]}
     assert len(held) == 1
     assert watch.counts[0].resident_bytes > watch.counts[0].array_bytes > 0

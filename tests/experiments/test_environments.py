@@ -1,5 +1,6 @@
 """What surrounds a run: a cluster, JAX's options, matplotlib's, a pipe, a terminal, paths."""
 
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from experiments.fellows import fellows
 from mhd_jax.core import modes
 from mhd_jax.core.files import folder_here
 from mhd_jax.topology.graphs import TOPOLOGIES
-from tests.builders import ROOT, SMALL, tiny_clients
+from tests.builders import ROOT, SMALL, simulate_in, tiny_clients
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -109,11 +110,15 @@ def test_a_process_whose_fellow_never_comes_says_so():
 
 @pytest.mark.parametrize("platform", ["tpu", "nonsense"])
 def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
-    library = "import mhd_jax as mhd\ntry: mhd.make_clients('digits')\nexcept mhd.ConfigError as e: print(e)"
-    done = python("-c", library, JAX_PLATFORMS=platform)
+    program = (
+        "import sys; import mhd_jax as mhd; from experiments import launch, train\n"
+        "try: mhd.make_clients('digits')\n"
+        "except mhd.ConfigError as e: print(e)\n"
+        "launch.run(train.main)"
+    )
+    done = python("-c", program, "--workdir=w", JAX_PLATFORMS=platform, cwd=tmp_path)
     assert done.stdout.startswith(f"JAX_PLATFORMS asks for '{platform}', on which JAX cannot start")
     assert done.stdout.count("\n") == 1
-    done = python("-m", "experiments.train", "--workdir=w", JAX_PLATFORMS=platform, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr == f"error: {done.stderr[7:]}"
     assert f"asks for '{platform}'" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -146,16 +151,17 @@ def test_runs_in_strict_modes(strict, tmp_path):
         seen.append(jax.config.jax_numpy_rank_promotion)
 
     settings = {"steps": 4, "eval_every": 2, "batch_size": 4, "public_batch_size": 4}
-    for placement in ("device", "host"):
+    with_report = functools.partial(mhd.simulate, workdir=tmp_path / "device")
+    without = functools.partial(simulate_in, tmp_path / "host")
+    for placement, start in (("device", with_report), ("host", without)):
         for _ in range(2):  # the second reads what the first has saved
             seen = []
-            result = mhd.simulate(
+            result = start(
                 mhd.topology.ring(4),
                 tiny_clients(public_fraction=0.3, validation_fraction=0.1),
                 mhd.algorithms.mhd(pool_size=2, pool_refresh=2),
                 data_placement=placement,
                 faults=mhd.Faults(link_loss=0.1),
-                workdir=tmp_path / placement,
                 keep_best=True,
                 callbacks=told,
                 **settings,
@@ -250,20 +256,26 @@ def test_matplotlib_is_imported_in_one_place():
             assert not re.search(r"^\s*(from|import) matplotlib", path.read_text(), re.MULTILINE)
 
 
-def test_a_reader_who_goes_and_a_terminal_without_greek(tmp_path):
+def test_a_run_ends_whatever_surrounds_it(tmp_path):
+    """Nobody reads it, its cache cannot be written, its home is not there, its terminal has no Greek."""
     program = (
         "import os, sys; from experiments import launch, train\n"
         "def main():\n"
         "    train.main(); open('after', 'w')\n"
         "launch.run(main)"
     )
+    command = ["-c", program, *ALONE, "--workdir=w", "--eval_every=6"]
+    (tmp_path / "file").write_text("")
+    cache = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "file")}
+    odd = cache | {"COLUMNS": "many", "TMPDIR": "nowhere", "PYTHONIOENCODING": "ascii"}
     reading, writing = os.pipe()
     os.close(reading)
-    done = python("-c", program, *ALONE, "--workdir=w", cwd=tmp_path, stdout=writing)
+    done = python(*command, cwd=tmp_path, stdout=writing, **odd)
     os.close(writing)
-    assert done.returncode == 0 and "BrokenPipe" not in done.stderr
+    assert done.returncode == 0 and "BrokenPipe" not in done.stderr, done.stderr
     assert (tmp_path / "after").exists()
-    done = python("-c", program, *ALONE, "--workdir=w", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert json.loads((tmp_path / "w/summary.json").read_text())["steps"] == 6
+    done = python(*command, cwd=tmp_path, PYTHONIOENCODING="ascii")  # tells what it holds
     assert done.returncode == 0, done.stderr
     assert r"\u03b2_sh" in done.stdout
 
@@ -285,12 +297,3 @@ def test_a_folder_that_cannot_be_written_is_named(call, monkeypatch):
     status, _, err = call(train)
     assert status == 5 and err.count("\n") == 1
     assert err.startswith("error: runs/report/table.json cannot be written (Permission denied).")
-
-
-def test_a_cache_that_cannot_be_written_and_a_home_that_is_not_there(tmp_path):
-    (tmp_path / "file").write_text("")
-    flags = ["-m", "experiments.train", *ALONE, "--workdir=w", "--eval_every=6"]
-    kept = {"JAX_COMPILATION_CACHE_DIR": "", "COLUMNS": "many", "TMPDIR": "nowhere"}
-    done = python(*flags, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"), **kept)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "w/summary.json").read_text())["steps"] == 6

@@ -9,8 +9,7 @@ import warnings
 
 from hypothesis import strategies as st
 
-import mhd_jax as mhd
-from tests.builders import tiny_clients
+from tests.builders import simulate_in, tiny_clients
 from tests.fuzzing.kinds import attempt, damages, kind, scratch
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 4, "num_devices": 1}
@@ -47,7 +46,7 @@ def run(workdir):
     """The run, in this folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return mhd.simulate("complete", clients(), "isolated", workdir=workdir, **SETTINGS)
+        return simulate_in(workdir, "complete", clients(), "isolated", **SETTINGS)
 
 
 @functools.cache

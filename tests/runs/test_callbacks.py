@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.runs.callbacks.tracker import Log, Tracker, numbers_of
-from tests.builders import Linear, tiny_clients, tiny_dataset
+from tests.builders import Linear, simulate_in, tiny_clients, tiny_dataset
 
 
 def test_numbers_have_names():
@@ -56,16 +56,13 @@ class Diary(mhd.Callback):
 def test_watchers_learn_which_runs_start_where_and_how_they_end(tmp_path):
     def told(diary):
         with contextlib.suppress(KeyboardInterrupt, OSError):
-            mhd.simulate_seeds(
-                ["ring"] * 2,
-                [tiny_clients()] * 2,
-                "isolated",
-                seeds=(4, 1),
+            what = {"topology": "ring", "clients": tiny_clients(), "algorithm": "isolated"}
+            mhd.simulate_many(
+                [{**what, "seed": seed, "steps": 6, "batch_size": 4} for seed in (4, 1)],
                 workdirs=[tmp_path / "a", tmp_path / "b"],
                 callbacks=diary,
-                steps=6,
                 eval_every=2,
-                batch_size=4,
+                write_reports=False,
             )
         return diary.told
 
@@ -153,14 +150,14 @@ def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(at, asked, tmp_pa
     tracker, diary = Failing(at), Diary()
     for again in (1, 2):  # another run asks it anew
         with pytest.warns(UserWarning, match=r"Failing failed \(OSError: no such server\)"):
-            mhd.simulate(
+            simulate_in(
+                tmp_path / str(again),
                 "ring",
                 tiny_clients(),
                 "isolated",
                 steps=6,
                 eval_every=2,
                 batch_size=4,
-                workdir=tmp_path / str(again),
                 callbacks=[tracker, diary],
             )
         assert tracker.asked == asked * again

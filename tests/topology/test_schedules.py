@@ -20,6 +20,7 @@ from mhd_jax.topology import schedules
 from tests.builders import (
     Linear,
     assert_trees_close,
+    simulate_in,
     tiny_batch,
     tiny_clients,
     tiny_dataset,
@@ -40,8 +41,9 @@ def clients(num_clients=4, **kwargs):
     )
 
 
-def run(topology, algorithm="mhd", **kwargs):
-    return mhd.simulate(topology, clients(topology.num_clients), algorithm, **SETTINGS | kwargs)
+def run(topology, algorithm="mhd", workdir=None, **kwargs):
+    run_it = mhd.simulate if workdir is None else functools.partial(simulate_in, workdir)
+    return run_it(topology, clients(topology.num_clients), algorithm, **SETTINGS | kwargs)
 
 
 def pairs(matching):
