@@ -13,6 +13,7 @@ from flax import linen as nn
 import mhd_jax as mhd
 from experiments import flags as run_flags
 from mhd_jax.core.types import Batch
+from mhd_jax.data import preprocessing
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.pretext import Rotation, SimCLR
 from mhd_jax.training import groups
@@ -107,7 +108,7 @@ def test_jitter_is_within_its_strength():
     change = Augmentation(jitter=0.25)
     keys = jax.random.split(jax.random.key(0), 500)
     grey = jnp.full((2, 2, 3), 0.5)
-    plain = mhd.data.preparation.PLAIN
+    plain = preprocessing.PLAIN
     factors = np.asarray(jax.vmap(lambda key: change(key, grey, plain))(keys))[:, 0, 0, 0] / 0.5
     assert 0.75 <= factors.min() < 0.77 and 1.23 < factors.max() <= 1.25
     np.testing.assert_allclose(factors.mean(), 1, atol=0.03)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import mhd_jax as mhd
 from mhd_jax import topology as topologies
 from mhd_jax.core.digests import program_digest
-from mhd_jax.engine import contract
+from mhd_jax.exchange import contract
 from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates
 from mhd_jax.training.optim import build
 from tests.builders import tiny_dataset
