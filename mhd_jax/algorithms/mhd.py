@@ -62,15 +62,12 @@ from mhd_jax.core.types import (
     PyTree,
     State,
 )
-from mhd_jax.core.validation import is_integer
-from mhd_jax.exchange import adversaries, contract, diagnostics
+from mhd_jax.exchange import adversaries, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange.channel import Channel
-from mhd_jax.exchange.delays import Delayed
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection, joined
-from mhd_jax.exchange.teacher_pools import Pool
-from mhd_jax.exchange.teachers import Neighbours, Source
+from mhd_jax.exchange.selection import Candidates, TargetSelection, joined
+from mhd_jax.exchange.teachers import Source
 from mhd_jax.training import projection
 from mhd_jax.training.groups import (
     apply_gradients,
@@ -88,7 +85,6 @@ from mhd_jax.training.parameter_averaging import (
     mixing_matrix,
 )
 from mhd_jax.training.passes import evaluated, private_and_public
-from mhd_jax.training.projection import EMBEDDING_PROJECTIONS
 
 _PUBLIC_BATCHES = ("shared", "independent")
 
@@ -149,9 +145,8 @@ class _MHD:
             state = projection.with_projections(state)
         state = start_optimizers(state)
         if clients.adversaries:
-            _require_no_replay(clients, self.source)
             logits = output_shapes(state.groups[0], sample_batch).logits
-            extra["adversaries"] = adversaries.start(clients, logits)
+            extra["adversaries"] = adversaries.start(clients, logits, self.source.num_snapshots)
         return self.source.start(dataclasses.replace(state, extra=extra))
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
@@ -225,7 +220,7 @@ class _MHD:
           label_set: which classes it knows, bool [C]; None is all.
         """
         if taught.embeddings is not None:
-            own, sent = (_of_width(one, taught.embeddings.shape[-1]) for one in (own, sent))
+            own, sent = projection.cut((own, sent), taught.embeddings.shape[-1])
         sent = jax.lax.stop_gradient(sent)
         loss, terms = jnp.zeros(()), {}
         seen = {
@@ -349,10 +344,6 @@ def mhd(
     """
     require_at_least(0, nu_aux=nu_aux, nu_emb=nu_emb, num_aux_heads=num_aux_heads)
     require(
-        num_targets == "all" or (is_integer(num_targets) and int(num_targets) >= 1),
-        f"num_targets must be a positive integer or 'all', not {num_targets!r}.",
-    )
-    require(
         num_aux_heads > 0 or not same_level,
         "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
     )
@@ -362,22 +353,13 @@ def mhd(
         public_batch in _PUBLIC_BATCHES,
         f"public_batch must be 'shared' or 'independent', not {public_batch!r}.",
     )
-    require(
-        embedding_projection in EMBEDDING_PROJECTIONS,
-        f"unknown embedding_projection {embedding_projection!r}; choose one of "
-        f"{', '.join(EMBEDDING_PROJECTIONS)}.",
-    )
-    require(
-        nu_emb > 0 or embedding_projection == "none",
-        "embedding_projection is about the embeddings' distillation, but nu_emb is 0; leave one of "
-        "them out.",
-    )
+    projection.require_known(embedding_projection, compares=nu_emb > 0)
     require_at_least(1, average_every=average_every)
     parts = _MHD(
         num_aux_heads=num_aux_heads,
         nu_aux=nu_aux,
         nu_emb=nu_emb,
-        select=_selection(target_selection),
+        select=contract.selection(target_selection),
         temperature=temperature,
         label_smoothing=label_smoothing,
         public_updates_stats=public_updates_stats,
@@ -385,7 +367,7 @@ def mhd(
         embedding_projection=embedding_projection,
         # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
         own_included=include_self and num_aux_heads > 0,
-        source=_source(num_targets, pool_size, pool_refresh, teacher_delay),
+        source=teacher_sources.named(num_targets, pool_size, pool_refresh, teacher_delay),
         channel=Channel(
             compressions.named(compression),
             num_heads=max(num_aux_heads, 1) + same_level,
@@ -434,62 +416,6 @@ def naive(
 
     All others are as for `mhd`.
     """
-    require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
-    return mhd(
-        num_aux_heads=0,
-        nu_aux=nu_naive,
-        nu_emb=0.0,
-        num_targets=num_targets,
-        target_selection=target_selection,
-        temperature=temperature,
-        public_batch=public_batch,
-        public_updates_stats=public_updates_stats,
-        pool_size=pool_size,
-        pool_refresh=pool_refresh,
-        teacher_delay=teacher_delay,
-        compression=compression,
-        ensembles=ensembles,
-        average_every=average_every,
-        label_smoothing=label_smoothing,
-    )
-
-
-def _selection(given: str | TargetSelection) -> TargetSelection:
-    """A target selection of the library by its name, or a user's own, which is tried first."""
-    if callable(given):
-        return contract.checked(given)
-    require(
-        given in tuple(TARGET_SELECTIONS),
-        f"unknown target_selection {given!r}; choose one of {', '.join(TARGET_SELECTIONS)}, or give a "
-        "function.",
-    )
-    return TARGET_SELECTIONS[given]
-
-
-def _source(
-    num_targets: int | str, pool_size: int, pool_refresh: int, teacher_delay: int
-) -> Source:
-    require_at_least(0, pool_size=pool_size, teacher_delay=teacher_delay)
-    require_at_least(1, pool_refresh=pool_refresh)
-    require(
-        pool_size == 0 or teacher_delay == 0,
-        "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
-    )
-    if pool_size > 0:
-        return Pool(num_targets, pool_size, pool_refresh)
-    return Delayed(num_targets, teacher_delay) if teacher_delay > 0 else Neighbours(num_targets)
-
-
-def _of_width(outputs: Outputs, width: int) -> Outputs:
-    """Outputs whose embeddings [..., D] are cut to [..., width]."""
-    return dataclasses.replace(outputs, embeddings=outputs.embeddings[..., :width])  # type: ignore[index]
-
-
-def _require_no_replay(clients: Participants, source: Source) -> None:
-    replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
-    require(
-        source.num_snapshots == 0 or not replaying,
-        f"client {', '.join(map(str, replaying))} replays what it sent at the step before, but with "
-        "pool_size or teacher_delay snapshots of it speak; choose another kind of adversary, or "
-        "leave these out.",
-    )
+    options = dict(locals())
+    require_at_least(0, nu_naive=options["nu_naive"])
+    return mhd(num_aux_heads=0, nu_aux=options.pop("nu_naive"), nu_emb=0.0, **options)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,28 @@ from mhd_jax.training.groups import embedding_width, in_client_order, padded, ta
 from mhd_jax.training.passes import PullBack
 
 EMBEDDING_PROJECTIONS = ("none", "linear", "shared_width")
+
+
+def require_known(name: str, compares: bool) -> None:
+    """Raises `ConfigError` for an unknown projection, or for one where no embeddings are compared."""
+    if name not in EMBEDDING_PROJECTIONS:
+        raise ConfigError(
+            f"unknown embedding_projection {name!r}; choose one of "
+            f"{', '.join(EMBEDDING_PROJECTIONS)}."
+        )
+    if name != "none" and not compares:
+        raise ConfigError(
+            "embedding_projection is about the embeddings' distillation, but nu_emb is 0; leave one "
+            "of them out."
+        )
+
+
+def cut(outputs: Sequence[Outputs], width: int) -> list[Outputs]:
+    """Outputs whose embeddings [..., D] are cut to [..., width]."""
+    return [
+        dataclasses.replace(one, embeddings=one.embeddings[..., :width])  # type: ignore[index]
+        for one in outputs
+    ]
 
 
 def widths(state: State) -> np.ndarray:
