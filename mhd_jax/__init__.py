@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mhd_jax.core.types import Algorithm, Batch, State
     from mhd_jax.data import partition, pretext
     from mhd_jax.engine.faults import Faults
+    from mhd_jax.engine.prepare import prepare
     from mhd_jax.engine.result import Result
     from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
     from mhd_jax.runs import callbacks
@@ -57,6 +58,7 @@ _OBJECTS = {
     "StorageError": "mhd_jax.core.errors",
     "Topology": "mhd_jax.topology",
     "make_clients": "mhd_jax.clients",
+    "prepare": "mhd_jax.engine.prepare",
     "simulate": "mhd_jax.engine.simulate",
     "simulate_many": "mhd_jax.engine.simulate",
     "simulate_seeds": "mhd_jax.engine.simulate",
@@ -84,6 +86,7 @@ __all__ = [
     "models",
     "optim",
     "partition",
+    "prepare",
     "pretext",
     "simulate",
     "simulate_many",

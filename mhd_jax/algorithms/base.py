@@ -74,6 +74,12 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def require_at_least(least: float, **values: Any) -> None:
+    """Raises `ConfigError` for hyperparameters below `least`."""
+    for name, value in values.items():
+        require(value >= least, f"{name} must be at least {least}, not {value}.")
+
+
 def require_label_smoothing(label_smoothing: float) -> None:
     """Raises `ConfigError` for a label smoothing outside [0, 1)."""
     require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), not {label_smoothing}.")

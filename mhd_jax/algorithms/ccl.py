@@ -33,7 +33,7 @@ from mhd_jax.algorithms.gossip import (
     needs_everyone,
 )
 from mhd_jax.core.client_axis import everywhere, over_clients
-from mhd_jax.core.trees import take_rows
+from mhd_jax.core.trees import of_one_client, take_rows
 from mhd_jax.core.types import (
     Algorithm,
     Batch,
@@ -44,7 +44,7 @@ from mhd_jax.core.types import (
     PyTree,
     State,
 )
-from mhd_jax.exchange.messages import Messages, of_one_client
+from mhd_jax.exchange.messages import Messages
 from mhd_jax.topology.mixing import MIXINGS
 from mhd_jax.training.groups import apply_gradients, local_gradients, predict
 from mhd_jax.training.losses import masked_mean, private_cross_entropy

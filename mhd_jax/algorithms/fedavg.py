@@ -26,7 +26,7 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
-from mhd_jax.core.trees import where_rows
+from mhd_jax.core.trees import of_one_client, where_rows
 from mhd_jax.core.types import (
     Algorithm,
     Batch,
@@ -37,7 +37,7 @@ from mhd_jax.core.types import (
     PyTree,
     State,
 )
-from mhd_jax.exchange.messages import Messages, of_one_client
+from mhd_jax.exchange.messages import Messages
 from mhd_jax.training import optim
 from mhd_jax.training.groups import (
     apply_gradients,

@@ -33,7 +33,7 @@ from jax import Array
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import factory, require, require_label_smoothing
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.trees import where_rows
+from mhd_jax.core.trees import of_one_client, where_rows
 from mhd_jax.core.types import (
     Algorithm,
     Batch,
@@ -44,7 +44,7 @@ from mhd_jax.core.types import (
     PyTree,
     State,
 )
-from mhd_jax.exchange.messages import Messages, of_one_client
+from mhd_jax.exchange.messages import Messages
 from mhd_jax.topology.mixing import MIXINGS, push_sum_weights
 from mhd_jax.training import optim
 from mhd_jax.training.groups import (

@@ -36,7 +36,6 @@ auxiliary one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,11 +43,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.algorithms.base import (
+    factory,
+    require,
+    require_at_least,
+    require_label_smoothing,
+)
 from mhd_jax.core import random
-from mhd_jax.core.client_axis import everywhere, over_clients
+from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.random import Purpose
-from mhd_jax.core.trees import take_rows
 from mhd_jax.core.types import (
     Algorithm,
     Batch,
@@ -56,27 +59,18 @@ from mhd_jax.core.types import (
     Metrics,
     Outputs,
     Participants,
-    Presence,
     PyTree,
     State,
 )
-from mhd_jax.core.validation import is_integer
-from mhd_jax.exchange import adversaries, contract, delays, teacher_pools
+from mhd_jax.exchange import adversaries, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
-from mhd_jax.exchange import diagnostics as edges
-from mhd_jax.exchange.compression import Compression
-from mhd_jax.exchange.messages import Messages, of_one_client
-from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection
-from mhd_jax.exchange.teachers import Teachers
+from mhd_jax.exchange.channel import Channel
+from mhd_jax.exchange.messages import Messages
+from mhd_jax.exchange.selection import Candidates, TargetSelection, joined
+from mhd_jax.exchange.teachers import Source
 from mhd_jax.training import projection
 from mhd_jax.training.groups import (
-    all_params,
-    all_stats,
     apply_gradients,
-    averaged,
-    finite_params,
-    forward,
-    forward_teachers,
     init_state,
     output_shapes,
     predict,
@@ -84,9 +78,203 @@ from mhd_jax.training.groups import (
 )
 from mhd_jax.training.losses import distillation, embedding_distance
 from mhd_jax.training.metrics import prediction_entropy
-from mhd_jax.training.parameter_averaging import Ensembles, first_members, mixing_matrix
-from mhd_jax.training.passes import PullBack, evaluated, private_and_public
-from mhd_jax.training.projection import EMBEDDING_PROJECTIONS
+from mhd_jax.training.parameter_averaging import (
+    Averaging,
+    Ensembles,
+    first_members,
+    mixing_matrix,
+)
+from mhd_jax.training.passes import evaluated, private_and_public
+
+_PUBLIC_BATCHES = ("shared", "independent")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _MHD:
+    """The functions of the algorithm, and what they are made with.
+
+    Attributes:
+      num_aux_heads, nu_aux, nu_emb, select, temperature, label_smoothing, public_updates_stats,
+        same_level, embedding_projection: see `mhd`.
+      own_included: whether a client's own heads are among its candidates.
+      source: where teachers come from.
+      channel: what crosses an edge from a teacher.
+      averaging: of parameters inside ensembles; None averages nobody.
+    """
+
+    num_aux_heads: int
+    nu_aux: float
+    nu_emb: float
+    select: TargetSelection
+    temperature: float
+    label_smoothing: float
+    public_updates_stats: bool
+    same_level: bool
+    embedding_projection: str
+    own_included: bool
+    source: Source
+    channel: Channel
+    averaging: Averaging | None
+
+    @property
+    def first_student(self) -> int:
+        """The lowest rank of the heads that learn from others: 1, or 0 where m = 0."""
+        return min(self.num_aux_heads, 1)
+
+    @property
+    def num_ranks(self) -> int:
+        """How many heads learn from others, each from heads of one rank."""
+        return max(self.num_aux_heads, 1)
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        """See `Algorithm.init`."""
+        extra: dict[str, PyTree] = {}
+        same_start: Any = False
+        if self.averaging is not None:
+            mixing = mixing_matrix(self.averaging.ensembles, clients)
+            extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
+        if self.num_aux_heads > 0 and not clients.learns_labels.all():
+            extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
+        num_heads = self.num_aux_heads + 1
+        state = init_state(
+            key, clients, sample_batch, num_heads, same_start, starts_optimizers=False
+        )
+        if self.nu_emb > 0 and self.embedding_projection == "none":
+            projection.require_equal_widths(state)
+        if self.embedding_projection == "linear":
+            state = projection.with_projections(state)
+        state = start_optimizers(state)
+        if clients.adversaries:
+            logits = output_shapes(state.groups[0], sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits, self.source.num_snapshots)
+        return self.source.start(dataclasses.replace(state, extra=extra))
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        """See `Algorithm.train_step`: L_i and its gradient, for all clients at once."""
+        outputs, pull_back = private_and_public(
+            state, batch, self.label_smoothing, public_updates_stats=self.public_updates_stats
+        )
+        sent = evaluated(state, batch, outputs)
+        received = self.channel.received(state, sent, travels=batch.public_is_shared)
+        finite = exchange.all_finite(received)
+        state, teachers, taught = self.source.teach(
+            state, batch, graph, finite, received, self.channel
+        )
+        of_others = not batch.public_is_shared or self.source.num_snapshots > 0
+        understood = teachers.valid & (exchange.all_finite(taught, axes=2) if of_others else True)
+        mapped = None
+        if self._is_mapped(state):
+            mapped, pull_back_all = projection.mapped(state, outputs, teachers.positions, pull_back)
+        # Teachers are constants: each client's gradient starts at its own outputs.
+        gradient = jax.grad(self.public_loss, argnums=(0, 1), has_aux=True)
+        at_outputs, terms = over_clients(gradient)(
+            outputs,
+            mapped,
+            sent,
+            taught,
+            understood,
+            random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step),
+            state.extra.get("unlabelled"),
+            state.label_sets,
+        )
+        gradients, stats, private_losses = (
+            pull_back(at_outputs[0]) if mapped is None else pull_back_all(*at_outputs)
+        )
+        state = apply_gradients(self.channel.after(state, sent, batch.presence), gradients, stats)
+        weights: dict[str, Array] = {}
+        if self.averaging is not None:
+            state, weights = self.averaging.after_step(state, batch.presence)
+        not_received = ((graph > 0) & ~finite).sum(axis=1)
+        seen = terms.pop("diagnostics")
+        if state.num_clients < 2 * diagnostics.MOST_CLIENTS:  # some of whom may only fill devices
+            terms["diagnostics"] = diagnostics.of_step(seen, teachers, self.own_included)
+        return state, {
+            **terms,
+            "private_loss": private_losses,
+            "loss": private_losses + terms["public_loss"],
+            "messages": {"predictions": exchange.from_teachers(teachers), **weights},
+            "non_finite": not_received + (teachers.valid & ~understood).sum(axis=1),
+        }
+
+    def public_loss(
+        self,
+        own: Outputs,
+        mapped: Array | None,
+        sent: Outputs,
+        taught: Outputs,
+        valid: Array,
+        key: Array,
+        unlabelled: Array | None,
+        label_set: Array | None,
+    ) -> tuple[Array, Metrics]:
+        """The public terms of one client's L_i, to differentiate in its own outputs.
+
+        Args:
+          own: its outputs as a student, logits [P, H, C] and embeddings [P, D].
+          mapped: its embeddings in its teachers' widths, [T, P, D], where it learns maps.
+          sent: its outputs as a teacher, which are constant.
+          taught: outputs of its teachers S_i, [T, P, …].
+          valid: which of the T are teachers, bool [T].
+          key: of the selection.
+          unlabelled: whether it has no private labels, bool []; None where all have some.
+          label_set: which classes it knows, bool [C]; None is all.
+        """
+        if taught.embeddings is not None:
+            own, sent = projection.cut((own, sent), taught.embeddings.shape[-1])
+        sent = jax.lax.stop_gradient(sent)
+        loss, terms = jnp.zeros(()), {}
+        seen = {
+            "agreement": diagnostics.agreement(sent, taught, valid),
+            "confidence": diagnostics.confidence(sent),
+        }
+        if self.nu_emb > 0:
+            compared = own.embeddings if mapped is None else mapped
+            terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
+            loss += self.nu_emb * terms["emb_loss"]
+        if self.nu_aux > 0:
+            candidates = self.candidates(sent, taught, valid)
+            targets = jax.lax.stop_gradient(self.select(key, candidates))
+            seen["followed"] = diagnostics.followed(targets, candidates)
+            students = own.logits[:, self.first_student :]
+            learned = distillation(students, targets, self.temperature, label_set)
+            terms["aux_loss"] = jnp.where(candidates.valid.any(), learned, 0)
+            loss += self.nu_aux * terms["aux_loss"]
+            if unlabelled is not None:
+                learned = self._main_head_from_others(own, taught, valid, key, label_set)
+                loss += self.nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
+        terms["public_entropy"] = prediction_entropy(sent.logits[:, -1], label_set)
+        return loss, {"public_loss": loss, **terms, "diagnostics": seen}
+
+    def candidates(self, own: Outputs, taught: Outputs, valid: Array) -> Candidates:
+        """Candidates of one client: its teachers, itself, and its teachers' heads of the same level."""
+        parts = [(taught.logits[:, :, : self.num_ranks], taught.embeddings, valid)]
+        if self.own_included:
+            embeddings = None if own.embeddings is None else own.embeddings[None]
+            parts.append((own.logits[None, :, : self.num_ranks], embeddings, jnp.ones(1, bool)))
+        if self.same_level:
+            parts.append((taught.logits[:, :, 1:], taught.embeddings, valid))
+        return joined(parts, self.temperature)
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        """See `Algorithm.message`."""
+        messages = {"predictions": self.channel.message(state, batch, group)}
+        return (
+            messages
+            if self.averaging is None
+            else {**messages, "weights": self.averaging.message(group)}
+        )
+
+    def _is_mapped(self, state: State) -> bool:
+        """Whether clients map their embeddings to their teachers' widths."""
+        return self.embedding_projection == "linear" and len(set(projection.widths(state))) > 1
+
+    def _main_head_from_others(
+        self, own: Outputs, taught: Outputs, valid: Array, key: Array, label_set: Array | None
+    ) -> Array:
+        """The loss by which a main head without labels learns from its teachers' main heads."""
+        main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)], self.temperature)
+        targets = jax.lax.stop_gradient(self.select(jax.random.fold_in(key, 1), main_heads))
+        return distillation(own.logits[:, :1], targets, self.temperature, label_set)
 
 
 @factory
@@ -154,373 +342,48 @@ def mhd(
         projection, ensembles that cannot be (see `mhd_jax.training.parameter_averaging`), or clients that replay
         their messages where teachers are snapshots.
     """
-    for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
-        require(value >= low, f"{name} must be at least {low}, not {value}.")
-    require(num_aux_heads >= 0, f"num_aux_heads must be at least 0, not {num_aux_heads}.")
-    require(
-        num_targets == "all" or (is_integer(num_targets) and int(num_targets) >= 1),
-        f"num_targets must be a positive integer or 'all', not {num_targets!r}.",
-    )
+    require_at_least(0, nu_aux=nu_aux, nu_emb=nu_emb, num_aux_heads=num_aux_heads)
     require(
         num_aux_heads > 0 or not same_level,
         "same_level is about auxiliary heads, but num_aux_heads is 0; leave one of them out.",
     )
-    for name, value, low in (
-        ("pool_size", pool_size, 0),
-        ("pool_refresh", pool_refresh, 1),
-        ("teacher_delay", teacher_delay, 0),
-    ):
-        require(value >= low, f"{name} must be at least {low}, not {value}.")
-    require(
-        pool_size == 0 or teacher_delay == 0,
-        "pool_size and teacher_delay both say how old teachers are; leave one of them out.",
-    )
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
-    require(average_every >= 1, f"average_every must be at least 1, not {average_every}.")
     require_label_smoothing(label_smoothing)
     require(
-        public_batch in ("shared", "independent"),
+        public_batch in _PUBLIC_BATCHES,
         f"public_batch must be 'shared' or 'independent', not {public_batch!r}.",
     )
-    require(
-        callable(target_selection) or target_selection in tuple(TARGET_SELECTIONS),
-        f"unknown target_selection {target_selection!r}; "
-        f"choose one of {', '.join(TARGET_SELECTIONS)}, or give a function.",
+    projection.require_known(embedding_projection, compares=nu_emb > 0)
+    require_at_least(1, average_every=average_every)
+    parts = _MHD(
+        num_aux_heads=num_aux_heads,
+        nu_aux=nu_aux,
+        nu_emb=nu_emb,
+        select=contract.selection(target_selection),
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+        public_updates_stats=public_updates_stats,
+        same_level=same_level,
+        embedding_projection=embedding_projection,
+        # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
+        own_included=include_self and num_aux_heads > 0,
+        source=teacher_sources.named(num_targets, pool_size, pool_refresh, teacher_delay),
+        channel=Channel(
+            compressions.named(compression),
+            num_heads=max(num_aux_heads, 1) + same_level,
+            embeddings=nu_emb > 0,
+            shared_width=embedding_projection == "shared_width",
+        ),
+        averaging=None if ensembles is None else Averaging(ensembles, average_every),
     )
-    require(
-        embedding_projection in EMBEDDING_PROJECTIONS,
-        f"unknown embedding_projection {embedding_projection!r}; choose one of "
-        f"{', '.join(EMBEDDING_PROJECTIONS)}.",
-    )
-    require(
-        nu_emb > 0 or embedding_projection == "none",
-        "embedding_projection is about the embeddings' distillation, but nu_emb is 0; leave one of "
-        "them out.",
-    )
-    coded = compressions.named(compression)
-    select: TargetSelection = (
-        contract.checked(target_selection)
-        if callable(target_selection)
-        else TARGET_SELECTIONS[target_selection]
-    )
-    num_heads = num_aux_heads + 1
-    first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns from others
-    num_ranks = max(num_aux_heads, 1)  # how many heads learn, from as many of the own client
-    num_taught = num_ranks + same_level  # how many heads of a neighbour teach
-    # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
-    own_included = include_self and num_aux_heads > 0
-    num_snapshots = pool_size or teacher_delay
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        extra: dict[str, PyTree] = {}
-        same_start: Any = False
-        if ensembles is not None:
-            mixing = mixing_matrix(ensembles, clients)
-            extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
-        if num_aux_heads > 0 and not clients.learns_labels.all():
-            extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
-        state = init_state(
-            key, clients, sample_batch, num_heads, same_start, starts_optimizers=False
-        )
-        if nu_emb > 0 and embedding_projection == "none":
-            projection.require_equal_widths(state)
-        if embedding_projection == "linear":
-            state = projection.with_projections(state)
-        state = start_optimizers(state)
-        if clients.adversaries:
-            _require_no_replay(clients, num_snapshots)
-            logits = output_shapes(state.groups[0], sample_batch).logits
-            extra["adversaries"] = adversaries.start(clients, logits)
-        if pool_size > 0:
-            state, extra["pool"] = teacher_pools.start(state, pool_size)
-        if teacher_delay > 0:
-            state = delays.start(state, teacher_delay)
-        return dataclasses.replace(state, extra=extra)
-
-    def is_mapped(state: State) -> bool:
-        """Whether clients map their embeddings to their teachers' widths."""
-        return embedding_projection == "linear" and len(set(projection.widths(state))) > 1
-
-    def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
-        """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
-        parts = [(taught.logits[:, :, :num_ranks], taught.embeddings, valid)]
-        if own_included:
-            embeddings = None if own.embeddings is None else own.embeddings[None]
-            parts.append((own.logits[None, :, :num_ranks], embeddings, jnp.ones(1, bool)))
-        if same_level:
-            parts.append((taught.logits[:, :, 1:], taught.embeddings, valid))
-        return joined(parts)
-
-    def joined(parts: list[tuple[Array, Array | None, Array]]) -> Candidates:
-        """Candidates of several kinds: logits [n, P, R, C], embeddings [n, P, D], which exist [n]."""
-        logits, embeddings, exist = zip(*parts, strict=True)
-        is_candidate = jnp.concatenate(exist)
-
-        def join(arrays: Sequence[Array]) -> Array:  # nothing of an empty slot gets through
-            whole = jnp.concatenate(arrays)
-            keep = is_candidate.reshape((-1,) + (1,) * (whole.ndim - 1))
-            return jnp.where(keep, whole, 0)
-
-        all_logits = join(logits)
-        return Candidates(
-            logits=all_logits,
-            probabilities=jax.nn.softmax(all_logits / temperature),
-            embeddings=None if embeddings[0] is None else join(embeddings),
-            valid=is_candidate,
-        )
-
-    def public_loss(
-        own: Outputs,
-        mapped: Array | None,
-        evaluated_outputs: Outputs,
-        taught: Outputs,
-        valid: Array,
-        key: Array,
-        unlabelled: Array | None,
-        label_set: Array | None,
-    ) -> tuple[Array, Metrics]:
-        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
-
-        `evaluated_outputs` are its own outputs as those of teachers are, of evaluation mode. `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
-        """
-        if taught.embeddings is not None:
-            width = taught.embeddings.shape[-1]
-            own, evaluated_outputs = (
-                dataclasses.replace(one, embeddings=one.embeddings[..., :width])  # type: ignore[index]
-                for one in (own, evaluated_outputs)
-            )
-        constant = jax.lax.stop_gradient(evaluated_outputs)
-        loss, terms = jnp.zeros(()), {}
-        diagnostics = {
-            "agreement": edges.agreement(constant, taught, valid),
-            "confidence": edges.confidence(constant),
-        }
-        if nu_emb > 0:
-            compared = own.embeddings if mapped is None else mapped
-            terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
-            loss += nu_emb * terms["emb_loss"]
-        if nu_aux > 0:
-            choice = candidates(constant, taught, valid)
-            targets = jax.lax.stop_gradient(select(key, choice))
-            diagnostics["followed"] = edges.followed(targets, choice)
-            learned = distillation(own.logits[:, first_student:], targets, temperature, label_set)
-            terms["aux_loss"] = jnp.where(choice.valid.any(), learned, 0)
-            loss += nu_aux * terms["aux_loss"]
-            if unlabelled is not None:
-                main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)])
-                targets = jax.lax.stop_gradient(select(jax.random.fold_in(key, 1), main_heads))
-                learned = distillation(own.logits[:, :1], targets, temperature, label_set)
-                loss += nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
-        terms["public_entropy"] = prediction_entropy(constant.logits[:, -1], label_set)
-        return loss, {"public_loss": loss, **terms, "diagnostics": diagnostics}
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        outputs, gradients_from = private_and_public(
-            state, batch, label_smoothing, public_updates_stats=public_updates_stats
-        )
-        evaluated_outputs = evaluated(state, batch, outputs)
-        travel = everywhere if batch.public_is_shared else _stay
-        received = arrived(state, as_sent(state, evaluated_outputs), travel, state.label_sets)
-        finite = exchange.all_finite(received)
-        state, teachers, taught = taught_by_some(state, batch, graph, received, finite)
-        understood = teachers.valid & are_finite(taught, batch)
-        mapped, gradients_through = mapped_embeddings(state, outputs, teachers, gradients_from)
-        keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
-        unlabelled = state.extra.get("unlabelled")
-        # Teachers are constants: each client's gradient starts at its own outputs.
-        gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
-        at_outputs, terms = over_clients(gradient)(
-            outputs,
-            mapped,
-            evaluated_outputs,
-            taught,
-            understood,
-            keys,
-            unlabelled,
-            state.label_sets,
-        )
-        gradients, stats, private_losses = gradients_through(*at_outputs)
-        state = apply_gradients(
-            remembered(state, evaluated_outputs, batch.presence), gradients, stats
-        )
-        state, weights = averaged_in_ensembles(state, batch.presence)
-        not_received = ((graph > 0) & ~finite).sum(axis=1)
-        seen = terms.pop("diagnostics")
-        if state.num_clients < 2 * edges.MOST_CLIENTS:  # some of whom may only fill devices
-            terms["diagnostics"] = by_client(seen, teachers)
-        return state, {
-            **terms,
-            "private_loss": private_losses,
-            "loss": private_losses + terms["public_loss"],
-            "messages": {"predictions": exchange.from_teachers(teachers), **weights},
-            "non_finite": not_received + (teachers.valid & ~understood).sum(axis=1),
-        }
-
-    def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
-        """Diagnostics by teacher's place as those by client, see `mhd_jax.exchange.diagnostics`."""
-        found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
-        for name in sorted(seen.keys() - {"confidence"}):  # in one order, so that programs are one
-            found[name] = edges.by_client(seen[name], teachers, own_included)
-        return found
-
-    def as_sent(state: State, outputs: Outputs, senders: Array | None = None) -> Outputs:
-        """Outputs [K, …] as clients send them, true or not; or those [K, T, …] of `senders` [K, T]."""
-        adversary = state.extra.get("adversaries")
-        if adversary is None:
-            return outputs
-        return dataclasses.replace(outputs, logits=adversary.sent(outputs.logits, senders))
-
-    def remembered(state: State, outputs: Outputs, presence: Presence | None) -> State:
-        """The state, once these outputs have been sent to those who could be reached."""
-        if "adversaries" not in state.extra:
-            return state
-        reachable = None if presence is None else presence.reachable
-        adversary = state.extra["adversaries"].after(outputs.logits, reachable)
-        return dataclasses.replace(state, extra={**state.extra, "adversaries": adversary})
-
-    def taught_by_some(
-        state: State, batch: Batch, graph: Array, received: Outputs, available: Array
-    ) -> tuple[State, Teachers, Outputs]:
-        """S_i and its outputs on i's public samples, [K, T, P, …], and the state with what it keeps."""
-        if pool_size > 0:
-            return from_pools(state, batch, graph, available)
-        teachers = exchange.draw_teachers(state, graph, available, num_targets)
-        params, stats = all_params(state), all_stats(state)
-        if teacher_delay > 0:
-            params, stats = delays.before(state, teacher_delay)
-            state = delays.renewed(state, teacher_delay)
-        if not batch.public_is_shared:
-            inputs = batch.public_inputs
-            outputs = forward_teachers(state, params, stats, teachers.positions, inputs)
-            return state, teachers, arrived_by_student(state, outputs, teachers)
-        if teacher_delay > 0:
-            evaluated_outputs, _ = forward(
-                state, params, stats, batch.public_inputs, shared_inputs=True
-            )
-            received = arrived(
-                state, as_sent(state, evaluated_outputs), everywhere, state.label_sets
-            )
-        return state, teachers, exchange.gather(received, teachers.positions)
-
-    def from_pools(
-        state: State, batch: Batch, graph: Array, available: Array
-    ) -> tuple[State, Teachers, Outputs]:
-        """The same with S_i from i's pool."""
-        there = jnp.ones(state.num_clients, bool)
-        if batch.presence is not None:  # who is away receives nothing, not even from its pool
-            there = batch.presence.trains & batch.presence.reachable
-        neighbours = exchange.draw_teachers(state, graph, available, "all")
-        state, pool = teacher_pools.renewed(
-            state, state.extra["pool"], neighbours, there, pool_refresh
-        )
-        state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
-        teachers, slots = teacher_pools.draw(state, pool, there, num_targets)
-        shared = batch.public_is_shared
-        outputs = teacher_pools.outputs(
-            state, teachers, slots, batch.public_inputs, shared_inputs=shared
-        )
-        return state, teachers, arrived_by_student(state, outputs, teachers)
-
-    def arrived_by_student(state: State, outputs: Outputs, teachers: Teachers) -> Outputs:
-        """What students have of their teachers' outputs [K, T, P, …], computed where students are."""
-        label_sets = take_rows(state.label_sets, teachers.positions)
-        return arrived(state, as_sent(state, outputs, teachers.positions), _stay, label_sets)
-
-    def are_finite(taught: Outputs, batch: Batch) -> Array | bool:
-        """Which messages are finite, [K, T], of those whose senders are on their own samples."""
-        if batch.public_is_shared and num_snapshots == 0:
-            return True  # these are outputs on their own samples
-        return exchange.all_finite(taught, axes=2)
-
-    def mapped_embeddings(
-        state: State, outputs: Outputs, teachers: Teachers, gradients_from: PullBack
-    ) -> tuple[Array | None, Callable[..., Any]]:
-        """Embeddings in the teachers' widths, [K, T, P, D], where clients map them; and the way back.
-
-        That is a function of a loss's gradients at the outputs and at these embeddings, which
-        returns what `gradients_from` does, the maps' gradients included.
-        """
-        if not is_mapped(state):
-            return None, lambda at_outputs, _: gradients_from(at_outputs)
-        mapped, pull_back = jax.vjp(
-            lambda maps, embeddings: projection.towards(
-                state, maps, embeddings, teachers.positions
-            ),
-            projection.projections(state),
-            outputs.embeddings,
-        )
-
-        def back(at_outputs: Outputs, at_mapped: Array) -> Any:
-            of_maps, at_embeddings = pull_back(at_mapped)
-            gradients, stats, losses = gradients_from(
-                dataclasses.replace(at_outputs, embeddings=at_outputs.embeddings + at_embeddings)
-            )
-            gradients = tuple(
-                {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
-            )
-            return gradients, stats, losses
-
-        return mapped, back
-
-    def averaged_in_ensembles(
-        state: State, presence: Presence | None
-    ) -> tuple[State, dict[str, Array]]:
-        """The state after a step, averaged where that is due, and the messages of it by kind."""
-        if ensembles is None:
-            return state, {}
-        averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
-        if presence is not None:  # who is away or has diverged averages with nobody
-            there = presence.trains & presence.reachable & finite_params(state)
-            mixing = exchange.among(mixing, there)
-        weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
-        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
-        return state, {"weights": jnp.where(averages, weighed, 0)}
-
-    def taught_parts(state: State, outputs: Outputs) -> dict[str, tuple[Compression, Array]]:
-        """What a teacher sends of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
-        parts = {"logits": (coded, outputs.logits[..., :num_taught, :])}
-        if nu_emb > 0:
-            embeddings: Array = outputs.embeddings  # type: ignore[assignment]
-            if embedding_projection == "shared_width":
-                embeddings = embeddings[..., : projection.widths(state).min()]
-            parts["embeddings"] = (coded.for_numbers, embeddings)
-        return parts
-
-    def arrived(
-        state: State, outputs: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
-    ) -> Outputs:
-        """What students have of it, from teachers with label sets [..., C].
-
-        What crosses edges is all that crosses devices.
-        """
-        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
-        parts = {
-            name: how.arrived(values, travel, known.get(name))
-            for name, (how, values) in taught_parts(state, outputs).items()
-        }
-        return Outputs(parts["logits"], parts.get("embeddings"))
-
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        def sent(outputs: Outputs) -> dict[str, PyTree]:
-            parts = taught_parts(state, outputs)
-            return {name: how.encode(values) for name, (how, values) in parts.items()}
-
-        crossing = jax.eval_shape(sent, output_shapes(group, batch))
-        if not batch.public_is_shared:
-            crossing["indices"] = of_one_client(batch.public_indices)
-        if ensembles is None:
-            return {"predictions": crossing}
-        weights = of_one_client((group.params, group.stats))
-        return {"predictions": crossing, "weights": {"weights": weights}}
-
     return Algorithm(
-        init=init,
-        train_step=train_step,
+        init=parts.init,
+        train_step=parts.train_step,
         predict=predict,
-        message=message,
-        num_heads=num_heads,
+        message=parts.message,
+        num_heads=num_aux_heads + 1,
         public_batch=public_batch,
-        num_snapshots=num_snapshots,
+        num_snapshots=parts.source.num_snapshots,
         falsifiable=True,
     )
 
@@ -553,35 +416,6 @@ def naive(
 
     All others are as for `mhd`.
     """
-    require(nu_naive >= 0, f"nu_naive must be at least 0, not {nu_naive}.")
-    return mhd(
-        num_aux_heads=0,
-        nu_aux=nu_naive,
-        nu_emb=0.0,
-        num_targets=num_targets,
-        target_selection=target_selection,
-        temperature=temperature,
-        public_batch=public_batch,
-        public_updates_stats=public_updates_stats,
-        pool_size=pool_size,
-        pool_refresh=pool_refresh,
-        teacher_delay=teacher_delay,
-        compression=compression,
-        ensembles=ensembles,
-        average_every=average_every,
-        label_smoothing=label_smoothing,
-    )
-
-
-def _stay(sent: PyTree) -> PyTree:
-    return sent
-
-
-def _require_no_replay(clients: Participants, num_snapshots: int) -> None:
-    replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
-    require(
-        num_snapshots == 0 or not replaying,
-        f"client {', '.join(map(str, replaying))} replays what it sent at the step before, but with "
-        "pool_size or teacher_delay snapshots of it speak; choose another kind of adversary, or "
-        "leave these out.",
-    )
+    options = dict(locals())
+    require_at_least(0, nu_naive=options["nu_naive"])
+    return mhd(num_aux_heads=0, nu_aux=options.pop("nu_naive"), nu_emb=0.0, **options)

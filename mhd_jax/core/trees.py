@@ -40,6 +40,11 @@ def all_finite(tree: PyTree, axes: int = 1) -> Array:
     return jnp.stack(finite).all(axis=0)
 
 
+def of_one_client(tree: PyTree) -> PyTree:
+    """Shapes of one client's part of arrays [K, ...]."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
+
+
 def num_bytes(tree: PyTree) -> int:
     """Bytes of all arrays of a tree, which may be shapes only."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]

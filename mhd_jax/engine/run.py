@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ from jax import Array
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
-from mhd_jax.core.client_axis import Execution
+from mhd_jax.core.client_axis import Execution, everywhere, under
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import programs
+from mhd_jax.engine import by_hand, programs
 from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet
 from mhd_jax.engine.faults import FaultPlan, Tally
-from mhd_jax.engine.steps import Carry, count_correct, dispatch, initial_carry
+from mhd_jax.engine.steps import Carry, carry_shardings, count_correct, dispatch, initial_carry
 from mhd_jax.engine.stream import Block, Stream
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange.messages import Messages
@@ -75,8 +75,63 @@ class Run:
     carry: Carry
     settings: Mapping[str, Any]
 
+    def init(self, params: Sequence[PyTree] | None = None) -> State:
+        """The clients at step 0.
+
+        Args:
+          params: parameters to start from, instead of those drawn from the seed: group by group, as
+            `[group.params for group in state.groups]` lists them, arrays [k, ...] of the group's
+            k clients. Optimizers start anew.
+
+        Raises:
+          ConfigError: parameters of other shapes than the models'.
+        """
+        state = self.start().state
+        return state if params is None else by_hand.with_params(state, params, self.num_active)
+
+    def batch(self, state: State) -> Batch:
+        """The samples of a state's step: a pure function, which a jitted loop may call.
+
+        Raises:
+          ConfigError: the samples stay on the host, or clients fail, which is `simulate`'s to do.
+        """
+        by_hand.require_draws_by_hand(self.stream is not None, self.carry.tally is not None)
+        with under(self.execution):
+            return draw_batch(self.data, state.key, state.client_ids, state.step, self.spec)
+
+    def graph(self, step: Array | int) -> Array:
+        """The adjacency matrix A(t) of a step, [K, K]; clients that only fill devices have no edge."""
+        with under(self.execution):
+            graph = self.topology.schedule(self.topology.adjacency, jnp.asarray(step, jnp.int32))
+            inactive = self.clients.num_clients - graph.shape[0]
+            return jnp.pad(everywhere(graph), (0, inactive))
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        """One step of all clients, as `simulate` takes it: pure, and with its choice of devices.
+
+        Args:
+          state: from `init`, or from the step before.
+          batch: from `batch`, or a `mhd_jax.Batch` of your own arrays.
+          graph: A(t) [K, K], from `graph` or your own; A[i, j] > 0 where i may learn from j.
+
+        Returns:
+          The next state, and the metrics of the step, see `mhd_jax.Algorithm`.
+        """
+        with under(self.execution):
+            after, metrics = self.algorithm.train_step(state, batch, graph)
+            if self.execution.mesh is not None:
+                places = carry_shardings(self.carry, self.execution).state
+                after = jax.lax.with_sharding_constraint(after, places)
+            return after, metrics
+
+    def predict(self, state: State, inputs: PyTree) -> Array:
+        """Logits [K, N, H, C] of all clients on samples as the data set stores them, [N, ...]."""
+        with under(self.execution):
+            logits = self.algorithm.predict(state, self.spec.preparation(inputs))
+        return logits[: self.num_active]
+
     def start(self) -> Carry:
-        """A new run's state."""
+        """A new run's state, with what the engine sums up beside it."""
         return initial_carry(
             self.algorithm,
             self.clients,

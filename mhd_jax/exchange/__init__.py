@@ -17,13 +17,12 @@ from mhd_jax.exchange.selection import (
 )
 from mhd_jax.exchange.teachers import (
     Teachers,
-    along_edges,
     draw_teachers,
     from_teachers,
     gather,
     neighbours,
 )
-from mhd_jax.topology.mixing import among, average, average_neighbours
+from mhd_jax.topology.mixing import along_edges, among, average, average_neighbours
 
 __all__ = [
     "TARGET_SELECTIONS",

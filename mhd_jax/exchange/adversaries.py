@@ -85,18 +85,30 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
     return {int(client): given[client] for client in sorted(given)}
 
 
-def start(clients: Participants, logits: Any) -> Adversaries:
+def start(clients: Participants, logits: Any, num_snapshots: int = 0) -> Adversaries:
     """The adversaries of `mhd_jax.clients.Clients`, before anything was sent.
 
     Args:
       clients: who takes part.
       logits: shape and type of one client's logits, [P, H, C].
+      num_snapshots: how many earlier parameters teach in the place of each client's own.
+
+    Raises:
+      ConfigError: a client replays its messages, where snapshots teach in its place.
     """
+    replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
+    if num_snapshots > 0 and replaying:
+        raise ConfigError(
+            f"client {', '.join(map(str, replaying))} replays what it sent at the step before, but "
+            "with pool_size or teacher_delay snapshots teach in its place; choose another kind of "
+            "adversary, or leave these out."
+        )
     kinds = np.full(clients.num_clients, _HONEST, np.int32)
     for client, kind in clients.adversaries.items():
         kinds[client] = KINDS.index(kind)
-    replays = "replay" in clients.adversaries.values()
-    earlier = jnp.zeros((clients.num_clients, *logits.shape), logits.dtype) if replays else None
+    earlier = None
+    if replaying:
+        earlier = jnp.zeros((clients.num_clients, *logits.shape), logits.dtype)
     return Adversaries(jnp.asarray(kinds), earlier)
 
 

@@ -10,7 +10,23 @@ from jax import Array
 
 from mhd_jax.core.digests import require_pure
 from mhd_jax.core.errors import ConfigError, in_a_line
-from mhd_jax.exchange.selection import Candidates, TargetSelection
+from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection
+
+
+def selection(given: str | TargetSelection) -> TargetSelection:
+    """A target selection of the library by its name, or a user's own, which is `checked`.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    if callable(given):
+        return checked(given)
+    if given not in TARGET_SELECTIONS:
+        raise ConfigError(
+            f"unknown target_selection {given!r}; choose one of {', '.join(TARGET_SELECTIONS)}, or "
+            "give a function."
+        )
+    return TARGET_SELECTIONS[given]
 
 
 def checked(rule: TargetSelection) -> TargetSelection:

@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.core.types import GroupState, PyTree, State
+from mhd_jax.core.types import Batch, GroupState, Outputs, PyTree, State
+from mhd_jax.exchange.channel import Channel
+from mhd_jax.exchange.teachers import Teachers, draw_teachers, gather
+from mhd_jax.training.groups import forward, forward_teachers
 
 
 def start(state: State, delay: int) -> State:
@@ -47,3 +50,42 @@ def renewed(state: State, delay: int) -> State:
         return dataclasses.replace(group, snapshots=kept)
 
     return dataclasses.replace(state, groups=tuple(map(renew, state.groups)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Delayed:
+    """Δ neighbours as they were `delay` steps ago, a source of teachers (see `mhd_jax.exchange.teachers`)."""
+
+    num_targets: int | str
+    delay: int
+
+    @property
+    def num_snapshots(self) -> int:
+        """One of each step since."""
+        return self.delay
+
+    def start(self, state: State) -> State:
+        """See `mhd_jax.exchange.teachers.Source`."""
+        return start(state, self.delay)
+
+    def teach(
+        self,
+        state: State,
+        batch: Batch,
+        graph: Array,
+        available: Array,
+        received: Outputs,
+        channel: Channel,
+    ) -> tuple[State, Teachers, Outputs]:
+        """See `mhd_jax.exchange.teachers.Source`."""
+        del received  # which is of this step
+        teachers = draw_teachers(state, graph, available, self.num_targets)
+        params, stats = before(state, self.delay)
+        state = renewed(state, self.delay)
+        positions, inputs = teachers.positions, batch.public_inputs
+        if not batch.public_is_shared:
+            outputs = forward_teachers(state, params, stats, positions, inputs)
+            return state, teachers, channel.received(state, outputs, positions)
+        outputs, _ = forward(state, params, stats, inputs, shared_inputs=True)
+        sent = channel.received(state, outputs, travels=True)
+        return state, teachers, gather(sent, positions)

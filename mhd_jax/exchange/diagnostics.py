@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax.core.types import Outputs
+from mhd_jax.core.types import Metrics, Outputs
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.exchange.teachers import Teachers
 
@@ -63,6 +63,20 @@ def by_client(slots: Array, teachers: Teachers, own_included: bool) -> Array:
     whose = jnp.concatenate(who, axis=1)[:, :num_slots]
     members = jax.nn.one_hot(whose, num_clients, dtype=slots.dtype)  # [K, N, K]
     return jnp.einsum("kn...,knj->kj...", slots, members)
+
+
+def of_step(seen: Metrics, teachers: Teachers, own_included: bool) -> Metrics:
+    """A step's diagnostics by client: "followed" and "agreement" [K, K, …], "confidence" [K, H].
+
+    Args:
+      seen: the same by each client's candidates, [K, N, …].
+      teachers: of the step.
+      own_included: whether a client itself is one of its candidates.
+    """
+    found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
+    for name in sorted(seen.keys() - {"confidence"}):  # in one order, so that programs are one
+        found[name] = by_client(seen[name], teachers, own_included)
+    return found
 
 
 def means(sums: dict[str, np.ndarray], messages: np.ndarray, num_active: int) -> dict[str, Any]:

@@ -21,11 +21,6 @@ Message = Mapping[str, PyTree]
 Messages = Mapping[str, Message]
 
 
-def of_one_client(tree: PyTree) -> PyTree:
-    """Shapes of one client's part of arrays [K, ...]."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
-
-
 def bytes_by_type(message: Message) -> dict[str, int]:
     """Bytes of each of a message's types."""
     return {kind: num_bytes(arrays) for kind, arrays in message.items()}

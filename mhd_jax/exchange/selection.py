@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,30 @@ class Candidates:
 
 # A target selection is a pure function (key, candidates of one client) -> targets [P, R, C],
 # which are probabilities.
+def joined(parts: Sequence[tuple[Array, Array | None, Array]], temperature: float) -> Candidates:
+    """One client's candidates of several kinds; nothing of those that do not exist gets through.
+
+    Args:
+      parts: for each kind logits [n, P, R, C], embeddings [n, P, D] (None: of no kind), and which of
+        them exist, bool [n].
+      temperature: T of their probabilities.
+    """
+    logits, embeddings, exist = zip(*parts, strict=True)
+    valid = jnp.concatenate(exist)
+
+    def join(arrays: Sequence[Array]) -> Array:
+        whole = jnp.concatenate(arrays)
+        return jnp.where(valid.reshape((-1,) + (1,) * (whole.ndim - 1)), whole, 0)
+
+    all_logits = join(logits)
+    return Candidates(
+        logits=all_logits,
+        probabilities=jax.nn.softmax(all_logits / temperature),
+        embeddings=None if embeddings[0] is None else join(embeddings),
+        valid=valid,
+    )
+
+
 TargetSelection = Callable[[Array, Candidates], Array]
 
 

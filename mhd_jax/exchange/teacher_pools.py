@@ -24,8 +24,9 @@ from mhd_jax.core import random
 from mhd_jax.core.client_axis import in_any_run, over_clients
 from mhd_jax.core.random import Purpose
 from mhd_jax.core.trees import take_rows
-from mhd_jax.core.types import GroupState, Outputs, PyTree, State
-from mhd_jax.exchange.teachers import Teachers
+from mhd_jax.core.types import Batch, GroupState, Outputs, PyTree, State
+from mhd_jax.exchange.channel import Channel
+from mhd_jax.exchange.teachers import Teachers, draw_teachers
 from mhd_jax.training.groups import outputs_of_models
 
 EMPTY = -1
@@ -141,3 +142,45 @@ def outputs(
 
     found = jax.lax.map(one_of_each, (teachers.positions.T, slots.T))
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Δ checkpoints of a client's own pool, a source of teachers (see `mhd_jax.exchange.teachers`)."""
+
+    num_targets: int | str
+    size: int
+    refresh: int
+
+    @property
+    def num_snapshots(self) -> int:
+        """N_P."""
+        return self.size
+
+    def start(self, state: State) -> State:
+        """See `mhd_jax.exchange.teachers.Source`."""
+        state, pool = start(state, self.size)
+        return dataclasses.replace(state, extra={**state.extra, "pool": pool})
+
+    def teach(
+        self,
+        state: State,
+        batch: Batch,
+        graph: Array,
+        available: Array,
+        received: Outputs,
+        channel: Channel,
+    ) -> tuple[State, Teachers, Outputs]:
+        """See `mhd_jax.exchange.teachers.Source`."""
+        del received  # which is of this step
+        there = jnp.ones(state.num_clients, bool)
+        if batch.presence is not None:  # who is away receives nothing, not even from its pool
+            there = batch.presence.trains & batch.presence.reachable
+        neighbours = draw_teachers(state, graph, available, "all")
+        state, pool = renewed(state, state.extra["pool"], neighbours, there, self.refresh)
+        state = dataclasses.replace(state, extra={**state.extra, "pool": pool})
+        teachers, slots = draw(state, pool, there, self.num_targets)
+        found = outputs(
+            state, teachers, slots, batch.public_inputs, shared_inputs=batch.public_is_shared
+        )
+        return state, teachers, channel.received(state, found, teachers.positions)

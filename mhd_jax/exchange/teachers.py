@@ -1,6 +1,13 @@
-"""Who teaches whom in a step: the draw of teachers, and the gather of their outputs."""
+"""Who teaches whom in a step: the draw of teachers, and where their outputs come from.
+
+A source of teachers gives every client its teachers S_i and their outputs on its public samples. Here are
+the neighbours as they are at the step; `teacher_pools` and `delays` have those that lag behind.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +16,42 @@ from jax import Array
 
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import first_of, neighbour_slots
-from mhd_jax.core.types import Outputs, State
+from mhd_jax.core.types import Batch, Outputs, State
+from mhd_jax.exchange.channel import Channel
+from mhd_jax.training.groups import all_params, all_stats, forward_teachers
+
+
+class Source(Protocol):
+    """Where teachers come from.
+
+    Attributes:
+      num_snapshots: how many earlier parameters the source keeps of each client.
+    """
+
+    @property
+    def num_snapshots(self) -> int:
+        """See above."""
+
+    def start(self, state: State) -> State:
+        """A new state, with room for what the source keeps."""
+
+    def teach(
+        self,
+        state: State,
+        batch: Batch,
+        graph: Array,
+        available: Array,
+        received: Outputs,
+        channel: Channel,
+    ) -> tuple[State, Teachers, Outputs]:
+        """The state with what the source keeps, S_i, and its outputs as received, [K, T, P, …].
+
+        Args:
+          state, batch, graph: of this step.
+          available: which clients can teach, bool [K].
+          received: what all clients send now about their own public samples, [K, P, …].
+          channel: on which other outputs are sent.
+        """
 
 
 @struct.dataclass
@@ -61,13 +103,41 @@ def gather(outputs: Outputs, positions: Array) -> Outputs:
     return jax.tree.map(lambda a: a[positions], outputs)
 
 
-def along_edges(adjacency: Array) -> Array:
-    """One message along every edge of a graph: i ← j at [i, j], int32 [K, K]."""
-    return (adjacency > 0).astype(jnp.int32)
-
-
 def from_teachers(teachers: Teachers) -> Array:
     """One message from every teacher: i ← j at [i, j], int32 [K, K]."""
     num_clients = teachers.positions.shape[0]
     drawn = jax.nn.one_hot(teachers.positions, num_clients, dtype=jnp.int32)  # [K, T, K]
     return (drawn * teachers.valid[..., None]).sum(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Δ neighbours, as they are at the step.
+
+    On shared public samples their outputs are at hand: they are those of clients as students.
+    """
+
+    num_targets: int | str
+    num_snapshots: int = 0
+
+    def start(self, state: State) -> State:
+        """See `Source`."""
+        return state
+
+    def teach(
+        self,
+        state: State,
+        batch: Batch,
+        graph: Array,
+        available: Array,
+        received: Outputs,
+        channel: Channel,
+    ) -> tuple[State, Teachers, Outputs]:
+        """See `Source`."""
+        teachers = draw_teachers(state, graph, available, self.num_targets)
+        if batch.public_is_shared:
+            return state, teachers, gather(received, teachers.positions)
+        outputs = forward_teachers(
+            state, all_params(state), all_stats(state), teachers.positions, batch.public_inputs
+        )
+        return state, teachers, channel.received(state, outputs, teachers.positions)

@@ -109,3 +109,8 @@ def among(weights: Array, there: Array) -> Array:
     total = left.sum(axis=1, keepdims=True)
     alone = jnp.eye(len(there), dtype=weights.dtype)
     return jnp.where(total > 0, left / jnp.where(total > 0, total, 1), alone)
+
+
+def along_edges(adjacency: Array) -> Array:
+    """One message along every edge of a graph: i ← j at [i, j], int32 [K, K]."""
+    return (adjacency > 0).astype(jnp.int32)

@@ -7,19 +7,56 @@ are the clients that it joins, directly or through others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import networkx as nx
 import numpy as np
+from jax import Array
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Participants
+from mhd_jax.core.trees import of_one_client
+from mhd_jax.core.types import GroupState, Participants, Presence, State
 from mhd_jax.core.validation import is_integer
-from mhd_jax.training.groups import require_one_architecture
+from mhd_jax.topology.mixing import along_edges, among
+from mhd_jax.training.groups import averaged, finite_params, require_one_architecture
 
 # How many consecutive clients are an ensemble; the clients of each; or W itself, in floats.
 Ensembles = int | Sequence[Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging:
+    """Clients of an ensemble become their average every so many steps; momentum stays at home.
+
+    Attributes:
+      ensembles: who averages with whom, see `mixing_matrix`.
+      every: steps between two averages.
+    """
+
+    ensembles: Ensembles
+    every: int
+
+    def after_step(self, state: State, presence: Presence | None) -> tuple[State, dict[str, Array]]:
+        """The state after a step, averaged if that is due, and the messages of it by kind.
+
+        `state.extra["mixing"]` holds W. A client that is away or has diverged averages with nobody.
+        """
+        averages, mixing, there = state.step % self.every == 0, state.extra["mixing"], None
+        if presence is not None:
+            there = presence.trains & presence.reachable & finite_params(state)
+            mixing = among(mixing, there)
+        weighed = along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
+        state = jax.lax.cond(averages, averaged, lambda state, *_: state, state, mixing, there)
+        return state, {"weights": jnp.where(averages, weighed, 0)}
+
+    def message(self, group: GroupState) -> dict[str, Any]:
+        """Shapes of what a client of a group sends to those of its ensemble."""
+        return {"weights": of_one_client((group.params, group.stats))}
 
 
 def mixing_matrix(ensembles: Ensembles, clients: Participants) -> np.ndarray:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +23,33 @@ from jax import Array
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import GroupState, PyTree, State
+from mhd_jax.core.types import GroupState, Outputs, PyTree, State
 from mhd_jax.training.groups import embedding_width, in_client_order, padded, take_members
+from mhd_jax.training.passes import PullBack
 
 EMBEDDING_PROJECTIONS = ("none", "linear", "shared_width")
+
+
+def require_known(name: str, compares: bool) -> None:
+    """Raises `ConfigError` for an unknown projection, or for one where no embeddings are compared."""
+    if name not in EMBEDDING_PROJECTIONS:
+        raise ConfigError(
+            f"unknown embedding_projection {name!r}; choose one of "
+            f"{', '.join(EMBEDDING_PROJECTIONS)}."
+        )
+    if name != "none" and not compares:
+        raise ConfigError(
+            "embedding_projection is about the embeddings' distillation, but nu_emb is 0; leave one "
+            "of them out."
+        )
+
+
+def cut(outputs: Sequence[Outputs], width: int) -> list[Outputs]:
+    """Outputs whose embeddings [..., D] are cut to [..., width]."""
+    return [
+        dataclasses.replace(one, embeddings=one.embeddings[..., :width])  # type: ignore[index]
+        for one in outputs
+    ]
 
 
 def widths(state: State) -> np.ndarray:
@@ -108,3 +132,37 @@ def towards(
     return over_clients(lambda views, which: views[which])(
         in_client_order(views, state.groups), which
     )
+
+
+def mapped(
+    state: State, outputs: Outputs, positions: Array, pull_back: PullBack
+) -> tuple[Array, Callable[[Outputs, Array], Any]]:
+    """Embeddings in the teachers' widths, and the pull back through the maps that brought them there.
+
+    Args:
+      state: with maps.
+      outputs: the clients' own, [K, P, …].
+      positions: of the teachers, int32 [K, T].
+      pull_back: of gradients at `outputs`, see `mhd_jax.training.passes`.
+
+    Returns:
+      Embeddings [K, T, P, D], and a function of a loss's gradients at `outputs` and at them, which
+      returns what `pull_back` does, the gradients of the maps included.
+    """
+    embeddings, through_maps = jax.vjp(
+        lambda maps, embeddings: towards(state, maps, embeddings, positions),
+        projections(state),
+        outputs.embeddings,
+    )
+
+    def pull_back_all(at_outputs: Outputs, at_mapped: Array) -> Any:
+        of_maps, at_embeddings = through_maps(at_mapped)
+        gradients, stats, losses = pull_back(
+            dataclasses.replace(at_outputs, embeddings=at_outputs.embeddings + at_embeddings)
+        )
+        gradients = tuple(
+            {**own, "projections": maps} for own, maps in zip(gradients, of_maps, strict=True)
+        )
+        return gradients, stats, losses
+
+    return embeddings, pull_back_all

@@ -40,8 +40,25 @@ def own_samples_on_own_device():
     return (len(parts) == 8 and all(part.shape == parts[0].shape for part in parts.values())
             and all((found[k] == data.inputs[clients.owner == k]).all() for k in range(len(lengths))))
 
+def by_hand(algorithm, models):
+    # the largest difference between a user's own loop on two devices and simulate's
+    clients = mhd.make_clients(data, len(models), models, partition="iid")
+    given = dict(topology="ring", clients=clients, algorithm=algorithm, num_devices=2, **sizes)
+    run = mhd.prepare(**given)
+    take = lambda state, _: (run.train_step(state, run.batch(state), run.graph(state.step))[0], None)
+    state = jax.jit(lambda state: jax.lax.scan(take, state, length=12)[0])(run.init())
+    result = mhd.simulate(**given, progress=False)
+    pairs = [jax.tree.leaves([g.params for g in s.groups]) for s in (state, result.state)]
+    return max(float(abs(np.asarray(a) - b).max()) for a, b in zip(*pairs))
+
+hands = {
+    "mhd": by_hand("mhd", ["mlp_small"] * 3),
+    "distributed_distillation": by_hand("distributed_distillation", ["mlp_small"] * 3),
+    "ccl": by_hand("ccl", ["mlp_small"] * 3),
+    "unlike models": by_hand("mhd", ["mlp_small"] * 2 + ["mlp"] * 2),
+}
 results = {name: collectives(name) for name in ("mhd", "isolated")}
-print(json.dumps({**results, "own samples on own device": bool(own_samples_on_own_device())}))
+print(json.dumps({**results, "by hand": hands, "own samples on own device": bool(own_samples_on_own_device())}))
 """
 
 
@@ -69,3 +86,7 @@ def test_only_predictions_cross_devices(results):
 
 def test_private_samples_live_on_their_own_clients_device(results):
     assert results["own samples on own device"]
+
+
+def test_a_users_own_loop_on_two_devices_is_what_simulate_computes(results):
+    assert results["by hand"] == pytest.approx(dict.fromkeys(results["by hand"], 0), abs=1e-6)

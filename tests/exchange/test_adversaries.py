@@ -302,7 +302,7 @@ def test_liars_snapshots_lie_too(delay, shared):
 def test_snapshots_cannot_replay(delay):
     clients = tiny_clients(K, adversaries={0: "nan", 2: "replay"})
     algorithm = mhd.algorithms.mhd(**delay)
-    with pytest.raises(mhd.ConfigError, match="client 2 replays what it said at the step before"):
+    with pytest.raises(mhd.ConfigError, match="client 2 replays what it sent at the step before"):
         algorithm.init(jax.random.key(0), clients, tiny_batch(K))
 
 

@@ -1,0 +1,98 @@
+"""The channel from teachers to students: what they send, what of it is false, and what is received."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax import Array
+
+from mhd_jax.core.client_axis import everywhere
+from mhd_jax.core.trees import of_one_client, take_rows
+from mhd_jax.core.types import Batch, GroupState, Outputs, Presence, PyTree, State
+from mhd_jax.exchange.compression import Compression
+from mhd_jax.exchange.messages import Message
+from mhd_jax.training import projection
+from mhd_jax.training.groups import output_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """How predictions on public samples cross an edge.
+
+    Attributes:
+      compression: how logits and embeddings are coded.
+      num_heads: how many of a teacher's heads are sent, from the main head on.
+      embeddings: whether embeddings are sent, too.
+      shared_width: whether they are cut to the smallest width of all clients.
+    """
+
+    compression: Compression
+    num_heads: int
+    embeddings: bool
+    shared_width: bool = False
+
+    def received(
+        self,
+        state: State,
+        outputs: Outputs,
+        senders: Array | None = None,
+        *,
+        travels: bool = False,
+    ) -> Outputs:
+        """Teachers' outputs as students receive them: falsified by adversaries, coded and decoded.
+
+        Args:
+          state: gives the adversaries, the label sets and the widths of embeddings.
+          outputs: of all clients, [K, P, …]; or of the `senders`, [K, T, P, …].
+          senders: whose outputs they are, positions int32 [K, T]; None for all clients.
+          travels: whether what is sent has to reach every device; it is all that crosses devices.
+        """
+        outputs = self._sent(state, outputs, senders)
+        label_sets = state.label_sets if senders is None else take_rows(state.label_sets, senders)
+        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
+        parts = {
+            name: coding.arrived(values, everywhere if travels else _stay, known.get(name))
+            for name, (coding, values) in self._parts(state, outputs).items()
+        }
+        return Outputs(parts["logits"], parts.get("embeddings"))
+
+    def after(self, state: State, outputs: Outputs, presence: Presence | None) -> State:
+        """The state once `outputs` [K, P, …] have been sent: adversaries may remember theirs."""
+        if "adversaries" not in state.extra:
+            return state
+        reachable = None if presence is None else presence.reachable
+        adversaries = state.extra["adversaries"].after(outputs.logits, reachable)
+        return dataclasses.replace(state, extra={**state.extra, "adversaries": adversaries})
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Message:
+        """Shapes of what one client of a group sends; with the samples' indices, if these are its own."""
+
+        def encoded(outputs: Outputs) -> dict[str, PyTree]:
+            parts = self._parts(state, outputs)
+            return {name: coding.encode(values) for name, (coding, values) in parts.items()}
+
+        crossing = jax.eval_shape(encoded, output_shapes(group, batch))
+        if not batch.public_is_shared:
+            crossing["indices"] = of_one_client(batch.public_indices)
+        return crossing
+
+    def _sent(self, state: State, outputs: Outputs, senders: Array | None) -> Outputs:
+        adversaries = state.extra.get("adversaries")
+        if adversaries is None:
+            return outputs
+        return dataclasses.replace(outputs, logits=adversaries.sent(outputs.logits, senders))
+
+    def _parts(self, state: State, outputs: Outputs) -> dict[str, tuple[Compression, Array]]:
+        """What is sent of outputs [..., P, H, C] and [..., P, D], and how each part is coded."""
+        parts = {"logits": (self.compression, outputs.logits[..., : self.num_heads, :])}
+        if self.embeddings:
+            embeddings: Array = outputs.embeddings  # type: ignore[assignment]
+            if self.shared_width:
+                embeddings = embeddings[..., : projection.widths(state).min()]
+            parts["embeddings"] = (self.compression.for_numbers, embeddings)
+        return parts
+
+
+def _stay(sent: PyTree) -> PyTree:
+    return sent
