@@ -16,8 +16,8 @@ def programs(document):
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
 
 
-def run(document, number):
-    names: dict = {}
+def run(document, number, names=None):
+    names = {} if names is None else names
     exec(compile(programs(document)[number], f"{document}, program {number}", "exec"), names)
     return names
 
@@ -58,6 +58,14 @@ def test_bringing_a_model():
     assert found["result"].summary["beta_sh"]["main"] > 0.25
 
 
+def test_by_hand():
+    names = {}
+    for number in range(3):
+        run("docs/by_hand.md", number, names)
+    assert names["losses"].shape == (100, 4) and names["logits"].shape == (4, 5, 4, 10)
+    assert int(names["metrics"]["messages"]["predictions"].sum()) == 4
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -66,6 +74,7 @@ def test_every_program_is_run():
         "docs/adding_an_algorithm.md": 1,
         "docs/bringing_a_model.md": 2,
         "docs/bringing_data.md": 1,
+        "docs/by_hand.md": 3,
     }
 
 
