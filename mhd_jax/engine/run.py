@@ -111,11 +111,11 @@ class Run:
 
         Args:
           state: from `init`, or from the step before.
-          batch: from `batch`, or a `mhd_jax.Batch` of your own arrays.
+          batch: from `batch`, or a `mhd_jax.core.types.Batch` of your own arrays.
           graph: A(t) [K, K], from `graph` or your own; A[i, j] > 0 where i may learn from j.
 
         Returns:
-          The next state, and the metrics of the step, see `mhd_jax.Algorithm`.
+          The next state, and the metrics of the step, see `mhd_jax.core.types.Algorithm`.
         """
         with under(self.execution):
             after, metrics = self.algorithm.train_step(state, batch, graph)
