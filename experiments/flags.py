@@ -68,8 +68,12 @@ HYPERPARAMETER_HELP = {
     "ensembles": "Clients of one architecture that average their parameters, as in fedavg: how many "
     "consecutive ones, like 2, or the clients of each ensemble, like 0,1,2;3,4; by default nobody does.",
     "average_every": "Steps between two averages of an ensemble.",
-    "label_smoothing": "Label smoothing of the private cross-entropy.",
+    "label_smoothing": "Label smoothing of the private cross-entropy. Where several algorithms are compared, "
+    "all have 0.1.",
 }
+# Of hyperparameters, the same for all algorithms that are compared: their own regularisation would be
+# compared with it.
+EQUAL_TERMS = {"label_smoothing": 0.1}
 _CHOICES = {
     "target_selection": list(TARGET_SELECTIONS),
     "embedding_projection": list(EMBEDDING_PROJECTIONS),
@@ -371,7 +375,8 @@ def algorithm(
 
     Args:
       name: a key of `ALGORITHMS`.
-      strict: whether to refuse flags that it does not use.
+      strict: whether to refuse flags that it does not use. Without, it is one of several that are
+        compared, and has `EQUAL_TERMS`.
       defaults: of hyperparameters that are not given, where they are not the algorithm's own.
 
     Returns:
@@ -386,7 +391,8 @@ def algorithm(
     given = [key for key in _all_hyperparameters() if FLAGS[key].present]
     if "average_every" in given and "ensembles" not in given:
         raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
-    values = {**(defaults or {}), **{key: _value(key) for key in given}}
+    common = {} if strict else EQUAL_TERMS
+    values = {**common, **(defaults or {}), **{key: _value(key) for key in given}}
     built = ALGORITHMS[name](**{key: value for key, value in values.items() if key in known})
     unused = [key for key in given if key not in known]
     if FLAGS["public_batch_size"].present and not built.public_batch:

@@ -58,7 +58,7 @@ def ccl(
     mixing: str = "uniform",
     quasi_global: bool = True,
     gossip_rounds: int = 1,
-    label_smoothing: float = 0.1,
+    label_smoothing: float = 0.0,
 ) -> Algorithm:
     """Cross-feature contrastive loss on gossip SGD.
 

@@ -126,7 +126,7 @@ def mixed(w, a):
     ],
 )
 def test_gossip_follows_the_equations(name, graph, settings, float64):
-    algorithm = ALGORITHMS[name](**settings)
+    algorithm = ALGORITHMS[name](label_smoothing=SMOOTHING, **settings)
     first, found, metrics = trajectory(algorithm, graph, start=scattered)
     expected = gossip(first, graph, RATES, quasi_global=name == "qg_dsgd", **settings)
     for step, x in enumerate(expected):
@@ -176,9 +176,9 @@ WARM_RATES = 0.1 * np.array([1 / 2, 1, 1, 1, 0.1, 0.01])  # the schedule's 4 ste
 @pytest.mark.parametrize(
     "algorithm",
     [
-        mhd.algorithms.qg_dsgd(),
-        mhd.algorithms.ccl(lambda_m=0.0, lambda_d=0.0),
-        mhd.algorithms.dsgd(),
+        mhd.algorithms.qg_dsgd(label_smoothing=SMOOTHING),
+        mhd.algorithms.ccl(label_smoothing=SMOOTHING, lambda_m=0.0, lambda_d=0.0),
+        mhd.algorithms.dsgd(label_smoothing=SMOOTHING),
     ],
     ids=["qg_dsgd", "ccl", "dsgd"],
 )
@@ -197,7 +197,9 @@ def test_quasi_global_momentum_divides_by_the_last_steps_rate(algorithm, float64
 @pytest.mark.parametrize(("mu", "gossip_rounds"), [(0.0, 1), (0.9, 1), (0.9, 2)])
 def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
     """Algorithm 1 of the QGM paper: d = (x^t − x^{t+1}) / η of parameters after mixing."""
-    algorithm = mhd.algorithms.qg_dsgd(mu=mu, gossip_rounds=gossip_rounds)
+    algorithm = mhd.algorithms.qg_dsgd(
+        label_smoothing=SMOOTHING, mu=mu, gossip_rounds=gossip_rounds
+    )
     first, found, _ = trajectory(algorithm, RING, start=None)
     w = mixing_matrix(RING, "uniform")
     x, buffer = first, [np.zeros_like(a) for a in first]
@@ -237,7 +239,7 @@ def test_fedavg_follows_the_equations(settings, round_steps, may_be_away, float6
     sizes = clients.label_counts().sum(axis=1)
     assert len(set(sizes)) > 1 and sizes.mean() == 10.75
     everyone = Presence(*[jnp.ones(K, bool)] * 2) if may_be_away else None
-    algorithm = mhd.algorithms.fedavg(**settings)
+    algorithm = mhd.algorithms.fedavg(label_smoothing=SMOOTHING, **settings)
     first, found, metrics = trajectory(algorithm, RING, clients, presence=everyone)
     assert all((a == a[:1]).all() for a in first)
     x, m = first, [np.zeros_like(a) for a in first]
@@ -303,7 +305,7 @@ def test_push_sum_finds_the_exact_mean_on_directed_graphs(graph, float64):
     [(ONE_WAY, {}), (ONE_WAY, {"averaging_rate": 0.7, "gossip_rounds": 2}), (DIRECTED_RING, {})],
 )
 def test_push_sum_follows_the_equations(graph, settings, float64):
-    algorithm = mhd.algorithms.dsgd(push_sum=True, **settings)
+    algorithm = mhd.algorithms.dsgd(label_smoothing=SMOOTHING, push_sum=True, **settings)
     first, found, metrics = trajectory(algorithm, graph, start=scattered)
     shares = (graph + np.eye(K)) / (graph.sum(axis=0) + 1)
     how = settings.get("averaging_rate", 1.0), settings.get("gossip_rounds", 1)
@@ -320,7 +322,7 @@ def test_push_sum_follows_the_equations(graph, settings, float64):
 
 def test_the_consensus_model_of_push_sum_is_the_mean_that_it_keeps(float64):
     still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
-    algorithm, batch = mhd.algorithms.dsgd(push_sum=True), batches()[0]
+    algorithm, batch = mhd.algorithms.dsgd(label_smoothing=SMOOTHING, push_sum=True), batches()[0]
     state = scattered(algorithm.init(jax.random.key(0), tiny_clients(K, optimizer=still), batch))
     after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(ONE_WAY))
     found = parameters(groups.consensus(after, algorithm.consensus, num_active=K))
@@ -368,7 +370,7 @@ def test_without_neighbours_gossip_is_local_training(name, float64):
     nobody = np.zeros((K, K), np.float32)
     one, _, _ = trajectory(ALGORITHMS[name](), nobody)
     _, apart, _ = trajectory(ALGORITHMS[name](), nobody)
-    alone = mhd.algorithms.isolated()
+    alone = mhd.algorithms.isolated(label_smoothing=0.0)
     step = jax.jit(alone.train_step)
     for batch, found in zip(batches(), apart, strict=True):
         state, _ = step(state, batch, jnp.asarray(nobody))
@@ -440,7 +442,7 @@ def reference_batches(clients):
 def test_distributed_distillation_follows_the_equations(graph, rho, model, float64):
     """Private samples alone are seen in training mode, with dropout."""
     clients = tiny_clients(K, model, OPTIMIZER, public_fraction=0.3)
-    algorithm = mhd.algorithms.distributed_distillation(rho=rho)
+    algorithm = mhd.algorithms.distributed_distillation(label_smoothing=SMOOTHING, rho=rho)
     steps = list(reference_batches(clients))
     state = algorithm.init(jax.random.key(0), clients, steps[0][0])
     everything = steps[0][1]
@@ -492,7 +494,9 @@ def digest_gradient(x, inputs, consensus, kind):
 @pytest.mark.parametrize("kind", ["mae", "kl"])
 def test_fedmd_follows_the_equations(kind, float64):
     """Two rounds of two digest steps and one revisit step."""
-    algorithm = mhd.algorithms.fedmd(digest_steps=2, revisit_steps=1, digest_loss=kind)
+    algorithm = mhd.algorithms.fedmd(
+        label_smoothing=SMOOTHING, digest_steps=2, revisit_steps=1, digest_loss=kind
+    )
     x, found, metrics = trajectory(algorithm, RING)
     assert any((a != a[:1]).any() for a in x)  # unlike parameters have a consensus to find
     m = [np.zeros_like(a) for a in x]
@@ -549,7 +553,7 @@ def class_sums(features, labels, mask):
 def test_ccl_follows_the_equations(graph, settings, model, float64):
     """A client's own features are of training mode, with dropout; cross features are not."""
     clients = tiny_clients(K, model, OPTIMIZER)
-    algorithm = mhd.algorithms.ccl(**settings)
+    algorithm = mhd.algorithms.ccl(label_smoothing=SMOOTHING, **settings)
     first, found, metrics = trajectory(algorithm, graph, clients, start=scattered)
     w = mixing_matrix(graph, settings.get("mixing", "uniform"))
     gamma = settings.get("averaging_rate", 1.0)

@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
@@ -29,8 +31,20 @@ def prepared(name, who=None, **settings):
     return prepare("ring", who or of_the_runs_optimizer(), name, **settings)
 
 
-def test_every_algorithm_smooths_labels_alike():
-    assert {hyperparameters(build)["label_smoothing"] for build in ALGORITHMS.values()} == {0.1}
+def test_algorithms_that_are_compared_smooth_labels_alike_whatever_their_own_default():
+    own = {name: hyperparameters(build)["label_smoothing"] for name, build in ALGORITHMS.items()}
+    assert set(own.values()) == {0.0, 0.1}
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        for name in ALGORITHMS:
+            for strict, expected in ((False, 0.1), (True, own[name])):
+                built, _ = run_flags.algorithm(name, strict=strict)
+                assert built.hyperparameters["label_smoothing"] == expected
+        flags.FLAGS["label_smoothing"].parse("0.3")
+        flags.FLAGS["label_smoothing"].present = 1
+        for name in ALGORITHMS:
+            built, _ = run_flags.algorithm(name, strict=False)
+            assert built.hyperparameters["label_smoothing"] == 0.3
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
