@@ -103,8 +103,8 @@ def own_style() -> Iterator[None]:
 def save_figure(make: Callable[[], Figure], path: pathlib.Path) -> Figure | None:
     """Makes a figure and saves it as `path` with .png and with .svg, for screens and for papers.
 
-    SVG files store text as text, in the reader's font; equal figures make equal files. A figure that
-    fails causes a warning, and leaves no file.
+    SVG files store text as text, in the reader's font; equal figures make equal files. A figure
+    that fails causes a warning, and leaves no file.
 
     Returns:
       The figure; None if it failed.
