@@ -1,4 +1,4 @@
-"""Data sets: where they come from, who owns what, and how batches are drawn."""
+"""Data sets: loading, augmentation, the split over clients, and the drawing of batches."""
 
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.dataset import Dataset, arrays

@@ -1,4 +1,4 @@
-"""Random changes of training images, made on the device inside the step."""
+"""Augmentation: random changes of training images, on the device inside the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ASPECTS = (3 / 4, 4 / 3)  # of a resized crop, as in Szegedy et al., CVPR 2015
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to an image before a model is trained on it, in this order.
+    """The random changes of a training image, applied in this order.
 
     Attributes:
       resized_crop: the smallest share of the image's area that a random crop of random size
@@ -52,7 +52,7 @@ class Augmentation:
             raise ConfigError("resized_crop and crop both cut images out; leave one of them out.")
 
     def __call__(self, key: Array, image: Array, preparation: Preparation) -> Array:
-        """One image as stored [h, w, c] -> as the model is trained on it."""
+        """Augments one stored image [h, w, c] and returns it in the form that models see."""
         crop_key, flip_key, cutout_key = jax.random.split(key, 3)
         image = scale(image)
         side = preparation.crop_size
@@ -72,10 +72,10 @@ class Augmentation:
 
 
 def parse(text: str) -> Augmentation | None:
-    """An augmentation as it is written on the command line: "flip,crop:4"; None where empty.
+    """Parses an augmentation written as "flip,crop:4"; returns None for an empty text.
 
     Raises:
-      ConfigError: a name that is none, or a number that it does not take.
+      ConfigError: an unknown name, or a wrong number.
     """
     known = {field.name: field for field in dataclasses.fields(Augmentation)}
     options: dict[str, float | int | bool] = {}
@@ -116,7 +116,7 @@ def _padded_crop(key: Array, image: Array, border: int, size: tuple[int, int]) -
 
 
 def _resized_crop(key: Array, image: Array, least: float, size: tuple[int, int]) -> Array:
-    """A crop of random area and aspect, resized; what would not fit is cut to the image's sides."""
+    """Returns a resized crop of random area and aspect, whose sides are at most the image's."""
     area_key, aspect_key, place_key = jax.random.split(key, 3)
     sides = jnp.asarray(image.shape[:2], jnp.float32)
     area = sides.prod() * jax.random.uniform(area_key, minval=least, maxval=1.0)

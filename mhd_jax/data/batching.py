@@ -1,4 +1,4 @@
-"""Batches drawn on the device, inside the compiled step."""
+"""Drawing of batches on the device, inside the compiled step."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PyTree = Any
 
 @struct.dataclass
 class DeviceData:
-    """Training data where the step runs.
+    """Training data on the devices.
 
     Attributes:
       inputs: the private samples of each device's clients, one client after the other, arrays
-        [devices, N, ...]; uint8 is scaled at the draw.
+        [devices, N, ...]; uint8 is scaled when a batch is drawn.
       labels: int32 [devices, N].
       starts: the first row of each client's samples on its device, int32 [K].
-      sizes: how many samples each client has, int32 [K].
-      has_labels: which clients learn from their labels, bool [K].
+      sizes: the number of each client's samples, int32 [K].
+      has_labels: whether each client learns from its labels, bool [K].
       public_inputs: the public set, arrays [M, ...].
     """
 
@@ -49,7 +49,7 @@ class DeviceData:
         return jax.tree.leaves(self.public_inputs)[0].shape[0]
 
     def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
-        """The batch of one step, of samples as they are stored."""
+        """Returns the batch of one step, of samples as stored."""
         offsets, public_rows = draw_rows(key, client_ids, step, self.sizes, self.num_public, spec)
 
         def one_client(
@@ -72,16 +72,16 @@ class DeviceData:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """Sizes of one step's batch, and what becomes of its samples.
+    """The sizes of one step's batch, and the processing of its samples.
 
     Attributes:
-      private: B, for each client.
-      public: P; 0 draws none.
+      private: B, private samples of each client.
+      public: P, public samples; 0 draws none.
       independent_public: whether each client draws its own public samples.
-      preparation: of all samples.
-      augmentation: of private samples; None is none.
-      augment_public: whether public samples are augmented too. Those that all clients share
-        are changed alike for all.
+      preparation: turns stored samples into model inputs.
+      augmentation: the augmentation of private samples; None for none.
+      augment_public: whether public samples are augmented too. Public samples that all clients
+        share are augmented in the same way for all.
     """
 
     private: int
@@ -93,18 +93,18 @@ class BatchSpec:
 
 
 class Data(Protocol):
-    """Where batches come from: `DeviceData`, or a block of what the host has read."""
+    """A source of batches: `DeviceData`, or a block of batches that the host has read."""
 
     def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
-        """The batch of one step, of samples as they are stored."""
+        """Returns the batch of one step, of samples as stored."""
 
 
 def draw_batch(data: Data, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
-    """The batch of one step, a function of (key, step, client ids) alone.
+    """Returns the batch of one step, which depends only on (key, step, client ids).
 
     A client reads its samples as an endless stream of shuffled epochs, B a step, so that all
-    see equally many samples whatever they hold. The public set is one more stream, common to
-    all clients or (`spec.independent_public`) one for each.
+    clients see equally many samples, whatever the size of their data. The public set is read as one
+    more stream that all clients share or, with `spec.independent_public`, as a stream for each.
 
     Returns:
       A `Batch`; the mask is 0 for a client without private labels.
@@ -115,11 +115,11 @@ def draw_batch(data: Data, key: Array, client_ids: Array, step: Array, spec: Bat
 def draw_rows(
     key: Array, client_ids: Array, step: Array, sizes: Array, num_public: int, spec: BatchSpec
 ) -> tuple[Array, Array]:
-    """Which samples a step's batch holds.
+    """Draws which samples a step's batch holds.
 
     Args:
       key, client_ids, step, spec: as for `draw_batch`.
-      sizes: how many samples each client has, int32 [K].
+      sizes: the number of each client's samples, int32 [K].
       num_public: M.
 
     Returns:
@@ -141,7 +141,7 @@ def draw_rows(
 
 
 def prepared(stored: Batch, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
-    """A batch of samples as they are stored, as models are trained on it."""
+    """Turns a batch of stored samples into model inputs, with augmentation."""
     inputs, labels, mask = share_samples((stored.inputs, stored.labels, stored.mask), axis=1)
     public = share_samples(stored.public_inputs, axis=int(spec.independent_public))
     if spec.augmentation is None:
@@ -161,12 +161,12 @@ def prepared(stored: Batch, key: Array, client_ids: Array, step: Array, spec: Ba
 
 
 def _augmented(spec: BatchSpec, key: Array, images: Array) -> Array:
-    """Images [N, h, w, c], each changed in its own way."""
+    """Augments each of the images [N, h, w, c] independently."""
     keys = jax.random.split(key, images.shape[0])
     augment: Any = spec.augmentation
     return jax.vmap(lambda key, image: augment(key, image, spec.preparation))(keys, images)
 
 
 def _positions(step: Array, size: int) -> Array:
-    """Where a stream that gives `size` samples a step stands, uint32 [size]."""
+    """Returns the stream positions of a step that reads `size` samples, uint32 [size]."""
     return step.astype(jnp.uint32) * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""Labelled samples with a test split, and the checks that arrays must pass to be one."""
+"""Data sets of labelled samples with a test split, and the checks of users' arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 
 PyTree = Any
 _MOST_CLASSES = 2**20
-_MOST_BYTES = 2**28  # of the images from which means and deviations are taken
+_MOST_BYTES = 2**28  # of images over which channels' means and deviations are computed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,15 +26,15 @@ class Dataset:
     """A labelled classification data set with its test split.
 
     Attributes:
-      name: for reports.
+      name: the name for reports.
       inputs: training samples as stored: an array [N, ...], or a tree of arrays that all have
         the samples along their first axis.
       labels: int32 [N] in 0 … C − 1.
-      test_inputs: the same for the test split.
-      test_labels: its labels.
+      test_inputs: the test samples, in the form of `inputs`.
+      test_labels: the test samples' labels.
       num_classes: C.
       class_names: C names.
-      preparation: how stored samples become what models see.
+      preparation: turns stored samples into model inputs.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Dataset:
     preparation: Preparation = PLAIN
 
     def samples(self, count: int) -> PyTree:
-        """Shapes and types of that many samples as models see them."""
+        """Returns the shapes and types of `count` samples as models see them."""
         stored = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype), self.inputs
         )
@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample as models see it; None where it is not one array."""
+        """The shape of one sample as models see it; None if a sample is not one array."""
         sample = self.samples(1)
         return sample.shape[1:] if hasattr(sample, "shape") else None
 
@@ -68,8 +68,8 @@ class Dataset:
         """Raises `ConfigError` unless a sample is one array [height, width, channels].
 
         Args:
-          what: needs images, with its verb.
-          otherwise: what to do without.
+          what: the subject and the verb of the error, e.g. "augmentation is".
+          otherwise: the error's remedy for samples that are not images.
         """
         several = not hasattr(self.inputs, "shape")
         shape = () if several else self.inputs.shape[1:]
@@ -84,13 +84,13 @@ class Dataset:
             )
 
     def prepared(self, *, crop_size: int | None = None, standardize: bool = False) -> Dataset:
-        """The same images, whose middle of `crop_size` pixels models see, standardised or not.
+        """Returns the data set with a centre crop of `crop_size` pixels and standardisation.
 
-        Means and deviations are the training images', channel by channel: of all of them, or of
-        as many, evenly spread, as make 256 MiB.
+        `standardize` uses the mean and the deviation of each channel over all training images, or
+        over 256 MiB of them, evenly spread.
 
         Raises:
-          ConfigError: samples that are no images, or smaller than the crop.
+          ConfigError: samples that are not images, or are smaller than the crop.
         """
         self.require_images("crop_size and standardize are", "leave them out")
         sides = self.inputs.shape[1:3]
@@ -114,23 +114,23 @@ def arrays(
     pixels: bool | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """A data set from the user's own arrays.
+    """Makes a data set from the user's own arrays.
 
     Args:
-      images: [N, ...]; or a dict of such arrays (nested if need be), for samples of several
-        parts or of another kind.
+      images: an array [N, ...]; or a dict of such arrays, possibly nested, for samples of several
+        parts or for samples that are not images.
       labels: integers [N] in 0 … C − 1.
-      test_images, test_labels: the test split; without them `test_fraction` of the samples
-        is set aside, stratified by class and always the same.
-      test_fraction: in (0, 1), by default 0.2; not beside a test split.
-      num_classes: C; by default that of `class_names`, or the largest label plus one, and
+      test_images, test_labels: the test split. Without them a share `test_fraction` of the samples
+        is set aside, stratified by class; it is the same in every call.
+      test_fraction: in (0, 1), by default 0.2; not allowed with a test split.
+      num_classes: C; by default the number of `class_names`, or the largest label plus one, and
         then every class must have samples.
       class_names: C names, by default the labels.
-      pixels: what integers are. True: pixels in 0 … 255, scaled to [0, 1] on the device. False:
-        tokens, categories or counts, which stay integers. None takes for pixels what lies in 0 …
-        255, in a dict only uint8, and warns where that hardly looks like pixels; other integers
-        stay integers. Floating-point numbers are taken as they are.
-      name: for reports.
+      pixels: the meaning of integers. True: pixels in 0 … 255, scaled to [0, 1] on the device.
+        False: tokens, categories or counts, which stay integers. None: an array in 0 … 255 (in a
+        dict, only uint8) holds pixels, with a warning if that is unlikely; other integers stay
+        integers. Floating-point numbers are never scaled.
+      name: the name for reports.
 
     Raises:
       ConfigError: shapes, dtypes or labels that do not fit, named.
@@ -185,7 +185,7 @@ def arrays(
 
 
 def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, pixels scaled to [0, 1]."""
+    """Returns the mean and the deviation of each channel, for pixels scaled to [0, 1]."""
     most = max(1, _MOST_BYTES // (int(np.prod(images.shape[1:])) * images.dtype.itemsize))
     rows = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
     total, squares, pixels = 0.0, 0.0, 0
@@ -200,7 +200,7 @@ def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def _num_classes(labels: np.ndarray, test_labels: np.ndarray | None) -> int:
-    """The largest label plus one, where each class up to there has training samples."""
+    """Returns the largest label plus one; `ConfigError` if a class has no training samples."""
     largest = int(max(values.max() for values in (labels, test_labels) if values is not None))
     present = set(np.unique(labels).tolist())
     missing = (label for label in range(largest + 1) if label not in present)
@@ -221,7 +221,7 @@ def _num_classes(labels: np.ndarray, test_labels: np.ndarray | None) -> int:
 def _split(
     labels: np.ndarray, test_fraction: float, class_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to test on, stratified by class and always the same."""
+    """Returns training rows and test rows, stratified by class, the same in every call."""
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction must be in (0, 1), not {test_fraction}.")
     present, counts = np.unique(labels, return_counts=True)
@@ -230,7 +230,7 @@ def _split(
             f"class {class_names[present[counts.argmin()]]} has one sample, but a stratified test "
             "split needs at least 2 of each class; add samples, or give a test split of your own."
         )
-    from sklearn.model_selection import train_test_split  # takes a moment, and only this needs it
+    from sklearn.model_selection import train_test_split  # slow to import, only needed here
 
     try:
         train, test = train_test_split(
@@ -250,7 +250,7 @@ def _split(
 
 
 def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
-    """Labels int32 [N] of samples, once shapes and labels are found to fit each other."""
+    """Returns labels as int32 [N] after checking that they match the samples."""
     labels = as_arrays(labels, f"{prefix}labels")
     named = named_leaves(images, f"{prefix}images")
     if not named:
@@ -277,10 +277,10 @@ def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
 
 
 def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
-    """Rows, in an array of any shape, of samples on the host."""
+    """Returns the samples of the given rows, an array of any shape, on the host."""
     return jax.tree.map(lambda a: a[rows], inputs)
 
 
 def select(inputs: PyTree, rows: np.ndarray) -> PyTree:
-    """The same as `take`, but what is not read yet stays so."""
+    """Returns the samples of the given rows like `take`, but leaves lazy images unread."""
     return jax.tree.map(lambda a: a.select(rows) if isinstance(a, LazyImages) else a[rows], inputs)

@@ -1,4 +1,4 @@
-"""Folders of images: which files there are, what one of them holds, and all of them as arrays."""
+"""Reading of folders of images: finding the files, decoding one, and all as arrays."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
 _SPLIT_NAMES = f"{_TRAIN_NAMES[0]} (or {_TRAIN_NAMES[1]}) and {_TEST_NAMES[0]} (or {', '.join(_TEST_NAMES[1:])})"
 _GREY_MODES = ("1", "L", "LA", "La")
 _LARGEST_SIDE = 2**14  # pixels
-_AT_ONCE = 32  # images that a thread decodes before it takes the next ones
+_AT_ONCE = 32  # images that a thread decodes in one task
 
 
 class ImageFiles(NamedTuple):
-    """The images of one split, in the order of their classes and names.
+    """The image files of one split, in the order of their classes and names.
 
     Attributes:
       paths: N files.
-      labels: int32 [N], the position of each one's class.
+      labels: the index of each file's class, int32 [N].
       class_names: C names, sorted.
     """
 
@@ -54,18 +54,18 @@ def read(
     channels: int | None = None,
     in_memory: bool | None = None,
 ) -> dict[str, Any]:
-    """Images, labels and class names of a folder of images.
+    """Reads images, labels and class names of a folder of images.
 
     Args:
-      folder: as `find` takes it.
-      image_size: as `decode` takes it; without it all images must have one size.
-      channels: 3 for colour, 1 for grey; by default 1 where all images are grey, else 3.
-      in_memory: whether all are read now, or each when it is needed (`LazyImages`); by default
-        as far as a quarter of the memory goes.
+      folder: a folder of the form that `find` describes.
+      image_size: as for `decode`; without it all images must have one size.
+      channels: 3 for colour, 1 for grey; by default 1 if all images are grey, else 3.
+      in_memory: whether to read all images now, or each image when it is needed (`LazyImages`); by
+        default all are read now if they fit in a quarter of the memory.
 
     Returns:
       "images" uint8 [N, H, W, channels], "labels", "class_names", and "test_images" and
-      "test_labels" where the folder has a test split.
+      "test_labels" if the folder has a test split.
 
     Raises:
       ConfigError: a folder of another form, or an image that cannot be read or has another
@@ -90,18 +90,19 @@ def read(
 
 
 def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]:
-    """The images of a folder that has one subfolder for each class.
+    """Finds the image files of a folder with one subfolder for each class.
 
-    Or it has `train` or `training`, and beside it `test`, `testing`, `val`, `valid`, `validation` or
-    `dev` (the first of these that is there), which have one for each class; capitals are as good.
-    Hidden files, those that systems leave behind and those that are no images are left out; it warns
-    of what is left out and does not look like notes.
+    Or the folder has a subfolder `train` or `training`, and beside it possibly `test`, `testing`,
+    `val`, `valid`, `validation` or `dev` (the first that exists), each with one subfolder for each
+    class; case does not matter. Hidden files and files that operating systems leave behind are
+    ignored; other files that are not images are left out, with a warning unless they look like
+    notes.
 
     Returns:
-      The training split and the test split, or None where the folder has none.
+      The training split, and the test split or None if the folder has none.
 
     Raises:
-      ConfigError: a class without images, or that one of the splits lacks.
+      ConfigError: a class without images, or a class that one of the splits lacks.
     """
     folder = expanded(folder)
     inside = _entries(folder)
@@ -124,7 +125,7 @@ def find(folder: str | os.PathLike[str]) -> tuple[ImageFiles, ImageFiles | None]
 def _splits(
     folder: pathlib.Path, inside: Sequence[pathlib.Path]
 ) -> tuple[pathlib.Path | None, pathlib.Path | None]:
-    """The folder to train on and that to test on; none where folders are those of classes."""
+    """Returns the folders of training and test split; None if subfolders are classes."""
     paths = [path for path in inside if path.is_dir()]
     trains, tests = (
         [path for name in names for path in paths if path.name.lower() == name]
@@ -149,7 +150,7 @@ def _require_same_classes(*splits: tuple[ImageFiles, pathlib.Path]) -> None:
 
 
 def _is_left_out(path: pathlib.Path) -> bool:
-    """Whether a file that is no sample might be meant as one."""
+    """Returns whether a file that is not an image may have been meant as a sample."""
     return not path.is_dir() and path.suffix.lower() not in _OF_NOTES
 
 
@@ -165,31 +166,31 @@ def _warn_of(left_out: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
 def decode(
     path: str | os.PathLike[str], image_size: int | None = None, channels: int = 3
 ) -> np.ndarray:
-    """One image, turned upright as its EXIF orientation says; transparency is dropped.
+    """Decodes one image, turned by its EXIF orientation, without transparency.
 
     Args:
-      path: of a file that Pillow reads.
-      image_size: the shorter side is resized to so many pixels (bilinear, antialiased), and
-        the centre cropped to a square; None leaves the image as it is.
+      path: a file that Pillow reads.
+      image_size: the number of pixels to which the shorter side is resized (bilinear,
+        antialiased), before the centre is cropped to a square; None leaves the image's size.
       channels: 3 for colour, 1 for grey.
 
     Returns:
       uint8 [H, W, channels].
 
     Raises:
-      ConfigError: a file that is damaged, no image, or of more than 8 bits.
+      ConfigError: a file that is damaged, not an image, or has more than 8 bits a channel.
     """
     require_image_size(image_size)
     if channels not in (1, 3):
         raise ConfigError(f"channels must be 1 (grey) or 3 (colour), not {channels}.")
     try:
         with Image.open(path) as stored:
-            image = ImageOps.exif_transpose(stored)  # decodes all of it
+            image = ImageOps.exif_transpose(stored)  # decodes the whole image
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # what Pillow asks for, with a warning
+            image = image.convert("RGBA")  # Pillow warns without this
         if image.mode != "F" and not image.mode.startswith("I"):
             image = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # each format's reader raises its own
+    except Exception as error:  # each format's reader raises its own types
         raise ConfigError(
             f"{path} cannot be read as an image ({error}); replace or remove it."
         ) from error
@@ -204,7 +205,7 @@ def decode(
 
 
 def require_image_size(image_size: int | None) -> None:
-    """Raises `ConfigError` unless that many pixels can be an image's side."""
+    """Raises `ConfigError` unless `image_size` is None or a possible side of an image."""
     require_kind("image_size", "int | None", image_size)
     if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
         bound = "at least 1" if image_size < 1 else f"at most {_LARGEST_SIDE}"
@@ -212,7 +213,7 @@ def require_image_size(image_size: int | None) -> None:
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to `size` pixels (bilinear, antialiased), and the centre of that."""
+    """Resizes the shorter side to `size` pixels (bilinear, antialiased) and crops the centre."""
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
@@ -222,13 +223,13 @@ def decode_all(
     images: np.ndarray,
     like: str | os.PathLike[str],
 ) -> None:
-    """Decodes files into an array by several threads.
+    """Decodes files into an array with several threads.
 
     Args:
       paths: N files.
-      image_size: as `decode` takes it.
-      images: uint8 [N, H, W, channels], to be filled.
-      like: the file from which the array has its shape, for errors.
+      image_size: as for `decode`.
+      images: the array to fill, uint8 [N, H, W, channels].
+      like: the file that determined the array's shape, for errors.
 
     Raises:
       ConfigError: the first file that cannot be read, or has another size.
@@ -282,7 +283,7 @@ def _decode_into(
 
 
 def all_grey(paths: Iterable[pathlib.Path]) -> bool:
-    """Whether all images are grey by their headers; reads as far as the first in colour."""
+    """Returns whether all images are grey by their headers; stops at the first in colour."""
     return all(map(_is_grey, paths))
 
 
@@ -290,12 +291,12 @@ def _is_grey(path: pathlib.Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode in _GREY_MODES
-    except Exception:  # decoding it names what is wrong
+    except Exception:  # decoding the image reports the error
         return False
 
 
 def _classes(folder: pathlib.Path) -> tuple[ImageFiles, list[pathlib.Path]]:
-    """The images of a folder of classes, and the files there that might be meant as some."""
+    """Returns a folder's images by class, and files that may have been meant as samples."""
     beside = _entries(folder)
     classes = [path for path in beside if path.is_dir()]
     if not classes:
@@ -330,7 +331,7 @@ def _classes(folder: pathlib.Path) -> tuple[ImageFiles, list[pathlib.Path]]:
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What a folder shows, by name, but for what systems leave behind."""
+    """Returns a folder's visible entries by name, without files of operating systems."""
     try:
         return sorted(
             path

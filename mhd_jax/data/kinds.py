@@ -1,7 +1,7 @@
-"""Of which shapes and types samples are: decided for a data set once, and asked of what comes later.
+"""The kind of samples (shapes and types): determined once for a data set, then required of others.
 
-Integers are pixels, kept as uint8 and scaled to [0, 1] on the device, or they stay integers, kept as
-int32: tokens, categories, counts. The type in which they are kept says which.
+Integers are pixels, stored as uint8 and scaled to [0, 1] on the device, or they stay integers
+(tokens, categories, counts), stored as int32. The stored type distinguishes the two.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.data.lazy_images import LazyImages
 
 PyTree = Any
-_MOST_CHANNELS = 4  # of which images that are not square are taken for channels first
+_MOST_CHANNELS = 4  # a first axis up to this length may be channels, also if H ≠ W
 
 
 def as_arrays(given: Any, name: str) -> PyTree:
-    """What someone gives as samples, as an array or a dict of arrays; `name` is for the sentence."""
+    """Converts given samples to an array or a dict of arrays; `name` is for the error."""
     try:
         if isinstance(given, Mapping):
             return jax.tree.map(np.asarray, dict(given))
@@ -31,23 +31,23 @@ def as_arrays(given: Any, name: str) -> PyTree:
 
 
 def named_leaves(tree: PyTree, name: str) -> list[tuple[str, Any]]:
-    """The arrays of samples, each with the words that say which it is."""
+    """Returns the arrays of samples, each with its name for errors."""
     return [
         (name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
     ]
 
 
 def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
-    """Arrays in the types in which a data set keeps them.
+    """Converts a data set's samples to the types in which they are stored.
 
     Args:
       inputs: an array, or a dict of arrays.
-      name: for sentences.
-      pixels: whether integers are pixels. None takes for pixels those of one array that lie in
-        0 … 255, and in a dict only uint8; it warns where they hardly look like pixels.
+      name: the samples' name, for errors.
+      pixels: whether integers are pixels. With None, a single array in 0 … 255 holds pixels, and in
+        a dict only uint8 does; a warning says so if that is unlikely.
 
     Raises:
-      ConfigError: what is no number, not finite, or an integer beyond its type.
+      ConfigError: values that are not numbers, not finite, or integers out of range.
     """
     several = isinstance(inputs, dict)
     leaves = named_leaves(inputs, name)
@@ -80,20 +80,20 @@ def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
 
 
 def kind_of(inputs: PyTree) -> PyTree:
-    """The shape and type of one sample as it is kept, for each array."""
+    """Returns the shape and type of one stored sample, for each array."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
 
 
 def kept_as(kind: PyTree, given: Any, name: str, others: str) -> PyTree:
-    """Samples in the types in which a data set keeps its own.
+    """Converts samples to the types in which a data set stores its own.
 
     Args:
-      kind: of the data set's samples, from `kind_of`.
+      kind: the kind of the data set's samples, from `kind_of`.
       given: an array or a dict of arrays, of the types that `kept` takes.
-      name, others: of these and of the data set's samples, for sentences.
+      name, others: the names of these and of the data set's samples, for errors.
 
     Raises:
-      ConfigError: samples of other shapes or types, which are named with those expected.
+      ConfigError: samples of other shapes or types; the error names these and the expected ones.
     """
     inputs = as_arrays(given, name)
     leaves = named_leaves(inputs, name)
@@ -119,21 +119,21 @@ def kept_as(kind: PyTree, given: Any, name: str, others: str) -> PyTree:
 
 
 def require_alike(some: PyTree, others: PyTree, name: str, other_name: str) -> None:
-    """Raises `ConfigError` unless samples, as they are kept, have the same shapes and types."""
+    """Raises `ConfigError` unless both stored samples have the same shapes and types."""
     if kind_of(some) != kind_of(others):
         raise ConfigError(_unlike(name, shown(some), other_name, shown(others)))
 
 
 def shown(inputs: PyTree) -> str:
-    """The types and shapes of samples, in words."""
+    """Describes the types and shapes of samples in words."""
     return _shown_kind(kind_of(inputs)) or "no array"
 
 
 def wrong_layout(shape: Sequence[int]) -> str | None:
-    """What is wrong with images of that shape, and what to do; None where nothing seems to be.
+    """Returns the likely error in the shape of one image, with a remedy; None if there is none.
 
-    Images are [height, width, channels]. Those whose channels come first are told by few rows and
-    many channels.
+    Images must be [height, width, channels]. A first axis much shorter than the others indicates
+    that channels come first.
     """
     if len(shape) == 2:
         return (
@@ -153,7 +153,7 @@ def wrong_layout(shape: Sequence[int]) -> str | None:
 
 
 def _same_family(one: np.dtype, other: np.dtype) -> bool:
-    """Whether both are integers, or both floating-point numbers."""
+    """Returns whether both types are integers, or both are floating-point numbers."""
     return ({one.kind, other.kind} <= {"i", "u"}) or (one.kind == other.kind == "f")
 
 

@@ -1,4 +1,4 @@
-"""Images that are read from their files when they are asked for, because memory cannot hold all."""
+"""Images that are read from their files on access, for data sets larger than the memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import psutil
 from mhd_jax.core.digests import array_digest
 
 _MOST_OF_MEMORY = 0.25
-_ALONE = 4096  # images that one thread reads: batches have several threads already
+_ALONE = 4096  # up to so many images are read by one thread: batches are read in parallel already
 _AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazyImages:
-    """Stands where an array uint8 [N, H, W, C] would, and reads the rows that are taken of it.
+    """A substitute for an array uint8 [N, H, W, C], which reads rows from files on access.
 
     Attributes:
-      read: images uint8 [n, H, W, C] of n files, by their numbers.
-      numbers: which file each row is, int [N].
+      read: a function that reads images uint8 [n, H, W, C] of n files, given their numbers.
+      numbers: the number of each row's file, int [N].
       image_shape: [H, W, C].
-      identity: tells the files from others.
-      keys: tell each file, or record in one, from all others of this machine, int64 by number.
+      identity: a text that distinguishes these files from others.
+      keys: a number for each file, or record in a file, that no other on this machine has, int64 by
+        file number.
     """
 
     read: Callable[[Sequence[int]], np.ndarray]
@@ -40,7 +41,7 @@ class LazyImages:
         return len(self.numbers)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Images [..., H, W, C] of rows [...]."""
+        """Reads the images [..., H, W, C] of rows [...]."""
         numbers = self.numbers[rows]
         flat = numbers.reshape(-1).tolist()
         if len(flat) <= _ALONE:
@@ -56,19 +57,19 @@ class LazyImages:
         return images.reshape(*numbers.shape, *self.image_shape)
 
     def digest(self) -> str:
-        """Tells the rows from others by their files, which are not read."""
+        """Returns a digest of the rows by their files' identity, without reading the files."""
         return f"{self.identity}{array_digest(self.numbers)}"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the array's."""
+        """The shape of the array that this stands for, (N, H, W, C)."""
         return (len(self.numbers), *self.image_shape)
 
     def select(self, rows: np.ndarray) -> LazyImages:
-        """Some of the images, not read yet."""
+        """Returns the images of `rows` without reading them."""
         return dataclasses.replace(self, numbers=self.numbers[rows])
 
 
 def fits_in_memory(num_images: int, image_shape: Sequence[int]) -> bool:
-    """Whether that many images of bytes leave most of the memory free."""
+    """Returns whether so many uint8 images fit in a quarter of the memory."""
     return num_images * int(np.prod(image_shape)) <= _MOST_OF_MEMORY * psutil.virtual_memory().total

@@ -1,4 +1,4 @@
-"""Arrays that numpy.savez has written to a file."""
+"""Reading of data sets from files written by `numpy.savez`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _SPELLINGS = (_NAMES, ("x_train", "y_train", "x_test", "y_test", "class_names"))
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Images, labels and what else a file holds.
+    """Reads the arrays of a data set from an .npz file.
 
     Args:
-      path: of a file with the arrays `images` and `labels`, and if it has any `test_images`,
+      path: a file with the arrays `images` and `labels`, and optionally `test_images`,
         `test_labels` and `class_names`; or with `x_train`, `y_train`, `x_test` and `y_test`.
 
     Returns:
-      Those that are there, under the names first mentioned.
+      The arrays that the file holds, under the first of these names.
 
     Raises:
       ConfigError: a file that cannot be read, or lacks images or labels.
     """
     try:
         stored = np.load(expanded(path), allow_pickle=False)
-    except Exception as error:  # NumPy and zipfile have many
+    except Exception as error:  # NumPy and zipfile raise many types
         raise ConfigError(f"{path} cannot be read as an .npz file: {error}") from error
     if not isinstance(stored, np.lib.npyio.NpzFile):
         raise ConfigError(f"{path} holds a single array, not several; write it by numpy.savez.")
@@ -53,7 +53,7 @@ def _array(stored: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:
     try:
         array = stored[key]
         return array.astype(str).ravel() if key == "class_names" else array
-    except Exception as error:  # NumPy, zipfile and zlib have many
+    except Exception as error:  # NumPy, zipfile and zlib raise many types
         raise ConfigError(
             f"{key} in {path} cannot be read ({error}); the file is damaged, or the array holds "
             "Python objects instead of numbers; write it again."

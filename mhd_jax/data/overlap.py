@@ -1,4 +1,4 @@
-"""Samples that two sets have in common, where they should have none."""
+"""Counting of samples that two sets share, for sets that should be disjoint."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PyTree = Any
 
 
 def sample_keys(inputs: PyTree) -> np.ndarray:
-    """A number for each sample, int64 [N]; within this process equal samples have equal ones.
+    """Returns a key for each sample, int64 [N]; equal samples have equal keys in this process.
 
-    Images that are not read yet are told apart by their place on the disk: two such sets can be
+    The keys of lazy images derive from their places on the disk: two sets of lazy images can be
     compared with each other, but not with arrays.
     """
     keys = np.zeros(1, np.int64)
@@ -27,7 +27,7 @@ def sample_keys(inputs: PyTree) -> np.ndarray:
 
 
 def num_common(some: np.ndarray, others: np.ndarray) -> int:
-    """How many of some samples are among others, by their keys."""
+    """Returns how many of the keys `some` are among the keys `others`."""
     return int(np.isin(some, others).sum())
 
 

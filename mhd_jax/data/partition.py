@@ -1,8 +1,8 @@
-"""Who owns which private sample.
+"""Partitions of private samples among the clients.
 
 A partition is a function `(labels [N], num_clients, num_classes, rng) -> owner [N]`: the client
-of each sample, or −1 for a sample that nobody gets. One owner a sample makes the clients'
-data disjoint by construction. A user's function of this form works wherever these do.
+of each sample, or −1 for a sample that no client gets. As each sample has one owner, the clients'
+data are disjoint. A user's function of this form can be used like the partitions here.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Partition = Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class PrimaryLabels:
-    """The MHD paper's skew: every client has primary labels, of which it gets more.
+    """The MHD paper's label skew: each client gets more samples of its primary labels.
 
-    A sample with label y goes to client i with probability proportional to 1 + s where y is
-    among i's primary labels, to 1 elsewhere. A class that is nobody's primary label spreads
+    A sample with label y goes to client i with probability proportional to 1 + s if y is one of
+    i's primary labels, and to 1 otherwise. A class that is no client's primary label is spread
     evenly.
 
     Attributes:
-      labels_per_client: how many primary labels a client has.
+      labels_per_client: the number of primary labels of a client.
       skew: s; 0 is iid, 100 strongly skewed, infinity gives primary labels only.
       assignment: "balanced" makes each label primary for equally many clients (± 1);
         "random" draws each client's labels on its own.
@@ -56,7 +56,7 @@ class PrimaryLabels:
     def primary_labels(
         self, num_clients: int, num_classes: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Which labels are primary for whom, bool [K, C].
+        """Draws which labels are primary for each client, bool [K, C].
 
         Raises:
           ConfigError: more primary labels than classes.
@@ -69,7 +69,7 @@ class PrimaryLabels:
         primary = np.zeros((num_clients, num_classes), bool)
         times_used = np.zeros(num_classes, int)
         for client in range(num_clients):
-            # Least used first where balanced, ties (or everything) in random order.
+            # If balanced, the least used labels come first, and ties are in random order.
             tie_break = rng.permutation(num_classes)
             order = (
                 np.lexsort((tie_break, times_used)) if self.assignment == "balanced" else tie_break
@@ -82,7 +82,7 @@ class PrimaryLabels:
     def __call__(
         self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Owner of each sample, int [N]."""
+        """Draws the owner of each sample, int [N]."""
         primary = self.primary_labels(num_clients, num_classes, rng)
         weights = np.ones((num_clients, num_classes))
         if np.isinf(float(self.skew) * num_clients):  # or so large that their sum overflows
@@ -98,27 +98,27 @@ class PrimaryLabels:
 
 @dataclasses.dataclass(frozen=True)
 class IID:
-    """Every sample goes to a client at random; sizes are equal (± 1)."""
+    """Deals samples to the clients uniformly at random; the clients' sizes are equal (± 1)."""
 
     def __call__(
         self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Owner of each sample, int [N]."""
+        """Draws the owner of each sample, int [N]."""
         return rng.permutation(np.arange(len(labels)) % num_clients)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dirichlet:
-    """Each class is dealt to the clients in proportions drawn from a Dirichlet distribution.
+    """Deals each class to the clients in proportions drawn from a Dirichlet distribution.
 
     Attributes:
       alpha: α of the symmetric distribution; small is skewed (0.1), large nearly iid.
-      balanced: the CCL authors' variant, whose clients have equal sizes (± 1): clients form
-        groups of 10 and one of those left, each with its part of the samples; a group deals one
-        class after the other, a client that has its fair share gets no more, and all is redrawn
-        until the smallest has half its share. The clients' lists, each in the order of classes,
-        are joined and cut into equal slices.
-      min_samples: what each client has at least; the draw is repeated until it holds.
+      balanced: whether to use the CCL authors' variant, in which clients have equal sizes (± 1).
+        Clients form groups of 10, and the rest one more group, each with its part of the samples.
+        A group deals one class after the other; a client with its fair share gets no more samples;
+        the group's draw is repeated until its smallest client has half its share. Then the
+        clients' lists, each sorted by class, are joined and cut into equal slices.
+      min_samples: the least samples of each client; the draw is repeated until all have as many.
     """
 
     alpha: float = 0.1
@@ -135,7 +135,7 @@ class Dirichlet:
     def __call__(
         self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Owner of each sample, int [N].
+        """Draws the owner of each sample, int [N].
 
         Raises:
           ConfigError: no draw gives every client `min_samples`.
@@ -190,9 +190,10 @@ class Dirichlet:
             for label in range(num_classes):
                 own = rng.permutation(rows[labels[rows] == label])
                 shares = rng.dirichlet(np.full(num_clients, self.alpha)) * (sizes < fair)
-                if shares.sum() == 0:  # underflow at tiny α: someone short of samples takes all
+                if shares.sum() == 0:  # underflow at tiny α: the smallest client takes all
                     shares = (np.arange(num_clients) == sizes.argmin()).astype(float)
-                # Rounded down, as theirs: where one client has nearly all, the last gets a sample.
+                # Rounded down as by the CCL authors: if one client's share is nearly 1, the last
+                # client still gets a sample.
                 to = _dealt(len(own), shares / shares.sum(), to_whole=np.floor)
                 for client in range(num_clients):
                     parts[client].append(own[to == client])
@@ -207,10 +208,10 @@ class Dirichlet:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Samples sorted by label and cut into equal shards, a few for each client (FedAvg's split).
+    """Sorts samples by label and deals equal shards, a few for each client (FedAvg's split).
 
     Attributes:
-      shards_per_client: how many; a client sees about as many classes.
+      shards_per_client: the shards of a client, which is about the number of its classes.
     """
 
     shards_per_client: int = 2
@@ -225,12 +226,12 @@ class Shards:
     def __call__(
         self, labels: np.ndarray, num_clients: int, num_classes: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Owner of each sample, int [N].
+        """Draws the owner of each sample, int [N].
 
         Raises:
           ConfigError: more shards than samples.
         """
-        num_shards = num_clients * int(self.shards_per_client)  # of a type that may be too short
+        num_shards = num_clients * int(self.shards_per_client)  # a NumPy integer might overflow
         if num_shards > len(labels):
             raise ConfigError(
                 f"{num_shards} shards need as many samples, but there are {len(labels)}; lower "
@@ -251,13 +252,13 @@ _LARGEST_GROUP = 10
 def _dealt(
     count: int, shares: np.ndarray, to_whole: Callable[[np.ndarray], np.ndarray] = np.round
 ) -> np.ndarray:
-    """Who gets each of `count` samples, in order, by cumulated shares [K]."""
+    """Deals `count` samples in order by shares [K]; returns each sample's client, int [count]."""
     bounds = to_whole(np.cumsum(shares) * count)
     bounds[-1] = count
     return np.searchsorted(bounds, np.arange(count), side="right")
 
 
-# How users spell them: mhd.partition.primary_labels(labels_per_client=2, skew=100.0).
+# The names for users, as in mhd.partition.primary_labels(labels_per_client=2, skew=100.0).
 primary_labels = PrimaryLabels
 iid = IID
 dirichlet = Dirichlet
@@ -271,10 +272,10 @@ PARTITIONS: dict[str, type] = {
 
 
 def named(name: str) -> Partition | pathlib.Path:
-    """The partition of that name with its defaults, or else the path of an assignment file.
+    """Returns the partition of that name with its defaults, or the path of an assignment file.
 
     Raises:
-      ConfigError: it is neither.
+      ConfigError: the name is neither.
     """
     if name in PARTITIONS:
         return PARTITIONS[name]()

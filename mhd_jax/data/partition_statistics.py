@@ -1,4 +1,4 @@
-"""How a partition looks in numbers: sizes, label entropies, skew."""
+"""Statistics of a partition: sizes, label entropies, skew."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 
 def label_entropy(counts: np.ndarray) -> np.ndarray:
-    """Entropy of each client's labels in bits [K], of samples by client and class [K, C].
+    """Returns the entropy of each client's labels in bits [K].
 
-    0 is a single class, log₂ C all classes alike.
+    It is 0 for a single class and log₂ C for equally many samples of all classes. `counts` are
+    samples by client and class [K, C].
     """
     shares = _shares(counts)
     logarithms = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
@@ -18,31 +19,33 @@ def label_entropy(counts: np.ndarray) -> np.ndarray:
 
 
 def mean_total_variation(counts: np.ndarray) -> float:
-    """Total variation ½ Σ_c |p_i(c) − p_j(c)| of two clients' labels, mean over all pairs.
+    """Returns the mean over pairs of clients of their labels' total variation.
 
-    0 where all have the same labels in the same shares, 1 where no two share a class; 0 for one
-    client. `counts` are samples by client and class, [K, C].
+    Total variation is ½ Σ_c |p_i(c) − p_j(c)|. The mean is 0 if all clients have the same shares of
+    labels, 1 if no two share a class, and 0 for one client. `counts` are samples by client and
+    class [K, C].
     """
     num_clients = len(counts)
     if num_clients < 2:
         return 0.0
-    # Of ascending values, the k-th is subtracted from the later ones and from it the earlier ones.
+    # For K ascending values, Σ_{i<j} |x_i − x_j| = Σ_k (2k − (K − 1)) x_k. The mean is over
+    # K (K − 1) / 2 pairs, whose ½ cancels that of the total variation.
     times = 2 * np.arange(num_clients) - (num_clients - 1)
     distances = (times[:, None] * np.sort(_shares(counts), axis=0)).sum()
     return float(distances / (num_clients * (num_clients - 1)))
 
 
 def imbalance(counts: np.ndarray) -> float:
-    """The largest client's size over the smallest's, of samples by client and class [K, C]."""
+    """Returns the ratio of the largest to the smallest client's size, from `counts` [K, C]."""
     sizes = counts.sum(axis=1)
     return float(sizes.max() / sizes.min())
 
 
 def describe(counts: np.ndarray) -> dict[str, Any]:
-    """All of this for private samples by client and class [K, C], every client having some.
+    """Returns all statistics of private samples by client and class [K, C], with no row empty.
 
     Returns:
-      "clients", one record each: "client", "samples", "classes" (how many it holds),
+      "clients", a record for each client: "client", "samples", "classes" (how many it holds),
       "entropy_bits", "largest_class", "largest_share" and "counts" [C]; and "imbalance" and
       "mean_total_variation".
     """

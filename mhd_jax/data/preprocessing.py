@@ -1,4 +1,4 @@
-"""How stored samples become what models see: scaled, cropped, standardised."""
+"""Preparation of stored samples for models: scaling, centre crop, standardisation."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """The same for every sample, in training and evaluation alike.
+    """The deterministic preparation of samples, the same in training and in evaluation.
 
-    uint8 arrays are pixels and become floats in [0, 1]; whatever else a sample holds stays. The
+    uint8 arrays are pixels and become floats in [0, 1]; arrays of other types stay as they are. The
     attributes are for samples that are one image.
 
     Attributes:
-      crop_size: side of the centre crop; None takes images whole.
-      mean, std: of each channel over the training images, scaled to [0, 1], from which it is
-        standardised; empty leaves it.
+      crop_size: the side of the centre crop; None keeps the whole image.
+      mean, std: mean and deviation of each channel over the training images, scaled to [0, 1], for
+        standardisation; empty for none.
     """
 
     crop_size: int | None = None
@@ -30,19 +30,19 @@ class Preparation:
     std: tuple[float, ...] = ()
 
     def __call__(self, inputs: PyTree) -> PyTree:
-        """Samples [..., h, w, c] as stored -> [..., crop_size, crop_size, c]."""
+        """Prepares stored samples; images [..., h, w, c] become [..., crop_size, crop_size, c]."""
         scaled = scale(inputs)
         return scaled if self == PLAIN else self.standardise(self.crop(scaled))
 
     def crop(self, images: Array) -> Array:
-        """The middle of images [..., h, w, c]."""
+        """Returns the centre crop of images [..., h, w, c]."""
         if self.crop_size is None:
             return images
         top, left = ((side - self.crop_size) // 2 for side in images.shape[-3:-1])
         return images[..., top : top + self.crop_size, left : left + self.crop_size, :]
 
     def standardise(self, images: Array) -> Array:
-        """Images [..., c] with mean 0 and deviation 1 in each channel, over the training images."""
+        """Standardises the channels of images [..., c] by the training images' mean and deviation."""
         if not self.mean:
             return images
         return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
@@ -52,7 +52,7 @@ PLAIN = Preparation()
 
 
 def scale(inputs: PyTree) -> PyTree:
-    """Pixels (uint8) as floats in [0, 1]; the rest stays."""
+    """Scales uint8 arrays (pixels) to floats in [0, 1]; arrays of other types are unchanged."""
 
     def of_array(a: Array) -> Array:
         return a.astype(jnp.float32) / 255 if a.dtype == jnp.uint8 else a

@@ -1,8 +1,8 @@
-"""Pretext tasks: what a client without labels learns from its private images.
+"""Pretext tasks: self-supervised objectives for clients without labels on their private images.
 
-Each is a classification whose labels come from the images themselves. The client's own head for
-it sits on the embedding beside the others, and nobody else has it: what the task teaches crosses
-edges through embeddings and, by distillation, through the other heads.
+Each task is a classification whose labels come from the images themselves. The client has its own
+head for the task, on the embedding beside the other heads, and shares it with nobody: the task
+affects other clients through embeddings and, by distillation, through the other heads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _VIEWS = Augmentation(resized_crop=0.5, jitter=0.4)
 
 @runtime_checkable
 class Pretext(Protocol):
-    """A pretext task of one client; hashable, as a part of its architecture.
+    """The protocol of a pretext task; hashable, as a task is part of a client's architecture.
 
     Attributes:
-      name: in settings and on the command line.
-      views: how many images it makes of one.
-      square: whether images must be.
-      head: a Flax module from embeddings [N, D] to what `logits` takes.
+      name: the name in settings and on the command line.
+      views: the number of images made from each image.
+      square: whether images must be square.
+      head: a Flax module from embeddings [N, D] to the input of `logits`.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Pretext(Protocol):
         """The task's own head."""
 
     def samples(self, key: Array, images: Array) -> tuple[Array, Array]:
-        """Images [B, h, w, c] as models see them -> others [views·B, h, w, c] and labels, int32."""
+        """Makes the task's images [views·B, h, w, c] and labels, int32, from images [B, h, w, c]."""
 
     def logits(self, outputs: Array) -> Array:
-        """The head's outputs on all images of a batch [N, …] -> a logit for each label [N, …]."""
+        """Returns a logit for each label [N, …] from the head's outputs on a batch [N, …]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """Rotation prediction (Gidaris et al., ICLR 2018): by how many quarter turns is it turned?
+    """Rotation prediction (Gidaris et al., ICLR 2018): the number of quarter turns of an image.
 
-    The paper shows all four turns of an image in one batch; here each image is turned once, at
-    random: the same loss in expectation, at the cost of a supervised client's step.
+    In the paper a batch contains all four turns of an image; here each image is turned once, at
+    random. The expected loss is the same, and a step costs as much as a supervised client's.
     """
 
     name = "rotation"
@@ -63,32 +63,32 @@ class Rotation:
 
     @property
     def head(self) -> nn.Module:
-        """Linear, to the four turns."""
+        """A linear layer with an output for each of the four turns."""
         return nn.Dense(4)
 
     def samples(self, key: Array, images: Array) -> tuple[Array, Array]:
-        """Each image turned."""
+        """Turns each image [B, h, w, c] at random; labels are numbers of quarter turns [B]."""
         turns = jax.random.randint(key, images.shape[:1], 0, 4, jnp.int32)
         turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
         return turned[turns, jnp.arange(len(images))], turns
 
     def logits(self, outputs: Array) -> Array:
-        """The head's output [B, 4]."""
+        """Returns the head's outputs [B, 4] unchanged."""
         return outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class SimCLR:
-    """Contrastive learning (Chen et al., ICML 2020): which image is the other view of this one?
+    """Contrastive learning (SimCLR; Chen et al., ICML 2020): find the other view of an image.
 
-    With the two views of B images, z their normalised projections and τ the temperature, the
-    loss is NT-Xent: the mean over all 2B of −log softmax over the others of z_i·z_j / τ, at j = the
+    The loss is NT-Xent. With z the normalised projections of the 2B views of B images, and τ the
+    temperature, it is the mean over i of −log softmax of z_i·z_j / τ over j ≠ i, at the j of the
     same image's other view.
 
     Attributes:
-      transform: how an image becomes a view; the paper's also blurs.
+      transform: the augmentation that makes views; the paper's also blurs.
       temperature: τ.
-      width: of the projection; the head has one hidden layer, as wide as the embedding.
+      width: the width of the projection; the head has one hidden layer, as wide as the embedding.
     """
 
     transform: Augmentation = _VIEWS
@@ -108,24 +108,24 @@ class SimCLR:
 
     @property
     def head(self) -> nn.Module:
-        """The projection."""
+        """The projection to the unit sphere."""
         return _Projection(self.width)
 
     def samples(self, key: Array, images: Array) -> tuple[Array, Array]:
-        """First views of all, then their second ones, whose places are each other's labels."""
+        """Makes first views of all images, then second views; a label is the other view's index."""
         twice = jnp.concatenate([images, images])
         keys = jax.random.split(key, len(twice))
         views = jax.vmap(lambda key, image: self.transform(key, image, PLAIN))(keys, twice)
         return views, jnp.roll(jnp.arange(len(twice)), len(images))
 
     def logits(self, outputs: Array) -> Array:
-        """z_i·z_j / τ [2B, 2B] of projections [2B, width]; an image is not its own other view."""
+        """Returns z_i·z_j / τ [2B, 2B] of projections [2B, width], with −∞ on the diagonal."""
         similarities = outputs @ outputs.T / self.temperature
         return jnp.where(jnp.eye(len(outputs), dtype=bool), -jnp.inf, similarities)
 
 
 class _Projection(nn.Module):
-    """Embeddings [N, D] -> points on the unit sphere [N, width]."""
+    """A two-layer perceptron from embeddings [N, D] to the unit sphere [N, width]."""
 
     width: int
 

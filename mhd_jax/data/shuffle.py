@@ -1,8 +1,8 @@
-"""Shuffled order with random access: where a sample stands in an epoch, without a table.
+"""Shuffled order with random access: the sample at a position of an epoch, without a table.
 
-A stored permutation must be drawn anew at every epoch of every client and kept in the
+A stored permutation would have to be drawn anew for every epoch of every client and kept in the
 state. A keyed bijection of 0 … n − 1 gives each position's sample directly, in a few integer
-operations, so a batch depends on the step alone.
+operations, so that a batch depends only on the step.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ _ROUNDS = 8
 
 @jax.jit
 def shuffled(key: Array, position: Array, size: Array) -> Array:
-    """The sample at `position` of an endless stream of shuffled epochs.
+    """Returns the sample at `position` of an endless stream of shuffled epochs.
 
-    Every run of `size` positions that starts at a multiple of `size` is one epoch, which
-    visits each sample once, in an order of its own. The order is a generalised Feistel
-    network on an a × b rectangle with a·b ≥ n, walked until it lands inside 0 … n − 1
-    (Black and Rogaway, CT-RSA 2002).
+    Every `size` positions from a multiple of `size` on are one epoch, which visits each sample
+    once, in its own order. The order is a generalised Feistel network on an a × b rectangle with
+    a·b ≥ n, applied until the result is in 0 … n − 1 (Black and Rogaway, CT-RSA 2002).
 
     Args:
-      key: of the stream.
+      key: the stream's key.
       position: uint32 array of any shape.
       size: n, integer [] of at least 1.
 
@@ -56,14 +55,14 @@ def shuffled(key: Array, position: Array, size: Array) -> Array:
 
 
 def _ceil_sqrt(size: Array) -> Array:
-    """⌈√n⌉ in whole numbers: backends round square roots differently, and must shuffle alike."""
+    """Returns ⌈√n⌉ exactly: backends round square roots differently, but must shuffle alike."""
     root = jnp.sqrt(size.astype(jnp.float32)).astype(jnp.uint32)
     root += (root * root < size).astype(jnp.uint32)
     return root - ((root - 1) * (root - 1) >= size).astype(jnp.uint32)
 
 
 def _mix(value: Array) -> Array:
-    """A 32-bit integer hash (the finaliser of MurmurHash3, which is in the public domain)."""
+    """Returns a 32-bit integer hash (the finaliser of MurmurHash3, in the public domain)."""
     value = (value ^ (value >> 16)) * jnp.uint32(0x85EBCA6B)
     value = (value ^ (value >> 13)) * jnp.uint32(0xC2B2AE35)
     return value ^ (value >> 16)

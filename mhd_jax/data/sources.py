@@ -1,4 +1,4 @@
-"""Where samples come from: the embedded digits, prepared data sets, one's own files or arrays."""
+"""Loading of data sets: scikit-learn's digits, prepared data sets, users' files or arrays."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _OF_FOLDERS = ("image_size", "channels", "in_memory")
 
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
-    """Loads a data set by name or path, or takes arrays.
+    """Loads a data set by name or path, or makes one from arrays.
 
-    Arrays come as `(images, labels)`, or with a test split as
+    Arrays are given as `(images, labels)`, or with a test split as
     `((images, labels), (test_images, test_labels))`.
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
-    split of 360. Other names are those of tensorflow-datasets, prepared before
-    (`experiments.prepare_data`).
+    split of 360. Other names are those of tensorflow-datasets; such data sets must be prepared
+    before (`experiments.prepare_data`).
 
-    A path leads to a folder of images (see `mhd_jax.data.image_folders`) or to an ``.npz`` file (see
+    A path names a folder of images (see `mhd_jax.data.image_folders`) or an ``.npz`` file (see
     `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the
     working directory as "./digits", or as a `pathlib.Path`.
 
     Args:
       source: a name, a path, or arrays.
-      **options: of a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
-        and `in_memory` (see `mhd_jax.data.tfds.read`); of a folder, `image_size`, `channels` and `in_memory` (see
-        `mhd_jax.data.image_folders.read`); of all but prepared data sets, `test_fraction`, and of
-        arrays and files, `num_classes` and `pixels` (see `arrays`); of arrays, also `class_names`
-        and `name`.
+      **options: for a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
+        and `in_memory` (see `mhd_jax.data.tfds.read`); for a folder, `image_size`, `channels` and
+        `in_memory` (see `mhd_jax.data.image_folders.read`); for all but prepared data sets,
+        `test_fraction`, and for arrays and files, `num_classes` and `pixels` (see `arrays`); for
+        arrays, also `class_names` and `name`.
 
     Raises:
-      ConfigError: an unknown name, a path that leads nowhere, content that does not fit, or
-        options of another kind of source.
+      ConfigError: an unknown name, a path that does not exist, unsuitable content, or options of
+        another kind of source.
     """
     if isinstance(source, Dataset):
         _refuse_foreign(options, "a loaded data set")
@@ -58,7 +58,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         return arrays(train, test, **options)
     if source == "digits":
         _refuse_foreign(options, "digits", *options_of(source))
-        from sklearn.datasets import load_digits  # takes a moment, and only this needs it
+        from sklearn.datasets import load_digits  # slow to import, and only needed here
 
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[..., None]
@@ -77,7 +77,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
 
 
 def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
-    """The options that `load` takes for a name or a path, beside which others are `given`."""
+    """Returns the options that `load` takes for a name or a path, if these options are `given`."""
     if source == "digits":
         return ("test_fraction",)
     if not _is_path(source, given):
@@ -102,7 +102,7 @@ def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
 
 
 def _is_path(source: Any, given: Iterable[str]) -> bool:
-    """Whether files are meant; names of tensorflow-datasets may have one slash too."""
+    """Returns whether `source` is a path; names of tensorflow-datasets may have a slash too."""
     if not isinstance(source, str):
         return isinstance(source, os.PathLike)
     if source.endswith(".npz"):

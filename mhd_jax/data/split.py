@@ -1,4 +1,4 @@
-"""The role of every training sample: private to one client, public, for validation, or nobody's."""
+"""The split of training samples: private to one client, public, for validation, or unused."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mhd_jax.data.partition import Partition
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Which samples are whose.
+    """The role of each training sample.
 
     Attributes:
-      owner: the client of each training sample, int [N]; −1 where nobody has it.
+      owner: the client of each training sample, int [N]; −1 for samples of no client.
       public: rows of the public set, int [M].
       validation: rows of the validation set, int [V].
     """
@@ -28,11 +28,11 @@ class Split:
     validation: np.ndarray
 
     def require_exact(self, num_clients: int, source: str) -> None:
-        """Raises `ConfigError` unless owners and rows exist and no sample has two roles.
+        """Raises `ConfigError` if an owner or a row does not exist, or a sample has two roles.
 
         Args:
           num_clients: K.
-          source: what made the split, for the sentence.
+          source: the origin of the split, for the error.
         """
         num_samples = len(self.owner)
         if num_samples and (self.owner.min() < -1 or self.owner.max() >= num_clients):
@@ -56,11 +56,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class SetAside:
-    """How public and validation samples are drawn.
+    """The draw of the public and the validation samples.
 
     Attributes:
       public_fraction, validation_fraction: shares of all training samples.
-      seed: of the draw, and of the partition of the other samples.
+      seed: the seed of the draw, and of the partition of the other samples.
     """
 
     public_fraction: float
@@ -80,14 +80,14 @@ class SetAside:
                 raise ConfigError(f"{name} must be in [0, 1), not {fraction}.")
 
     def sizes(self, num_samples: int) -> list[int]:
-        """M and V, of so many training samples."""
+        """Returns M and V, the sizes of the public and the validation set."""
         return [
             round(self.public_fraction * num_samples),
             round(self.validation_fraction * num_samples),
         ]
 
     def draw(self, candidates: np.ndarray, num_samples: int) -> list[np.ndarray]:
-        """Public rows, validation rows and the other candidates, each ascending."""
+        """Draws public and validation rows; returns these and the other rows, each ascending."""
         order = np.random.default_rng([self.seed, 0]).permutation(candidates)
         return [np.sort(part) for part in np.split(order, np.cumsum(self.sizes(num_samples)))]
 
@@ -99,11 +99,11 @@ def dealt(
     num_classes: int,
     set_aside: SetAside,
 ) -> Split:
-    """Sets samples aside, and lets a partition deal the others.
+    """Draws public and validation samples, and lets a partition assign the others to clients.
 
     Args:
-      partition: of the private samples.
-      labels: of the training samples, int [N] in 0 … C − 1.
+      partition: the partition of the private samples.
+      labels: the training samples' labels, int [N] in 0 … C − 1.
       num_clients: K.
       num_classes: C.
       set_aside: the public and the validation samples.
@@ -120,7 +120,7 @@ def dealt(
 
 
 def _called(partition: Partition, labels: np.ndarray, *arguments: Any) -> np.ndarray:
-    """What a partition makes of private samples' labels, int [N]."""
+    """Calls a partition with the private samples' labels; returns the owners, int [N]."""
     name = getattr(partition, "__name__", type(partition).__name__)
     try:
         inspect.signature(partition).bind(labels, *arguments)
@@ -129,13 +129,13 @@ def _called(partition: Partition, labels: np.ndarray, *arguments: Any) -> np.nda
             "a partition is a function (labels, num_clients, num_classes, rng) of the private "
             f"samples' labels, which {name} is not: {error}."
         ) from error
-    except ValueError:  # of builtins, which do not tell their arguments
+    except ValueError:  # builtins without a signature
         pass
     try:
         found = np.asarray(partition(labels, *arguments))
     except ConfigError:
         raise
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # the user's function may raise anything
         raise ConfigError(f"the partition {name} failed ({in_a_line(error)}); mend it.") from error
     if found.shape != labels.shape or not np.issubdtype(found.dtype, np.integer):
         raise ConfigError(
@@ -146,15 +146,15 @@ def _called(partition: Partition, labels: np.ndarray, *arguments: Any) -> np.nda
 
 
 def completed(owner: np.ndarray, set_aside: SetAside, source: str) -> Split:
-    """The split of given owners: samples are set aside from those that nobody owns.
+    """Returns the split with given owners, with public and validation sets of unowned samples.
 
     Args:
-      owner: of each training sample, int [N]; −1 where nobody has it.
-      set_aside: the public and the validation samples.
-      source: where the owners come from, for the sentence.
+      owner: the client of each training sample, int [N]; −1 for samples of no client.
+      set_aside: the draw of the public and the validation samples.
+      source: the origin of the owners, for the error.
 
     Raises:
-      ConfigError: nobody owns fewer samples than that.
+      ConfigError: there are too few unowned samples.
     """
     free = np.flatnonzero(owner == -1)
     wanted = sum(set_aside.sizes(len(owner)))

@@ -1,8 +1,7 @@
-"""Files and arrays that say who owns which training sample.
+"""Splits from files and arrays that name the owner of each training sample.
 
-A run's split.npz holds the whole split: owners, public and validation samples, and a digest of
-the labels that they belong to. A file made by hand (.csv or .npy), and whatever is given as
-arrays, holds the owners alone.
+A run's split.npz holds the whole split: owners, public and validation samples, and a digest of the
+training labels. A file made by a user (.csv or .npy), or an array, holds only the owners.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _NUMBERING = "numpy.unique(ids, return_inverse=True)[1]"
 
 
 def is_whole(partition: Any) -> bool:
-    """Whether a partition is a file that holds all of a split: nothing is drawn beside it."""
+    """Returns whether a partition is a file with a whole split, so that nothing is drawn."""
     return isinstance(partition, pathlib.Path) and partition.suffix == ".npz"
 
 
 def save(path: pathlib.Path, split: Split, labels: np.ndarray) -> None:
-    """Writes a whole split and a digest of the training samples' labels [N].
+    """Writes a whole split, with a digest of the training samples' labels [N], to a file.
 
     Raises:
       ConfigError: the path does not end in `.npz`.
@@ -48,15 +47,15 @@ def save(path: pathlib.Path, split: Split, labels: np.ndarray) -> None:
 
 
 def load(path: pathlib.Path, labels: np.ndarray, num_clients: int, set_aside: SetAside) -> Split:
-    """The split that a file describes.
+    """Reads a split from a file.
 
     Args:
-      path: `.npz` as `save` writes it; or owners [N] as `.npy`, or as `.csv` with one a line and
-        perhaps a header, −1 for samples that nobody owns.
-      labels: of the training samples, int [N].
-      num_clients: K, as many as own something in the file.
-      set_aside: the public and the validation samples, drawn from those that nobody owns where
-        the file holds owners alone.
+      path: an `.npz` file as `save` writes it; or owners [N] as `.npy`, or as `.csv` with one owner
+        a line and an optional header, −1 for unowned samples.
+      labels: the training samples' labels, int [N].
+      num_clients: K, which must be the number of owners in the file.
+      set_aside: the draw of the public and the validation samples from unowned ones, if the file
+        holds only owners.
 
     Raises:
       ConfigError: no such file, a damaged one, one for other data or another K, or too few
@@ -82,19 +81,19 @@ def load(path: pathlib.Path, labels: np.ndarray, num_clients: int, set_aside: Se
 
 
 def from_owners(owner: Any, labels: np.ndarray, num_clients: int, set_aside: SetAside) -> Split:
-    """The split of owners given as an array or a list [N], as of a file that holds them alone.
+    """Returns the split of owners given as an array or a list [N].
 
     Args:
-      owner: the client of each training sample, −1 for samples that nobody owns.
+      owner: the client of each training sample, −1 for unowned samples.
       labels, num_clients, set_aside: as for `load`.
 
     Raises:
-      ConfigError: no integers, not one for each sample, clients that are not 0 … K − 1, or too few
-        samples to draw from.
+      ConfigError: owners that are not integers, not one for each sample, or not clients 0 … K − 1,
+        or too few samples to draw from.
     """
     try:
         found = np.asarray(owner)
-    except (TypeError, ValueError) as error:  # of unequal lengths
+    except (TypeError, ValueError) as error:  # e.g. lists of unequal lengths
         raise ConfigError(f"a partition given as owners must be an array [N]: {error}.") from error
     if found.ndim != 1:
         raise ConfigError(
@@ -115,15 +114,15 @@ def from_owners(owner: Any, labels: np.ndarray, num_clients: int, set_aside: Set
 def from_rows(
     rows: Mapping[Any, Any], labels: np.ndarray, num_clients: int, set_aside: SetAside
 ) -> Split:
-    """The split of each client's rows of the training samples; other samples are nobody's.
+    """Returns the split in which each client owns the given rows of the training samples.
 
     Args:
-      rows: for each of the clients 0 … K − 1 the rows that it owns, integers.
+      rows: for each of the clients 0 … K − 1 the rows that it owns, integers; others are unowned.
       labels, num_clients, set_aside: as for `load`.
 
     Raises:
-      ConfigError: other clients, what is no row, a row of two clients, or too few samples to draw
-        from.
+      ConfigError: other clients, rows that do not exist, a row of two clients, or too few samples
+        to draw from.
     """
     different = sorted(set(rows) ^ set(range(num_clients)), key=str)
     if different:
@@ -148,7 +147,7 @@ def from_rows(
 def _rows(given: Any, client: Any, num_samples: int) -> np.ndarray:
     try:
         rows = np.asarray(given)
-    except (TypeError, ValueError):  # of unequal lengths
+    except (TypeError, ValueError):  # e.g. lists of unequal lengths
         rows = np.zeros((0, 0))
     if rows.shape == (0,):
         return np.zeros(0, int)
@@ -166,7 +165,7 @@ def _rows(given: Any, client: Any, num_samples: int) -> np.ndarray:
 
 
 def _require_owners(owner: np.ndarray, labels: np.ndarray, num_clients: int, source: str) -> None:
-    """Raises `ConfigError` unless each sample has an owner, or none, and each client samples."""
+    """Raises `ConfigError` unless owners match the labels and each of the K clients owns some."""
     if owner.shape != labels.shape:
         raise ConfigError(
             f"{source} must hold one owner for each of the {len(labels)} training samples, but holds "
@@ -187,7 +186,7 @@ def _require_owners(owner: np.ndarray, labels: np.ndarray, num_clients: int, sou
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """What a file holds, by name; rows and owners are int64."""
+    """Reads a file's arrays by name; rows and owners are int64."""
     try:
         if path.suffix == ".csv":
             return {"owner": _from_csv(path)}
@@ -201,7 +200,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
             return rows | {"labels_digest": str(found["labels_digest"])}
     except ConfigError:
         raise
-    except Exception as error:  # NumPy, zipfile and zlib have many
+    except Exception as error:  # NumPy, zipfile and zlib raise many types
         raise ConfigError(f"{path} is not a readable assignment: {error}.") from error
 
 
@@ -212,7 +211,7 @@ def _from_csv(path: pathlib.Path) -> np.ndarray:
             try:
                 owners.append(int(line))
             except ValueError:
-                if number > 1:  # the first may be a header
+                if number > 1:  # the first line may be a header
                     raise ConfigError(
                         f"{path}, line {number}: expected the client of a sample, or −1, found "
                         f"{line.strip()!r}."
@@ -223,6 +222,6 @@ def _from_csv(path: pathlib.Path) -> np.ndarray:
 def _integers(array: np.ndarray) -> np.ndarray:
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"it holds {array.dtype} {list(array.shape)}, not integers in one row")
-    if array.size and array.max() >= 2**63:  # an unsigned −1, say
+    if array.size and array.max() >= 2**63:  # e.g. an unsigned −1
         raise ValueError(f"it holds {array.max()}, which is no client and no row")
     return array.astype(np.int64)

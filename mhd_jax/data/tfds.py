@@ -1,8 +1,8 @@
-"""Data sets that tensorflow-datasets has prepared on disk, read without TensorFlow.
+"""Reading of data sets that tensorflow-datasets has prepared on disk, without TensorFlow.
 
-They are read by random access from array_record files, decoded once, and kept as plain arrays
-in the user's cache folder, from which the next start takes them; or decoded each time, where
-memory cannot hold them. `experiments.prepare_data` prepares them.
+Samples are read by random access from array_record files and decoded once; the arrays are cached in
+the user's cache folder for the next start. Data sets that do not fit in memory are decoded on each
+access instead. `experiments.prepare_data` prepares data sets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mhd_jax.core.files import expanded
 from mhd_jax.data import image_folders
 from mhd_jax.data.lazy_images import LazyImages, fits_in_memory
 
-NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a data set, with its config if it has any
+NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a data set's name, with an optional config
 _AT_ONCE = 1000  # records of one read
 _AGAIN = "prepare it again by experiments.prepare_data with --overwrite"
 
@@ -37,22 +37,24 @@ def read(
     image_size: int | None = None,
     in_memory: bool | None = None,
 ) -> dict[str, Any]:
-    """Images, labels and class names of a prepared image classification data set.
+    """Reads images, labels and class names of a prepared image classification data set.
 
     Args:
-      name: as tensorflow-datasets calls it, with its config if it has any ("imagenette/160px-v2").
-      data_dir: where it was prepared; by default tensorflow-datasets' own folder.
-      train_split, test_split: in its notation: "train", "train[:20%]", "validation".
-      image_size: the shorter side is resized to so many pixels, and the centre cropped to a
-        square; without it all images must have one size.
-      in_memory: whether all images are read now, or each when it is needed (`LazyImages`); by
-        default as far as a quarter of the memory goes.
+      name: the name in tensorflow-datasets, with an optional config ("imagenette/160px-v2").
+      data_dir: the folder of prepared data sets; by default tensorflow-datasets' own folder.
+      train_split, test_split: splits in tensorflow-datasets' notation: "train", "train[:20%]",
+        "validation".
+      image_size: the number of pixels to which the shorter side is resized, before the centre is
+        cropped to a square; without it all images must have one size.
+      in_memory: whether to read all images now, or each image when it is needed (`LazyImages`); by
+        default all are read now if they fit in a quarter of the memory.
 
     Returns:
       "images", "labels", "test_images", "test_labels" and "class_names".
 
     Raises:
-      ConfigError: it is not there, lacks a split, is damaged, or holds no images of one shape.
+      ConfigError: the data set does not exist, lacks a split, is damaged, or its images have
+        different shapes.
     """
     root = root_folder(data_dir)
     folder = newest_version(name, root)
@@ -97,15 +99,15 @@ def read(
 
 
 def root_folder(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """Where prepared data sets are; by default tensorflow-datasets' own folder."""
+    """Returns the folder of prepared data sets, by default tensorflow-datasets' own."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return expanded(given)
 
 
 def newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """The folder of a data set's newest prepared version, None if there is none.
+    """Returns the folder of a data set's newest prepared version; None if there is none.
 
-    Folders of other names are what an interrupted preparation left.
+    Folders whose names are not versions are remnants of interrupted preparations.
     """
     try:
         found = [path.parent for path in (root / name).glob("*/dataset_info.json")]
@@ -116,16 +118,16 @@ def newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
 
 
 def open_folder(folder: pathlib.Path) -> Any:
-    """The builder of a prepared data set, of which every file is there with all its records.
+    """Returns the builder of a prepared data set after checking all files' numbers of records.
 
     Raises:
-      ConfigError: it is damaged, has no random access, or is not for image classification.
+      ConfigError: the data set is damaged, lacks random access, or is not for image classification.
     """
-    import tensorflow_datasets as tfds  # takes a moment, and only reading needs it
+    import tensorflow_datasets as tfds  # slow to import, and only reading needs it
 
     try:
         builder = tfds.builder_from_directory(str(folder))
-    except Exception as error:  # whatever a damaged description makes it raise
+    except Exception as error:  # a damaged description may raise anything
         raise ConfigError(
             f"{folder} cannot be read as a prepared data set ({error}); {_AGAIN}."
         ) from error
@@ -142,7 +144,7 @@ def open_folder(folder: pathlib.Path) -> Any:
 
 
 def supervised(info: Any) -> tuple[str, str]:
-    """The keys of a record's image and class label.
+    """Returns the keys of a record's image and class label.
 
     Raises:
       ConfigError: the data set is not for image classification, or its pixels are not uint8.
@@ -169,15 +171,15 @@ def supervised(info: Any) -> tuple[str, str]:
 
 
 class Records:
-    """The samples of one split, by their numbers.
+    """Random access to the samples of one split, by their numbers.
 
     Args:
       builder: from `open_folder`.
-      split: in the notation of tensorflow-datasets.
+      split: the split in tensorflow-datasets' notation.
       image_size: as for `read`.
 
     Raises:
-      ConfigError: there is no such split, or nothing in it.
+      ConfigError: the split does not exist, or is empty.
     """
 
     def __init__(self, builder: Any, split: str, image_size: int | None = None):
@@ -201,7 +203,7 @@ class Records:
         return len(self._source)
 
     def keys(self) -> np.ndarray:
-        """A number for each sample, int64 [N], by the file and the place in it that hold it."""
+        """Returns a key for each sample, int64 [N], from its file and its place in the file."""
         return np.array(
             [
                 hash((str(part.filename), place))
@@ -215,21 +217,21 @@ class Records:
 
     @property
     def class_names(self) -> np.ndarray:
-        """Of the labels 0 … C − 1."""
+        """The class names of the labels 0 … C − 1."""
         return np.array(self._label_feature.names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape [H, W, C] of the first sample's image; those of the others must equal it."""
+        """The shape [H, W, C] of the first sample's image, which all images must have."""
         return self.sample(0)[0].shape
 
     def sample(self, number: int) -> tuple[np.ndarray, int]:
-        """Image uint8 [H, W, C] and label of one sample."""
+        """Reads the image, uint8 [H, W, C], and the label of one sample."""
         ((image, label),) = self._decoded([number])
         return image, label
 
     def read_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [N, H, W, C] and labels int32 [N]."""
+        """Reads all images, uint8 [N, H, W, C], and labels, int32 [N]."""
         images = np.empty((len(self), *shape), np.uint8)
         labels = np.empty(len(self), np.int32)
         for i, (image, label) in enumerate(self._decoded(range(len(self)))):
@@ -237,7 +239,7 @@ class Records:
         return images, labels
 
     def read_images(self, numbers: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
-        """Images uint8 [n, H, W, C] of these samples."""
+        """Reads the images of the given samples, uint8 [n, H, W, C]."""
         images = np.empty((len(numbers), *shape), np.uint8)
         decoded = self._decoded(numbers)
         for i, (number, (image, _)) in enumerate(zip(numbers, decoded, strict=True)):
@@ -245,7 +247,7 @@ class Records:
         return images
 
     def read_labels(self) -> np.ndarray:
-        """Labels int32 [N], without decoding images."""
+        """Reads all labels, int32 [N], without decoding images."""
         found = (self._label(number, values) for number, values in self._values(range(len(self))))
         return np.fromiter(found, np.int32, len(self))
 
@@ -255,7 +257,7 @@ class Records:
                 image = self._image_feature.decode_example_np(
                     values[self._image_key].bytes_list.value[0]
                 )
-            except Exception as error:  # decoders have no exception of their own
+            except Exception as error:  # decoders have no common exception type
                 raise self._damaged(number, error) from error
             declared = self._image_feature.shape
             if len(declared) != image.ndim or not all(
@@ -271,14 +273,14 @@ class Records:
             yield image, self._label(number, values)
 
     def _values(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        """The numbers, and the undecoded features of their samples by key."""
+        """Yields each sample's number and its undecoded features by key."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         for start in range(0, len(numbers), _AT_ONCE):
             part = list(numbers[start : start + _AT_ONCE])
             try:
                 records = self._source.__getitems__(part)
-            except Exception as error:  # the readers have no exception of their own
+            except Exception as error:  # readers have no common exception type
                 raise ConfigError(
                     f"{self._where}: samples {min(part)} to {max(part)} cannot be read ({error}); "
                     f"{_AGAIN}."
@@ -336,7 +338,7 @@ def _check_file(path: Any, expected: int) -> None:
 
 
 def _identity(folder: pathlib.Path, *options: Any) -> str:
-    """Tells contents apart by their place, their files' sizes and dates, and how they are read."""
+    """Returns a text that identifies contents by folder, files' sizes and dates, and options."""
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
     return repr((str(folder.resolve()), files, options))
 
@@ -348,16 +350,16 @@ def _cache_file(identity: str) -> pathlib.Path:
 
 
 def _load(identity: str) -> dict[str, Any]:
-    """What the cache holds; nothing where it is not there, or damaged."""
+    """Reads the cached arrays; returns {} if the cache file is missing or damaged."""
     try:
         with np.load(_cache_file(identity), allow_pickle=False) as stored:
             return dict(stored)
-    except Exception:  # NumPy and zipfile have many
+    except Exception:  # NumPy and zipfile raise many types
         return {}
 
 
 def _save(identity: str, content: dict[str, Any]) -> None:
-    """Whole or not at all; a cache that cannot be written is done without."""
+    """Writes arrays to the cache atomically; a cache that cannot be written is skipped."""
     path = _cache_file(identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

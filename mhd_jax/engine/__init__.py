@@ -1,1 +1,1 @@
-"""The compiled steps, and the host's loop around them."""
+"""The engine: the compiled training steps, and the host's loop around them."""

@@ -1,4 +1,4 @@
-"""What clients answer to samples that someone gives, after a run."""
+"""Predictions of a run's clients on samples given after the run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mhd_jax.engine import steps
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """A run's way from samples to logits; it keeps no data alive.
+    """Computes a run's logits on given samples, without a reference to the run's data.
 
     Attributes:
-      predict: the algorithm's.
-      preparation: how stored samples become what models see.
+      predict: the algorithm's `predict`.
+      preparation: turns stored samples into model inputs.
       execution: how the client axis is computed.
       kind: the shape and type of one sample as the data set stores it.
-      dataset: its name.
+      dataset: the data set's name.
     """
 
     predict: Callable[[State, PyTree], Array]
@@ -37,7 +37,7 @@ class Answers:
     dataset: str
 
     def __call__(self, state: State, inputs: PyTree) -> np.ndarray:
-        """Logits [K, N, H, C] of all clients on samples as their data set takes them.
+        """Returns logits [K, N, H, C] of all clients on samples in the data set's input form.
 
         Raises:
           ConfigError: samples of other shapes or types than the data set's.
@@ -48,7 +48,7 @@ class Answers:
             one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), self.kind)
             logits = jax.eval_shape(self._answer, state, one)
             return np.zeros((logits.shape[0], 0, *logits.shape[2:]), logits.dtype)
-        # Images that are not read yet are read now.
+        # `take` reads lazily stored images.
         return multihost.fetch(self._answer(state, take(stored, np.arange(count))))
 
     def _answer(self, state: State, inputs: PyTree) -> Array:
@@ -61,12 +61,12 @@ class Answers:
         )
 
     def on_one_device(self) -> Answers:
-        """The same by the devices of whoever asks, and not by those of the run."""
+        """Returns a copy that computes on one device of this process, not on the run's mesh."""
         return dataclasses.replace(self, execution=dataclasses.replace(self.execution, mesh=None))
 
 
 def portable(state: State) -> State:
-    """A state on the host, without optimizers and what they keep."""
+    """Returns a copy of `state` on the host, without optimizers and optimizer states."""
     groups = tuple(
         dataclasses.replace(group, optimizer=None, opt_state=()) for group in state.groups
     )

@@ -1,7 +1,8 @@
-"""What users' own algorithms must return, found out before anything is trained.
+"""Checks of what users' own algorithms return, before anything is trained.
 
-What breaks its contract is told so in a sentence, not by the loop that JAX compiles around it, nor by
-accuracies at chance. Shapes are looked at when a function is traced, numbers on made arguments.
+An algorithm that breaks the contract gets a one-sentence error, instead of a failure inside the
+loop that JAX compiles around it, or accuracies at chance. Only shapes and types are checked, on
+abstract arguments.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from mhd_jax.core.types import Algorithm, Batch, Metrics, PyTree, State
 def shapes_of_step(
     algorithm: Algorithm, state: Any, batch: Batch, graph: Any
 ) -> tuple[State, Metrics]:
-    """Shapes of the state and the metrics after a step.
+    """Returns the shapes of the state and of the metrics after a step.
 
     Raises:
-      ConfigError: `train_step` does not return what `mhd_jax.Algorithm` says.
+      ConfigError: `init` or `train_step` does not return what `mhd_jax.Algorithm` documents.
     """
     name = algorithm.name
     if not isinstance(state, State):
@@ -67,7 +68,7 @@ def shapes_of_step(
 
 
 def require_predictions(algorithm: Algorithm, state: State, samples: PyTree, classes: int) -> None:
-    """Raises `ConfigError` unless `predict` returns logits [K, N, H, C] on these shapes of samples."""
+    """Raises `ConfigError` unless `predict` returns logits [K, N, H, C] for samples like these."""
     logits: Any = jax.eval_shape(algorithm.predict, state, samples)
     count = jax.tree.leaves(samples)[0].shape[0]
     expected = (state.num_clients, count, algorithm.num_heads, classes)
@@ -79,7 +80,7 @@ def require_predictions(algorithm: Algorithm, state: State, samples: PyTree, cla
 
 
 def _require_alike(name: str, before: State, after: Any) -> None:
-    """Raises `ConfigError` unless the state after a step looks like the one before it."""
+    """Raises `ConfigError` unless a step keeps the state's structure, shapes and types."""
     structures: list[Any] = [jax.tree.structure(state) for state in (before, after)]
     if structures[0] != structures[1]:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Settings that can be computed and make no sense: a run says so before it trains, and what to do."""
+"""Warnings, before training, about settings that run but make little sense, with a remedy."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def warn_of(
     steps: int,
     state: State,
 ) -> None:
-    """Warns of each setting of a run that would make little sense of its training.
+    """Warns about each setting of a run with which its training makes little sense.
 
     Args:
-      algorithm, clients, spec, optimizer, steps: of the run; clients are those who train.
-      state: shapes of the run's.
+      algorithm, clients, spec, optimizer, steps: the run's; `clients` are those that train.
+      state: shapes of the run's state.
     """
     sentences = [
         *_of_batches(clients, spec),
@@ -40,7 +40,7 @@ def warn_of(
 
 
 def _of_batches(clients: Clients, spec: BatchSpec) -> Iterator[str]:
-    """Batches that hold the same sample again and again."""
+    """Yields a warning for each batch that is larger than the set it is drawn from."""
     largest = int(clients.label_counts().sum(axis=1).max())
     if spec.private > largest:
         yield (
@@ -57,7 +57,7 @@ def _of_batches(clients: Clients, spec: BatchSpec) -> Iterator[str]:
 
 
 def _of_batch_statistics(clients: Clients, spec: BatchSpec, state: State) -> Iterator[str]:
-    """Batch normalisation where a batch holds one sample only, which is its own mean."""
+    """Yields warnings about batch normalisation over one sample, which equals its own mean."""
     members = [i for group in state.groups if "batch_stats" in group.stats for i in group.members]
     own = [i for i in members if i < clients.num_clients]
     remedy = "take another norm ('layer' or 'group', where the model knows it)"
@@ -84,7 +84,7 @@ def _of_intervals(
     optimizer: Any,
     steps: int,
 ) -> Iterator[str]:
-    """What is due after more steps than there are, and so never happens."""
+    """Yields a warning for each interval that is longer than the run, so that nothing happens."""
     has_pool = bool(hyperparameters.get("pool_size"))
     averages = hyperparameters.get("ensembles") is not None
     warmup = optimizer.warmup_steps if isinstance(optimizer, optim.SGD) else 0

@@ -1,4 +1,4 @@
-"""Labelled samples on which clients are evaluated: on the device, or read chunk by chunk."""
+"""Labelled evaluation samples: all on the device, or streamed from the host in chunks."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ PyTree = Any
 
 @struct.dataclass
 class EvaluationSet:
-    """Samples in chunks: `inputs` as stored [n, N, ...], `labels` and `mask` [n, N]."""
+    """Evaluation samples in n chunks: `inputs` as stored [n, N, ...], `labels`, `mask` [n, N]."""
 
     inputs: PyTree
     labels: Array
     mask: Array
 
     def parts(self) -> Iterator[EvaluationSet]:
-        """All of it, at once."""
+        """Yields the whole set as one part."""
         yield self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedEvaluationSet:
-    """Samples that stay on the host until their chunk's turn.
+    """Evaluation samples that stay on the host until their chunk is evaluated.
 
     Attributes:
-      inputs: as stored [M, ...].
+      inputs: samples as stored [M, ...].
       labels: int32 [M].
-      batch_size: of a chunk.
-      execution: says where chunks go.
+      batch_size: the most samples of a chunk.
+      execution: decides on which devices chunks are placed.
     """
 
     inputs: PyTree
@@ -47,7 +47,7 @@ class StreamedEvaluationSet:
     execution: Execution
 
     def parts(self) -> Iterator[EvaluationSet]:
-        """Its chunks, each as a set of one."""
+        """Yields each chunk, placed on the devices, as a set with one chunk."""
         count, batch_size = _chunks(len(self.labels), self.batch_size)
 
         def chunk(number: int) -> EvaluationSet:
@@ -61,20 +61,20 @@ class StreamedEvaluationSet:
 def evaluation_set(
     inputs: PyTree, labels: np.ndarray, batch_size: int, execution: Execution = AT_ONCE
 ) -> EvaluationSet:
-    """Samples on the device in chunks of at most `batch_size`, the last one padded."""
+    """Returns samples on the device in chunks of at most `batch_size`, the last one padded."""
     count, batch_size = _chunks(len(labels), batch_size)
     rows = np.arange(count * batch_size).reshape(count, batch_size)
     return place(_chunk(inputs, labels, rows), execution, by_client=False)
 
 
 def _chunks(num_samples: int, most: int) -> tuple[int, int]:
-    """How many chunks, and of how many samples each."""
+    """Returns the number of chunks, and the samples in each."""
     count = -(-num_samples // most)
     return count, -(-num_samples // count)
 
 
 def _chunk(inputs: PyTree, labels: np.ndarray, rows: np.ndarray) -> EvaluationSet:
-    """The samples in these rows [n, N]; the first one stands in for rows beyond the last."""
+    """Returns the samples of `rows` [n, N]; rows beyond the last sample are masked."""
     exists = rows < len(labels)
     rows = np.where(exists, rows, 0)
     found: Any = take(inputs, rows), labels[rows], exists  # still on the host

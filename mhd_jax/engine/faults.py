@@ -1,9 +1,9 @@
-"""What fails in a run: lost links, clients that are away, slow, late, or that diverge.
+"""Simulated faults: lost links, clients that are offline, slow, late, or that diverge.
 
-`Faults` says how much; what it means for one step are pure functions of (key, step, client ids).
-Algorithms see a graph without the edges that fail, and the step's `Presence`. What a client that
-does not train had before the step, it has after it: its learning rate, too, goes by the steps that it
-takes.
+`Faults` holds the settings; the faults of one step are pure functions of (key, step, client ids).
+Algorithms see a graph without the failed edges, and the step's `Presence`. A client that does not
+train in a step keeps its parameters, statistics and optimizer state; its learning-rate schedule
+counts only the steps that it takes.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ ByClient = Mapping[int, int] | Sequence[tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-    """What fails, and how often. All draws derive from the run's seed.
+    """Settings of the simulated faults: what fails, and how often.
+
+    All draws derive from the run's seed.
 
     Attributes:
-      link_loss: how likely a message j → i is lost, at each step and for each pair of clients
-        independently. Where clients average over the graph, both directions are lost together.
-      offline: the share of its time that each client is offline: it neither trains nor teaches.
-      offline_steps: a client's time is cut into spells of so many steps, each of them offline with
-        probability `offline`; where one begins differs from client to client.
-      offline_trains: whether clients go on training while they are offline, with nobody to learn
-        from.
-      stragglers: who takes only every n-th step, {client: n}. In between it teaches with the
-        parameters that it has, but does not average.
+      link_loss: the probability that a message j → i is lost, independently for each step and
+        each ordered pair of clients. If clients average over the graph, both directions are lost
+        together.
+      offline: the share of time for which each client is offline: it neither trains nor teaches.
+      offline_steps: the length of a spell. Each spell of a client is offline with probability
+        `offline`; spells start at different steps for different clients.
+      offline_trains: whether clients go on training while they are offline, without teachers.
+      stragglers: clients that take only every n-th step, {client: n}. In between a straggler
+        teaches with its latest parameters, but does not average.
       participation: the share of the clients that take part in a round, drawn anew for each; the
         others neither train nor teach.
-      participation_steps: steps of a round.
-      joins: {client: step}: it is not there before.
-      leaves: {client: step}: it is not there from then on.
+      participation_steps: the steps of a round.
+      joins: {client: step}: the client is absent before this step.
+      leaves: {client: step}: the client is absent from this step on.
 
     Raises:
       ConfigError: a value out of range.
@@ -85,10 +87,14 @@ class Faults:
                 )
 
     def plan(self, num_clients: int, both_ways: bool) -> FaultPlan:
-        """The same as arrays for K clients; `both_ways` says whether they average over the graph.
+        """Returns the settings as arrays for K clients.
+
+        Args:
+          num_clients: K.
+          both_ways: whether clients average over the graph, so that links fail in both directions.
 
         Raises:
-          ConfigError: it names clients that there are not.
+          ConfigError: the settings name a client outside 0 to K − 1.
         """
 
         def by_client(name: str, otherwise: int) -> Array:
@@ -117,9 +123,9 @@ class Faults:
 
 @struct.dataclass
 class FaultPlan:
-    """`Faults` as traced arrays: scalars, and `every`, `joins` and `leaves` by client id, int32 [K].
+    """`Faults` as traced arrays: scalars; `every`, `joins`, `leaves` by client id, int32 [K].
 
-    Other values of the same K are the same program.
+    Other values with the same K run in the same compiled program.
     """
 
     link_loss: Array
@@ -136,16 +142,16 @@ class FaultPlan:
 
 @struct.dataclass
 class Tally:
-    """What came of it.
+    """Counts of the faults that happened, by client.
 
     Attributes:
       trained: steps that each client took since the last evaluation, int32 [K].
-      missed: steps that each did not take since the start, int32 [K].
-      unreachable: steps at which nobody could hear from it since the start, int32 [K].
-      lost: edges to each client on which a message was lost since the start, int32 [K]; those of
-        clients that are away are not counted.
-      quarantined: the step at which each client's loss or parameters were no longer finite, −1
-        while they are, int32 [K]; None where that stops the run.
+      missed: steps that each client missed since the start, int32 [K].
+      unreachable: steps at which nobody could receive from the client since the start, int32 [K].
+      lost: edges to each client on which a message was lost since the start, int32 [K], without
+        edges from or to absent clients.
+      quarantined: the step at which each client's loss or parameters ceased to be finite, −1 for
+        finite ones, int32 [K]; None if non-finite values stop the run.
     """
 
     trained: Array
@@ -156,16 +162,16 @@ class Tally:
 
     @classmethod
     def start(cls, num_clients: int, *, quarantine: bool) -> Tally:
-        """That of a run that starts."""
+        """Returns the tally at the start of a run."""
         zeros = jnp.zeros(num_clients, jnp.int32)
         return cls(zeros, zeros, zeros, zeros, zeros - 1 if quarantine else None)
 
 
 def presence(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> Presence:
-    """Who is there at a step.
+    """Draws which clients train and which are reachable at a step.
 
     Args:
-      plan: of the run.
+      plan: the run's.
       key: the run's base key.
       client_ids: int32 [K].
       step: int32 [].
@@ -178,22 +184,22 @@ def presence(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> Pre
 
 
 def links(there: Presence, both_ways: Array | bool = False) -> Array:
-    """Which clients i could learn from which j, bool [K, K]; `both_ways`: and j from i as well."""
+    """Returns whether client i can learn from client j, bool [K, K]; `both_ways`: and j from i."""
     one_way = (there.trains & there.reachable)[:, None] & there.reachable[None, :]
     return one_way & (one_way.T | ~jnp.asarray(both_ways))
 
 
 def lost_links(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> Array:
-    """Which messages i ← j are lost at a step, bool [K, K]."""
+    """Draws which messages i ← j are lost at a step, bool [K, K]."""
     keys = random.client_keys(key, random.Purpose.LINK_LOSS, client_ids, step)
     draws = jax.vmap(lambda key: jax.random.uniform(key, client_ids.shape))(keys)[:, client_ids]
-    # Both directions together: what the client of the lower id draws.
+    # If both directions fail together, the draw of the client with the lower id decides.
     own = (client_ids[:, None] < client_ids[None, :]) | ~plan.both_ways
     return jnp.where(own, draws, draws.T) < plan.link_loss
 
 
 def _is_offline(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> Array:
-    """Whether each client's present spell is an offline one, bool [K]."""
+    """Draws whether each client's current spell is offline, bool [K]."""
     keys = random.client_keys(key, random.Purpose.OFFLINE, client_ids)
 
     def one_client(key: Array) -> Array:
@@ -205,7 +211,7 @@ def _is_offline(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> 
 
 
 def _takes_part(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> Array:
-    """Who is among the participants of the present round, bool [K]."""
+    """Draws which clients participate in the current round, bool [K]."""
     this_round = step // plan.participation_steps
     keys = random.client_keys(key, random.Purpose.PARTICIPATION, client_ids, this_round)
     draws = jax.vmap(jax.random.uniform)(keys)
@@ -215,16 +221,16 @@ def _takes_part(plan: FaultPlan, key: Array, client_ids: Array, step: Array) -> 
 def before_step(
     plan: FaultPlan | None, tally: Tally, state: State, graph: Array
 ) -> tuple[Presence, Array, Tally]:
-    """What a step's faults leave.
+    """Draws the faults of a step and removes the failed edges from its graph.
 
     Args:
-      plan: None where nothing but quarantine takes clients out.
-      tally: so far.
-      state: before the step.
-      graph: of the step, [N, N], with N active clients.
+      plan: None if only quarantine removes clients.
+      tally: the counts so far.
+      state: the state before the step.
+      graph: the step's graph [N, N] of N active clients.
 
     Returns:
-      Who is there [K], the graph [N, N] without edges that fail, and the tally with these.
+      The clients' presence [K], the graph [N, N] without failed edges, and the updated tally.
     """
     active = graph.shape[0]
     ids, padding = state.client_ids[:active], (0, state.num_clients - active)
@@ -254,11 +260,11 @@ def before_step(
 def after_step(
     tally: Tally, there: Presence, before: State, after: State, metrics: Metrics
 ) -> tuple[State, Metrics, Tally]:
-    """A step's state and metrics as those are who took it.
+    """Undoes a step for the clients that did not take it.
 
     Returns:
-      The state, in which all others are as they were before; the metrics, 0 for them (but for counts
-      of messages that are not finite: theirs may be received); and the tally.
+      The state, in which clients that did not take the step are unchanged; the metrics, 0 for these
+      clients (except counts of non-finite messages, as theirs may be received); and the tally.
     """
     took, quarantined = there.trains, tally.quarantined
     if quarantined is not None:
@@ -277,15 +283,16 @@ def after_step(
 def require_sound(
     faults: Faults | None, quarantine: bool, algorithm: Algorithm, has_server: bool
 ) -> None:
-    """Raises `ConfigError` where an algorithm has no sound meaning with such faults.
+    """Raises `ConfigError` if an algorithm is not well defined under such faults.
 
     Args:
-      faults: None where nothing fails.
-      quarantine: whether clients that diverge are taken out.
-      algorithm: of the run.
+      faults: None if nothing fails.
+      quarantine: whether clients that diverge are removed.
+      algorithm: the run's.
       has_server: whether the clients exchange messages with a server, not with each other.
     """
-    # Other averages go on among those who are left; without a way back weights vanish.
+    # Other averaging goes on among the remaining clients; but weight that is sent to a client
+    # which never sends back would vanish.
     if quarantine and algorithm.strongly_connected and algorithm.needs_everyone:
         raise ConfigError(
             f"{algorithm.name} needs all clients at every step, and on_nonfinite='quarantine' takes "
@@ -311,7 +318,7 @@ def require_sound(
 
 
 def _pairs(name: str, given: object) -> tuple[tuple[int, int], ...]:
-    """Clients and their numbers, in the clients' order."""
+    """Returns checked pairs (client, number), sorted by client."""
     try:
         pairs = [*given.items()] if isinstance(given, Mapping) else [(c, n) for c, n in given]  # type: ignore[attr-defined]
     except (TypeError, ValueError):

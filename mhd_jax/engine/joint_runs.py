@@ -1,7 +1,7 @@
-"""Runs of one program as one more vmapped axis S in front of the clients'.
+"""Several runs in one compiled program: a vmapped axis S of runs in front of the client axis.
 
-They take their steps together: one compilation, and one dispatch's overhead, for all. They may
-differ in their seed, their clients' data, their graph, and in numbers: hyperparameters of the
+Such runs take their steps together, with one compilation and one dispatch's overhead for all. They
+may differ in their seed, their clients' data, their graph, and in numeric hyperparameters of the
 algorithm and of the optimizer.
 """
 
@@ -27,17 +27,17 @@ from mhd_jax.engine.steps import Carry, carry_shardings, take_steps
 from mhd_jax.topology import schedules
 from mhd_jax.training import optim
 
-Path = tuple[str | int, ...]  # of a number in what a run is described by
+Path = tuple[str | int, ...]  # of a number in a run's `_description`
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """What runs of one program are described by, and the numbers in which they differ.
+    """The hyperparameters of joint runs: what they share, and the numbers in which they differ.
 
     Attributes:
-      algorithm, optimizers: those of the first run, the latter one for each group of clients.
-      steps: how many a run has.
-      values: by path, the numbers of all runs that differ.
+      algorithm, optimizers: the first run's, with one optimizer for each group of clients.
+      steps: the steps of a run.
+      values: pairs of a path and the values of all runs there, for each number that differs.
     """
 
     algorithm: Algorithm
@@ -46,14 +46,14 @@ class Numbers:
     values: tuple[tuple[Path, tuple[float, ...]], ...]
 
     def arrays(self) -> dict[Path, Array]:
-        """The numbers, arrays [S]."""
+        """Returns the values of each number that differs, by path, as arrays [S]."""
         return {path: jnp.array(values, jnp.float32) for path, values in self.values}
 
     def of_one(self, own: Mapping[Path, Array]) -> tuple[Algorithm, list[Any]]:
-        """The algorithm of the run with these numbers, scalars, and its optimizers.
+        """Returns the algorithm and the optimizers of the run with the numbers `own`, scalars.
 
         Raises:
-          NotAlikeError: it would be another program than others'.
+          NotAlikeError: these numbers would make another program than those of other runs.
         """
         varied = {path: Varied(own[path], values) for path, values in self.values}
 
@@ -62,7 +62,7 @@ class Numbers:
 
         algorithm = self.algorithm
         if numbers := below("algorithm"):
-            assert algorithm.factory is not None  # nothing differs in those without
+            assert algorithm.factory is not None  # algorithms without one have no varied numbers
             algorithm = algorithm.factory(**{**algorithm.hyperparameters, **numbers})
         built = []
         for i, optimizer in enumerate(self.optimizers):
@@ -75,10 +75,10 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Together:
-    """Runs of one shape, and what their program takes: arrays with an axis of runs in front.
+    """Runs of one shape, with their program's inputs stacked along a leading axis of runs.
 
-    A joined carry has one step count for all, so that a step's branches (`jax.lax.cond`)
-    stay branches.
+    A joined carry has one step count for all runs, so that a step's branches (`jax.lax.cond`) stay
+    branches under `jax.vmap`.
     """
 
     runs: tuple[Run, ...]
@@ -88,16 +88,16 @@ class Together:
     numbers: Numbers
 
     def join(self, carries: Sequence[Carry]) -> Carry:
-        """One carry of all runs' own, which must have come to one step."""
+        """Stacks the runs' carries, which must be at the same step, into one carry."""
         alike = tuple(_with_optimizers_of(self.runs[0], carry) for carry in carries)
         return _join(alike, execution=self.runs[0].execution)
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
-        """Takes steps of all runs; `carry` is used up."""
+        """Takes `num_steps` steps of all runs and returns the new carry; `carry` is donated."""
         return _dispatch(*self._arguments(carry, num_steps), **self.static())
 
     def lower(self, carry: Carry) -> jax.stages.Lowered:
-        """The program of `advance`, not yet compiled; `carry` may be shapes only."""
+        """Returns the lowered program of `advance`, not compiled; `carry` may be shapes only."""
         return _dispatch.lower(*self._arguments(carry, 1), **self.static())
 
     def _arguments(self, carry: Carry, num_steps: int) -> tuple[Any, ...]:
@@ -105,12 +105,12 @@ class Together:
         return carry, self.data, self.adjacency, jnp.int32(num_steps), self.plan, numbers
 
     def static(self) -> dict[str, Any]:
-        """What the program of `advance` is compiled for, beside shapes."""
+        """Returns the static arguments of the program of `advance`."""
         rest = {k: v for k, v in self.runs[0].static().items() if k != "train_step"}
         return {"numbers": self.numbers, **rest}
 
     def split(self, tree: PyTree) -> list[PyTree]:
-        """A joined carry, or a tree of its arrays, run by run."""
+        """Splits a joined carry, or a tree of its arrays, into one for each run."""
         execution = self.runs[0].execution
         parts = [_take(tree, i, execution=execution) for i in range(len(self.runs))]
         if not isinstance(tree, Carry):
@@ -119,10 +119,10 @@ class Together:
 
 
 def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
-    """Which runs go together, by their indices: each is in one part, and None is a run alone.
+    """Divides runs, by index, into parts that share one program; None marks a run on its own.
 
-    Runs that are streamed from the host, or whose clients are computed in chunks, for the cache
-    or the memory, would gain nothing.
+    Each run is in exactly one part. Runs whose data stream from the host, or whose clients are
+    computed in chunks (for the cache or the memory), are not joined, as this would not be faster.
     """
     alike: list[list[int]] = []
     for i, run in enumerate(runs):
@@ -142,17 +142,17 @@ def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
 
 
 def _most_at_once(run: Run) -> int:
-    """How many such runs fit in half of the memory, with their data."""
+    """Returns how many runs like this one, with their data, fit in half of the memory."""
     execution = run.execution
     on_device = -(-run.clients.num_clients // execution.num_shards)
     needs = memory.estimate(run.clients, run.algorithm, run.spec)
-    copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run keeps its own
+    copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run's own, and stacked
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     return max(1, memory.capacity_bytes() // (2 * bytes_each))
 
 
 def _joined(runs: Sequence[Run]) -> Together | None:
-    """Runs that look alike as one; None where their numbers make them several programs."""
+    """Joins runs of one shape; None if their numbers would need several programs."""
     places = schedules.largest([run.execution.most_neighbours for run in runs])
     runs = [_with_neighbours(run, places) for run in runs]
     held = [run.data for run in runs if isinstance(run.data, DeviceData)]
@@ -177,18 +177,18 @@ def _joined(runs: Sequence[Run]) -> Together | None:
                 {path: jnp.float32(0) for path, _ in joined.numbers.values},
             )
         except (NotAlikeError, TypeError, ValueError, jax.errors.JAXTypeError):
-            return None  # each traces by itself: something is done to a number that needs its value
+            return None  # each run traces alone, so that some code needs a number's value
     return joined
 
 
 def _with_neighbours(run: Run, most: int | None) -> Run:
-    """The run with places for so many neighbours of a client."""
+    """Returns the run with `most` as its bound on a client's neighbours."""
     execution = dataclasses.replace(run.execution, most_neighbours=most)
     return dataclasses.replace(run, execution=execution)
 
 
 def _description(run: Run) -> dict[Path, Any]:
-    """What decides on a run's program beside shapes, by paths to single values."""
+    """Returns the values that determine a run's program beside shapes, by path."""
     found: dict[Path, Any] = {("steps",): run.steps, ("algorithm",): run.algorithm}
     if run.algorithm.factory is not None:
         found["algorithm",] = run.algorithm.factory
@@ -204,7 +204,7 @@ def _description(run: Run) -> dict[Path, Any]:
 
 
 def _kind(value: Any) -> Hashable:
-    """What two runs of one program have in common: of a number, whether it is 0."""
+    """Returns what must be equal for runs to share a program: of a float, whether it is 0."""
     return (float, value == 0) if isinstance(value, float) else value
 
 
@@ -217,7 +217,7 @@ def _numbers(runs: Sequence[Run]) -> Numbers:
 
 
 def _alike(one: Run, other: Run) -> bool:
-    """Whether two runs look like one program, but for the length of the rows of private data."""
+    """Returns whether two runs may share a program, up to the length of their private data."""
     execution = one.execution
     if not (isinstance(one.data, DeviceData) and isinstance(other.data, DeviceData)):
         return False
@@ -250,7 +250,7 @@ def _with_optimizers_of(run: Run, carry: Carry) -> Carry:
 
 
 def _with_optimizers(optimizers: Sequence[Any], carry: Carry) -> Carry:
-    """The carry with these in place of its groups' own, whose states look the same."""
+    """Returns the carry with these optimizers, whose states have the same structure."""
     groups = tuple(
         dataclasses.replace(group, optimizer=optimizer)
         for group, optimizer in zip(carry.state.groups, optimizers, strict=True)
@@ -259,7 +259,7 @@ def _with_optimizers(optimizers: Sequence[Any], carry: Carry) -> Carry:
 
 
 def _padded(data: DeviceData, most: int) -> DeviceData:
-    """Private rows [devices, N, ...] with N = `most`; no client's rows reach what is added."""
+    """Pads private samples [devices, N, ...] to N = `most`; no client reads the padding."""
 
     def pad(a: Array) -> Array:
         return jnp.pad(a, [(0, 0), (0, most - a.shape[1])] + [(0, 0)] * (a.ndim - 2))
@@ -273,7 +273,7 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def _axes(carry: Carry) -> Carry:
-    """Where a joined carry has its axis of runs: in front, but for the counts of steps."""
+    """Returns the axis of runs for each array of a joined carry: 0, but None for step counts."""
     axes = jax.tree.map(lambda _: 0, carry)
     state = dataclasses.replace(axes.state, step=None)
     return dataclasses.replace(axes, state=state, count=None)
@@ -307,7 +307,7 @@ def _part(carry: Carry, i: Array | int) -> Carry:
 
 
 def _placed(carry: Carry, execution: Execution) -> Carry:
-    """Constrains a joined carry to where its runs' own arrays live."""
+    """Constrains a joined carry to the shardings of its runs' carries."""
     if execution.mesh is None:
         return carry
 
@@ -333,7 +333,7 @@ def _take_steps_of_one(
     numbers: Numbers,
     **static: Any,
 ) -> Carry:
-    """`take_steps` of one of the runs, whose numbers these are."""
+    """Calls `take_steps` for the run with the numbers `own`."""
     common = [group.optimizer for group in carry.state.groups]
     algorithm, optimizers = numbers.of_one(own)
     steps: Any = functools.partial(take_steps, train_step=algorithm.train_step, **static)

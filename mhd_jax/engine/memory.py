@@ -1,7 +1,7 @@
-"""What a run needs of memory, and whether it fits.
+"""Estimates a run's memory and checks that it fits on the device.
 
-A step's needs are estimated from shapes before anything is compiled. What cannot fit is refused
-before its first step, with what to lower.
+The memory of a step is estimated from shapes before anything is compiled. A run that cannot fit is
+refused before its first step, with an error that names the settings to lower.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from mhd_jax.engine.run import Run
 from mhd_jax.models.client_model import ClientModel
 from mhd_jax.training import optim
 
-_USABLE = 0.8  # of the memory: the rest is for what an estimate does not see
-_CONTAINER = pathlib.Path("/sys/fs/cgroup/memory.max")  # "max" where it has no limit
-_WORTH_NAMING = 0.05  # of the whole
+_USABLE = 0.8  # of the memory; the rest is a margin for what the estimate leaves out
+_CONTAINER = pathlib.Path("/sys/fs/cgroup/memory.max")  # a number, or "max" for no limit
+_WORTH_NAMING = 0.05  # of the run's total
 _OF_THE_STATE = "num_clients, pool_size, teacher_delay or a smaller model"
 _STEP = "a step (batch_size, public_batch_size or client_chunk)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes of one client, the largest of its kind.
+    """The memory of one client in bytes, each entry the largest over the clients.
 
     Attributes:
       model: parameters and statistics.
-      state: these, snapshots of such, and optimizer state.
-      gradients: of one pass, as large as the parameters.
-      batch: its own samples in a step.
-      private, public: what a pass over its private or public batch keeps for its gradient.
+      state: parameters, statistics, their snapshots, and the optimizer state.
+      gradients: the gradient of one pass, as large as the parameters.
+      batch: the client's own samples in a step.
+      private, public: the activations that a forward pass over the private or the public batch
+        keeps for its gradient.
     """
 
     model: int
@@ -53,28 +54,31 @@ class Estimate:
     public: int
 
     def step(self, num_clients: int, chunk: int, recompute: bool) -> int:
-        """Bytes of one step of `num_clients` clients on one device, `chunk` of them at once."""
+        """Returns the bytes of a step of `num_clients` clients on a device, `chunk` at once."""
         kept = chunk if recompute else num_clients
         everyone = self.state + 2 * self.gradients + self.batch
-        if chunk == num_clients and not recompute:  # both passes may be one
+        if chunk == num_clients and not recompute:  # private and public pass may be one
             return num_clients * (everyone + self.private + self.public)
         return num_clients * everyone + max(chunk * self.private, kept * self.public)
 
     def largest_chunk(self, num_clients: int, capacity: int) -> int:
-        """How many clients at once fit, activations being computed anew; at least 1."""
+        """Returns how many clients fit at once if activations are recomputed; at least 1."""
         left = capacity - self.step(num_clients, 0, recompute=True)
         return max(1, min(num_clients, left // max(self.private, self.public, 1)))
 
     def largest_evaluation(self, num_private: int, at_once: int, capacity: int) -> int:
-        """Of how many samples the answers of `at_once` clients fit, when a batch has `num_private`."""
+        """Returns how many samples `at_once` clients can evaluate at once within `capacity`.
+
+        `num_private` is the size of the private batch for which `private` was estimated.
+        """
         each = -(-self.private // max(num_private, 1))
         return max(1, capacity // max(each * at_once, 1))
 
 
 def estimate(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> Estimate:
-    """The estimate for clients that have their optimizers."""
+    """Estimates the memory of one client; each group of `clients` must have its optimizer."""
     each = [_of_group(group, clients, algorithm, spec) for group in clients.groups]
-    # A pool has room for each architecture in every slot.
+    # Each slot of a pool has room for one model of every architecture.
     kept = sum(part.model for part in each)
     each = [dataclasses.replace(p, state=p.state + algorithm.num_snapshots * kept) for p in each]
     fields = [field.name for field in dataclasses.fields(Estimate)]
@@ -84,17 +88,20 @@ def estimate(clients: Clients, algorithm: Algorithm, spec: BatchSpec) -> Estimat
 def parameters(
     group: ClientGroup, clients: Clients, algorithm: Algorithm, spec: BatchSpec
 ) -> PyTree:
-    """Shapes and types of one client's parameters."""
+    """Returns shapes and types of the parameters of one client of `group`."""
     return _traced(group, clients, algorithm, spec)[0][0]
 
 
 def capacity_bytes() -> int:
-    """Memory that the steps may take on one device; always the same on one machine."""
+    """Returns the bytes that steps may take on one device, a constant of the machine."""
     return int(_USABLE * whole_bytes())
 
 
 def whole_bytes(num_devices: int | None = None) -> int:
-    """All memory of one device; devices of a CPU, all or so many, share the machine's."""
+    """Returns the bytes of one device's memory.
+
+    CPU devices, `num_devices` of them or all, divide the machine's memory among themselves.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
@@ -104,7 +111,7 @@ def whole_bytes(num_devices: int | None = None) -> int:
 
 @functools.cache
 def _machine_bytes() -> int:
-    """The machine's memory, or its container's share of it."""
+    """Returns the machine's memory in bytes, or the container's limit if that is lower."""
     whole = psutil.virtual_memory().total
     try:
         limit = _CONTAINER.read_text().strip()
@@ -151,9 +158,14 @@ def _of_model(
     num_private: int,
     num_public: int,
 ) -> tuple[tuple[PyTree, PyTree], int, int, int]:
-    """Shapes of parameters and statistics, and bytes: of the optimizer's state, and of what passes keep.
+    """Traces a model's shapes and the memory of its passes.
 
-    Tracing a model takes a tenth of a second or more, and runs that are compared share theirs.
+    The result is cached, as tracing takes a tenth of a second or more and compared runs often have
+    the same models.
+
+    Returns:
+      Shapes of (parameters, statistics); bytes of the optimizer state; bytes of activations kept by
+      a private and by a public pass.
     """
 
     def samples(count: int) -> PyTree:
@@ -166,7 +178,7 @@ def _of_model(
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, stats = jax.eval_shape(model.init, key, samples(max(num_private, 1)))
     opt_state = _optimizer_state(optimizer, params)
-    known = num_bytes((params, stats))  # a pass keeps these by reference
+    known = num_bytes((params, stats))  # residuals hold these by reference, without a copy
 
     def activations(count: int) -> int:
         if count == 0:
@@ -178,19 +190,19 @@ def _of_model(
 
 
 def _optimizer_state(optimizer: Any, params: PyTree) -> PyTree:
-    """Shapes of it; of one that does not fit a model's parameters alone, those of two moments."""
+    """Returns the shapes of the optimizer state, or of two moments if they cannot be traced."""
     if optimizer is None:
         return ()
     try:
         return jax.eval_shape(optim.build(optimizer, 1).init, params)
-    except ConfigError:  # the algorithm may have more parameters; the run's start tells
+    except ConfigError:  # it may need parameters that the algorithm adds; checked at the start
         return params, params
 
 
 def require_state_fits(run: Run, *, saves: bool) -> None:
-    """Raises `ConfigError` where what stays in memory from step to step is more than a device has.
+    """Raises `ConfigError` if the run's state and data exceed a device's memory.
 
-    On a CPU a run that saves keeps a copy of its state for the threads that write it.
+    On a CPU a run that saves checkpoints also holds a copy of its state for the writing threads.
     """
     state = run.carry.state
     copied = saves and run.execution.platform == "cpu"
@@ -208,10 +220,10 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
 
 
 def fitted(run: Run) -> Run:
-    """The run, computed in chunks of clients where its compiled step would not fit otherwise.
+    """Returns the run, with smaller chunks of clients if its compiled step would not fit.
 
     Raises:
-      ConfigError: it does not fit in chunks as given by the user, or of one client.
+      ConfigError: the step does not fit, with the user's `client_chunk` or in chunks of one client.
     """
     while True:
         needed = _step_bytes(run.lower(run.carry))
@@ -224,14 +236,14 @@ def fitted(run: Run) -> Run:
 
 
 def require_step_fits(lowered: jax.stages.Lowered, run: Run) -> None:
-    """Raises `ConfigError` where the step of several runs in one program needs more than a device has."""
+    """Raises `ConfigError` if the joint step of several runs exceeds a device's memory."""
     _require_fits(_step_bytes(lowered), run)
 
 
 def _step_bytes(lowered: jax.stages.Lowered) -> dict[str, int]:
-    """What the program needs on each device, as its compiler says, by what it is for."""
+    """Returns the bytes that the compiled program needs on each device, by purpose."""
     found: Any = lowered.compile().memory_analysis()
-    if found is None:  # a backend that does not tell
+    if found is None:  # a backend without this analysis
         return {}
     return {
         "state and data (num_clients, or a smaller model)": found.argument_size_in_bytes,
@@ -240,7 +252,7 @@ def _step_bytes(lowered: jax.stages.Lowered) -> dict[str, int]:
 
 
 def _smaller_chunk(run: Run, needed: Mapping[str, int]) -> int | None:
-    """A chunk with which the step may fit where it does not; None where there is none."""
+    """Returns a smaller chunk with which the step may fit; None if it fits or cannot shrink."""
     execution, whole = run.execution, _least_whole_bytes(run)
     chunk = execution.at_once(run.clients.num_clients)
     if sum(needed.values()) <= whole or run.client_chunk is not None or chunk == 1:
@@ -250,7 +262,7 @@ def _smaller_chunk(run: Run, needed: Mapping[str, int]) -> int | None:
 
 
 def on_each_device(tree: PyTree) -> int:
-    """Bytes of arrays, or of shapes with places, on one of their devices."""
+    """Returns the bytes of a tree's arrays, or shapes with shardings, on one of their devices."""
     return sum(
         num_bytes(jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype))
         for leaf in jax.tree.leaves(tree)
@@ -259,11 +271,11 @@ def on_each_device(tree: PyTree) -> int:
 
 
 def _least_whole_bytes(run: Run) -> int:
-    """The memory of a device, of the process that has least: all must decide alike."""
+    """Returns a device's bytes of memory, the least over processes, so that all decide alike."""
     own = whole_bytes(run.execution.num_devices)
     if jax.process_count() == 1:
         return own
-    return int(multihost.from_each(own >> 20).min()) << 20  # they tell each other 32 bits
+    return int(multihost.from_each(own >> 20).min()) << 20  # processes exchange 32-bit numbers
 
 
 def _require_fits(parts: Mapping[str, int], run: Run) -> None:

@@ -1,4 +1,4 @@
-"""`prepare`: settings checked, data on the device, every choice resolved."""
+"""`prepare`: checks a run's settings, resolves every choice and places the data."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from mhd_jax.training import optim
 DEFAULT_STEPS = 2000
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DATA_PLACEMENTS = ("auto", "device", "host")
-_MOST_FOR_DATA = 0.4  # of the device's memory
-_FEW_CLIENTS = 64  # for whom all others have a place as neighbours
+_MOST_FOR_DATA = 0.4  # of the memory that steps may take
+_FEW_CLIENTS = 64  # up to so many clients, each has slots for all others as neighbours
 
 
 @modes.standard()
@@ -64,7 +64,7 @@ def prepare(
     faults: Faults | None = None,
     on_nonfinite: str = "stop",
 ) -> Run:
-    """Checks settings and makes a run ready; arguments as for `mhd_jax.simulate`.
+    """Checks the settings and returns a run ready to start; arguments as for `mhd_jax.simulate`.
 
     Raises:
       ConfigError: settings that cannot work.
@@ -136,7 +136,7 @@ def prepare(
     if quarantine:
         settings["on_nonfinite"] = on_nonfinite
     everyone = clients
-    if algorithm.pooled:  # the same number of private samples in a step, in one place
+    if algorithm.pooled:  # one client, whose step has all clients' private samples
         clients = clients.pooled()
         topology = topologies.empty(1)
         batch_size *= everyone.num_clients
@@ -218,7 +218,7 @@ def prepare(
 def _require_own_algorithm(
     algorithm: Algorithm, clients: Clients, batch: Batch, state: State
 ) -> None:
-    """Raises `ConfigError` where a user's algorithm cannot be what a run is compiled of."""
+    """Raises `ConfigError` if a user's algorithm predicts wrong shapes or is not pure."""
     samples = clients.data.samples(2)
     contract.require_predictions(algorithm, state, samples, clients.num_classes)
     graph = jax.ShapeDtypeStruct((state.num_clients,) * 2, jnp.float32)
@@ -229,23 +229,24 @@ def _require_own_algorithm(
 def _most_evaluated(
     clients: Clients, algorithm: Algorithm, spec: BatchSpec, execution: Execution
 ) -> int:
-    """Of how many samples at once the answers fit in half of the memory."""
+    """Returns how many samples can be evaluated at once in half of the memory."""
     needs = memory.estimate(clients, algorithm, spec)
     at_once = execution.at_once(clients.num_clients)
     return needs.largest_evaluation(spec.private, at_once, memory.capacity_bytes() // 2)
 
 
 def _bound_on_neighbours(topology: Topology) -> int | None:
-    """How many neighbours a client has at most, where counting on that saves time and memory.
+    """Returns a bound on a client's number of neighbours; None stands for all other clients.
 
-    Rounded up to a power of 2: graphs that differ little are one program, and few clients' all are.
+    The bound saves time and memory. It is rounded up to a power of 2, so that similar graphs share
+    one compiled program; graphs of few clients have no bound, and all share one.
     """
     bound = topology.most_neighbours if topology.num_clients > _FEW_CLIENTS else None
     return None if bound is None else 2 ** max(bound - 1, 0).bit_length()
 
 
 def _stays_on_host(data_placement: str, clients: Clients) -> bool:
-    """Whether training and test data are streamed: by choice, or because they are too large."""
+    """Returns whether training and test data stream from the host, by choice or by their size."""
     if data_placement not in DATA_PLACEMENTS:
         raise ConfigError(
             f"data_placement must be one of {', '.join(DATA_PLACEMENTS)}, not {data_placement!r}."
@@ -286,7 +287,7 @@ def _augmentation(
     clients: Clients,
     algorithm: Algorithm,
 ) -> Augmentation | None:
-    """The augmentation, once it is found to fit the samples and the algorithm."""
+    """Returns the parsed augmentation after checking that samples and algorithm allow it."""
     augmentation = parse(given) if isinstance(given, str) else given
     if augment_public and augmentation is None:
         raise ConfigError("augment_public needs an augmentation; give one, or leave it out.")
@@ -319,13 +320,13 @@ def _described_optimizers(
     optimizers: Sequence[optim.Optimizer],
     groups: Sequence[GroupState],
 ) -> dict[str, Any]:
-    """Optimizers in settings: the run's, and those of groups with their own, by their clients.
+    """Returns the optimizers as settings: the run's, and groups' own by their clients' numbers.
 
     Args:
-      common: the run's.
-      owners: the clients of each group that has its own; None of one that takes the run's.
-      optimizers: of each group.
-      groups: shapes of what they train.
+      common: the run's optimizer.
+      owners: for each group its clients if it has its own optimizer, else None.
+      optimizers: the optimizer of each group.
+      groups: shapes of each group's state.
     """
     pairs = list(zip(owners, optimizers, groups, strict=True))
     own = {
@@ -339,7 +340,7 @@ def _described_optimizers(
 
 
 def _described(optimizer: optim.Optimizer, groups: Sequence[GroupState]) -> Any:
-    """An optimizer in settings: its fields, or a digest of what it makes of these groups' gradients."""
+    """Returns an optimizer as a setting: an SGD's fields, or a digest of its update program."""
     if isinstance(optimizer, optim.SGD):
         return dataclasses.asdict(optimizer)
     update = optim.build(optimizer, 1)
@@ -364,11 +365,11 @@ def _execution(
     algorithm: Algorithm,
     spec: BatchSpec,
 ) -> Execution:
-    """How to compute the client axis, by what was measured (see docs/performance.md).
+    """Returns how to compute the client axis, following measurements (docs/performance.md).
 
-    CPUs compute convolutional clients one after the other on each device, which keeps one
-    client's activations in the cache; all else runs all of a device's clients at once, as
-    long as the activations fit in memory.
+    CPUs compute clients with convolutions one after the other on each device, which keeps one
+    client's activations in the cache. In all other cases a device computes all of its clients at
+    once, as long as their activations fit in memory.
     """
     available = jax.device_count()
     if num_devices is not None and num_devices > available:
@@ -382,7 +383,7 @@ def _execution(
         raise ConfigError(
             f"{processes} processes need at least as many clients and devices; start fewer."
         )
-    # Devices beyond the clients share their samples.
+    # With more devices than clients, several devices share one client's samples.
     sharing = (num_devices or available) // shards
     while any(size % sharing for size in (spec.private, spec.public)):
         sharing -= 1

@@ -1,8 +1,8 @@
-"""The programs that a run consists of, as digests: whether code is still what a run was begun with.
+"""Digests of a run's compiled programs, which detect that code changed since the run started.
 
-A program is traced as one device would run it, with nobody who only fills devices, on the shapes
-of the run: its digest is the same whatever computes it, and a user's own model, algorithm or rule
-shows in it like the library's.
+A program is traced as for one device, without padding clients, on the run's shapes: its digest
+does not depend on the devices, and covers a user's own model, algorithm or rule like the
+library's.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def digests(
     has_presence: bool,
     execution: Execution,
 ) -> dict[str, str]:
-    """Digests of a run's programs by what they are called.
+    """Returns digests of a run's programs by the programs' names.
 
     Args:
-      algorithm: of the run.
-      clients: those who train, with their optimizers and without padding.
-      spec: of a step's batch.
-      has_presence: whether a batch says who is there.
-      execution: of the run, of which its platform and its bound on neighbours count.
+      algorithm: the run's algorithm.
+      clients: the clients that train, with their optimizers and without padding.
+      spec: the specification of a step's batch.
+      has_presence: whether batches carry a `Presence`, as in runs with faults.
+      execution: the run's; only its platform and its bound on neighbours matter.
     """
     ids = jax.ShapeDtypeStruct((clients.num_clients,), jnp.int32)
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -75,7 +75,7 @@ def digests(
 
 
 def _stored(clients: Clients, spec: BatchSpec) -> Batch:
-    """Shapes of a batch of samples as they are stored."""
+    """Returns the shapes of a batch of stored samples."""
     num_clients = clients.num_clients
     public = (num_clients, spec.public) if spec.independent_public else (spec.public,)
     shape = (num_clients, spec.private)
@@ -89,16 +89,16 @@ def _stored(clients: Clients, spec: BatchSpec) -> Batch:
 
 
 def _rows(inputs: PyTree, *counts: int) -> PyTree:
-    """Shapes of that many samples like these."""
+    """Returns the shapes of `inputs` with the sample axis replaced by axes of sizes `counts`."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*counts, *a.shape[1:]), a.dtype), inputs)
 
 
 def _of_one(tree: PyTree) -> PyTree:
-    """Shapes of one client's part."""
+    """Returns the shapes of `tree` without its client axis."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
 
 
-# The programs, as functions of what is compiled into them and of their arrays.
+# The programs: static arguments, which are compiled in, come first; arrays follow.
 
 
 def _to_batch(spec: BatchSpec, stored: Batch, key: Array, ids: Array, step: Array) -> Batch:
@@ -126,7 +126,7 @@ def _correct(
 
 
 def _digest(execution: Execution, function: Callable[..., Any], *static: Any) -> Any:
-    """A function of shapes: the digest of that program on them, traced once for equal ones."""
+    """Returns a function from argument shapes to the program's digest, cached by its arguments."""
 
     def of(*arguments: Any) -> str:
         leaves, structure = jax.tree.flatten(arguments)

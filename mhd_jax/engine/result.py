@@ -1,4 +1,4 @@
-"""`Result`: what a run found, which can be pickled and asked for predictions."""
+"""`Result`: a run's metrics and final state, which can be pickled and can predict."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mhd_jax.engine.answers import portable
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run found.
+    """The outcome of a run: its summary, its history and its final state.
 
-    It can be pickled, where its models can. What is loaded again predicts as before, on one device;
-    its states are arrays of the host, and lack the optimizers and what these keep.
+    A result can be pickled if its models can. A loaded result predicts as before, on one device;
+    its states are host arrays, without optimizers and optimizer states.
 
     Attributes:
       summary: as in `summary.json`.
       history: one record for each evaluation, as in `metrics.jsonl`.
       state: the state at the end; None for a finished run whose last checkpoint is gone.
-      best: the state with the highest β_sh of the last head on the validation set, with
-        `keep_best`; None without.
-      started_at: the step at which this process took it up: 0 for a new run, `steps` for
-        one that had finished before.
+      best: with `keep_best`, the state with the highest β_sh of the last head on the validation
+        set; None without.
+      started_at: the step at which this process started or resumed the run: 0 for a new run,
+        `steps` for one that had finished before.
     """
 
     summary: dict[str, Any]
@@ -40,11 +40,12 @@ class Result:
     _answers: Any = dataclasses.field(default=None, repr=False)  # `mhd_jax.engine.answers.Answers`
 
     def predict(self, inputs: PyTree) -> np.ndarray:
-        """What the clients say at the end, as logits [K, N, H, C] of all heads.
+        """Returns the clients' final predictions as logits [K, N, H, C] of all heads.
 
         Args:
-          inputs: samples [N, ...] as the data set was given its own, or as it holds them
-            (`data.test_inputs[:100]`, say); they are scaled, cropped and standardised as those.
+          inputs: samples [N, ...] in the form in which the data set was given, or in which it
+            stores samples (e.g. `data.test_inputs[:100]`); they are scaled, cropped and
+            standardised like the test set.
 
         Raises:
           ConfigError: the run's checkpoints are gone, or samples of other shapes or types.
@@ -63,7 +64,7 @@ class Result:
         models = [] if self.state is None else [group.model for group in self.state.groups]
         try:
             pickle.dumps((kept["_answers"], models))
-        except Exception as error:  # pickle has many
+        except Exception as error:  # pickle raises errors of many types
             raise ConfigError(
                 f"this result cannot be pickled ({in_a_line(error)}); define its model's class and "
                 "functions at the top of a module."
@@ -71,18 +72,18 @@ class Result:
         return kept
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Result:
-        """A copy of the records; states, which nothing changes, are the same."""
+        """Copies summary and history; the copy shares the states, which are immutable."""
         records = copy.deepcopy((self.summary, self.history), memo)
         return dataclasses.replace(self, summary=records[0], history=records[1])
 
     def plot(self):
-        """Accuracies over steps by head, as a matplotlib figure."""
-        from mhd_jax.runs import (  # matplotlib takes a moment, and only plots need it
+        """Returns a matplotlib figure of the accuracies over steps, by head."""
+        from mhd_jax.runs import (  # importing matplotlib is slow, and only plots need it
             drawing,
             figures,
         )
 
         with drawing.own_style():
             figure = figures.accuracy(self.history, self.summary["algorithm"])
-            figure.draw_without_rendering()  # which makes all texts, in this style
+            figure.draw_without_rendering()  # creates all texts while the style is active
         return figure

@@ -1,4 +1,4 @@
-"""`Run`: what a prepared run consists of, and what it does."""
+"""`Run`: a prepared run, with its compiled steps, its evaluation and its counts."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ from mhd_jax.training.metrics import beta_priv, beta_sh, head_names
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What does not change during a run.
+    """The constant parts of a run: everything that does not change during training.
 
     Attributes:
-      algorithm, topology: resolved.
-      plan: what fails; None where nothing does.
-      quarantine: whether clients that diverge are taken out, and do not stop the run.
-      optimizers: as described, one for each group of clients.
+      algorithm, topology: the resolved algorithm and graph.
+      plan: the faults; None if nothing fails.
+      quarantine: whether clients that diverge are removed, instead of stopping the run.
+      optimizers: the description of the optimizer of each group of clients.
       everyone: the clients as given.
-      clients: those who train: pooled into one, or padded to fill the devices.
-      num_active: how many of these are real.
+      clients: the clients that train: pooled into one, or padded to fill the devices.
+      num_active: how many of `clients` are not padding.
       spec: the sizes of a step's batch.
       execution: how the client axis is computed.
-      client_chunk: as given; None where `execution` has what fits.
-      steps: how many.
-      seed: of training.
-      data: on the device; or, where a stream brings it, a blank block of it.
-      stream: of the training data, where it stays on the host.
+      client_chunk: the user's choice; None if `execution` may choose what fits.
+      steps: the number of training steps.
+      seed: the seed of training.
+      data: the training data on the device, or a blank block of them if they are streamed.
+      stream: the stream of training data that stay on the host; None for data on the device.
       test, validation: labelled samples to evaluate on.
-      carry: shapes, types and places of everything that evolves.
-      settings: what decides the results, for `config.json`.
+      carry: shapes, types and shardings of everything that evolves.
+      settings: the settings that determine the results, for `config.json`.
     """
 
     algorithm: Algorithm
@@ -131,7 +131,7 @@ class Run:
         return logits[: self.num_active]
 
     def start(self) -> Carry:
-        """A new run's state, with what the engine sums up beside it."""
+        """Returns the carry at the start of a new run: the clients, and what the engine sums up."""
         return initial_carry(
             self.algorithm,
             self.clients,
@@ -144,7 +144,7 @@ class Run:
         )
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
-        """Takes steps; `carry` is used up."""
+        """Takes `num_steps` steps and returns the new carry; `carry` is donated."""
         if self.stream is None or num_steps == 0:
             return self._dispatch(carry, self.data, num_steps)
         step = int(carry.state.step)
@@ -155,19 +155,19 @@ class Run:
             taken = min(left, end - step)
             carry = self._dispatch(carry, block, taken)
             step += taken
-            if before is not None:  # one block computes, one waits; more would fill the memory
+            if before is not None:  # at most two blocks are on the device: more would fill it
                 before.block_until_ready()
-            before = carry.count + 0  # a copy, which the next dispatch does not use up
+            before = carry.count + 0  # a copy, since the next dispatch donates the carry
         return carry
 
     def lower(self, carry: Carry) -> jax.stages.Lowered:
-        """The program of `advance`, not yet compiled; `carry` may be shapes only."""
+        """Returns the lowered program of `advance`, not compiled; `carry` may be shapes only."""
         return dispatch.lower(
             carry, self.data, self.topology.adjacency, jnp.int32(1), self.plan, **self.static()
         )
 
     def split(self, tree: PyTree) -> list[PyTree]:
-        """A carry, or a part of it, run by run: here there is one (see `mhd_jax.engine.joint_runs`)."""
+        """Returns `tree` as the only part, where `mhd_jax.engine.joint_runs` returns one a run."""
         return [tree]
 
     def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
@@ -176,7 +176,7 @@ class Run:
         )
 
     def static(self) -> dict[str, Any]:
-        """What the program of `advance` is compiled for, beside shapes."""
+        """Returns the static arguments of the program of `advance`."""
         return {
             "train_step": self.algorithm.train_step,
             "schedule": self.topology.schedule,
@@ -185,7 +185,7 @@ class Run:
         }
 
     def means(self, carry: Carry) -> dict[str, float | None]:
-        """Metrics as means over clients and the steps that they took; None where nobody took one."""
+        """Returns metrics as means over clients and the steps they took; None without steps."""
         sums, count, tally = multihost.fetch((carry.sums, carry.count, carry.tally))
         taken = int(count) if tally is None else float(np.mean(tally.trained[: self.num_active]))
         return {
@@ -197,21 +197,25 @@ class Run:
         }
 
     def non_finite(self, carry: Carry) -> dict[str, int]:
-        """How many messages were not finite since the last evaluation, where an algorithm counts them."""
+        """Returns the count of non-finite messages since the last evaluation, if there is one."""
         counts = {name: n for name, n in carry.sums.items() if name == "non_finite"}
         return {
             name: int(n[: self.num_active].sum()) for name, n in multihost.fetch(counts).items()
         }
 
     def messages(self, carry: Carry) -> dict[str, np.ndarray]:
-        """By kind, how many messages i got from j since the start [K, K], or exchanged with a server [K]."""
+        """Returns counts of messages since the start, by kind.
+
+        Counts are of messages that client i received from j, int64 [K, K], or that client i
+        exchanged with a server, int64 [K].
+        """
         return {
             kind: count.astype(np.int64)[(slice(self.num_active),) * count.ndim]
             for kind, count in multihost.fetch(carry.messages).items()
         }
 
     def diagnostics(self, carry: Carry) -> dict[str, Any]:
-        """Who learned from whom, for a summary; nothing where the algorithm does not tell."""
+        """Returns diagnostics of who learned from whom, for a summary; {} if not recorded."""
         if carry.diagnostics is None:
             return {}
         sums = multihost.fetch(carry.diagnostics)
@@ -221,7 +225,7 @@ class Run:
         return {"diagnostics": diagnostics.means(sums, received, self.num_active)}
 
     def faults(self, carry: Carry) -> dict[str, Any]:
-        """What came of faults, for a summary; nothing where there are none."""
+        """Returns counts of the faults that happened, for a summary; {} in runs without faults."""
         if carry.tally is None:
             return {}
         tally = jax.tree.map(lambda a: a[: self.num_active], multihost.fetch(carry.tally))
@@ -237,19 +241,19 @@ class Run:
         return {"faults": found}
 
     def quarantined(self, tally: Tally) -> dict[int, int]:
-        """Clients that diverged, with the steps at which they did."""
+        """Returns the clients that diverged, with the step at which each did."""
         steps = multihost.fetch(tally.quarantined)[: self.num_active]
         return {int(i): int(steps[i]) for i in np.flatnonzero(steps >= 0)}
 
     def diverged(self, sums: Metrics) -> np.ndarray:
-        """Clients whose loss is not finite."""
+        """Returns the numbers of the clients whose loss is not finite."""
         losses = np.atleast_1d(multihost.fetch(sums["loss"]))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))
 
     def per_class_accuracy(
         self, state: State, samples: EvaluationSet | StreamedEvaluationSet
     ) -> np.ndarray:
-        """Accuracies [K, H, C]; NaN for a class without samples."""
+        """Returns accuracies by class [K, H, C]; NaN for a class without samples."""
         counts = [
             count_correct(
                 state,
@@ -266,9 +270,10 @@ class Run:
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
 
     def accuracies(self, per_class: np.ndarray) -> dict[str, Any]:
-        """β_sh and β_priv by head, of accuracies [K, H, C]: means over clients, and each client's.
+        """Returns β_sh and β_priv by head, as means over clients and for each client.
 
-        Where some misbehave, "honest" holds the means over the others.
+        With adversaries, "honest" holds the means over all other clients. `per_class` are
+        accuracies [K, H, C].
         """
         own_labels = self.clients.label_distributions[: self.num_active]
         betas = {"beta_sh": beta_sh(per_class), "beta_priv": beta_priv(per_class, own_labels)}
@@ -292,14 +297,17 @@ class Run:
         }
 
     def hops_to_classes(self) -> np.ndarray:
-        """How far each client is from those who hold a class, int [K, C]; −1 is out of reach."""
+        """Returns the hops from each client to the next with data of a class, int [K, C].
+
+        −1 stands for classes that no path leads to.
+        """
         clients = self.everyone.pooled() if self.algorithm.pooled else self.everyone
         return distances.to_classes(
             distances.edges_of(self.topology, self.steps), clients.labelled_counts()
         )
 
     def consensus(self, state: State) -> dict[str, Any] | None:
-        """β_sh and β_priv of the consensus model, where the algorithm has one."""
+        """Returns β_sh and β_priv of the consensus model; None if the algorithm has none."""
         if self.algorithm.consensus is None:
             return None
         weigh = self.algorithm.consensus
@@ -309,7 +317,7 @@ class Run:
 
     @functools.cached_property
     def programs(self) -> dict[str, str]:
-        """Digests of the programs that it consists of, see `mhd_jax.engine.programs`."""
+        """Digests of the run's programs, see `mhd_jax.engine.programs`."""
         return programs.digests(
             self.algorithm,
             self.clients.first(self.num_active),
@@ -320,7 +328,7 @@ class Run:
 
     @functools.cached_property
     def senders(self) -> dict[tuple[int, ...], Messages]:
-        """Shapes of what a message of each kind consists of, by the clients that send such."""
+        """Shapes of a message of each kind, by the clients of the group that sends it."""
         state = self.carry.state
         batch = batch_shapes(self.carry, self.data, self.spec)
         return {
@@ -332,7 +340,7 @@ class Run:
 
 
 def batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:
-    """Shapes of the batch of a step."""
+    """Returns the shapes of a step's batch."""
     state, draw = carry.state, functools.partial(draw_batch, spec=spec)
     batch = jax.eval_shape(draw, data, state.key, state.client_ids, state.step)
     if carry.tally is None:
@@ -342,7 +350,7 @@ def batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Bat
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of those that are known."""
+    """Returns the mean of the values that are not NaN; None if all are."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 

@@ -1,4 +1,4 @@
-"""When a run evaluates and saves, and how many steps a dispatch takes."""
+"""The steps at which a run evaluates and saves, and the number of steps in a dispatch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS_PER_DISPATCH = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """When a run does what: all in steps."""
+    """The schedule of a run's evaluations and checkpoints, in steps."""
 
     steps: int
     eval_every: int
@@ -22,7 +22,7 @@ class Plan:
     def checked(
         cls, steps: int, eval_every: int, checkpoint_every: int | None, per_dispatch: int | None
     ) -> Plan:
-        """The plan, once its counts are found to be some; without one, evaluations save."""
+        """Checks the counts and returns the plan; without `checkpoint_every`, evaluations save."""
         checkpoint_every = eval_every if checkpoint_every is None else checkpoint_every
         require_counts(
             checkpoint_every=checkpoint_every,
@@ -31,21 +31,21 @@ class Plan:
         return cls(steps, eval_every, checkpoint_every, per_dispatch)
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether step `step` ends with an evaluation."""
+        """Returns whether an evaluation follows step `step`."""
         return step % self.eval_every == 0 or step == self.steps
 
     def saves_at(self, step: int) -> bool:
-        """Whether step `step` ends with a checkpoint."""
+        """Returns whether a checkpoint follows step `step`."""
         return step % self.checkpoint_every == 0 or step == self.steps
 
     def next_stop(self, step: int) -> int:
-        """The next step after `step` at which the host has something to do."""
+        """Returns the first step after `step` at which the host evaluates, saves or ends."""
         every = (self.eval_every, self.checkpoint_every)
         return min(self.steps, *((step // n + 1) * n for n in every))
 
 
 class Pace:
-    """How many steps a dispatch takes: enough to hide its overhead, few enough to stay responsive."""
+    """Adapts the number of steps in a dispatch: it hides the overhead, yet stays responsive."""
 
     def __init__(self, fixed: int | None):
         self._fixed = fixed
@@ -53,10 +53,10 @@ class Pace:
         self.rate = 0.0
 
     def steps(self) -> int:
-        """Of the next dispatch."""
+        """Returns the number of steps in the next dispatch."""
         return self._fixed or self._next
 
     def observe(self, num_steps: int, seconds: float) -> None:
-        """Takes note of what a dispatch took."""
+        """Updates the rate from the `seconds` that a dispatch of `num_steps` took."""
         self.rate = num_steps / max(seconds, 1e-9)
         self._next = max(1, min(int(self.rate * _SECONDS_PER_DISPATCH), 8 * self._next))

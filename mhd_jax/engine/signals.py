@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: requests to stop, which a run obeys where it can save."""
+"""Handling of Ctrl-C and SIGTERM: a run with a folder saves before it stops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 def stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
 
-    A request that came too late, in the last steps, is passed on to who is asked otherwise.
+    Yields a function that returns whether a stop was requested. A request on which the block did
+    not act, because it came in the last steps, is raised again for the previous handlers.
     """
     received: list[int] = []
 

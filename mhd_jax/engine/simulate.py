@@ -1,8 +1,8 @@
 """`simulate(topology, clients)`: the host's loop around the compiled steps.
 
-One dispatch draws batches, looks up the step's graph and trains, many steps long, on the
-device. The host evaluates, logs and saves between dispatches; how long a dispatch is
-changes nothing but the time.
+One dispatch takes many steps on the device: in each it draws batches, looks up the step's graph and
+trains. The host evaluates, logs and saves between dispatches; the length of a dispatch affects only
+the running time.
 """
 
 from __future__ import annotations
@@ -89,52 +89,53 @@ def simulate(
     callbacks: Watcher | Sequence[Watcher] = (),
     progress: bool | None = None,
 ) -> Result:
-    """Lets clients learn from each other over a graph.
+    """Trains clients that learn from each other over a communication graph.
 
     Args:
-      topology: who may learn from whom: a Topology, weights [K, K] or [T, K, K], a networkx
-        graph, a traceable function of the step, or a name ("ring", "ring@0,complete@1000").
+      topology: the graph of who may learn from whom: a Topology, weights [K, K] or [T, K, K], a
+        networkx graph, a traceable function of the step, or a name ("ring",
+        "ring@0,complete@1000").
       clients: from `make_clients`.
       algorithm: from `mhd_jax.algorithms`, or a name; MHD with its defaults if None.
-      steps: how many; 2,000 if neither these nor epochs are given.
+      steps: the number of training steps; 2,000 if neither `steps` nor `epochs` is given.
       epochs: instead of `steps`: passes over the private data, averaged over clients.
       batch_size: B, private samples of one client in a step.
-      public_batch_size: P, public samples in a step; unused by algorithms without them.
+      public_batch_size: P, public samples in a step; unused by algorithms without a public set.
       optimizer: an `optim.SGD` or any optax transformation, for clients without their own;
         `optim.SGD()` if None.
-      seed: of everything random in training (the split has its own, in `make_clients`).
-      eval_every: steps between evaluations on the test set; the last step has one always.
-      eval_batch_size: test samples evaluated at once, or fewer where these would not fit.
-      augmentation: what is done to images that a model is trained on, a
-        `mhd_jax.data.Augmentation` or as on the command line: "flip,crop:4".
-      augment_public: whether to public images too.
-      compute_dtype: in which backbones compute: "float32", or "bfloat16" for accelerators;
-        parameters, heads and losses stay in float32.
+      seed: the seed of all randomness in training (the split has its own, in `make_clients`).
+      eval_every: steps between evaluations on the test set; the last step always has one.
+      eval_batch_size: test samples evaluated at once; fewer are taken if they do not fit in memory.
+      augmentation: the random changes of training images, a `mhd_jax.data.Augmentation` or as on
+        the command line: "flip,crop:4".
+      augment_public: whether public images are augmented too.
+      compute_dtype: the type in which backbones compute: "float32", or "bfloat16" for
+        accelerators; parameters, heads and losses stay in float32.
       steps_per_dispatch: steps in one dispatch; None adapts it to about half a second.
         Results do not depend on it.
-      data_placement: where data lives: on the "device"; on the "host", from which batches
-        stream ahead of the steps; "auto" takes the host for what the device cannot hold. The
-        batches are the same.
-      client_chunk: clients of one device that are computed together, and whose activations
-        alone are in memory; None takes as many as fit. It trades speed for memory, and
-        changes results within floating-point tolerance.
-      num_devices: devices that share the clients; None takes all, but no more than clients.
-        Results are equal within floating-point tolerance.
-      faults: lost links, clients that are offline, slow or late, a `mhd_jax.Faults`.
-      on_nonfinite: what becomes of a client whose loss or parameters are no longer finite:
-        "stop" ends the run; with "quarantine" it neither trains nor teaches from that step on, and
+      data_placement: where data are stored: on the "device"; on the "host", from which batches
+        stream ahead of the steps; "auto" chooses the host for data that the device cannot hold.
+        The batches are the same.
+      client_chunk: how many clients one device computes together; only their activations are in
+        memory. None takes as many as fit. Small chunks save memory and cost time; results change
+        within floating-point tolerance.
+      num_devices: the number of devices that share the clients; None takes all devices. Results
+        are equal within floating-point tolerance.
+      faults: lost links, clients that are offline, slow or late, as a `mhd_jax.Faults`.
+      on_nonfinite: what happens if a client's loss or parameters are no longer finite: "stop" ends
+        the run; with "quarantine" this client neither trains nor teaches from that step on, and
         the others go on.
-      workdir: the run's folder, on this machine; ~ is the home folder. A second start resumes where the first was cut, only reads a run
-        that has finished, and is refused while the first still runs.
+      workdir: the run folder, on this machine; ~ is the home folder. A second start resumes an
+        interrupted run, only reads a finished one, and is refused while the run is in progress.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
-      keep_checkpoints: how many of the latest checkpoints stay; the one of the last step does.
-      keep_best: whether the one stays, too, whose last head has the highest β_sh on the
-        validation set. Evaluations that find a better one save it.
-      fall_back: whether a run whose latest checkpoint is damaged takes the newest one that is
-        whole, with a warning; without, it is refused.
-      callbacks: watchers, see `mhd_jax.runs.callbacks`; a function is called with each record. Models and
-        callbacks run in JAX's standard modes, see `mhd_jax.core.modes`.
-      progress: whether to show a progress bar on stderr; None shows it where someone watches.
+      keep_checkpoints: how many of the latest checkpoints stay; the last step's always stays.
+      keep_best: whether the checkpoint with the highest β_sh of the last head on the validation
+        set stays too. An evaluation that finds a better one saves it.
+      fall_back: whether a run whose latest checkpoint is damaged resumes from the newest intact
+        one, with a warning; otherwise it is refused.
+      callbacks: watchers, see `mhd_jax.runs.callbacks`; a function is called with each record.
+        Models and callbacks run in JAX's standard modes, see `mhd_jax.core.modes`.
+      progress: whether to show a progress bar on stderr; None shows it in interactive sessions.
 
     Returns:
       A `Result`.
@@ -143,9 +144,9 @@ def simulate(
       ConfigError: settings that cannot work or do not fit in memory, a workdir of another run or
         in use, or a damaged checkpoint.
       DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
-      InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; it has been saved.
-      LostProcessError: another process of a run on several has ended.
-      StorageError: the workdir cannot be written, because the disk is full, say.
+      InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; the run has been saved.
+      LostProcessError: another process of a run on several processes has ended.
+      StorageError: the workdir cannot be written, for example because the disk is full.
     """
     settings = {
         "topology": topology,
@@ -199,21 +200,21 @@ def simulate_seeds(
     progress: bool | None = None,
     **settings: Any,
 ) -> list[Result]:
-    """`simulate` with several seeds, in one program where their runs have one shape and fit.
+    """Runs `simulate` with several seeds, in one program if the runs have one shape and fit.
 
-    It raises what `simulate` raises.
+    It raises the errors that `simulate` raises.
 
     Args:
       topologies, clients: one for each seed.
       algorithm: as for `simulate`.
-      seeds: of training.
+      seeds: the seeds of training.
       workdirs: one for each seed.
       eval_every, steps_per_dispatch, checkpoint_every: as for `simulate_many`.
-      keep_checkpoints, keep_best, fall_back, callbacks, progress: likewise.
-      **settings: the others of `simulate`.
+      keep_checkpoints, keep_best, fall_back, callbacks, progress: as for `simulate_many`.
+      **settings: the other arguments of `simulate`.
 
     Returns:
-      A `Result` for each seed, whose training time is its share.
+      A `Result` for each seed, whose training time is its share of the joint time.
     """
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
@@ -252,26 +253,26 @@ def simulate_many(
     keep_going: bool = False,
     write_reports: bool = True,
 ) -> list[Result | DivergedError]:
-    """`simulate` with several settings; runs of one shape that fit in memory are one program.
+    """Runs `simulate` with several settings; runs of one shape that fit in memory share a program.
 
     Such runs may differ in their seed, their clients' data, their graph, and in numbers of the
-    algorithm or the optimizer (a learning rate, a weight; but 0, which stands for "without", is
-    another shape). Each is what `simulate` makes of its settings, within floating-point tolerance,
-    with its own folder; one that is at another step than the others goes by itself. It raises what
-    `simulate` raises.
+    algorithm or the optimizer, such as a learning rate or a weight; but the number 0, which means
+    "without", makes another shape. Each result equals that of `simulate` with the same settings,
+    within floating-point tolerance, and each run has its own folder. A run that resumes at another
+    step than the others runs on its own. It raises the errors that `simulate` raises.
 
     Args:
-      runs: for each the arguments of `simulate`, but for those below.
+      runs: for each run the arguments of `simulate`, without those below.
       eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
-      keep_checkpoints, keep_best, fall_back: likewise, for each run.
+      keep_checkpoints, keep_best, fall_back: as for `simulate`, for each run.
       workdirs: one for each run.
-      callbacks: watch all runs; what they are told at the start says whose a record is.
-      keep_going: whether a run that diverges leaves the others alone.
-      write_reports: whether folders get figures and a page, which take a second or two each.
+      callbacks: watchers of all runs; from `on_start` they know which run a record belongs to.
+      keep_going: whether the other runs go on after one diverges.
+      write_reports: whether run folders get figures and a report page, a second or two each.
 
     Returns:
-      A `Result` for each run, whose training time is its share; the error of one that diverged,
-      with `keep_going`.
+      A `Result` for each run, whose training time is its share of the joint time; with
+      `keep_going`, the `DivergedError` of a run that diverged.
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
@@ -297,7 +298,7 @@ def simulate_many(
 
 
 def _keep(runs: Sequence[Run], last: int, keep_best: bool, folders: Sequence[Any]) -> Keep:
-    """Which checkpoints stay, once that is found to be possible."""
+    """Returns which checkpoints stay, after checking that the best one can be chosen."""
     require_counts(keep_checkpoints=last)
     if keep_best and any(run.validation is None for run in runs):
         raise ConfigError(
@@ -329,7 +330,7 @@ def _watchers(callbacks: Watcher | Sequence[Watcher], progress: bool | None) -> 
 
 @dataclasses.dataclass
 class _Lane:
-    """One run on the host's side: its folder, what it has found, the seconds that it took."""
+    """The host's side of one run: its folder, its history, and its seconds of training."""
 
     run: Run
     folder: RunFolder | None
@@ -339,26 +340,26 @@ class _Lane:
     has_report: bool = True
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
-    reported: dict[int, int] = dataclasses.field(default_factory=dict)  # who is in quarantine
+    reported: dict[int, int] = dataclasses.field(default_factory=dict)  # clients in quarantine
     failure: DivergedError | None = None
     best_score: float = -math.inf
 
     @property
     def watched(self) -> WatchedRun:
-        """The run as watchers know it."""
+        """The run as callbacks see it."""
         folder = None if self.folder is None else self.folder.path
         return WatchedRun(self.run.settings, folder, self.history)
 
     @property
     def starts(self) -> list[int]:
-        """The steps at which the run can be taken up, in their order."""
+        """The steps from which the run can start or resume, ascending."""
         if self.folder is None:
             return [0]
         checkpoints = self.folder.checkpoints
         return (checkpoints.whole_steps() if self.fall_back else checkpoints.steps) or [0]
 
     def begin(self, step: int) -> Carry:
-        """The state at `step`, one of `starts`."""
+        """Returns the carry at `step`, one of `starts`, and opens the folder there."""
         if self.folder is None:
             return self.run.start()
         self.folder.create(self.run.everyone)
@@ -373,7 +374,7 @@ class _Lane:
         return carry
 
     def read(self) -> Result:
-        """What a run that has finished has left, whose report is made where that has failed."""
+        """Returns the result of a finished run from its folder, and writes a missing report."""
         assert self.folder is not None
         state = self._saved_state(self.plan.steps)
         self.history = self.folder.history()
@@ -383,7 +384,7 @@ class _Lane:
         return self.result(summary, state, self.plan.steps)
 
     def _best(self, final: State | None) -> State | None:
-        """The state of the checkpoint that is kept as the best one."""
+        """Returns the state of the checkpoint kept as the best one; None without `keep_best`."""
         if self.folder is None or not self.keep.best:
             return None
         step = best(self.folder.checkpoints.scores())
@@ -392,18 +393,18 @@ class _Lane:
         return self._saved_state(step)
 
     def _saved_state(self, step: int) -> State | None:
-        """The state of a checkpoint; None where it is not among those to be had."""
+        """Returns the state of the checkpoint at `step`; None if there is none."""
         if self.folder is None or step not in self.starts:
             return None
         return self.folder.restore(self.run.carry, step, self.run.start)[0].state
 
     def score(self) -> float | None:
-        """β_sh of the last head on the validation set at the last evaluation."""
+        """Returns β_sh of the last head on the validation set at the last evaluation."""
         values = list(self.history[-1]["validation"]["beta_sh"].values())
         return values[-1]
 
     def save(self, step: int, carry: Carry, *, due: bool) -> None:
-        """Saves where that is due, or where what was evaluated at this step is the best so far."""
+        """Saves a checkpoint if one is due, or if this step's evaluation is the best so far."""
         if self.folder is None:
             return
         evaluated = bool(self.history) and self.history[-1]["step"] == step
@@ -415,7 +416,7 @@ class _Lane:
             self.folder.save(step, carry, self.seconds, len(self.history), score)
 
     def record(self, carry: Carry) -> dict[str, Any]:
-        """Evaluates, and adds a line to the history."""
+        """Evaluates, and adds the record to the history and the folder."""
         record = record_of(self.run, carry, self.seconds)
         self.history.append(record)
         if self.folder is not None:
@@ -425,7 +426,7 @@ class _Lane:
     def finish(
         self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
     ) -> Result:
-        """Writes what stays of the run."""
+        """Writes the summary and the report, and returns the result."""
         summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
         summary["execution"] = executed(self.run, runs_at_once)
         if self.folder is not None:
@@ -435,7 +436,7 @@ class _Lane:
         return self.result(summary, carry.state, started_at)
 
     def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
-        """Writes figures and a page, of which the run's record does not depend."""
+        """Writes figures and a report page; if that fails, the run's results are unaffected."""
         again = f"The run has finished; python -m experiments.report {folder.path} tries again."
         with decoration(f"the report of {folder.path}", again):
             from mhd_jax.runs import report
@@ -443,7 +444,7 @@ class _Lane:
             report.write(folder.finished_with(summary, self.history))
 
     def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
-        """The run as its user gets it."""
+        """Returns the `Result` for the user."""
         data = self.run.clients.data
         answers = Answers(
             self.run.algorithm.predict,
@@ -458,13 +459,13 @@ class _Lane:
 def _simulate(
     lanes: Sequence[_Lane], watch: Callback, keep_going: bool = False
 ) -> list[Result | DivergedError]:
-    """Carries runs out, those that can together."""
+    """Runs all lanes that have not finished, jointly if they can share a program."""
     results: dict[int, Result | DivergedError] = {}
     unfinished: list[int] = []
     try:
         for i, lane in enumerate(lanes):
             if lane.folder is not None and not lane.folder.finished:
-                lane.folder.claim()  # which another process may have finished until then
+                lane.folder.claim()  # until it returns, another process may finish the run
             if lane.folder is not None and lane.folder.finished:
                 results[i] = lane.read()
             else:
@@ -504,14 +505,14 @@ def _simulate(
 
 
 def _note_what_is_saved(error: BaseException | None, lanes: Sequence[_Lane]) -> None:
-    """Adds to an error that nobody foresaw, like one in a user's model, where the runs go on from."""
+    """Notes the folders from which runs resume on an unexpected error, e.g. of a user's model."""
     saved = [lane for lane in lanes if lane.folder is not None and lane.folder.checkpoints.steps]
     if saved and isinstance(error, Exception) and not isinstance(error, _FORESEEN):
         error.add_note(f"{_folders(saved)} holds what was saved; the same command resumes it.")
 
 
 def _by_start(lanes: Sequence[_Lane], indices: Sequence[int]) -> dict[int, list[int]]:
-    """Runs by the step at which they are taken up: a common one, where they have one.
+    """Groups runs by the step at which they start or resume, a common one if possible.
 
     A process that dies between two saves leaves one run a checkpoint ahead of the next.
     """
@@ -535,7 +536,7 @@ def _carry_out(
     watch: Callback,
     keep_going: bool,
 ) -> list[Result | DivergedError]:
-    """Takes runs from one step to their end: one, or several that are joined."""
+    """Runs one lane, or several joined ones, from step `started_at` to their end."""
     carries = [lane.begin(started_at) for lane in lanes]
     carry = joined.join(carries) if joined else carries[0]
     del carries
@@ -579,7 +580,7 @@ def _train(
         program = lanes[0].run = memory.fitted(program)
     else:
         memory.require_step_fits(program.lower(carry), lanes[0].run)
-    carry = jax.block_until_ready(program.advance(carry, 0))  # loads it, and takes no step
+    carry = jax.block_until_ready(program.advance(carry, 0))  # loads the program, takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
 
@@ -611,7 +612,7 @@ def _train(
         if folders and (due or (records and lanes[0].keep.best)):
             for lane, part in _going(lanes, program, carry):
                 lane.save(step, part, due=due)
-        # Watchers come last: what they may raise loses nothing.
+        # Watchers come last: an error that they raise loses no evaluation and no checkpoint.
         watch.on_steps(step, pace.rate)
         for record in records:
             _warn_of_collapse(record)
@@ -629,13 +630,13 @@ def _train(
 def _going(
     lanes: Sequence[_Lane], program: Run | Together, carry: Carry
 ) -> list[tuple[_Lane, Carry]]:
-    """Those that have not diverged, each with its own part."""
+    """Returns the lanes that have not diverged, each with its run's carry."""
     parts = zip(lanes, program.split(carry), strict=True)
     return [(lane, part) for lane, part in parts if lane.failure is None]
 
 
 def _look_after(lane: _Lane, sums: Metrics, tally: Tally, step: int, keep_going: bool) -> None:
-    """Raises `DivergedError` for a run that has, or notes it in its lane."""
+    """Raises `DivergedError` if a run has diverged or, with `keep_going`, stores it in its lane."""
     try:
         _require_finite(lane.run, sums, step)
         if lane.run.quarantine:
@@ -656,7 +657,7 @@ def _require_finite(run: Run, sums: Metrics, step: int) -> None:
 
 
 def _report_quarantine(lane: _Lane, tally: Tally) -> None:
-    """Warns of clients new in quarantine; raises `DivergedError` where all are."""
+    """Warns about clients new in quarantine; raises `DivergedError` if all clients are in it."""
     run, found = lane.run, lane.run.quarantined(tally)
     for client in sorted(found.keys() - lane.reported.keys()):
         warnings.warn(

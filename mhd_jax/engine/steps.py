@@ -30,17 +30,17 @@ from mhd_jax.training.metrics import correct_by_class
 
 @struct.dataclass
 class Carry:
-    """What goes from dispatch to dispatch, and into a checkpoint.
+    """Everything that evolves in a run: passed from dispatch to dispatch, saved in checkpoints.
 
     Attributes:
-      state: the clients.
+      state: the state of the clients.
       sums: the metrics, summed over the steps since the last evaluation.
-      count: how many steps that are, int32 [].
-      messages: by kind, those of i from j since the start, int32 [K, K], or between i and a
-        server [K].
-      diagnostics: of edges since the start, arrays [K, ...], see `mhd_jax.exchange.diagnostics`; None where the
-        algorithm has none.
-      tally: what came of faults; None in a run in which nothing fails.
+      count: the number of these steps, int32 [].
+      messages: counts of messages since the start, by kind: those that client i received from j,
+        int32 [K, K], or those between client i and a server, int32 [K].
+      diagnostics: sums since the start, arrays [K, ...], see `mhd_jax.exchange.diagnostics`; None
+        if the algorithm has none.
+      tally: counts of the faults that happened; None in a run without faults.
     """
 
     state: State
@@ -51,9 +51,9 @@ class Carry:
     diagnostics: dict[str, Array] | None = None
 
     def reset(self) -> Carry:
-        """The same state, with nothing summed."""
+        """Returns the carry with sums, `count` and `tally.trained` set to zero."""
 
-        def zeros(a: Array) -> Array:  # where the array lives, so that nothing compiles anew
+        def zeros(a: Array) -> Array:  # with the array's sharding, so that nothing recompiles
             nothing = np.zeros(a.shape, a.dtype)
             return jax.make_array_from_callback(a.shape, a.sharding, lambda part: nothing[part])
 
@@ -65,13 +65,13 @@ class Carry:
 
 
 def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
-    """The clients' training data where the steps run: each device holds its own clients' only."""
+    """Places the training data on the devices: each device holds only its own clients' data."""
     by_client = np.argsort(clients.owner, kind="stable")
     by_client = by_client[np.count_nonzero(clients.owner < 0) :]
     sizes = clients.label_counts().sum(axis=1)
     on_device = sizes.reshape(execution.num_shards, -1)
     most = max(int(on_device.sum(axis=1).max()), 1)
-    rows = np.stack(  # padded with the device's own samples, which no client's rows reach
+    rows = np.stack(  # padded with repeated samples of the device, which no client reads
         [
             np.resize(part if part.size else 0, most)
             for part in np.split(by_client, np.cumsum(on_device.sum(axis=1))[:-1])
@@ -109,10 +109,10 @@ def initial_carry(
     quarantine: bool = False,
     abstract: bool = False,
 ) -> Carry:
-    """A new run's state, or (`abstract`) only its shapes, types and places.
+    """Returns the carry of a new run or, if `abstract`, only its shapes, types and shardings.
 
-    `may_fail` says whether clients or links may, `quarantine` whether clients that diverge are
-    taken out.
+    `may_fail` is whether clients or links may fail, `quarantine` whether clients that diverge are
+    removed instead of stopping the run.
     """
 
     tally = None
@@ -140,8 +140,8 @@ def initial_carry(
         return jax.tree.map(
             lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
         )
-    # A model's many random draws take XLA's CPU backend long to optimise, and run but once
-    # (ResNet-20: 12 s against 2 s). A level that XLA_FLAGS names is left as it is.
+    # The many random draws that initialise a model run only once, but XLA's CPU backend optimises
+    # them for long (ResNet-20: 12 s against 2 s). A level that XLA_FLAGS sets is respected.
     level, options = "xla_backend_optimization_level", {}
     if execution.platform == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
         options = {level: 1}
@@ -149,7 +149,7 @@ def initial_carry(
 
 
 def carry_shardings(carry: Carry, execution: Execution) -> Carry:
-    """Where each array of a carry lives: what a client owns is split by client, the rest whole."""
+    """Returns the sharding of each array of a carry: clients' own arrays are split by client."""
     whole, split = (execution.sharding(by_client=by) for by in (False, True))
     num_clients = carry.state.num_clients
 
@@ -165,7 +165,8 @@ def carry_shardings(carry: Carry, execution: Execution) -> Carry:
     messages = jax.tree.map(lambda _: split, carry.messages)
     tally = jax.tree.map(lambda _: whole, carry.tally)
     diagnostics = jax.tree.map(lambda _: split, carry.diagnostics)
-    return Carry(state, sums, whole, messages, tally, diagnostics)  # type: ignore[arg-type]  # places, in a carry's shape
+    # Shardings, in the structure of a carry.
+    return Carry(state, sums, whole, messages, tally, diagnostics)  # type: ignore[arg-type]
 
 
 def take_steps(
@@ -180,7 +181,10 @@ def take_steps(
     spec: BatchSpec,
     execution: Execution = AT_ONCE,
 ) -> Carry:
-    """Takes `num_steps` steps. The count, the graph and the faults are traced: none compiles anew when it changes."""
+    """Takes `num_steps` training steps.
+
+    The number of steps, the graph and the faults are traced: a change of these compiles nothing.
+    """
 
     num_clients = carry.state.num_clients
     places = carry_shardings(carry, execution)
@@ -226,7 +230,7 @@ def count_correct(
     num_classes: int,
     execution: Execution = AT_ONCE,
 ) -> tuple[Array, Array]:
-    """Correct answers int32 [K, H, C], and samples int32 [C], by class."""
+    """Counts correct predictions, int32 [K, H, C], and samples, int32 [C], by class."""
 
     def one_chunk(total: Array, chunk: EvaluationSet) -> tuple[Array, None]:
         logits = predict(state, preparation(chunk.inputs))
@@ -251,6 +255,6 @@ def answers(
     preparation: Preparation,
     execution: Execution = AT_ONCE,
 ) -> Array:
-    """All clients' logits [K, N, H, C] on samples as their data set stores them."""
+    """Returns all clients' logits [K, N, H, C] on samples as the data set stores them."""
     with under(execution):
         return predict(state, preparation(inputs))

@@ -1,8 +1,9 @@
-"""Batches read on the host, ahead of the steps that take them, for data that the device cannot hold.
+"""Streaming of training data that the device cannot hold.
 
-Which samples a step takes is the function of the step that it is on the device
-(`mhd_jax.data.batching.draw_rows`), so that both give the same batches, and a run that was cut goes on
-with the very sample that would have followed. Blocks of several steps travel at once.
+The host reads batches ahead of the steps and sends them to the device in blocks of several steps.
+A step's samples are drawn by the same function as on the device
+(`mhd_jax.data.batching.draw_rows`), so that both ways give the same batches, and an interrupted run
+resumes with the next sample.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ _MOST_THREADS = 16
 
 @struct.dataclass
 class Block:
-    """Batches of consecutive steps, where the steps run.
+    """Batches of consecutive steps, on the devices.
 
     Attributes:
-      batches: as stored, every array with an axis of steps in front.
-      first: the step of the first one, int32 [].
+      batches: batches of stored samples; every array has a leading axis of steps.
+      first: the step of the first batch, int32 [].
     """
 
     batches: Batch
     first: Array
 
     def stored(self, key: Array, client_ids: Array, step: Array, spec: BatchSpec) -> Batch:
-        """The batch of one step, which must be one of the block's."""
+        """Returns the batch of stored samples of `step`, which must lie in the block."""
         del key, client_ids, spec
         here = step - self.first
         return jax.tree.map(
@@ -52,13 +53,13 @@ class Block:
 
 
 class Stream:
-    """The training data of a run, block by block.
+    """Reads the training data of a run block by block.
 
     Args:
-      clients: of the run, padded to fill the devices.
-      spec: of the batches.
-      key: the run's.
-      execution: says where the blocks' arrays live.
+      clients: the run's clients, padded to fill the devices.
+      spec: the specification of the batches.
+      key: the run's base key.
+      execution: decides on which devices the blocks' arrays are placed.
     """
 
     def __init__(self, clients: Clients, spec: BatchSpec, key: Array, execution: Execution):
@@ -75,14 +76,14 @@ class Stream:
         self._block: Block | None = None
         self._at = 0  # the block's number
         self._ahead: Iterator[Block] = iter(())
-        self._next = -1  # the number of the block that comes out of it
+        self._next = -1  # the number of the block that `_ahead` yields next
 
     def blank(self) -> Block:
-        """A block of zeros, for shapes and places."""
+        """Returns a block of zeros, for shapes and shardings."""
         return self._block_of(0, lambda a, rows: np.zeros((*rows.shape, *a.shape[1:]), a.dtype))
 
     def block_at(self, step: int) -> tuple[Block, int]:
-        """The block that holds `step`, and how many of its steps are left from there."""
+        """Returns the block that contains `step`, and the number of its steps from there on."""
         number, offset = divmod(step, self.block_steps)
         if self._block is None or self._at != number:
             if self._next != number:
@@ -91,12 +92,12 @@ class Stream:
             self._at, self._next = number, number + 1
         return self._block, self.block_steps - offset
 
-    @modes.standard()  # of this thread, which is not that of the run
+    @modes.standard()  # JAX's modes are set by thread, and this is a reading thread
     def _read(self, number: int) -> Block:
         return self._block_of(number * self.block_steps, lambda a, rows: a[rows])
 
     def _block_of(self, first: int, read: Callable[[Any, np.ndarray], np.ndarray]) -> Block:
-        """The batches from step `first` on, `read(array, rows)` of their samples."""
+        """Returns the block from step `first` on; `read(array, rows)` reads its samples."""
         clients, spec = self._clients, self._spec
         with _on_the_cpu():
             offsets, public_rows = jax.tree.map(
@@ -110,7 +111,7 @@ class Stream:
                     count=self.block_steps,
                 ),
             )
-        # Clients without samples get what the mask hides.
+        # Clients without samples get other samples, which the mask hides.
         places = np.minimum(self._starts[:, None] + offsets, len(self._owned) - 1)
         rows = self._owned[places]  # [steps, K, B]
         public_axis = 1 if spec.independent_public else None
@@ -141,8 +142,8 @@ class Stream:
 
 
 def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iterator[Any]:
-    """`load(first)`, `load(first + 1)` … in order, read by other threads before they are asked for."""
-    import grain  # takes a moment, and only streams need it
+    """Yields `load(first)`, `load(first + 1)` … in order; other threads load them ahead."""
+    import grain  # slow to import, and only streams need it
 
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
@@ -152,7 +153,7 @@ def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iter
 def _on_the_cpu() -> contextlib.AbstractContextManager[Any]:
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX was told of accelerators alone
+    except RuntimeError:  # JAX was configured without its CPU backend
         return contextlib.nullcontext()
 
 
@@ -160,7 +161,7 @@ def _on_the_cpu() -> contextlib.AbstractContextManager[Any]:
 def _rows(
     key: Array, first: Array, sizes: Array, num_public: int, *, spec: BatchSpec, count: int
 ) -> tuple[Array, Array]:
-    """`draw_rows` for each of `count` steps."""
+    """Calls `draw_rows` for `count` steps from step `first` on."""
     ids = jnp.arange(len(sizes), dtype=jnp.int32)
     wrapped = jax.random.wrap_key_data(key)
     return jax.vmap(lambda step: draw_rows(wrapped, ids, step, sizes, num_public, spec))(
@@ -169,5 +170,5 @@ def _rows(
 
 
 def _bytes_of_one(inputs: PyTree) -> int:
-    """Of one sample as stored."""
+    """Returns the bytes of one sample as stored."""
     return sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in jax.tree.leaves(inputs))

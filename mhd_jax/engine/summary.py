@@ -1,4 +1,4 @@
-"""What becomes `summary.json`, and the records of a history."""
+"""Contents of `summary.json`, and the records of a history."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mhd_jax.runs.folder import jsonable
 from mhd_jax.topology import distances
 from mhd_jax.training.metrics import head_names
 
-_MOST_BY_CLASS = 4000  # clients times classes, whose accuracies every evaluation keeps
+_MOST_BY_CLASS = 4000  # clients times classes up to which records hold accuracies by class
 
 
 def record_of(run: Run, carry: Carry, seconds: float) -> dict[str, Any]:
-    """Evaluates: a record of the history, after so many seconds of training."""
+    """Evaluates a run and returns the record, after `seconds` of training, for its history."""
     sent = communication.total(run.messages(carry), run.senders)
     per_class = run.per_class_accuracy(carry.state, run.test)
     record = {
@@ -49,7 +49,7 @@ def summarize(
     compile_seconds: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """What `summary.json` says of a run that has come to its end."""
+    """Returns the content of `summary.json` for a finished run."""
     last = history[-1]
     per_class = run.per_class_accuracy(carry.state, run.test)
     names = head_names(per_class.shape[1])
@@ -107,7 +107,7 @@ def summarize(
 
 
 def executed(run: Run, runs_at_once: int) -> dict[str, Any]:
-    """Choices that settings leave open, by which results round: those of the last session."""
+    """Returns choices outside the settings that affect rounding, of the run's last process."""
     execution = run.execution
     return {
         "num_devices": execution.num_devices,
@@ -119,7 +119,7 @@ def executed(run: Run, runs_at_once: int) -> dict[str, Any]:
 
 
 def _by_class(per_class: np.ndarray) -> dict[str, Any]:
-    """Accuracies [K, H, C] of the main and the last head for an evaluation's record; none of many."""
+    """Returns accuracies by class of the main and the last head; {} if there are too many."""
     num_clients, num_heads, num_classes = per_class.shape
     if num_clients * num_classes > _MOST_BY_CLASS:
         return {}
@@ -129,14 +129,14 @@ def _by_class(per_class: np.ndarray) -> dict[str, Any]:
 
 
 def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many messages were not finite since the start, where an algorithm looks for them."""
+    """Returns the count of non-finite messages since the start, if the algorithm counts them."""
     if "non_finite" not in history[-1]:
         return {}
     return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
 
 
 def _peak_memory() -> int:
-    """The most memory taken so far: the accelerator's where it tells, else this process's."""
+    """Returns the peak bytes of memory: the accelerator's if known, else this process's."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])

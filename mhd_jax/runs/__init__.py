@@ -1,1 +1,1 @@
-"""What a run leaves behind and shows."""
+"""Run folders, checkpoints, figures, reports, and callbacks that watch a run."""

@@ -1,8 +1,9 @@
-"""Checkpoints that can be trusted: a folder for each step, sealed by a manifest once it is written.
+"""Checkpoints: a folder for each step, completed by a manifest with a digest of each file.
 
-Orbax writes the arrays in the background. Then a thread of ours takes the digest of each file,
-writes the manifest, and only then removes older checkpoints: at every moment one is whole. What
-has no manifest is no checkpoint, but what a killed process has left.
+Orbax writes the arrays in the background. Then a thread of this module computes the digest of each
+file, writes the manifest, and only then removes older checkpoints, so that an intact checkpoint
+exists at every moment after the first. A folder without a manifest is not a checkpoint, but a
+remnant of a killed process.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from mhd_jax.runs import manifest
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay.
+    """The rule for which checkpoints stay.
 
     Attributes:
-      last: how many of the latest ones.
-      best: whether the one with the best score stays, too.
+      last: how many of the latest checkpoints stay.
+      best: whether the checkpoint with the highest score stays too.
     """
 
     last: int = 2
     best: bool = False
 
     def chosen(self, scores: Mapping[int, float | None]) -> set[int]:
-        """The steps that stay, of those with these scores."""
+        """Returns the steps whose checkpoints stay; `scores` has all steps."""
         steps = sorted(scores)[-self.last :]
         top = best(scores) if self.best else None
         return {*steps, *([] if top is None else [top])}
@@ -48,7 +49,7 @@ KEEP_LAST = Keep()
 
 
 def best(scores: Mapping[int, float | None]) -> int | None:
-    """The step with the highest score, the earliest of equals; None where nothing has one."""
+    """Returns the step with the highest score, the earliest of equals; None without scores."""
     known = {step: score for step, score in sorted(scores.items()) if score is not None}
     return max(known, key=lambda step: known[step]) if known else None
 
@@ -57,31 +58,31 @@ class Checkpoints:
     """The checkpoints in a folder, by step."""
 
     def __init__(self, path: pathlib.Path, keep: Keep):
-        """Nothing is made or read before it is needed."""
+        """Stores the settings; no folder is made or read yet."""
         self._path = path.absolute()
         self._keep = keep
         self._checkpointer: Any = None
-        self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")  # starts when needed
+        self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")  # starts at the first save
         self._sealing: concurrent.futures.Future[None] | None = None
-        self._damage: dict[int, str | None] = {}  # of those that were looked at
+        self._damage: dict[int, str | None] = {}  # of the steps checked so far
 
     def folder(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of a step is."""
+        """Returns the folder of a step's checkpoint."""
         return self._path / str(step)
 
     @property
     def steps(self) -> list[int]:
-        """The steps of which there are checkpoints, in their order."""
+        """The steps that have a checkpoint, ascending."""
         found = self._path.iterdir() if self._path.is_dir() else ()
         return sorted(
             int(d.name) for d in found if d.name.isdecimal() and (d / manifest.NAME).exists()
         )
 
     def whole_steps(self) -> list[int]:
-        """Those that are undamaged; warns of the others.
+        """Returns the steps with undamaged checkpoints; warns about the damaged ones.
 
         Raises:
-          ConfigError: there are some, and all are damaged.
+          ConfigError: there are checkpoints, and all are damaged.
         """
         steps, whole = self.steps, []
         for step in steps:
@@ -102,32 +103,32 @@ class Checkpoints:
         return whole
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint; None where it is whole. It is read once."""
+        """Returns what is wrong with a checkpoint, or None if it is intact; cached by step."""
         if step not in self._damage:
             self._damage[step] = manifest.damage(self.folder(step))
         return self._damage[step]
 
     def about(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays; nothing where the manifest is damaged."""
+        """Returns the data saved beside the arrays; {} if the manifest is damaged."""
         try:
             return manifest.read(self.folder(step))["about"]
         except ValueError:
             return {}
 
     def scores(self) -> dict[int, float | None]:
-        """By step, what the checkpoint that is kept as the best one is chosen by."""
+        """Returns each step's score, by which the best checkpoint is chosen; None if unknown."""
         return {step: self.about(step).get("score") for step in self.steps}
 
     def save(self, step: int, content: PyTree, about: Mapping[str, Any]) -> None:
         """Saves arrays in the background.
 
         Args:
-          step: of which there is no checkpoint yet, and none of a later step.
-          content: arrays; copied before this returns.
-          about: JSON-like, for the manifest; "score" is what the best is chosen by.
+          step: a step without a checkpoint, later than all checkpoints.
+          content: arrays; they are copied before this method returns.
+          about: JSON-like data for the manifest; the best checkpoint is chosen by its "score".
 
         Raises:
-          StorageError: this save, or the one before, cannot be written.
+          StorageError: this checkpoint, or the one before, cannot be written.
         """
         import orbax.checkpoint as ocp
 
@@ -150,16 +151,16 @@ class Checkpoints:
                 _remove_folder(self.folder(old))
 
     def restore(self, step: int, like: PyTree, start: Callable[[], PyTree]) -> PyTree:
-        """The arrays of a checkpoint.
+        """Returns the arrays of a checkpoint.
 
         Args:
-          step: of which there is one.
-          like: their shapes, types and places. Axes may have another length than what was saved,
-            where clients that only fill the devices sit behind the others.
-          start: makes what those that were not saved are.
+          step: a step with a checkpoint.
+          like: the arrays' shapes, types and shardings. Axes may be shorter or longer than the
+            saved ones, if the number of padding clients, which come last, is another.
+          start: returns fresh arrays, which fill the rows that were not saved.
 
         Raises:
-          ConfigError: it is damaged, or holds something else.
+          ConfigError: the checkpoint is damaged, or holds other arrays.
         """
         import orbax.checkpoint as ocp
 
@@ -189,7 +190,7 @@ class Checkpoints:
         return jax.tree.map(_filled, start(), found)
 
     def forget_beyond(self, step: int) -> None:
-        """Removes checkpoints later than `step`, and what killed processes have left."""
+        """Removes checkpoints later than `step`, and remnants of killed processes."""
         if self._path.is_dir():
             kept = {str(s) for s in self.steps if s <= step}
             for path in self._path.iterdir():
@@ -197,10 +198,10 @@ class Checkpoints:
                     _remove_folder(path)
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk.
+        """Waits until everything saved is on the disk.
 
         Raises:
-          StorageError: it cannot be written.
+          StorageError: the checkpoint cannot be written.
         """
         if self._sealing is None:
             return
@@ -224,12 +225,12 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Ends the threads, once everything is on disk."""
+        """Waits until everything is on the disk, and ends the threads."""
         self._sealer.shutdown()
         if self._checkpointer is not None:
             with contextlib.suppress(
                 OSError, ValueError
-            ):  # of a failed save, which `wait` tells of
+            ):  # errors of a failed save, which `wait` reports
                 self._checkpointer.close()
             self._checkpointer = None
 
@@ -242,7 +243,7 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """What the system says of a failed save; tensorstore puts it behind what it tried."""
+    """Returns the system's reason for a failed save; tensorstore puts it after its own text."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = str(error).partition("\n")[0]
@@ -250,9 +251,9 @@ def _reason(error: Exception) -> str:
 
 
 def _remove_folder(path: pathlib.Path) -> None:
-    """Removes a folder. First it gets another name: half of it is no checkpoint any more.
+    """Renames a folder, so that a half-removed one is not a checkpoint, and removes it.
 
-    And what an earlier save that failed may still write no longer comes to it.
+    The new name also keeps late writes of an earlier, failed save out of the folder.
     """
     removed = path.with_name(f"{path.name}.removed")
     path.rename(removed)
@@ -260,7 +261,7 @@ def _remove_folder(path: pathlib.Path) -> None:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """The shape of each array by its name; keys have those of their data."""
+    """Returns the shape of each array by its name; random keys have the shape of their data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {_name(path): _shape(leaf) for path, leaf in leaves}
 
@@ -276,14 +277,14 @@ def _name(path: Any) -> str:
 
 
 def _everywhere(sharding: Sharding) -> Sharding:
-    """The same devices, each of which holds the whole."""
+    """Returns a sharding over the same devices in which each holds the whole array."""
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec())
     return sharding
 
 
 def _filled(fresh: jax.Array, saved: jax.Array) -> jax.Array:
-    """`saved`, cut to the shape of `fresh` or filled up from it."""
+    """Returns `saved`, cut to the shape of `fresh`, or extended by rows of `fresh`."""
     if fresh.shape == saved.shape:
         return jax.device_put(saved, fresh.sharding)
     common = tuple(slice(min(a, b)) for a, b in zip(fresh.shape, saved.shape, strict=True))

@@ -1,4 +1,4 @@
-"""What may fail without the run that it is about: figures, pages, trackers."""
+"""Turns errors of optional outputs (figures, report pages, trackers) into warnings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mhd_jax.core.errors import in_a_line
 
 @contextlib.contextmanager
 def decoration(what: str, then: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """What goes wrong inside becomes a warning of one line, and all else goes on.
+    """Turns an error in the block into a one-line warning, so that the program goes on.
 
     Args:
-      what: is done inside, as the warning names it.
-      then: what its reader can do, or what comes of it; a sentence.
-      but: errors that are none of this, and pass.
+      what: the name of the optional output, for the warning.
+      then: a sentence about the remedy or the consequence, for the warning.
+      but: types of errors that are raised nevertheless.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""How figures are drawn and saved: in one style, whatever matplotlib's user has set up.
+"""Draws and saves figures in one style, whatever the user's matplotlib settings.
 
-Figures take matplotlib's parts from here: they are imported even where a matplotlibrc or
-MPLBACKEND keeps matplotlib from starting.
+Other modules import matplotlib's parts from here, which works even if a matplotlibrc or MPLBACKEND
+keeps matplotlib from starting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mhd_jax.runs.decoration import decoration
 
 
 def _start_matplotlib() -> None:
-    """Imports matplotlib: where its user's settings forbid that, without them, with a warning."""
+    """Imports matplotlib; if the user's settings break that, without them and with a warning."""
     try:
         importlib.import_module("matplotlib")
     except ImportError:
@@ -39,9 +39,9 @@ def _start_matplotlib() -> None:
 
 @contextlib.contextmanager
 def _no_settings() -> Iterator[None]:
-    """Where matplotlib finds no settings but those that it brings along."""
+    """Lets matplotlib find only the settings that it ships with, inside the block."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        del sys.modules[name]  # half of it
+        del sys.modules[name]  # a half-imported module
     spec = importlib.util.find_spec("matplotlib")
     assert spec is not None and spec.submodule_search_locations is not None
     own = pathlib.Path(spec.submodule_search_locations[0]) / "mpl-data"
@@ -83,16 +83,16 @@ __all__ = [
     "to_hex",
 ]
 
-# Text stays text, and the same figure is the same file.
+# SVG files hold text as text, and equal figures make equal files.
 _SVG = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}
 _DPI = 120
 
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
-    """matplotlib's defaults, and ours, for making and for saving figures; then its user's again.
+    """Sets matplotlib's defaults and this package's style, for making and saving figures.
 
-    The backend stays: it is about windows, of which there are none.
+    The user's style returns afterwards. The backend stays, as no windows are opened.
     """
     style: Any = dict(matplotlib.rcParamsDefault, **_SVG)
     del style["backend"]
@@ -103,17 +103,17 @@ def own_style() -> Iterator[None]:
 def save_figure(make: Callable[[], Figure], path: pathlib.Path) -> Figure | None:
     """Makes a figure and saves it as `path` with .png and with .svg, for screens and for papers.
 
-    Text of the SVG is text, in a font that the reader has; equal figures make equal files. A figure
-    that fails is a warning, and leaves no file.
+    SVG files store text as text, in the reader's font; equal figures make equal files. A figure
+    that fails causes a warning, and leaves no file.
 
     Returns:
-      The figure; None where it has failed.
+      The figure; None if it failed.
     """
     files = path.with_suffix(".png"), path.with_suffix(".svg")
     with decoration(f"the figure {path}", "All else is there."), own_style():
         try:
             figure = make()
-            # savefig would draw it twice for each file, and all the time goes into that.
+            # savefig would draw the figure twice for each file, and drawing is what takes time.
             layout = figure.get_layout_engine()
             if layout is not None:
                 layout.execute(figure)
@@ -123,12 +123,12 @@ def save_figure(make: Callable[[], Figure], path: pathlib.Path) -> Figure | None
             FigureCanvasSVG(figure).print_svg(files[1], metadata={"Date": None})
             return figure
         except BaseException:
-            for file in files:  # of an earlier figure, or half of this one
+            for file in files:  # files of an earlier figure, or a half-written one
                 file.unlink(missing_ok=True)
             raise
     return None
 
 
 def plain(text: str) -> str:
-    """Text as it is: of two dollar signs matplotlib would make a formula."""
+    """Escapes dollar signs, of which two would make a formula in matplotlib."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a run was computed with: versions, devices, the code; and what of it is another now."""
+"""The environment of a run (versions, devices, code), and its changes since the run started."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mhd_jax.core.types import PyTree
 from mhd_jax.version import __version__
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-CONFIGURED = (  # what else decides on numbers
+CONFIGURED = (  # options of JAX that affect results
     "jax_enable_x64",
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
 )
-# Programs that follow from the others of a run.
+# Programs that change with a run's other programs, such as its models.
 EFFECTS = ("initial parameters", "train step", "predictions and their evaluation")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device, options of JAX, code and command that a run was made with."""
+    """Returns versions, device, options of JAX, commit and command of this process."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -46,26 +46,26 @@ def environment() -> dict[str, Any]:
 
 
 def changed_programs(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What computes something else now: the causes, where they are known, and else the effects."""
+    """Returns the names of changed programs: the causes if there are any, else the effects."""
     differing = [what for what in now if then.get(what) != now[what]]
     return [what for what in differing if what not in EFFECTS] or differing
 
 
 def what_traces(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an `environment` on which a program's digest depends, beside the code."""
+    """Returns the entries of an `environment` on which programs' digests depend."""
     rest = {name: environment.get(name) for name in ("backend", *CONFIGURED)}
     return {**environment.get("versions", {}), **rest}
 
 
 def differing_entries(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another now than in a folder, in words."""
+    """Returns a phrase for each entry of a folder's environment that differs now."""
     return [
         f"{key} {then.get(key)} there, {now[key]} now" for key in now if then.get(key) != now[key]
     ]
 
 
 def versions() -> dict[str, str | None]:
-    """Those of the packages that decide the results."""
+    """Returns the versions of the packages that determine the results."""
     found: dict[str, str | None] = {"mhd_jax": __version__}
     for package in _VERSIONED:
         try:
@@ -76,20 +76,20 @@ def versions() -> dict[str, str | None]:
 
 
 def decisive_environment(carry: PyTree) -> dict[str, Any]:
-    """What must be equal for a run to go on bit for bit: versions, and the devices of its arrays."""
+    """Returns what must be equal to resume a run bit for bit: versions, and its arrays' devices."""
     devices = jax.devices()
     used = max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(carry))
     return {**versions(), "device": devices[0].device_kind, "devices": used}
 
 
 def command() -> str | None:
-    """How this program was started; None where that was not from a file, as in a notebook."""
+    """Returns the command of this process; None if it runs no file, as in a notebook."""
     started_from = getattr(sys.modules["__main__"], "__file__", None)
     return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; "+" marks uncommitted changes."""
+    """Returns the commit of this package's checkout; "+" marks uncommitted changes."""
     here = pathlib.Path(__file__).parent
 
     def git(*arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Figures of runs and comparisons, in colours that the colour-blind tell apart."""
+"""Figures of runs and comparisons, in colours that colour-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own label
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
-_FEW = 30  # evaluations, each of which has a marker
-_MOST_ANNOTATED = 160  # cells of a heat map that still have room for a number
-_MOST_NAMED = 20  # classes or clients that still have room for their names
+_FEW = 30  # with fewer evaluations, each has a marker
+_MOST_ANNOTATED = 160  # cells up to which a heat map has room for numbers
+_MOST_NAMED = 20  # classes or clients up to which there is room for their names
 _MOST_MOMENTS = 5  # steps at which heat maps over time are drawn
 
 Record = Mapping[str, Any]
@@ -36,13 +36,13 @@ Histories = Mapping[str, Sequence[Sequence[Record]]]
 
 
 def head_colours(num_heads: int) -> list[Any]:
-    """One colour for each head: black for the main one, then viridis by rank."""
+    """Returns a colour for each head: black for the main head, then viridis by rank."""
     viridis = colormaps["viridis"]
     return ["black", *(viridis(x) for x in np.linspace(0.15, 0.8, max(num_heads - 1, 1)))]
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
-    """Colour, line and marker of each of so many lines: any two differ by shape too."""
+    """Returns colour, dashes and marker of `count` lines; any two differ also without colour."""
     return [
         {
             "color": _OKABE_ITO[i % len(_OKABE_ITO)],
@@ -55,12 +55,12 @@ def line_styles(count: int) -> list[dict[str, Any]]:
 
 
 def first_and_last(heads: Sequence[str]) -> list[str]:
-    """The main head and, where there are others, the last one."""
+    """Returns the main head and, if there are auxiliary heads, the last one."""
     return [heads[0]] if len(heads) == 1 else [heads[0], heads[-1]]
 
 
 def accuracy(history: Sequence[Record], title: str) -> Figure:
-    """β_sh and β_priv over steps: the mean over clients of each head, with the clients' range."""
+    """Plots β_sh and β_priv over steps: each head's mean over clients, and the clients' range."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     heads = list(history[-1]["beta_sh"])
@@ -93,11 +93,11 @@ def accuracy(history: Sequence[Record], title: str) -> Figure:
 
 
 def data_split(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Private samples by client and class [K, C], and each client's in all."""
+    """Plots private samples by client and class [K, C], and the total of each client."""
     width, height = _heat_map_size(counts, class_names)
     figure = Figure(figsize=(width + 2, height), layout="constrained")
     axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(width, 1.8))
-    # Square roots tell few samples from none.
+    # On a square-root scale few samples differ visibly from none.
     image = _heat_map(axis, counts, class_names, "{:.0f}", "Blues", PowerNorm(0.5, 0, counts.max()))
     edges = np.arange(len(counts) + 1) - 0.5
     beside.stairs(counts.sum(axis=1), edges, orientation="horizontal", fill=True)
@@ -110,7 +110,7 @@ def data_split(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
-    """Test accuracy by client and class at the end: the main head above the last one."""
+    """Plots the final test accuracy by client and class: the main head above the last one."""
     shown = first_and_last(list(summary["beta_sh"]))
     panels = [
         _numbers([client["per_class_accuracy"][head] for client in summary["per_client"]])
@@ -127,7 +127,7 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
 
 
 def per_class_over_time(history: Sequence[Record]) -> Figure:
-    """Test accuracy by client and class at a few evaluations, side by side: a row for each head."""
+    """Plots test accuracy by client and class at a few evaluations, with a row for each head."""
     chosen = np.unique(np.linspace(0, len(history) - 1, _MOST_MOMENTS).round().astype(int))
     records = [history[i] for i in chosen]
     heads = list(records[0]["per_client"]["per_class_accuracy"])
@@ -156,7 +156,7 @@ def per_class_over_time(history: Sequence[Record]) -> Figure:
 
 
 def hops(summary: Record) -> Figure:
-    """Test accuracy of every head by distance from the clients that hold a class."""
+    """Plots each head's test accuracy by distance from the clients that hold a class."""
     rows = summary["by_hops"]
     width = min(2.6 + 0.9 * max(len(rows), 3), 9.5)
     figure = Figure(figsize=(width, 3.6), layout="constrained")
@@ -175,7 +175,7 @@ def hops(summary: Record) -> Figure:
 
 
 def edges(by_edge: Mapping[str, np.ndarray]) -> Figure:
-    """How many messages each client got from each other one [K, K], kind by kind."""
+    """Plots how many messages each client received from each other one [K, K], by kind."""
     most = max(counts.max() for counts in by_edge.values())
     panels = {
         f"messages: {kind}": (counts, "{:.0f}", Normalize(0, max(most, 1)))
@@ -185,7 +185,7 @@ def edges(by_edge: Mapping[str, np.ndarray]) -> Figure:
 
 
 def followed(summary: Record) -> Figure:
-    """Shares of public samples on which each client learned from each one, and on which they agreed."""
+    """Plots, for pairs of clients, shares of public samples: one taught the other; both agreed."""
     found, heads = summary["diagnostics"], list(summary["beta_sh"])
     learn = heads[-len(found["followed"]) :]
     panels = {
@@ -197,7 +197,7 @@ def followed(summary: Record) -> Figure:
 
 
 def _pairs(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
-    """Heat maps of pairs of clients [K, K], from j to i at [i, j]."""
+    """Draws heat maps of values for pairs of clients [K, K], from client j to i at [i, j]."""
     names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
     side = 0.36 * len(names) if len(names) ** 2 <= _MOST_ANNOTATED else 3.2
     width, height = max(side + 1.6, 3), max(side + 1, 2.4)
@@ -217,7 +217,7 @@ def _pairs(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
 
 
 def comparison(table: Sequence[Record]) -> Figure:
-    """Main and last head of every row, mean ± std over seeds."""
+    """Plots the accuracies of every row's main and last head, mean ± std over seeds."""
     figure = Figure(figsize=(8.5, 1.3 + 0.5 * len(table)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     kinds = {"main head": ("black", "o", -0.14), "last head": (_OKABE_ITO[0], "s", 0.14)}
@@ -257,7 +257,7 @@ def comparison(table: Sequence[Record]) -> Figure:
 
 
 def comparison_curves(histories: Histories) -> Figure:
-    """Accuracy over steps of every row's last head, mean ± std over seeds."""
+    """Plots the accuracy of every row's last head over steps, mean ± std over seeds."""
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
         steps = [record["step"] for record in runs[0]]
@@ -271,9 +271,9 @@ def comparison_curves(histories: Histories) -> Figure:
 
 
 def communication_curves(histories: Histories) -> Figure:
-    """Accuracy of every row's last head against the bytes sent so far, mean over seeds.
+    """Plots the accuracy of every row's last head against bytes sent so far, mean over seeds.
 
-    Rows that send nothing are dotted lines at their end.
+    A row that sends nothing is a dotted line at its final accuracy.
     """
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
@@ -299,7 +299,7 @@ def communication_curves(histories: Histories) -> Figure:
 
 
 def sends(histories: Histories) -> bool:
-    """Whether any of these runs sends anything."""
+    """Returns whether any of these runs sends messages."""
     return any(run[-1]["bytes"] > 0 for runs in histories.values() for run in runs)
 
 
@@ -308,8 +308,14 @@ def _curves(
     draw: Callable[[Axes, Sequence[Sequence[Record]], np.ndarray, dict[str, Any]], None],
     over: str,
 ) -> Figure:
-    """Both accuracies of every row's last head [runs, evaluations], drawn over something."""
-    # The legend stands beside, and takes what it needs.
+    """Draws two panels, β_sh and β_priv of every row's last head.
+
+    Args:
+      histories: the runs' histories by row.
+      draw: draws a row's accuracies [runs, evaluations] in a panel.
+      over: the label of the horizontal axis.
+    """
+    # The legend stands beside the panels; the width leaves room for its longest name.
     width, height = 8 + 0.075 * max(map(len, histories)), max(3.6, 0.4 + 0.19 * len(histories))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -325,25 +331,25 @@ def _curves(
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:
-    """Standard deviation (n − 1) over runs [runs, evaluations]; zeros for one."""
+    """Returns the standard deviation (n − 1) over runs [runs, evaluations]; 0 for one run."""
     return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
 def legend_beside(figure: Figure, title: str | None = None) -> None:
-    """One legend for all axes, which covers none."""
+    """Adds one legend for all panels, beside them."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
 
 
 def accuracy_axis(axis: Axes, label: str) -> None:
-    """An axis of fractions, with this label."""
+    """Sets the range [0, 1], the grid and the label of a vertical axis of accuracies."""
     axis.set_ylabel(label)
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.3)
 
 
 def _heat_map_size(values: np.ndarray, class_names: Sequence[str]) -> tuple[float, float]:
-    """Width and height in inches of a heat map, its axes and its colour bar."""
+    """Returns width and height in inches of a heat map with its axes and its colour bar."""
     rows, columns = values.shape
     names = 0.06 * max(map(len, class_names)) if len(class_names) <= _MOST_NAMED else 0.0
     row = 0.32 if values.size <= _MOST_ANNOTATED else 0.18
@@ -358,7 +364,7 @@ def _heat_map(
     colours: str,
     scale: Normalize,
 ) -> AxesImage:
-    """Values [K, C], with names and numbers where they have room."""
+    """Draws values [K, C] as a heat map, with names and numbers if there is room."""
     image = _image(axis, values, colours, scale)
     axis.set_xlabel("class")
     axis.set_ylabel("client")
@@ -386,17 +392,17 @@ def _heat_map(
                     va="center",
                     fontsize=7,
                     color="white" if dark else "black",
-                    in_layout=False,  # it is inside, and measuring it takes time
+                    in_layout=False,  # the text is inside the panel, and measuring it is slow
                 )
     return image
 
 
 def _image(axis: Axes, values: np.ndarray, colours: str, scale: Normalize) -> AxesImage:
-    """Values [K, C] as colours; grey where there is none."""
+    """Draws values [K, C] as colours; NaN is grey."""
     axis.set_facecolor("0.8")
     return axis.imshow(values, cmap=colours, norm=scale, aspect="auto", interpolation="nearest")
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """An array of floats in which None is NaN."""
+    """Returns an array of floats in which None becomes NaN."""
     return np.array(values, dtype=float)

@@ -1,4 +1,4 @@
-"""Runs that have finished, read from their folders."""
+"""Reads finished runs from their folders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.records import read_json
 
-_OF_BOTH = ("beta_sh", "beta_priv")  # in a summary as in the last evaluation
+_OF_BOTH = ("beta_sh", "beta_priv")  # entries of a summary and of the last evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run's folder says.
+    """The content of a finished run's folder.
 
     Attributes:
       path: the folder.
-      config: of `config.json`.
-      summary: of `summary.json`.
+      config: the content of `config.json`.
+      summary: the content of `summary.json`.
       history: the records of `metrics.jsonl`.
     """
 
@@ -32,7 +32,7 @@ class FinishedRun:
 
 
 def read_run(path: pathlib.Path) -> FinishedRun:
-    """Reads a finished run's folder; `ConfigError` where there is none, or it has not finished."""
+    """Reads a finished run's folder; `ConfigError` if it holds no run, or an unfinished one."""
     if not (path / "config.json").exists():
         raise ConfigError(f"{path} does not hold a run; name a folder that train has written.")
     if not (path / "summary.json").exists():
@@ -47,7 +47,7 @@ def read_run(path: pathlib.Path) -> FinishedRun:
 
 
 def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The evaluations in a file, one a line; a torn line, and what comes after it, is left out."""
+    """Reads the evaluations in a file, one a line, up to the first damaged line."""
     records = []
     if path.exists():
         for line in path.read_bytes().splitlines():
@@ -62,7 +62,7 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the evaluations in a folder; `ConfigError` unless they belong together."""
+    """Reads a folder's summary and evaluations; `ConfigError` if they do not match."""
     summary, history = read_json(path / "summary.json"), read_history(path / "metrics.jsonl")
     if summary.get("status") != "finished":
         raise ConfigError(

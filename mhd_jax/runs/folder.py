@@ -1,15 +1,15 @@
-"""A run's folder: its settings, its metrics line by line, its checkpoints, its summary.
+"""A run folder: the settings, metrics, checkpoints and summary of one run.
 
-Of several processes the first writes; each saves its own part of a checkpoint. All must see
-the same folder.
+If a run has several processes, all must see the same folder; only the first writes its files, and
+each saves its own part of a checkpoint.
 
-config.json    settings that decide the results, and the environment they ran in
-split.npz      who owns which training sample; `make_clients` takes it as a partition
+config.json    the settings that determine the results, and the environment of the run
+split.npz      the owner of each training sample; `make_clients` takes it as a partition
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.runs.checkpoints`
 summary.json   written once, when the run has finished
-report.html    for people, with figures beside it: after the summary, see `mhd_jax.runs.report`
-lock           there while a process has the folder, see `mhd_jax.runs.locks`
+report.html    a page with figures, written after the summary, see `mhd_jax.runs.report`
+lock           exists while a process uses the folder, see `mhd_jax.runs.locks`
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from mhd_jax.runs.environment import (
 from mhd_jax.runs.finished import FinishedRun, read_finished, read_history
 from mhd_jax.runs.records import jsonable, read_json, write_json, write_text
 
-FORMAT = 2  # of a run's folder; another one is refused
+FORMAT = 2  # the format of run folders; folders of other formats are refused
 
 
 class RunFolder:
-    """One run on disk. Opening it checks that it is this run's, and writes nothing into another's."""
+    """A run's folder on disk; opening it checks the folder's settings and writes nothing."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class RunFolder:
         """Checks that `path` is, or can become, the folder of a run with these settings.
 
         Args:
-          path: the folder; `create` makes it.
-          settings: what decides the run's results, JSON-like.
-          programs: digests of the code that computes them, see `mhd_jax.engine.programs`.
+          path: the folder; `claim` makes it.
+          settings: the settings that determine the run's results, JSON-like.
+          programs: digests of the run's programs, see `mhd_jax.engine.programs`.
           keep: which checkpoints stay.
 
         Raises:
@@ -81,7 +81,7 @@ class RunFolder:
             )
 
     def _holds_something(self) -> bool:
-        """Whether there is more than what a process leaves that is killed at its very start."""
+        """Returns whether the folder holds more than remnants of a process killed at its start."""
         left = {partial_of(self._config), locks.file_of(self.path)}
         return any(path not in left for path in self.path.iterdir())
 
@@ -98,10 +98,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def claim(self) -> None:
-        """Makes the folder, where there is none, and keeps other processes out of it until `close`.
+        """Makes the folder if needed, and keeps other processes out of it until `close`.
 
         Raises:
-          ConfigError: another process is at it, or it has become another run's.
+          ConfigError: another process uses the folder, or the folder now holds another run.
         """
         refusal = None
         if multihost.is_main():
@@ -115,7 +115,7 @@ class RunFolder:
         self._require_own()
 
     def create(self, clients: Clients) -> None:
-        """Writes what the folder holds before any step, where it is not there already."""
+        """Writes `config.json` and `split.npz` unless they exist already."""
         multihost.barrier("run folder checked")  # before any process changes it
         if multihost.is_main():
             if not self._config.exists():
@@ -150,7 +150,7 @@ class RunFolder:
         self._check_programs(config)
 
     def _check_programs(self, config: Mapping[str, Any]) -> None:
-        """Raises `ConfigError` where the code is another; warns where that cannot be told."""
+        """Raises `ConfigError` if the code has changed; warns if that cannot be decided."""
         differing = changed_programs(config.get("programs", {}), self._programs)
         if not differing:
             return
@@ -171,12 +171,12 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run has finished."""
         return (self.path / "summary.json").exists()
 
     @property
     def has_report(self) -> bool:
-        """Whether the page for people is there."""
+        """Whether the report page has been written."""
         return (self.path / "report.html").exists()
 
     def save(
@@ -185,14 +185,14 @@ class RunFolder:
         """Saves everything that evolves, in the background.
 
         Args:
-          step: of which there is no checkpoint yet.
-          carry: what evolves.
-          seconds: trained so far.
-          evaluations: how many lines `metrics.jsonl` has now.
-          score: what the best checkpoint is chosen by.
+          step: a step without a checkpoint.
+          carry: the run's `Carry`.
+          seconds: seconds of training so far.
+          evaluations: the number of lines in `metrics.jsonl`.
+          score: the score by which the best checkpoint is chosen.
 
         Raises:
-          StorageError: this save, or the one before, cannot be written.
+          StorageError: this checkpoint, or the one before, cannot be written.
         """
         about = {
             "evaluations": evaluations,
@@ -203,21 +203,21 @@ class RunFolder:
         self.checkpoints.save(step, _fields(carry), about)
 
     def restore(self, like: PyTree, step: int, start: Callable[[], PyTree]) -> tuple[PyTree, float]:
-        """A checkpoint, as `like` has its shapes and places, and the seconds trained.
+        """Returns the carry of a checkpoint, and the seconds of training until then.
 
         Args:
-          like: a carry, or its shapes.
-          step: of which there is a checkpoint.
-          start: makes what a new run's is.
+          like: a carry, or its shapes, types and shardings.
+          step: a step with a checkpoint.
+          start: returns the carry of a new run.
 
         Raises:
-          ConfigError: it is damaged, or another version's.
+          ConfigError: the checkpoint is damaged, or of another version.
         """
         found = self.checkpoints.restore(step, _fields(like), lambda: _fields(start()))
         return dataclasses.replace(like, **found), float(self.checkpoints.about(step)["seconds"])
 
     def warn_of_another_environment(self, step: int, like: PyTree) -> None:
-        """Says so where a run goes on elsewhere than it was saved, and so not bit for bit."""
+        """Warns if the environment differs from the checkpoint's, so that results may differ."""
         then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
         differing = differing_entries(then, now)
         if differing and multihost.is_main():
@@ -228,21 +228,21 @@ class RunFolder:
             )
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk, on all processes."""
+        """Waits until everything saved is on the disk, on all processes."""
         self.checkpoints.wait()
         multihost.barrier("checkpoints written")
 
     def close(self) -> None:
-        """Ends the threads that save, and lets others at the folder."""
+        """Ends the threads that save, and releases the folder for other processes."""
         with self._claim:
             self.checkpoints.close()
 
     def history(self) -> list[dict[str, Any]]:
-        """The evaluations so far; what comes after a torn line, and that line, is left out."""
+        """Returns the evaluations so far, up to the first damaged line of `metrics.jsonl`."""
         return read_history(self._metrics)
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drops what the folder holds beyond `step`; returns the evaluations up to it.
+        """Removes evaluations and checkpoints after `step`; returns the evaluations up to `step`.
 
         Raises:
           ConfigError: `metrics.jsonl` has lost lines since the checkpoint of `step`.
@@ -264,7 +264,7 @@ class RunFolder:
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`; it is on the disk before the checkpoint that counts it."""
+        """Adds a line to `metrics.jsonl`, on the disk before the next checkpoint counts it."""
         if not multihost.is_main():
             return
         with open(self._metrics, "a", encoding="utf-8") as file:
@@ -272,17 +272,17 @@ class RunFolder:
         sync(self._metrics)
 
     def summary(self) -> dict[str, Any]:
-        """What `finish` wrote.
+        """Reads the summary that `finish` wrote.
 
         Raises:
-          ConfigError: it is damaged, or does not belong to `metrics.jsonl`.
+          ConfigError: the summary is damaged, or does not match `metrics.jsonl`.
         """
         return read_finished(self.path)[0]
 
     def finished_with(
         self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     ) -> FinishedRun:
-        """The run with the summary that `finish` has written."""
+        """Returns the finished run with the summary that `finish` wrote, and this history."""
         return FinishedRun(self.path, read_json(self._config), summary, history)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -293,7 +293,7 @@ class RunFolder:
 
 
 def _fields(carry: Any) -> dict[str, Any]:
-    """What a carry holds, without what this run does not have."""
+    """Returns the fields of a carry by name, without those that are None."""
     found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -301,7 +301,7 @@ def _fields(carry: Any) -> dict[str, Any]:
 def _differences(
     there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[str]:
-    """What settings are in a folder and now, where they differ."""
+    """Yields a phrase for each setting that differs between the folder and now."""
     for key in sorted(there.keys() | now.keys()):
         old, new = there.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

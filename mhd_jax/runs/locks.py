@@ -1,7 +1,7 @@
-"""One process at a time in a folder.
+"""Locks that allow one process at a time in a run folder.
 
-A lock on a file in it, which the system frees when its process ends, however that happens. What is
-left of the file then is in nobody's way.
+A process locks a file in the folder. The system frees the lock when the process ends, however that
+happens; a file that is left behind blocks nobody.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def file_of(folder: pathlib.Path) -> pathlib.Path:
-    """The file by which a folder is locked; it is there as long as a process has the folder."""
+    """Returns the path of a folder's lock file, which exists while a process uses the folder."""
     return folder / "lock"
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps others out of a folder that exists; warns where its file system has no locks.
+    """Keeps other processes out of an existing folder; warns if its file system has no locks.
 
     Raises:
-      ConfigError: another process has it, or another run of this one; or it cannot be written.
+      ConfigError: another process, or another run of this process, uses the folder; or it cannot be
+        written.
     """
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{folder} cannot be written; choose another workdir.")
@@ -40,7 +41,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         with open(path, "a+", encoding="utf-8") as file:
             _lock(file, folder)
             if not _is_at(path, file):
-                continue  # who had it has removed it in between
+                continue  # the previous holder has removed the file in between
             try:
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}\n")

@@ -1,6 +1,6 @@
 """A folder's manifest: the size and the SHA-256 of each of its files, written last.
 
-A folder without one was never finished; one that does not match its manifest is damaged.
+A folder without a manifest was never finished; a folder that does not match it is damaged.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ NAME = "manifest.json"
 
 
 def write(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Writes a folder's manifest, once all that it names is on the disk.
+    """Writes a folder's manifest after syncing all its files to the disk.
 
     Args:
-      folder: with files that no longer change.
-      about: what else the manifest says, JSON-like.
+      folder: a folder whose files no longer change.
+      about: further content of the manifest, JSON-like.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -37,7 +37,7 @@ def write(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """What a folder's manifest says; `ValueError` where it is damaged itself, or no file."""
+    """Reads a folder's manifest; `ValueError` if the manifest is damaged or missing."""
     try:
         content = json.loads((folder / NAME).read_text())
         own = content.pop("sha256")
@@ -49,7 +49,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a folder, in words that name the first file; None where it is whole."""
+    """Returns a phrase about the first damaged file of a folder; None if the folder is intact."""
     try:
         files = read(folder)["files"]
     except ValueError as error:

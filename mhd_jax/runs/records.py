@@ -1,4 +1,4 @@
-"""JSON, written in one move and read with a sentence for what is damaged."""
+"""Reads and writes JSON files: writes are atomic, and damaged files give a one-line error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from mhd_jax.core.files import written_whole
 
 
 def jsonable(value: Any) -> Any:
-    """`value` in JSON's types: arrays become lists, NaN becomes null, infinity "inf", functions their names."""
+    """Converts `value` to JSON's types.
+
+    Arrays become lists, NaN becomes None, infinity "inf", and functions become their names.
+    """
     if isinstance(value, Mapping):
         return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -33,7 +36,7 @@ def jsonable(value: Any) -> Any:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file; `ConfigError` where it is damaged."""
+    """Reads a JSON object from a file; `ConfigError` if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -44,11 +47,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON in one move: a reader never sees half of it."""
+    """Writes a JSON file atomically: a reader never sees half of it."""
     write_text(path, json.dumps(jsonable(content), indent=2) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text in one move."""
+    """Writes a text file atomically."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")

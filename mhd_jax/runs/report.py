@@ -1,4 +1,4 @@
-"""What people read: self-contained HTML pages of a run or a comparison, and figure files."""
+"""Reports of a run or a comparison: a self-contained HTML page, and figure files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mhd_jax.runs.drawing import Figure, save_figure, to_hex
 from mhd_jax.runs.figures import METRICS, Record
 from mhd_jax.runs.finished import FinishedRun
 
-_PAGE_DPI = 100  # a page's pixels for an inch of a figure
-_MOST_IN_TITLE = 6  # rows of a comparison
-_MOST_MOMENTS = 100  # evaluations of which a page tells each client's accuracies
+_PAGE_DPI = 100  # pixels on the page for an inch of a figure
+_MOST_IN_TITLE = 6  # rows up to which a comparison's title names them
+_MOST_MOMENTS = 100  # evaluations for which a page holds each client's accuracies
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A table's cell: what it says and, where that is a number, by what to sort it."""
+    """A table's cell: its text and, for numbers, the value by which to sort."""
 
     text: str
     value: float | None = None
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a page; its first column says what a line is about."""
+    """A table of a page; the first column names the row."""
 
     caption: str
     headings: Sequence[str]
@@ -48,7 +48,7 @@ class Table:
 def write(run: FinishedRun) -> None:
     """Writes a finished run's figures and its `report.html` into its folder."""
     summary, history = run.summary, run.history
-    data = summary.get("data")  # which folders of older versions lack, as other parts
+    data = summary.get("data")  # folders of older versions lack this and other entries
     names = _class_names(summary)
     drawn: dict[str, Callable[[], Figure]] = {
         "accuracy": lambda: figures.accuracy(history, summary["algorithm"]),
@@ -100,10 +100,10 @@ def write_comparison(
     """Writes a comparison's figures and its `report.html`.
 
     Args:
-      folder: where to.
+      folder: the folder to write to.
       rows: the table, from `experiments.comparison.summarise`.
-      runs: those of each row, by what the row calls them ("algorithm").
-      notes: what a reader must know beside the figures.
+      runs: the runs of each row, by the row's name (its "algorithm").
+      notes: sentences that a reader must know beside the figures.
     """
     histories = {name: [run.history for run in each] for name, each in runs.items()}
     drawn = {
@@ -129,9 +129,9 @@ def write_comparison(
 
 
 def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
-    """A table's lines (head, β_sh, β_priv) of a summary or a comparison's row.
+    """Returns lines (head, β_sh, β_priv) for a table from a summary or a comparison's row.
 
-    Then those of honest clients alone, where others misbehave, and of the consensus model.
+    Lines for honest clients alone, in runs with adversaries, and for the consensus model follow.
     """
     lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
     for head in record.get("honest", {}).get("beta_sh", ()):
@@ -142,7 +142,7 @@ def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
 
 
 def in_words(summary: Record) -> list[str]:
-    """What a run did and found, in a few sentences."""
+    """Describes a run and its results in a few sentences."""
     settings, timing = summary["settings"], summary["timing"]
     who = f"{summary['num_clients']} clients"
     if _pooled(summary):
@@ -188,7 +188,7 @@ def in_words(summary: Record) -> list[str]:
 
 
 def _accuracy_in_words(summary: Record) -> str:
-    """Accuracies of the last head, and what it gains over the main one."""
+    """Describes the accuracies of the last and the main head, and their differences."""
 
     def both(head: str, of: Record) -> str:
         values = {"β_sh": of["beta_sh"][head], "β_priv": of["beta_priv"][head]}
@@ -212,7 +212,7 @@ def _accuracy_in_words(summary: Record) -> str:
 
 
 def as_bytes(size: float) -> str:
-    """A number of bytes for people."""
+    """Formats a number of bytes with a unit, such as "1.5 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -225,7 +225,7 @@ def _comparison_in_words(
     runs: Mapping[str, Sequence[FinishedRun]],
     differing: Mapping[str, Any],
 ) -> list[str]:
-    """What was compared, and who comes first."""
+    """Describes what was compared, and which rows have the highest accuracies."""
     first = next(iter(runs.values()))[0].summary
     seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
     if len(seeds) > 1:
@@ -251,7 +251,7 @@ def _comparison_in_words(
 
 
 def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
-    """The tables of a run's page."""
+    """Returns the tables of a run's page by name."""
     heads = list(summary["beta_sh"])
     timing, sent = summary["timing"], summary["communication"]
     tables = {
@@ -324,7 +324,7 @@ def _comparison_tables(
     runs: Mapping[str, Sequence[FinishedRun]],
     differing: Mapping[str, Sequence[Any]],
 ) -> dict[str, Table]:
-    """The tables of a comparison's page."""
+    """Returns the tables of a comparison's page by name."""
     return {
         "accuracy": Table(
             "Accuracy at the end, mean over clients, ± standard deviation over seeds",
@@ -358,13 +358,13 @@ def _comparison_tables(
 
 
 def _link(folder: pathlib.Path, run: FinishedRun) -> tuple[str, str]:
-    """A run's report as it is found from a comparison's, and its seed."""
+    """Returns the path of a run's report relative to a comparison's folder, and the link's text."""
     path = pathlib.Path(os.path.relpath(run.path.resolve(), folder.resolve())) / "report.html"
     return path.as_posix(), f"seed {run.summary['seed']}"
 
 
 def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
-    """What the page's script shows of the client that a reader chooses, as JSON."""
+    """Returns the data of all clients that the page's script shows, as JSON-like values."""
     heads = list(summary["beta_sh"])
     moments = np.linspace(0, len(history) - 1, min(len(history), _MOST_MOMENTS))
     records = [history[i] for i in moments.round().astype(int)]
@@ -425,12 +425,12 @@ def _facts(summary: Record, i: int, samples: Sequence[Sequence[int]] | None) -> 
 
 
 def _pooled(summary: Record) -> bool:
-    """Whether one model holds the data of several clients."""
+    """Returns whether one model was trained on the data of all clients."""
     return len(summary["per_client"]) < summary["num_clients"]
 
 
 def _class_names(summary: Record) -> list[str]:
-    """The classes' names, or their numbers where a folder does not tell."""
+    """Returns the classes' names, or their numbers if the summary has no names."""
     if "data" in summary:
         return summary["data"]["class_names"]
     by_head = summary["per_client"][0]["per_class_accuracy"]
@@ -446,7 +446,7 @@ def _count(value: int) -> Cell:
 
 
 def _spread(value: Mapping[str, float | None]) -> Cell:
-    """A mean ± its standard deviation."""
+    """Returns a cell with a mean ± its standard deviation."""
     mean, std = value["mean"], value["std"]
     if mean is None:
         return Cell("–", None, True)
@@ -470,9 +470,9 @@ def _seconds(value: float) -> str:
 def _save(
     folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure]]
 ) -> dict[str, dict[str, Any] | None]:
-    """Writes figures as files; returns them as data URIs with their widths on a page.
+    """Writes figures as files; returns their data URIs and widths on the page by name.
 
-    None stands for one that has failed.
+    None stands for a figure that failed.
     """
     found: dict[str, dict[str, Any] | None] = {}
     for name, make in drawn.items():
@@ -492,7 +492,7 @@ def _write(folder: pathlib.Path, page: str) -> None:
 
 
 def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:
-    """Commands, and what else the runs were made with: each value once."""
+    """Returns the runs' commands and environments, with each distinct value once."""
     found: dict[str, list[str]] = {}
     for environment in environments:
         for name, value in dotted.flat(environment).items():
@@ -511,7 +511,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
+    environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
     environment.filters["bytes"] = as_bytes
     environment.filters["reproduction"] = _reproduction
     return environment.get_template(name)

@@ -1,4 +1,4 @@
-"""Settings of runs by dotted name: what they have in common, what differs, what follows from the seed."""
+"""Comparison of runs' settings, by dotted name: common, differing, and dependent on the seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from mhd_jax.runs.finished import FinishedRun
 
-# Settings that are drawn by the seeds, or by a file or function of the user's.
+# Settings that follow from the seeds, or from a file or function of the user.
 DRAWN = (
     "clients.split_digest",
     "clients.public_digest",
@@ -18,7 +18,7 @@ _OF_THE_SEED = {"seed", "clients.split_seed", *DRAWN}
 
 
 def flat(nested: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Nested mappings as one level of names: {"a": {"b": 1}} as {"a.b": 1}."""
+    """Flattens nested mappings, joining their names: {"a": {"b": 1}} becomes {"a.b": 1}."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
@@ -30,21 +30,22 @@ def flat(nested: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
 
 
 def seedless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, without those that are a seed or follow from one."""
+    """Returns settings by dotted name, without seeds and settings that follow from a seed."""
     return {name: value for name, value in flat(settings).items() if name not in _OF_THE_SEED}
 
 
 def compared(
     runs: Mapping[str, Sequence[FinishedRun]],
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Settings that all runs have in common, and those that differ between rows.
+    """Returns the settings that all runs share, and those that differ between rows.
 
     Args:
-      runs: by row; those of one row differ in their seeds.
+      runs: the runs of each row of a comparison; runs of one row differ in their seeds.
 
     Returns:
-      Dotted names with their values, and with the values of each row; a setting that a row does not
-      have is None. Where rows have other seeds, what follows from the seed is left out.
+      Two dictionaries by dotted name: common values, and lists of each row's value, None for a
+      setting that a row lacks. If rows have different seeds, settings that follow from the seed
+      are left out.
     """
     of_rows = [_row_settings(each) for each in runs.values()]
     seeds = [[run.summary["seed"] for run in each] for each in runs.values()]
@@ -63,7 +64,7 @@ def compared(
 
 
 def _row_settings(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """A row's settings: a list of the runs' values where these differ."""
+    """Returns a row's settings by dotted name; values that differ between runs become a list."""
     each = [flat(run.summary["settings"]) for run in runs]
     return {
         name: value

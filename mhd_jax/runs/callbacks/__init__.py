@@ -1,4 +1,4 @@
-"""Who watches a run: `Callback` to write one, a progress bar, TensorBoard, Weights & Biases."""
+"""Callbacks of a run: the base class `Callback`, a progress bar, TensorBoard, Weights & Biases."""
 
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 from mhd_jax.runs.callbacks.progress import ShowProgress

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it."""
+"""The events of a run, as the methods of `Callback`, and the data that callbacks get."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mhd_jax.runs.decoration import decoration
 
 @dataclasses.dataclass(frozen=True)
 class WatchedRun:
-    """A run as its watchers know it.
+    """The data of a run that callbacks can read.
 
     Attributes:
-      settings: what decides its results, as in `config.json`.
-      folder: its workdir, if it has one.
-      history: its evaluations so far, as in `metrics.jsonl`; it grows while the run goes on.
+      settings: the settings that determine the run's results, as in `config.json`.
+      folder: the run folder; None for a run without a workdir.
+      history: the evaluations so far, as in `metrics.jsonl`; it grows while the run goes on.
     """
 
     settings: Mapping[str, Any]
@@ -27,36 +27,38 @@ class WatchedRun:
 
 
 class Callback:
-    """Watches a run. Override what you need; a plain function of the record works as well.
+    """Base class of objects that watch a run.
+
+    Override the methods you need; a plain function of the evaluation's record works as well.
 
     Attributes:
-      may_fail: whether an error in it is but a warning, after which it is told no more of these
-        runs. So it is with trackers and the progress bar; a `ConfigError` of `on_start` still
-        refuses the run. By default errors end it.
+      may_fail: whether an error in the callback only causes a warning, after which it gets no more
+        events of these runs, as for trackers and the progress bar; a `ConfigError` of `on_start`
+        still refuses the run. By default an error ends the run.
     """
 
     may_fail: bool = False
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
-        """Runs start, or resume, at `step`: one, or several that go together.
+        """Called when a run, or several joint runs, start or resume at `step`, before compilation.
 
-        The program is about to be compiled. All that follows up to `on_end` is about these.
+        All events up to `on_end` are about these runs.
         """
 
     def on_compiled(self, seconds: float) -> None:
-        """The training program is compiled."""
+        """Called when the training program has been compiled."""
 
     def on_steps(self, step: int, steps_per_second: float) -> None:
-        """Training has reached `step`, at that rate for all runs together."""
+        """Called when training has reached `step`; the rate is that of all joint runs."""
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """An evaluation is done; `record` is its line of `metrics.jsonl`, and its run's last."""
+        """Called after an evaluation; `record` is its line of `metrics.jsonl`, its run's last."""
 
     def on_failure(self, place: int) -> None:
-        """One of the runs has diverged, and the others go on; `place` is its own in `on_start`."""
+        """Called when one of several runs diverges; `place` is its index in `on_start`'s `runs`."""
 
     def on_end(self, status: str) -> None:
-        """The runs are over: "finished", "interrupted" or "failed"."""
+        """Called when the runs end; `status` is "finished", "interrupted" or "failed"."""
 
 
 class _Function(Callback):
@@ -68,35 +70,35 @@ class _Function(Callback):
 
 
 class Callbacks(Callback):
-    """Several watchers as one."""
+    """Several callbacks combined into one, which passes every event on to all of them."""
 
     def __init__(self, callbacks: Sequence[Callback | Callable[[Mapping[str, Any]], None]]):
         self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
-        self._silent: set[int] = set()  # places of those that have failed in these runs
+        self._silent: set[int] = set()  # indices of callbacks that have failed in these runs
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
-        """Tells all."""
+        """Calls `on_start` of every callback, also of those that failed in earlier runs."""
         self._silent.clear()
         self._tell(lambda callback: callback.on_start(runs, step), refusals=(ConfigError,))
 
     def on_compiled(self, seconds: float) -> None:
-        """Tells all."""
+        """Calls `on_compiled` of every callback."""
         self._tell(lambda callback: callback.on_compiled(seconds))
 
     def on_steps(self, step: int, steps_per_second: float) -> None:
-        """Tells all."""
+        """Calls `on_steps` of every callback."""
         self._tell(lambda callback: callback.on_steps(step, steps_per_second))
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Tells all."""
+        """Calls `on_evaluation` of every callback."""
         self._tell(lambda callback: callback.on_evaluation(record))
 
     def on_failure(self, place: int) -> None:
-        """Tells all."""
+        """Calls `on_failure` of every callback."""
         self._tell(lambda callback: callback.on_failure(place))
 
     def on_end(self, status: str) -> None:
-        """Tells all."""
+        """Calls `on_end` of every callback."""
         self._tell(lambda callback: callback.on_end(status))
 
     def _tell(

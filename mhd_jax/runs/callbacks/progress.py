@@ -1,4 +1,4 @@
-"""A run's progress for who sits before it."""
+"""Display of a run's progress in a terminal, a notebook or a log."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 from mhd_jax.runs.consoles import Console
 
 _MOST_LINES = 8
-_LONGEST_LABEL = 30  # beside a bar
-_LONGEST_SILENCE = 60  # seconds, where lines stay
+_LONGEST_LABEL = 30  # characters; a longer label stands above the bar
+_LONGEST_SILENCE = 60  # seconds between printed lines
 
 
 def is_interactive() -> bool:
-    """Whether someone watches: a terminal, or a notebook."""
+    """Returns whether this process runs in a terminal or a notebook."""
     return sys.stderr.isatty() or _in_notebook()
 
 
@@ -38,34 +38,34 @@ def _in_notebook() -> bool:
 
 
 class ShowProgress(Callback):
-    """Rate, time left and the main accuracies.
+    """Shows the rate, the time left and the accuracies of the main and the last head.
 
-    In a terminal a bar, in a notebook a line that changes, elsewhere a line for each evaluation, and
-    one after each minute without.
+    A terminal shows a progress bar, a notebook lines that are updated in place. Elsewhere a line is
+    printed for each evaluation, and after a minute without one.
     """
 
     may_fail = True
 
     def __init__(self, label: str | None = None):
-        """`label` stands in front; by default the algorithm's name."""
+        """Makes a display that starts with `label`, by default the algorithm's name."""
         self._label = label
         self._console = Console(stderr=True)
         self._bar: _Bar | None = None
         self._task = TaskID(0)
-        self._cell: Any = None  # a notebook's
+        self._cell: Any = None  # the display handle in a notebook
         self._steps = 0
         self._runs: Sequence[WatchedRun] = ()
         self._state = ""
         self._said_at = 0.0
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
-        """Opens the bar."""
+        """Opens the display."""
         settings = runs[0].settings
         self._steps, self._runs = settings["steps"], runs
         self._label = self._label or settings["algorithm"]
         self._state = ""
         if _in_notebook():
-            from IPython.display import display  # there, as this is a notebook
+            from IPython.display import display  # installed, as this is a notebook
 
             self._cell = display({"text/plain": ""}, raw=True, display_id=True)
         elif self._console.is_terminal:
@@ -78,11 +78,11 @@ class ShowProgress(Callback):
         self._say(f"from step {step} of {self._steps}, compiling")
 
     def on_compiled(self, seconds: float) -> None:
-        """Notes how long it took."""
+        """Shows the time of compilation."""
         self._say(f"compiled in {seconds:.1f} s")
 
     def on_steps(self, step: int, steps_per_second: float) -> None:
-        """Moves the bar."""
+        """Updates the bar, the rate and the time left."""
         rate = rate_text(steps_per_second)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, rate=rate)
@@ -106,7 +106,7 @@ class ShowProgress(Callback):
             self._bar = None
 
     def _say(self, state: str) -> None:
-        """A line of its own, where lines stay."""
+        """Prints a line, or updates the notebook's; a bar needs no lines."""
         self._said_at = time.monotonic()
         if self._cell is not None:
             self._refresh()
@@ -115,20 +115,20 @@ class ShowProgress(Callback):
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _refresh(self) -> None:
-        """The notebook's lines as they are now."""
+        """Updates the notebook's lines."""
         if self._cell is not None:
             lines = [f"{self._label}: {self._state or 'compiling'}", *self._accuracies()]
             self._cell.update({"text/plain": "\n".join(lines)}, raw=True)
 
     def _accuracies(self) -> list[str]:
-        """A line for each run, of the first ones where they are many."""
+        """Returns a line of accuracies for each run, at most `_MOST_LINES`."""
         return [self._accuracy(run) for run in self._runs[:_MOST_LINES] if run.history]
 
     def _accuracy(self, run: WatchedRun) -> str:
         return self._prefix(run) + accuracy_line(run.history[-1])
 
     def _prefix(self, run: WatchedRun) -> str:
-        """What tells a run from others that go with it: its seed, or what its folder has of its own."""
+        """Returns what distinguishes a run from the joint ones: its folder's path, or its seed."""
         if len(self._runs) == 1:
             return ""
         folders = [run.folder for run in self._runs if run.folder is not None]
@@ -138,7 +138,7 @@ class ShowProgress(Callback):
 
 
 class _Bar(Progress):
-    """A bar, and lines above and below it, for which narrow terminals have no room beside it."""
+    """A progress bar with lines above and below it, as narrow terminals have no room beside it."""
 
     def __init__(self, console: Console, above: str | None):
         self._above = above
@@ -153,7 +153,7 @@ class _Bar(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar and the lines."""
+        """Yields the line above, the bar, and the lines below."""
         if self._above is not None:
             yield _line(self._above)
         yield self.make_tasks_table(self.tasks)
@@ -165,14 +165,14 @@ def _line(text: str) -> Text:
 
 
 def rate_text(steps_per_second: float) -> str:
-    """ "250 steps/s", "2.5 steps/s" or "4.0 s/step"."""
+    """Returns a rate as text, such as "250 steps/s", "2.5 steps/s" or "4.0 s/step"."""
     if steps_per_second < 1:
         return f"{1 / steps_per_second:.1f} s/step"
     return f"{steps_per_second:,.{0 if steps_per_second >= 10 else 1}f} steps/s"
 
 
 def accuracy_line(record: Mapping[str, Any]) -> str:
-    """β_sh and β_priv of the main and the last head in one line."""
+    """Returns β_sh and β_priv of the main and the last head as a line of text."""
     heads = list(record["beta_sh"])
     shown = heads[:1] if len(heads) == 1 else [heads[0], heads[-1]]
     parts = []

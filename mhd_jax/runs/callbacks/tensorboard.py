@@ -1,4 +1,4 @@
-"""Runs as TensorBoard shows them, written by tensorboardX, which needs no TensorFlow."""
+"""Logging to TensorBoard's event files, by tensorboardX, which needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _EXTRA = "tensorboard"
 class TensorBoard(Tracker):
     """Writes event files: scalars at each evaluation, and the settings once, as hyperparameters.
 
-    They go to `tensorboard` in each run's workdir; `tensorboard --logdir=runs` shows all below
-    that folder.
+    The files go to the folder `tensorboard` in each run's workdir; `tensorboard --logdir=runs`
+    shows all runs below the folder `runs`.
     """
 
     def __init__(self) -> None:
-        """Looks for tensorboardX, and writes nothing yet.
+        """Checks that tensorboardX is installed; writes nothing yet.
 
         Raises:
-          ConfigError: it is not installed.
+          ConfigError: tensorboardX is not installed.
         """
         super().__init__()
         require("tensorboardX", _EXTRA)
 
     def open(self, run: WatchedRun, step: int) -> Log:
-        """The run's event files; TensorBoard hides what older ones hold of steps to come."""
+        """Opens the run's event files; TensorBoard hides older files' entries of later steps."""
         if run.folder is None:
             raise ConfigError("TensorBoard's files go to a run's folder; give the run a workdir.")
         return _Events(run.folder / "tensorboard", run.settings, step)
@@ -58,9 +58,9 @@ class _Events(Log):
         self._writer.close()
 
     def _describe(self, metrics: list[str]) -> None:
-        """Settings for the page of hyperparameters, where these metrics stand beside them.
+        """Writes the settings for TensorBoard's page of hyperparameters, beside these metrics.
 
-        In the run's own file: `add_hparams` would make a second run beside it.
+        They go to the run's own event file, as `add_hparams` would create a second run.
         """
         known = flat(jsonable(self._settings), ".")
         plain = {name: value for name, value in known.items() if not isinstance(value, list)}
@@ -70,5 +70,5 @@ class _Events(Log):
 
 
 def _hparams(settings: dict[str, Any], metrics: dict[str, float]) -> tuple[Any, Any, Any]:
-    """Summaries that describe a run, start it, and end it with success."""
+    """Returns the summaries that describe a run's hyperparameters, its start, and its success."""
     return require("tensorboardX.summary", _EXTRA).hparams(settings, metrics)

@@ -1,4 +1,4 @@
-"""What trackers of experiments have in common: every number of an evaluation, run by run."""
+"""Base classes of experiment trackers, which log every number of each evaluation, by run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 from mhd_jax.runs.settings import flat
 
-_MOST_CLIENTS = 64  # whose own accuracies are still worth a curve each
+_MOST_CLIENTS = 64  # with more clients, numbers of single clients are not logged
 
 
 class Log(abc.ABC):
-    """Where one run's numbers go.
+    """A log of one run's numbers.
 
     Attributes:
-      last: the last step that it holds already.
+      last: the last step that is already logged.
     """
 
     last: int
@@ -29,44 +29,44 @@ class Log(abc.ABC):
 
     @abc.abstractmethod
     def close(self, status: str) -> None:
-        """Ends it; `status` as for `Callback.on_end`."""
+        """Closes the log; `status` as for `Callback.on_end`."""
 
 
 class Tracker(Callback, abc.ABC):
-    """Gives each run a log of its own, so that runs that go together do not mix.
+    """Base class of trackers, with a separate log for each of several joint runs.
 
-    A log gets each evaluation once, however often the run is cut and resumed.
+    A log gets each evaluation once, however often the run is interrupted and resumed.
     """
 
     may_fail = True
 
     def __init__(self) -> None:
-        self._logs: list[tuple[WatchedRun, Log | None]] = []  # None where a run has failed
+        self._logs: list[tuple[WatchedRun, Log | None]] = []  # None after a run failed
 
     @abc.abstractmethod
     def open(self, run: WatchedRun, step: int) -> Log:
-        """The log of a run that starts, or resumes, at `step`."""
+        """Opens the log of a run that starts or resumes at `step`."""
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
-        """Opens a log for each run, and gives it what it has missed."""
-        self._logs = []  # of earlier runs, where a log has failed
+        """Opens a log for each run and writes the evaluations that the log lacks."""
+        self._logs = []  # drops logs that an error left open
         for run in runs:
             self._logs.append((run, self.open(run, step)))
         self._catch_up()
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Writes what is new."""
+        """Writes the evaluations that the logs lack."""
         self._catch_up()
 
     def on_failure(self, place: int) -> None:
-        """Closes that run's log."""
+        """Closes the log of the run that failed."""
         run, log = self._logs[place]
         self._logs[place] = (run, None)
         if log is not None:
             log.close("failed")
 
     def on_end(self, status: str) -> None:
-        """Closes the logs that are left."""
+        """Closes the logs that are still open."""
         while self._logs:
             _, log = self._logs.pop()
             if log is not None:
@@ -88,10 +88,11 @@ class Tracker(Callback, abc.ABC):
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation by name: "beta_sh/aux_1", "train/loss", "per_client/beta_sh/main/3".
+    """Returns the numbers of an evaluation by name, such as "beta_sh/aux_1" or "train/loss".
 
-    Left out are what is unknown (None), single clients where there are more than 64, and their
-    accuracies by class.
+    Names of single clients' numbers end in the client: "per_client/beta_sh/main/3". Unknown numbers
+    (None), single clients' numbers if there are more than 64 clients, and their accuracies by class
+    are left out.
     """
     found: dict[str, float] = {}
     for name, value in flat(record, "/").items():
@@ -105,10 +106,10 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require(module: str, extra: str) -> Any:
-    """A package that only this tracker needs.
+    """Imports and returns a module of an optional package.
 
     Raises:
-      ConfigError: it is not installed.
+      ConfigError: the package is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Runs as Weights & Biases shows them."""
+"""Logging to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _EXTRA = "wandb"
 class WandB(Tracker):
     """Logs to a project: numbers at each evaluation, and the settings as the run's config.
 
-    With a workdir, wandb's files lie in it, and a resumed run goes on under its id, which
-    `wandb.json` keeps there. WANDB_MODE=offline keeps all on this machine, for `wandb sync`.
+    With a workdir, wandb's files lie in it, and a resumed run continues the wandb run whose id is
+    stored in `wandb.json`. WANDB_MODE=offline keeps all data on this machine, for `wandb sync`.
     """
 
     def __init__(self, project: str, **options: Any):
-        """Looks for wandb, and starts nothing yet.
+        """Checks that wandb is installed; starts nothing yet.
 
         Args:
-          project: its name.
-          **options: of `wandb.init`, like `entity`, `tags` or `mode`.
+          project: the project's name.
+          **options: arguments of `wandb.init`, like `entity`, `tags` or `mode`.
 
         Raises:
           ConfigError: wandb is not installed, or the project has no name.
@@ -37,7 +37,7 @@ class WandB(Tracker):
         self._options = {"project": project, **options}
 
     def open(self, run: WatchedRun, step: int) -> Log:
-        """The run at wandb: a new one at step 0, else the one that is resumed."""
+        """Starts a new wandb run at step 0; otherwise resumes the earlier one."""
         return _WandbRun(run, step, self._options)
 
 
@@ -55,12 +55,12 @@ class _WandbRun(Log):
                 **{
                     "id": kept["id"],
                     "resume": "allow",
-                    "reinit": "create_new",  # beside others that go together
+                    "reinit": "create_new",  # beside those of joint runs
                     "name": str(run.folder or f"{algorithm}, seed {run.settings['seed']}"),
                     "group": algorithm,
                     "dir": run.folder,
                     "config": jsonable(run.settings),
-                    # The terminal is the progress bar's.
+                    # wandb must not print into the progress bar.
                     "settings": wandb.Settings(console="off", quiet=True),
                     **options,
                 }
@@ -79,6 +79,6 @@ class _WandbRun(Log):
         self._run.finish(exit_code=1 if status == "failed" else 0)
 
     def _keep(self, step: int) -> None:
-        """Leaves what a resumed run needs to know."""
+        """Writes the wandb id and the last logged step, which a resumed run reads."""
         if self._file is not None:
             write_json(self._file, {"id": self._run.id, "step": step})
