@@ -1,1 +1,1 @@
-"""What every room shares: records, errors, keys, the client axis, files."""
+"""The parts that all packages share: records, errors, random keys, the client axis, files."""

@@ -1,6 +1,6 @@
-"""How a function of one client runs for all of them: at once, in chunks, across devices.
+"""Mapping a function of one client over all clients: at once, in chunks, or across devices.
 
-Algorithms are written with `over_clients` and know nothing of this. The engine chooses an
+Algorithms call `over_clients` and do not depend on the choice. The engine chooses an
 `Execution` and traces the program under it; without one, all clients are vmapped at once.
 """
 
@@ -32,17 +32,18 @@ Axis = int | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Static choices about the client axis.
+    """Static choices of how the client axis is computed.
 
     Attributes:
-      chunk: clients of one device that are computed together; the others wait their turn.
-        None takes all.
-      recompute: whether a gradient's pass back computes activations anew, chunk by chunk,
-        instead of keeping those of all clients from the pass forward.
-      mesh: devices along the axes "clients" and "batch": each client's samples are shared
-        where there are more devices than clients. None leaves everything on one device.
-      most_neighbours: how many a client has at most, at any step; None is all others.
-      platform: what programs are compiled for, "cpu", "gpu" or "tpu"; None is where JAX runs.
+      chunk: the number of clients that one device computes together; it computes its chunks one
+        after another. None computes all its clients together.
+      recompute: whether the backward pass recomputes activations, chunk by chunk, instead of
+        storing those of all clients in the forward pass.
+      mesh: devices along the axes "clients" and "batch"; where there are more devices than
+        clients, several devices share the samples of one client. None is a single device.
+      most_neighbours: the largest number of neighbours of any client at any step; None is K − 1.
+      platform: the platform that programs are compiled for, "cpu", "gpu" or "tpu"; None is the
+        platform on which JAX runs.
     """
 
     chunk: int | None = None
@@ -53,20 +54,20 @@ class Execution:
 
     @property
     def num_shards(self) -> int:
-        """Parts that the client axis is in."""
+        """The number of parts into which the client axis is split."""
         return 1 if self.mesh is None else self.mesh.shape[AXIS]
 
     @property
     def num_devices(self) -> int:
-        """Devices that compute."""
+        """The number of devices that compute."""
         return 1 if self.mesh is None else self.mesh.size
 
     def at_once(self, num_clients: int) -> int:
-        """How many of K clients each device computes together."""
+        """Returns how many of K clients each device computes together."""
         return self.chunk or -(-num_clients // self.num_shards)
 
     def sharding(self, by_client: bool) -> Sharding:
-        """Where arrays live: split along their leading client axis, or whole on every device."""
+        """Returns the sharding of arrays: split by their leading client axis, or replicated."""
         if self.mesh is None:
             return SingleDeviceSharding(jax.devices()[0])
         return NamedSharding(self.mesh, PartitionSpec(AXIS) if by_client else PartitionSpec())
@@ -74,12 +75,13 @@ class Execution:
     def gathered(
         self, shape: tuple[int, ...], axis: int | None, read: Callable[[slice], np.ndarray]
     ) -> jax.Array:
-        """An array of which every device holds its own clients' part, as the host reads it.
+        """Returns a global array, for which every host reads only its own clients' part.
 
         Args:
-          shape: of the whole.
-          axis: along which clients lie; None where all devices hold the whole.
-          read: the part of these clients; asked for clients of this process alone, and once.
+          shape: the shape of the global array.
+          axis: the client axis of the array; None replicates the array on all devices.
+          read: returns the part of a slice of clients; it is called once for each part that
+            devices of this process hold.
         """
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
         sharding = (
@@ -102,7 +104,7 @@ _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution"
 
 @contextlib.contextmanager
 def under(execution: Execution) -> Iterator[None]:
-    """Traces what is inside with this execution."""
+    """Sets the execution under which the code of the with block is traced."""
     token = _current.set(execution)
     try:
         yield
@@ -111,30 +113,38 @@ def under(execution: Execution) -> Iterator[None]:
 
 
 def computes_at_once() -> bool:
-    """Whether one pass takes all clients of a device, each of them with all its samples."""
+    """Returns whether each device computes all samples of all its clients in a single pass."""
     execution = _current.get()
     shares = execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1
     return execution.chunk is None and not execution.recompute and not shares
 
 
 def default_platform() -> str:
-    """Where JAX runs: "cpu", "gpu" or "tpu"."""
+    """Returns the platform on which JAX runs: "cpu", "gpu" or "tpu"."""
     return jax.default_backend()
 
 
 def target_platform() -> str:
-    """What a program that is traced now is compiled for."""
+    """Returns the platform for which the program that is being traced is compiled."""
     return _current.get().platform or default_platform()
 
 
 def neighbour_slots(num_clients: int) -> int:
-    """Places that hold the neighbours of any of K clients, at least 1."""
+    """Returns the number of slots, at least 1, that hold the neighbours of any of K clients."""
     others, most = num_clients - 1, _current.get().most_neighbours
     return max(others if most is None else min(most, others), 1)
 
 
 def first_of(chosen: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
-    """The first columns chosen in each row of [K, K], int32 [K, slots], and which slots are taken."""
+    """Returns the first columns chosen in each row of `chosen`, and which slots they fill.
+
+    Args:
+      chosen: bool [K, K].
+      slots: the number of columns returned for each row.
+
+    Returns:
+      The columns, int32 [K, slots], and which slots are filled, bool [K, slots].
+    """
     num_clients = chosen.shape[1]
     order = num_clients - jnp.arange(num_clients, dtype=jnp.float32)
     found, columns = jax.lax.top_k(jnp.where(chosen, order, 0), slots)  # floats are sorted fastest
@@ -142,16 +152,16 @@ def first_of(chosen: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
 
 
 def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
-    """Maps a function of one client over the client axis: the one place where that happens.
+    """Maps a function of one client over the client axis; all code does so through this function.
 
     Args:
-      fn: takes one client's arguments, returns a tree of arrays.
-      in_axes: for each argument 0 (it has a client axis in front), None (all clients share it)
-        or `BY_DEVICE` (it has an axis of devices in front; the clients of one device share
+      fn: takes the arguments of one client and returns a tree of arrays.
+      in_axes: for each argument 0 (its leading axis is the client axis), None (all clients share
+        it) or `BY_DEVICE` (its leading axis is one of devices; the clients of a device share
         that device's part, and no other device sees it).
 
     Returns:
-      A function of stacked arguments whose results have a client axis in front.
+      A function of stacked arguments whose results have a leading client axis.
     """
 
     def mapped(*arguments: Any) -> Any:
@@ -205,10 +215,11 @@ def _in_chunks(
 
 @jax.custom_batching.custom_vmap
 def in_any_run(flag: Any) -> Any:
-    """Whether a flag, bool [], is set in any of the runs that are one program.
+    """Returns whether a flag, bool [], is set in any of the runs that one program computes jointly.
 
-    As the predicate of a branch it is one for all of them: `jax.lax.cond` on a flag of each run's own
-    would compute both sides at every step. What is inside must be right for runs without it too.
+    As the predicate of `jax.lax.cond` it is the same for all these runs; with a flag of each run,
+    both branches would be computed at every step. The branch that is taken when the flag is set
+    must also be correct for the runs in which it is not set.
     """
     return flag
 
@@ -219,7 +230,7 @@ def _(axis_size: int, in_batched: Sequence[bool], flag: Any) -> tuple[Any, bool]
 
 
 def everywhere(tree: Any) -> Any:
-    """Brings arrays that are split by client to every device whole: what crosses edges does."""
+    """Replicates arrays that are split by client on every device, as messages require."""
     if _current.get().mesh is None:
         return tree
     sharding = _current.get().sharding(by_client=False)
@@ -227,7 +238,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def share_samples(tree: Any, axis: int) -> Any:
-    """Splits arrays' samples, which lie along `axis`, over the devices that share a client."""
+    """Splits the samples of arrays, along `axis`, over the devices that share a client."""
     mesh = _current.get().mesh
     if mesh is None or mesh.shape[BATCH_AXIS] == 1:
         return tree
@@ -237,9 +248,9 @@ def share_samples(tree: Any, axis: int) -> Any:
 
 
 def place(tree: Any, execution: Execution, by_client: bool) -> Any:
-    """Host arrays where the steps run: split along their first axis, or whole on every device.
+    """Moves host arrays to the devices: split along their leading client axis, or replicated.
 
-    Each host of several brings its own devices' part.
+    On several hosts, each host moves the parts of its own devices.
     """
     sharding = execution.sharding(by_client)
 
@@ -250,11 +261,13 @@ def place(tree: Any, execution: Execution, by_client: bool) -> Any:
 
 
 def client_mesh(num_devices: int, num_parts: int | None = None) -> Mesh | None:
-    """Devices along the client axis and the batch axis, equally many of every process.
+    """Returns a mesh of devices along the client axis and the batch axis.
 
     Args:
-      num_devices: how many, a multiple of the number of processes.
-      num_parts: parts of the client axis, a divisor of `num_devices`; by default one a device.
+      num_devices: the number of devices, a multiple of the number of processes, each of which
+        gives equally many.
+      num_parts: the number of parts of the client axis, a divisor of `num_devices`; by default
+        one for each device.
 
     Returns:
       The mesh; None for a single device.

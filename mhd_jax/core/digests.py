@@ -1,4 +1,4 @@
-"""Short digests that tell data, graphs and programs apart, for a run's recorded settings."""
+"""Short digests of data, graphs and programs, for the recorded settings of a run."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from mhd_jax.core.errors import ConfigError
 
 _LENGTH = 16
-_OF_NO_RESULT = ("name", "debug_info", "src")  # parameters of primitives: what a program is called
+_OF_NO_RESULT = ("name", "debug_info", "src")  # parameters of primitives that only name programs
 
 
 def array_digest(*arrays: Any) -> str:
-    """Tells arrays apart by their shapes, types and values, or files that are not read yet."""
+    """Returns a digest of arrays' shapes, types and values.
+
+    An array that reads its samples from files has a `digest` method, which identifies the files.
+    """
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype}{array.shape}".encode())
-        if hasattr(array, "digest"):  # its files say what it holds
+        if hasattr(array, "digest"):  # of its files, which need not be read
             sha.update(array.digest().encode())
         else:
-            # As bytes: types like bfloat16 have no buffer of their own.
+            # As bytes, since types like bfloat16 do not support the buffer protocol.
             sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()[:_LENGTH]
 
 
 def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
-    """Tells pure functions apart by what they compute: their jaxpr and its constants.
+    """Returns a digest of what a pure function computes: of its jaxpr and the jaxpr's constants.
 
-    Names of functions and variables, and where the code stands, make no difference.
+    Names of functions and variables, and the location of the code, do not change the digest.
 
     Args:
-      function: traceable.
-      *arguments: trees of arrays, or of their shapes.
+      function: a function that JAX can trace.
+      *arguments: its arguments, trees of arrays or of their shapes.
     """
     return jaxpr_digest(_traced(function, arguments)[0])
 
 
 def is_pure(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function computes the same each time that it is traced; draws of NumPy do not."""
+    """Returns whether a function gives the same program at every trace (no draws by NumPy)."""
     return pure_program(function, *arguments)[0] is not None
 
 
 def pure_program(
     function: Callable[..., Any], *arguments: Any, times: int = 2
 ) -> tuple[str | None, Any]:
-    """A function's `program_digest`, None where it is not pure, and the shapes of what it returns.
+    """Returns a function's `program_digest`, None if it is not pure, and its results' shapes.
 
-    It is traced so many `times`: draws among few things may agree.
+    The function is traced `times` times: two draws from a small set may happen to agree.
     """
     traced = [_traced(function, arguments) for _ in range(times)]
     digests = {jaxpr_digest(program) for program, _ in traced}
@@ -61,15 +64,15 @@ def pure_program(
 
 
 def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
-    """What a function computes, and the shapes of what it returns."""
-    if isinstance(function, jax.stages.Wrapped):  # which would not be called a second time
+    """Returns the jaxpr of a function and the shapes of its results."""
+    if isinstance(function, jax.stages.Wrapped):  # jit would not trace it a second time
         function = inspect.unwrap(function)
-    # JAX keeps what it traced by the function, whatever it was traced under: a new one has nothing.
+    # JAX caches traces by function, whatever execution they were made under; a new lambda has none.
     return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
 
 
 def require_pure(what: str, function: Callable[..., Any], *arguments: Any) -> None:
-    """Raises `ConfigError` where a user's function is another one each time it is traced."""
+    """Raises `ConfigError` unless a user's function gives the same program at every trace."""
     if not is_pure(function, *arguments):
         raise ConfigError(
             f"{what} is another one each time it is called, and what it drew would be frozen for the "
@@ -79,15 +82,16 @@ def require_pure(what: str, function: Callable[..., Any], *arguments: Any) -> No
 
 
 def jaxpr_digest(closed: ClosedJaxpr) -> str:
-    """The digest of a function that is traced already."""
+    """Returns the digest of a function that has already been traced."""
     return _Digests().of_closed(closed)
 
 
 class _Digests:
-    """Digests of jaxprs; one that stands in several places is looked at once."""
+    """Computes digests of jaxprs; a jaxpr that occurs in several places is digested once."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Jaxpr, str]] = {}  # which keeps ids from being used again
+        # By id; the jaxpr is kept so that its id is not reused.
+        self._known: dict[int, tuple[Jaxpr, str]] = {}
 
     def of_closed(self, closed: ClosedJaxpr) -> str:
         constants = ",".join(map(self._value, closed.consts))
@@ -126,7 +130,7 @@ class _Digests:
         return [*lines, used(jaxpr.outvars)]
 
     def _value(self, value: Any) -> str:
-        """A constant or a primitive's parameter as text."""
+        """Returns a constant, or a parameter of a primitive, as text."""
         if isinstance(value, ClosedJaxpr):
             return self.of_closed(value)
         if isinstance(value, Jaxpr):
@@ -144,12 +148,15 @@ class _Digests:
         if type(value).__name__ == "WrappedFun" or (
             callable(value) and not isinstance(value, type)
         ):
-            return "function"  # a rule of differentiation, say: what is made of it is in the jaxpr
+            return "function"  # such as a differentiation rule, whose results are in the jaxpr
         return re.sub(r"0x[0-9a-f]+", "", repr(value))  # addresses differ between processes
 
 
 def _live(jaxpr: Jaxpr) -> list[Any]:
-    """The equations on which results depend: a model that is drawn passes a batch for its shapes."""
+    """Returns the equations on which the results depend.
+
+    Others occur: the initialization of a model evaluates a batch just for the shapes.
+    """
     needed, kept = set(_variables(jaxpr.outvars)), []
     for equation in reversed(jaxpr.eqns):
         if equation.effects or needed.intersection(equation.outvars):

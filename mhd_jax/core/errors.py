@@ -1,30 +1,30 @@
-"""What goes wrong in ways that a user can mend."""
+"""Exceptions for failures that a user can fix, such as impossible settings or a full disk."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """Settings that cannot work. The message names the setting and says what to do."""
+    """Settings are invalid; the message names the setting and says what to do."""
 
 
 class DivergedError(RuntimeError):
-    """A loss is no longer finite."""
+    """Training diverged: a loss is no longer finite."""
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """The run was asked to stop, and has saved itself."""
+    """The run was asked to stop; it has saved its state and can be resumed."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of a run on several has ended before its time."""
+    """Another process of a multi-process run ended before the run was complete."""
 
 
 class StorageError(RuntimeError):
-    """What should stay of a run cannot be written: the disk is full, or fails."""
+    """A file of the run cannot be written: the disk is full or fails."""
 
 
 def in_a_line(error: BaseException, most: int = 200) -> str:
-    """An exception of someone else's: its class and the first line of what it says, cut where long."""
+    """Returns an exception's class and the first line of its message, at most `most` characters."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""Folders that can be made or are refused, files that are there whole or not at all."""
+"""Paths, folders and atomically written files, with errors that name the setting."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mhd_jax.core.errors import ConfigError
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path whose ~ or ~user is that home folder; as it is, where there is no such user."""
+    """Returns a path with ~ or ~user expanded; unchanged if there is no such user."""
     return pathlib.Path(os.path.expanduser(path))
 
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also as pathlib leaves it, with one slash
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one slash of a URL's two
 
 
 def folder_here(path: object, name: str) -> pathlib.Path:
-    """The path of a folder, or a file, of this machine, which need not be there yet; ~ is the home folder.
+    """Returns the path of a local folder or file, which need not exist yet, with ~ expanded.
 
     Args:
-      path: as a user gives it.
-      name: of the setting, for refusals.
+      path: the path as a user gives it.
+      name: the name of the setting, for error messages.
 
     Raises:
-      ConfigError: a URL, or what can be no path.
+      ConfigError: the path is a URL, or cannot be a path.
     """
     text = str(path)
     if not isinstance(path, str | pathlib.PurePath) or not text or not text.isprintable():
@@ -47,13 +47,13 @@ def folder_here(path: object, name: str) -> pathlib.Path:
         found.lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:  # too long, or not to be looked at
+    except OSError as error:  # the path is too long, or permission is denied
         raise ConfigError(f"{name} {text!r} cannot be used: {error.strerror}.") from error
     return found
 
 
 def make_folder(path: pathlib.Path, name: str) -> None:
-    """Makes a folder where there is none; `ConfigError` where that cannot be, which says `name`."""
+    """Makes a folder unless it exists; raises `ConfigError`, which says `name`, if it cannot."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +62,7 @@ def make_folder(path: pathlib.Path, name: str) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file to write instead of `path`, which becomes `path` in one move once it is on the disk."""
+    """Yields a temporary path to write to, which atomically replaces `path` once it is on disk."""
     partial = partial_of(path)
     yield partial
     sync(partial)
@@ -71,12 +71,12 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def partial_of(path: pathlib.Path) -> pathlib.Path:
-    """What `written_whole` writes first; a process that is killed may leave it behind."""
+    """Returns the temporary path of `written_whole`, which a killed process may leave behind."""
     return path.with_name(path.name + ".partial")
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns when a file, or a folder's list of files, is on the disk and survives a loss of power."""
+    """Flushes a file, or a folder's list of files, to disk, so that it survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,13 @@
-"""Label sets: clients whose tasks have only some of the classes.
+"""Label sets: clients whose tasks have only some of the C classes.
 
-All heads speak in the shared space of C classes, so that clients of unlike tasks understand each
-other. A client with the label set L gives the classes outside L probability 0: in its predictions,
-in its losses and when it teaches. Of what others say only the part inside L teaches it, as it
-stands: with a target t and its own prediction p,
+All heads have the same C outputs, so that clients with different tasks can teach each other. A
+client with label set L gives the classes outside L probability 0: in its predictions, in its
+losses and as a teacher. As a student it uses only the part of a target inside L, without
+renormalising it: with a target t and its own prediction p,
 
     −Σ_{c∈L} t_c log p_c = (Σ_{c∈L} t_c) · CE(p, t renormalised inside L),
 
-so that a sample that its teacher puts outside L teaches it nothing.
+so that the client learns nothing from a sample that its teacher assigns to classes outside L.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from jax import Array
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.validation import is_integer
 
-IMPOSSIBLE = -1e9  # the logit of a class outside: its probability is 0, and 0 · log p is no NaN
-_MOST = 2**20  # clients or classes in one range
+IMPOSSIBLE = -1e9  # logit of classes outside: finite, so that 0 · log p is 0 and not NaN
+_MOST = 2**20  # the largest number of clients or classes in one range
 LabelSets = str | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 
 
 def masked(logits: Array, label_set: Array | None) -> Array:
-    """Logits [..., C] that are `IMPOSSIBLE` outside a label set, bool [..., C]; None is all classes."""
+    """Returns logits [..., C], set to `IMPOSSIBLE` outside a label set, bool [..., C], if any."""
     return logits if label_set is None else jnp.where(label_set, logits, IMPOSSIBLE)
 
 
 def resolved(given: LabelSets | None, counts: np.ndarray) -> np.ndarray | None:
-    """Which classes each client knows, bool [K, C]; None where all know all.
+    """Returns the label sets of all clients, bool [K, C]; None if all have all classes.
 
     Args:
-      given: as for `make_clients`.
+      given: the argument `label_sets` of `make_clients`.
       counts: private samples whose labels are learned, by client and class, int [K, C].
 
     Raises:
-      ConfigError: sets that cannot be read, or that lack a class that their client has samples of.
+      ConfigError: the sets cannot be read, or lack a class of which their client has samples.
     """
     if given is None:
         return None
@@ -60,7 +60,7 @@ def resolved(given: LabelSets | None, counts: np.ndarray) -> np.ndarray | None:
 
 
 def require_equal(sets: np.ndarray | None, why: str, among: Sequence[int] | None = None) -> None:
-    """Raises `ConfigError` unless clients, all or `among` some, know the same classes, naming two."""
+    """Raises `ConfigError` unless all clients, or those of `among`, have the same label set."""
     if sets is None:
         return
     first, *others = range(len(sets)) if among is None else among
@@ -109,7 +109,7 @@ def _sets(given: Any, num_clients: int, num_classes: int) -> np.ndarray:
 
 
 def _read(text: str) -> dict[int, list[int]]:
-    """Sets written like "0-3:0-4;4,5:7": the clients, and the classes that they know."""
+    """Parses label sets like "0-3:0-4;4,5:7", clients and their classes, into lists by client."""
     found: dict[int, list[int]] = {}
     try:
         for part in text.split(";"):

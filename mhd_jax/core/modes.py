@@ -1,4 +1,4 @@
-"""JAX as this package and the libraries under it need it, whatever its user has set."""
+"""JAX's standard modes and devices, which the package needs whatever modes the user has set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mhd_jax.core.errors import ConfigError, in_a_line
 
 @contextlib.contextmanager
 def standard() -> Iterator[None]:
-    """JAX's standard modes: arrays of unlike types and ranks combine, and arrays move by themselves.
+    """Sets JAX's standard modes: ranks and types are promoted, and implicit transfers allowed.
 
-    Its strict modes (`jax_numpy_rank_promotion`, `jax_numpy_dtype_promotion`,
-    `jax_transfer_guard`) are for one's own code: Flax, Optax and Orbax do not promise to run in
-    them. The library's functions are decorated with this; a user's own models and callbacks that
-    they call run in the standard modes too.
+    A user may set strict modes (`jax_numpy_rank_promotion`, `jax_numpy_dtype_promotion`,
+    `jax_transfer_guard`), in which Flax, Optax and Orbax do not promise to run. Functions of this
+    library are decorated with `standard`; models and callbacks of users that they call run in the
+    standard modes too.
     """
     with (
         jax.numpy_rank_promotion("allow"),
@@ -28,10 +28,10 @@ def standard() -> Iterator[None]:
 
 
 def require_devices() -> None:
-    """Starts JAX, where it has not started; `ConfigError` where it has no device to start on."""
+    """Starts JAX if it has not started; raises `ConfigError` if JAX finds no device."""
     try:
         jax.devices()
-    except Exception as error:  # for some platforms it is an assertion that fails
+    except Exception as error:  # some platforms raise an AssertionError
         asked = jax.config.jax_platforms  # type: ignore[attr-defined]
         if not asked:
             raise ConfigError(f"JAX finds no device to compute on ({in_a_line(error)}).") from error

@@ -1,4 +1,4 @@
-"""Modules by the names that they had in version 0.1, for one version more."""
+"""The module names of version 0.1, which remain importable for one more version."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ MODULES = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Makes modules that stand where others stood, and have all that these have."""
+    """Finds modules by their old names and forwards their attributes to the new modules."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -87,7 +87,7 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def warn_of(name: str, stacklevel: int = 3) -> None:
-    """Says what an old name is now."""
+    """Warns that a module has a new name."""
     warnings.warn(
         f"{name} is {MODULES[name]} now; the old name will go with the next version.",
         DeprecationWarning,
@@ -96,6 +96,6 @@ def warn_of(name: str, stacklevel: int = 3) -> None:
 
 
 def install() -> None:
-    """Lets the old names be imported."""
+    """Makes the old module names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

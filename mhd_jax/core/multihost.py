@@ -1,4 +1,4 @@
-"""One run on several processes: what all must agree on, and what only the first one does."""
+"""Communication between the processes of one run, and the role of its main process."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from jax.experimental import multihost_utils
 
 
 def is_main() -> bool:
-    """Whether this process writes the run's files and talks to its user."""
+    """Returns whether this process is the one that writes the run's files and its output."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come to it."""
+    """Waits until all processes have reached the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def from_each(value: int) -> np.ndarray:
-    """What every process says, int [processes], the same everywhere."""
+    """Gathers an integer of every process, int [processes], on all processes."""
     if jax.process_count() == 1:
         return np.array([value])
     return np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1)
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays as NumPy's, whole, on every process."""
+    """Returns complete NumPy arrays on every process from arrays that devices may share."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether an error of JAX says that another process of this run is gone."""
+    """Returns whether an error of JAX means that another process of this run has ended."""
     signs = ("gloo", "nccl", "unavailable", "deadline", "coordination", "heartbeat", "barrier")
     return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)

@@ -1,7 +1,7 @@
-"""Keys: every random draw of a run derives from (seed, purpose, step, client id).
+"""Random keys: every draw of a run derives from (seed, purpose, step, client id).
 
-No key is ever split and carried along, so a draw depends on nothing but these four:
-not on how many steps one dispatch scans, nor on whether the run was interrupted.
+No key is split and carried along, so that a draw depends on these four alone, and neither on how
+many steps one dispatch scans nor on whether the run was interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jax import Array
 
 
 class Purpose(enum.IntEnum):
-    """What a key is for. Values are part of a run's identity: append, never renumber."""
+    """What a key is used for. A change of these values would change all runs: append only."""
 
     INIT = 0
     PRIVATE_ORDER = 1
@@ -34,11 +34,11 @@ class Purpose(enum.IntEnum):
 
 
 def purpose_key(key: Array, purpose: Purpose, step: Array | int = 0) -> Array:
-    """The key that all clients share for `purpose` at `step`."""
+    """Returns the key that all clients share for `purpose` at `step`."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), step)
 
 
 def client_keys(key: Array, purpose: Purpose, client_ids: Array, step: Array | int = 0) -> Array:
-    """One key per client [K] for `purpose` at `step`."""
+    """Returns one key per client, [K], for `purpose` at `step`."""
     shared = purpose_key(key, purpose, step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(shared, client_ids)

@@ -1,4 +1,4 @@
-"""Trees of arrays whose leading axes are clients or samples."""
+"""Operations on trees of arrays whose leading axes are clients or samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mhd_jax.core.types import PyTree
 
 
 def take_rows(tree: PyTree, rows: Array) -> PyTree:
-    """Rows of every array of a tree."""
+    """Takes the same rows of every array of a tree."""
     return jax.tree.map(lambda a: a[rows], tree)
 
 
 def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
-    """Rows of arrays [K, ...]: of `ones` where `which` [K] holds, else of `others`."""
+    """Returns rows of arrays [K, ...] of `ones` where `which`, bool [K], else of `others`."""
 
     def choose(one: Array, other: Array) -> Array:
         return jnp.where(which.reshape((-1,) + (1,) * (one.ndim - 1)), one, other)
@@ -27,14 +27,14 @@ def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
 
 
 def all_finite(tree: PyTree, axes: int = 1) -> Array:
-    """Whose outputs, or which messages, are all finite; nobody learns from the others.
+    """Returns which clients' outputs, or which messages, contain finite numbers only.
 
     Args:
       tree: outputs of clients, arrays [K, ...], or messages, arrays [K, T, ...].
-      axes: how many of the leading axes tell them apart: 1 or 2.
+      axes: the number of leading axes that index clients or messages, 1 or 2.
 
     Returns:
-      bool [K] or [K, T].
+      bool [K] or [K, T]; clients learn from messages that are finite only.
     """
     finite = [jnp.isfinite(a).all(axis=range(axes, a.ndim)) for a in jax.tree.leaves(tree)]
     return jnp.stack(finite).all(axis=0)
@@ -46,10 +46,10 @@ def of_one_client(tree: PyTree) -> PyTree:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree, which may be shapes only."""
+    """Returns the number of bytes of all arrays, or shapes of arrays, of a tree."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in leaves)
 
 
 def _itemsize(dtype: Any) -> int:
-    return getattr(dtype, "itemsize", 8)  # keys are two words
+    return getattr(dtype, "itemsize", 8)  # a random key has two words of 32 bits

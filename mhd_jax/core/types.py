@@ -1,7 +1,7 @@
-"""The records that every part of the library shares.
+"""The records that all parts of the library share.
 
-Axis names used in all docstrings: K clients, B private batch, P public batch,
-H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
+Axis names in all docstrings: K clients, B samples of a private batch, P samples of a public
+batch, H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Metrics = dict[str, Any]  # arrays, and counts of messages by kind
 class Outputs:
     """A client's outputs on N samples: `logits` [N, H, C] and `embeddings` [N, D].
 
-    For clients of unequal embedding width together, D is the largest, and narrower
-    embeddings end in zeros. `embeddings` is None where they are not sent.
+    Where clients of different embedding widths are stacked, D is the largest width, and narrower
+    embeddings are padded with zeros. `embeddings` is None where they are not sent.
     """
 
     logits: jax.Array
@@ -32,18 +32,18 @@ class Outputs:
 
 
 class Model(Protocol):
-    """One client's network, whose parameters live outside; see `mhd_jax.models.ClientModel`."""
+    """The network of one client, without its parameters; see `mhd_jax.models.ClientModel`."""
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of classes."""
 
     @property
     def pretext(self) -> Any:
-        """The task that it learns from private images instead of labels; None learns from labels."""
+        """The pretext task that replaces the private labels; None for a client with labels."""
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        """Parameters and other variables of one client, for a batch of samples."""
+        """Returns initial parameters and statistics of one client for a sample batch."""
 
     def apply(
         self,
@@ -53,38 +53,38 @@ class Model(Protocol):
         key: jax.Array | None = None,
         label_set: jax.Array | None = None,
     ) -> tuple[Outputs, PyTree]:
-        """Outputs on samples, in training mode with a `key`, and the other variables afterwards."""
+        """Returns outputs on samples and the updated statistics; a `key` selects training mode."""
 
     def is_random(self, params: PyTree, inputs: PyTree) -> bool:
-        """Whether a pass in training mode draws random numbers."""
+        """Returns whether a pass in training mode draws random numbers."""
 
 
 class Participants(Protocol):
-    """What algorithms know of the clients; see `mhd_jax.Clients`."""
+    """The part of `mhd_jax.Clients` that algorithms use."""
 
     @property
     def groups(self) -> Sequence[Any]:
-        """Clients by architecture, with models and optimizers."""
+        """Groups of clients of one architecture, with their models and optimizers."""
 
     @property
     def num_clients(self) -> int:
-        """K."""
+        """K, the number of clients."""
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of classes."""
 
     @property
     def data(self) -> Any:
-        """The data set, which prepares samples."""
+        """The data set, including how its samples are prepared."""
 
     @property
     def num_public(self) -> int:
-        """M, samples in the public set."""
+        """M, the number of samples in the public set."""
 
     @property
     def public_inputs(self) -> PyTree:
-        """The public set, arrays [M, ...] as stored."""
+        """The public set, arrays [M, ...] as stored, before preparation."""
 
     @property
     def learns_labels(self) -> np.ndarray:
@@ -92,17 +92,17 @@ class Participants(Protocol):
 
     @property
     def label_sets(self) -> np.ndarray | None:
-        """Which classes each client knows, bool [K, C]; None where all know all."""
+        """The label sets of the clients, bool [K, C]; None if all have all classes."""
 
     @property
     def adversaries(self) -> Mapping[int, str]:
-        """What those send who misbehave, by client."""
+        """The kind of falsified predictions that each adversary sends, by client."""
 
     def label_counts(self) -> np.ndarray:
-        """Private samples by client and class, int [K, C]."""
+        """Returns the number of private samples by client and class, int [K, C]."""
 
     def labelled_counts(self) -> np.ndarray:
-        """Private samples from whose labels a client learns, by client and class, int [K, C]."""
+        """Returns `label_counts`, but zeros for clients that do not learn from labels."""
 
 
 @struct.dataclass
@@ -110,8 +110,8 @@ class Presence:
     """Which clients train, and which can be reached, in one step.
 
     Attributes:
-      trains: who takes the step, bool [K]; the others stay as they are.
-      reachable: whose messages can be received, made with the parameters that it has, bool [K].
+      trains: which clients take the step, bool [K]; the others keep their parameters.
+      reachable: which clients can send and be received, with their current parameters, bool [K].
     """
 
     trains: jax.Array
@@ -130,7 +130,7 @@ class Batch:
         [K, P, ...] when each client draws its own.
       public_indices: positions of the public samples in the public set, int32
         [P] or [K, P].
-      presence: which clients train and can be reached; None where all do at every step.
+      presence: which clients train and can be reached; None where all always do.
     """
 
     inputs: PyTree
@@ -142,16 +142,17 @@ class Batch:
 
     @property
     def public_is_shared(self) -> bool:
-        """Whether all clients see the same public samples in this step."""
+        """Whether all clients have the same public samples in this step."""
         return self.public_indices.ndim == 1
 
 
 @struct.dataclass
 class GroupState:
-    """Clients of one architecture, stacked: every array has a leading axis of the group's size.
+    """The k clients of one architecture, stacked: every array has a leading axis of length k.
 
-    `snapshots` are parameters and statistics of earlier steps, where an algorithm keeps some: arrays
-    [k, slots, ...] of its own clients, or [K, slots, ...] that all clients keep of such.
+    `snapshots` are parameters and statistics of earlier steps, if the algorithm stores any: arrays
+    [k, slots, ...] with snapshots of the group's clients, or [K, slots, ...] with those that each
+    of all K clients stores of clients of this architecture.
     """
 
     params: PyTree
@@ -165,18 +166,18 @@ class GroupState:
 
 @struct.dataclass
 class State:
-    """Everything that evolves in a run.
+    """The complete state of a run, which every step maps to the next.
 
     Attributes:
       step: number of steps taken, int32 [].
-      key: the run's base key; it never changes, see `mhd_jax.core.random`.
-      client_ids: who sits at each position of the client axis, int32 [K]. Keys
-        derive from the id, so a client keeps its randomness wherever it sits.
+      key: the run's base key, which never changes; see `mhd_jax.core.random`.
+      client_ids: the id of the client at each position of the client axis, int32 [K]. Random keys
+        derive from the id, so that a client's draws do not depend on its position.
       groups: clients by architecture; `members` gives their positions.
-      label_sets: which classes each client knows, bool [K, C]; None where all know all. The
-        whole is everyone's: receivers know their senders' sets.
-      extra: what one algorithm keeps beside (consensus estimates, teacher pools); arrays
-        [K, ...] live where their clients do.
+      label_sets: the classes of each client, bool [K, C]; None if all have all. Every device has
+        all rows: receivers know their senders' label sets.
+      extra: further state of the algorithm (consensus estimates, teacher pools); arrays [K, ...]
+        are stored on the devices of their clients.
     """
 
     step: jax.Array
@@ -188,51 +189,52 @@ class State:
 
     @property
     def num_clients(self) -> int:
-        """K, the length of the client axis."""
+        """K, the length of the client axis, including clients that only pad it."""
         return self.client_ids.shape[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algorithm:
-    """One way of learning together, as pure and un-jitted functions.
+    """An algorithm of decentralized learning, as pure functions that are not jitted.
 
     Attributes:
-      init: `(key, clients, sample_batch) -> State`; raises `ConfigError` where the
-        clients cannot take part (unequal architectures or embeddings, say).
-      train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a
-        scalar or has one entry per client [K]; `metrics["messages"]` counts the messages
-        of this step that arrive, by kind ("predictions", "weights"): those of i from j, int32
-        [K, K], or those between i and a server [K]. Where clients or links fail
-        (`mhd_jax.engine.faults`), the graph is without the edges that do, and the engine gives
-        parameters, statistics and optimizer states back to those who do not train; what is in
-        `extra`, or goes through a server, is the algorithm's to keep sound by `batch.presence`. What messages
-        were not finite, and are not learned from, `metrics["non_finite"]` may count.
-        `metrics["diagnostics"]`, where there are any, are summed over the run (`mhd_jax.exchange.diagnostics`).
+      init: `(key, clients, sample_batch) -> State`; raises `ConfigError` if the clients cannot
+        run the algorithm (because of unequal architectures or embedding widths, for example).
+      train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a scalar or
+        has one entry per client, [K]. `metrics["messages"]` counts the messages received in this
+        step by kind ("predictions", "weights"): those that i receives from j, int32 [K, K], or
+        those between i and a server, [K]. `metrics["non_finite"]` may count the messages that
+        were not finite, and which clients therefore ignored. `metrics["diagnostics"]`, if any,
+        are summed over the run (`mhd_jax.exchange.diagnostics`). Where clients or links fail
+        (`mhd_jax.engine.faults`), failed edges are removed from the graph, and the engine
+        restores parameters, statistics and optimizer states of clients that do not train; the
+        algorithm itself must handle `extra`, and messages through a server, by `batch.presence`.
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
-      message: `(state, batch, group) -> {kind: {type: arrays}}`, what a message of each kind
-        from a client of `group`, one of the state's, consists of, in shapes (see
-        `mhd_jax.exchange.messages`); arrays are not read.
-      num_heads: H.
-      public_batch: "shared" when all clients see the same public samples in a step,
-        "independent" when each draws its own, None when it needs no public set.
-      undirected: whether it averages over the graph, whose edges must then go both ways.
-      strongly_connected: whether what goes out over the edges must be able to come back, by some
-        way: clients that send and never receive lose their weight.
-      consensus: `state -> weights [K]`, where a mean of the clients' parameters, by such weights,
-        is a model of its own, which is evaluated at the end beside the clients'; None where not.
-      remembers_public: whether it keeps something about each public sample, which must then
-        look the same every time.
-      num_snapshots: how many earlier parameters each client keeps, or others keep of it.
-      falsifiable: whether clients may misbehave: their messages go through
-        `mhd_jax.exchange.adversaries`, or there are none.
+      message: `(state, batch, group) -> {kind: {type: arrays}}`, the shapes of the arrays in a
+        message of each kind from a client of `group`, one of the state's groups (see
+        `mhd_jax.exchange.messages`); the values of the arrays are not used.
+      num_heads: H, the number of heads of each client.
+      public_batch: "shared" if all clients have the same public samples in a step,
+        "independent" if each draws its own, None if the algorithm needs no public set.
+      undirected: whether the algorithm averages over the graph in a way that needs every edge in
+        both directions.
+      strongly_connected: whether every edge must lie on a directed cycle: with push-sum, clients
+        that send and never receive lose their weight.
+      consensus: `state -> weights [K]` of a weighted mean of the clients' parameters, a model
+        which is evaluated at the end beside the clients' models; None if there is no such model.
+      remembers_public: whether the algorithm stores something about each public sample, which
+        must then not be augmented.
+      num_snapshots: the number of earlier models that are stored by each client or of each client.
+      falsifiable: whether clients may be adversaries: their messages pass through
+        `mhd_jax.exchange.adversaries`, or the algorithm sends no messages.
       pooled: whether one client holds all private data (the upper bound).
-      nesterov: whether its paper's momentum is Nesterov's, which `mhd_jax.training.optim.SGD` then takes
-        where `nesterov` is not given.
-      needs_everyone: why it has no sound meaning where clients or links are missing; empty where
-        it has one.
-      name: filled in by the factory that made it.
-      hyperparameters: filled in by it, too.
-      factory: filled in by it, too.
+      nesterov: whether the algorithm's paper uses Nesterov momentum, the default of
+        `mhd_jax.training.optim.SGD` in its runs.
+      needs_everyone: the reason why the algorithm is not sound if clients or links fail; empty if
+        it is.
+      name: set by the factory that made the algorithm.
+      hyperparameters: set by the factory.
+      factory: the factory itself, set by it.
     """
 
     init: Callable[[jax.Array, Participants, Batch], State]
@@ -256,5 +258,5 @@ class Algorithm:
 
     @property
     def may_augment_public(self) -> bool:
-        """Whether public samples may look different from time to time."""
+        """Whether public samples may be augmented, and so differ each time they are drawn."""
         return self.public_batch is not None and not self.remembers_public

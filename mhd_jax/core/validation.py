@@ -1,7 +1,7 @@
-"""What kind of value a setting must be, told before anything computes with it.
+"""Checks of the types of settings, made before anything computes with them.
 
-Records and factories declare the kinds of their settings by annotations; what is in range is
-theirs to say.
+Records and factories declare the types of their settings by annotations, and check the ranges of
+their values themselves.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.varied import Varied
 
 MAX_SEED = 2**32
-_MOST = 2**31  # what counts on the device stays below
+_MOST = 2**31  # integers on the device are int32
 
 
 def is_integer(value: Any) -> TypeGuard[int]:
-    """Whether a value is an integer that a device counts with; True and False are none."""
+    """Returns whether a value is an integer that fits into int32; True and False do not count."""
     return isinstance(value, numbers.Integral) and not _is_bool(value) and abs(int(value)) < _MOST
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, infinity among them; True, False and NaN are none."""
+    """Returns whether a value is a real number or infinity; True, False and NaN do not count."""
     try:
         real = isinstance(value, numbers.Real) and not _is_bool(value)
         return real and not math.isnan(float(value))
@@ -50,7 +50,7 @@ def _is_hashable(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (_is_bool, "True or False"),
     "int": (is_integer, "an integer below 2^31"),
-    "str": (_is_hashable, "a text"),  # which ones there are, its taker says
+    "str": (_is_hashable, "a text"),  # the code that uses it checks which texts are allowed
     "int | str": (
         lambda value: is_integer(value) or isinstance(value, str),
         "an integer or a text",
@@ -60,9 +60,9 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def require_kind(name: str, annotation: str, value: Any) -> None:
-    """Raises `ConfigError` unless a value is what an annotation says: "int", "float | None" ...
+    """Raises `ConfigError` unless a value has the type of an annotation ("int", "float | None").
 
-    Other annotations than those of numbers and texts are not looked at.
+    Only annotations of numbers and texts are checked.
     """
     kind = annotation.removesuffix(" | None")
     if kind not in _KINDS or isinstance(value, Varied) or (value is None and kind != annotation):
@@ -73,7 +73,7 @@ def require_kind(name: str, annotation: str, value: Any) -> None:
 
 
 def require_kinds(record: Any, but: Collection[str] = ()) -> None:
-    """The same for the fields of a dataclass, `but` for some."""
+    """Raises `ConfigError` unless a dataclass's fields, except `but`, match their annotations."""
     for field in dataclasses.fields(record):
         if field.name not in but:
             require_kind(field.name, str(field.type), getattr(record, field.name))
@@ -89,7 +89,7 @@ def require_counts(**values: Any) -> None:
 
 
 def require_seed(seed: Any) -> None:
-    """Raises `ConfigError` unless `seed` is an integer that JAX's keys tell apart."""
+    """Raises `ConfigError` unless `seed` is in 0 … 2³² − 1, in which all of JAX's keys differ."""
     integer = isinstance(seed, numbers.Integral) and not _is_bool(seed)
     if not integer or not 0 <= int(seed) < MAX_SEED:
         raise ConfigError(f"seed must be an integer in 0 … 2^32 − 1, not {seed!r}.")

@@ -1,4 +1,4 @@
-"""Numbers that differ between runs of one program: traced, and still able to say what they may be."""
+"""Hyperparameters whose values differ between runs that one program computes jointly."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from jax import Array
 
 
 class NotAlikeError(Exception):
-    """A comparison has another answer for one run than for another, so that they are two programs."""
+    """A comparison has different results in different runs, which therefore need two programs."""
 
 
 class Varied:
-    """A hyperparameter of which each of several runs has a value of its own.
+    """A hyperparameter with one value for each of several runs of the same program.
 
-    Arithmetic takes the value of the run that is computed. A comparison decides what is
-    computed, and so must have one answer for all runs.
+    Arithmetic uses the traced value of the current run. A comparison determines the program, and
+    so must have the same result for all runs.
     """
 
-    __hash__ = None  # type: ignore[assignment]  # two programs never share one
+    __hash__ = None  # type: ignore[assignment]  # caches of programs must not use it as a key
 
     def __init__(self, value: Array, values: Sequence[float]):
-        """`value` is this run's, a traced scalar; `values` are those of all."""
+        """Takes the value of the current run, a traced scalar, and the values of all runs."""
         self._value = value
         self._values = tuple(values)
 

@@ -1,1 +1,1 @@
-"""One client's losses, gradients and updates."""
+"""Losses, gradients and parameter updates of the clients."""

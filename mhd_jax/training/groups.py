@@ -1,4 +1,7 @@
-"""Groups of clients: those of one architecture compute together, and all meet in client order."""
+"""Passes, gradients and updates of clients in groups of one architecture.
+
+Each group is computed in one vectorized program; results of all groups are joined in client order.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from mhd_jax.training.losses import pretext_cross_entropy, private_cross_entropy
 
 
 def take_members(tree: PyTree, members: tuple[int, ...], num_clients: int) -> PyTree:
-    """Rows of a group's members of arrays [K, ...] in client order."""
+    """Returns the rows of a group's members, [k, ...], of arrays [K, ...] in client order."""
     if members == tuple(range(num_clients)):
         return tree
     index = np.asarray(members)
@@ -30,7 +33,7 @@ def take_members(tree: PyTree, members: tuple[int, ...], num_clients: int) -> Py
 
 
 def in_client_order(parts: Sequence[PyTree], groups: Sequence[GroupState]) -> PyTree:
-    """Joins per-group trees of arrays [k, ...] into one of arrays [K, ...] in client order."""
+    """Joins a tree of arrays [k, ...] per group into a tree of arrays [K, ...] in client order."""
     members = [position for group in groups for position in group.members]
     if members == list(range(len(members))) and len(parts) == 1:
         return parts[0]
@@ -46,16 +49,17 @@ def init_state(
     same_start: bool | np.ndarray = False,
     starts_optimizers: bool = True,
 ) -> State:
-    """Fresh clients: each draws its own parameters from its own key.
+    """Returns the state before the first step, in which each client draws its own parameters.
 
     Args:
       key: the run's base key.
       clients: `mhd_jax.clients.Clients` whose groups have an optimizer.
       sample_batch: a batch, for the shape of one client's inputs.
-      num_heads: H.
-      same_start: whether all draw from the first client's key instead, or whose key each draws
-        from, int [K].
-      starts_optimizers: whether to; who adds parameters does so after that, by `start_optimizers`.
+      num_heads: H, the number of heads.
+      same_start: whether all clients draw from the first client's key, and so start alike; or for
+        each client the client from whose key it draws, int [K].
+      starts_optimizers: whether to initialize the optimizers; an algorithm that adds parameters
+        calls `start_optimizers` afterwards instead.
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
     if isinstance(same_start, bool):
@@ -76,7 +80,7 @@ def init_state(
 
 
 def start_optimizers(state: State) -> State:
-    """The same clients, each with its optimizer's first state."""
+    """Returns the state with each client's optimizer initialized for its parameters."""
     groups = [
         dataclasses.replace(group, opt_state=over_clients(group.optimizer.init)(group.params))
         for group in state.groups
@@ -87,7 +91,13 @@ def start_optimizers(state: State) -> State:
 def require_one_architecture(
     clients: Participants, why: str, among: Sequence[int] | None = None
 ) -> None:
-    """Raises `ConfigError` where clients, all or `among` some, differ in architecture or label set."""
+    """Raises `ConfigError` if clients differ in architecture or label set.
+
+    Args:
+      clients: all clients.
+      why: the beginning of the message, which says what needs equal architectures.
+      among: the clients to compare; None compares all.
+    """
     found = []
     for group in clients.groups:
         members = [i for i in group.members if among is None or i in among]
@@ -99,12 +109,12 @@ def require_one_architecture(
 
 
 def all_params(state: State) -> tuple[PyTree, ...]:
-    """Parameters group by group, the argument to differentiate by."""
+    """Returns the parameters of each group, the argument by which losses are differentiated."""
     return tuple(group.params for group in state.groups)
 
 
 def all_stats(state: State) -> tuple[PyTree, ...]:
-    """Normalisation statistics group by group."""
+    """Returns the normalisation statistics of each group."""
     return tuple(group.stats for group in state.groups)
 
 
@@ -117,19 +127,19 @@ def forward(
     train: random.Purpose | None = None,
     shared_inputs: bool = False,
 ) -> tuple[Outputs, tuple[PyTree, ...]]:
-    """Outputs of all clients in client order.
+    """Returns outputs of all clients in client order, and the updated statistics.
 
     Args:
       state: gives the models and, in training mode, the step's dropout keys.
-      params: group by group, as `all_params` lists them.
-      stats: group by group, as `all_stats` lists them.
+      params: parameters of each group, as from `all_params`.
+      stats: statistics of each group, as from `all_stats`.
       inputs: [K, N, ...], or [N, ...] with `shared_inputs`.
-      train: which dropout keys a pass in training mode draws; None is evaluation mode.
-      shared_inputs: whether all clients see the same samples.
+      train: the purpose of the dropout keys of a pass in training mode; None is evaluation mode.
+      shared_inputs: whether all clients have the same samples.
 
     Returns:
-      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (narrower ones end in
-      zeros), and the groups' statistics after the pass.
+      `Outputs` with logits [K, N, H, C] and embeddings [K, N, D] (narrower ones are padded with
+      zeros), and the statistics of each group after the pass.
     """
     keys = None
     if train is not None:
@@ -159,18 +169,19 @@ def local_gradients(
     loss: Callable[..., tuple[Array, Metrics]],
     context: tuple[PyTree, ...] = (),
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Metrics]:
-    """Every client's gradient of a loss on its private batch, in one pass for each client.
+    """Returns every client's gradient of a loss on its private batch, from one pass per client.
 
     Args:
-      state, batch: of this step.
-      loss: of one client, `(outputs, labels [B], mask [B], label_set [C], *context) -> (value,
-        terms)`; `outputs` hold logits [B, H, C] and embeddings [B, D], from a pass in training
-        mode, and `label_set` is None where all know all classes.
-        A client with a pretext task has that task's loss instead, and one term, "private_loss".
-      context: what else it needs, arrays [K, ...].
+      state: the state of this step.
+      batch: the batch of this step.
+      loss: the loss of one client, `(outputs, labels [B], mask [B], label_set [C], *context) ->
+        (value, terms)`; `outputs` are logits [B, H, C] and embeddings [B, D] of a pass in
+        training mode, and `label_set` is None if all clients have all classes. A client with a
+        pretext task uses the loss of that task instead, and has one term, "private_loss".
+      context: further arguments of the loss, trees of arrays [K, ...].
 
     Returns:
-      Gradients and statistics after the pass, group by group, and the terms [K].
+      The gradients and the statistics after the pass, of each group, and the terms, [K].
     """
     keys = random.client_keys(state.key, random.Purpose.DROPOUT, state.client_ids, state.step)
     gradients, new_stats, terms = [], [], []
@@ -221,10 +232,12 @@ def local_gradients(
 def private_gradients(
     state: State, batch: Batch, label_smoothing: float
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
-    """Every client's gradient of CE(z^0(x), y), or of its pretext task, on its private batch.
+    """Returns every client's gradient of CE(z^0(x), y) on its private batch.
+
+    A client with a pretext task uses the loss of that task instead.
 
     Returns:
-      Gradients and statistics after the pass, group by group, and the losses [K].
+      The gradients and the statistics after the pass, of each group, and the losses [K].
     """
 
     def loss(
@@ -246,7 +259,7 @@ def forward_teachers(
     teachers: Array,
     inputs: PyTree,
 ) -> Outputs:
-    """Outputs of each client's teachers on the client's own samples, in evaluation mode.
+    """Returns outputs of each client's teachers on the client's own samples, in evaluation mode.
 
     Args:
       state, params, stats: as for `forward`.
@@ -260,7 +273,7 @@ def forward_teachers(
     for group in state.groups:
         row_of[list(group.members)] = np.arange(len(group.members))
 
-    def models(who: Array) -> list[PyTree]:  # one teacher's of each client, group by group
+    def models(who: Array) -> list[PyTree]:  # of one teacher of each client, for each group
         rows = jnp.asarray(row_of)[who]
         return [
             take_rows((group_params, group_stats), jnp.minimum(rows, len(group.members) - 1))
@@ -282,14 +295,15 @@ def outputs_of_models(
     *,
     shared_inputs: bool = False,
 ) -> Outputs:
-    """Outputs of a model for each client, which may be another client's, in evaluation mode.
+    """Returns outputs of one model for each client, such as a teacher's, in evaluation mode.
 
     Args:
       state: gives the architectures and the label sets.
-      who: whose model it is, int32 [K].
-      models: for each group parameters and statistics of K models of its architecture; those of
-        `who`'s own group count.
+      who: for each client the client whose model is used, int32 [K].
+      models: for each group, parameters and statistics of K models of its architecture; only
+        those in the group of `who` are used.
       inputs: [K, P, ...], or [P, ...] with `shared_inputs`.
+      shared_inputs: whether all models are evaluated on the same samples.
 
     Returns:
       `Outputs` with logits [K, P, H, C] and embeddings [K, P, D].
@@ -298,7 +312,7 @@ def outputs_of_models(
     for i, group in enumerate(state.groups):
         group_of[list(group.members)] = i
     known = take_rows(state.label_sets, who)
-    parts = []  # every group's answer for all K; the model's own group is picked below
+    parts = []  # outputs of every architecture for all K; the right one is picked below
     for group, (params, stats) in zip(state.groups, models, strict=True):
 
         def apply(
@@ -316,7 +330,7 @@ def _pick_part(which: Array, *parts: Outputs) -> Outputs:
 
 
 def of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:
-    """Groups' outputs with embeddings as wide as the widest."""
+    """Returns the outputs of each group with embeddings padded to the largest width."""
     embeddings: list[Array] = [part.embeddings for part in outputs]  # type: ignore[misc]
     width = max(a.shape[-1] for a in embeddings)
     return [
@@ -326,7 +340,7 @@ def of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:
 
 
 def padded(embeddings: Array, width: int) -> Array:
-    """Embeddings [..., D] that end in zeros, [..., width]."""
+    """Pads embeddings [..., D] with zeros to [..., width]."""
     missing = width - embeddings.shape[-1]
     if missing == 0:
         return embeddings
@@ -334,12 +348,12 @@ def padded(embeddings: Array, width: int) -> Array:
 
 
 def embedding_width(group: GroupState) -> int:
-    """D of a group's clients."""
+    """Returns D, the embedding width of a group's clients."""
     return group.params["heads"]["kernel"].shape[2]
 
 
 def output_shapes(group: GroupState, batch: Batch) -> Outputs:
-    """Shapes of the outputs of a client of a group on a public batch: logits [P, H, C], embeddings [P, D]."""
+    """Returns the shapes of a client's public outputs: logits [P, H, C], embeddings [P, D]."""
     kernel = group.params["heads"]["kernel"]
     _, num_heads, width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]
@@ -353,7 +367,7 @@ def output_shapes(group: GroupState, batch: Batch) -> Outputs:
 def apply_gradients(
     state: State, gradients: tuple[PyTree, ...], stats: tuple[PyTree, ...]
 ) -> State:
-    """One optimizer step of every client, each with its own optimizer state."""
+    """Returns the state after one optimizer step of every client, with the given statistics."""
     groups = []
     for group, grads, new_stats in zip(state.groups, gradients, stats, strict=True):
         updates, opt_state = over_clients(group.optimizer.update)(
@@ -367,13 +381,14 @@ def apply_gradients(
 
 
 def keep_others(took: Array, after: State, before: State) -> State:
-    """The state after a step, in which the groups of those who did not take it are as before.
+    """Returns the state after a step, undone for the clients that do not take the step.
 
-    Snapshots are of what clients were, and stay.
+    Their parameters, statistics and optimizer states are restored; snapshots are not.
 
     Args:
-      took: who did, bool [K].
-      after, before: the step.
+      took: which clients take the step, bool [K].
+      after: the state after the step of all clients.
+      before: the state before it.
     """
     groups = []
     for new, old in zip(after.groups, before.groups, strict=True):
@@ -387,25 +402,27 @@ def keep_others(took: Array, after: State, before: State) -> State:
 
 
 def finite_params(state: State) -> Array:
-    """Whose parameters and statistics are all finite, bool [K]."""
+    """Returns which clients' parameters and statistics are all finite, bool [K]."""
     parts = [all_finite((group.params, group.stats)) for group in state.groups]
     return in_client_order(parts, state.groups)
 
 
 def predict(state: State, inputs: PyTree) -> Array:
-    """Logits [K, N, H, C] of all clients on the same inputs [N, ...], in evaluation mode."""
+    """Returns logits [K, N, H, C] of all clients on inputs [N, ...], in evaluation mode."""
     outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)
     return outputs.logits
 
 
 def averaged(state: State, weights: Array, among: Array | None = None) -> State:
-    """Every client's parameters and statistics as Σ_j W[i, j] of the clients'; optimizers stay.
+    """Replaces the parameters and statistics θ_i of every client by Σ_j W[i, j] θ_j.
+
+    Optimizer states do not change.
 
     Args:
-      state: before.
+      state: the state before averaging.
       weights: W, row-stochastic [K, K]; 0 between clients of different groups.
-      among: who takes part, bool [K], and has no weight for the others, who may hold anything and
-        keep it; None takes all.
+      among: which clients take part, bool [K]. W must give the others no weight; they keep their
+        parameters, which need not be finite. None is all clients.
     """
     groups = []
     for group in state.groups:
@@ -422,12 +439,12 @@ def averaged(state: State, weights: Array, among: Array | None = None) -> State:
 
 
 def consensus(state: State, weigh: Callable[[State], Array], num_active: int) -> State:
-    """The consensus model in every client's place: a mean of the first `num_active` clients' own.
+    """Replaces every client's model by the consensus model, a mean of the active clients' models.
 
     Args:
-      state: of one architecture.
-      weigh: what weight each has in it, see `Algorithm.consensus`.
-      num_active: how many clients are real; the others only fill devices.
+      state: a state of one architecture.
+      weigh: returns the clients' weights in the mean, see `Algorithm.consensus`.
+      num_active: the number of active clients; later ones only pad the client axis.
     """
     weights = jnp.where(jnp.arange(state.num_clients) < num_active, weigh(state), 0)
     return averaged(state, jnp.broadcast_to(weights / weights.sum(), (state.num_clients,) * 2))

@@ -1,4 +1,4 @@
-"""Losses of one client, as standalone functions of its outputs and its targets."""
+"""Losses of one client, as functions of its outputs and its targets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def private_cross_entropy(
     label_smoothing: float,
     label_set: Array | None = None,
 ) -> Array:
-    """CE(z(x), y) over the private batch, averaged over the samples that the mask keeps.
+    """Returns the mean of CE(z(x), y) over the samples of a private batch that the mask keeps.
 
     Args:
       logits: [B, C] of the main head.
       labels: int [B].
       mask: float [B].
       label_smoothing: mass spread uniformly over the classes (0 is the MHD paper's form).
-      label_set: which classes the client knows, bool [C]; None is all of them.
+      label_set: the client's classes, bool [C]; None is all classes.
 
     Returns:
       A scalar; 0 where the mask keeps nothing.
@@ -39,12 +39,12 @@ def private_cross_entropy(
 
 
 def pretext_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Mean of CE over images whose labels [N] they gave themselves; logits [N, ...]."""
+    """Returns the mean cross-entropy of pretext logits [N, ...] and pretext labels, int [N]."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
-    """Mean of values [B] over the samples that the mask [B] keeps; 0 where it keeps nothing."""
+    """Returns the mean of values [B] over samples that the mask [B] keeps; 0 if it keeps none."""
     mask = mask.astype(values.dtype)
     return (values * mask).sum() / jnp.maximum(mask.sum(), 1)
 
@@ -52,17 +52,17 @@ def masked_mean(values: Array, mask: Array) -> Array:
 def distillation(
     logits: Array, targets: Array, temperature: float = 1.0, label_set: Array | None = None
 ) -> Array:
-    """Σ_k mean_x CE(softmax(z^k(x)/T), target^k(x)), the auxiliary term of MHD.
+    """Returns T² Σ_k mean_x CE(softmax(z^k(x)/T), target^k(x)), the auxiliary term of MHD.
 
-    Multiplied by T², which keeps the gradient's size comparable over temperatures
-    (Hinton et al., 2015); at the paper's T = 1 it changes nothing.
+    The factor T² keeps the size of the gradient comparable between temperatures (Hinton et al.,
+    2015); at the paper's T = 1 it has no effect.
 
     Args:
       logits: [P, R, C] of the R heads that learn.
       targets: probabilities [P, R, C], constants.
       temperature: T.
-      label_set: which classes the client knows, bool [C], None is all of them; what targets say
-        outside is left out, and the rest stays as it is (see `mhd_jax.core.label_sets`).
+      label_set: the client's classes, bool [C]; None is all classes. The targets' probabilities
+        of other classes are left out, without renormalisation (see `mhd_jax.core.label_sets`).
     """
     if label_set is not None:
         targets = jnp.where(label_set, targets, 0)
@@ -71,13 +71,13 @@ def distillation(
 
 
 def absolute_difference(logits: Array, targets: Array, label_set: Array | None) -> Array:
-    """`mean_x |z(x) − target(x)|`, the digest loss of FedMD.
+    """Returns `mean_x |z(x) − target(x)|`, the digest loss of FedMD.
 
     Args:
       logits: [P, C].
       targets: logits [P, C], constants.
-      label_set: over which classes the mean is taken, bool [C]; None is all of them, and 0 is the
-        mean of none.
+      label_set: the classes over which the mean is taken, bool [C]; None is all classes. The mean
+        over no class is 0.
     """
     differences = jnp.abs(logits - targets)
     if label_set is None:
@@ -87,21 +87,21 @@ def absolute_difference(logits: Array, targets: Array, label_set: Array | None) 
 
 
 def normalise_embedding(embeddings: Array) -> Array:
-    """φ / ‖φ‖ along the last axis, with finite gradients where φ = 0."""
+    """Returns φ / ‖φ‖ along the last axis, with finite gradients where φ = 0."""
     squares = jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True)
     return embeddings * jax.lax.rsqrt(squares + EMBEDDING_EPSILON)
 
 
 def embedding_distance(embeddings: Array, teachers: Array, valid: Array) -> Array:
-    """mean_x mean_{j∈S} ‖ē(x) − ē_j(x)‖², the embedding term of MHD.
+    """Returns mean_x mean_{j∈S} ‖ē(x) − ē_j(x)‖², the embedding term of MHD.
 
     Args:
-      embeddings: [P, D] of the client.
+      embeddings: [P, D] of the client; or [T, P, D], mapped to the width of each teacher.
       teachers: [T, P, D], constants.
       valid: which of the T rows are teachers, bool [T].
 
     Returns:
-      A scalar; 0 where there is no teacher.
+      A scalar; 0 if there is no teacher.
     """
     own = normalise_embedding(embeddings)
     teachers = normalise_embedding(jnp.where(valid[:, None, None], teachers, 0))

@@ -1,7 +1,7 @@
-"""Accuracies by head, client and class, and what they sum up to.
+"""Accuracies by client, head and class, and their averages β_sh and β_priv.
 
-β_sh is the accuracy on the uniform label distribution, β_priv that on the client's own.
-Both derive from per-class accuracies, computed once on the test set.
+β_sh is the accuracy on the uniform label distribution, β_priv that on the client's own label
+distribution. Both derive from per-class accuracies, computed once on the test set.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from jax import Array
 
 
 def head_names(num_heads: int) -> list[str]:
-    """ "main", "aux_1", …, "aux_m"."""
+    """Returns the names of the heads: "main", "aux_1", …, "aux_m"."""
     return ["main", *(f"aux_{rank}" for rank in range(1, num_heads))]
 
 
 def prediction_entropy(logits: Array, label_set: Array | None = None) -> Array:
-    """Entropy of the mean prediction over samples [N, C], over its maximum log C.
+    """Returns the entropy of the mean prediction of logits [N, C], divided by its maximum log C.
 
-    Near 0 a head answers the same whatever it sees: the signature of a collapse. Of a client with a
-    label set L, bool [C], the maximum is `log |L|`; one that knows a single class has 1.
+    A value near 0 means that a head predicts the same class for all samples: it has collapsed.
+    For a client with a label set L, bool [C], the maximum is `log |L|`; the value for a single
+    class is 1.
     """
     mean = jax.nn.softmax(logits).mean(axis=0)
     entropy = jax.scipy.special.entr(mean).sum()
@@ -32,7 +33,7 @@ def prediction_entropy(logits: Array, label_set: Array | None = None) -> Array:
 
 
 def correct_by_class(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:
-    """Counts of correct answers.
+    """Returns the number of correct predictions by client, head and class.
 
     Args:
       logits: [K, N, H, C].
@@ -50,14 +51,17 @@ def correct_by_class(logits: Array, labels: Array, mask: Array, num_classes: int
 
 
 def beta_sh(per_class: np.ndarray) -> np.ndarray:
-    """β_sh [K, H] from per-class accuracies [K, H, C]; classes without test samples are NaN and left out."""
+    """Returns β_sh [K, H], the mean of per-class accuracies [K, H, C].
+
+    Classes without test samples, whose accuracies are NaN, are left out.
+    """
     return np.nanmean(per_class, axis=-1)
 
 
 def beta_priv(per_class: np.ndarray, label_distributions: np.ndarray) -> np.ndarray:
-    """β_priv [K, H]: per-class accuracies [K, H, C] weighted by the clients' own labels [K, C].
+    """Returns β_priv [K, H]: per-class accuracies [K, H, C] weighted by label distributions [K, C].
 
-    Classes without test samples are left out; a client without labels has NaN.
+    Classes without test samples are left out; β_priv of a client without labels is NaN.
     """
     known = ~np.isnan(per_class)
     weights = label_distributions[:, None, :] * known

@@ -1,7 +1,7 @@
-"""Optimizers as settings: a frozen description that builds an optax transformation.
+"""Optimizers as settings: a frozen record that builds an optax transformation.
 
-Any optax transformation may stand in its place; a description adds that a run can be
-repeated from its `config.json`, and that equal settings share a compiled program.
+Any optax transformation may be used instead; with the record a run can be repeated from its
+`config.json`, and equal settings share one compiled program.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ class SGD:
     Attributes:
       learning_rate: the peak rate.
       momentum: β; 0 keeps no buffer.
-      nesterov: whether the step looks ahead along the momentum. None takes what the run's
-        algorithm does in its paper: gossip and CCL do.
+      nesterov: whether momentum is Nesterov's. None takes the form in the paper of the run's
+        algorithm: Nesterov's for gossip and CCL.
       weight_decay: added to the gradient as weight_decay · θ, before the momentum.
-      schedule: "cosine" to 0 over the run, "constant", or "step": divided by 10 at half
-        and at three quarters of the run, or "decreasing": η / (1 + t/100)^¾, whose sum has no
-        bound while that of its squares has (Robbins and Monro, 1951), however long the run.
+      schedule: "cosine" to 0 over the run, "constant", "step": divided by 10 at half and at three
+        quarters of the run, or "decreasing": η / (1 + t/100)^¾ whatever the length of the run,
+        rates whose sum diverges while the sum of their squares converges (Robbins and Monro,
+        1951).
       warmup_steps: W steps of linear warm-up before the schedule: step t < W has (t + 1)/W of the
-        peak, so that none has rate 0, and step W is the schedule's first.
+        peak rate, so that no step has rate 0, and step W is the first of the schedule.
     """
 
     learning_rate: float = 0.03
@@ -62,7 +63,7 @@ class SGD:
             raise ConfigError(f"warmup_steps must be at least 0, not {self.warmup_steps}.")
 
     def rate(self, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the step, for a run of `steps` steps."""
+        """Returns the learning rate as a function of the step, for a run of `steps` steps."""
         steps = max(steps - self.warmup_steps, 1)
         if self.schedule == "cosine":
             main = optax.cosine_decay_schedule(self.learning_rate, steps)
@@ -85,10 +86,10 @@ class SGD:
         return optax.join_schedules([warmup, main], [self.warmup_steps])
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps; equal settings give the same object."""
+        """Returns the optax transformation for a run of `steps` steps, one object per setting."""
         try:
             return _cached_sgd(self, steps)
-        except TypeError:  # numbers of several runs at once, see `mhd_jax.core.varied`
+        except TypeError:  # a `mhd_jax.core.varied.Varied` cannot be hashed
             return _build_sgd(self, steps)
 
 
@@ -113,7 +114,7 @@ class _RateState(NamedTuple):
 
 
 def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
-    """−η times the update, with the last η kept in the state: gossip algorithms look it up."""
+    """Returns a transformation that scales by −η and keeps the last η, which gossip needs."""
 
     def init(params: Any) -> _RateState:
         del params
@@ -132,18 +133,21 @@ Optimizer: TypeAlias = SGD | optax.GradientTransformation
 
 
 def resolved(optimizer: Any, nesterov: bool) -> Any:
-    """The optimizer in a run whose algorithm has Nesterov's momentum or not, unless it says itself."""
+    """Returns an `SGD` whose `nesterov` is set to the algorithm's default if it is None.
+
+    Other optimizers are returned unchanged.
+    """
     if isinstance(optimizer, SGD) and optimizer.nesterov is None:
         return dataclasses.replace(optimizer, nesterov=nesterov)
     return optimizer
 
 
 def build(optimizer: Any, steps: int) -> optax.GradientTransformation:
-    """The optax transformation that `optimizer` stands for in a run of `steps` steps.
+    """Returns the optax transformation of an `SGD`, or of a user's own, in a run of `steps` steps.
 
     Raises:
-      ConfigError: it is no optimizer. So does what is built from a user's transformation where
-        that fails.
+      ConfigError: `optimizer` is neither. The returned transformation raises `ConfigError`, too,
+        if a user's transformation fails.
     """
     if isinstance(optimizer, SGD):
         return optimizer.build(steps)
@@ -155,10 +159,10 @@ def build(optimizer: Any, steps: int) -> optax.GradientTransformation:
 
 
 class _Guarded(optax.GradientTransformation):
-    """A user's transformation, whose failures are told in words."""
+    """A user's transformation whose exceptions are turned into `ConfigError`."""
 
 
-@functools.lru_cache(maxsize=64)  # the same object for the same one: programs compile for it
+@functools.lru_cache(maxsize=64)  # one object per transformation: programs are cached by it
 def _guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     def init(params: Any) -> Any:
         with _in_words(params):
@@ -177,7 +181,7 @@ def _in_words(params: Any) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # optax and the user's own parts raise any
+    except Exception as error:  # optax and users' code may raise any exception
         parts = ", ".join(params) if isinstance(params, Mapping) else "…"
         raise ConfigError(
             f"the optimizer cannot be applied to the clients' parameters, a dictionary of {parts} "
@@ -188,18 +192,25 @@ def _in_words(params: Any) -> Iterator[None]:
 
 
 def has_momentum(opt_state: Any) -> bool:
-    """Whether an optimizer's state is that of `SGD` with momentum."""
+    """Returns whether an optimizer's state is that of `SGD` with momentum."""
     names = ("trace", "learning_rate")
     return all(len(optax.tree_utils.tree_get_all_with_path(opt_state, name)) == 1 for name in names)
 
 
 def learning_rate(opt_state: Any) -> Any:
-    """The rate of `SGD`'s last step; at first that of the step to come."""
+    """Returns the learning rate of `SGD`'s last step; before the first step, that of the first."""
     return optax.tree_utils.tree_get(opt_state, "learning_rate")
 
 
 def change_momentum(opt_state: Any, change: Callable[[Any, Any, Any], Any], tree: Any) -> Any:
-    """`SGD`'s state with another momentum: change(momentum, entry of `tree`, rate), leaf by leaf."""
+    """Returns `SGD`'s state with its momentum replaced, leaf by leaf.
+
+    Args:
+      opt_state: the state of an `SGD` with momentum.
+      change: maps a leaf of the momentum, the same leaf of `tree` and the last learning rate to
+        the new momentum.
+      tree: a tree like the parameters.
+    """
     rate = learning_rate(opt_state)
     momentum = optax.tree_utils.tree_get(opt_state, "trace")
     changed = jax.tree.map(lambda m, entry: change(m, entry, rate), momentum, tree)

@@ -1,8 +1,8 @@
-"""Ensembles: clients of one architecture that become their average every so many steps.
+"""Ensembles: clients of one architecture that periodically average their parameters.
 
-Federated averaging among a few, beside what clients learn from predictions (the MHD paper's hybrid
-groups). Who becomes the average of whom is a mixing matrix W [K, K], row-stochastic; its ensembles
-are the clients that it joins, directly or through others.
+This is federated averaging within small groups, combined with distillation between all clients
+(the MHD paper's hybrid groups). The averages are given by a row-stochastic mixing matrix
+W [K, K]; its ensembles are the connected components of the graph of its weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mhd_jax.core.validation import is_integer
 from mhd_jax.topology.mixing import along_edges, among
 from mhd_jax.training.groups import averaged, finite_params, require_one_architecture
 
-# How many consecutive clients are an ensemble; the clients of each; or W itself, in floats.
+# The number of consecutive clients in an ensemble; the clients of each ensemble; or W, in floats.
 Ensembles = int | Sequence[Sequence[float]]
 
 
@@ -60,17 +60,17 @@ class Averaging:
 
 
 def mixing_matrix(ensembles: Ensembles, clients: Participants) -> np.ndarray:
-    """W [K, K]; who is in no ensemble, or only fills a device, keeps what it has.
+    """Returns the mixing matrix W [K, K]; a client in no ensemble has weight 1 for itself.
 
     Args:
       ensembles: a size or lists of clients, whose average is weighted as in `fedavg`, by the
-        sizes of the labelled private sets (of all private sets, where nobody of an ensemble has
+        sizes of the labelled private sets (of all private sets, if no client of an ensemble has
         labels); or the weights themselves, in floats.
-      clients: all, inactive ones last.
+      clients: all clients; inactive ones, which only pad the client axis, come last.
 
     Raises:
-      ConfigError: clients that do not exist, sit in two ensembles or differ in architecture, or a
-        matrix that is not [K, K] and row-stochastic.
+      ConfigError: clients of an ensemble do not exist, are in two ensembles or differ in
+        architecture, or a matrix is not [K, K] and row-stochastic.
     """
     num_active = int((clients.label_counts().sum(axis=1) > 0).sum())
     mixing = np.eye(clients.num_clients)
@@ -92,7 +92,7 @@ def mixing_matrix(ensembles: Ensembles, clients: Participants) -> np.ndarray:
 
 
 def first_members(mixing: np.ndarray) -> np.ndarray:
-    """The first client of each one's ensemble, int [K]."""
+    """Returns for each client the first client of its ensemble, int [K]."""
     first = np.arange(len(mixing))
     for members in _joined(mixing):
         first[members] = members[0]
@@ -100,13 +100,13 @@ def first_members(mixing: np.ndarray) -> np.ndarray:
 
 
 def _joined(mixing: np.ndarray) -> list[list[int]]:
-    """Ensembles of at least two, each in client order."""
+    """Returns the ensembles of at least two clients, each in client order."""
     parts = nx.connected_components(nx.from_numpy_array((mixing > 0) | (mixing > 0).T))
     return [sorted(part) for part in parts if len(part) > 1]
 
 
 def _rows(ensembles: Ensembles, num_clients: int) -> list[list]:
-    """The clients of each ensemble, or the rows of W."""
+    """Returns the clients of each ensemble, or the rows of W."""
     if is_integer(ensembles):
         ensembles = int(ensembles)
         if ensembles < 1 or num_clients % ensembles:
@@ -128,7 +128,7 @@ def _rows(ensembles: Ensembles, num_clients: int) -> list[list]:
 
 
 def _weights(rows: list[list], num_clients: int) -> np.ndarray:
-    """W, once it is found to be row-stochastic."""
+    """Returns W as an array; raises `ConfigError` unless it is [K, K] and row-stochastic."""
     try:
         weights = np.array(rows, float)
     except (TypeError, ValueError, OverflowError) as error:
@@ -156,7 +156,7 @@ def _weights(rows: list[list], num_clients: int) -> np.ndarray:
 
 
 def _require_distinct(lists: list[list], num_clients: int) -> None:
-    """Raises `ConfigError` for clients that do not exist, or are named twice."""
+    """Raises `ConfigError` if a client does not exist or is named twice."""
     everyone = [client for members in lists for client in members]
     unknown = [c for c in everyone if not is_integer(c) or c not in range(num_clients)]
     if unknown:

@@ -1,8 +1,9 @@
-"""A step's two passes of every client, over its private and over the public batch.
+"""The passes of every client over its private and its public batch in one step.
 
-Where nothing forbids it they are one: a larger batch fills the device better. Statistics of
-the batch and dropout would tell the joint pass from two, a pretext task makes other images of the
-private ones, and clients that are computed in chunks are better served by two short passes.
+Where possible, both batches are computed in one joint pass, because a larger batch uses the device
+better. They are computed in two passes if batch statistics or dropout would make the results
+differ, if a pretext task changes the private images, or if clients are computed in chunks, where
+two shorter passes are better.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ def private_and_public(
     public_updates_stats: bool = False,
     evaluates: bool = False,
 ) -> tuple[Outputs, PullBack]:
-    """The clients' outputs on the public batch, and the way back from there.
+    """Returns the clients' outputs on the public batch, and a function that computes gradients.
 
     Args:
-      state, batch: of this step.
-      label_smoothing: of the private cross-entropy.
+      state: the state of this step.
+      batch: the batch of this step.
+      label_smoothing: label smoothing of the private cross-entropy.
       public_updates_stats: whether public samples update normalisation statistics too.
-      evaluates: whether the public pass is one in evaluation mode, gradients included.
+      evaluates: whether the public pass, gradients included, is made in evaluation mode.
 
     Returns:
-      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones end in zeros), and
-      a function that takes a loss's gradient at them. It returns, group by group, the gradients of
-      the private loss + that loss and the statistics after the step, and the private losses [K].
+      `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones are padded with
+      zeros), and a function of the gradient of a public loss at these outputs. The function
+      returns, for each group, the gradients of the private loss + the public loss and the
+      statistics after the step, and the private losses [K].
     """
     if _are_one(state, batch):
         return _jointly(state, batch, label_smoothing)
@@ -51,9 +54,10 @@ def private_and_public(
 
 
 def evaluated(state: State, batch: Batch, public_outputs: Outputs) -> Outputs:
-    """The clients' outputs on the public batch in evaluation mode, as teachers': `Outputs` [K, P, …].
+    """Returns the clients' outputs on the public batch in evaluation mode, `Outputs` [K, P, …].
 
-    `public_outputs` are those of training mode, which for most models are the same.
+    Teachers send these. `public_outputs` are the outputs in training mode, which are returned if
+    the modes do not differ.
     """
     if not _has_modes(state, batch):
         return public_outputs
@@ -68,7 +72,7 @@ def _are_one(state: State, batch: Batch) -> bool:
 
 
 def _has_modes(state: State, batch: Batch) -> bool:
-    """Whether training and evaluation mode differ, by statistics of the batch or by dropout."""
+    """Returns whether training and evaluation mode differ, by batch statistics or by dropout."""
 
     def of_one(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)

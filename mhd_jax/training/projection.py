@@ -1,11 +1,12 @@
-"""How embeddings of unequal width are compared.
+"""Comparison of embeddings of different widths, by the setting `embedding_projection`.
 
-- "none": not at all.
-- "shared_width": by their first D coordinates, D being the least width of all. No client sends more.
-- "linear": each client learns a linear map from its own width to every other that there is, without
-  bias, and compares what it makes of its own embedding with its teacher's. Where widths are equal
-  there is no map. Maps are the client's parameters (`params["projections"]`): its own loss and
-  optimizer train them, and nobody else sees them.
+- "none": embeddings of different widths are an error.
+- "shared_width": the first D coordinates are compared, where D is the smallest width of all
+  clients. Clients send only these.
+- "linear": each client learns a linear map without bias from its own width to every other width,
+  and compares its mapped embedding with its teacher's embedding. There is no map between equal
+  widths. Maps are parameters of the client (`params["projections"]`): they are trained by its own
+  loss and optimizer, and never sent.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def cut(outputs: Sequence[Outputs], width: int) -> list[Outputs]:
 
 
 def widths(state: State) -> np.ndarray:
-    """D of each client, int [K]."""
+    """Returns D, the embedding width, of each client, int [K]."""
     found = np.zeros(state.num_clients, int)
     for group in state.groups:
         found[list(group.members)] = embedding_width(group)
@@ -61,7 +62,7 @@ def widths(state: State) -> np.ndarray:
 
 
 def require_equal_widths(state: State) -> None:
-    """Raises `ConfigError` where clients differ in the width of their embeddings, naming them."""
+    """Raises `ConfigError`, which lists the clients, if their embedding widths differ."""
     if len(set(widths(state))) > 1:
         listed = "; ".join(
             f"clients {', '.join(map(str, group.members))}: {embedding_width(group)}"
@@ -75,7 +76,7 @@ def require_equal_widths(state: State) -> None:
 
 
 def with_projections(state: State) -> State:
-    """The clients of a new state with their maps; those of one width for all have none."""
+    """Adds maps to the parameters of a new state; if all widths are equal, there are none."""
     targets = np.unique(widths(state))
     keys = random.client_keys(state.key, random.Purpose.PROJECTION, state.client_ids)
 
@@ -99,23 +100,23 @@ def with_projections(state: State) -> State:
 
 
 def projections(state: State) -> tuple[PyTree, ...]:
-    """The clients' maps, group by group."""
+    """Returns the maps of each group's clients."""
     return tuple(group.params["projections"] for group in state.groups)
 
 
 def towards(
     state: State, projections: tuple[PyTree, ...], embeddings: Array, positions: Array
 ) -> Array:
-    """Every client's embeddings in its teachers' widths.
+    """Maps every client's embeddings to the widths of its teachers.
 
     Args:
       state: gives the widths.
-      projections: the maps, group by group.
-      embeddings: [K, P, D], D being the largest width; narrower ones end in zeros.
-      positions: of the teachers, int32 [K, T].
+      projections: the maps of each group.
+      embeddings: [K, P, D], where D is the largest width; narrower ones are padded with zeros.
+      positions: positions of the teachers, int32 [K, T].
 
     Returns:
-      [K, T, P, D], those for narrower teachers ending in zeros.
+      [K, T, P, D]; embeddings for narrower teachers are padded with zeros.
     """
     targets, target_of = np.unique(widths(state), return_inverse=True)
     views = []
