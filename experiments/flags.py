@@ -20,7 +20,7 @@ from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.engine.faults import ON_NONFINITE
-from mhd_jax.engine.prepare import COMPUTE_DTYPES, DATA_PLACEMENTS
+from mhd_jax.engine.settings import COMPUTE_DTYPES, DATA_PLACEMENTS
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS

@@ -15,6 +15,7 @@ from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
 from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.settings import Settings
 from mhd_jax.training.optim import SGD
 
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share what was read
@@ -31,7 +32,7 @@ class RunSettings:
     crop_size: int | None = None
     standardize: bool = False
     augmentation: str = ""
-    augment_public: bool = False
+    augment_public: bool = Settings.augment_public
     image_size: int | None = None
     pixels: bool | None = None
     test_fraction: float | None = None
@@ -52,25 +53,25 @@ class RunSettings:
     adversaries: str = ""
     norm: str | None = None
     initialization: str | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int = 32
-    public_batch_size: int = 64
+    steps: int | None = Settings.steps
+    epochs: float | None = Settings.epochs
+    batch_size: int = Settings.batch_size
+    public_batch_size: int = Settings.public_batch_size
     optimizer: SGD = SGD()
     learning_rates: str = ""
-    eval_every: int = 200
-    eval_batch_size: int = 500
-    compute_dtype: str = "float32"
+    eval_every: int = Settings.eval_every
+    eval_batch_size: int = Settings.eval_batch_size
+    compute_dtype: str = Settings.compute_dtype
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     keep_best: bool = False
     fall_back: bool = False
     steps_per_dispatch: int | None = None
-    data_placement: str = "auto"
-    client_chunk: int | None = None
-    num_devices: int | None = None
-    faults: mhd.Faults | None = None
-    on_nonfinite: str = "stop"
+    data_placement: str = Settings.data_placement
+    client_chunk: int | None = Settings.client_chunk
+    num_devices: int | None = Settings.num_devices
+    faults: mhd.Faults | None = Settings.faults
+    on_nonfinite: str = Settings.on_nonfinite
 
     def clients(self, seed: int) -> mhd.Clients:
         """The clients of one seed: their data split derives from it."""

@@ -18,15 +18,16 @@ from mhd_jax.core import modes
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Algorithm, Batch, GroupState, State
-from mhd_jax.core.validation import is_number, require_counts, require_kind, require_seed
+from mhd_jax.core.types import Algorithm, Batch, GroupState, PyTree, State
+from mhd_jax.core.validation import is_number, require_counts
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.engine import contract, degenerate, memory
-from mhd_jax.engine.evaluation import StreamedEvaluationSet, evaluation_set
-from mhd_jax.engine.faults import ON_NONFINITE, Faults, require_sound
+from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
+from mhd_jax.engine.faults import Faults, require_sound
 from mhd_jax.engine.run import Run, batch_shapes
+from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
 from mhd_jax.engine.steps import device_data, initial_carry
 from mhd_jax.engine.stream import Stream
 from mhd_jax.topology import distances
@@ -34,9 +35,6 @@ from mhd_jax.topology.graphs import Topology
 from mhd_jax.topology.schedules import cycle
 from mhd_jax.training import optim
 
-DEFAULT_STEPS = 2000
-COMPUTE_DTYPES = ("float32", "bfloat16")
-DATA_PLACEMENTS = ("auto", "device", "host")
 _MOST_FOR_DATA = 0.4  # of the memory that steps may take
 _FEW_CLIENTS = 64  # up to so many clients, each has slots for all others as neighbours
 
@@ -47,49 +45,46 @@ def prepare(
     clients: Clients,
     algorithm: Algorithm | str | None = None,
     *,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int = 32,
-    public_batch_size: int = 64,
-    optimizer: optim.Optimizer | None = None,
-    seed: int = 0,
-    eval_every: int = 200,
-    eval_batch_size: int = 500,
-    augmentation: Augmentation | str | None = None,
-    augment_public: bool = False,
-    compute_dtype: str = "float32",
-    data_placement: str = "auto",
-    client_chunk: int | None = None,
-    num_devices: int | None = None,
-    faults: Faults | None = None,
-    on_nonfinite: str = "stop",
+    steps: int | None = Settings.steps,
+    epochs: float | None = Settings.epochs,
+    batch_size: int = Settings.batch_size,
+    public_batch_size: int = Settings.public_batch_size,
+    optimizer: optim.Optimizer | None = Settings.optimizer,
+    seed: int = Settings.seed,
+    eval_every: int = Settings.eval_every,
+    eval_batch_size: int = Settings.eval_batch_size,
+    augmentation: Augmentation | str | None = Settings.augmentation,
+    augment_public: bool = Settings.augment_public,
+    compute_dtype: str = Settings.compute_dtype,
+    data_placement: str = Settings.data_placement,
+    client_chunk: int | None = Settings.client_chunk,
+    num_devices: int | None = Settings.num_devices,
+    faults: Faults | None = Settings.faults,
+    on_nonfinite: str = Settings.on_nonfinite,
 ) -> Run:
     """Checks the settings and returns a run ready to start; arguments as for `mhd_jax.simulate`.
 
     Raises:
       ConfigError: settings that cannot work.
     """
+    given = {name: value for name, value in locals().items() if name in _NAMES}
     modes.require_devices()
     algorithm = _resolved(algorithm)
-    optimizer = optim.SGD() if optimizer is None else optimizer
+    chosen = _checked(Settings(**given), clients, algorithm)
+    topology = _checked_topology(topology, clients, algorithm, chosen.steps)  # type: ignore[arg-type]
+    return _placed(topology, clients, algorithm, chosen)
+
+
+_NAMES = {field.name for field in dataclasses.fields(Settings)}
+
+
+def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Settings:
+    """Returns the settings with every choice made that does not need the data on a device."""
+    optimizer = optim.SGD() if given.optimizer is None else given.optimizer
     optimizer = optim.resolved(optimizer, algorithm.nesterov)
-    require_kind("augment_public", "bool", augment_public)
-    counts = {
-        "batch_size": batch_size,
-        "public_batch_size": public_batch_size,
-        "eval_every": eval_every,
-        "eval_batch_size": eval_batch_size,
-        "client_chunk": 1 if client_chunk is None else client_chunk,
-        "num_devices": 1 if num_devices is None else num_devices,
-    }
-    require_counts(**counts)
-    steps = _steps(steps, epochs, clients, batch_size)
+    given.require_sound()
+    steps = _steps(given.steps, given.epochs, clients, given.batch_size)
     require_counts(steps=steps)
-    require_seed(seed)
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise ConfigError(
-            f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, not {compute_dtype!r}."
-        )
     if algorithm.public_batch and clients.num_public == 0:
         raise ConfigError(
             f"{algorithm.name} distills on public samples, but there are none; "
@@ -101,118 +96,144 @@ def prepare(
             f"{', '.join(map(str, clients.adversaries))}), who falsify predictions; leave them out, "
             "or choose mhd, naive or fedmd."
         )
-    augmentation = _augmentation(augmentation, augment_public, clients, algorithm)
+    return dataclasses.replace(
+        given,
+        steps=steps,
+        epochs=None,
+        optimizer=optimizer,
+        augmentation=_augmentation(given.augmentation, given.augment_public, clients, algorithm),
+        faults=None if given.faults == Faults() else given.faults,  # where nothing fails
+    )
+
+
+def _checked_topology(
+    topology: Any, clients: Clients, algorithm: Algorithm, steps: int
+) -> Topology:
+    """Returns the graph as a topology, on which the algorithm has a meaning at every step."""
     topology = topologies.as_topology(topology, clients.num_clients)
     topologies.require_sound(topology, steps)
     if algorithm.undirected:
         topologies.require_undirected(topology, algorithm.name, steps)
     if algorithm.strongly_connected:
         distances.require_ways_back(topology, algorithm.name, steps)
-    if faults is not None and not isinstance(faults, Faults):
-        raise ConfigError(f"faults are a mhd_jax.Faults, not {faults!r}.")
-    if faults == Faults():  # nothing fails
-        faults = None
-    if on_nonfinite not in ON_NONFINITE:
-        raise ConfigError(
-            f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, not {on_nonfinite!r}."
-        )
-    quarantine = on_nonfinite == "quarantine"
+    return topology
+
+
+def _recorded(
+    topology: Topology, clients: Clients, algorithm: Algorithm, chosen: Settings
+) -> dict[str, Any]:
+    """Returns what decides a run's results, for `config.json`, but for its optimizers."""
+    augmentation: Any = chosen.augmentation
     settings = {
         "algorithm": algorithm.name,
         "hyperparameters": algorithm.hyperparameters,
         "topology": {"name": topology.name, "digest": _graph_digest(topology)},
         "clients": clients.settings,
-        "steps": steps,
-        "batch_size": batch_size,
-        "public_batch_size": public_batch_size if algorithm.public_batch else None,
+        "steps": chosen.steps,
+        "batch_size": chosen.batch_size,
+        "public_batch_size": chosen.public_batch_size if algorithm.public_batch else None,
         "augmentation": None if augmentation is None else dataclasses.asdict(augmentation),
-        "augment_public": augment_public,
-        "eval_every": eval_every,
-        "compute_dtype": compute_dtype,
-        "seed": seed,
+        "augment_public": chosen.augment_public,
+        "eval_every": chosen.eval_every,
+        "compute_dtype": chosen.compute_dtype,
+        "seed": chosen.seed,
     }
-    if faults is not None:
-        settings["faults"] = dataclasses.asdict(faults)
-    if quarantine:
-        settings["on_nonfinite"] = on_nonfinite
-    everyone = clients
-    if algorithm.pooled:  # one client, whose step has all clients' private samples
-        clients = clients.pooled()
-        topology = topologies.empty(1)
-        batch_size *= everyone.num_clients
+    if chosen.faults is not None:
+        settings["faults"] = dataclasses.asdict(chosen.faults)
+    if chosen.quarantine:
+        settings["on_nonfinite"] = chosen.on_nonfinite
+    return settings
+
+
+def _batch_spec(clients: Clients, algorithm: Algorithm, chosen: Settings) -> BatchSpec:
+    """Returns the sizes of a step's batch; one client of all (`pooled`) takes all clients' samples."""
     spec = BatchSpec(
-        batch_size,
-        public_batch_size if algorithm.public_batch else 0,
+        chosen.batch_size * (clients.num_clients if algorithm.pooled else 1),
+        chosen.public_batch_size if algorithm.public_batch else 0,
         algorithm.public_batch == "independent",
         clients.data.preparation,
-        augmentation,
-        augment_public,
+        chosen.augmentation,  # type: ignore[arg-type]  # which `_checked` has parsed
+        chosen.augment_public,
     )
     # Positions in the sample streams are 32-bit.
-    if steps * max(spec.private, spec.public) >= 2**32:
+    samples: int = chosen.steps * max(spec.private, spec.public)  # type: ignore[operator]
+    if samples >= 2**32:
         raise ConfigError(
-            f"steps × batch size must stay below 2^32, but it is "
-            f"{steps * max(spec.private, spec.public):,}; take fewer steps."
+            f"steps × batch size must stay below 2^32, but it is {samples:,}; take fewer steps."
         )
+    return spec
+
+
+def _placed(topology: Topology, everyone: Clients, algorithm: Algorithm, chosen: Settings) -> Run:
+    """Returns the run of checked settings, with its data on its devices."""
+    settings = _recorded(topology, everyone, algorithm, chosen)
+    spec = _batch_spec(everyone, algorithm, chosen)
+    steps: int = chosen.steps  # type: ignore[assignment]  # which `_checked` has chosen
+    optimizer: Any = chosen.optimizer
+    clients = everyone
+    if algorithm.pooled:
+        clients, topology = everyone.pooled(), topologies.empty(1)
     owners = [None if group.optimizer is None else group.members for group in clients.groups]
     optimizers = tuple(
         optim.resolved(group.optimizer or optimizer, algorithm.nesterov) for group in clients.groups
     )
     clients = clients.with_defaults(
         optimizer,
-        None if compute_dtype == "float32" else compute_dtype,
+        None if chosen.compute_dtype == "float32" else chosen.compute_dtype,
         steps,
         nesterov=algorithm.nesterov,
     )
     num_active = clients.num_clients
     execution = dataclasses.replace(
-        _execution(clients, client_chunk, num_devices, algorithm, spec),
+        _execution(clients, chosen.client_chunk, chosen.num_devices, algorithm, spec),
         most_neighbours=_bound_on_neighbours(topology),
     )
     clients = clients.padded(execution.num_shards)
-    on_host = _stays_on_host(data_placement, clients)
-    eval_batch_size = min(eval_batch_size, _most_evaluated(clients, algorithm, spec, execution))
-    stream = Stream(clients, spec, jax.random.key(seed), execution) if on_host else None
+    on_host = _stays_on_host(chosen.data_placement, clients)
+    stream = Stream(clients, spec, jax.random.key(chosen.seed), execution) if on_host else None
     data = device_data(clients, execution) if stream is None else stream.blank()
-    arguments = (algorithm, clients, data, spec, seed, execution)
     carry = initial_carry(
-        *arguments, may_fail=faults is not None, quarantine=quarantine, abstract=True
+        *(algorithm, clients, data, spec, chosen.seed, execution),
+        may_fail=chosen.faults is not None,
+        quarantine=chosen.quarantine,
+        abstract=True,
     )
     if algorithm.factory not in ALGORITHMS.values():
         _require_own_algorithm(algorithm, clients, batch_shapes(carry, data, spec), carry.state)
     degenerate.warn_of(algorithm, clients.first(num_active), spec, optimizer, steps, carry.state)
-    settings |= _described_optimizers(optimizer, owners, optimizers, carry.state.groups)
+    has_server = any(count.ndim == 1 for count in carry.messages.values())
+    require_sound(chosen.faults, chosen.quarantine, algorithm, has_server)
     plan = None
-    if faults is not None:
-        plan = faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
-    make_set = StreamedEvaluationSet if on_host else evaluation_set
-    test = clients.data.test_inputs, clients.data.test_labels
-    run = Run(
+    if chosen.faults is not None:
+        plan = chosen.faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
+    at_once = min(chosen.eval_batch_size, _most_evaluated(clients, algorithm, spec, execution))
+
+    def evaluated(inputs: PyTree, labels: np.ndarray) -> EvaluationSet | StreamedEvaluationSet:
+        make = StreamedEvaluationSet if on_host else evaluation_set
+        return make(inputs, labels, at_once, execution)
+
+    return Run(
         algorithm=algorithm,
         topology=topology,
         plan=plan,
-        quarantine=quarantine,
+        quarantine=chosen.quarantine,
         optimizers=optimizers,
         everyone=everyone,
         clients=clients,
         num_active=num_active,
         spec=spec,
         execution=execution,
-        client_chunk=client_chunk,
+        client_chunk=chosen.client_chunk,
         steps=steps,
-        seed=seed,
+        seed=chosen.seed,
         data=data,
         stream=stream,
-        test=make_set(*test, eval_batch_size, execution),
-        validation=make_set(*clients.validation_samples(), eval_batch_size, execution)
-        if len(clients.validation)
-        else None,
+        test=evaluated(clients.data.test_inputs, clients.data.test_labels),
+        validation=evaluated(*clients.validation_samples()) if len(clients.validation) else None,
         carry=carry,
-        settings=settings,
+        settings=settings
+        | _described_optimizers(optimizer, owners, optimizers, carry.state.groups),
     )
-    has_server = any(count.ndim == 1 for count in carry.messages.values())
-    require_sound(faults, quarantine, algorithm, has_server)
-    return run
 
 
 def _require_own_algorithm(
@@ -247,10 +268,6 @@ def _bound_on_neighbours(topology: Topology) -> int | None:
 
 def _stays_on_host(data_placement: str, clients: Clients) -> bool:
     """Returns whether training and test data stream from the host, by choice or by their size."""
-    if data_placement not in DATA_PLACEMENTS:
-        raise ConfigError(
-            f"data_placement must be one of {', '.join(DATA_PLACEMENTS)}, not {data_placement!r}."
-        )
     if data_placement == "host":
         return True
     samples = clients.data.inputs, clients.data.test_inputs, clients.public_inputs
