@@ -1,0 +1,43 @@
+"""Whether runs are what they were: equal ones, rounding, and others."""
+
+import json
+
+import numpy as np
+
+from experiments import unchanged
+
+
+def test_a_run_is_equal_rounded_or_another(call, tmp_path):
+    status, out, _ = call(unchanged, "--record=before", "--runs=isolated")
+    assert status == 0 and "recorded" in out
+    against = ("--against=before", "--runs=isolated")
+    status, out, _ = call(unchanged, *against)
+    assert status == 0 and "equal" in out
+
+    path = unchanged.path_of(tmp_path / "before", "isolated").with_suffix(".npz")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    (name, weights) = max(arrays.items(), key=lambda item: item[1].size)
+    for change, expected, code in ((1e-6, "rounding", 0), (1e-3, "differs", 1)):
+        changed = weights + np.float32(change * np.abs(weights).max())
+        np.savez(path, **{**arrays, name: changed})
+        status, out, _ = call(unchanged, *against, "--tolerance=1e-5")
+        assert (status, expected in out) == (code, True)
+
+    np.savez(path, **arrays)
+    told = path.with_suffix(".json")
+    found = json.loads(told.read_text())
+    found["records"][0]["summary"]["algorithm"] = "another"
+    told.write_text(json.dumps(found))
+    status, out, _ = call(unchanged, *against)
+    assert status == 1 and "algorithm" in out
+
+
+def test_what_is_missing_is_said(call):
+    for arguments, sentence in (
+        ((), "give one of --record and --against"),
+        (("--against=nowhere",), "make it by --record="),
+        (("--record=x", "--runs=no such run"), "no run has no such run in its name"),
+    ):
+        status, _, err = call(unchanged, *arguments)
+        assert status == 2 and sentence in err
