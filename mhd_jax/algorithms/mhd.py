@@ -1,36 +1,37 @@
 """Multi-Headed Distillation: Zhmoginov et al., CVPR 2023, arXiv 2211.15774.
 
-Client i has a backbone φ_i and heads z_i^0 (main), z_i^1 … z_i^m (auxiliary). At each step
+Client i has a backbone φ_i, a main head z_i^0 and auxiliary heads z_i^1 … z_i^m. At each step
 
     L_i = CE(z_i^0(x), y)                                                  private batch
         + ν_emb · mean_x mean_{j∈S_i} ‖ē_i(x) − sg ē_j(x)‖²                public batch
         + ν_aux · Σ_{k=1..m} mean_x CE(softmax z_i^k(x), sg softmax z_q^{k−1}(x))
 
-with ē = φ/‖φ‖, S_i the Δ neighbours drawn at this step and q = q(i, k, x) the candidate in
-S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns from heads of
-rank k−1, so knowledge travels one hop further with every rank, while the main head, which
-sees private labels only, stays sharp on the client's own data.
+with ē = φ/‖φ‖, S_i the Δ neighbours drawn at this step (the teachers of i), and q = q(i, k, x) the
+candidate in S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns from
+heads of rank k−1, so that knowledge travels one hop further with every rank, while the main head,
+which learns from private labels only, stays accurate on the client's own data.
 
-A client with a label set (`mhd_jax.core.label_sets`) learns q's prediction inside it, as it stands. A
-candidate is as confident as it is among its own classes: one of a single class is certain.
+A client with a label set (`mhd_jax.core.label_sets`) learns the part of q's prediction inside it,
+without renormalisation. The confidence of a candidate is that among its own classes: a candidate
+with a single class has confidence 1.
 
-A client without private labels learns its main head as head 1 is learned, from its teachers' main
-heads (its own is no candidate: it would learn nothing from itself).
+The main head of a client without private labels is trained like head 1, from its teachers' main
+heads (its own main head is no candidate, because it would learn nothing from itself).
 
-Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
-steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
-stays at home. The graph says who distils from whom, inside ensembles as between them. Where
-clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
+Clients of one architecture may also form ensembles (the paper's hybrid groups): every
+`average_every` steps their parameters and normalisation statistics are averaged, as in `fedavg`;
+momentum is not. The graph determines the teachers, inside ensembles and between them. Where clients
+fail, the present clients of an ensemble are averaged; links inside ensembles do not fail.
 
-With a pool (N_P > 0) S_i is drawn from checkpoints of neighbours, see `mhd_jax.exchange.teacher_pools`.
+With a pool (N_P > 0), S_i is drawn from earlier models of neighbours, see
+`mhd_jax.exchange.teacher_pools`.
 
-Targets, a client's own among them, are outputs in evaluation mode, fresh or from a pool; the
-student learns with its outputs in training mode.
+Targets, including those from the client's own heads, are outputs in evaluation mode; the student
+learns with its outputs in training mode.
 
-Left open by the paper and chosen here: the own head is among the candidates
-(`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
-a client without a teacher keeps its private loss and, through its own candidates, its
-auxiliary one.
+Choices that the paper leaves open: the client's own head is among the candidates (`include_self`);
+m = 0 means that the main head learns from the neighbours' main heads; and a client without a
+teacher keeps its private loss and, with its own heads as candidates, its auxiliary loss.
 """
 
 from __future__ import annotations
@@ -110,49 +111,50 @@ def mhd(
     label_smoothing: float = 0.1,
     embedding_projection: str = "none",
 ) -> Algorithm:
-    """Multi-Headed Distillation.
+    """Returns Multi-Headed Distillation.
 
     Args:
       num_aux_heads: m; 0 is naive distillation, where the main head itself learns from the
         neighbours' main heads with weight `nu_aux`.
-      num_targets: Δ, neighbours drawn per client and step, or "all".
-      nu_aux: weight of the auxiliary heads' distillation.
-      nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
-      target_selection: one of `mhd_jax.exchange.selection.TARGET_SELECTIONS` ("most_confident", "random",
-        "mean", and those that withstand false predictions, for `num_targets="all"`: "robust"
-        among others), or a function of the candidates (see `mhd_jax.exchange.selection.TargetSelection`).
-      include_self: whether a client's own head is among its candidates (where it learns from
-        auxiliary heads: m > 0).
+      num_targets: Δ, the number of neighbours drawn per client and step, or "all".
+      nu_aux: ν_aux, weight of the auxiliary heads' distillation.
+      nu_emb: ν_emb, weight of the embeddings' distillation; 0 sends no embeddings.
+      target_selection: one of `mhd_jax.exchange.selection.TARGET_SELECTIONS` ("most_confident",
+        "random", "mean", and selections that resist false predictions, such as "robust", for
+        `num_targets="all"`), or a function of the candidates (see
+        `mhd_jax.exchange.selection.TargetSelection`).
+      include_self: whether a client's own head is among its candidates (only if m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
-      temperature: T of student's and targets' softmax in the distillation; candidates are
+      temperature: T of the student's and the targets' softmax in the distillation; candidates are
         chosen by their confidence at T = 1.
-      public_batch: "shared": all clients see the same public samples in a step;
-        "independent": each its own, on which its teachers then run.
-      public_updates_stats: whether public samples update BatchNorm statistics too, as they are what
-        auxiliary heads are trained on.
-      pool_size: N_P, checkpoints of neighbours in each client's pool, from which its teachers are
-        drawn; 0 takes its neighbours as they are.
-      pool_refresh: S_P, steps after which each client renews one random slot of its pool.
-      teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
-        for the study of delay alone, without a pool.
-      compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
-        `mhd_jax.exchange.compression`. Every message is about samples just drawn, so that no error is
-        left to make up for in the next.
-      ensembles: who averages parameters with whom: how many consecutive clients are an ensemble,
-        the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled private
-        sets, or a row-stochastic mixing matrix [K, K] in floats. Those of an ensemble start from
-        the same parameters. None averages nobody.
-      average_every: steps between two averages; in such a step parameters cross, beside the
-        predictions, from every client to those of its ensemble (that weigh it).
-      label_smoothing: of the private cross-entropy; the paper's is 0.
-      embedding_projection: how embeddings of unequal width are compared: "none" refuses them,
-        "linear": by maps that each client learns from its own width to its teachers',
-        "shared_width": by the coordinates that all of them have, see `mhd_jax.training.projection`.
+      public_batch: "shared" if all clients have the same public samples in a step; "independent"
+        if each draws its own, on which its teachers are then evaluated.
+      public_updates_stats: whether public samples update BatchNorm statistics too, because
+        auxiliary heads are trained on them.
+      pool_size: N_P, the number of earlier models of neighbours in each client's pool, from which
+        its teachers are drawn; 0 draws teachers from the current neighbours.
+      pool_refresh: S_P, the number of steps after which each client renews a random slot of its
+        pool.
+      teacher_delay: d; teachers are the neighbours' models of d steps ago, or of the start. It
+        serves to study the effect of delay alone, without a pool.
+      compression: compression of predictions and embeddings: "none", "float16", "int8" or "top_K"
+        classes, see `mhd_jax.exchange.compression`. There is no error feedback, because every
+        message is about newly drawn samples.
+      ensembles: which clients average their parameters: the number of consecutive clients in an
+        ensemble; the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled
+        private sets; or a row-stochastic mixing matrix [K, K] in floats. The clients of an ensemble
+        start from the same parameters. None averages no parameters.
+      average_every: the number of steps between two averages; in the step of an average each client
+        also receives parameters from the clients of its ensemble.
+      label_smoothing: label smoothing of the private cross-entropy; the paper's is 0.
+      embedding_projection: the comparison of embeddings of different widths: "none" refuses them,
+        "linear" maps them to the teachers' widths by maps that each client learns, "shared_width"
+        compares the coordinates that all clients have; see `mhd_jax.training.projection`.
 
     Raises:
-      ConfigError: a value out of range, or (at `init`) embeddings of unequal width without a
-        projection, ensembles that cannot be (see `mhd_jax.training.parameter_averaging`), or clients that replay
-        their messages where teachers are snapshots.
+      ConfigError: a value is out of range, or (at `init`) embedding widths differ without a
+        projection, ensembles are impossible (see `mhd_jax.training.parameter_averaging`), or
+        an adversary replays messages while teachers are snapshots.
     """
     for name, value, low in (("nu_aux", nu_aux, 0), ("nu_emb", nu_emb, 0)):
         require(value >= low, f"{name} must be at least {low}, not {value}.")
@@ -204,10 +206,10 @@ def mhd(
         else TARGET_SELECTIONS[target_selection]
     )
     num_heads = num_aux_heads + 1
-    first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns from others
-    num_ranks = max(num_aux_heads, 1)  # how many heads learn, from as many of the own client
-    num_taught = num_ranks + same_level  # how many heads of a neighbour teach
-    # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
+    first_student = min(num_aux_heads, 1)  # rank of the lowest head that learns by distillation
+    num_ranks = max(num_aux_heads, 1)  # number of heads that learn, and of own heads that teach
+    num_taught = num_ranks + same_level  # number of a neighbour's heads that teach
+    # For m = 0 the main head is no candidate: it would learn nothing from itself.
     own_included = include_self and num_aux_heads > 0
     num_snapshots = pool_size or teacher_delay
 
@@ -238,11 +240,15 @@ def mhd(
         return dataclasses.replace(state, extra=extra)
 
     def is_mapped(state: State) -> bool:
-        """Whether clients map their embeddings to their teachers' widths."""
+        """Returns whether clients map their embeddings to their teachers' widths."""
         return embedding_projection == "linear" and len(set(projection.widths(state))) > 1
 
     def candidates(own: Outputs, taught: Outputs, valid: Array) -> Candidates:
-        """Whom one client may learn from: N = its teachers, itself, its teachers' same level."""
+        """Returns the candidates of one client.
+
+        They are its teachers, the client itself if `include_self`, and, if `same_level`, the
+        teachers' heads of the same rank.
+        """
         parts = [(taught.logits[:, :, :num_ranks], taught.embeddings, valid)]
         if own_included:
             embeddings = None if own.embeddings is None else own.embeddings[None]
@@ -252,11 +258,16 @@ def mhd(
         return joined(parts)
 
     def joined(parts: list[tuple[Array, Array | None, Array]]) -> Candidates:
-        """Candidates of several kinds: logits [n, P, R, C], embeddings [n, P, D], which exist [n]."""
+        """Joins candidates of several kinds.
+
+        Args:
+          parts: for each kind, logits [n, P, R, C], embeddings [n, P, D] and which of the n slots
+            hold a candidate, bool [n].
+        """
         logits, embeddings, exist = zip(*parts, strict=True)
         is_candidate = jnp.concatenate(exist)
 
-        def join(arrays: Sequence[Array]) -> Array:  # nothing of an empty slot gets through
+        def join(arrays: Sequence[Array]) -> Array:  # empty slots become zeros
             whole = jnp.concatenate(arrays)
             keep = is_candidate.reshape((-1,) + (1,) * (whole.ndim - 1))
             return jnp.where(keep, whole, 0)
@@ -279,9 +290,18 @@ def mhd(
         unlabelled: Array | None,
         label_set: Array | None,
     ) -> tuple[Array, Metrics]:
-        """The public terms of L_i in the client's own outputs [P, …]; `taught` [T, P, …] are S_i's.
+        """Returns the public terms of L_i for one client.
 
-        `evaluated_outputs` are its own outputs as those of teachers are, of evaluation mode. `mapped` are its embeddings in its teachers' widths, [T, P, D], where it learns maps.
+        Args:
+          own: the client's outputs [P, …] in training mode.
+          mapped: its embeddings mapped to its teachers' widths, [T, P, D]; None without maps.
+          evaluated_outputs: its outputs [P, …] in evaluation mode.
+          taught: the outputs [T, P, …] of its teachers S_i.
+          valid: which of the T slots hold a teacher, bool [T].
+          key: the key of the target selection.
+          unlabelled: whether the client has no private labels, bool []; None if all clients have
+            labels, or m = 0.
+          label_set: the client's classes, bool [C]; None if all clients have all classes.
         """
         if taught.embeddings is not None:
             width = taught.embeddings.shape[-1]
@@ -327,7 +347,7 @@ def mhd(
         mapped, gradients_through = mapped_embeddings(state, outputs, teachers, gradients_from)
         keys = random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step)
         unlabelled = state.extra.get("unlabelled")
-        # Teachers are constants: each client's gradient starts at its own outputs.
+        # Teachers' outputs are constants: gradients are taken by each client's own outputs.
         gradient = jax.grad(public_loss, argnums=(0, 1), has_aux=True)
         at_outputs, terms = over_clients(gradient)(
             outputs,
@@ -346,7 +366,7 @@ def mhd(
         state, weights = averaged_in_ensembles(state, batch.presence)
         not_received = ((graph > 0) & ~finite).sum(axis=1)
         seen = terms.pop("diagnostics")
-        if state.num_clients < 2 * edges.MOST_CLIENTS:  # some of whom may only fill devices
+        if state.num_clients < 2 * edges.MOST_CLIENTS:  # some may only pad the client axis
             terms["diagnostics"] = by_client(seen, teachers)
         return state, {
             **terms,
@@ -357,21 +377,27 @@ def mhd(
         }
 
     def by_client(seen: Metrics, teachers: Teachers) -> Metrics:
-        """Diagnostics by teacher's place as those by client, see `mhd_jax.exchange.diagnostics`."""
+        """Sums diagnostics of candidates by client, see `mhd_jax.exchange.diagnostics`."""
         found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
-        for name in sorted(seen.keys() - {"confidence"}):  # in one order, so that programs are one
+        for name in sorted(seen.keys() - {"confidence"}):  # sorted, so that the program is fixed
             found[name] = edges.by_client(seen[name], teachers, own_included)
         return found
 
     def as_sent(state: State, outputs: Outputs, senders: Array | None = None) -> Outputs:
-        """Outputs [K, …] as clients send them, true or not; or those [K, T, …] of `senders` [K, T]."""
+        """Returns outputs as they are sent, with those of adversaries falsified.
+
+        Args:
+          state: the state of the step.
+          outputs: outputs [K, …] of the clients, or [K, T, …] of `senders`.
+          senders: positions of the senders, int32 [K, T]; None if each client sends its own.
+        """
         adversary = state.extra.get("adversaries")
         if adversary is None:
             return outputs
         return dataclasses.replace(outputs, logits=adversary.sent(outputs.logits, senders))
 
     def remembered(state: State, outputs: Outputs, presence: Presence | None) -> State:
-        """The state, once these outputs have been sent to those who could be reached."""
+        """Returns the state in which adversaries have stored outputs of this step for a replay."""
         if "adversaries" not in state.extra:
             return state
         reachable = None if presence is None else presence.reachable
@@ -381,7 +407,12 @@ def mhd(
     def taught_by_some(
         state: State, batch: Batch, graph: Array, received: Outputs, available: Array
     ) -> tuple[State, Teachers, Outputs]:
-        """S_i and its outputs on i's public samples, [K, T, P, …], and the state with what it keeps."""
+        """Draws the teachers S_i and returns their outputs as the students receive them.
+
+        Returns:
+          The state with updated snapshots, the teachers, and their outputs [K, T, P, …] on the
+          public samples of their students.
+        """
         if pool_size > 0:
             return from_pools(state, batch, graph, available)
         teachers = exchange.draw_teachers(state, graph, available, num_targets)
@@ -405,9 +436,9 @@ def mhd(
     def from_pools(
         state: State, batch: Batch, graph: Array, available: Array
     ) -> tuple[State, Teachers, Outputs]:
-        """The same with S_i from i's pool."""
+        """Does the same as `taught_by_some`, with S_i drawn from i's pool."""
         there = jnp.ones(state.num_clients, bool)
-        if batch.presence is not None:  # who is away receives nothing, not even from its pool
+        if batch.presence is not None:  # a client that is away does not use its pool either
             there = batch.presence.trains & batch.presence.reachable
         neighbours = exchange.draw_teachers(state, graph, available, "all")
         state, pool = teacher_pools.renewed(
@@ -422,23 +453,28 @@ def mhd(
         return state, teachers, arrived_by_student(state, outputs, teachers)
 
     def arrived_by_student(state: State, outputs: Outputs, teachers: Teachers) -> Outputs:
-        """What students have of their teachers' outputs [K, T, P, …], computed where students are."""
+        """Returns teachers' outputs [K, T, P, …] as the students receive them.
+
+        They were computed on the devices of the students, and so are not moved.
+        """
         label_sets = take_rows(state.label_sets, teachers.positions)
         return arrived(state, as_sent(state, outputs, teachers.positions), _stay, label_sets)
 
     def are_finite(taught: Outputs, batch: Batch) -> Array | bool:
-        """Which messages are finite, [K, T], of those whose senders are on their own samples."""
+        """Returns which messages are finite, bool [K, T], or True if they need no further check."""
         if batch.public_is_shared and num_snapshots == 0:
-            return True  # these are outputs on their own samples
+            return True  # the draw of teachers left out clients whose outputs are not finite
         return exchange.all_finite(taught, axes=2)
 
     def mapped_embeddings(
         state: State, outputs: Outputs, teachers: Teachers, gradients_from: PullBack
     ) -> tuple[Array | None, Callable[..., Any]]:
-        """Embeddings in the teachers' widths, [K, T, P, D], where clients map them; and the way back.
+        """Returns the clients' embeddings mapped to the teachers' widths, and a gradient function.
 
-        That is a function of a loss's gradients at the outputs and at these embeddings, which
-        returns what `gradients_from` does, the maps' gradients included.
+        Returns:
+          The embeddings [K, T, P, D], None if clients do not map them; and a function of the
+          gradients of a loss at the outputs and at these embeddings, with the same results as
+          `gradients_from`, including gradients of the maps.
         """
         if not is_mapped(state):
             return None, lambda at_outputs, _: gradients_from(at_outputs)
@@ -465,11 +501,11 @@ def mhd(
     def averaged_in_ensembles(
         state: State, presence: Presence | None
     ) -> tuple[State, dict[str, Array]]:
-        """The state after a step, averaged where that is due, and the messages of it by kind."""
+        """Averages ensembles if the step is due; returns the state and its messages by kind."""
         if ensembles is None:
             return state, {}
         averages, mixing, there = state.step % average_every == 0, state.extra["mixing"], None
-        if presence is not None:  # who is away or has diverged averages with nobody
+        if presence is not None:  # clients that are away or have diverged do not take part
             there = presence.trains & presence.reachable & finite_params(state)
             mixing = exchange.among(mixing, there)
         weighed = exchange.along_edges(mixing) * (1 - jnp.eye(state.num_clients, dtype=jnp.int32))
@@ -477,7 +513,10 @@ def mhd(
         return state, {"weights": jnp.where(averages, weighed, 0)}
 
     def taught_parts(state: State, outputs: Outputs) -> dict[str, tuple[Compression, Array]]:
-        """What a teacher sends of its outputs [..., P, H, C] and [..., P, D], and how it is coded."""
+        """Returns the parts of teachers' outputs that are sent, each with its compression.
+
+        They are the logits [..., P, H', C] of the heads that teach, and embeddings [..., P, D].
+        """
         parts = {"logits": (coded, outputs.logits[..., :num_taught, :])}
         if nu_emb > 0:
             embeddings: Array = outputs.embeddings  # type: ignore[assignment]
@@ -489,9 +528,15 @@ def mhd(
     def arrived(
         state: State, outputs: Outputs, travel: Callable[[PyTree], PyTree], label_sets: Array | None
     ) -> Outputs:
-        """What students have of it, from teachers with label sets [..., C].
+        """Returns teachers' outputs as the students decode them.
 
-        What crosses edges is all that crosses devices.
+        Only the compressed parts are moved between devices.
+
+        Args:
+          state: gives the widths of embeddings.
+          outputs: the outputs of the teachers.
+          travel: moves the compressed parts to the devices of the students.
+          label_sets: the label sets of the teachers, bool [..., C]; None is all classes.
         """
         known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         parts = {
@@ -541,15 +586,15 @@ def naive(
     average_every: int = 10,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
-    """Naive distillation: `mhd` with no auxiliary heads and no embedding term.
+    """Returns naive distillation: `mhd` with no auxiliary heads and no embedding term.
 
         L_i = CE(z_i(x), y) + ν_naive · mean_x CE(softmax z_i(x), sg softmax z_q(x))
 
-    The single head serves the private labels and the neighbours at once: what auxiliary heads
-    are to be measured against.
+    The single head learns from private labels and from neighbours: the baseline for auxiliary
+    heads.
 
     Args:
-      nu_naive: weight of the distillation.
+      nu_naive: ν_naive, weight of the distillation.
 
     All others are as for `mhd`.
     """

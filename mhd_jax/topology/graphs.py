@@ -469,7 +469,7 @@ def _offset_matrix(num_clients: int, offsets: Sequence[int], *, directed: bool) 
 
 
 def torus(num_clients: int) -> Topology:
-    """A torus: a grid closed in both directions, as square as possible, with sides of at least 3."""
+    """A torus: a grid closed in both directions, as square as possible, with sides of 3 or more."""
     num_clients = _at_least(num_clients, 1, "torus")
     sides = [
         a for a in range(3, math.isqrt(num_clients) + 1) if num_clients % a == 0
