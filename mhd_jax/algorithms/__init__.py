@@ -1,4 +1,4 @@
-"""The algorithms, one file each. A new one is one file and one line here."""
+"""The algorithms, one file each; a new algorithm is one file and one entry of `ALGORITHMS`."""
 
 from mhd_jax.algorithms.base import hyperparameters
 from mhd_jax.algorithms.ccl import ccl

@@ -1,4 +1,4 @@
-"""What a factory of an algorithm promises: resolved hyperparameters, and one object per setting."""
+"""The decorator of algorithm factories, and checks of hyperparameters that they share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mhd_jax.core.validation import require_kind
 
 
 def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
-    """Marks a function of hyperparameters as an algorithm's factory, named like the function.
+    """Makes a function of hyperparameters the factory of an algorithm, named like the function.
 
-    Equal arguments give the identical `Algorithm`, so that runs that differ in their data,
-    graph or seed alone share one compiled program.
+    The factory records name and hyperparameters in the `Algorithm`, and returns the same object for
+    equal arguments, so that runs that differ only in data, graph or seed share a compiled program.
     """
     signature = inspect.signature(build)
 
@@ -55,14 +55,14 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
 
 
 def _frozen(value: Any) -> Any:
-    """Arrays and lists as nested tuples, which are equal by value."""
+    """Converts arrays and lists to nested tuples, which are hashable and compare by value."""
     if isinstance(value, np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def hyperparameters(build: Callable[..., Algorithm]) -> dict[str, object]:
-    """Names and default values of a factory's hyperparameters."""
+    """Returns the names and default values of a factory's hyperparameters."""
     return {
         name: parameter.default for name, parameter in inspect.signature(build).parameters.items()
     }

@@ -1,17 +1,18 @@
 """CCL, the cross-feature contrastive loss (Aketi and Roy, WACV 2024, arXiv 2310.15890).
 
-Gossip SGD whose clients also bring their features together. Neighbours exchange parameters
-anyway, so client i can ask a neighbour's model for the features of its own samples. With x_j the
-result of the previous step's update, N(i) the neighbours of i, f the embedding, in this order:
+Gossip SGD with losses that align the clients' features (embeddings). Because neighbours exchange
+parameters, client i can evaluate a neighbour's model on its own samples. With x_j the parameters
+after the previous step, N(i) the neighbours of i and φ the embedding, each step computes, in order:
 
     x_i' = x_i + γ (Σ_j W[i,j] x_j − x_i)                       gossip, with quasi-global momentum
     f_i  = φ(x_i'; B_i),   f_ij = sg φ(x_j; B_i), evaluation mode
-    L_m  = Σ_{j∈N(i)} mean_{x, feature} (f_i − f_ij)²                               model-variant
-    Z_i[c] = (S_i^i + Σ_j S_j^i)[c] / (n_i + Σ_j n_j)[c],   L_d = mean (f_i − sg Z_i[y])²   data-variant
+    L_m  = Σ_{j∈N(i)} mean_{x, feature} (f_i − f_ij)²           model-variant loss
+    Z_i[c] = (S_i^i + Σ_j S_j^i)[c] / (n_i + Σ_j n_j)[c]        class centres
+    L_d  = mean_{x, feature} (f_i − sg Z_i[y])²                 data-variant loss
     x_i ← x_i' − η step(∇(CE + λ_m L_m + λ_d L_d))              the clients' optimizer
 
-S_i^j[c] = Σ f_ij over i's samples of class c, which i sends to j with their number n_i[c];
-S_i^i is made of sg f_i. Z_i[c] = 0 where nobody has a sample of class c.
+S_i^j[c] is the sum of f_ij over i's samples of class c, which i sends to j with the number n_i[c]
+of these samples; S_i^i is the sum of sg f_i. Z_i[c] = 0 if no client has a sample of class c.
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ def ccl(
     gossip_rounds: int = 1,
     label_smoothing: float = 0.0,
 ) -> Algorithm:
-    """Cross-feature contrastive loss on gossip SGD.
+    """Returns CCL: gossip SGD with the cross-feature contrastive loss.
 
     Args:
       lambda_m: λ_m, weight of the model-variant loss.
       lambda_d: λ_d, weight of the data-variant loss; 0 sends no class features.
-      averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`; cross features are of
-        the parameters before the first round.
-      quasi_global: whether it stands on `qg_dsgd` (as in the paper's best results) or `dsgd`.
+      averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`; cross features are
+        computed from the parameters before the first gossip round.
+      quasi_global: whether CCL extends `qg_dsgd` (as in the paper's best results) or `dsgd`.
     """
     for name, value in (("lambda_m", lambda_m), ("lambda_d", lambda_d)):
         require(value >= 0, f"{name} must be at least 0, not {value}.")
@@ -107,7 +108,7 @@ def ccl(
         return total, {"loss": total, **terms}
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        # Cross features come from the parameters before gossip.
+        # Cross features are computed from the parameters before gossip.
         context = cross_features(state, batch, graph) if lambda_m > 0 or lambda_d > 0 else ({}, {})
         state = mix(state, MIXINGS[mixing](graph), averaging_rate, gossip_rounds, quasi_global)
         gradients, stats, terms = local_gradients(state, batch, loss, context)
@@ -118,14 +119,15 @@ def ccl(
         return apply_gradients(state, gradients, stats), metrics
 
     def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
-        """What i's samples are to its neighbours' models, and theirs to i's.
+        """Returns sums of the features f_ij of i's samples, and of the class features i receives.
 
-        One neighbour of every client at a time, which bounds the memory, in as many turns as
-        the largest neighbourhood has members.
+        One neighbour of every client is evaluated at a time, which bounds the memory, in as many
+        turns as there are clients in the largest neighbourhood.
 
         Returns:
-          Of f_ij over j ∈ N(i): "count" [K], "sum" and "squares" [K, B, D];
-          and of what i received, Σ_j S_j^i "sums" [K, C, D] and Σ_j n_j "counts" [K, C].
+          Over j ∈ N(i), the number of the f_ij, "count" [K], and their "sum" and "squares"
+          [K, B, D]; and, from received messages, Σ_j S_j^i, "sums" [K, C, D], and Σ_j n_j,
+          "counts" [K, C].
         """
         (group,) = state.groups
         models = everywhere((group.params, group.stats))
@@ -140,7 +142,7 @@ def ccl(
         def turn(t: Array) -> tuple[PyTree, PyTree]:
             who, taken = neighbours.positions[:, t], neighbours.valid[:, t]
             found = over_clients(features)(take_rows(models, who), batch.inputs)
-            if batch.presence is not None:  # nobody receives from a client that diverges
+            if batch.presence is not None:  # features that are not finite are ignored
                 taken &= exchange.all_finite(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
@@ -161,7 +163,7 @@ def ccl(
         )
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        # Statistics go along: a neighbour's model answers in evaluation mode.
+        # Statistics are sent too: a neighbour's model is evaluated in evaluation mode.
         crossing = {"weights": {"weights": of_one_client((group.params, group.stats))}}
         if lambda_d > 0:
             _, received = jax.eval_shape(
@@ -183,7 +185,7 @@ def ccl(
 
 
 def _by_class(features: Array, labels: Array, mask: Array, num_classes: int) -> dict[str, Array]:
-    """Sums [C, D] of one client's features [B, D] by class, and numbers of samples [C]."""
+    """Returns the sums [C, D] of one client's features [B, D] by class, and sample counts [C]."""
     classes = jax.nn.one_hot(labels, num_classes, dtype=features.dtype) * mask[:, None]
     return {
         "sums": jnp.einsum("bc,bd->cd", classes, features),

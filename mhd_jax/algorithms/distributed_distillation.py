@@ -1,30 +1,31 @@
 """Distributed Distillation (D-Distillation): Bistritz, Mann and Bambos, NeurIPS 2020.
 
-Clients agree on soft decisions instead of parameters. s_i(x) is client i's softmax on a sample
-of the reference set R, which is the public set, and z_i(x) its running estimate of the
-network's average. At each step, with the reference minibatch R_t that all share,
+Clients seek consensus on soft decisions instead of parameters. s_i(x) is client i's softmax on a
+sample of the reference set R, which is the public set, and z_i(x) its running estimate of the
+average over all clients. At each step, with the reference minibatch R_t that all clients share,
 
     θ_i ← θ_i − η ( ∇CE_i + ρ · ∇ ½ mean_{x∈R_t} ‖s_i(x; θ_i) − sg z_i(x)‖² )
     z_i(x) ← Σ_j W[i,j] z_j(x) + s_i(x; θ_i new) − s_i^prev(x),   s_i^prev(x) ← s_i(x; θ_i new)
 
-for x in R_t: dynamic average consensus, with Metropolis–Hastings weights W of an undirected
-graph, z_i(0) = s_i^prev = s_i(θ_i(0)). After every step Σ_i z_i(x) = Σ_i s_i^prev(x) for every x.
-Architectures may differ. A client with a label set has decisions 0 outside it; all else stays as it is,
-so the mass that z_i has outside draws s_i to all of its own classes alike.
+for x in R_t. This is dynamic average consensus, with Metropolis–Hastings weights W of an undirected
+graph and z_i(0) = s_i^prev = s_i(θ_i(0)). After every step Σ_i z_i(x) = Σ_i s_i^prev(x) for all x.
+Architectures may differ. The decisions of a client with a label set are 0 outside it. Nothing else
+changes, so that the mass of z_i outside the set raises s_i equally for all classes inside.
 
-With a compression Q, neighbours keep a common copy ẑ_j of what j has sent so far, and j sends
-only what it lacks, so that the error of one message goes into the next (error feedback, as in
-Koloskova et al., ICML 2019):
+With a compression Q, neighbours of j store a common copy ẑ_j of the estimate that j has sent so
+far, and j sends only the difference, so that the error of one message is corrected in the next
+(error feedback, as in Koloskova et al., ICML 2019). The sum Σ_j W[i,j] z_j(x) is replaced:
 
-    ẑ_j(x) ← ẑ_j(x) + Q(z_j(x) − ẑ_j(x)),   Σ_j W[i,j] z_j(x) above → z_i(x) + Σ_j W[i,j] ẑ_j(x) − ẑ_i(x)
+    ẑ_j(x) ← ẑ_j(x) + Q(z_j(x) − ẑ_j(x)),   Σ_j W[i,j] z_j(x) → z_i(x) + Σ_j W[i,j] ẑ_j(x) − ẑ_i(x)
 
-The sums over clients stay as they are. The copies suppose that all neighbours have received all
-messages: on a graph over time, that new ones get the copy for nothing.
+The sums over clients do not change. The copies assume that all neighbours have received all
+messages; on a time-varying graph, new neighbours get the copy at no cost.
 
-Decisions, estimates and the pull are of evaluation mode: s_i is compared with what it sent.
+Decisions, estimates and the pull are computed in evaluation mode, so that z_i is compared with the
+same s_i that enters it.
 
-A client that is away keeps z_i and s_i^prev, so that the sums agree without it too; one that never
-comes back still counts with its last decisions.
+A client that is away keeps z_i and s_i^prev, so that the sums remain equal; one that never comes
+back still contributes its last decisions.
 """
 
 from __future__ import annotations
@@ -48,20 +49,20 @@ from mhd_jax.topology.mixing import metropolis_hastings
 from mhd_jax.training.groups import apply_gradients, init_state, output_shapes, predict
 from mhd_jax.training.passes import private_and_public
 
-_AT_ONCE = 500  # reference samples in one pass at the start
+_AT_ONCE = 500  # reference samples in one pass at initialization
 
 
 @factory
 def distributed_distillation(
     rho: float = 1.0, compression: str = "none", label_smoothing: float = 0.0
 ) -> Algorithm:
-    """Distributed Distillation.
+    """Returns Distributed Distillation, which averages soft decisions by gossip.
 
     Args:
       rho: ρ, weight of the pull towards the network's average decisions.
-      compression: of the estimates: "none", "float16" or "int8", with error feedback.
-      label_smoothing: of the private cross-entropy, in [0, 1); 0 as in the paper. Comparisons on the
-        command line give all algorithms 0.1.
+      compression: compression of the estimates: "none", "float16" or "int8", with error feedback.
+      label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
+        paper. Comparisons on the command line give all algorithms 0.1.
     """
     require(rho >= 0, f"rho must be at least 0, not {rho}.")
     require_label_smoothing(label_smoothing)
@@ -81,7 +82,7 @@ def distributed_distillation(
         return dataclasses.replace(state, extra=extra)
 
     def pull(outputs: Outputs, estimate: Array) -> tuple[Array, Array]:
-        """A client's ρ · ½ mean_x ‖s_i(x) − z_i(x)‖², to differentiate, and what ρ multiplies."""
+        """Returns a client's ρ · ½ mean_x ‖s_i(x) − z_i(x)‖², and the same without ρ."""
         gaps = jnp.square(jax.nn.softmax(outputs.logits[:, 0]) - estimate)
         term = gaps.sum(axis=-1).mean() / 2
         return rho * term, term
@@ -96,7 +97,7 @@ def distributed_distillation(
         state = apply_gradients(state, gradients, stats)
 
         now = _decisions(state, batch)
-        if batch.presence is not None:  # who does not train, or diverges, has not changed its mind
+        if batch.presence is not None:  # a client that is away or diverges keeps its decisions
             received_from = batch.presence.trains & exchange.all_finite(now)
             now = where_rows(received_from, now, previous[:, rows])
         weights = metropolis_hastings(graph)
@@ -139,12 +140,12 @@ def distributed_distillation(
 
 
 def _decisions(state: State, batch: Batch) -> Array:
-    """s_i(x) on the shared reference minibatch, [K, P, C]."""
+    """Returns s_i(x) for the shared reference minibatch, [K, P, C]."""
     return jax.nn.softmax(predict(state, batch.public_inputs)[:, :, 0])
 
 
 def _decisions_on_reference_set(state: State, clients: Participants) -> Array:
-    """s_i(x) for every x of the reference set, [K, M, C], a part of it at a time."""
+    """Returns s_i(x) for every x of the reference set, [K, M, C], computed in parts."""
     size = clients.num_public
     parts = np.resize(np.arange(size), (-(-size // _AT_ONCE), min(_AT_ONCE, size)))
     inputs = jax.tree.map(jnp.asarray, take(clients.public_inputs, parts))

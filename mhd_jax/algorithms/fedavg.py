@@ -1,19 +1,20 @@
 """Federated averaging (McMahan et al., AISTATS 2017).
 
-Every client trains on its own data; after each round, of `local_steps` steps, all take the average,
+Every client trains on its own data; after each round of `local_steps` steps all parameters become
 
     θ_i ← Σ_j n_j θ_j / Σ_j n_j,
 
 weighted by the sizes n_j of the labelled private sets, normalisation statistics included. A server
-averages, so the graph plays no part. Clients start each round with momentum 0, as the paper's, who
-keep nothing from round to round.
+averages, so that the graph is not used. Clients start each round with momentum 0, like the paper's
+clients, which keep no state between rounds.
 
-A round has as many steps for all: with `local_epochs` those in which the average client goes through
-its data that often, where the paper's clients take more steps the more data they have.
+A round has the same number of steps for all clients. With `local_epochs` it is the number in which
+the average client makes that many passes over its data; in the paper, clients with more data take
+more steps.
 
-Where clients may be away, the server keeps the last average. A client takes it up with its next
-step, and is part of the next average if it has taken a step since and can be reached then; what it
-learned towards an average that it missed is lost.
+Where clients may be away, the server keeps the last average. A client loads this average before its
+next step, and contributes to the next average if it has taken a step since then and can be reached.
+The progress of a client that misses an average is lost.
 """
 
 from __future__ import annotations
@@ -61,16 +62,16 @@ def fedavg(
     reset_momentum: bool = True,
     label_smoothing: float = 0.0,
 ) -> Algorithm:
-    """Federated averaging.
+    """Returns federated averaging (FedAvg).
 
     Args:
-      local_steps: steps of a round.
+      local_steps: the number of steps of a round.
       local_epochs: the length of a round in passes over the private data of the average client,
         instead of `local_steps`.
-      reset_momentum: whether momentum (of `mhd_jax.training.optim.SGD`) starts at 0 in each round; else it
-        stays at home from round to round.
-      label_smoothing: of the private cross-entropy, in [0, 1); 0 as in the paper. Comparisons on the
-        command line give all algorithms 0.1.
+      reset_momentum: whether momentum (of `mhd_jax.training.optim.SGD`) starts at 0 in each round;
+        otherwise clients keep theirs between rounds.
+      label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
+        paper. Comparisons on the command line give all algorithms 0.1.
     """
     require(local_steps >= 1, f"local_steps must be at least 1, not {local_steps}.")
     require(
@@ -99,7 +100,7 @@ def fedavg(
         return dataclasses.replace(state, extra=extra)
 
     def steps_of_round(state: State) -> Array | int:
-        # A number of their own would make both sides of a branch of runs that go together.
+        # With a number in the state, runs computed jointly would evaluate both branches of `cond`.
         return local_steps if local_epochs is None else state.extra["round_steps"]
 
     def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
@@ -110,7 +111,7 @@ def fedavg(
         state = apply_gradients(state, gradients, stats)
         averages = state.step % steps_of_round(state) == 0
         sizes = state.extra["sizes"]
-        # Up from every client that has labels, and down to everyone.
+        # One message from every client with labels to the server, and one back to every client.
         each = state.extra["takes_part"] + (sizes > 0)
         messages = {"weights": jnp.where(averages, each, 0)}
         metrics = {"loss": losses, "private_loss": losses, "messages": messages}
@@ -123,16 +124,16 @@ def fedavg(
         return _without_momentum(state, everyone) if reset_momentum else state
 
     def step_of_some(state: State, batch: Batch, presence: Presence) -> tuple[State, Metrics]:
-        """A step in which some may be away."""
+        """Returns the state and metrics after a step of the clients that are present."""
         sizes, takes_part = state.extra["sizes"], state.extra["takes_part"]
         fetches = presence.trains & ~state.extra["is_current"]
         round_steps = steps_of_round(state)
-        down = (fetches & (state.step >= round_steps)).astype(jnp.int32)  # all have the first one
+        down = (fetches & (state.step >= round_steps)).astype(jnp.int32)  # no message in round 1
         before = up_to_date(state, fetches)
         gradients, stats, losses = private_gradients(before, batch, label_smoothing)
         state = keep_others(presence.trains, apply_gradients(before, gradients, stats), before)
         averages = state.step % round_steps == 0
-        finite = finite_params(state)  # who diverges is averaged with nobody
+        finite = finite_params(state)  # a client that diverges neither sends nor loads an average
         sends = presence.reachable & state.extra["is_current"] & finite
         takes = presence.trains & finite
         up = averages & sends & (sizes > 0)
@@ -157,9 +158,9 @@ def fedavg(
 
 
 def steps_of_epochs(epochs: float, clients: Participants, batch_size: int) -> int:
-    """How many steps are `epochs` passes over the private data of the average client, at least 1.
+    """Returns the number of steps, at least 1, of `epochs` passes over the average client's data.
 
-    Those who have labels count: the others are not averaged.
+    Only clients with labels count, because the others are not averaged.
     """
     sizes = clients.labelled_counts().sum(axis=1)
     steps = float(epochs) * float(sizes[sizes > 0].mean()) / batch_size
@@ -167,7 +168,7 @@ def steps_of_epochs(epochs: float, clients: Participants, batch_size: int) -> in
 
 
 def _averaged_by_some(state: State, sends: Array) -> State:
-    """The server averages who sends, bool [K]; nobody has it yet."""
+    """Returns the state with a new server average over `sends`, bool [K], not loaded by any yet."""
     (group,) = state.groups
     weights = jnp.where(sends, state.extra["sizes"], 0)
     models = group.params, group.stats
@@ -183,7 +184,7 @@ def _averaged_by_some(state: State, sends: Array) -> State:
 
 
 def _with_average(state: State, who: Array) -> State:
-    """The server's average in the place of some clients' own parameters, bool [K]."""
+    """Replaces the parameters of some clients, bool [K], by the server's average."""
     (group,) = state.groups
     own = (group.params, group.stats)
     average = jax.tree.map(
@@ -194,7 +195,7 @@ def _with_average(state: State, who: Array) -> State:
 
 
 def _without_momentum(state: State, who: Array) -> State:
-    """The state in which some clients' momentum is 0, bool [K], where they have any."""
+    """Sets the momentum of some clients, bool [K], to 0 if the optimizer has momentum."""
     (group,) = state.groups
     if not optim.has_momentum(group.opt_state):
         return state
@@ -205,7 +206,7 @@ def _without_momentum(state: State, who: Array) -> State:
 
 
 def _with_models(state: State, models: PyTree) -> State:
-    """The state with other parameters and statistics [K, ...]."""
+    """Returns the state with new parameters and statistics [K, ...]."""
     (group,) = state.groups
     params, stats = models
     return dataclasses.replace(

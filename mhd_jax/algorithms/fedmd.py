@@ -1,21 +1,21 @@
 """FedMD: Li and Wang, 2019, arXiv 1910.03581.
 
-Training goes in rounds. At a round's start the clients' logits z_j on the public set are averaged
-into a consensus z̃(x) = mean_j z_j(x). Then every client
+Training proceeds in rounds. At the start of a round the clients' logits z_j on the public set are
+averaged into a consensus z̃(x) = mean_j z_j(x). Then every client
 
     digests:   θ_i ← θ_i − η ∇ mean_x |z_i(x) − sg z̃(x)|        `digest_steps` steps
     revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
 
-The consensus belongs to the round's start: a copy of the parameters of that moment speaks for
-the public samples that each digest step draws. Consensus and digest are of evaluation mode. Clients
-without private data do not take part in it, nor do those that cannot be reached at a digest step, or whose
-logits are not finite. A server averages, so the graph plays no part; architectures may differ. Where
-clients have label sets, the mean of a class's logits is over those who know it, and each learns its
-own classes'.
+The consensus is computed with a copy of the parameters from the start of the round, on the public
+samples that each digest step draws. Consensus and digest use evaluation mode. Clients without
+private data do not contribute to the consensus, nor do clients that cannot be reached at a digest
+step or whose logits are not finite. A server averages, so that the graph is not used;
+architectures may differ. With label sets, the mean of the logits of a class is over the clients
+that have the class, and each client learns the logits of its own classes.
 
-A departure: before the first round, the paper's clients train on the labelled public set, and then on
-their own data. Here they start from random parameters, so that early consensus knows little. Runs
-cannot start from another run's parameters yet; the departure waits for that.
+A departure from the paper: there, clients first train on the labelled public set, and then on their
+own data. Here they start from random parameters, so that early consensus carries little knowledge,
+because a run cannot yet start from the parameters of another run.
 """
 
 from __future__ import annotations
@@ -66,17 +66,18 @@ def fedmd(
     compression: str = "none",
     label_smoothing: float = 0.0,
 ) -> Algorithm:
-    """FedMD.
+    """Returns FedMD, in which clients learn from a server's consensus of their public logits.
 
     Args:
-      digest_steps: steps of a round that learn from the consensus.
-      revisit_steps: steps of a round that learn from private data.
-      digest_loss: "mae", the mean absolute difference of logits, as the paper; or "kl", the
-        cross-entropy to the consensus' softmax.
-      compression: of the logits, up and down, see `mhd_jax.exchange.compression`; a selection of
-        classes keeps probabilities only, which is for the "kl" digest.
-      label_smoothing: of the private cross-entropy, in [0, 1); 0 as in the paper. Comparisons on the
-        command line give all algorithms 0.1.
+      digest_steps: the number of steps of a round that learn from the consensus.
+      revisit_steps: the number of steps of a round that learn from private data.
+      digest_loss: "mae", the mean absolute difference of logits, as in the paper; or "kl", the
+        cross-entropy to the softmax of the consensus.
+      compression: compression of the logits in both directions, see
+        `mhd_jax.exchange.compression`; "top_K" keeps probabilities only, and so needs the "kl"
+        digest.
+      label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
+        paper. Comparisons on the command line give all algorithms 0.1.
     """
     for name, steps in (("digest_steps", digest_steps), ("revisit_steps", revisit_steps)):
         require(steps >= 1, f"{name} must be at least 1, not {steps}.")
@@ -119,7 +120,7 @@ def fedmd(
         )
         if adversary is not None:
             state = dataclasses.replace(state, extra={**extra, "adversaries": adversary})
-        speaks, each = has_data, jnp.int32(2)  # up and down
+        speaks, each = has_data, jnp.int32(2)  # one message to the server and one back
         if batch.presence is not None:
             each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
             speaks = has_data & batch.presence.reachable
@@ -135,8 +136,12 @@ def fedmd(
         return gradients, stats, losses, jnp.ones_like(losses, bool), state.extra.get("adversaries")
 
     def digest(state: State, batch: Batch) -> tuple[PyTree, ...]:
-        """Gradients towards the consensus, statistics as they are, the losses [K], whose logits are
-        finite [K], and the adversaries afterwards."""
+        """Returns the results of a digest step.
+
+        Returns:
+          The gradients of the digest loss, the unchanged statistics, the losses [K], which clients'
+          logits are finite, bool [K], and the adversaries after the step.
+        """
         start, adversary = state.extra["start"], state.extra.get("adversaries")
         outputs, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
@@ -161,7 +166,7 @@ def fedmd(
             )
             each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
             each = jnp.where(says.any(), each, 0)
-            return each.sum(), each  # each depends on its own client's parameters alone
+            return each.sum(), each  # a client's loss depends on its own parameters alone
 
         gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
         return gradients, all_stats(state), losses, finite, adversary
@@ -169,9 +174,12 @@ def fedmd(
     def consensus_of(
         logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
     ) -> tuple[Array, Array, Array, Array | None]:
-        """z̃ [P, C] as it comes back, from the clients' logits [K, P, C]; who contributes and who is finite [K].
+        """Returns the consensus z̃ that clients receive, made from their logits [K, P, C].
 
-        And which of a client's classes it is about, bool [K, C]: those that a contributor knows.
+        Returns:
+          z̃ [P, C]; which clients contribute, float [K]; which have finite logits, bool [K]; and
+          the classes that each client learns, bool [K, C]: those of its label set that are in the
+          label set of a contributor. They are None without label sets.
         """
         received = coded.arrived(
             logits, label_set=None if label_sets is None else label_sets[:, None]

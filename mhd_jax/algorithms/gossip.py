@@ -1,25 +1,27 @@
 """Gossip SGD, the baselines DSGDm-N and QG-DSGDm-N (Lin et al., ICML 2021, arXiv 2102.04761).
 
 Neighbours average their parameters, then each takes a step on its own data. With x_j the
-result of the previous step's update and η_prev its learning rate (at first the base rate):
+parameters after the previous step and η_prev its learning rate (at first the base rate):
 
     r_i = γ (Σ_j W[i,j] x_j − x_i),   x_i' = x_i + r_i
     m_i ← m_i − r_i / η_prev                                   quasi-global momentum only
     g_i = ∇CE_i(x_i') + weight decay · x_i'
     m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer: Nesterov's
 
-With several gossip rounds a step, the first line is taken that many times with the step's W, and r_i
-is the whole move. All clients start from the same parameters. Momentum and normalisation statistics stay at home. Who
-does not take a step does not average in it either, which keeps the mean.
+With several gossip rounds per step, the first line is repeated with the W of the step, and r_i is
+the sum of the moves. All clients start from the same parameters. Momentum and normalisation
+statistics are not sent. A client that does not take a step does not average in it either, which
+preserves the mean.
 
-On directed graphs no W may keep the mean. Push-sum (Nedić and Olshevsky, 2016; on stochastic gradients
-Assran et al., ICML 2019) has shares P whose columns add up to 1, and a weight w_i for each client, at
-first 1, that goes the same way; the quotient z_i is the client's model:
+On a directed graph there may be no W that preserves the mean. Push-sum (Nedić and Olshevsky, 2016;
+with stochastic gradients Assran et al., ICML 2019) uses a matrix P whose columns sum to 1, and a
+weight w_i for each client, initially 1, that is averaged in the same way; the quotient z_i is the
+client's model:
 
     x_i ← x_i + γ (Σ_j P[i,j] x_j − x_i),   w_i ← w_i + γ (Σ_j P[i,j] w_j − w_i),   z_i = x_i / w_i
     x_i ← x_i − η (g_i + β m_i),   g_i = ∇CE_i(z_i) + weight decay · z_i
 
-What it keeps is Σ x_i / Σ w_i, the consensus model.
+Push-sum averaging preserves Σ x_i / Σ w_i, the consensus model.
 """
 
 from __future__ import annotations
@@ -69,17 +71,17 @@ def dsgd(
     push_sum: bool = False,
     label_smoothing: float = 0.0,
 ) -> Algorithm:
-    """Gossip SGD with the clients' own momentum (DSGDm-N).
+    """Returns gossip SGD with local momentum (DSGDm-N).
 
     Args:
       averaging_rate: γ, in (0, 1].
       mixing: "uniform" (1 / (degree + 1)) or "metropolis_hastings".
-      gossip_rounds: how often neighbours average in a step; each time is a message.
-      push_sum: whether to average by push-sum, for directed graphs: each client shares equally among
-        itself and those who receive from it, and `mixing` plays no part. What goes out must be able to come
-        back: the graph is strongly connected.
-      label_smoothing: of the private cross-entropy, in [0, 1); 0 as in the paper. Comparisons on the
-        command line give all algorithms 0.1.
+      gossip_rounds: the number of averages in a step; each of them takes a message per edge.
+      push_sum: whether to average by push-sum, for directed graphs, which must be strongly
+        connected: each client sends equal shares to itself and to all clients that receive from
+        it, and `mixing` is not used.
+      label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
+        paper. Comparisons on the command line give all algorithms 0.1.
     """
     require(
         not push_sum or mixing == "uniform",
@@ -104,13 +106,13 @@ def qg_dsgd(
     gossip_rounds: int = 1,
     label_smoothing: float = 0.0,
 ) -> Algorithm:
-    """Gossip SGD with quasi-global momentum (QG-DSGDm-N).
+    """Returns gossip SGD with quasi-global momentum (QG-DSGDm-N).
 
     Args:
       averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`.
-      mu: None takes the form above, that of the CCL authors' code. A number in [0, 1) takes the
-        paper's Algorithm 1: m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η of parameters after mixing is
-        the buffer from which each local step starts.
+      mu: None uses the momentum m_i ← m_i − r_i / η_prev of the CCL authors' code. A number in
+        [0, 1) uses the paper's Algorithm 1: the momentum of each local step starts from the
+        buffer m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, where x are parameters after mixing.
     """
     require(mu is None or 0 <= mu < 1, f"mu must be in [0, 1), not {mu}.")
     return _gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu)
@@ -174,7 +176,7 @@ def _gossip(
 def check_settings(
     averaging_rate: float, mixing: str, gossip_rounds: int, label_smoothing: float
 ) -> None:
-    """Raises `ConfigError` for settings of gossip that cannot work."""
+    """Raises `ConfigError` if a setting of gossip is out of range."""
     require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
     require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
     require(gossip_rounds >= 1, f"gossip_rounds must be at least 1, not {gossip_rounds}.")
@@ -182,17 +184,23 @@ def check_settings(
 
 
 def equal_weights(state: State) -> Array:
-    """See `Algorithm.consensus`: the plain mean, which doubly stochastic mixing keeps."""
+    """Returns equal weights for `Algorithm.consensus`: doubly stochastic mixing keeps the mean."""
     return jnp.ones(state.num_clients)
 
 
 def _push_weights(state: State) -> Array:
-    """See `Algorithm.consensus`: Σ x_i / Σ w_i, which push-sum keeps, is Σ w_i z_i / Σ w_i."""
+    """Returns weights w_i for `Algorithm.consensus`: push-sum keeps Σ x_i / Σ w_i.
+
+    This is the weighted mean Σ w_i z_i / Σ w_i of the clients' models z_i.
+    """
     return state.extra["push_weights"]
 
 
 def needs_everyone(mixing: str) -> str:
-    """See `Algorithm.needs_everyone`: what is left of a graph is seldom regular."""
+    """Returns the reason for `Algorithm.needs_everyone`; empty for Metropolis–Hastings weights.
+
+    Uniform weights need a regular graph, which a graph with failed edges seldom is.
+    """
     if mixing == "metropolis_hastings":
         return ""
     return (
@@ -204,10 +212,11 @@ def needs_everyone(mixing: str) -> str:
 def init_gossip(
     key: Array, clients: Participants, sample_batch: Batch, quasi_global: bool
 ) -> State:
-    """Clients of one architecture that start from the same parameters.
+    """Returns the initial state, in which all clients have the same parameters.
 
     Raises:
-      ConfigError: several architectures, or (`quasi_global`) an optimizer without momentum.
+      ConfigError: clients differ in architecture, or `quasi_global` is set and the optimizer has
+        no momentum.
     """
     require_one_architecture(clients, "gossip averages parameters")
     state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
@@ -221,11 +230,14 @@ def init_gossip(
 def mix(
     state: State, weights: Array, averaging_rate: float, rounds: int, quasi_global: bool
 ) -> State:
-    """x' = x + γ (W x − x), `rounds` times, and with `quasi_global` m ← m − (x' − x) / η_prev.
+    """Applies x' = x + γ (W x − x), and m ← m − (x' − x) / η_prev if `quasi_global`.
 
     Args:
-      state: of one group.
+      state: a state of one group.
       weights: W, row-stochastic [K, K].
+      averaging_rate: γ.
+      rounds: the number of gossip rounds.
+      quasi_global: whether to change the momentum m.
     """
     (group,) = state.groups
     params, moves = _rounds(group.params, weights, averaging_rate, rounds)
@@ -241,7 +253,7 @@ def mix(
 def _rounds(
     tree: PyTree, weights: Array, averaging_rate: float, rounds: int
 ) -> tuple[PyTree, PyTree]:
-    """Arrays x [K, ...] after x ← x + γ (W x − x), so many times; and how far they moved in all."""
+    """Returns x [K, ...] after `rounds` times x ← x + γ (W x − x), and the total change of x."""
 
     def once(_: Array, before: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         now, moved = before
@@ -253,11 +265,13 @@ def _rounds(
 
 
 def _pushed(state: State, shares: Array, averaging_rate: float, rounds: int) -> State:
-    """x' = x + γ (P x − x), and w' alike; the state's parameters are the quotients z = x / w.
+    """Applies push-sum: x' = x + γ (P x − x) and w' = w + γ (P w − w), `rounds` times.
 
     Args:
-      state: of one group.
+      state: a state of one group, whose parameters are the quotients z = x / w.
       shares: P, column-stochastic [K, K].
+      averaging_rate: γ.
+      rounds: the number of gossip rounds.
     """
     (group,) = state.groups
     weights = state.extra["push_weights"]
@@ -268,7 +282,7 @@ def _pushed(state: State, shares: Array, averaging_rate: float, rounds: int) -> 
 
 
 def _step_of_sums(before: State, after: State) -> State:
-    """The optimizer's step as one of the sums x = w z: the quotients z move 1 / w of it."""
+    """Applies the optimizer's step Δ to the sums x = w z, so that the quotients z move by Δ / w."""
     (old,), (group,) = before.groups, after.groups
     steps = jax.tree.map(jnp.subtract, group.params, old.params)
     steps = _scaled(steps, 1 / before.extra["push_weights"])
@@ -277,9 +291,9 @@ def _step_of_sums(before: State, after: State) -> State:
 
 
 def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State:
-    """m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, from which the local step's momentum starts.
+    """Sets the momentum of the local step to m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η.
 
-    Steps are those that the client takes itself.
+    A client that does not train in a step keeps its m̂ and x^t.
     """
     (group,) = state.groups
     rate = optim.learning_rate(group.opt_state)
@@ -298,5 +312,5 @@ def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State
 
 
 def _scaled(tree: PyTree, by: Array) -> PyTree:
-    """Arrays [K, …] times a number of each client's [K]."""
+    """Multiplies arrays [K, …] by a number for each client, [K]."""
     return jax.tree.map(lambda a: a * by.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype), tree)

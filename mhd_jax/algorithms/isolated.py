@@ -1,4 +1,4 @@
-"""Training alone (the MHD paper's "Separate") and all together in one place, the two bounds.
+"""The two bounds: training each client alone (the MHD paper's "Separate"), and on pooled data.
 
 L_i = CE(z_i(x), y) on the private batch
 """
@@ -14,20 +14,22 @@ from mhd_jax.training.groups import apply_gradients, init_state, predict, privat
 
 @factory
 def isolated(label_smoothing: float = 0.1) -> Algorithm:
-    """Each client learns from its private data alone: the lower bound.
+    """Returns isolated training, the lower bound: each client learns from its private data alone.
 
     Args:
-      label_smoothing: of the private cross-entropy, in [0, 1).
+      label_smoothing: label smoothing of the private cross-entropy, in [0, 1).
     """
     return _private_only(label_smoothing, pooled=False)
 
 
 @factory
 def supervised(label_smoothing: float = 0.1) -> Algorithm:
-    """One client holds all private data and sees K·B of it in a step: the upper bound.
+    """Returns pooled training, the upper bound: one client learns from all private data.
+
+    It trains on K·B samples per step.
 
     Args:
-      label_smoothing: of the cross-entropy, in [0, 1).
+      label_smoothing: label smoothing of the cross-entropy, in [0, 1).
     """
     return _private_only(label_smoothing, pooled=True)
 

@@ -1,36 +1,37 @@
 """Multi-Headed Distillation: Zhmoginov et al., CVPR 2023, arXiv 2211.15774.
 
-Client i has a backbone φ_i and heads z_i^0 (main), z_i^1 … z_i^m (auxiliary). At each step
+Client i has a backbone φ_i, a main head z_i^0 and auxiliary heads z_i^1 … z_i^m. At each step
 
     L_i = CE(z_i^0(x), y)                                                  private batch
         + ν_emb · mean_x mean_{j∈S_i} ‖ē_i(x) − sg ē_j(x)‖²                public batch
         + ν_aux · Σ_{k=1..m} mean_x CE(softmax z_i^k(x), sg softmax z_q^{k−1}(x))
 
-with ē = φ/‖φ‖, S_i the Δ neighbours drawn at this step and q = q(i, k, x) the candidate in
-S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns from heads of
-rank k−1, so knowledge travels one hop further with every rank, while the main head, which
-sees private labels only, stays sharp on the client's own data.
+with ē = φ/‖φ‖, S_i the Δ neighbours drawn at this step (the teachers of i), and q = q(i, k, x) the
+candidate in S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary head k learns from
+heads of rank k−1, so that knowledge travels one hop further with every rank, while the main head,
+which learns from private labels only, stays accurate on the client's own data.
 
-A client with a label set (`mhd_jax.core.label_sets`) learns q's prediction inside it, as it stands. A
-candidate is as confident as it is among its own classes: one of a single class is certain.
+A client with a label set (`mhd_jax.core.label_sets`) learns the part of q's prediction inside it,
+without renormalisation. The confidence of a candidate is that among its own classes: a candidate
+with a single class has confidence 1.
 
-A client without private labels learns its main head as head 1 is learned, from its teachers' main
-heads (its own is no candidate: it would learn nothing from itself).
+The main head of a client without private labels is trained like head 1, from its teachers' main
+heads (its own main head is no candidate, because it would learn nothing from itself).
 
-Clients of one architecture may also form ensembles (the paper's hybrid groups): every `average_every`
-steps their parameters and normalisation statistics become their average, as in `fedavg`; momentum
-stays at home. The graph says who distils from whom, inside ensembles as between them. Where
-clients fail, an ensemble's average is that of its clients who are there; its own links do not fail.
+Clients of one architecture may also form ensembles (the paper's hybrid groups): every
+`average_every` steps their parameters and normalisation statistics are averaged, as in `fedavg`;
+momentum is not. The graph determines the teachers, inside ensembles and between them. Where clients
+fail, the present clients of an ensemble are averaged; links inside ensembles do not fail.
 
-With a pool (N_P > 0) S_i is drawn from checkpoints of neighbours, see `mhd_jax.exchange.teacher_pools`.
+With a pool (N_P > 0), S_i is drawn from earlier models of neighbours, see
+`mhd_jax.exchange.teacher_pools`.
 
-Targets, a client's own among them, are outputs in evaluation mode, fresh or from a pool; the
-student learns with its outputs in training mode.
+Targets, including those from the client's own heads, are outputs in evaluation mode; the student
+learns with its outputs in training mode.
 
-Left open by the paper and chosen here: the own head is among the candidates
-(`include_self`), m = 0 means that the main head learns from the neighbours' main heads, and
-a client without a teacher keeps its private loss and, through its own candidates, its
-auxiliary one.
+Choices that the paper leaves open: the client's own head is among the candidates (`include_self`);
+m = 0 means that the main head learns from the neighbours' main heads; and a client without a
+teacher keeps its private loss and, with its own heads as candidates, its auxiliary loss.
 """
 
 from __future__ import annotations
@@ -298,49 +299,50 @@ def mhd(
     label_smoothing: float = 0.1,
     embedding_projection: str = "none",
 ) -> Algorithm:
-    """Multi-Headed Distillation.
+    """Returns Multi-Headed Distillation.
 
     Args:
       num_aux_heads: m; 0 is naive distillation, where the main head itself learns from the
         neighbours' main heads with weight `nu_aux`.
-      num_targets: Δ, neighbours drawn per client and step, or "all".
-      nu_aux: weight of the auxiliary heads' distillation.
-      nu_emb: weight of the embeddings' distillation; 0 sends no embeddings.
-      target_selection: one of `mhd_jax.exchange.selection.TARGET_SELECTIONS` ("most_confident", "random",
-        "mean", and those that withstand false predictions, for `num_targets="all"`: "robust"
-        among others), or a function of the candidates (see `mhd_jax.exchange.selection.TargetSelection`).
-      include_self: whether a client's own head is among its candidates (where it learns from
-        auxiliary heads: m > 0).
+      num_targets: Δ, the number of neighbours drawn per client and step, or "all".
+      nu_aux: ν_aux, weight of the auxiliary heads' distillation.
+      nu_emb: ν_emb, weight of the embeddings' distillation; 0 sends no embeddings.
+      target_selection: one of `mhd_jax.exchange.selection.TARGET_SELECTIONS` ("most_confident",
+        "random", "mean", and selections that resist false predictions, such as "robust", for
+        `num_targets="all"`), or a function of the candidates (see
+        `mhd_jax.exchange.selection.TargetSelection`).
+      include_self: whether a client's own head is among its candidates (only if m > 0).
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
-      temperature: T of student's and targets' softmax in the distillation; candidates are
+      temperature: T of the student's and the targets' softmax in the distillation; candidates are
         chosen by their confidence at T = 1.
-      public_batch: "shared": all clients see the same public samples in a step;
-        "independent": each its own, on which its teachers then run.
-      public_updates_stats: whether public samples update BatchNorm statistics too, as they are what
-        auxiliary heads are trained on.
-      pool_size: N_P, checkpoints of neighbours in each client's pool, from which its teachers are
-        drawn; 0 takes its neighbours as they are.
-      pool_refresh: S_P, steps after which each client renews one random slot of its pool.
-      teacher_delay: d; teachers are the neighbours as they were d steps ago, or at the start; it is
-        for the study of delay alone, without a pool.
-      compression: of what neighbours send: "none", "float16", "int8" or "top_K" classes, see
-        `mhd_jax.exchange.compression`. Every message is about samples just drawn, so that no error is
-        left to make up for in the next.
-      ensembles: who averages parameters with whom: how many consecutive clients are an ensemble,
-        the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled private
-        sets, or a row-stochastic mixing matrix [K, K] in floats. Those of an ensemble start from
-        the same parameters. None averages nobody.
-      average_every: steps between two averages; in such a step parameters cross, beside the
-        predictions, from every client to those of its ensemble (that weigh it).
-      label_smoothing: of the private cross-entropy; the paper's is 0.
-      embedding_projection: how embeddings of unequal width are compared: "none" refuses them,
-        "linear": by maps that each client learns from its own width to its teachers',
-        "shared_width": by the coordinates that all of them have, see `mhd_jax.training.projection`.
+      public_batch: "shared" if all clients have the same public samples in a step; "independent"
+        if each draws its own, on which its teachers are then evaluated.
+      public_updates_stats: whether public samples update BatchNorm statistics too, because
+        auxiliary heads are trained on them.
+      pool_size: N_P, the number of earlier models of neighbours in each client's pool, from which
+        its teachers are drawn; 0 draws teachers from the current neighbours.
+      pool_refresh: S_P, the number of steps after which each client renews a random slot of its
+        pool.
+      teacher_delay: d; teachers are the neighbours' models of d steps ago, or of the start. It
+        serves to study the effect of delay alone, without a pool.
+      compression: compression of predictions and embeddings: "none", "float16", "int8" or "top_K"
+        classes, see `mhd_jax.exchange.compression`. There is no error feedback, because every
+        message is about newly drawn samples.
+      ensembles: which clients average their parameters: the number of consecutive clients in an
+        ensemble; the clients of each ([[0, 1], [3, 4, 5]]), weighted by the sizes of their labelled
+        private sets; or a row-stochastic mixing matrix [K, K] in floats. The clients of an ensemble
+        start from the same parameters. None averages no parameters.
+      average_every: the number of steps between two averages; in the step of an average each client
+        also receives parameters from the clients of its ensemble.
+      label_smoothing: label smoothing of the private cross-entropy; the paper's is 0.
+      embedding_projection: the comparison of embeddings of different widths: "none" refuses them,
+        "linear" maps them to the teachers' widths by maps that each client learns, "shared_width"
+        compares the coordinates that all clients have; see `mhd_jax.training.projection`.
 
     Raises:
-      ConfigError: a value out of range, or (at `init`) embeddings of unequal width without a
-        projection, ensembles that cannot be (see `mhd_jax.training.parameter_averaging`), or clients that replay
-        their messages where teachers are snapshots.
+      ConfigError: a value is out of range, or (at `init`) embedding widths differ without a
+        projection, ensembles are impossible (see `mhd_jax.training.parameter_averaging`), or
+        an adversary replays messages while teachers are snapshots.
     """
     require_at_least(0, nu_aux=nu_aux, nu_emb=nu_emb, num_aux_heads=num_aux_heads)
     require(
@@ -404,15 +406,15 @@ def naive(
     average_every: int = 10,
     label_smoothing: float = 0.1,
 ) -> Algorithm:
-    """Naive distillation: `mhd` with no auxiliary heads and no embedding term.
+    """Returns naive distillation: `mhd` with no auxiliary heads and no embedding term.
 
         L_i = CE(z_i(x), y) + ν_naive · mean_x CE(softmax z_i(x), sg softmax z_q(x))
 
-    The single head serves the private labels and the neighbours at once: what auxiliary heads
-    are to be measured against.
+    The single head learns from private labels and from neighbours: the baseline for auxiliary
+    heads.
 
     Args:
-      nu_naive: weight of the distillation.
+      nu_naive: ν_naive, weight of the distillation.
 
     All others are as for `mhd`.
     """

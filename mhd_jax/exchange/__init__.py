@@ -1,4 +1,4 @@
-"""What crosses an edge, and who is listened to."""
+"""The exchange between clients: messages, the draw of teachers, and the choice of targets."""
 
 from mhd_jax.core.trees import all_finite
 from mhd_jax.exchange.selection import (

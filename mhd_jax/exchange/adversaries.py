@@ -1,14 +1,17 @@
-"""Clients that misbehave: what they send to others is false, and their own training goes on.
+"""Adversaries: clients that send false predictions while their own training continues.
 
-They falsify predictions, those of their snapshots too; embeddings, and parameters that ensembles
-average, stay as they are. Receivers of whom a label set is known leave out what is false outside it.
-Who falsifies what is data, not program: one `where` over the client axis for each kind.
+They falsify predictions, including those of their snapshots, but neither embeddings nor the
+parameters that ensembles average. Receivers ignore predictions outside the sender's label set,
+false ones included. The kind of each adversary is data and not part of the program: each kind is
+one `where` over the client axis.
 
-- "nan", "inf": no finite number.
-- "constant": the first class, confidently, whatever the sample.
-- "uniform": all classes alike.
-- "label_flip": the class behind the one that it predicts, confidently. All who do so agree.
-- "replay": what it sent at the step before (at which it could be reached), about other samples.
+- "nan", "inf": all logits are NaN or infinity.
+- "constant": the first class with high confidence, for every sample.
+- "uniform": equal probabilities for all classes.
+- "label_flip": the class after the predicted class, with high confidence. Adversaries of this kind
+  that predict the same class agree.
+- "replay": the logits of the previous step at which the adversary could be reached, which are
+  those of other samples.
 """
 
 from __future__ import annotations
@@ -28,33 +31,38 @@ from mhd_jax.core.types import Participants
 
 KINDS = ("nan", "inf", "constant", "uniform", "label_flip", "replay")
 _HONEST = len(KINDS)
-_CONFIDENT = 20.0  # a logit beside zeros: its probability is 1 within 1e-8 for each other class
+_CONFIDENT = 20.0  # next to logits 0, which each get a probability below 1e-8
 
 
 @struct.dataclass
 class Adversaries:
-    """Who misbehaves.
+    """The kind of adversary of each client, and the logits that adversaries may replay.
 
     Attributes:
-      kinds: of each client's messages, positions in `KINDS`, int32 [K].
-      earlier: logits [K, P, H, C] of the step before; None where nobody replays them.
+      kinds: positions in `KINDS`, or their number for an honest client, int32 [K].
+      earlier: logits [K, P, H, C] of the previous step; None if no client replays them.
     """
 
     kinds: Array
     earlier: Array | None
 
     def sent(self, logits: Array, senders: Array | None = None) -> Array:
-        """What clients send for the logits [K, ..., P, H, C] that they came to.
+        """Returns the logits that clients send instead of their logits [K, ..., P, H, C].
 
-        With `senders`, int32 [K, T], what these send for logits [K, T, P, H, C].
+        With `senders`, int32 [K, T], the logits [K, T, P, H, C] are those of these clients.
         """
         kinds, earlier = self.kinds, self.earlier
-        if senders is not None:  # of whatever device
+        if senders is not None:  # which may be on other devices
             kinds, earlier = jax.tree.map(lambda a: a[senders], everywhere((kinds, earlier)))
         return _falsified(kinds, logits, earlier)
 
     def after(self, logits: Array, reachable: Array | None = None) -> Adversaries:
-        """The same, once those who are `reachable`, bool [K], or all, have sent logits [K, P, H, C]."""
+        """Returns the adversaries after a step, which store its logits for a replay.
+
+        Args:
+          logits: the clients' true logits at this step, [K, P, H, C].
+          reachable: which clients can be reached and send them, bool [K]; None is all clients.
+        """
         if self.earlier is None:
             return self
         if reachable is not None:
@@ -63,10 +71,10 @@ class Adversaries:
 
 
 def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
-    """Kinds by client, once they are found to be some.
+    """Returns the kinds of adversaries by client, in client order, after checking them.
 
     Raises:
-      ConfigError: an unknown client or kind, or nobody who is honest.
+      ConfigError: a client or kind does not exist, or no client is honest.
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"adversaries are kinds by client, like {{7: 'nan'}}, not {given!r}.")
@@ -86,10 +94,10 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
 
 
 def start(clients: Participants, logits: Any, num_snapshots: int = 0) -> Adversaries:
-    """The adversaries of `mhd_jax.clients.Clients`, before anything was sent.
+    """Returns the adversaries before the first step.
 
     Args:
-      clients: who takes part.
+      clients: `mhd_jax.clients.Clients`, which say which clients are adversaries.
       logits: shape and type of one client's logits, [P, H, C].
       num_snapshots: how many earlier parameters teach in the place of each client's own.
 
@@ -113,7 +121,7 @@ def start(clients: Participants, logits: Any, num_snapshots: int = 0) -> Adversa
 
 
 def _falsified(kinds: Array, logits: Array, earlier: Array | None) -> Array:
-    """Logits [K, ..., P, H, C] as senders of these kinds, [K] or [K, T], send them."""
+    """Returns logits [K, ..., P, H, C] falsified by senders of these kinds, [K] or [K, T]."""
     num_classes = logits.shape[-1]
 
     def confidently(classes: Array) -> Array:

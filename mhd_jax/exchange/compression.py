@@ -1,11 +1,13 @@
-"""Predictions made smaller before they cross an edge. What arrives is what is learned from.
+"""Compression of predictions before they are sent; clients learn from the decompressed values.
 
 - "float16": half precision.
-- "int8": each sample's numbers over the largest of them, in 255 steps; the largest goes along.
-- "top_K": the K likeliest classes' log-probabilities, exact; the mass that is left is shared
-  equally by the others. For logits alone: what else a message holds stays as it is.
+- "int8": the numbers of each sample, divided by the largest magnitude among them, in 255 steps;
+  this magnitude is sent with them.
+- "top_K": the exact log-probabilities of the K most probable classes; the remaining mass is
+  shared equally between the other classes. It applies to logits alone; other parts of a message
+  are not compressed.
 
-Receivers know which classes a sender knows: nothing of the others counts on the way.
+Receivers know the sender's label set, so that classes outside it do not affect the compression.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ _LEAST_MASS = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """How numbers travel.
+    """A pair of functions that encode arrays before they are sent and decode them on receipt.
 
     Attributes:
-      encode: arrays [..., C] to what is sent.
-      decode: what is sent, C, and the sender's label set, bool [..., C] (None is all classes), to
-        arrays [..., C] of float32 (or what was sent wider).
-      ranks_classes: whether it is for logits alone.
+      encode: maps arrays [..., C] to the tree of arrays that is sent.
+      decode: maps this tree, C, and the sender's label set, bool [..., C] (None is all classes),
+        to arrays [..., C] of float32, or of the wider type that was sent.
+      ranks_classes: whether the compression selects classes, and so applies to logits alone.
     """
 
     encode: Callable[[Array], PyTree]
@@ -47,27 +49,31 @@ class Compression:
         travel: Callable[[PyTree], PyTree] = everywhere,
         label_set: Array | None = None,
     ) -> Array:
-        """Values [..., C] as their receivers have them: coded ones travel, to every device at most.
+        """Returns values [..., C] as their receivers decode them.
 
-        Outside the sender's `label_set`, bool [..., C], they are `label_sets.IMPOSSIBLE`.
+        Args:
+          values: the values of the senders.
+          travel: moves the encoded values to the devices of the receivers; by default to all.
+          label_set: the classes of the sender, bool [..., C]; outside it the result is
+            `label_sets.IMPOSSIBLE`. None is all classes.
         """
         if label_set is not None and not self.ranks_classes:
-            values = jnp.where(label_set, values, 0)  # which takes no part in a scale
+            values = jnp.where(label_set, values, 0)  # zeros do not change the scale of int8
         sent = travel(self.encode(values))
         decoded = self.decode(sent, values.shape[-1], label_set).astype(values.dtype)
         return masked(decoded, label_set)
 
     @property
     def for_numbers(self) -> Compression:
-        """The same for what are no logits."""
+        """The compression of arrays other than logits: none if this one selects classes."""
         return NONE if self.ranks_classes else self
 
 
 def named(name: str) -> Compression:
-    """The compression "none", "float16", "int8" or "top_K" (as "top_3").
+    """Returns the compression "none", "float16", "int8" or "top_K" (such as "top_3").
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: the name is unknown.
     """
     if name in _FIXED:
         return _FIXED[name]

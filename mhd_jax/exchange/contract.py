@@ -1,4 +1,4 @@
-"""What users' own target selections must return, tried on made candidates before anything is trained."""
+"""Checks of users' own target selections on synthetic candidates, before training begins."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def selection(given: str | TargetSelection) -> TargetSelection:
 
 
 def checked(rule: TargetSelection) -> TargetSelection:
-    """A user's target selection, which is tried on made candidates of every shape that it meets.
+    """Returns a user's target selection with a check, made once for every shape of candidates.
 
     Raises:
-      ConfigError: (when traced) it fails, draws with NumPy, or does not return probabilities
-        [P, R, C], finite ones even where there is no candidate.
+      ConfigError: (when traced) the selection fails, draws with NumPy, or does not return
+        probabilities [P, R, C], which must be finite even if there is no candidate.
     """
 
     def select(key: Array, candidates: Candidates) -> Array:
         embeddings = candidates.embeddings
         width = None if embeddings is None else embeddings.shape[-1]
-        with jax.ensure_compile_time_eval():  # now, on numbers, though this is traced
+        with jax.ensure_compile_time_eval():  # evaluates the check while the step is traced
             _try(rule, candidates.logits.shape, width)
         return rule(key, candidates)
 
@@ -49,7 +49,13 @@ def checked(rule: TargetSelection) -> TargetSelection:
 
 @functools.lru_cache(maxsize=64)
 def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> None:
-    """Raises `ConfigError` unless a rule makes targets of candidates with such logits [N, P, R, C]."""
+    """Raises `ConfigError` unless a selection returns targets for synthetic candidates.
+
+    Args:
+      rule: the selection.
+      shape: the shape of the candidates' logits, [N, P, R, C].
+      width: the width of the candidates' embeddings; None if they have none.
+    """
     name = f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
     last = jnp.arange(shape[0]) == shape[0] - 1
     for number, valid in enumerate((last | True, last | True, last, last & False)):
@@ -57,11 +63,11 @@ def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> No
         candidates = _made_candidates(key, shape, width, valid, spread=3.0**number)
         try:
             jax.eval_shape(rule, key, candidates)  # as the step will call it
-            # One operation after the other: a compiler may simplify what is not a number away.
+            # Without jit, because a compiler may simplify operations so that a NaN disappears.
             targets = jnp.asarray(rule(key, candidates))
         except ConfigError:
             raise
-        except Exception as error:  # whatever the user's function raises
+        except Exception as error:  # users' functions may raise any exception
             raise ConfigError(
                 f"{name} fails for candidates with logits {list(shape)} ({in_a_line(error)}"
                 f"); it must be a function (key, candidates) of jax.numpy."

@@ -1,6 +1,6 @@
-"""Neighbours as they were a fixed number of steps ago: for the study of delay alone, without a pool.
+"""Teachers that are d steps old, to study the effect of delay alone, without a pool.
 
-Slot s of a client holds it as it was at the last step t with t mod d = s.
+Slot s of a client holds a snapshot of it from the last step t with t mod d = s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mhd_jax.training.groups import forward, forward_teachers
 
 
 def start(state: State, delay: int) -> State:
-    """The same clients, all slots holding them as they are: arrays [k, d, ...]."""
+    """Returns the state with snapshots [k, d, ...], which all hold the clients' current models."""
 
     def repeated(group: GroupState) -> GroupState:
         kept = jax.tree.map(
@@ -30,7 +30,7 @@ def start(state: State, delay: int) -> State:
 
 
 def before(state: State, delay: int) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
-    """Parameters and statistics of `delay` steps ago, or of the start, group by group."""
+    """Returns each group's parameters and statistics of `delay` steps ago, or of the start."""
     slot = state.step % delay
     found = [jax.tree.map(lambda a: a[:, slot], group.snapshots) for group in state.groups]
     params, stats = zip(*found, strict=True)
@@ -38,7 +38,7 @@ def before(state: State, delay: int) -> tuple[tuple[PyTree, ...], tuple[PyTree, 
 
 
 def renewed(state: State, delay: int) -> State:
-    """The same clients, whose slot of this step holds them as they are now."""
+    """Returns the state in which the slot of this step holds the clients' current models."""
     slot: Array = state.step % delay
 
     def renew(group: GroupState) -> GroupState:

@@ -1,4 +1,7 @@
-"""Who learned from whom: per-edge diagnostics, kept on the device as sums over the steps."""
+"""Diagnostics for each edge, such as whose predictions a client used as targets.
+
+They are accumulated on the device as sums over the steps.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from mhd_jax.core.types import Metrics, Outputs
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.exchange.teachers import Teachers
 
-MOST_CLIENTS = 64  # of a run whose edges are reported one by one
+MOST_CLIENTS = 64  # larger runs have no diagnostics for each edge
 
 
 def followed(targets: Array, candidates: Candidates) -> Array:
-    """Whose predictions a client's targets are, [N, R]: shares of the samples, by head that learns.
+    """Returns the share of samples whose target is each candidate's prediction, [N, R].
 
-    A target that mixes candidates' predictions counts for the nearest one.
+    A target that mixes predictions counts for the candidate with the nearest prediction.
 
     Args:
-      targets: probabilities [P, R, C].
-      candidates: N of them.
+      targets: probabilities [P, R, C] for the R heads that learn.
+      candidates: the N candidates of one client.
     """
     distances = jnp.square(candidates.probabilities - targets).sum(axis=-1)  # [N, P, R]
     distances = jnp.where(candidates.valid[:, None, None], distances, jnp.inf)
@@ -32,12 +35,14 @@ def followed(targets: Array, candidates: Candidates) -> Array:
 
 
 def agreement(own: Outputs, taught: Outputs, valid: Array) -> Array:
-    """On which share of samples and heads each teacher answers as the client does, [T].
+    """Returns the share of samples and heads on which each teacher agrees with the client, [T].
+
+    They agree where they predict the same class.
 
     Args:
-      own: logits [P, H, C].
-      taught: logits [T, P, R, C] of the heads of the same ranks, R ≤ H.
-      valid: which are teachers, bool [T].
+      own: outputs of the client, with logits [P, H, C].
+      taught: outputs of the teachers, with logits [T, P, R, C] of the heads of ranks below R ≤ H.
+      valid: which of the T slots hold teachers, bool [T].
     """
     num_ranks = taught.logits.shape[2]
     same = own.logits[:, :num_ranks].argmax(axis=-1) == taught.logits.argmax(axis=-1)
@@ -45,15 +50,18 @@ def agreement(own: Outputs, taught: Outputs, valid: Array) -> Array:
 
 
 def confidence(own: Outputs) -> Array:
-    """Mean over samples of Λ(z) = max_c softmax(z)_c, [H]."""
+    """Returns the mean over samples of the confidence Λ(z) = max_c softmax(z)_c, [H]."""
     return jax.nn.softmax(own.logits).max(axis=-1).mean(axis=0)
 
 
 def by_client(slots: Array, teachers: Teachers, own_included: bool) -> Array:
-    """Numbers [K, N, …] of each client's candidates as those of clients [K, K, …].
+    """Sums numbers [K, N, …] of each client's candidates by the clients they are from, [K, K, …].
 
-    Candidates are the teachers, then the client itself where `own_included`, then the teachers
-    again where N says so.
+    Args:
+      slots: numbers of candidates: first of the teachers, then of the client itself if
+        `own_included`, then, if N is large enough, of the teachers once more (`same_level`).
+      teachers: the teachers of each client.
+      own_included: whether a client is a candidate of its own.
     """
     num_clients, num_slots = slots.shape[:2]
     who = [teachers.positions]
@@ -80,17 +88,17 @@ def of_step(seen: Metrics, teachers: Teachers, own_included: bool) -> Metrics:
 
 
 def means(sums: dict[str, np.ndarray], messages: np.ndarray, num_active: int) -> dict[str, Any]:
-    """Diagnostics for a summary, from sums over the steps.
+    """Returns means over the steps, for a summary, from sums over the steps.
 
     Args:
       sums: "followed" [K, K, R], "agreement" [K, K], "confidence" [K, H] and "steps" [K].
-      messages: predictions of j that i got at [i, j].
-      num_active: K without clients that only fill devices.
+      messages: the number of messages with predictions that i received from j at [i, j].
+      num_active: the number of clients without those that only pad the client axis.
 
     Returns:
-      "followed": share of i's samples on which it learned from j, by head that learns, [R, K, K];
-      "agreement": share of j's answers that were i's too, [K, K]; NaN where none came; "confidence"
-      of each head, [K, H].
+      "followed", the share of i's samples on which it learned from j, by head that learns,
+      [R, K, K]; "agreement", the share of j's predicted classes that equal i's, [K, K], NaN where
+      i received nothing from j; and "confidence" of each head, [K, H].
     """
     of_clients = {name: a[:num_active] for name, a in sums.items()}
     shares = of_clients["followed"][:, :num_active].transpose(2, 0, 1)

@@ -1,8 +1,8 @@
-"""What crosses an edge, as arrays; their bytes follow.
+"""Messages as dictionaries of arrays, and the number of bytes that a run sends.
 
-An algorithm sends messages of one kind or of several ("predictions", "weights"), each at its own
-times and along its own edges. It declares one of each kind as a dictionary from a type ("logits",
-"embeddings") to the arrays, or their shapes, that it consists of.
+An algorithm sends messages of one or several kinds ("predictions", "weights"), each at its own
+steps and along its own edges. It declares a message of each kind as a dictionary from types
+("logits", "embeddings") to arrays, or to their shapes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Messages = Mapping[str, Message]
 
 
 def bytes_by_type(message: Message) -> dict[str, int]:
-    """Bytes of each of a message's types."""
+    """Returns the number of bytes of each type in a message."""
     return {kind: num_bytes(arrays) for kind, arrays in message.items()}
 
 
 def bytes_by_dtype(message: Message) -> dict[str, int]:
-    """Bytes of a message by the types of its numbers ("float32", "uint8")."""
+    """Returns the number of bytes of each number format ("float32", "uint8") in a message."""
     found: Counter[str] = Counter()
     for array in jax.tree.leaves(dict(message)):
         found[array.dtype.name] += num_bytes(array)
@@ -37,16 +37,17 @@ def bytes_by_dtype(message: Message) -> dict[str, int]:
 def total(
     counts: Mapping[str, np.ndarray], senders: Mapping[tuple[int, ...], Messages]
 ) -> dict[str, Any]:
-    """What all messages come to, as in `summary.json`.
+    """Returns the number and the bytes of all messages of a run, as in `summary.json`.
 
     Args:
-      counts: how many of each kind, those of i from j [K, K] or between i and a server [K].
-      senders: what a message of each kind from these clients consists of, in shapes.
+      counts: the number of messages of each kind: those that i receives from j, [K, K], or those
+        between i and a server, [K].
+      senders: for each group of clients the shapes of a message of each kind that they send.
 
     Returns:
-      Bytes in all, by type and by number format, and the number of messages by kind.
-      "bytes_per_step_per_edge" is what an edge carries in a step in which a message of every kind
-      crosses it, from the clients whose are the largest.
+      The bytes in total, by type and by number format, and the number of messages by kind.
+      "bytes_per_step_per_edge" is the size of one message of every kind, from the clients whose
+      messages are the largest.
     """
     by_type: Counter[str] = Counter()
     by_dtype: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Whose prediction becomes the target of a public sample: the choice among candidates."""
+"""Target selections: rules that make the targets of public samples from candidates' predictions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jax import Array
 
 @struct.dataclass
 class Candidates:
-    """What one client may learn from on its public batch: N candidates for R heads.
+    """The outputs from which one client may learn on its public batch: N candidates for R heads.
 
     Attributes:
-      logits: [N, P, R, C]; `label_sets.IMPOSSIBLE` of classes that a candidate does not know.
-      probabilities: softmax of the logits over the distillation's temperature, [N, P, R, C]:
-        what a target is made of.
-      embeddings: [N, P, D], or None where they are not sent. Where widths differ, narrower
-        ones end in zeros.
-      valid: which of the N rows are candidates, bool [N]; the others hold zeros.
+      logits: [N, P, R, C]; `label_sets.IMPOSSIBLE` for classes outside a candidate's label set.
+      probabilities: softmax of the logits divided by the temperature, [N, P, R, C], from which
+        targets are made.
+      embeddings: [N, P, D], or None if they are not sent. Where widths differ, narrower ones are
+        padded with zeros.
+      valid: which of the N rows are candidates, bool [N]; the other rows are zeros.
     """
 
     logits: Array
@@ -59,18 +59,18 @@ TargetSelection = Callable[[Array, Candidates], Array]
 
 
 def most_confident(key: Array, candidates: Candidates) -> Array:
-    """The candidate with the largest Λ(z) = max_c softmax(z)_c, for each sample and head."""
+    """Selects the candidate with the largest Λ(z) = max_c softmax(z)_c for each sample and head."""
     del key
     return _pick(candidates, jax.nn.softmax(candidates.logits).max(axis=-1))
 
 
 def random_candidate(key: Array, candidates: Candidates) -> Array:
-    """A candidate drawn uniformly, for each sample and head."""
+    """Draws a candidate uniformly for each sample and head."""
     return _pick(candidates, jax.random.uniform(key, candidates.logits.shape[:-1]))
 
 
 def mean_of_candidates(key: Array, candidates: Candidates) -> Array:
-    """The mean of the candidates' probabilities."""
+    """Returns the mean of the candidates' probabilities."""
     del key
     weights = candidates.valid / jnp.maximum(candidates.valid.sum(), 1)
     probabilities = candidates.probabilities
@@ -78,9 +78,10 @@ def mean_of_candidates(key: Array, candidates: Candidates) -> Array:
 
 
 def confidence_cap(key: Array, candidates: Candidates, cap: float = 0.95) -> Array:
-    """The most confident candidate of those with Λ(z) ≤ `cap`; the least confident where there is none.
+    """Selects the most confident candidate with Λ(z) ≤ `cap`, or the least confident if none has.
 
-    Label smoothing keeps honest heads below it. Who knows the cap can stay below it too.
+    Label smoothing keeps honest heads below the cap; an adversary that knows the cap can stay
+    below it too.
     """
     del key
     confidence = jax.nn.softmax(candidates.logits).max(axis=-1)
@@ -88,11 +89,11 @@ def confidence_cap(key: Array, candidates: Candidates, cap: float = 0.95) -> Arr
 
 
 def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) -> Array:
-    """The mean weighted by confidence, each candidate's relative to its own on other samples.
+    """Returns the mean weighted by each candidate's confidence relative to its other samples.
 
-    A weight is the share of the batch of which the candidate is less sure (equally sure: half),
-    raised to `power`. Nobody can be surer than usual of everything, so that a candidate which is
-    always sure tells little.
+    A weight is the share of samples in the batch on which the candidate is less confident (equal
+    confidence counts half), raised to `power`. No candidate can be more confident than usual on
+    all samples, so that one that is always confident gets little weight.
     """
     del key
     confidence = jax.nn.softmax(candidates.logits).max(axis=-1)  # [N, P, R]
@@ -103,17 +104,17 @@ def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) 
 
 
 def agreement(key: Array, candidates: Candidates) -> Array:
-    """The mean weighted by agreement: a candidate's mean inner product with the others' probabilities."""
+    """Returns the mean weighted by agreement, Σ_{m≠n} p_n · p_m for candidate n."""
     del key
     votes = jnp.where(candidates.valid[:, None, None, None], candidates.probabilities, 0)
     others = votes.sum(axis=0) - votes
-    # A candidate without others agrees with nobody, but is all there is.
+    # A single candidate agrees with no other, but must get all the weight.
     agreed = (votes * others).sum(axis=-1) + jnp.finfo(votes.dtype).tiny
     return _weighted_mean(candidates, agreed)
 
 
 def median(key: Array, candidates: Candidates) -> Array:
-    """The median of the candidates' probabilities, class by class, over its sum."""
+    """Returns the median of the candidates' probabilities of each class, divided by its sum."""
     del key
     rank, count = _ranks(candidates), candidates.valid.sum()
     middle = (rank == (count - 1) // 2).astype(jnp.float32) + (rank == count // 2)
@@ -121,9 +122,9 @@ def median(key: Array, candidates: Candidates) -> Array:
 
 
 def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> Array:
-    """The mean without the largest and the smallest probabilities, class by class, over its sum.
+    """Returns the trimmed mean of the candidates' probabilities of each class, divided by its sum.
 
-    Of n candidates' ⌊`fraction` · n⌋ are left out at either end.
+    Of n candidates, the ⌊`fraction` · n⌋ largest and as many smallest probabilities are left out.
     """
     del key
     rank, count = _ranks(candidates), candidates.valid.sum()
@@ -133,10 +134,11 @@ def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> 
 
 
 def robust(key: Array, candidates: Candidates) -> Array:
-    """Relative confidence among main heads, the median among auxiliary ones.
+    """Applies `relative_confidence` to main heads and `median` to auxiliary heads.
 
-    Main heads are specialists: on most samples a few know, and the others are the majority that a
-    median follows. Auxiliary heads all know something of everything, and a majority of them is right.
+    Main heads are specialists: on most samples only a few are right, and a median would follow the
+    majority, which is wrong. Auxiliary heads all know all classes to some degree, and their
+    majority is right.
     """
     main, auxiliary = (
         candidates.replace(  # type: ignore[attr-defined]
@@ -149,7 +151,7 @@ def robust(key: Array, candidates: Candidates) -> Array:
 
 
 def _weighted_mean(candidates: Candidates, weights: Array) -> Array:
-    """Σ_n w_n p_n over the valid candidates, for weights [N, P, R] that are made to add up to 1."""
+    """Returns Σ_n w_n p_n / Σ_n w_n over the valid candidates for weights [N, P, R]."""
     weights = jnp.where(candidates.valid[:, None, None], weights, 0)
     total = weights.sum(axis=0)
     return jnp.einsum(
@@ -158,10 +160,10 @@ def _weighted_mean(candidates: Candidates, weights: Array) -> Array:
 
 
 def _ranks(candidates: Candidates) -> Array:
-    """Which place a probability has among the valid candidates', ascending, int [N, P, R, C].
+    """Returns the ascending rank of each probability among the candidates', int [N, P, R, C].
 
-    Counted pair by pair, which XLA computes faster than it sorts so few. Equal ones stand in the
-    candidates' order; those that are none stand behind all others.
+    Pairs are compared, which XLA computes faster than a sort of so few. Ties are in the order of
+    the candidates; rows that are not candidates rank last.
     """
     valid = candidates.valid[:, None, None, None]
     values = jnp.where(valid, candidates.probabilities, jnp.inf)
@@ -171,13 +173,13 @@ def _ranks(candidates: Candidates) -> Array:
 
 
 def _normalised(masses: Array) -> Array:
-    """Masses [..., C] over their sum; zeros stay zeros."""
+    """Divides masses [..., C] by their sum; if all are 0 they stay 0."""
     total = masses.sum(axis=-1, keepdims=True)
     return masses / jnp.where(total > 0, total, 1)
 
 
 def _pick(candidates: Candidates, scores: Array) -> Array:
-    """The probabilities of the valid candidate with the largest score [N, P, R]."""
+    """Returns the probabilities of the valid candidate with the largest score, [N, P, R]."""
     scores = jnp.where(candidates.valid[:, None, None], scores, -jnp.inf)
     best = jnp.argmax(scores, axis=0)
     return jnp.take_along_axis(candidates.probabilities, best[None, ..., None], axis=0)[0]

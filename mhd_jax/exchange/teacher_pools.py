@@ -1,14 +1,14 @@
-"""Pools of delayed teachers: checkpoints of neighbours that each client keeps and learns from.
+"""Teacher pools: earlier models (checkpoints) of neighbours that each client stores as teachers.
 
-Every S_P steps each client puts a random neighbour, as it is then, into a random slot of its own pool
-of N_P. A client that is away then, or has no neighbour, keeps what it has; so does every slot that is
-not renewed. A pool that is still empty is filled at the first step at which its client is there and has
-neighbours, with as many of these as there are. What a client that has left the run was goes on to teach from
-the pools of others.
+Every S_P steps each client copies the current model of a random neighbour into a random one of the
+N_P slots of its pool; the other slots do not change, nor does the pool of a client that is away or
+has no neighbour at that step. An empty pool is filled at the first step at which its client is
+present and has neighbours, with different neighbours as far as there are enough. The models of a
+client that has left the run can remain teachers in the pools of others.
 
-A client's checkpoints are kept beside it, on its own device: a group of the state holds K · N_P models of
-its architecture, of which a slot uses the one of its teacher's. That is once the clients' own memory for
-each slot and architecture.
+The pool of a client is stored on its own device: a group of the state holds K · N_P models of its
+architecture, and a slot uses the one in the group of its teacher. For each slot and architecture
+this takes as much memory as one model of every client.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EMPTY = -1
 
 
 def start(state: State, num_slots: int) -> tuple[State, Array]:
-    """The clients with room for their checkpoints, and whose these are: nobody's, int32 [K, N_P]."""
+    """Returns the state with empty pools, and the client in each slot: `EMPTY`, int32 [K, N_P]."""
 
     def with_room(group: GroupState) -> GroupState:
         def slots(a: Array) -> Array:
@@ -51,14 +51,14 @@ def start(state: State, num_slots: int) -> tuple[State, Array]:
 def renewed(
     state: State, pool: Array, neighbours: Teachers, there: Array, every: int
 ) -> tuple[State, Array]:
-    """Checkpoints and pools of a step, at which slots may be due.
+    """Returns the state and the pools of a step, after slots that are due have been renewed.
 
     Args:
-      state: of the step.
-      pool: whose checkpoint each slot holds, int32 [K, N_P].
-      neighbours: all that each client can receive from, in random order.
-      there: which clients can receive anything, bool [K].
-      every: S_P.
+      state: the state of the step.
+      pool: the client whose checkpoint each slot holds, int32 [K, N_P].
+      neighbours: all neighbours that each client can receive from, in random order.
+      there: which clients can receive messages, bool [K].
+      every: S_P, the number of steps between two renewals.
     """
     num_slots = pool.shape[1]
     keys = random.client_keys(state.key, Purpose.POOL_SLOT, state.client_ids, state.step)
@@ -79,9 +79,14 @@ def renewed(
 
 
 def _with_checkpoints(group: GroupState, changes: Array, teachers: Array) -> GroupState:
-    """A group whose models, as they are, stand in the slots [K, N_P] that change, teacher by teacher.
+    """Returns a group with its current models of the teachers copied to the slots that change.
 
-    Where a slot's teacher is of another architecture, what stands here is not used.
+    Slots whose teacher has another architecture get an arbitrary model, which is not used.
+
+    Args:
+      group: the group that stores the checkpoints.
+      changes: which slots are renewed, bool [K, N_P].
+      teachers: positions of the clients that are copied, int32 [K, N_P].
     """
     row_of = np.zeros(teachers.shape[0], np.int32)
     row_of[list(group.members)] = np.arange(len(group.members))
@@ -102,13 +107,14 @@ def draw(state: State, pool: Array, there: Array, num_targets: int | str) -> tup
     """Draws `num_targets` slots of every client's pool, uniformly without replacement.
 
     Args:
-      state: of the step.
-      pool: whose checkpoint each slot holds, int32 [K, N_P].
+      state: the state of the step.
+      pool: the client whose checkpoint each slot holds, int32 [K, N_P].
       there: which clients learn from others at this step, bool [K].
       num_targets: Δ, or "all".
 
     Returns:
-      Whose checkpoints they are, in T = min(Δ, N_P) places, and the slots, int32 [K, T].
+      The teachers whose checkpoints are drawn, T = min(Δ, N_P) of each client, and their slots,
+      int32 [K, T].
     """
     num_slots = pool.shape[1]
     most = num_slots if num_targets == "all" else min(int(num_targets), num_slots)
@@ -122,13 +128,14 @@ def draw(state: State, pool: Array, there: Array, num_targets: int | str) -> tup
 def outputs(
     state: State, teachers: Teachers, slots: Array, inputs: PyTree, *, shared_inputs: bool
 ) -> Outputs:
-    """Outputs of the drawn checkpoints on each client's public batch, in evaluation mode.
+    """Returns outputs of the drawn checkpoints on each client's public batch, in evaluation mode.
 
     Args:
-      state: with checkpoints.
-      teachers: whose, [K, T].
-      slots: which of the clients' own, int32 [K, T].
+      state: a state with checkpoints.
+      teachers: the clients whose checkpoints are drawn, [K, T].
+      slots: the slots of the checkpoints in the client's pool, int32 [K, T].
       inputs: [P, ...] with `shared_inputs`, or [K, P, ...].
+      shared_inputs: whether all clients have the same samples.
 
     Returns:
       `Outputs` with logits [K, T, P, H, C] and embeddings [K, T, P, D].

@@ -1,7 +1,7 @@
-"""Who teaches whom in a step: the draw of teachers, and where their outputs come from.
+"""The draw of each client's teachers in a step, and the sources of their outputs.
 
-A source of teachers gives every client its teachers S_i and their outputs on its public samples. Here are
-the neighbours as they are at the step; `teacher_pools` and `delays` have those that lag behind.
+A source gives every client its teachers S_i and their outputs on its public samples. Here are the
+neighbours as they are at the step; `teacher_pools` and `delays` have earlier models of neighbours.
 """
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ class Source(Protocol):
 
 @struct.dataclass
 class Teachers:
-    """S_i for every client: positions int32 [K, T], and which of the T slots are taken, bool [K, T]."""
+    """The teachers S_i of every client in T slots.
+
+    Attributes:
+      positions: positions of the teachers, int32 [K, T].
+      valid: which slots hold a teacher, bool [K, T].
+    """
 
     positions: Array
     valid: Array
@@ -67,23 +72,24 @@ def draw_teachers(
 ) -> Teachers:
     """Draws `num_targets` neighbours of every client, without replacement.
 
-    The draw is per client and step; a larger weight A[i, j] makes j likelier. It is the
+    Each client draws anew at each step; a larger weight A[i, j] makes j more probable. It is the
     Gumbel top-k trick: the Δ largest of log A[i, j] + Gumbel noise.
 
     Args:
       state: gives the step and the clients' keys.
-      adjacency: non-negative weights [K, K]; A[i, j] > 0 when i may learn from j.
-      available: who can teach at this step, bool [K].
+      adjacency: non-negative weights [K, K]; A[i, j] > 0 if i may learn from j.
+      available: which clients can teach at this step, bool [K].
       num_targets: Δ, or "all" for the whole neighbourhood.
 
     Returns:
-      Teachers in T slots, taken slots first: Δ, or as many as hold the largest neighbourhood.
+      Teachers in T slots, filled ones first; T is Δ, or the size of the largest neighbourhood if
+      that is smaller.
     """
     num_clients = state.num_clients
     most = neighbour_slots(num_clients)
     slots = most if num_targets == "all" else min(int(num_targets), most)
     keys = random.client_keys(state.key, random.Purpose.TEACHERS, state.client_ids, state.step)
-    # Noise belongs to the pair of clients, not to their positions.
+    # The noise depends on the ids of the two clients, not on their positions.
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_clients,)))(keys)
     may_teach = (adjacency > 0) & available[None, :]
     weights = jnp.where(may_teach, adjacency, 1)
@@ -93,18 +99,18 @@ def draw_teachers(
 
 
 def neighbours(adjacency: Array) -> Teachers:
-    """All neighbours of every client of a graph [K, K], taken slots first, in client order."""
+    """Returns all neighbours of every client in a graph [K, K], in client order."""
     positions, taken = first_of(adjacency > 0, neighbour_slots(len(adjacency)))
     return Teachers(positions, taken)
 
 
 def gather(outputs: Outputs, positions: Array) -> Outputs:
-    """Outputs [K, P, …] of the clients at `positions` [K, T], as [K, T, P, …]."""
+    """Gathers outputs [K, P, …] of the clients at `positions`, [K, T], into [K, T, P, …]."""
     return jax.tree.map(lambda a: a[positions], outputs)
 
 
 def from_teachers(teachers: Teachers) -> Array:
-    """One message from every teacher: i ← j at [i, j], int32 [K, K]."""
+    """Counts one message to i from each of its teachers j at [i, j], int32 [K, K]."""
     num_clients = teachers.positions.shape[0]
     drawn = jax.nn.one_hot(teachers.positions, num_clients, dtype=jnp.int32)  # [K, T, K]
     return (drawn * teachers.valid[..., None]).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Graphs over clients: who may learn from whom, and when."""
+"""Topologies: graphs over clients, static or time-varying, that say who may learn from whom."""
 
 from mhd_jax.topology.graphs import (
     TOPOLOGIES,

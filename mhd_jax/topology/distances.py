@@ -1,4 +1,4 @@
-"""How far knowledge has to travel: what clients know of classes that others hold, hop by hop."""
+"""Distances in a graph from clients to the classes that others hold, and accuracies by distance."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from mhd_jax.topology.schedules import Schedule
 
 
 def edges_of(topology: Topology, steps: int) -> np.ndarray:
-    """Who may learn from whom at any of the first steps, bool [K, K]."""
+    """Returns the edges that exist in any of the first `steps` steps, bool [K, K]."""
     return np.asarray(_ever(topology.adjacency, steps, schedule=topology.schedule))
 
 
 def require_ways_back(topology: Topology, why: str, steps: int) -> None:
-    """Raises `ConfigError` where some clients teach others and can never learn from them.
+    """Raises `ConfigError` unless push-sum has a directed path back for every edge of a run.
 
-    The edges of all steps are taken together: each part of that graph must be strongly connected.
-    For one that stays this is what push-sum needs. For one that changes it is the least that it
-    needs: the theory asks it of the edges of every B steps in a row, for some B, and here B is the
-    whole run. How late a way back may come is not looked at; until it does, a weight shrinks with
-    every step (a half, where one client hears), and the client's steps grow by as much.
+    The union of the graphs of all steps is checked: each of its weakly connected components must
+    be strongly connected. For a static graph this is the condition of push-sum. For a
+    time-varying graph it is necessary only: the theory demands it of the union of any B steps in
+    a row, for some B, and here B is the length of the run. Until a path back exists, the push-sum
+    weight of a client shrinks at every step (by half if it sends to one client), and its
+    optimizer steps grow by the same factor.
 
     Args:
-      topology: of the run.
-      why: the algorithm's name.
-      steps: of the run.
+      topology: the topology of the run.
+      why: the name of the algorithm.
+      steps: the number of steps of the run.
     """
     edges = edges_of(topology, steps)
     _, part = sparse.csgraph.connected_components(sparse.csr_array(edges), connection="strong")
@@ -57,20 +58,19 @@ def _ever(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Arr
 
 
 def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Hops from each client to the nearest one that holds a class.
+    """Returns the number of hops from each client to the nearest client that holds each class.
 
-    A client holds a class if it has at least as many labelled samples of it as clients have on
-    average.
+    A client holds a class if it has at least as many labelled samples of it as the average client.
 
     Args:
-      edges: i may learn from j at [i, j], bool [K, K].
-      counts: labelled private samples by client and class, int [K, C].
+      edges: whether i may learn from j at [i, j], bool [K, K].
+      counts: the number of labelled private samples by client and class, int [K, C].
 
     Returns:
-      Numbers of edges, int [K, C]; −1 where no path leads to the class.
+      Numbers of edges, int [K, C]; −1 if no path leads to the class.
     """
     holds = (counts > 0) & (counts >= counts.mean(axis=0))
-    travels = sparse.csr_array(edges.T.astype(np.int8))  # knowledge goes from j to i
+    travels = sparse.csr_array(edges.T.astype(np.int8))  # knowledge flows from j to i
     hops = np.full(counts.shape, -1)
     for label in np.flatnonzero(holds.any(axis=0)):
         far = sparse.csgraph.dijkstra(
@@ -81,16 +81,16 @@ def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def accuracies(per_class: np.ndarray, hops: np.ndarray, heads: list[str]) -> list[dict[str, Any]]:
-    """Accuracy by distance: a mean over clients and classes.
+    """Returns mean accuracies by distance, over pairs of a client and a class at that distance.
 
     Args:
-      per_class: [K, H, C]; NaN for a class without test samples.
-      hops: from `to_classes`, int [K, C].
+      per_class: accuracies [K, H, C]; NaN for a class without test samples.
+      hops: distances from `to_classes`, int [K, C].
       heads: names of the H heads.
 
     Returns:
-      For each distance, ascending, {"hops", "pairs" of a client and a class, "accuracy" by head};
-      "hops" is None for classes out of reach, which come last.
+      For each distance, ascending, "hops", the number of "pairs" and the mean "accuracy" by head;
+      "hops" is None for classes that no path leads to, which come last.
     """
     known = ~np.isnan(per_class[:, 0])
     found = []

@@ -1,7 +1,7 @@
-"""Who may learn from whom: graphs over clients, static or changing from step to step.
+"""Topologies: graphs over clients, static or time-varying, that say who may learn from whom.
 
 A[i, j] > 0 means that client i may learn from client j (i receives from j). An edge u → v of a
-networkx DiGraph or of an edge list is the way that knowledge goes: it lets v learn from u.
+networkx DiGraph or of an edge list has the direction in which knowledge flows: v may learn from u.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from mhd_jax.topology import schedules
 from mhd_jax.topology.mixing import MIXINGS, links, spectral_gap
 from mhd_jax.topology.schedules import Schedule, cycle
 
-_TRACED = 10  # times a user's function: two draws of a matching of 4 clients agree in a third
-_DRAWN = 16  # graphs, of which a random graph that changes is made
-_MOST_CLIENTS = 2**14  # a matrix of a GiB
-_MOST_LOOKED_AT = 10**8  # entries of a user's own schedule, over its steps: a tenth of a second
-_MOST_DIGITS = 9  # of a client's number
+_TRACED = 10  # traces of a user's function: two random matchings of 4 clients agree in 1/3 of cases
+_DRAWN = 16  # random graphs that are drawn for a time-varying random graph
+_MOST_CLIENTS = 2**14  # whose adjacency matrix takes a GiB
+_MOST_LOOKED_AT = 10**8  # entries of a user's graphs that are checked, in about 0.1 seconds
+_MOST_DIGITS = 9  # of the number of a node
 
 
 @struct.dataclass
@@ -43,10 +43,11 @@ class Topology:
     """A graph over K clients for every step.
 
     Attributes:
-      adjacency: what the schedule chooses from, a tree of arrays: for `cycle` non-negative
-        weights [T, K, K] with empty diagonals.
-      schedule: `(adjacency, step) -> [K, K]`, pure and traceable, see `mhd_jax.topology.schedules`.
-      name: for reports.
+      adjacency: the arrays of the schedule, a tree: for `cycle`, non-negative weights [T, K, K]
+        with zero diagonals.
+      schedule: `(adjacency, step) -> [K, K]`, a pure and traceable function, see
+        `mhd_jax.topology.schedules`.
+      name: the name in reports.
     """
 
     adjacency: PyTree
@@ -55,33 +56,33 @@ class Topology:
 
     @property
     def num_clients(self) -> int:
-        """K."""
+        """K, the number of clients."""
         return jax.eval_shape(self.at, 0).shape[-1]
 
     @property
     @modes.standard()
     def most_neighbours(self) -> int | None:
-        """How many anyone may learn from at any step; None where only the function knows."""
+        """The largest neighbourhood of a client at any step; None for a user's function."""
         return schedules.most_neighbours(self.schedule, self.adjacency)
 
     @modes.standard()
     def at(self, step: jax.Array | int) -> jax.Array:
-        """The adjacency matrix [K, K] of one step."""
+        """Returns the adjacency matrix [K, K] of one step."""
         return self.schedule(self.adjacency, jnp.asarray(step))
 
 
 @modes.standard()
 def describe(topology: Topology, steps: int) -> dict[str, Any]:
-    """A graph in numbers, for a run's summary.
+    """Returns statistics of a topology, for the summary of a run.
 
     Args:
-      topology: of the run.
-      steps: of the run.
+      topology: the topology of the run.
+      steps: the number of steps of the run.
 
     Returns:
-      "name"; for a graph that stays "edges", each direction counted, and "spectral_gap" of each
-      mixing matrix on it; for one that changes "edges_per_step", their mean over the run's
-      steps, and "spectral_gap_of_mean", that of each mixing matrix's mean over them.
+      "name"; for a static graph, "edges", with each direction counted, and "spectral_gap" for
+      each kind of mixing matrix; for a time-varying graph, "edges_per_step", the mean over the
+      steps of the run, and "spectral_gap_of_mean", the gap of the mean mixing matrix over them.
     """
     if topology.schedule is cycle and len(topology.adjacency) == 1:
         graph = topology.at(0)
@@ -102,7 +103,7 @@ def describe(topology: Topology, steps: int) -> dict[str, Any]:
 def _means(
     adjacency: PyTree, steps: jax.Array, *, schedule: Schedule
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """How many edges a step has, and each mixing matrix [K, K]: means over the first steps."""
+    """Returns means over the steps of the number of edges and of each mixing matrix [K, K]."""
 
     def at(step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         graph = schedule(adjacency, step)
@@ -117,15 +118,15 @@ def _means(
 
 @modes.standard()
 def from_array(adjacency: Any, name: str = "custom") -> Topology:
-    """A topology from weights [K, K], or [T, K, K] that repeat every T steps.
+    """Returns a topology from weights [K, K], or from [T, K, K], which repeat every T steps.
 
     Raises:
-      ConfigError: not square, negative or non-finite weights, ones that float32 cannot tell from
-        these or from 0, or self-loops.
+      ConfigError: matrices are not square, weights are negative, not finite or outside the normal
+        range of float32, or there are self-loops.
     """
     try:
         given = np.asarray(adjacency)
-        if given.dtype.kind in "cSUmM":  # what NumPy would make numbers of
+        if given.dtype.kind in "cSUmM":  # which NumPy would convert to numbers
             raise TypeError(f"it holds {given.dtype}")
         matrices = given.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -165,24 +166,24 @@ def _require_weights(matrices: np.ndarray, what: str) -> None:
 def from_networkx(
     graph: nx.Graph, name: str | None = None, *, nodes: Sequence[Any] | None = None
 ) -> Topology:
-    """A topology from a networkx graph; edge weights are kept.
+    """Returns a topology from a networkx graph, with its edge weights.
 
     An edge u → v of a DiGraph lets v learn from u.
 
     Args:
-      graph: of one node for each client.
-      name: for reports; by default the graph's own.
-      nodes: the nodes in the order of the clients. Without it, nodes must be numbers, or text of
-        numbers: 0 … K − 1 are the clients of that number, and of 1 … K node n is client n − 1.
+      graph: a graph with one node for each client.
+      name: the name in reports; by default the graph's own name.
+      nodes: the nodes in the order of the clients. Without it, nodes must be numbers, or numbers
+        as text: either 0 … K − 1, where node n is client n, or 1 … K, where it is client n − 1.
 
     Raises:
-      ConfigError: nodes that do not say which client each is, or weights that `from_array` refuses.
+      ConfigError: the nodes do not determine the clients, or `from_array` refuses the weights.
     """
     if graph.number_of_nodes() == 0:
         raise ConfigError("the graph has no nodes; it needs one for each client.")
     order = _by_number(graph) if nodes is None else _given_order(graph, nodes)
     try:
-        # networkx has the row as an edge's source; a receiver is our row.
+        # In networkx a row is the source of an edge; here it is the receiver.
         matrix = nx.to_numpy_array(graph, nodelist=order, weight="weight").T
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"the graph's edge weights must be numbers: {error}.") from error
@@ -190,7 +191,7 @@ def from_networkx(
 
 
 def _by_number(graph: nx.Graph) -> list[Any]:
-    """The nodes, which are numbers, in their order."""
+    """Returns the nodes, which must be 0 … K − 1 or 1 … K, in ascending order."""
     size, missing = len(graph), ""
     node_of = {number: node for node in graph if (number := _as_integer(node)) is not None}
     if len(node_of) == size and (start := min(node_of)) in (0, 1):
@@ -206,7 +207,7 @@ def _by_number(graph: nx.Graph) -> list[Any]:
 
 
 def _as_integer(node: Any) -> int | None:
-    """The number that a node is, or that it is the text of; None for other names."""
+    """Returns the integer that a node is, or is the text of; None for other nodes."""
     if isinstance(node, str):
         return int(node) if node.isdecimal() and len(node) <= _MOST_DIGITS else None
     if isinstance(node, float | np.floating):
@@ -218,7 +219,7 @@ def _given_order(graph: nx.Graph, nodes: Sequence[Any]) -> list[Any]:
     try:
         order = list(nodes)
         exact = len(order) == len(graph) and set(order) == set(graph)
-    except TypeError:  # no sequence, or what no node can be
+    except TypeError:  # nodes are not a sequence, or one cannot be hashed
         exact = False
     if not exact:
         raise ConfigError(
@@ -235,20 +236,22 @@ def _shown_nodes(graph: nx.Graph, most: int = 5) -> str:
 
 @modes.standard()
 def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) -> Topology:
-    """A topology from a function of the step, int32 [], to weights [K, K].
+    """Returns a topology from a function of the step, int32 [], to weights [K, K].
 
-    The function is traced, not called at every step: its graph must follow from the step alone. Draw
-    with `jax.random` from it, not with NumPy. Its diagonal is 0. `require_sound` looks at its values.
+    The function is traced, not called at every step: its result must depend on the step alone, so
+    that random graphs must be drawn by `jax.random` from the step, not by NumPy. The diagonal must
+    be 0. `require_sound` checks the values.
 
     Raises:
-      ConfigError: it cannot be traced, draws anew whenever it is called, or returns another shape.
+      ConfigError: the function cannot be traced, gives another program at each trace, or returns
+        a wrong shape.
     """
     name = _name_of(function)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     try:
         digest, returned = pure_program(function, step, times=_TRACED)
         graph = jax.eval_shape(jnp.asarray, returned)
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # users' functions may raise any exception
         raise ConfigError(
             f"the topology function {name} cannot be traced by JAX ({in_a_line(error)}); "
             "compute with jax.numpy, without branching on the step, "
@@ -276,9 +279,9 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
         ) from error
 
 
-@functools.lru_cache(maxsize=64)  # the same function is the same schedule, and compiles once
+@functools.lru_cache(maxsize=64)  # one schedule per function, so that programs compile once
 def _schedule_of(function: Callable[[jax.Array], jax.Array], digest: str) -> Schedule:
-    """A function of the step as a schedule; with another `digest` it computes something else now."""
+    """Returns a function of the step as a schedule, a new one if the function's digest changes."""
     del digest
 
     def schedule(adjacency: PyTree, step: jax.Array) -> jax.Array:
@@ -293,9 +296,9 @@ def _name_of(function: Any) -> str:
 
 
 def require_sound(topology: Topology, steps: int) -> None:
-    """Raises `ConfigError` where a graph of a run of `steps` steps is none: what `from_array` refuses.
+    """Raises `ConfigError` if a graph of a run has weights that `from_array` refuses.
 
-    All steps of a user's own schedule are looked at, or evenly spread ones where these are too many.
+    Of a user's function all steps are checked, or evenly spaced ones if there are too many.
     """
     if schedules.is_known(topology.schedule):
         for matrices in jax.tree.leaves(topology.adjacency):
@@ -313,7 +316,7 @@ def require_sound(topology: Topology, steps: int) -> None:
 
 @functools.partial(jax.jit, static_argnames="schedule")
 def _first_unsound(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Array:
-    """The place of the first of some steps whose matrix is no graph's; their number where there is none."""
+    """Returns the index in `steps` of the first invalid graph; the length of `steps` if none is."""
 
     def is_sound(place: jax.Array) -> jax.Array:
         graph = schedule(adjacency, steps[place])
@@ -329,16 +332,16 @@ def _first_unsound(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -
 
 
 def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topology:
-    """A topology from a file: ``.npy`` ([K, K] or [T, K, K]), or else an edge list.
+    """Returns a topology from a file: a ``.npy`` array ([K, K] or [T, K, K]), or else an edge list.
 
-    An edge list has one edge a line, `i j` or `i j weight`, clients counted from 0; with an arrow,
-    `i -> j` or `i -> j weight`, it goes one way only, and lets j learn from i. `#` starts a comment.
-    A weight of 0 is no edge; of several weights of an edge the last counts. `num_clients` is K;
-    without it the highest client that occurs sets K.
+    An edge list has one edge per line, `i j` or `i j weight`, with clients counted from 0. With an
+    arrow, `i -> j` or `i -> j weight`, the edge has one direction only and lets j learn from i. `#`
+    starts a comment. A weight of 0 is no edge; if an edge occurs several times, its last weight
+    counts. `num_clients` is K; without it, K is the highest client that occurs plus 1.
 
     Raises:
-      ConfigError: no such file, a line that is not an edge, named by its number, or more clients
-        than `num_clients`.
+      ConfigError: there is no such file, a line is not an edge (the message gives its number), or
+        there are more clients than `num_clients`.
     """
     path = str(expanded(path))
     name = os.path.splitext(os.path.basename(path))[0]
@@ -349,7 +352,7 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
             return from_array(np.load(path, allow_pickle=False), name)
         except ConfigError:
             raise
-        except Exception as error:  # NumPy and zipfile have many
+        except Exception as error:  # NumPy and zipfile raise exceptions of many types
             raise ConfigError(f"{path} is not a readable .npy array: {error}.") from error
     graph = nx.DiGraph(name=name)
     with open(path, encoding="utf-8", errors="replace") as lines:
@@ -384,32 +387,35 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
 
 
 def empty(num_clients: int) -> Topology:
-    """No edges: everyone is alone."""
+    """A graph without edges, in which each client is alone."""
     return from_networkx(nx.empty_graph(_at_least(num_clients, 1, "empty")), "empty")
 
 
 def complete(num_clients: int) -> Topology:
-    """Everyone is everyone's neighbour."""
+    """The complete graph, in which all clients are neighbours."""
     return from_array(~np.eye(_at_least(num_clients, 1, "complete"), dtype=bool), "complete")
 
 
 def ring(num_clients: int, directed: bool = False) -> Topology:
-    """Client i neighbours i − 1 and i + 1, modulo K; `directed`, it learns from i + 1 alone."""
+    """A ring: client i neighbours i ± 1, modulo K; if `directed`, it learns from i + 1 alone."""
     return _ring_of_offsets("ring", _at_least(num_clients, 3, "ring"), [1], directed)
 
 
 def chain(num_clients: int) -> Topology:
-    """Client i neighbours i − 1 and i + 1, without closing the ring."""
+    """A chain: client i neighbours i − 1 and i + 1, without closing the ring."""
     return from_networkx(nx.path_graph(_at_least(num_clients, 1, "chain")), "chain")
 
 
 def star(num_clients: int) -> Topology:
-    """Client 0 neighbours all others, and they only it."""
+    """A star: client 0 neighbours all others, which have no other neighbour."""
     return from_networkx(nx.star_graph(_at_least(num_clients, 2, "star") - 1), "star")
 
 
 def circulant(num_clients: int, offsets: Sequence[int] = (1,), directed: bool = False) -> Topology:
-    """Client i neighbours i ± o for each offset o, modulo K; `directed`, it learns from i + o alone."""
+    """A circulant graph: client i neighbours i ± o, modulo K, for each offset o.
+
+    If `directed`, client i learns from i + o alone.
+    """
     num_clients = _at_least(num_clients, 2, "circulant")
     if not isinstance(offsets, Sequence | np.ndarray) or not np.size(offsets):
         raise ConfigError(f"offsets must be a sequence of integers, like (1, 4), not {offsets!r}.")
@@ -423,17 +429,19 @@ def circulant(num_clients: int, offsets: Sequence[int] = (1,), directed: bool = 
 
 
 def exponential(num_clients: int, directed: bool = False) -> Topology:
-    """Client i neighbours i ± 2^n for n = 0, 1, …, modulo K; `directed`, it learns from i + 2^n alone.
+    """An exponential graph: client i neighbours i ± 2^n, modulo K, for n = 0, 1, …
 
-    The directed one is the static exponential graph of Ying et al. (NeurIPS 2021).
+    If `directed`, client i learns from i + 2^n alone: the static exponential graph of Ying et al.
+    (NeurIPS 2021).
     """
     return _ring_of_offsets("exponential", num_clients, _powers_of_two(num_clients), directed)
 
 
 def one_peer_exponential(num_clients: int) -> Topology:
-    """At step t client i learns from i + 2^(t mod ⌈log₂ K⌉), modulo K (Ying et al., NeurIPS 2021).
+    """The one-peer exponential graph, time-varying and directed (Ying et al., NeurIPS 2021).
 
-    In ⌈log₂ K⌉ steps what one client knows has come to everyone.
+    At step t client i learns from i + 2^(t mod ⌈log₂ K⌉), modulo K. Knowledge of any client
+    reaches all others in ⌈log₂ K⌉ steps.
     """
     peers = [[power] for power in _powers_of_two(num_clients)]
     matrices = [_offset_matrix(num_clients, offsets, directed=True) for offsets in peers]
@@ -441,7 +449,7 @@ def one_peer_exponential(num_clients: int) -> Topology:
 
 
 def _powers_of_two(num_clients: int) -> list[int]:
-    """1, 2, 4, … below K."""
+    """Returns the powers of two below K: 1, 2, 4, …"""
     return [2**n for n in range((_at_least(num_clients, 2, "exponential") - 1).bit_length())]
 
 
@@ -453,7 +461,7 @@ def _ring_of_offsets(
 
 
 def _offset_matrix(num_clients: int, offsets: Sequence[int], *, directed: bool) -> np.ndarray:
-    """Edges i ← i + o, modulo K, for each offset o, and unless `directed` their opposites: [K, K]."""
+    """Returns the matrix [K, K] of edges i ← i + o, modulo K, and unless `directed` i ← i − o."""
     matrix = np.zeros((num_clients, num_clients), bool)
     for offset in offsets:
         matrix |= np.roll(np.eye(num_clients, dtype=bool), offset, axis=1)
@@ -461,7 +469,7 @@ def _offset_matrix(num_clients: int, offsets: Sequence[int], *, directed: bool) 
 
 
 def torus(num_clients: int) -> Topology:
-    """A grid closed in both directions, as near to a square as K allows, sides of at least 3."""
+    """A torus: a grid closed in both directions, as square as possible, with sides of 3 or more."""
     num_clients = _at_least(num_clients, 1, "torus")
     sides = [
         a for a in range(3, math.isqrt(num_clients) + 1) if num_clients % a == 0
@@ -488,7 +496,7 @@ def petersen(num_clients: int = 10) -> Topology:
 
 
 def hypercube(num_clients: int) -> Topology:
-    """Clients whose numbers differ in one binary digit are neighbours; K is a power of two."""
+    """A hypercube: clients whose numbers differ in one binary digit are neighbours; K is 2^n."""
     num_clients = _at_least(num_clients, 1, "hypercube")
     dimension = num_clients.bit_length() - 1
     if num_clients != 2**dimension:
@@ -499,9 +507,9 @@ def hypercube(num_clients: int) -> Topology:
 
 
 def islands(num_clients: int, num_islands: int = 2, meet_every: int | None = None) -> Topology:
-    """Complete graphs of K / `num_islands` clients or one more, each joined to the next by one edge.
+    """A chain of complete graphs (islands) of equal size ± 1, each joined to the next by one edge.
 
-    With `meet_every` = n these bridges are there at the steps 0, n, 2n, … only.
+    With `meet_every` = n the edges between islands exist at the steps 0, n, 2n, … only.
     """
     num_clients = _at_least(num_clients, 1, "islands")
     require_kind("num_islands", "int", num_islands)
@@ -523,9 +531,9 @@ def islands(num_clients: int, num_islands: int = 2, meet_every: int | None = Non
 
 @modes.standard()
 def random_matching(num_clients: int, seed: int = 0) -> Topology:
-    """Pairs, drawn anew at every step: each way to pair all clients is equally likely.
+    """A uniformly random matching of the clients into pairs, drawn anew at every step.
 
-    Where K is odd, one client is alone.
+    If K is odd, one client is alone.
     """
     matrix = np.zeros((_at_least(num_clients, 2, "random_matching"), num_clients))
     require_seed(seed)
@@ -538,9 +546,9 @@ def random_matching(num_clients: int, seed: int = 0) -> Topology:
 def random_regular(
     num_clients: int, degree: int = 3, redraw_every: int | None = None, seed: int = 0
 ) -> Topology:
-    """A connected graph drawn uniformly, in which everyone has `degree` neighbours.
+    """A random connected graph in which each client has `degree` neighbours.
 
-    With `redraw_every` = n another every n steps, see `_drawn`.
+    With `redraw_every` = n there is another graph every n steps, see `_drawn`.
     """
     num_clients = _at_least(num_clients, 1, "random_regular")
     require_kind("degree", "int", degree)
@@ -554,7 +562,7 @@ def random_regular(
         others = num_clients - 1 - degree
         if degree <= others:
             return nx.random_regular_graph(degree, num_clients, rng)
-        # Dense graphs take networkx for ever; who is no neighbour is as uniform.
+        # networkx draws dense graphs far too slowly; the complement is equally distributed.
         return nx.complement(nx.random_regular_graph(others, num_clients, rng))
 
     return _drawn(draw, "random_regular", redraw_every, seed)
@@ -566,9 +574,9 @@ def erdos_renyi(
     redraw_every: int | None = None,
     seed: int = 0,
 ) -> Topology:
-    """A connected graph in which each pair is joined with probability `edge_probability`.
+    """A random connected graph with an edge between each pair with probability `edge_probability`.
 
-    With `redraw_every` = n another every n steps, see `_drawn`.
+    With `redraw_every` = n there is another graph every n steps, see `_drawn`.
     """
     num_clients = _at_least(num_clients, 1, "erdos_renyi")
     require_kind("edge_probability", "float", edge_probability)
@@ -589,12 +597,12 @@ def _drawn(
     redraw_every: int | None,
     seed: int,
 ) -> Topology:
-    """One random graph for all steps, or another every `redraw_every` steps.
+    """Returns a topology with one random graph for all steps, or one for each `redraw_every` steps.
 
-    Of those that change 16 are drawn beforehand (64 · K² bytes), and taken in turn with the
-    clients shuffled uniformly each time. As clients are alike to `draw`, each graph is
-    distributed as the first, and any 16 in a row are independent; later ones repeat the shape of
-    earlier ones, with the clients in other places.
+    For a time-varying topology 16 graphs are drawn in advance (64 · K² bytes), and used in turn
+    with the clients permuted uniformly each time. As `draw` treats all clients alike, each graph
+    has the distribution of the first, and any 16 in a row are independent; later graphs are
+    isomorphic to earlier ones.
     """
     require_seed(seed)
     rng = np.random.default_rng(seed)
@@ -620,12 +628,12 @@ def _connected(
 
 @modes.standard()
 def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
-    """One graph from each of some steps on: `[(0, ring(8)), (1000, complete(8))]`.
+    """A topology that changes at given steps, such as `[(0, ring(8)), (1000, complete(8))]`.
 
-    A part that itself changes goes by the steps of the run, not from its own start.
+    A part that is itself time-varying depends on the step of the run, not on its own start.
 
     Args:
-      parts: the steps, the first of which is 0, in their order, each with its topology.
+      parts: the first step of each topology, in ascending order from 0, and the topology.
     """
     starts = [start for start, _ in parts]
     if not (
@@ -667,7 +675,7 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
 
 
 def options(name: str) -> dict[str, Any]:
-    """What a named topology can be given beside the number of clients, with defaults."""
+    """Returns the names and default values of a named topology's options, without `num_clients`."""
     if parts := _parts(name):
         return {key: default for _, part in parts for key, default in options(part).items()}
     if name not in TOPOLOGIES:
@@ -677,13 +685,14 @@ def options(name: str) -> dict[str, Any]:
 
 
 def named(name: str, num_clients: int, **given: Any) -> Topology:
-    """The topology of that name over `num_clients` clients, or the one in the file of that name.
+    """Returns the topology of a name, or from the file of this path, over `num_clients` clients.
 
     Args:
       name: a key of `TOPOLOGIES`, or a path; or several of these for a `switch`, each with its
         first step: "ring@0,complete@1000".
-      num_clients: K.
-      given: some of the topology's `options`; of a switch's, each graph takes those it has.
+      num_clients: K, the number of clients.
+      given: values for `options` of the topology; each graph of a switch takes the options that
+        it has.
     """
     if unknown := given.keys() - options(name).keys():
         raise ConfigError(f"the topology {name} does not use {', '.join(sorted(unknown))}.")
@@ -706,7 +715,7 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
 
 
 def _parts(name: str) -> list[tuple[int, str]]:
-    """The first steps and names in "ring@0,complete@1000"; none where this is one graph's name."""
+    """Returns the first steps and names in "ring@0,complete@1000"; none for a single name."""
     if "@" not in name or os.path.isfile(expanded(name)):
         return []
     parts = [part.rpartition("@") for part in name.split(",")]
@@ -719,15 +728,15 @@ def _parts(name: str) -> list[tuple[int, str]]:
 
 
 def as_topology(topology: Any, num_clients: int) -> Topology:
-    """What users may pass as a graph, as a `Topology` over `num_clients` clients.
+    """Converts anything that users may pass as a graph to a `Topology` over `num_clients` clients.
 
     Args:
       topology: a Topology, weights [K, K] or [T, K, K], a networkx graph, a traceable
         function of the step, a name, or the path of a file.
-      num_clients: K.
+      num_clients: K, the number of clients.
 
     Raises:
-      ConfigError: it is none of these, or has another number of clients.
+      ConfigError: the topology is none of these, or has another number of clients.
     """
     if isinstance(topology, str):
         topology = named(topology, num_clients)
@@ -743,7 +752,7 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
 
 
 def check_size(topology: Topology, num_clients: int) -> Topology:
-    """The topology itself; raises `ConfigError` unless it has `num_clients` clients."""
+    """Returns the topology; raises `ConfigError` unless it has `num_clients` clients."""
     _require_equal(topology.name, topology.num_clients, num_clients)
     return topology
 
@@ -768,7 +777,7 @@ def _at_least(num_clients: Any, least: int, name: str) -> int:
 
 
 def require_undirected(topology: Topology, why: str, steps: int) -> None:
-    """Raises `ConfigError` where an edge goes one way only at one of a run's `steps` steps."""
+    """Raises `ConfigError` if an edge has one direction only at any of a run's `steps` steps."""
     if topology.schedule is cycle:
         steps = min(steps, len(topology.adjacency))
     step = int(_first_one_way(topology.adjacency, steps, schedule=topology.schedule))
@@ -784,7 +793,7 @@ def require_undirected(topology: Topology, why: str, steps: int) -> None:
 
 @functools.partial(jax.jit, static_argnames="schedule")
 def _first_one_way(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Array:
-    """The first of the steps with an edge that goes one way only; `steps` where there is none."""
+    """Returns the first step whose graph has an edge in one direction only; `steps` if none has."""
 
     def both_ways(step: jax.Array) -> jax.Array:
         links = schedule(adjacency, step) > 0

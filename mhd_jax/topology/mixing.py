@@ -1,4 +1,4 @@
-"""Mixing weights of a graph, and averages by them: W [K, K], row-stochastic.
+"""Mixing matrices W [K, K] of a graph, which are row-stochastic, and weighted averages.
 
 `W[i, j]` is the weight of client j in client i's average.
 """
@@ -17,21 +17,21 @@ from mhd_jax.core import modes
 from mhd_jax.core.client_axis import everywhere, first_of, neighbour_slots, over_clients
 from mhd_jax.core.types import PyTree
 
-_GATHERING = 16  # as slow, by the neighbour, as so many clients in a product of matrices
+_GATHERING = 16  # gathering one neighbour is as slow as 16 clients of a matrix product
 
 
 @modes.standard()
 def uniform_weights(adjacency: jax.Array) -> jax.Array:
-    """The mixing matrix W [K, K] that gives neighbours and oneself equal weight, 1 / (degree + 1)."""
+    """Returns W [K, K] with equal weights 1 / (degree + 1) for the client and its neighbours."""
     linked = links(adjacency) + jnp.eye(len(adjacency))
     return linked / linked.sum(axis=1, keepdims=True)
 
 
 @modes.standard()
 def metropolis_hastings(adjacency: jax.Array) -> jax.Array:
-    """The mixing matrix W [K, K] with W[i, j] = 1 / (1 + max(degree i, degree j)) for neighbours.
+    """Returns W [K, K] with W[i, j] = 1 / (1 + max(degree i, degree j)) for neighbours.
 
-    Symmetric and doubly stochastic where the graph is undirected (Xiao and Boyd, 2004).
+    W is symmetric and doubly stochastic if the graph is undirected (Xiao and Boyd, 2004).
     """
     linked = links(adjacency)
     degree = linked.sum(axis=1)
@@ -41,7 +41,10 @@ def metropolis_hastings(adjacency: jax.Array) -> jax.Array:
 
 @modes.standard()
 def push_sum_weights(adjacency: jax.Array) -> jax.Array:
-    """The column-stochastic P [K, K] by which each client shares equally with itself and its hearers."""
+    """Returns the column-stochastic P [K, K] of push-sum on a directed graph.
+
+    Each client sends equal shares to itself and to all clients that receive from it.
+    """
     linked = links(adjacency) + jnp.eye(len(adjacency))
     return linked / linked.sum(axis=0, keepdims=True)
 
@@ -53,12 +56,15 @@ MIXINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def links(adjacency: jax.Array) -> jax.Array:
-    """1 where there is an edge, whatever its weight, float32 [K, K]."""
+    """Returns 1 for each edge, whatever its weight, and 0 elsewhere, float32 [K, K]."""
     return (jnp.asarray(adjacency) > 0).astype(jnp.float32)
 
 
 def spectral_gap(mixing: Any) -> float:
-    """`1 − |λ₂|` of a mixing matrix [K, K]: how much of a disagreement one round of gossip takes away."""
+    """Returns the spectral gap `1 − |λ₂|` of a mixing matrix [K, K].
+
+    The larger the gap, the faster gossip brings the clients to consensus.
+    """
     matrix = np.asarray(mixing, np.float64)
     eigenvalues = np.linalg.eigvalsh if (matrix == matrix.T).all() else np.linalg.eigvals
     sizes = np.sort(np.abs(eigenvalues(matrix)))
@@ -66,12 +72,12 @@ def spectral_gap(mixing: Any) -> float:
 
 
 def average(tree: PyTree, weights: Array) -> PyTree:
-    """Σ_j W[i, j] a_j of arrays [K, …] by a mixing matrix [K, K]; of integers, rounded."""
+    """Returns Σ_j W[i, j] a_j for arrays a [K, …] and W [K, K]; integers are rounded."""
 
     def mixed(a: Array) -> Array:
-        if not jnp.issubdtype(a.dtype, jnp.inexact):  # what a model counts
+        if not jnp.issubdtype(a.dtype, jnp.inexact):  # such as counters among the statistics
             return jnp.round(mixed(a.astype(jnp.float32))).astype(a.dtype)
-        # Accelerators would round parameters to fewer bits at every average.
+        # By default, accelerators would round the parameters to fewer bits at every average.
         return jnp.einsum(
             "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
         )
@@ -80,7 +86,7 @@ def average(tree: PyTree, weights: Array) -> PyTree:
 
 
 def average_neighbours(tree: PyTree, weights: Array) -> PyTree:
-    """`average` by a mixing matrix in which only neighbours in the graph, and oneself, have weight."""
+    """Returns the same as `average`, faster if W is 0 except for the client and its neighbours."""
     num_clients = len(weights)
     slots = min(neighbour_slots(num_clients) + 1, num_clients)
     if slots * _GATHERING > num_clients:
@@ -101,9 +107,9 @@ def average_neighbours(tree: PyTree, weights: Array) -> PyTree:
 
 
 def among(weights: Array, there: Array) -> Array:
-    """A mixing matrix [K, K] of those who are there [K]: each shares all its weight among them.
+    """Restricts a mixing matrix [K, K] to present clients, bool [K], and renormalises its rows.
 
-    Who is away, or has no weight left, keeps its own.
+    A client that is absent, or has no weight left, gets weight 1 for itself.
     """
     left = jnp.where(there[:, None] & there[None, :], weights, 0)
     total = left.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Which graph a step has: pure functions of a schedule's arrays and of the step.
+"""Schedules: pure functions of arrays and of the step that return the graph of the step.
 
-All that a schedule chooses from is traced, intervals and seeds too: another graph of the same
-shape is the same program.
+All arrays of a schedule are traced, including intervals and seeds, so that another graph of the
+same shape uses the same program.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Schedule = Callable[[PyTree, Array], Array]
 
 
 def cycle(adjacency: Array, step: Array) -> Array:
-    """Matrices [T, K, K] that repeat every T steps."""
+    """Returns the graph of the step from matrices [T, K, K], which repeat every T steps."""
     return adjacency[step % adjacency.shape[0]]
 
 
 def redrawn(arrays: tuple[Array, Array, Array], step: Array) -> Array:
-    """Matrices [T, K, K] in turn, each for `every` steps, with the clients shuffled anew each time.
+    """Returns matrices in turn, each for `every` steps, with the clients permuted anew each time.
 
     Args:
-      arrays: the matrices, `every` (int32 []) and a seed (uint32 []).
-      step: of the run.
+      arrays: the matrices [T, K, K], `every` (int32 []) and a seed (uint32 []).
+      step: the step of the run.
     """
     matrices, every, seed = arrays
     draw = step // every
@@ -41,11 +41,11 @@ def redrawn(arrays: tuple[Array, Array, Array], step: Array) -> Array:
 
 
 def meeting(arrays: tuple[Array, Array, Array], step: Array) -> Array:
-    """One matrix [K, K] at the steps that are multiples of `every`, another at all others.
+    """Returns one matrix at the steps that are multiples of `every`, and another at all others.
 
     Args:
-      arrays: the two matrices, and `every` (int32 []).
-      step: of the run.
+      arrays: the two matrices, [K, K], and `every` (int32 []).
+      step: the step of the run.
     """
     together, apart, every = arrays
     return jnp.where(step % every == 0, together, apart)
@@ -53,12 +53,17 @@ def meeting(arrays: tuple[Array, Array, Array], step: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """From each of N steps on, another schedule; all go by the steps of the run."""
+    """A schedule that uses another schedule from each of N steps on; all use the run's step."""
 
     schedules: tuple[Schedule, ...]
 
     def __call__(self, arrays: tuple[Array, tuple[PyTree, ...]], step: Array) -> Array:
-        """The step's graph [K, K]; `arrays` are the first steps, int32 [N], and each part's own."""
+        """Returns the graph [K, K] of the step.
+
+        Args:
+          arrays: the first steps of the schedules, int32 [N], and the arrays of each schedule.
+          step: the step of the run.
+        """
         starts, parts = arrays
         graphs = [
             functools.partial(schedule, part)
@@ -71,25 +76,25 @@ _OF_MATRICES: tuple[Schedule, ...] = (cycle, redrawn, meeting)
 
 
 def is_known(schedule: Schedule) -> bool:
-    """Whether a schedule's graphs are its own matrices, with clients in some order, and no others."""
+    """Returns whether all graphs of a schedule are permutations of matrices among its arrays."""
     if isinstance(schedule, Switch):
         return all(map(is_known, schedule.schedules))
     return schedule in _OF_MATRICES
 
 
 def largest(bounds: Sequence[int | None]) -> int | None:
-    """The bound that serves all; None where one of them is not known."""
+    """Returns the largest of several bounds; None if one of them is None (unknown)."""
     known = [bound for bound in bounds if bound is not None]
     return max(known) if len(known) == len(bounds) else None
 
 
 def most_neighbours(schedule: Schedule, arrays: PyTree) -> int | None:
-    """The largest neighbourhood in any graph of a schedule; None where its arrays do not tell."""
+    """Returns the largest neighbourhood in any graph of a schedule; None for a user's function."""
     if isinstance(schedule, Switch):
         parts = zip(schedule.schedules, arrays[1], strict=True)
         return largest([most_neighbours(*part) for part in parts])
     if schedule not in _OF_MATRICES:
         return None
-    # These take one of their matrices, with the clients in some order.
+    # Each graph is one of the matrices with the clients permuted.
     matrices = [a for a in jax.tree.leaves(arrays) if a.ndim >= 2]
     return max(int((matrix > 0).sum(axis=-1).max()) for matrix in matrices)
