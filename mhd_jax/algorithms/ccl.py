@@ -17,6 +17,7 @@ of these samples; S_i^i is the sum of sg f_i. Z_i[c] = 0 if no client has a samp
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -51,33 +52,23 @@ from mhd_jax.training.groups import apply_gradients, local_gradients, predict
 from mhd_jax.training.losses import masked_mean, private_cross_entropy
 
 
-@factory
-def ccl(
-    lambda_m: float = 0.1,
-    lambda_d: float = 0.1,
-    averaging_rate: float = 1.0,
-    mixing: str = "uniform",
-    quasi_global: bool = True,
-    gossip_rounds: int = 1,
-    label_smoothing: float = 0.0,
-) -> Algorithm:
-    """Returns CCL: gossip SGD with the cross-feature contrastive loss.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _CCL:
+    """The functions of the algorithm, and what they are made with, see `ccl`."""
 
-    Args:
-      lambda_m: λ_m, weight of the model-variant loss.
-      lambda_d: λ_d, weight of the data-variant loss; 0 sends no class features.
-      averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`; cross features are
-        computed from the parameters before the first gossip round.
-      quasi_global: whether CCL extends `qg_dsgd` (as in the paper's best results) or `dsgd`.
-    """
-    for name, value in (("lambda_m", lambda_m), ("lambda_d", lambda_d)):
-        require(value >= 0, f"{name} must be at least 0, not {value}.")
-    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
+    lambda_m: float
+    lambda_d: float
+    averaging_rate: float
+    mixing: str
+    quasi_global: bool
+    gossip_rounds: int
+    label_smoothing: float
 
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        return init_gossip(key, clients, sample_batch, quasi_global)
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        return init_gossip(key, clients, sample_batch, self.quasi_global)
 
     def loss(
+        self,
         outputs: Outputs,
         labels: Array,
         mask: Array,
@@ -87,38 +78,48 @@ def ccl(
     ) -> tuple[Array, Metrics]:
         features: Array = outputs.embeddings  # type: ignore[assignment]  # of one architecture
         total = private_cross_entropy(
-            outputs.logits[:, 0], labels, mask, label_smoothing, label_set
+            outputs.logits[:, 0], labels, mask, self.label_smoothing, label_set
         )
         terms = {"private_loss": total}
-        if lambda_m > 0:
+        if self.lambda_m > 0:
             # Σ_j (f − f_j)² = n (f − f̄)² + Σ_j (f_j − f̄)² with f̄ the mean of the n f_j
             mean = met["sum"] / jnp.maximum(met["count"], 1)
             spread = met["squares"] - met["count"] * jnp.square(mean)
             squares = met["count"] * jnp.square(features - mean) + spread
             terms["model_variant_loss"] = masked_mean(squares.mean(axis=1), mask)
-            total += lambda_m * terms["model_variant_loss"]
-        if lambda_d > 0:
+            total += self.lambda_m * terms["model_variant_loss"]
+        if self.lambda_d > 0:
             num_classes = outputs.logits.shape[-1]
             own = _by_class(jax.lax.stop_gradient(features), labels, mask, num_classes)
             pooled = jax.tree.map(jnp.add, own, received)
             centres = pooled["sums"] / jnp.maximum(pooled["counts"], 1)[:, None]
             squares = jnp.square(features - centres[labels])
             terms["data_variant_loss"] = masked_mean(squares.mean(axis=1), mask)
-            total += lambda_d * terms["data_variant_loss"]
+            total += self.lambda_d * terms["data_variant_loss"]
         return total, {"loss": total, **terms}
 
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         # Cross features are computed from the parameters before gossip.
-        context = cross_features(state, batch, graph) if lambda_m > 0 or lambda_d > 0 else ({}, {})
-        state = mix(state, MIXINGS[mixing](graph), averaging_rate, gossip_rounds, quasi_global)
-        gradients, stats, terms = local_gradients(state, batch, loss, context)
+        context = (
+            self.cross_features(state, batch, graph)
+            if self.lambda_m > 0 or self.lambda_d > 0
+            else ({}, {})
+        )
+        state = mix(
+            state,
+            MIXINGS[self.mixing](graph),
+            self.averaging_rate,
+            self.gossip_rounds,
+            self.quasi_global,
+        )
+        gradients, stats, terms = local_gradients(state, batch, self.loss, context)
         received = exchange.along_edges(graph)
-        metrics = {**terms, "messages": {"weights": gossip_rounds * received}}
-        if lambda_d > 0:
+        metrics = {**terms, "messages": {"weights": self.gossip_rounds * received}}
+        if self.lambda_d > 0:
             metrics["messages"]["features"] = received
         return apply_gradients(state, gradients, stats), metrics
 
-    def cross_features(state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
+    def cross_features(self, state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:
         """Returns sums of the features f_ij of i's samples, and of the class features i receives.
 
         One neighbour of every client is evaluated at a time, which bounds the memory, in as many
@@ -146,7 +147,7 @@ def ccl(
                 taken &= exchange.all_finite(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
-            if lambda_d == 0:
+            if self.lambda_d == 0:
                 return met, {}
             sent = over_clients(functools.partial(_by_class, num_classes=num_classes))(
                 found, batch.labels, batch.mask
@@ -162,21 +163,57 @@ def ccl(
             nothing,
         )
 
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
         # Statistics are sent too: a neighbour's model is evaluated in evaluation mode.
         crossing = {"weights": {"weights": of_one_client((group.params, group.stats))}}
-        if lambda_d > 0:
+        if self.lambda_d > 0:
             _, received = jax.eval_shape(
-                cross_features, state, batch, jax.ShapeDtypeStruct((state.num_clients,) * 2, float)
+                self.cross_features,
+                state,
+                batch,
+                jax.ShapeDtypeStruct((state.num_clients,) * 2, float),
             )
             crossing["features"] = {"class features": of_one_client(received)}
         return crossing
 
+
+@factory
+def ccl(
+    lambda_m: float = 0.1,
+    lambda_d: float = 0.1,
+    averaging_rate: float = 1.0,
+    mixing: str = "uniform",
+    quasi_global: bool = True,
+    gossip_rounds: int = 1,
+    label_smoothing: float = 0.0,
+) -> Algorithm:
+    """Returns CCL: gossip SGD with the cross-feature contrastive loss.
+
+    Args:
+      lambda_m: λ_m, weight of the model-variant loss.
+      lambda_d: λ_d, weight of the data-variant loss; 0 sends no class features.
+      averaging_rate, mixing, gossip_rounds, label_smoothing: as for `dsgd`; cross features are
+        computed from the parameters before the first gossip round.
+      quasi_global: whether CCL extends `qg_dsgd` (as in the paper's best results) or `dsgd`.
+    """
+    for name, value in (("lambda_m", lambda_m), ("lambda_d", lambda_d)):
+        require(value >= 0, f"{name} must be at least 0, not {value}.")
+    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
+
+    parts = _CCL(
+        lambda_m,
+        lambda_d,
+        averaging_rate,
+        mixing,
+        quasi_global,
+        gossip_rounds,
+        label_smoothing,
+    )
     return Algorithm(
-        init=init,
-        train_step=train_step,
+        init=parts.init,
+        train_step=parts.train_step,
         predict=predict,
-        message=message,
+        message=parts.message,
         undirected=True,
         consensus=equal_weights,
         nesterov=True,

@@ -42,6 +42,7 @@ from mhd_jax.core.types import (
 )
 from mhd_jax.exchange import adversaries
 from mhd_jax.exchange import compression as compressions
+from mhd_jax.exchange.compression import Compression
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.training.groups import (
     all_params,
@@ -56,6 +57,130 @@ from mhd_jax.training.groups import (
 from mhd_jax.training.losses import absolute_difference, distillation
 
 DIGEST_LOSSES = ("mae", "kl")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FedMD:
+    """The functions of the algorithm, and what they are made with, see `fedmd`."""
+
+    digest_steps: int
+    revisit_steps: int
+    digest_loss: str
+    coded: Compression
+    label_smoothing: float
+
+    @property
+    def round_steps(self) -> int:
+        """The number of steps of a round."""
+        return self.digest_steps + self.revisit_steps
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        state = init_state(key, clients, sample_batch, num_heads=1)
+        speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
+        start = {"params": all_params(state), "stats": all_stats(state)}
+        extra = {"start": start, "speaks": speaks}
+        if clients.adversaries:
+            logits = output_shapes(state.groups[0], sample_batch).logits
+            extra["adversaries"] = adversaries.start(clients, logits)
+        return dataclasses.replace(state, extra=extra)
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        del graph
+        phase = state.step % self.round_steps
+        now = {"params": all_params(state), "stats": all_stats(state)}
+        start = jax.tree.map(
+            lambda new, old: jnp.where(phase == 0, new, old), now, state.extra["start"]
+        )
+        extra = {**state.extra, "start": start}
+        state = dataclasses.replace(state, extra=extra)
+        has_data = extra["speaks"] > 0
+        digests = phase < self.digest_steps
+        gradients, stats, losses, finite, adversary = jax.lax.cond(
+            digests, lambda: self.digest(state, batch), lambda: self.revisit(state, batch)
+        )
+        if adversary is not None:
+            state = dataclasses.replace(state, extra={**extra, "adversaries": adversary})
+        speaks, each = has_data, jnp.int32(2)  # one message to the server and one back
+        if batch.presence is not None:
+            each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
+            speaks = has_data & batch.presence.reachable
+        metrics = {
+            "loss": losses,
+            "messages": {"predictions": jnp.where(digests & has_data, each, 0)},
+            "non_finite": (speaks & ~finite).astype(jnp.int32),
+        }
+        return apply_gradients(state, gradients, stats), metrics
+
+    def revisit(self, state: State, batch: Batch) -> tuple[PyTree, ...]:
+        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
+        return gradients, stats, losses, jnp.ones_like(losses, bool), state.extra.get("adversaries")
+
+    def digest(self, state: State, batch: Batch) -> tuple[PyTree, ...]:
+        """Returns the results of a digest step.
+
+        Returns:
+          The gradients of the digest loss, the unchanged statistics, the losses [K], which clients'
+          logits are finite, bool [K], and the adversaries after the step.
+        """
+        start, adversary = state.extra["start"], state.extra.get("adversaries")
+        outputs, _ = forward(
+            state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
+        )
+        logits = outputs.logits
+        if adversary is not None:
+            reachable = None if batch.presence is None else batch.presence.reachable
+            logits, adversary = adversary.sent(logits), adversary.after(logits, reachable)
+        consensus, says, finite, sets = self.consensus_of(
+            logits[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
+        )
+
+        def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
+            if self.digest_loss == "mae":
+                return absolute_difference(logits, consensus, label_set)
+            target = jax.nn.softmax(consensus)[:, None]
+            return distillation(logits[:, None], target, label_set=label_set)
+
+        def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
+            outputs, _ = forward(
+                state, params, all_stats(state), batch.public_inputs, shared_inputs=True
+            )
+            each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
+            each = jnp.where(says.any(), each, 0)
+            return each.sum(), each  # a client's loss depends on its own parameters alone
+
+        gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
+        return gradients, all_stats(state), losses, finite, adversary
+
+    def consensus_of(
+        self, logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Returns the consensus z̃ that clients receive, made from their logits [K, P, C].
+
+        Returns:
+          z̃ [P, C]; which clients contribute, float [K]; which have finite logits, bool [K]; and
+          the classes that each client learns, bool [K, C]: those of its label set that are in the
+          label set of a contributor. They are None without label sets.
+        """
+        received = self.coded.arrived(
+            logits, label_set=None if label_sets is None else label_sets[:, None]
+        )
+        finite = exchange.all_finite(received)
+        speaks *= finite if presence is None else finite & presence.reachable
+        received = where_rows(speaks > 0, received, jnp.zeros_like(received))
+        if label_sets is None:
+            weights = speaks / jnp.maximum(speaks.sum(), 1)
+            consensus = self.coded.arrived(jnp.einsum("k,kpc->pc", weights, received))
+            return consensus, speaks, finite, None
+        say = speaks[:, None] * label_sets  # [K, C]
+        voices = say.sum(axis=0)
+        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), received)
+        known = voices > 0
+        consensus = self.coded.arrived(masked(mean, known), label_set=known)
+        return consensus, speaks, finite, label_sets & known
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        outputs = output_shapes(group, batch)
+        return {"predictions": {"logits": jax.eval_shape(self.coded.encode, outputs.logits)}}
 
 
 @factory
@@ -92,121 +217,12 @@ def fedmd(
         f"{compression} keeps no logits that the mae digest could learn from; "
         "choose digest_loss='kl', or float16 or int8.",
     )
-    round_steps = digest_steps + revisit_steps
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        state = init_state(key, clients, sample_batch, num_heads=1)
-        speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
-        start = {"params": all_params(state), "stats": all_stats(state)}
-        extra = {"start": start, "speaks": speaks}
-        if clients.adversaries:
-            logits = output_shapes(state.groups[0], sample_batch).logits
-            extra["adversaries"] = adversaries.start(clients, logits)
-        return dataclasses.replace(state, extra=extra)
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        del graph
-        phase = state.step % round_steps
-        now = {"params": all_params(state), "stats": all_stats(state)}
-        start = jax.tree.map(
-            lambda new, old: jnp.where(phase == 0, new, old), now, state.extra["start"]
-        )
-        extra = {**state.extra, "start": start}
-        state = dataclasses.replace(state, extra=extra)
-        has_data = extra["speaks"] > 0
-        digests = phase < digest_steps
-        gradients, stats, losses, finite, adversary = jax.lax.cond(
-            digests, lambda: digest(state, batch), lambda: revisit(state, batch)
-        )
-        if adversary is not None:
-            state = dataclasses.replace(state, extra={**extra, "adversaries": adversary})
-        speaks, each = has_data, jnp.int32(2)  # one message to the server and one back
-        if batch.presence is not None:
-            each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
-            speaks = has_data & batch.presence.reachable
-        metrics = {
-            "loss": losses,
-            "messages": {"predictions": jnp.where(digests & has_data, each, 0)},
-            "non_finite": (speaks & ~finite).astype(jnp.int32),
-        }
-        return apply_gradients(state, gradients, stats), metrics
-
-    def revisit(state: State, batch: Batch) -> tuple[PyTree, ...]:
-        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        return gradients, stats, losses, jnp.ones_like(losses, bool), state.extra.get("adversaries")
-
-    def digest(state: State, batch: Batch) -> tuple[PyTree, ...]:
-        """Returns the results of a digest step.
-
-        Returns:
-          The gradients of the digest loss, the unchanged statistics, the losses [K], which clients'
-          logits are finite, bool [K], and the adversaries after the step.
-        """
-        start, adversary = state.extra["start"], state.extra.get("adversaries")
-        outputs, _ = forward(
-            state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
-        )
-        logits = outputs.logits
-        if adversary is not None:
-            reachable = None if batch.presence is None else batch.presence.reachable
-            logits, adversary = adversary.sent(logits), adversary.after(logits, reachable)
-        consensus, says, finite, sets = consensus_of(
-            logits[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
-        )
-
-        def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]
-            if digest_loss == "mae":
-                return absolute_difference(logits, consensus, label_set)
-            target = jax.nn.softmax(consensus)[:, None]
-            return distillation(logits[:, None], target, label_set=label_set)
-
-        def loss(params: tuple[PyTree, ...]) -> tuple[Array, Array]:
-            outputs, _ = forward(
-                state, params, all_stats(state), batch.public_inputs, shared_inputs=True
-            )
-            each = jax.vmap(towards)(outputs.logits[:, :, 0], sets)
-            each = jnp.where(says.any(), each, 0)
-            return each.sum(), each  # a client's loss depends on its own parameters alone
-
-        gradients, losses = jax.grad(loss, has_aux=True)(all_params(state))
-        return gradients, all_stats(state), losses, finite, adversary
-
-    def consensus_of(
-        logits: Array, speaks: Array, presence: Presence | None, label_sets: Array | None
-    ) -> tuple[Array, Array, Array, Array | None]:
-        """Returns the consensus z̃ that clients receive, made from their logits [K, P, C].
-
-        Returns:
-          z̃ [P, C]; which clients contribute, float [K]; which have finite logits, bool [K]; and
-          the classes that each client learns, bool [K, C]: those of its label set that are in the
-          label set of a contributor. They are None without label sets.
-        """
-        received = coded.arrived(
-            logits, label_set=None if label_sets is None else label_sets[:, None]
-        )
-        finite = exchange.all_finite(received)
-        speaks *= finite if presence is None else finite & presence.reachable
-        received = where_rows(speaks > 0, received, jnp.zeros_like(received))
-        if label_sets is None:
-            weights = speaks / jnp.maximum(speaks.sum(), 1)
-            consensus = coded.arrived(jnp.einsum("k,kpc->pc", weights, received))
-            return consensus, speaks, finite, None
-        say = speaks[:, None] * label_sets  # [K, C]
-        voices = say.sum(axis=0)
-        mean = jnp.einsum("kc,kpc->pc", say / jnp.maximum(voices, 1), received)
-        known = voices > 0
-        consensus = coded.arrived(masked(mean, known), label_set=known)
-        return consensus, speaks, finite, label_sets & known
-
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        outputs = output_shapes(group, batch)
-        return {"predictions": {"logits": jax.eval_shape(coded.encode, outputs.logits)}}
-
+    parts = _FedMD(digest_steps, revisit_steps, digest_loss, coded, label_smoothing)
     return Algorithm(
-        init=init,
-        train_step=train_step,
+        init=parts.init,
+        train_step=parts.train_step,
         predict=predict,
-        message=message,
+        message=parts.message,
         public_batch="shared",
         falsifiable=True,
     )
