@@ -526,7 +526,7 @@ def _described(partition: Any) -> str:
 
 
 def _partition(partition: Any, num_classes: int) -> Any:
-    """Normalises a user's partition.
+    """Converts anything that users may pass as a partition to one of four types.
 
     Returns:
       A function, the path of an assignment, owners [N], or a dict from clients to their rows.
@@ -574,7 +574,7 @@ def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pret
 
 
 def _require_images(pretext: Pretext, data: Dataset) -> None:
-    """Raises `ConfigError` if samples are not images, or not square for a task that rotates them."""
+    """Raises `ConfigError` if samples are not images, or not square images for a rotation task."""
     data.require_images(f"the objective {pretext.name} is", "make these clients unlabelled")
     height, width = (data.input_shape or (0, 0))[:2]
     if pretext.square and height != width:

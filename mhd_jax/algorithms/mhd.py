@@ -111,7 +111,7 @@ def mhd(
     label_smoothing: float = 0.1,
     embedding_projection: str = "none",
 ) -> Algorithm:
-    """Returns Multi-Headed Distillation.
+    """Returns the algorithm Multi-Headed Distillation (MHD).
 
     Args:
       num_aux_heads: m; 0 is naive distillation, where the main head itself learns from the
@@ -258,7 +258,7 @@ def mhd(
         return joined(parts)
 
     def joined(parts: list[tuple[Array, Array | None, Array]]) -> Candidates:
-        """Joins candidates of several kinds.
+        """Joins candidates of several kinds, such as teachers and the client itself.
 
         Args:
           parts: for each kind, logits [n, P, R, C], embeddings [n, P, D] and which of the n slots
