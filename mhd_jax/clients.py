@@ -1,4 +1,4 @@
-"""Who takes part: groups of one architecture, private data, label distributions, the public set."""
+"""The clients of a run: their architectures, private data, objectives, and the public set."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class ClientGroup:
     """Clients of one architecture, heads included.
 
     Attributes:
-      name: of the architecture, for reports.
+      name: the name of the architecture in reports.
       backbone: a Flax module that maps a batch to an embedding.
-      members: positions of its clients on the client axis, ascending.
-      optimizer: their optimizer; None takes the run's.
-      compute_dtype: in which their backbone computes; None takes the run's.
-      pretext: the task, with a head of its own, that they learn from private images instead of
-        labels.
-      initialization: the name of the way in which their layers start; None leaves it to the model.
+      members: positions of the clients on the client axis, ascending.
+      optimizer: the optimizer of the clients; None takes the run's.
+      compute_dtype: the type in which the backbone computes; None takes the run's.
+      pretext: the pretext task, with a head of its own, that the clients learn from private images
+        instead of labels; None for clients with labels.
+      initialization: the name of an initialization of the layers; None is the model's own.
     """
 
     name: str
@@ -67,11 +67,11 @@ class ClientGroup:
 
     @property
     def described(self) -> str:
-        """The architecture in words."""
+        """The name of the architecture, and of the pretext task if there is one."""
         return f"{self.name} for {self.pretext.name}" if self.pretext else self.name
 
     def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
-        """The backbone with its heads."""
+        """Returns the backbone with `num_heads` heads of `num_classes` classes."""
         return ClientModel(
             self.backbone,
             num_heads,
@@ -84,23 +84,23 @@ class ClientGroup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clients:
-    """Everything that the participants bring, on the host.
+    """The clients of a run with their data and models, on the host.
 
     Attributes:
-      data: the data set, whose test split is everyone's.
+      data: the data set, whose test split is shared by all clients.
       groups: clients by architecture.
-      owner: the client of each training sample, int [N]; −1 where nobody has it.
-      public: rows of the training samples that are public, without labels, int; none where
-        another data set is.
-      public_inputs: the public set, arrays [M, ...] as stored.
-      validation: rows set aside with labels, for whatever must not be chosen on the test
+      owner: the client that owns each training sample, int [N]; −1 if no client does.
+      public: rows of the training samples that are public, without labels, int; empty if the
+        public set is another data set.
+      public_inputs: the public set, arrays [M, ...] as stored, before preparation.
+      validation: rows set aside with labels, to choose settings or checkpoints without the test
         split, int [V].
-      label_distributions: each client's private labels as frequencies [K, C]; zeros where it
-        has none to learn from.
-      objectives: what each client learns from its private data, K names like `OBJECTIVES`.
-      settings: how they were made, for `config.json`.
-      label_sets: which classes each client knows, bool [K, C]; None where all know all.
-      adversaries: what those send who misbehave, of `mhd_jax.exchange.adversaries.KINDS` by client.
+      label_distributions: the frequencies of each client's private labels, [K, C]; zeros for a
+        client that does not learn from labels.
+      objectives: the objective of each client on its private data, K names from `OBJECTIVES`.
+      settings: the settings from which the clients were made, for `config.json`.
+      label_sets: the classes of each client, bool [K, C]; None if all clients have all classes.
+      adversaries: the kind of each adversary, from `mhd_jax.exchange.adversaries.KINDS`, by client.
     """
 
     data: Dataset
@@ -117,43 +117,43 @@ class Clients:
 
     @property
     def num_clients(self) -> int:
-        """K."""
+        """K, the number of clients."""
         return len(self.label_distributions)
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of classes."""
         return self.data.num_classes
 
     @property
     def num_public(self) -> int:
-        """M, samples in the public set."""
+        """M, the number of samples in the public set."""
         return len(jax.tree.leaves(self.public_inputs)[0])
 
     @property
     def model_names(self) -> list[str]:
-        """The architecture of each client."""
+        """The name of each client's architecture."""
         names = {i: group.name for group in self.groups for i in group.members}
         return [names[i] for i in range(self.num_clients)]
 
     def validation_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels of the validation rows."""
+        """Returns inputs and labels of the validation samples."""
         return select(self.data.inputs, self.validation), self.data.labels[self.validation]
 
     def save_split(self, path: str | os.PathLike[str]) -> None:
-        """Saves who owns which sample as ``.npz``, which `make_clients` takes as a partition."""
+        """Saves the split of the samples as ``.npz``, which `make_clients` takes as a partition."""
         split = Split(self.owner, self.public, self.validation)
         split_files.save(expanded(path), split, self.data.labels)
 
     def label_counts(self) -> np.ndarray:
-        """Private samples by client and class, int [K, C]."""
+        """Returns the number of private samples by client and class, int [K, C]."""
         counts = np.zeros((self.num_clients, self.num_classes), int)
         owned = self.owner >= 0
         np.add.at(counts, (self.owner[owned], self.data.labels[owned]), 1)
         return counts
 
     def labelled_counts(self) -> np.ndarray:
-        """Private samples from whose labels a client learns, by client and class, int [K, C]."""
+        """Returns `label_counts`, but zeros for clients that do not learn from labels."""
         return self.label_counts() * self.learns_labels[:, None]
 
     @property
@@ -162,7 +162,7 @@ class Clients:
         return np.array([objective == "supervised" for objective in self.objectives])
 
     def role_counts(self) -> dict[str, int]:
-        """Training samples by their role, and the test samples."""
+        """Returns the number of samples in each role: private, public, validation, unused, test."""
         private = int((self.owner >= 0).sum())
         return {
             "private": private,
@@ -173,10 +173,13 @@ class Clients:
         }
 
     def pooled(self) -> Clients:
-        """One client that holds all private data with labels.
+        """Returns a single client that holds the private data of all clients with labels.
 
-        Its label distribution is the mean of the clients' who have labels, so that its β_priv is
-        the mean over theirs. Their architecture must be one.
+        Its label distribution is the mean of these clients' label distributions, so that its β_priv
+        is the mean of the β_priv that its model has on them.
+
+        Raises:
+          ConfigError: the clients with labels differ in architecture.
         """
         groups = [group for group in self.groups if group.pretext is None]
         if len(groups) > 1:
@@ -197,10 +200,10 @@ class Clients:
         )
 
     def padded(self, multiple: int) -> Clients:
-        """The same clients, and in each group inactive ones up to a multiple.
+        """Adds inactive clients to each group until its size is a multiple of `multiple`.
 
-        Inactive clients sit behind all others, hold no samples and have no labels. They know what
-        the first client knows, so that equal label sets stay equal.
+        Inactive clients come after all others and hold no samples. They have the label set of the
+        first client, so that equal label sets stay equal.
         """
         position = self.num_clients
         groups = []
@@ -222,7 +225,7 @@ class Clients:
         )
 
     def first(self, count: int) -> Clients:
-        """Those at the first positions alone: what `padded` has added is gone."""
+        """Returns the first `count` clients alone, without inactive ones that `padded` added."""
         groups = [
             dataclasses.replace(group, members=tuple(i for i in group.members if i < count))
             for group in self.groups
@@ -243,9 +246,13 @@ class Clients:
         *,
         nesterov: bool = False,
     ) -> Clients:
-        """The same clients, where groups without an optimizer or a compute type take these.
+        """Returns the clients with an optimizer and a compute type in each group.
 
-        Optimizers are those of a run of `steps` steps; `nesterov` is for those that do not say.
+        Args:
+          optimizer: the optimizer of groups that have none.
+          compute_dtype: the compute type of groups that have none.
+          steps: the number of steps of the run, for learning-rate schedules.
+          nesterov: whether an `SGD` whose `nesterov` is None uses Nesterov momentum.
         """
         groups = tuple(
             dataclasses.replace(
@@ -280,58 +287,59 @@ def make_clients(
     initialization: str | None = None,
     seed: int = 0,
 ) -> Clients:
-    """Deals a data set's training samples to clients.
+    """Splits a data set into the clients' private sets and a public set, and returns the clients.
 
     Args:
-      data: from `mhd_jax.data.load`, or what it takes.
-      num_clients: K.
+      data: a data set from `mhd_jax.data.load`, or an argument of that function.
+      num_clients: K, the number of clients.
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
         returns an embedding (of NNX: `mhd_jax.models.from_nnx`), or one of these for each
         client, as a list or a dict by client.
-      partition: who owns which sample, or a name ("iid"), or a function `(labels [N],
-        num_clients, num_classes, rng) -> owner [N]` of private samples; by default primary labels,
-        2 for each client (fewer where there are fewer classes), with skew 100. Or an assignment:
-        the path of the `split.npz` of a run or of `Clients.save_split`, which decides on the
-        public and the validation samples too; or each training sample's owner, as an array, a
-        list, or the path of a ``.npy`` or ``.csv``, −1 for nobody's; or each client's rows, as a
-        dict {client: rows} or a list of K arrays. Public and validation samples are drawn from
-        what is nobody's then.
-      public: the data set whose training samples, without labels, are public; None takes some
-        of `data`'s.
+      partition: the rule that deals private samples to clients: a partition, its name ("iid"), or
+        a function `(labels [N], num_clients, num_classes, rng) -> owner [N]`; by default primary
+        labels, 2 for each client (1 if there is only one class), with skew 100. Or an assignment:
+        the path of the `split.npz` of a run or of `Clients.save_split`, which determines the
+        public and the validation samples too; or the owner of each training sample, −1 for none,
+        as an array, a list, or the path of a ``.npy`` or ``.csv`` file; or each client's rows, as
+        a dict {client: rows} or a list of K arrays. Public and validation samples are then drawn
+        from the samples without an owner.
+      public: the data set whose training samples, without labels, are the public set; None takes
+        samples of `data`.
       public_fraction: γ, the share of the training samples set aside without labels; by default
-        0.1, and none where `public` is given.
-      public_size: how many public samples to use of those that there are, at random; the
-        private samples do not depend on it. None uses all.
-      allow_overlap: whether samples of `public` may be private, validation or test samples of
-        `data`, too, which is refused otherwise. Images that are not in memory are compared by
-        their files, and only with others that are not.
-      validation_fraction: the share of the training samples set aside with labels, for
-        choosing settings or checkpoints.
-      objectives: what clients learn from their private data, as for `model`, but that a mapping
-        may leave out who is "supervised". An "unlabelled" client has samples without labels: it
-        learns only from what others say about the public set. So does a self-supervised one,
-        whose private images also train its backbone: by "rotation", "simclr" or a
-        `mhd_jax.data.pretext` task with options of its own.
-      label_sets: the classes that each client's task has, where it does not have all: "own" for
-        those of which it has private samples with labels (all, where it has none with labels); a
-        list of K lists of classes; a dict of such lists by client, where those left out know all;
-        or such a dict as text, "0-3:0-4;4-7:5,6". A client says and learns nothing about other
-        classes, see `mhd_jax.core.label_sets`; its β_sh is at most its share of the classes.
-      adversaries: clients whose messages are false, and how, of `mhd_jax.exchange.adversaries.KINDS`:
-        {7: "label_flip"}.
-      optimizers: of the clients of a model, by its name, where they do not take the run's:
-        `optim.SGD` with another learning rate, say, or an optax transformation.
-      norm: of the models given by name; None takes each model's default.
-      initialization: how the layers of the models given by name start, heads included: "pytorch"
-        or "he_fan_out", see `mhd_jax.models.initialization`; None is each model's own way.
-      seed: of the split.
+        0.1, and 0 if `public` is given.
+      public_size: the number of public samples to use, drawn from those available; the private
+        samples do not depend on it. None uses all.
+      allow_overlap: whether samples of `public` may also be private, validation or test samples of
+        `data`, which is otherwise an error. Images that are read from files are compared by their
+        files, and only with each other.
+      validation_fraction: the share of the training samples set aside with labels, to choose
+        settings or checkpoints.
+      objectives: the objective of each client on its private data, given like `model`, except that
+        a dict may leave out "supervised" clients. An "unlabelled" client has samples without
+        labels, and learns only from others' predictions on the public set. So does a
+        self-supervised client, but its private images also train its backbone, by "rotation",
+        "simclr" or a `mhd_jax.data.pretext` task with its own options.
+      label_sets: the classes of each client's task, if it does not have all classes: "own" for
+        those of which the client has private samples with labels (all classes, if it has no
+        labels); a list of K lists of classes; a dict of such lists by client, in which clients
+        that are left out have all classes; or such a dict as text, "0-3:0-4;4-7:5,6". A client
+        neither predicts nor learns other classes, see `mhd_jax.core.label_sets`; its β_sh is at
+        most its share of the classes.
+      adversaries: the clients that send false predictions, and the kind of each, from
+        `mhd_jax.exchange.adversaries.KINDS`: {7: "label_flip"}.
+      optimizers: optimizers by the name of a model, for clients that do not take the run's:
+        `optim.SGD` with another learning rate, for example, or an optax transformation.
+      norm: the normalisation of models given by name; None takes each model's default.
+      initialization: the initialization of the layers, heads included, of models given by name:
+        "pytorch" or "he_fan_out", see `mhd_jax.models.initialization`; None is each model's own.
+      seed: the seed of the split.
 
     Returns:
-      Clients whose private sets, public set, validation set and test set are disjoint, but for what
-      `allow_overlap` allows.
+      Clients whose private sets, public set, validation set and test set are disjoint, except for
+      what `allow_overlap` allows.
 
     Raises:
-      ConfigError: settings that cannot work, named.
+      ConfigError: a setting is invalid; the message names it.
     """
     modes.require_devices()
     data = load(data)
@@ -423,7 +431,7 @@ def make_clients(
 
 
 def _public_fraction(given: float | None, others: Dataset | None, partition: Any) -> float:
-    """γ, which nothing else must decide on beside it."""
+    """Returns γ; raises `ConfigError` if it is given although the public samples are determined."""
     require_kind("public_fraction", "float | None", given)
     if given is None:
         return _PUBLIC_FRACTION if others is None else 0.0
@@ -437,10 +445,10 @@ def _public_fraction(given: float | None, others: Dataset | None, partition: Any
 def _require_apart(
     data: Dataset, split: Split, public: Dataset | None, public_inputs: PyTree
 ) -> None:
-    """Raises `ConfigError` where samples of another public set have another role, too.
+    """Raises `ConfigError` if public samples of another data set also have a role in `data`.
 
-    Warns where test samples are training samples. `public` is None where the public set is a share
-    of the data, or may overlap.
+    It warns if test samples are also training samples. `public` is None if the public set is a
+    share of the data, or may overlap.
     """
     training, test = sample_keys(data.inputs), sample_keys(data.test_inputs)
     if twice := num_common(test, training):
@@ -468,7 +476,7 @@ def _require_apart(
 
 
 def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
-    """That many of the rows at random, ascending; fewer are a part of more."""
+    """Draws `count` of the rows, ascending; with one seed, fewer rows are a subset of more."""
     if count is None:
         return rows
     if not is_integer(count) or not 1 <= count <= len(rows):
@@ -480,7 +488,7 @@ def _some(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
 
 
 def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside) -> Split:
-    """The split that a partition deals or an assignment describes, once it is found to be exact."""
+    """Returns the split by a partition or an assignment, after checking that it is consistent."""
     given, source = (data.labels, num_clients, set_aside), "the partition"
     if isinstance(partition, pathlib.Path):
         split, source = split_files.load(partition, *given), str(partition)
@@ -495,7 +503,7 @@ def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside)
 
 
 def _drawn_settings(partition: Any, set_aside: SetAside) -> dict[str, Any]:
-    """What decides on the drawn part of a split; a file that holds all of it leaves nothing."""
+    """Returns the settings that determine a split's draws; none if a file holds the whole split."""
     if split_files.is_whole(partition):
         return {}
     return {
@@ -506,7 +514,10 @@ def _drawn_settings(partition: Any, set_aside: SetAside) -> dict[str, Any]:
 
 
 def _described(partition: Any) -> str:
-    """A partition in settings, where a digest tells users' functions, files and arrays apart."""
+    """Returns a partition as text for the settings.
+
+    Users' functions, files and arrays are told apart by the digest of the split.
+    """
     if isinstance(partition, pathlib.Path):
         return "file"
     if not callable(partition):
@@ -515,7 +526,11 @@ def _described(partition: Any) -> str:
 
 
 def _partition(partition: Any, num_classes: int) -> Any:
-    """A function, the path of an assignment, owners [N], or a mapping from clients to their rows."""
+    """Converts anything that users may pass as a partition to one of four types.
+
+    Returns:
+      A function, the path of an assignment, owners [N], or a dict from clients to their rows.
+    """
     if partition is None:
         return PrimaryLabels(labels_per_client=min(2, num_classes))
     if isinstance(partition, str):
@@ -538,7 +553,7 @@ def _partition(partition: Any, num_classes: int) -> Any:
 
 
 def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pretext, ...]:
-    """A name, or a pretext task, for each client."""
+    """Returns the objective of each client, a name or a pretext task."""
     if isinstance(given, Mapping):
         unknown = sorted(set(given) - set(range(num_clients)), key=str)
         if unknown:
@@ -559,7 +574,7 @@ def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pret
 
 
 def _require_images(pretext: Pretext, data: Dataset) -> None:
-    """Raises `ConfigError` where samples are no images, or not square ones for turns."""
+    """Raises `ConfigError` if samples are not images, or not square images for a rotation task."""
     data.require_images(f"the objective {pretext.name} is", "make these clients unlabelled")
     height, width = (data.input_shape or (0, 0))[:2]
     if pretext.square and height != width:
@@ -576,12 +591,12 @@ def _groups(
     initialization: str | None,
     data: Dataset,
 ) -> tuple[ClientGroup, ...]:
-    """Clients by architecture, groups in the order of their first client."""
+    """Returns the groups of clients of one architecture, in the order of their first clients."""
     choices = of_each(model, len(goals), "models", "resnet18:4,resnet34:4")
     members: dict[Any, list[int]] = {}
     for client, (choice, goal) in enumerate(zip(choices, goals, strict=True)):
         if isinstance(choice, nnx.Module):
-            from_nnx(choice)  # says what to give instead
+            from_nnx(choice)  # raises an error that says what to give instead
         if not isinstance(choice, str | nn.Module):
             raise ConfigError(
                 "a model is a name, a Flax module that returns an embedding, or "
@@ -622,7 +637,7 @@ def _groups(
 
 
 def _initialization(name: str, given: Any) -> str | None:
-    """How the model of that name is to start, once it is known to."""
+    """Returns the initialization of a model; raises `ConfigError` if the model does not have it."""
     known = MODELS[name].initializations
     if given is None or given in known:
         return given
@@ -647,7 +662,14 @@ def _with_optimizers(
 
 
 def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
-    """A choice for each client: one for all, "name:count,…", a list, or a dict by client."""
+    """Expands a setting to a list with one choice for each client.
+
+    Args:
+      given: one choice for all clients, "name:count,…", a list, or a dict by client.
+      num_clients: K, the number of clients.
+      what: the name of the setting, for error messages.
+      example: an example of "name:count,…", for error messages.
+    """
     if isinstance(given, Mapping):
         missing = sorted(set(range(num_clients)) ^ set(given), key=str)
         if missing:

@@ -299,7 +299,7 @@ def mhd(
     label_smoothing: float = 0.1,
     embedding_projection: str = "none",
 ) -> Algorithm:
-    """Returns Multi-Headed Distillation.
+    """Returns the algorithm Multi-Headed Distillation (MHD).
 
     Args:
       num_aux_heads: m; 0 is naive distillation, where the main head itself learns from the

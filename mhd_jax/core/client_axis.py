@@ -264,8 +264,8 @@ def client_mesh(num_devices: int, num_parts: int | None = None) -> Mesh | None:
     """Returns a mesh of devices along the client axis and the batch axis.
 
     Args:
-      num_devices: the number of devices, a multiple of the number of processes, each of which
-        gives equally many.
+      num_devices: the number of devices, a multiple of the number of processes; the same number
+        is taken from each process.
       num_parts: the number of parts of the client axis, a divisor of `num_devices`; by default
         one for each device.
 

@@ -120,7 +120,7 @@ class Presence:
 
 @struct.dataclass
 class Batch:
-    """The samples that all clients see in one step.
+    """The private and public samples of all clients in one step.
 
     Attributes:
       inputs: private samples, a pytree of arrays [K, B, ...].

@@ -49,7 +49,7 @@ def checked(rule: TargetSelection) -> TargetSelection:
 
 @functools.lru_cache(maxsize=64)
 def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> None:
-    """Raises `ConfigError` unless a selection returns targets for synthetic candidates.
+    """Raises `ConfigError` unless a selection makes valid targets from synthetic candidates.
 
     Args:
       rule: the selection.

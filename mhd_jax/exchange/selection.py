@@ -160,7 +160,7 @@ def _weighted_mean(candidates: Candidates, weights: Array) -> Array:
 
 
 def _ranks(candidates: Candidates) -> Array:
-    """Returns the ascending rank of each probability among the candidates', int [N, P, R, C].
+    """Returns the ascending rank of each candidate's probability of a class, int [N, P, R, C].
 
     Pairs are compared, which XLA computes faster than a sort of so few. Ties are in the order of
     the candidates; rows that are not candidates rank last.

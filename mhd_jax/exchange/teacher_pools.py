@@ -79,7 +79,7 @@ def renewed(
 
 
 def _with_checkpoints(group: GroupState, changes: Array, teachers: Array) -> GroupState:
-    """Returns a group with its current models of the teachers copied to the slots that change.
+    """Returns a group in which renewed slots hold copies of the teachers' current models.
 
     Slots whose teacher has another architecture get an arbitrary model, which is not used.
 

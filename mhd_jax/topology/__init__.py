@@ -1,4 +1,4 @@
-"""Topologies: graphs over clients, static or time-varying, that say who may learn from whom."""
+"""Topologies: static or time-varying graphs that determine which clients learn from which."""
 
 from mhd_jax.topology.graphs import (
     TOPOLOGIES,

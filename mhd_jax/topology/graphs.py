@@ -1,4 +1,4 @@
-"""Topologies: graphs over clients, static or time-varying, that say who may learn from whom.
+"""Topologies: static or time-varying graphs that determine which clients learn from which.
 
 A[i, j] > 0 means that client i may learn from client j (i receives from j). An edge u → v of a
 networkx DiGraph or of an edge list has the direction in which knowledge flows: v may learn from u.
