@@ -243,7 +243,7 @@ def _ends_linearly(model: ClientModel, params: PyTree, stats: PyTree, samples: P
     while last in made_by:
         equation = made_by[last]
         inputs = [v for v in equation.invars if isinstance(v, Var) and v in of_samples]
-        if len(inputs) != 1:  # such as a sum of two branches
+        if len(inputs) != 1:  # e.g. a sum of two branches
             return False
         if equation.primitive.name not in _BIAS_AND_SHAPE:
             return equation.primitive.name in _LINEAR
