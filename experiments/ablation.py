@@ -1,12 +1,12 @@
-r"""MHD against its ablations: what each part of it is worth, seed by seed.
+r"""Compares MHD with its ablations, seed by seed, to measure what each part contributes.
 
   python -m experiments.ablation --seeds=5 --workdir=runs/ablation
 
-The common setting is MHD with the flags given (those of experiments.train); each case changes one
-flag of it, as --vary says (by default what the paper and its readers would ask about). Beside the
-table of accuracies stand the orderings that the MHD paper claims, as differences between runs of
-one seed with their 95 % confidence intervals. The folder gets results.csv, results.jsonl, table.md,
-table.json and two plots; the same command again takes up what was cut.
+The base case is MHD with the flags given (those of experiments.train); each other case changes one
+flag, as --vary names them (by default ablations of the paper, and a few more). Beside the table of
+accuracies stand the orderings that the MHD paper claims, as differences between runs of the same
+seed with their 95 % confidence intervals. The folder gets results.csv, results.jsonl, table.md,
+table.json and two plots; the same command again resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ _CASES = (
     "label_smoothing=0",
     "public_fraction=0.02,0.05",
 )
-flags.declare_key_flag("vary")  # of the sweep
+flags.declare_key_flag("vary")  # defined by experiments.sweep
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
-_EVAL_EVERY = 1000  # runs are compared at their end
+_EVAL_EVERY = 1000  # seldom, as only final accuracies are compared
 
 _MHD = "base"
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """An accuracy of a case: of a head by its name, or of the last one."""
+    """An accuracy of a case: that of the head with this name, or of the last one ("last")."""
 
     case: str
     metric: str
     head: str
 
     def of(self, summary: Any) -> float | None:
-        """Its value in a run; None where the run has no such head."""
+        """Returns the quantity's value in a run; None if the run has no such head."""
         heads = summary[self.metric]
         value: float | None = heads.get(list(heads)[-1] if self.head == "last" else self.head)
         return value
@@ -63,7 +63,7 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True)
 class Ordering:
-    """A claim: the first quantity is larger than the second, or not smaller."""
+    """A claim that one quantity is larger than another, or at least as large."""
 
     claim: str
     larger: Quantity
@@ -71,7 +71,7 @@ class Ordering:
 
 
 def orderings(num_aux_heads: int) -> list[Ordering]:
-    """The claims of the MHD paper that an ablation can show, and naive distillation beside them."""
+    """Returns the MHD paper's claims that an ablation can test, and two on naive distillation."""
 
     def sh(case: str, head: str = "last") -> Quantity:
         return Quantity(case, "beta_sh", head)
@@ -112,7 +112,11 @@ def orderings(num_aux_heads: int) -> list[Ordering]:
 
 
 def margins(outcomes: Sequence[Outcome], claims: Sequence[Ordering]) -> list[dict[str, Any]]:
-    """Differences between runs of one seed: mean, interval, and in how many seeds they are positive."""
+    """Returns each claim's margin, the difference between runs of the same seed.
+
+    A row holds the mean over seeds, its interval, the number of seeds, and the number of seeds in
+    which the difference is positive ("holds_in").
+    """
     found = {(o.case.name, o.seed): o.summary for o in outcomes if o.summary is not None}
     seeds = list(dict.fromkeys(o.seed for o in outcomes))
     rows = []
@@ -139,7 +143,7 @@ _HEADINGS = ("ordering", "margin", "in seeds")
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The table's lines: claim, margin with its interval, in how many seeds it is positive."""
+    """Returns the table's lines: claim, margin with its interval, seeds with positive margin."""
     found = []
     for row in rows:
         half = "" if row["half_width"] is None else f" ± {row['half_width']:.3f}"
@@ -149,7 +153,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Margins with their intervals, claim by claim; left of 0 a claim does not hold."""
+    """Plots each claim's margin with its interval; a claim with a negative margin fails."""
     drawn = Figure(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
     axis = drawn.subplots()
     for y, row in enumerate(rows):
@@ -165,8 +169,8 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    """Ablates by the flags."""
-    if flags.FLAGS["algorithm"].value != "mhd" or flags.FLAGS.grid:  # flags of the sweep's
+    """Runs the ablation that the flags describe."""
+    if flags.FLAGS["algorithm"].value != "mhd" or flags.FLAGS.grid:  # the sweep's flags
         raise mhd.ConfigError(
             "an ablation is of mhd, one flag at a time; leave --algorithm and --grid out, or take "
             "experiments.sweep."

@@ -1,12 +1,13 @@
-r"""Which choices of targets survive how many clients that lie.
+r"""Measures how robust MHD's choices of targets are to a number of adversaries.
 
   python -m experiments.adversaries --workdir=runs/adversaries
 
-The demo's clients learn the digits by MHD, and some of them send false predictions: the last
-ones, all in the same way. Accuracies are those of the honest clients. Choices work on all
-neighbours (--num_targets=all); beside them stand MHD's defaults, and the most confident choice
-where the liars are recognised, because they send nothing but NaN. The folder gets adversaries.json,
-adversaries.md, adversaries.png and .svg. The same command again takes up what was cut.
+The demo's clients learn the digits by MHD, and the last ones are adversaries, which send false
+predictions of one kind. Accuracies are those of the honest clients. Targets are chosen among all
+neighbours (--num_targets=all). For comparison, the table also has MHD's defaults, and the most
+confident choice with adversaries that are recognised, because they send only NaN. The folder gets
+adversaries.json, adversaries.md, adversaries.png and .svg. The same command again resumes an
+interrupted study.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Found = dict[str, dict[int, Any]]
 
 
 def main() -> None:
-    """Runs the study and writes what it shows."""
+    """Runs the study and writes its table and its plot."""
     console = launch.console()
     workdir = folder_here(_WORKDIR.value, "--workdir")
     counts = _counts()
@@ -77,7 +78,7 @@ def _counts() -> list[int]:
 
 
 def _cases() -> dict[str, tuple[mhd.Algorithm, str]]:
-    """Algorithms by what the table calls them, and what liars send there."""
+    """Returns algorithms and kinds of adversary by the names of the table's lines."""
 
     def choosing(selection: str) -> mhd.Algorithm:
         return mhd.algorithms.mhd(target_selection=selection, num_targets="all")
@@ -92,7 +93,7 @@ def _cases() -> dict[str, tuple[mhd.Algorithm, str]]:
 def _run(
     algorithm: mhd.Algorithm, kind: str, count: int, folder: pathlib.Path, label: str
 ) -> dict[str, float | None]:
-    """β_sh of the honest clients' last head: mean and standard deviation over seeds."""
+    """Trains and returns β_sh of the honest clients' last head, mean and deviation over seeds."""
     liars = range(_NUM_CLIENTS - count, _NUM_CLIENTS)
     settings = RunSettings(
         num_clients=_NUM_CLIENTS,
@@ -107,7 +108,7 @@ def _run(
 
 
 def figure(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Figure:
-    """β_sh over the number of liars, a line for each choice."""
+    """Plots β_sh over the number of adversaries, with a line for each choice of targets."""
     drawn = Figure(figsize=(8, 4), layout="constrained")
     axis = drawn.subplots()
     for (name, each), style in zip(found.items(), line_styles(len(found)), strict=True):

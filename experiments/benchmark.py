@@ -1,15 +1,15 @@
-"""Measures speed as ratios within one run, each beside its target.
+"""Measures speed as ratios of times in one process, and compares each ratio with its target.
 
   python -m experiments.benchmark --rows=cpu_vs_loop,cpu_floor --output=bench.json
 
-Both sides of a ratio are taken in turn, after warm-up and compilation: a, b, a, b, …. Each pair has its
-own ratio; a row's value is their median, and its spread their quartiles. So what comes and goes on
-the machine hits both sides. What stays, another process say, does not: it takes a step that waits for the
-slower of two devices more than a product that any core computes. Rows against the matmul ceiling
-therefore count seconds of processors that this process got, not of the clock (the detail says how many
-cores each side kept busy). A row is marked as disturbed where other processes, or a hypervisor, took more
-than a tenth of the machine's processors meanwhile, or where the quartiles lie further apart than a fifth of
-the median.
+Both sides of a ratio are timed in turn, after warm-up and compilation: a, b, a, b, …. Each pair
+gives a ratio; a row's value is the median of the ratios, and its spread their quartiles. Thus
+short disturbances of the machine affect both sides alike. A lasting one, such as another process,
+does not: it slows a step that waits for the slower of two devices more than a matrix product that
+any core computes. Rows that compare with the matmul ceiling therefore count processor seconds of
+this process instead of clock seconds (the detail holds the number of cores that each side kept
+busy). A row is marked as disturbed if other processes, or a hypervisor, took more than a tenth of
+the machine's processors meanwhile, or if the quartiles differ by more than a fifth of the median.
 
 The output is a JSON list of {"row", "value", "unit", "target", "met", "detail", "spread", "others",
 "disturbed"}.
@@ -58,10 +58,11 @@ class Row:
     """One measurement.
 
     Attributes:
-      met: None where this machine cannot tell, and `detail` says why.
-      spread: the quartiles of the ratios of which `value` is the median.
-      others: the share of the machine's processors that was not this program's, nor idle.
-      disturbed: whether that, or the spread, is too large to trust the value.
+      met: whether the value meets the target; None if this machine cannot decide that, for the
+        reason in `detail`.
+      spread: the quartiles of the ratios whose median is `value`.
+      others: the share of the machine's processors that other programs used.
+      disturbed: whether `others` or the spread is too large to trust the value.
     """
 
     row: str
@@ -76,7 +77,7 @@ class Row:
 
 
 def judged(row: Row, others: float) -> Row:
-    """A row with the share that others had, and whether it is disturbed."""
+    """Returns the row with the share of other programs, and with whether it is disturbed."""
     ratio = None if row.value is None or row.spread is None else Ratio(row.value, row.spread)
     return dataclasses.replace(row, others=others, disturbed=timing.disturbed(ratio, others))
 
@@ -88,7 +89,10 @@ def _row(
 
 
 def dispatch() -> Row:
-    """One dispatch of 100 steps against 100 calls of the jitted step on a fixed batch: the demo's MHD."""
+    """Compares a dispatch of 100 steps of the demo's MHD with 100 calls of the jitted step.
+
+    The calls take a fixed batch.
+    """
     steps = 100
     run = prepare("complete", mhd.make_clients("digits", 8), "mhd", num_devices=1)
     carry = run.start()
@@ -103,7 +107,7 @@ def dispatch() -> Row:
             current, metrics = step(current, batch, graph)
         return current, metrics
 
-    holder = [jax.tree.map(jnp.copy, carry)]  # a dispatch uses its carry up
+    holder = [jax.tree.map(jnp.copy, carry)]  # a dispatch donates its carry
 
     def dispatched() -> Any:
         holder[0] = run.advance(holder[0], steps)
@@ -118,7 +122,7 @@ def dispatch() -> Row:
 
 
 def schedule() -> Row:
-    """The demo's MHD where another random matching joins clients at every step, against one matching for all."""
+    """Compares the demo's MHD on a random matching for every step with one fixed matching."""
     clients = mhd.make_clients("digits", 8)
     changing = mhd.topology.random_matching(8)
     runs = [prepare(graph, clients, "mhd") for graph in (changing, changing.at(0))]
@@ -130,7 +134,10 @@ def schedule() -> Row:
 
 
 def pool() -> Row:
-    """The demo's MHD with teachers from pools of 4 snapshots, renewed every 20 steps, against fresh ones."""
+    """Compares the demo's MHD with teachers from pools and with current teachers.
+
+    Pools have 4 snapshots, of which one is renewed every 20 steps.
+    """
     clients = mhd.make_clients("digits", 8)
     pooled = mhd.algorithms.mhd(pool_size=4, pool_refresh=20)
     runs = [prepare("complete", clients, algorithm) for algorithm in (pooled, "mhd")]
@@ -142,7 +149,10 @@ def pool() -> Row:
 
 
 def numbers() -> Row:
-    """Runs of the demo's MHD with four weights and two seeds in one program, against one by one; with compilation."""
+    """Compares runs of the demo's MHD in one program with one run after the other.
+
+    The runs have four weights and two seeds; times include compilation.
+    """
     who = [mhd.make_clients("digits", 8, seed=seed) for seed in (0, 1)]
     settings: list[dict[str, Any]] = [
         {
@@ -174,7 +184,10 @@ def numbers() -> Row:
 
 
 def load() -> Row:
-    """1,000 clients' MLPs by MHD on a random regular graph of degree 4: the step, over four times that of 250."""
+    """Compares a step of 1,000 clients with four times a step of 250: MLPs, MHD.
+
+    The graph is random regular of degree 4.
+    """
     runs = []
     for num_clients in (1000, 250):
         clients = images_of_clients(
@@ -195,7 +208,10 @@ def load() -> Row:
 
 
 def compilation(run: Run) -> tuple[float, int]:
-    """Seconds to compile a run's dispatch, and bytes of its state and its step, on all devices."""
+    """Returns the seconds to compile a run's dispatch, and the bytes of its state and step.
+
+    Bytes are those of all devices together.
+    """
     with no_compilation_cache():
         started = time.perf_counter()
         compiled: Any = run.lower(run.carry).compile()
@@ -207,11 +223,11 @@ def compilation(run: Run) -> tuple[float, int]:
 # ResNet-20 with EvoNorm on 32×32×3, batch 32: 16 clients train alone, with plain SGD.
 
 _CLIENTS, _BATCH = 16, 32
-_FEW = 3  # repetitions of what takes long
+_FEW = 3  # repetitions of slow calls
 
 
 def _gradient_step(model: ClientModel) -> Callable[[Any, jax.Array, jax.Array], Any]:
-    """One client's step: forward, backward, SGD."""
+    """Returns one client's training step: forward pass, backward pass, SGD."""
 
     def step(params: Any, inputs: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
@@ -226,7 +242,7 @@ def _gradient_step(model: ClientModel) -> Callable[[Any, jax.Array, jax.Array], 
 
 @functools.cache
 def _resnet20() -> dict[str, Any]:
-    """The clients, their data, and the single-client step with XLA's own convolution."""
+    """Returns the clients, their data, and the single-client step with XLA's own convolution."""
     shape = (32, 32, 3)
     model = ClientModel(build_backbone("resnet20", "evonorm", shape), 1, 10)
     params, inputs, labels = _made_clients(model, _CLIENTS, _BATCH, shape)
@@ -253,7 +269,7 @@ def _resnet20() -> dict[str, Any]:
 
 @functools.cache
 def _two_engine_steps() -> Callable[[], Any]:
-    """Two steps of all 16 clients as the engine runs them, inside a loop over steps."""
+    """Returns a call of two steps of all 16 clients as in the engine, in a loop over steps."""
     setting = _resnet20()
     execution = Execution(
         chunk=1 if default_platform() == "cpu" else None,
@@ -271,7 +287,7 @@ def _devices() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Ceiling:
-    """A large matrix product on the whole machine, against which arithmetic is held."""
+    """A large matrix product on the whole machine, whose FLOP rate serves as the ceiling."""
 
     call: Callable[[], Any]
     flops: float
@@ -288,13 +304,13 @@ def _ceiling(dtype: str = "float32") -> _Ceiling:
 def _against_the_ceiling(
     name: str, steps: Callable[[], Any], count: int, flops: float, target: float
 ) -> Row:
-    """The arithmetic of so many steps at the rate of the matmul ceiling, over the time they take.
+    """Returns the ratio of the steps' FLOP rate to the rate of the matmul ceiling.
 
-    Both are seconds of processors.
+    Both rates are per processor second.
     """
     ceiling = _ceiling()
     times = in_turn(steps, ceiling.call, repetitions=7)
-    each = times.processors / np.array([count * flops, ceiling.flops])  # for a FLOP
+    each = times.processors / np.array([count * flops, ceiling.flops])  # per FLOP
     ratio = Ratio.of(each[:, 1], each[:, 0])
     seconds, product = times.medians()
     cores = times.cores()
@@ -309,7 +325,7 @@ def _against_the_ceiling(
 
 
 def cpu_vs_loop() -> Row:
-    """The engine's step against a Python loop of one jitted single-client step."""
+    """Compares the engine's step with a Python loop over a jitted single-client step."""
     setting = _resnet20()
 
     def loop() -> Any:
@@ -323,7 +339,10 @@ def cpu_vs_loop() -> Row:
 
 
 def cpu_vs_vmap() -> Row:
-    """The engine's step against plain vmap of the plain convolution (its best case: outside a loop)."""
+    """Compares the engine's step with vmap of the plain convolution.
+
+    The latter is measured outside a loop, which is its best case.
+    """
     setting = _resnet20()
     step = _gradient_step(setting["model"])
     with mock.patch.object(resnet, "Conv", nn.Conv):
@@ -336,19 +355,20 @@ def cpu_vs_vmap() -> Row:
 
 
 def cpu_floor() -> Row:
-    """The step's arithmetic at the matmul ceiling, over the time that it takes."""
+    """Returns the fraction of the matmul ceiling that the engine's step reaches."""
     flops = _resnet20()["flops"]
     return _against_the_ceiling("cpu_floor", _two_engine_steps(), 2, flops, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class _SmallClients:
-    """Steps of many small clients, alone: as the engine runs them, and one of them client by client.
+    """Training steps of many small clients, as in the engine and client by client.
 
     Attributes:
-      together, apart: the calls.
-      steps: how many the first takes.
-      flops: of a step of all.
+      together: a call of `steps` steps of all clients in the engine's loop.
+      apart: a call of one step of all clients, one after the other.
+      steps: the steps of `together`.
+      flops: FLOPs of one step of all clients.
     """
 
     together: Callable[[], Any]
@@ -358,7 +378,7 @@ class _SmallClients:
 
 
 def _small_clients(model_name: str, shape: tuple[int, ...], steps: int = 20) -> _SmallClients:
-    """64 clients, batch 32: the engine's loop over steps, and a Python loop of jitted steps."""
+    """Makes steps of 64 clients, batch 32, as the engine's loop and as a loop over clients."""
     num_clients = 64
     model = ClientModel(build_backbone(model_name, None, shape), 1, 10)
     params, inputs, labels = _made_clients(model, num_clients, _BATCH, shape)
@@ -378,7 +398,7 @@ def _small_clients(model_name: str, shape: tuple[int, ...], steps: int = 20) -> 
 
 
 def small_vs_loop() -> Row:
-    """64 clients with the demo's MLP: the engine against a loop of jitted steps."""
+    """Compares the engine with a loop of jitted steps, for 64 clients with the demo's MLP."""
     found, ceiling = _small_clients("mlp", (8, 8, 1)), _ceiling()
     times = in_turn(found.together, found.apart, ceiling.call, repetitions=21)
     ratio = Ratio.of(times.clock[:, 1], times.clock[:, 0] / found.steps)
@@ -394,7 +414,7 @@ def small_vs_loop() -> Row:
 
 
 def gpu_small() -> Row:
-    """64 clients with LeNet-5 at 28 pixels: at once on the GPU against one after another."""
+    """Compares 64 LeNet-5 clients at 28 pixels on the GPU: all at once, and one by one."""
     if default_platform() != "gpu":
         return _unmeasured("gpu_small", "times faster", "≥ 8", _NO_GPU)
     found = _small_clients("lenet5", (28, 28, 1))
@@ -406,7 +426,7 @@ def gpu_small() -> Row:
 
 
 def gpu_resnet34() -> Row:
-    """8 clients' ResNet-34 at 64 pixels in bfloat16 against one with all their samples."""
+    """Compares 8 clients' ResNet-34 at 64 pixels in bfloat16 with one client of all samples."""
     if default_platform() != "gpu":
         return _unmeasured("gpu_resnet34", "of the rate", "≥ 0.8", _NO_GPU)
     return _many_against_one("gpu_resnet34", "resnet34", num_clients=8, batch_size=128, side=64)
@@ -415,7 +435,7 @@ def gpu_resnet34() -> Row:
 def _many_against_one(
     row: str, model_name: str, num_clients: int, batch_size: int, side: int, steps: int = 5
 ) -> Row:
-    """Samples a second of K clients with batch B, over those of one client with batch K·B."""
+    """Returns the ratio of samples a second: K clients with batch B, one with batch K·B."""
     shape = (side, side, 3)
     model = ClientModel(build_backbone(model_name, None, shape), 1, 1000, "bfloat16")
     run = _engine_steps(_gradient_step(model), Execution())
@@ -447,7 +467,7 @@ def _many_against_one(
 def _made_clients(
     model: ClientModel, num_clients: int, batch_size: int, shape: tuple[int, ...]
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """Parameters, inputs and labels of clients with made samples."""
+    """Returns parameters, inputs and labels of clients with synthetic samples."""
     inputs = jax.random.normal(jax.random.key(1), (num_clients, batch_size, *shape))
     labels = jax.random.randint(jax.random.key(2), (num_clients, batch_size), 0, model.num_classes)
     keys = jax.random.split(jax.random.key(0), num_clients)
@@ -456,7 +476,7 @@ def _made_clients(
 
 
 def _engine_steps(step: Callable[..., Any], execution: Execution) -> Any:
-    """Steps of all clients as the engine runs them, inside a loop of a traced length."""
+    """Returns a function that takes steps of all clients in a loop of traced length."""
 
     @jax.jit
     def steps(params: Any, inputs: jax.Array, labels: jax.Array, count: jax.Array) -> Any:
@@ -469,7 +489,7 @@ def _engine_steps(step: Callable[..., Any], execution: Execution) -> Any:
 
 
 def dispatches(run: Run, steps: int) -> Callable[[], Any]:
-    """A call that takes so many steps of a run, each time from where it is."""
+    """Returns a call that takes `steps` more steps of a run."""
     holder = [run.advance(run.start(), 0)]
 
     def advance() -> Any:
@@ -480,7 +500,7 @@ def dispatches(run: Run, steps: int) -> Callable[[], Any]:
 
 
 def _of_steps(*runs: Run, steps: int, repetitions: int = 9) -> Times:
-    """Times of a step, from dispatches of so many, the runs in turn."""
+    """Returns times of one step of each run, from dispatches of `steps` steps in turn."""
     times = in_turn(*(dispatches(run, steps) for run in runs), repetitions=repetitions)
     return Times(times.clock / steps, times.processors / steps)
 
@@ -499,7 +519,7 @@ def images_of_clients(
     count: int = 4000,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> mhd.Clients:
-    """Clients who share `count` made images, by default of CIFAR-10's shape."""
+    """Makes clients that share `count` synthetic images, by default of CIFAR-10's shape."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
     data = mhd.data.arrays(images, np.arange(count) % 10)
@@ -507,7 +527,10 @@ def images_of_clients(
 
 
 def mhd_overhead() -> Row:
-    """MHD against isolated training on as many samples (private + public), ResNet-20 with GroupNorm, K = 8."""
+    """Compares MHD with isolated training on as many samples (private + public) in a step.
+
+    8 clients have ResNet-20 with GroupNorm.
+    """
     clients = images_of_clients(8)
     together = prepare("complete", clients, "mhd", **_MHD_SETTINGS)
     both = {**_MHD_SETTINGS, "batch_size": 2 * _BATCH}
@@ -520,7 +543,7 @@ def mhd_overhead() -> Row:
 
 
 def mixed() -> Row:
-    """MHD of 4 small CNNs and 4 ResNet-8 together, against the same 4 and 4 apart, steps added up."""
+    """Compares a step of MHD of 4 small CNNs and 4 ResNet-8 with the sum of separate steps."""
 
     def of(*models: str) -> Run:
         clients = images_of_clients(4 * len(models), [name for name in models for _ in range(4)])
@@ -534,7 +557,7 @@ def mixed() -> Row:
 
 
 class _Glance(nn.Module):
-    """A backbone so small that data is what a step waits for: a layer on every fourth pixel."""
+    """A backbone of one layer on every fourth pixel, so small that a step waits for data."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -543,7 +566,10 @@ class _Glance(nn.Module):
 
 
 def streamed() -> Row:
-    """MHD of 8 clients that barely compute, on images of CIFAR-10's shape: the host's stream against data on the device."""
+    """Compares streaming from the host with data on the device, for MHD of 8 tiny clients.
+
+    The images have CIFAR-10's shape.
+    """
     clients = images_of_clients(8, _Glance(), norm=None, count=50_000)
     runs = [
         prepare("complete", clients, "mhd", data_placement=where, **_MHD_SETTINGS)
@@ -557,7 +583,7 @@ def streamed() -> Row:
 
 
 def compile_growth() -> Row:
-    """Compile time of the MHD train step with LeNet-5: 64 clients over 4."""
+    """Returns the ratio of compile times of MHD with LeNet-5: 64 clients over 4."""
 
     def seconds(num_clients: int) -> float:
         clients = mhd.make_clients("digits", num_clients, "lenet5", partition="iid")
@@ -577,10 +603,10 @@ def compile_growth() -> Row:
 
 
 def compile_cache() -> Row:
-    """A second start's compilation over the first one's, with the cache on disk.
+    """Returns the ratio of a second start's compilation time to the first's, with the disk cache.
 
-    Each start is a process with another hash seed, by which Python's sets have another order; after a
-    first one come two that find its programs.
+    Each start is a process with another hash seed, which changes the order of Python's sets; the
+    first start is followed by two that find its programs.
     """
     program = "from experiments import train; from experiments.launch import run; run(train.main)"
 
@@ -607,12 +633,18 @@ def compile_cache() -> Row:
 
 
 def cpu_gossip() -> Row:
-    """16 ResNet-20 (EvoNorm) by quasi-global momentum on a ring: its arithmetic at the matmul ceiling."""
+    """Returns the fraction of the matmul ceiling of gossip with quasi-global momentum on a ring.
+
+    16 clients have ResNet-20 with EvoNorm.
+    """
     return _on_a_ring("cpu_gossip", "qg_dsgd", _resnet20()["flops"])
 
 
 def cpu_ccl() -> Row:
-    """The same by CCL, whose cross features are two more passes forward of every client."""
+    """Returns the fraction of the matmul ceiling of CCL, in the setting of `cpu_gossip`.
+
+    CCL's cross features take two more forward passes of every client.
+    """
     setting = _resnet20()
     return _on_a_ring("cpu_ccl", "ccl", setting["flops"] + 2 * setting["forward_flops"])
 
@@ -624,7 +656,10 @@ def _on_a_ring(row: str, algorithm: str, flops: float) -> Row:
 
 
 def peak_memory() -> Row:
-    """Memory of a step of MHD in chunks of one client, ResNet-20 with GroupNorm, beyond the data."""
+    """Measures the memory of a step of MHD in chunks of one client, without the data.
+
+    8 clients have ResNet-20 with GroupNorm.
+    """
     clients = images_of_clients(8)
     run = prepare("complete", clients, "mhd", client_chunk=1, num_devices=1, **_MHD_SETTINGS)
     analysis: Any = run.lower(run.carry).compile().memory_analysis()
@@ -641,7 +676,7 @@ def peak_memory() -> Row:
 
 
 def sharded() -> Row:
-    """Bytes that cross devices in a step of MHD beside the predictions."""
+    """Counts the bytes that cross devices in a step of MHD beside the predictions."""
     if jax.device_count() == 1:
         return _unmeasured("sharded", "bytes", "0", "there is one device")
     clients = mhd.make_clients("digits", 8)
@@ -675,7 +710,7 @@ def _unmeasured(name: str, unit: str, target: str, why: str) -> Row:
 
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
-    """Compiles anew what is inside, so that it can be timed."""
+    """Disables JAX's compilation cache inside the block, so that compilation can be timed."""
     enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -713,7 +748,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "File for the rows as JSON.")
 
 
 def main() -> None:
-    """Measures by the flags."""
+    """Measures the rows that the flags name."""
     unknown = [name for name in _ROWS.value if name not in ROWS]
     if unknown or not _ROWS.value:
         raise mhd.ConfigError(f"--rows takes {', '.join(ROWS)}; unknown: {', '.join(unknown)}.")

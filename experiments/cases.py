@@ -1,7 +1,7 @@
-"""Many runs from few words: cases that differ in some flags, each with several seeds.
+"""Cases that differ in some flags, each run with several seeds, for sweeps and ablations.
 
-What a sweep and an ablation share: reading `FLAG=VALUE,VALUE`, carrying runs out together where
-they are one program, and the tidy table of what came of them.
+The module reads `FLAG=VALUE,VALUE`, runs cases jointly if they share a program, and makes the tidy
+table of their results.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from mhd_jax.runs.figures import METRICS
 from mhd_jax.runs.records import write_json
 
 CONFIDENCE = 0.95
-_MOST_AT_ONCE = 64  # runs handed over together
-_FOR_DATA = 0.1  # of the memory: what their copies of the data may take
-_LONGEST_NAME = 120  # of a folder
+_MOST_AT_ONCE = 64  # runs given to one call of simulate_cases
+_FOR_DATA = 0.1  # the share of the memory for the runs' copies of the data
+_LONGEST_NAME = 120  # characters of a folder's name
 
-Axis = tuple[str, tuple[str, ...]]  # a flag and its values, as they are written
+Axis = tuple[str, tuple[str, ...]]  # a flag and its values, as text
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One setting of the flags.
+    """One assignment of values to the flags.
 
     Attributes:
-      given: the flags in which cases differ, as written; those that are left at the common value
-        are not there.
-      settings, algorithm: what they make of the common flags.
+      given: the flags that the case sets, with their values as text; flags at the common value are
+        left out.
+      settings, algorithm: the settings and the algorithm of the common flags with these changes.
     """
 
     given: tuple[tuple[str, str], ...]
@@ -58,12 +58,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells the case from the others."""
+        """The case's name, made of the flags that it sets."""
         return " ".join(f"{flag}={value}" for flag, value in self.given) or "base"
 
     @property
     def folder(self) -> str:
-        """The name as that of a folder."""
+        """The case's name as a folder name."""
         name = re.sub(r"[^\w.=,+-]+", "_", self.name)
         if len(name) <= _LONGEST_NAME:
             return name
@@ -72,7 +72,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a case with one seed: a finished run, or why there is none."""
+    """The outcome of a case with one seed: a finished run's summary, or why there is none."""
 
     case: Case
     seed: int
@@ -83,10 +83,10 @@ class Outcome:
 
 
 def axis(text: str, flag: str) -> Axis:
-    """A flag and its values from "FLAG=VALUE,VALUE", or with ; where values hold commas.
+    """Parses "FLAG=VALUE,VALUE", or "FLAG=VALUE;VALUE" for values that contain commas.
 
     Raises:
-      mhd.ConfigError: it cannot be read; `flag` says where it stands.
+      mhd.ConfigError: the text cannot be read; `flag` is the name of its flag, for the error.
     """
     name, equals, values = text.partition("=")
     name = name.strip().lstrip("-")
@@ -104,25 +104,25 @@ def axis(text: str, flag: str) -> Axis:
 
 
 def grid(axes: Sequence[Axis]) -> list[tuple[tuple[str, str], ...]]:
-    """All combinations of values, the last flag's changing fastest."""
+    """Returns all combinations of values; the last flag's values change fastest."""
     return list(itertools.product(*([(name, value) for value in values] for name, values in axes)))
 
 
 def one_at_a_time(axes: Sequence[Axis]) -> list[tuple[tuple[str, str], ...]]:
-    """The common setting, and each value of each flag by itself."""
+    """Returns the common setting, and one assignment for each value of each flag alone."""
     return [(), *(((name, value),) for name, values in axes for value in values)]
 
 
 def read(
     assignments: Sequence[tuple[tuple[str, str], ...]],
 ) -> tuple[list[Case], list[str]]:
-    """The cases of flags given as written, each once, and notes about those left out.
+    """Returns the distinct cases of assignments of flags, and notes about omitted ones.
 
     A hyperparameter that a case's algorithm does not use is left out of the case, and so is an
     option that its graph does not use.
 
     Args:
-      assignments: for each case the flags that it sets.
+      assignments: the flags that each case sets, with their values as text.
 
     Raises:
       mhd.ConfigError: a value that the flag does not take, or an option that no case's graph uses.
@@ -147,7 +147,7 @@ def _read_one(given: Sequence[tuple[str, str]]) -> Case:
         for name, text in given:
             flag = flags.FLAGS[name]
             try:
-                flag.present = 0  # the command line's value gives way
+                flag.present = 0  # replaces the command line's value
                 flag.parse(text)
             except (flags.IllegalFlagValueError, ValueError) as error:
                 raise mhd.ConfigError(f"--{name} does not take {text!r}: {error}") from error
@@ -161,15 +161,15 @@ def _read_one(given: Sequence[tuple[str, str]]) -> Case:
 
 
 def carry_out(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) -> list[Outcome]:
-    """Runs every case with every seed, those of one shape as one program.
+    """Runs every case with every seed, in one program for cases of one shape.
 
-    A run that has finished before is only read; one that diverges, or whose settings cannot
-    work, leaves the others alone.
+    A run that has finished before is only read. The other runs go on after one that diverges, or
+    whose settings cannot work.
 
     Args:
-      cases: as `read` gives them.
-      seeds: of data split and training.
-      workdir: gets CASE/seed_N for each run.
+      cases: cases from `read`.
+      seeds: seeds of data split and training.
+      workdir: the folder that gets CASE/seed_N for each run.
 
     Raises:
       mhd.ConfigError: no case can work, or a folder holds other runs.
@@ -212,7 +212,7 @@ def carry_out(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path
 
 
 def _program(case: Case) -> str:
-    """What cases that may be one program have in common: all but numbers, data and graph."""
+    """Returns a key that is equal for cases that may share a program: no numbers, data, graph."""
 
     def kind(value: Any) -> Any:
         return value != 0 if isinstance(value, float) else value
@@ -227,7 +227,7 @@ def _program(case: Case) -> str:
 
 
 def _at_once(case: Case) -> int:
-    """How many runs are handed over together: each brings its data."""
+    """Returns how many runs of a case to give to one call, by the size of their data."""
     data = case.settings.data_bytes()
     return max(1, min(_MOST_AT_ONCE, int(_FOR_DATA * memory.capacity_bytes() // max(data, 1))))
 
@@ -242,7 +242,7 @@ def _label(runs: Sequence[tuple[Case, int]]) -> str:
 
 
 def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
-    """A row for each run and head; one without accuracies for a run that did not finish."""
+    """Returns a row for each run and head; a run that did not finish has one without accuracies."""
     names = list(dict.fromkeys(flag for o in outcomes for flag, _ in o.case.given))
     rows: list[Row] = []
     for outcome in outcomes:
@@ -269,9 +269,10 @@ def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def interval(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean, standard deviation (n − 1) and half the width of the mean's 95 % confidence interval.
+    """Returns the mean, the standard deviation (n − 1) and the half-width of a 95 % interval.
 
-    The interval is Student's, over what is known; None where too little is.
+    It is Student's confidence interval of the mean, over the known values (not None); entries are
+    None if there are too few.
     """
     found, count = spread(values), sum(value is not None for value in values)
     std = found["std"]
@@ -282,7 +283,7 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def by_case(outcomes: Sequence[Outcome]) -> list[Row]:
-    """A row for each case: accuracies by head over the seeds that finished, bytes, failures."""
+    """Returns a row for each case: accuracies by head over finished seeds, bytes, failures."""
     rows = []
     for name in dict.fromkeys(outcome.case.name for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.case.name == name]
@@ -306,7 +307,7 @@ def write(
     markdown: str,
     drawn: Mapping[str, Callable[[], Figure]],
 ) -> None:
-    """Writes results.csv and results.jsonl, table.json and table.md, and figures by their names."""
+    """Writes results.csv, results.jsonl, table.json, table.md, and the figures by their names."""
     if not multihost.is_main():
         return
     rows = tidy(outcomes)

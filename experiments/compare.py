@@ -1,10 +1,10 @@
-r"""Runs several algorithms on the same clients and seeds, and puts them in one table.
+r"""Runs several algorithms on the same clients and seeds, and writes one table of the results.
 
   python -m experiments.compare --algorithms=isolated,naive,mhd,supervised --seeds=3 \
       --topology=complete --steps=2000 --workdir=runs/compare
 
 Flags are those of experiments.train; a hyperparameter applies to the algorithms that have it.
-The same command again takes up what was cut and only reads what has finished.
+The same command again resumes interrupted runs, and only reads finished ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
-    """Compares by the flags."""
+    """Runs the comparison that the flags describe."""
     names = [name.strip() for name in _ALGORITHMS.value]
     if not names or len(set(names)) < len(names):
         raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")

@@ -1,4 +1,4 @@
-"""Several algorithms on the same clients, splits, seeds and evaluation, and the table of them."""
+"""Comparison of algorithms on the same clients, splits, seeds and evaluation, with its table."""
 
 from __future__ import annotations
 
@@ -34,27 +34,28 @@ def compare(
     """Runs every algorithm with every seed; a run that has finished before is only read.
 
     Args:
-      settings: what all runs share.
-      algorithms: each with its own hyperparameters.
-      seeds: of data split and training.
-      workdir: gets ALGORITHM/seed_N for each run, table.json, table.md, plots and report.html.
+      settings: the settings that all runs share.
+      algorithms: the algorithms, with their hyperparameters.
+      seeds: seeds of data split and training.
+      workdir: the folder that gets ALGORITHM/seed_N for each run, table.json, table.md, plots and
+        report.html.
       notes: sentences to print below the table.
 
     Returns:
       One row for each algorithm, as in table.json.
 
     Raises:
-      mhd.ConfigError: settings that cannot work, or a workdir of something else.
+      mhd.ConfigError: settings that cannot work, or a workdir with other content.
     """
     described = jsonable({**dataclasses.asdict(settings), "partition": str(settings.partition)})
     del described["data_dir"]  # the same data may lie elsewhere
-    for name in ("keep_checkpoints", "keep_best", "fall_back"):  # which change no result
+    for name in ("keep_checkpoints", "keep_best", "fall_back"):  # these change no result
         del described[name]
-    if split_files.is_whole(settings.partition):  # which decides on these
+    if split_files.is_whole(settings.partition):  # the file determines these sets
         del described["public_fraction"], described["validation_fraction"]
     names = [algorithm.name for algorithm in algorithms]
     _check_folder(workdir, described, names, seeds)
-    for algorithm in algorithms:  # before hours are spent on the first
+    for algorithm in algorithms:  # check all before the first trains for hours
         settings.check(algorithm, seeds[0])
     rows: list[Row] = []
     runs: dict[str, list[FinishedRun]] = {}
@@ -77,7 +78,7 @@ def write(
     notes: Sequence[str],
     about: Mapping[str, Any],
 ) -> None:
-    """Writes table.json, with what there is to say `about` the comparison, table.md and the report."""
+    """Writes table.json, with further entries `about` the comparison, table.md and the report."""
     write_json(folder / "table.json", {**about, "rows": rows, "notes": list(notes)})
     (folder / "table.md").write_text(markdown(rows, notes), encoding="utf-8")
     again = "The tables are there; the same command tries again."
@@ -88,7 +89,7 @@ def write(
 def _check_folder(
     workdir: pathlib.Path, settings: Row, names: Sequence[str], seeds: Sequence[int]
 ) -> None:
-    """Refuses a folder whose table would lose rows, seeds or its meaning."""
+    """Raises `mhd.ConfigError` if a folder's table has other settings, or would lose content."""
     if (workdir / "config.json").exists():
         raise mhd.ConfigError(f"{workdir} holds a single run; choose another workdir.")
     if not (workdir / "table.json").exists():
@@ -106,7 +107,7 @@ def _check_folder(
 
 
 def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
-    """One algorithm's row: means and standard deviations (n − 1) over seeds."""
+    """Returns one algorithm's row: means and standard deviations (n − 1) over seeds."""
 
     def accuracies(of: Sequence[Mapping[str, Any]]) -> Row:
         return {
@@ -134,7 +135,10 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation (n − 1) of what is known; None where nothing or only one is."""
+    """Returns mean and standard deviation (n − 1) of the values that are not None.
+
+    The mean is None without such values, the deviation with fewer than two.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return {"mean": None, "std": None}
@@ -143,7 +147,7 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """The table as Markdown: one line for each algorithm and head."""
+    """Returns the table as Markdown, with a line for each algorithm and head."""
     counts = [row["seeds"] for row in rows]
     lines = ["| algorithm | head | β_sh | β_priv | MB sent |", "|---|---|---|---|---|"]
     for row in rows:
@@ -157,7 +161,7 @@ def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 
 def rich_table(rows: Sequence[Row], title: str) -> Table:
-    """The table for the terminal."""
+    """Returns the table for the terminal."""
     table = Table("algorithm", "head", "β_sh", "β_priv", "MB sent", "ms/step", title=title)
     for row in rows:
         lines = report.accuracy_lines(row)
@@ -175,7 +179,7 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def as_cell(value: Mapping[str, float | None], sign: str = "") -> str:
-    """A mean ± its standard deviation, with its sign where that is "+"."""
+    """Formats a mean ± its standard deviation; with `sign` "+" a positive mean has a sign."""
     if value["mean"] is None:
         return "–"
     deviation = "" if value["std"] is None else f" ± {value['std']:.3f}"

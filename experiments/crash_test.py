@@ -1,17 +1,17 @@
-r"""Kills a run again and again, at random moments, and compares what it comes to with one left alone.
+r"""Kills a run again and again at random moments, and compares its results with an undisturbed run.
 
   python -m experiments.crash_test --kills=50 --workdir=runs/crash_test
 
-A run of experiments.train is a process that gets SIGKILL: half of the times at a random moment of
-its life, from its start to its end; else right after a save has begun, a checkpoint has come to its
-place or to its manifest, a line was added to the metrics, or the report has been begun. The same
-command starts it again, until it ends; then another one begins, until there were enough kills. Each
-must end as the run that was never killed: state, history, summary (but for the time) and kept
-checkpoints, bit for bit. Exit status 1 says that one did not. The folder gets crash_test.json.
+Each run of experiments.train is a process that gets SIGKILL: half of the times at a random moment
+between its start and its end; otherwise right after a save has begun, after a checkpoint or its
+manifest has been written, after a line was added to the metrics, or after the report was begun. The
+same command restarts the run until it ends; then another run begins, until there were enough kills.
+State, history, summary (without times) and kept checkpoints of each run must equal those of the
+undisturbed run, bit for bit; otherwise the exit status is 1. The folder gets crash_test.json.
 
-With --signal=term it is SIGTERM that they get. Once it has parsed its flags, each must then end with
-status 130; and what a run saves when it is stopped counts among the last checkpoints, so that others
-may be kept.
+With --signal=term the processes get SIGTERM instead. A process that has parsed its flags must then
+end with status 130. As a stopped run saves a checkpoint, which counts among the latest ones, other
+checkpoints may be kept, and these are not compared.
 """
 
 from __future__ import annotations
@@ -52,39 +52,39 @@ _TRAIN = flags.DEFINE_string(
     "Flags of the run, as for experiments.train.",
 )
 _ROOT = pathlib.Path(__file__).parent.parent
-_LONGEST = 600  # seconds of a process that is left alone
+_LONGEST = 600  # seconds that an undisturbed process may take
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
-_WATCH = 0.002  # seconds from look to look
+_WATCH = 0.002  # seconds between two checks of a process
 
 
 @dataclasses.dataclass
 class Folder:
-    """What is seen of a run from outside."""
+    """A run folder, observed from another process."""
 
     path: pathlib.Path
 
     def saving(self) -> bool:
-        """Whether a checkpoint is being written that has not come to its place."""
+        """Returns whether a checkpoint is being written under a temporary name."""
         return any("tmp" in name for name in self._checkpoints())
 
     def unsealed(self) -> set[str]:
-        """Checkpoints in their place, without a manifest."""
+        """Returns the checkpoints that have their final name, but no manifest yet."""
         return {name for name in self._checkpoints() if name.isdecimal()} - self.sealed()
 
     def sealed(self) -> set[str]:
-        """Checkpoints with a manifest; one that is being removed has another name."""
+        """Returns the checkpoints with a manifest, without those that are being removed."""
         there = (self.path / "checkpoints" / name for name in self._checkpoints())
         return {
             path.name for path in there if path.name.isdecimal() and (path / manifest.NAME).exists()
         }
 
     def lines(self) -> int:
-        """The length of the metrics."""
+        """Returns the bytes of the metrics file."""
         metrics = self.path / "metrics.jsonl"
         return metrics.stat().st_size if metrics.exists() else 0
 
     def report_begun(self) -> bool:
-        """Whether plots are there, and the page is not."""
+        """Returns whether there are plots, but no report page yet."""
         return any(self.path.glob("*.png")) and not (self.path / "report.html").exists()
 
     def _checkpoints(self) -> list[str]:
@@ -95,7 +95,7 @@ class Folder:
 
 
 def moments(folder: Folder) -> dict[str, Callable[[], bool]]:
-    """By name, whether something has happened since this was called."""
+    """Returns events by name, as functions of whether each has happened since this call."""
     lines, sealed = folder.lines(), folder.sealed()
     return {
         "a save has begun": folder.saving,
@@ -107,10 +107,13 @@ def moments(folder: Folder) -> dict[str, Callable[[], bool]]:
 
 
 def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) -> bool:
-    """One process of the run, killed once `until` says so; whether it ended by itself.
+    """Runs one process of the run, killed once `until` returns True.
+
+    Returns:
+      Whether the process ended by itself.
 
     Raises:
-      RuntimeError: it failed, or did not end as it must.
+      RuntimeError: the process failed, or ended with a wrong status.
     """
     command = [sys.executable, "-m", "experiments.train", *shlex.split(_TRAIN.value)]
     command += [f"--workdir={folder.path}", f"--compilation_cache={cache}"]
@@ -123,7 +126,7 @@ def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) 
             while process.poll() is None and time.monotonic() < deadline:
                 if until is not None and until():
                     process.send_signal(number)
-                    allowed |= {-number, 130}  # the first one before there are flags to parse
+                    allowed |= {-number, 130}  # -number before the flags are parsed
                     process.wait(timeout=_LONGEST)
                     break
                 time.sleep(_WATCH)
@@ -137,7 +140,7 @@ def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) 
 
 
 def outcome(folder: Folder) -> dict[str, Any]:
-    """All of a finished run that must repeat."""
+    """Returns all results of a finished run that must be reproduced."""
     for name in folder.sealed():
         if damage := manifest.damage(folder.path / "checkpoints" / name):
             raise RuntimeError(damage)
@@ -154,7 +157,7 @@ def outcome(folder: Folder) -> dict[str, Any]:
 
 
 def _arrays(checkpoint: pathlib.Path) -> dict[str, tuple[Any, ...]]:
-    """The arrays of a checkpoint by name: shape, type and bytes."""
+    """Returns shape, type and bytes of each array of a checkpoint, by name."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -172,7 +175,7 @@ def _arrays(checkpoint: pathlib.Path) -> dict[str, tuple[Any, ...]]:
 
 
 def main() -> None:
-    """Kills, starts again and compares."""
+    """Runs the test that the flags describe."""
     workdir = folder_here(_WORKDIR.value, "--workdir").absolute()
     if workdir.exists():
         raise mhd.ConfigError(f"{workdir} exists; choose another workdir, or delete it.")
@@ -197,7 +200,7 @@ def main() -> None:
                 moment, until = _next_moment(folder, draw, life)
             began = time.monotonic()
             ended = live(folder, cache, until)
-            if ended:  # with the programs compiled, and maybe from a late checkpoint
+            if ended:  # a process with compiled programs or a late checkpoint takes less time
                 life = min(life, time.monotonic() - began)
             if not ended:
                 kills += 1
@@ -234,7 +237,7 @@ def main() -> None:
 def _next_moment(
     folder: Folder, draw: random.Random, life: float
 ) -> tuple[str, Callable[[], bool]]:
-    """When the next process is killed: its name, and what says that it is now."""
+    """Draws when to kill the next process: a name, and a function of whether the time has come."""
     started = time.monotonic()
     if draw.random() < 0.5:
         at = started + draw.uniform(0, life)
@@ -253,7 +256,7 @@ def _next_moment(
 
 
 def _progress(folder: Folder) -> str:
-    """How far a run has come."""
+    """Describes a run's last checkpoint."""
     steps = sorted(map(int, folder.sealed()))
     return f"last checkpoint of step {steps[-1]}" if steps else "no checkpoint yet"
 

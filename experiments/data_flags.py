@@ -1,4 +1,4 @@
-"""The flags that say which data there is and how it is dealt to clients."""
+"""The flags of the data set and of its partition among clients."""
 
 from __future__ import annotations
 
@@ -155,10 +155,10 @@ flags.DEFINE_integer("seed", 0, "Seed of the data split and of training; the fir
 
 
 def values() -> dict[str, Any]:
-    """The fields of `RunSettings` that these flags describe.
+    """Returns the fields of `RunSettings` that these flags set.
 
     Raises:
-      mhd.ConfigError: flags that contradict each other, or a partition that is not known.
+      mhd.ConfigError: flags that contradict each other, or an unknown partition.
     """
     return {name: FLAGS[name].value for name in _PLAIN} | {"partition": _partition()}
 

@@ -1,12 +1,12 @@
-r"""Whether Distributed Distillation converges as its paper says, whatever the graph.
+r"""Tests whether Distributed Distillation converges on any graph, as its paper claims.
 
   python -m experiments.distributed_distillation --workdir=runs/distributed_distillation
 
-Clients learn the digits, two of ten each, on a ring, a chain and a complete graph, under
-decreasing steps. Two things must vanish: the largest distance of a client's estimate z_i from the
-network's average decision s̄, and the largest full-batch gradient of CE_i + ρ/2 · mean ‖s_i − s̄‖².
-The spread of the decisions themselves does not; it is reported against ρ. The folder gets
-convergence.json, convergence.md, convergence.png and .svg.
+Clients learn the digits, mostly two of ten each, on a ring, a chain and a complete graph, with
+decreasing step sizes. Two quantities must vanish: the largest distance of a client's estimate z_i
+from the network's average decision s̄, and the largest full-batch gradient of
+CE_i + ρ/2 · mean ‖s_i − s̄‖². The spread of the decisions does not vanish; it is reported against
+ρ. The folder gets convergence.json, convergence.md, convergence.png and .svg.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mhd_jax.runs.records import write_json
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 
 _CLASSES = 10
-_RHO = 1.0  # where graphs and step sizes are compared
+_RHO = 1.0  # the ρ at which graphs and step sizes are compared
 
 _GRAPHS = flags.DEFINE_list("graphs", ["ring", "chain", "complete"], "Graphs, by name.")
 _RHOS = flags.DEFINE_multi_float("rho", [0.1, 10.0], "Other ρ, on the first graph; repeat it.")
@@ -51,7 +51,7 @@ Record = dict[str, float]
 
 
 def everything(clients: Clients) -> Batch:
-    """All private samples of every client, padded, and the whole reference set."""
+    """Returns a batch of all private samples of every client, padded, and the whole public set."""
     sizes = clients.label_counts().sum(axis=1)
     rows = np.stack(
         [
@@ -69,7 +69,7 @@ def everything(clients: Clients) -> Batch:
 
 
 def distances(state: State, batch: Batch, rho: Array) -> dict[str, Array]:
-    """How far a state is from what converges.
+    """Returns the distances of a state from convergence.
 
     Returns:
       "estimate": max_i of the root mean square over x of ‖z_i(x) − s̄(x)‖; "gradient": max_i of the
@@ -109,7 +109,7 @@ _distances = jax.jit(distances)
 
 
 def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Record]:
-    """One run, looked at after 1, 2, 4, … steps and at its end."""
+    """Trains one run and returns its distances after 1, 2, 4, … steps and at its end."""
     run = prepare(
         graph,
         clients,
@@ -134,7 +134,7 @@ def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Reco
 
 
 def message_bytes() -> list[dict[str, Any]]:
-    """What one edge carries in one step, by model: soft decisions against parameters."""
+    """Returns the bytes of one edge in one step, by model: soft decisions and parameters."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     rows = []
     for name in ("mlp", "lenet5", "resnet20", "resnet18"):
@@ -148,10 +148,10 @@ def message_bytes() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Follows all runs and writes what they show."""
+    """Runs the study and writes its tables and its plot."""
     console = launch.console()
     workdir = folder_here(_WORKDIR.value, "--workdir")
-    make_folder(workdir, "workdir")  # before the runs, which take long
+    make_folder(workdir, "workdir")  # fails before the runs, which take long
     clients = mhd.make_clients("digits", _CLIENTS.value, seed=_SEED.value)
     first = _GRAPHS.value[0]
     cases = [(graph, _RHO, "decreasing") for graph in _GRAPHS.value]
@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def figure(runs: Sequence[dict[str, Any]]) -> Figure:
-    """What vanishes, over steps, and what does not, against ρ."""
+    """Plots the quantities that must vanish over steps, and the spread against ρ."""
     drawn = Figure(figsize=(13, 4), layout="constrained")
     estimate, gradient, spread = drawn.subplots(1, 3)
     compared = [run for run in runs if run["rho"] == _RHO]
@@ -218,7 +218,7 @@ _Lines = tuple[list[str], list[list[str]]]
 def _tables(
     runs: Sequence[dict[str, Any]], sent: Sequence[dict[str, Any]]
 ) -> tuple[_Lines, _Lines]:
-    """Both tables as headings and lines."""
+    """Returns the tables of convergence and of bytes, as headings and lines."""
     lines = []
     for run in runs:
         first, last = run["records"][0], run["records"][-1]

@@ -1,12 +1,12 @@
-r"""Looks for growth in a long run: memory, arrays, threads, open files, compiled programs.
+r"""Tests a long run for growth of memory, arrays, threads, open files and compiled programs.
 
   python -m experiments.endurance --steps=20000 --pool_size=2 --link_loss=0.1 \
       --on_nonfinite=quarantine --validation_fraction=0.1 --keep_best --workdir=runs/endurance
 
-Trains as experiments.train does with the same flags, and counts at every evaluation what the
-process holds. Counts differ from one evaluation to the next, for a save may be under way, but their
-median in the run's last quarter must not exceed that in its second. Exit status 1 says that one
-does. The folder gets endurance.json with all counts, endurance.png and .svg.
+Trains like experiments.train with the same flags, and counts at every evaluation what the process
+holds. Counts vary between evaluations, as a save may be in progress, but their median in the run's
+last quarter must not exceed that in its second; otherwise the exit status is 1. The folder gets
+endurance.json with all counts, endurance.png and .svg.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from mhd_jax.runs.records import write_json
 
 flags.adopt_module_key_flags(train)
 
-_FEWEST = 8  # evaluations that tell of growth
+_FEWEST = 8  # evaluations needed to detect growth
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What the process holds after an evaluation.
+    """Counts of the process's resources after an evaluation.
 
     Attributes:
-      step: of the run.
-      resident_bytes: its memory, as the system sees it.
-      arrays, array_bytes: JAX's that are alive.
-      threads, open_files: of the process.
-      programs: dispatches that were compiled.
+      step: the run's step.
+      resident_bytes: the process's resident memory.
+      arrays, array_bytes: number and bytes of live JAX arrays.
+      threads, open_files: the process's threads and open files.
+      programs: the number of compiled dispatch programs.
     """
 
     step: int
@@ -59,15 +59,15 @@ class Counts:
 
 
 class Watch(mhd.Callback):
-    """Counts at every evaluation."""
+    """A callback that counts the process's resources at every evaluation."""
 
     def __init__(self) -> None:
-        """Nothing is counted yet."""
+        """Starts with an empty list of counts."""
         self.counts: list[Counts] = []
         self._process = psutil.Process()
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Counts what is left once garbage is gone."""
+        """Counts the resources after a garbage collection."""
         gc.collect()
         alive = jax.live_arrays()
         self.counts.append(
@@ -84,7 +84,7 @@ class Watch(mhd.Callback):
 
 
 def medians(counts: Sequence[Counts]) -> dict[str, tuple[float, float]]:
-    """By name the median count in the second quarter of a run and in the last one."""
+    """Returns, by name, the median counts in the second and in the last quarter of a run."""
     quarter = len(counts) // 4
     names = [field.name for field in dataclasses.fields(Counts) if field.name != "step"]
 
@@ -96,19 +96,19 @@ def medians(counts: Sequence[Counts]) -> dict[str, tuple[float, float]]:
 
 
 def grown(counts: Sequence[Counts]) -> list[str]:
-    """What has grown. The system's view of memory is not exact, and is not judged."""
+    """Returns the names of counts that have grown, without resident memory, which is inexact."""
     found = medians(counts)
     return [n for n, (then, now) in found.items() if now > then and n != "resident_bytes"]
 
 
 def slope(counts: Sequence[Counts]) -> float:
-    """Bytes of resident memory by which the run grows in 1,000 steps, over its second half."""
+    """Returns the growth of resident memory in bytes per 1,000 steps, over the second half."""
     half = counts[len(counts) // 2 :]
     return float(1000 * np.polyfit([c.step for c in half], [c.resident_bytes for c in half], 1)[0])
 
 
 def figure(counts: Sequence[Counts]) -> Figure:
-    """Memory and the other counts over the steps."""
+    """Plots memory and the other counts over the steps."""
     plot = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = plot.subplots(1, 2)
     steps = [c.step for c in counts]
@@ -130,7 +130,7 @@ def figure(counts: Sequence[Counts]) -> Figure:
 
 
 def main() -> None:
-    """Trains, counts and judges."""
+    """Trains by the flags, counts, and exits with status 1 if a count has grown."""
     algorithm, _ = run_flags.algorithm(flags.FLAGS.algorithm, strict=True)
     settings = run_flags.settings()
     workdir = folder_here(flags.FLAGS.workdir or "runs/endurance", "--workdir")

@@ -1,23 +1,23 @@
-"""Whether other processes of a run were started beside this one, as the environment says."""
+"""Detects from the environment whether a cluster started other processes of this run."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
-# What a step of Slurm, which srun starts, tells each of its processes, and JAX asks for.
+# Variables that srun sets in each process of a Slurm step, and that JAX needs.
 _OF_A_STEP = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _NUMBERS = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fellows:
-    """What an environment says of other processes.
+    """The processes of a run, as found in the environment.
 
     Attributes:
-      count: of processes, this one included, that find each other by themselves; 1 where it is
-        alone, None where JAX knows.
-      note: why it runs alone, where that may not be what its user meant.
+      count: the number of processes, with this one, that can find each other by themselves; 1 for
+        a single process, None if only JAX can tell.
+      note: the reason for a single process, if the user may have meant several.
     """
 
     count: int | None = 1
@@ -25,10 +25,10 @@ class Fellows:
 
 
 def fellows(environ: Mapping[str, str]) -> Fellows:
-    """The processes that Slurm, a TPU pod or MPI has started of this program.
+    """Returns the processes of this program that Slurm, a TPU pod or MPI has started.
 
-    Only srun starts several. In a terminal or a batch script of an allocation of several tasks
-    Python is started once, and Slurm's variables of the job stand there all the same.
+    Under Slurm only srun starts several processes. In a terminal or a batch script of an allocation
+    of several tasks, Python is started once, although Slurm's variables of the job are set.
     """
     if all(name in environ for name in _OF_A_STEP):
         return _in_a_step(environ)
@@ -60,5 +60,5 @@ def _in_a_step(environ: Mapping[str, str]) -> Fellows:
 
 
 def _number(text: str) -> int | None:
-    """A whole number of a reasonable length; None where it is none."""
+    """Parses a non-negative integer of fewer than 10 digits; None for other texts."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

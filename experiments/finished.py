@@ -1,4 +1,4 @@
-"""Runs that have finished, from their folders: grouped by what they are, and compared."""
+"""Reads finished runs from their folders, groups them by their settings, and compares them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import FinishedRun, read_run
 from mhd_jax.runs.records import read_json
 
-_MOST_TOLD = 3  # settings in a row's name
+_MOST_TOLD = 3  # the most settings in a row's name
 
 
 def read(folders: Sequence[pathlib.Path]) -> tuple[list[FinishedRun], list[pathlib.Path]]:
-    """The finished runs whose folders these are, or that lie below them, and the folders of others.
+    """Reads the finished runs in or below folders; also returns folders of unfinished runs.
 
     Raises:
-      mhd.ConfigError: a folder without a run, or nowhere one that has finished.
+      mhd.ConfigError: a folder without a run, or no finished run in all folders.
     """
     found = _run_folders(folders)
     others = [folder for folder in found if not (folder / "summary.json").exists()]
@@ -31,17 +31,17 @@ def read(folders: Sequence[pathlib.Path]) -> tuple[list[FinishedRun], list[pathl
 
 
 def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str, Any]]:
-    """Writes a comparison of runs.
+    """Writes a comparison of finished runs.
 
     Args:
-      runs: finished ones.
+      runs: the runs.
       output: the folder to write to.
 
     Returns:
-      A row for each group of runs that differ in their seed alone, as in table.json.
+      A row for each group of runs that differ only in their seed, as in table.json.
 
     Raises:
-      mhd.ConfigError: a run that is named twice, or an output folder of something else.
+      mhd.ConfigError: a run that is named twice, or an output folder with other content.
     """
     rows = _named(_grouped(runs))
     _require_own(output)
@@ -60,7 +60,7 @@ def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str,
 
 
 def _run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """The folders of the runs that are there or below."""
+    """Returns the run folders among the given folders and below them."""
     found: dict[pathlib.Path, pathlib.Path] = {}
     for folder in given:
         if not folder.is_dir():
@@ -79,11 +79,12 @@ def _run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-    """Runs that differ in their seed alone, each in the order of the seeds."""
+    """Groups runs that differ only in their seed; groups are sorted by seed."""
     found = []
     for each in _by(runs, dotted.seedless):
         groups = [each]
-        # Graphs and splits of one's own are known by digests alone, which follow from seeds too.
+        # Users' own graphs and splits are known only by digests; but digests of random graphs and
+        # splits change with the seed, too.
         for names in (("topology.digest",), dotted.DRAWN):
             if not all(map(_seeds_differ, groups)):
                 groups = _by(each, functools.partial(_some, names))
@@ -98,7 +99,7 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 def _by(
     runs: Sequence[FinishedRun], part: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> list[list[FinishedRun]]:
-    """Runs with the same part of their settings together."""
+    """Groups runs by a part of their settings."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         key = json.dumps(part(run.summary["settings"]), sort_keys=True)
@@ -112,7 +113,7 @@ def _some(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seeds(run: FinishedRun) -> tuple[int, int]:
-    """Of training, and of the split; −1 where a file describes that."""
+    """Returns the seeds of training and of the split; −1 for a split from a file."""
     settings = run.summary["settings"]
     return settings["seed"], settings["clients"].get("split_seed", -1)
 
@@ -122,7 +123,7 @@ def _seeds_differ(runs: Sequence[FinishedRun]) -> bool:
 
 
 def _named(groups: Sequence[Sequence[FinishedRun]]) -> dict[str, Sequence[FinishedRun]]:
-    """Rows by name: the algorithm, and what tells it from other rows of the same one."""
+    """Returns rows by name: the algorithm, and settings in which its rows differ."""
     by_algorithm: dict[str, list[Sequence[FinishedRun]]] = {}
     for group in groups:
         by_algorithm.setdefault(group[0].summary["algorithm"], []).append(group)
@@ -146,7 +147,7 @@ def _named(groups: Sequence[Sequence[FinishedRun]]) -> dict[str, Sequence[Finish
 
 
 def _require_own(output: pathlib.Path) -> None:
-    """Raises `mhd.ConfigError` for a folder of something else."""
+    """Raises `mhd.ConfigError` if the output folder has content other than a comparison."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / "table.json").exists() or "runs" not in read_json(output / "table.json"):

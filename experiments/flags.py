@@ -1,7 +1,7 @@
-"""The flags that the binaries share, and how they become settings.
+"""The flags that the binaries share, and their conversion to settings.
 
-An algorithm's hyperparameters are flags by themselves: their names, types and defaults are
-its factory's. Only their help is written here.
+Each algorithm's hyperparameters become flags automatically: their names, types and defaults are
+those of the algorithm's factory. Only their help is written here.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _OPTIMIZER_FLAGS: dict[str, Any] = {
 
 
 def _all_hyperparameters() -> dict[str, dict[str, Any]]:
-    """Hyperparameters of all algorithms, with each one's own default."""
+    """Returns the hyperparameters of all algorithms, with each algorithm's default."""
     found: dict[str, dict[str, Any]] = {}
     for algorithm, build in ALGORITHMS.items():
         for name, default in hyperparameters(build).items():
@@ -99,7 +99,10 @@ def _all_hyperparameters() -> dict[str, dict[str, Any]]:
 
 
 def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
-    """A hyperparameter's default, and which algorithms have it; their defaults where these differ."""
+    """Returns a hyperparameter's default, and a help text with the algorithms that have it.
+
+    If the algorithms' defaults differ, the default is None and the text holds each.
+    """
     first = next(iter(defaults.values()))
     if all(default == first for default in defaults.values()):
         return first, f"({', '.join(defaults)})"
@@ -347,10 +350,10 @@ for name, defaults in _all_hyperparameters().items():
 
 
 def settings(*, strict: bool = True) -> RunSettings:
-    """The run that the flags describe.
+    """Returns the settings of the run that the flags describe.
 
     Args:
-      strict: whether to refuse options of graphs that the chosen one does not use.
+      strict: whether to refuse options of graphs that the chosen graph does not use.
 
     Raises:
       mhd.ConfigError: flags that contradict each other, or values that cannot work.
@@ -371,16 +374,16 @@ def settings(*, strict: bool = True) -> RunSettings:
 def algorithm(
     name: str, *, strict: bool, defaults: Mapping[str, Any] | None = None
 ) -> tuple[mhd.Algorithm, list[str]]:
-    """The algorithm of that name with the hyperparameters given as flags.
+    """Returns the algorithm of that name with the hyperparameters given as flags.
 
     Args:
       name: a key of `ALGORITHMS`.
-      strict: whether to refuse flags that it does not use. Without, it is one of several that are
-        compared, and has `EQUAL_TERMS`.
-      defaults: of hyperparameters that are not given, where they are not the algorithm's own.
+      strict: whether to refuse flags that the algorithm does not use. If not, the algorithm is one of
+        several that are compared, and has `EQUAL_TERMS`.
+      defaults: values for hyperparameters that are not given, instead of the algorithm's own.
 
     Returns:
-      It, and the names of the flags given that it does not use.
+      The algorithm, and the names of the given flags that it does not use.
 
     Raises:
       mhd.ConfigError: an unknown name, a value that cannot work, or an unused flag.
@@ -427,7 +430,7 @@ def _value(name: str) -> Any:
 
 
 def _faults() -> mhd.Faults | None:
-    """The faults that the flags describe; None where nothing can fail."""
+    """Returns the faults that the flags describe; None if nothing can fail."""
     given = {name: _flag(name) for name in _FAULTS}
     for name in ("stragglers", "joins", "leaves"):
         given[name] = _by_client(name)
@@ -443,7 +446,7 @@ def _faults() -> mhd.Faults | None:
 
 
 def _by_client(name: str) -> dict[int, int]:
-    """Numbers by client from "0:4,3:2"."""
+    """Parses numbers by client from the flag of that name, written like "0:4,3:2"."""
     try:
         parts = [part.split(":") for part in filter(None, _flag(name).split(","))]
         pairs = [(int(client), int(number)) for client, number in parts]
@@ -457,7 +460,7 @@ def _by_client(name: str) -> dict[int, int]:
 
 
 def _ensembles(text: str) -> int | list[list[int]]:
-    """A size, or lists of clients."""
+    """Parses --ensembles: the size of an ensemble, or the clients of each."""
     try:
         if text.strip().isdecimal():
             return int(text)
@@ -470,13 +473,13 @@ def _ensembles(text: str) -> int | list[list[int]]:
 
 
 def unused_by_topology() -> list[str]:
-    """The options of graphs that are given as flags, and that the chosen graph does not use."""
+    """Returns the graph options that are given as flags but not used by the chosen graph."""
     own = topologies.options(_flag("topology"))
     return [name for name in TOPOLOGY_FLAGS if FLAGS[name].present and name not in own]
 
 
 def _topology_options(strict: bool) -> tuple[tuple[str, Any], ...]:
-    """The options of the chosen topology that are flags, as given."""
+    """Returns the values of the flags that are options of the chosen topology."""
     chosen = _flag("topology")
     if strict and (unused := unused_by_topology()):
         raise mhd.ConfigError(

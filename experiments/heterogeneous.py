@@ -1,12 +1,12 @@
-r"""Ensembles of unlike clients: what small models gain from large ones, and large ones from small.
+r"""Studies ensembles of heterogeneous clients: what small and large models gain from each other.
 
   python -m experiments.heterogeneous --small=mlp_small --large=mlp_large --seeds=3 --workdir=runs/heterogeneous
 
-The same clients, data and seeds in every ensemble; only what sits at each of them changes: small
-models everywhere, large ones everywhere, some of each, one client without labels, one that is
-self-supervised, small models averaged in pairs. Each kind of client is followed by itself, and
-compared with who sits at the same places among small ones alone. Other flags are those of
-experiments.train; the same command again takes up what was cut.
+All ensembles have the same clients, data and seeds; only the clients' models and objectives differ:
+all small, all large, some of each, one client without labels, one self-supervised client, small
+models averaged in pairs. Results are reported for each kind of client, and compared with the
+clients at the same places in the ensemble of small models. Other flags are those of
+experiments.train; the same command again resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _OURS = ("model", "objectives", "ensembles")  # flags that the study sets itself
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Who sits at each place.
+    """An ensemble of clients, and its run.
 
     Attributes:
-      kinds: of client, place by place: "small", "large", "unlabelled small" ….
-      settings, algorithm: of its run.
+      kinds: the kind of each client by its place: "small", "large", "small, unlabelled" ….
+      settings, algorithm: the settings and the algorithm of the ensemble's run.
     """
 
     kinds: tuple[str, ...]
@@ -70,10 +70,10 @@ def ensembles(
     large: str,
     num_large: Sequence[int],
 ) -> dict[str, Ensemble]:
-    """The study's ensembles by name; that of small clients alone, to which others are compared, first.
+    """Returns the study's ensembles by name; the first, to compare with, has small clients only.
 
     Raises:
-      mhd.ConfigError: a mixed ensemble that would not be mixed.
+      mhd.ConfigError: a mixed ensemble without small or without large clients.
     """
     count = settings.num_clients
     if any(not 0 < number < count for number in num_large):
@@ -117,16 +117,16 @@ def study(
     """Trains every ensemble with every seed.
 
     Args:
-      chosen: by name; the first is the one to which others are compared.
-      seeds: of data split and training.
-      workdir: gets ENSEMBLE/seed_N for each run; one that has finished is only read.
+      chosen: ensembles by name; the others are compared with the first.
+      seeds: seeds of data split and training.
+      workdir: the folder that gets ENSEMBLE/seed_N for each run; finished runs are only read.
 
     Returns:
       For each ensemble and each kind of client in it, mean and standard deviation over seeds of
-      its clients' mean β_sh and β_priv by head, and of the last head's β_sh less that of who sits at
-      their places in the first ensemble ("gain").
+      the clients' mean β_sh and β_priv by head, and of the "gain": the last head's β_sh minus that
+      of the clients at the same places in the first ensemble.
     """
-    for ensemble in chosen.values():  # before hours are spent on the first
+    for ensemble in chosen.values():  # check all before the first trains for hours
         ensemble.settings.check(ensemble.algorithm, seeds[0])
     rows, first = [], None
     for number, (name, ensemble) in enumerate(chosen.items(), 1):
@@ -144,7 +144,10 @@ def study(
 def _accuracies(
     found: Sequence[Any], first: Sequence[Any], places: Sequence[int]
 ) -> dict[str, Any]:
-    """What clients at these places know; `found` and `first` hold each seed's clients."""
+    """Returns accuracies and gain of the clients at `places`.
+
+    `found` and `first` hold each seed's clients, of the ensemble and of the first one.
+    """
 
     def of_seed(clients: Any, metric: str, head: str) -> float | None:
         values = [clients[i][metric][head] for i in places]
@@ -171,7 +174,7 @@ _HEADINGS = ["ensemble", "clients", "β_sh main", "β_sh last head", "β_priv ma
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The table's lines under `_HEADINGS`."""
+    """Returns the table's lines under `_HEADINGS`."""
     found = []
     for row in rows:
         heads = list(row["beta_sh"])
@@ -182,7 +185,7 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """β_sh of the main and the last head of each kind of client, mean ± std over seeds."""
+    """Plots β_sh of each kind of client's main and last head, mean ± std over seeds."""
     drawn = Figure(figsize=(8, 1 + 0.45 * len(rows)), layout="constrained")
     axis = drawn.subplots()
     colours = dict(zip(("main", "last"), head_colours(2), strict=True))
@@ -209,7 +212,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    """Trains the chosen ensembles by the flags, and writes what they show."""
+    """Trains the ensembles that the flags choose, and writes the table and the plot."""
     given = [f"--{name}" for name in _OURS if flags.FLAGS[name].present]
     if given:
         raise mhd.ConfigError(f"{', '.join(given)}: the study sets these itself; leave them out.")

@@ -1,11 +1,11 @@
-r"""Shows which client would get which data, before any training.
+r"""Shows the data that each client would get, before any training.
 
   python -m experiments.inspect_data --dataset=digits --num_clients=8 --partition=dirichlet \
       --alpha=0.1 --output=runs/inspect_data
 
-Flags are those of experiments.train that decide on the data; there, the same ones give the same
-split. The output folder gets statistics.json, data_split.png and .svg, and split.npz, which
---partition takes in place of a rule.
+Flags are those of experiments.train that determine the data; with the same flags, training has the
+same split. The output folder gets statistics.json, data_split.png and .svg, and split.npz, which
+can be given to --partition.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _OUTPUT = flags.DEFINE_string("output", "runs/inspect_data", "Folder of numbers,
 flags.adopt_module_key_flags(data_flags)
 
 _NUMBERS = "statistics.json"
-_MOST_COLUMNS = 20  # of counts, below which class names can still be read
+_MOST_COLUMNS = 20  # classes up to which the table of counts has readable names
 
 
 def main() -> None:
-    """Deals the data by the flags and shows the result."""
+    """Splits the data by the flags and shows the result."""
     output = folder_here(_OUTPUT.value, "--output")
     _require_own(output)
     clients = RunSettings(**data_flags.values()).clients(flags.FLAGS.seed)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def client_table(found: dict[str, Any], class_names: Sequence[str]) -> Table:
-    """One line for each client."""
+    """Returns a table of statistics, with a line for each client."""
     table = Table(title="Private data of each client")
     for heading in ("client", "samples", "classes", "entropy (bits)", "largest class", "its share"):
         table.add_column(heading, justify="left" if heading == "largest class" else "right")
@@ -80,7 +80,7 @@ def client_table(found: dict[str, Any], class_names: Sequence[str]) -> Table:
 
 
 def count_table(found: dict[str, Any], class_names: Sequence[str], width: int) -> Table | None:
-    """Samples by client and class; None where so many characters a line have no room for it."""
+    """Returns a table of samples by client and class; None if `width` characters are too few."""
     digits = max(len(str(count)) for client in found["clients"] for count in client["counts"])
     if len(class_names) > _MOST_COLUMNS or 10 + len(class_names) * (digits + 1) > width:
         return None
@@ -112,7 +112,7 @@ def write(output: pathlib.Path, clients: mhd.Clients, found: dict[str, Any]) -> 
 
 
 def _require_own(output: pathlib.Path) -> None:
-    """Raises `mhd.ConfigError` for a folder of something else, like a run with its own split."""
+    """Raises `mhd.ConfigError` for a folder with other content, such as a run and its split."""
     if not output.exists() or (output / _NUMBERS).exists():
         return
     if not output.is_dir() or any(output.iterdir()):

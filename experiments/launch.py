@@ -1,4 +1,4 @@
-"""How a binary starts and ends."""
+"""Start and end of a binary: flags, JAX's configuration, other processes, errors, signals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mhd_jax.core.errors import in_a_line
 from mhd_jax.runs.consoles import Console
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
-_UNFORESEEN = 70  # the exit status of an error of this program, as sysexits.h has it
+_UNFORESEEN = 70  # the exit status of an internal error, as in sysexits.h
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
@@ -59,25 +59,25 @@ def run(
     several_processes: bool = False,
     computes: bool = True,
 ) -> None:
-    """Runs a binary: parses flags, and turns what can go wrong into one sentence and a status.
+    """Runs a binary: parses flags, and turns expected errors into one sentence and a status.
 
     Exit status: 1 for an unknown flag, 2 for settings that cannot work, 3 for a run that
-    diverged, 4 for one that lost a process, 5 for a workdir that cannot be written, 70 for an error
-    that nobody foresaw, with its traceback, 130 for one that was interrupted.
+    diverged, 4 for a run that lost a process, 5 for a workdir that cannot be written, 70 for an
+    unexpected error, with its traceback, 130 for an interrupted run.
 
     Args:
-      main: of the binary.
-      takes_arguments: whether `main` gets what is not a flag, as a list of strings; other
-        binaries take flags alone.
-      several_processes: whether it may be one of several, as where it trains; others are alone
-        whatever Slurm says.
-      computes: whether it needs a device.
+      main: the binary's main function.
+      takes_arguments: whether `main` gets the arguments that are not flags, as a list of strings;
+        other binaries take only flags.
+      several_processes: whether the run may have several processes, as in training; otherwise the
+        process runs alone even under Slurm.
+      computes: whether the binary needs a device.
     """
 
     def wrapped(argv: Sequence[str]) -> None:
         _configure_jax()
         if not flags.FLAGS["verbosity"].present:
-            # Orbax tells every detail of a save, and of one that fails, which is raised as well.
+            # Orbax logs every detail of a save; failures are raised anyway.
             logging.set_verbosity(logging.FATAL)
         try:
             arguments = argv[1:]
@@ -108,11 +108,11 @@ def run(
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:
             _exit(str(stop), 130)
-        except KeyboardInterrupt:  # asked for a second time
+        except KeyboardInterrupt:  # the second request to stop
             _exit(_INTERRUPTED, 130)
 
     _end_by_signals()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # β in a terminal that knows no Greek
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for β in a terminal without Greek letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app.run(wrapped)
@@ -121,17 +121,17 @@ def run(
         sys.exit(_UNFORESEEN)
 
 
-_FILE_WIDTH = 120  # of tables that go to a file or a pipe
+_FILE_WIDTH = 120  # characters of a table's line in a file or a pipe
 
 
 def console() -> Console:
-    """Where a binary prints its results: of several processes only the first one does."""
+    """Returns the console for a binary's results; only the first of several processes prints."""
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     return Console(quiet=jax.process_index() > 0, width=width)
 
 
 def tell_report(folder: pathlib.Path) -> None:
-    """Prints where the report of a run or a comparison is, or how there will be one."""
+    """Prints the path of a run's or a comparison's report, or that there is none."""
     page = folder / "report.html"
     there = (
         f"report: {page}" if page.exists() else f"no report: see why above; all else is in {folder}"
@@ -140,29 +140,29 @@ def tell_report(folder: pathlib.Path) -> None:
 
 
 def _configure_jax() -> None:
-    """One device for each CPU core, and compiled programs kept on disk.
+    """Configures JAX: a device for each CPU core, and a compilation cache on disk.
 
-    XLA's CPU backend computes a convolution on one core; as devices, cores share the clients.
+    XLA's CPU backend computes a convolution on one core; as devices, the cores share the clients.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # where JAX has started, its devices stay
+        with contextlib.suppress(RuntimeError):  # JAX has started already
             jax.config.update("jax_num_cpu_devices", _num_cores())
     cache = os.path.expanduser(_CACHE.value)
-    if cache and not cache.startswith("~"):  # as where this user has no home
+    if cache and not cache.startswith("~"):  # "~" remains if the user has no home folder
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _num_cores() -> int:
-    """Those of the machine that this process may use, where the system tells (macOS does not)."""
+    """Returns the number of cores that this process may use (on macOS, all of the machine)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _other_processes(allowed: bool) -> contextlib.AbstractContextManager[None]:
-    """Makes this process one of several, where flags or the cluster say so, and watches them."""
+    """Connects to the run's other processes, if flags or the cluster name any, and watches them."""
     address, processes, own = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     given: dict[str, Any] = {
         "coordinator_address": address,
@@ -187,7 +187,7 @@ def _other_processes(allowed: bool) -> contextlib.AbstractContextManager[None]:
     if found.count == 1:
         return contextlib.nullcontext()
     given["num_processes"] = found.count
-    jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
     try:
         with _patience():
             jax.distributed.initialize(**given, initialization_timeout=2 * _PATIENCE)
@@ -208,7 +208,7 @@ def _runs_alone(why: str) -> None:
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """Ends the process when the others do not come; JAX would abort it, with a stack of C++."""
+    """Ends the process if the others do not come; JAX would abort with a stack trace of C++."""
     timer = threading.Timer(_PATIENCE, watchdog.end_unmet, [_PATIENCE])
     timer.daemon = True
     timer.start()
@@ -219,20 +219,20 @@ def _patience() -> Iterator[None]:
 
 
 def _end_by_signals() -> None:
-    """Ctrl-C and SIGTERM end the process, but where a run saves itself first.
+    """Makes Ctrl-C and SIGTERM end the process at once, except while a run handles them itself.
 
-    At once, as a kill does: an exception could get lost in a callback or come out as another one.
+    An exception instead could get lost in a callback, or turn into another one.
     """
 
     def end(signum: int, frame: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # where the signal came while it was written to
+        with contextlib.suppress(RuntimeError):  # interrupted while it was being written
             sys.stdout.flush()
         os.write(sys.stderr.fileno(), f"{_INTERRUPTED}\n".encode())
         os._exit(130)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, end)
-        atexit.register(signal.signal, signum, signal.SIG_IGN)  # all is done by then
+        atexit.register(signal.signal, signum, signal.SIG_IGN)  # at exit all work is done
 
 
 def _exit(sentence: str, status: int) -> None:

@@ -1,7 +1,7 @@
-"""Downloads and prepares a data set of tensorflow-datasets, whole or not at all.
+"""Downloads and prepares a data set of tensorflow-datasets, completely or not at all.
 
-The work is done in a folder of its own beside the prepared data sets. What it holds moves to its
-place when every record of it has been counted, so nothing there is ever half prepared.
+The work is done in a temporary folder beside the prepared data sets. The result is moved to its
+place after all its records have been counted, so that no data set there is ever half prepared.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def prepare(
     imports: str | None = None,
     say: Callable[[str], None] = print,
 ) -> pathlib.Path:
-    """Downloads and prepares a data set; one that is there already is replaced at the end.
+    """Downloads and prepares a data set; an existing one is replaced at the end.
 
     Args:
-      name: as tensorflow-datasets calls it, with its config if it has any.
-      root: where prepared data sets are; finished downloads are kept in `downloads` there.
-      manual_dir: what the user had to download by hand, by default `downloads/manual` in root.
+      name: the name in tensorflow-datasets, with an optional config.
+      root: the folder of prepared data sets; its folder `downloads` keeps finished downloads.
+      manual_dir: the folder of the user's manual downloads, by default `downloads/manual` in root.
       imports: a module that registers a data set of the user's own.
-      say: takes what the user should know.
+      say: a function that shows a message to the user.
 
     Returns:
       The folder of the prepared version.
 
     Raises:
-      mhd.ConfigError: something is missing or failed; the message says what to do.
+      mhd.ConfigError: something is missing or failed; the message names the remedy.
     """
     check_installed()
     downloads = root / "downloads"
@@ -80,13 +80,13 @@ def prepare(
             return folder
     except mhd.ConfigError:
         raise
-    except Exception as error:  # whatever the builder's code, the network or the disk raise
+    except Exception as error:  # the builder's code, the network or the disk may raise anything
         logging.debug("preparing %s failed", name, exc_info=True)
         raise mhd.ConfigError(sentence(error, name, root)) from error
 
 
 def check_installed() -> None:
-    """Raises `mhd.ConfigError` where what preparing needs is not installed."""
+    """Raises `mhd.ConfigError` if packages that preparing needs are not installed."""
     missing = [module for module in _NEEDED if importlib.util.find_spec(module) is None]
     if missing:
         packages = " ".join(_NEEDED[module] for module in missing)
@@ -97,10 +97,10 @@ def check_installed() -> None:
 
 
 def find_builder(name: str) -> tuple[Any, str | None]:
-    """The class that prepares a data set, and the config of it that the name says.
+    """Returns the class that prepares a data set, and the config in the name, if any.
 
     Raises:
-      mhd.ConfigError: an unknown name or config, or none where there are several.
+      mhd.ConfigError: an unknown name or config, or no config for a data set with several.
     """
     import tensorflow_datasets as tfds
 
@@ -123,7 +123,7 @@ def find_builder(name: str) -> tuple[Any, str | None]:
 
 
 def check_manual(builder_class: Any, manual: pathlib.Path) -> None:
-    """Raises `mhd.ConfigError` where files must be downloaded by hand and are not there."""
+    """Raises `mhd.ConfigError` if files that must be downloaded by hand are missing."""
     instructions = builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and not (manual.is_dir() and any(manual.iterdir())):
         raise mhd.ConfigError(
@@ -133,7 +133,7 @@ def check_manual(builder_class: Any, manual: pathlib.Path) -> None:
 
 
 def check_disk(download: int, generated: int, root: pathlib.Path) -> None:
-    """Raises `mhd.ConfigError` where a data set does not fit; sizes in bytes, 0 if unknown."""
+    """Raises `mhd.ConfigError` if a data set does not fit on the disk; sizes in bytes, or 0."""
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if download + generated > free:
@@ -147,10 +147,10 @@ def check_disk(download: int, generated: int, root: pathlib.Path) -> None:
 def scratch_folder(
     name: str, root: pathlib.Path, say: Callable[[str], None]
 ) -> Iterator[pathlib.Path]:
-    """A folder to prepare in, which one process at a time has, and which goes in the end.
+    """Makes a locked temporary folder for preparing, and removes it at the end.
 
-    The lock ends with the process that holds it, however it ends, so what another one finds here
-    was left by an attempt that is over.
+    The lock ends with its process, however that ends; content that a later process finds in the
+    folder is therefore a remnant of an interrupted attempt.
     """
     base = name.partition("/")[0]
     folder = root / f"incomplete.{base}"
@@ -178,7 +178,7 @@ def scratch_folder(
 
 
 def sentence(error: Exception, name: str, root: pathlib.Path) -> str:
-    """What went wrong while a data set was prepared, and what to do."""
+    """Describes an error of the preparation and its remedy."""
     again = "start the same command again; finished downloads are kept."
     url = getattr(getattr(error, "request", None), "url", None)
     if url:
@@ -187,7 +187,7 @@ def sentence(error: Exception, name: str, root: pathlib.Path) -> str:
     text = str(error).strip()
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         return f"the disk of {root} is full. Make room and {again}"
-    if isinstance(error, AssertionError):  # how builders say that a manual download is missing
+    if isinstance(error, AssertionError):  # builders raise it for a missing manual download
         return f"{name} cannot be prepared: {text}"
     first = text.partition("\n")[0].rstrip(".")
     return f"preparing {name} failed ({type(error).__name__}: {first}). Mend that and {again}"
@@ -200,7 +200,7 @@ def end(sentence: str, status: int) -> NoReturn:
 
 
 def in_mib(size: int) -> str:
-    """A number of bytes for people."""
+    """Formats a number of bytes in MiB."""
     return f"{size / 2**20:,.1f} MiB"
 
 
@@ -218,7 +218,10 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 @contextlib.contextmanager
 def _signals_end_it(clean: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM clean up and end the process; an exception could get lost in a callback."""
+    """Makes SIGINT and SIGTERM call `clean` and end the process.
+
+    An exception instead could get lost in a callback.
+    """
 
     def handle(signum: int, frame: Any) -> None:
         clean()
@@ -233,7 +236,7 @@ def _signals_end_it(clean: Callable[[], None]) -> Iterator[None]:
 
 
 def _incomplete(folder: pathlib.Path, base: str, root: pathlib.Path) -> list[pathlib.Path]:
-    """What an attempt at a data set has not finished: records, downloads and extractions."""
+    """Returns the unfinished records, downloads and extractions of an attempt."""
     downloads = root / "downloads"
     found = [folder / "data"] if (folder / "data").exists() else []
     for path in sorted((downloads / base).rglob("*")):
@@ -252,13 +255,13 @@ def _download_and_prepare(builder: Any, downloads: pathlib.Path, manual: pathlib
     tfds.display_progress_bar(terminal)
     config = tfds.download.DownloadConfig(manual_dir=manual)
     progress = contextlib.nullcontext() if terminal else _lines(builder, downloads)
-    with progress, contextlib.redirect_stdout(io.StringIO()):  # it names a folder that goes
+    with progress, contextlib.redirect_stdout(io.StringIO()):  # it names the temporary folder
         builder.download_and_prepare(download_dir=str(downloads), download_config=config)
 
 
 @contextlib.contextmanager
 def _lines(builder: Any, downloads: pathlib.Path) -> Iterator[None]:
-    """Progress where it goes to a file, not to a terminal: how much there is, twice a minute."""
+    """Prints the downloaded and the prepared bytes twice a minute, if stderr is no terminal."""
     done = threading.Event()
     folders = {
         "downloaded": downloads / builder.name,
@@ -280,7 +283,7 @@ def _lines(builder: Any, downloads: pathlib.Path) -> Iterator[None]:
 
 
 def _size(folder: pathlib.Path) -> int:
-    """Bytes of the files in a folder that others write to."""
+    """Returns the bytes of a folder's files, while other threads write to the folder."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):

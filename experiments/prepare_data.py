@@ -1,10 +1,10 @@
-"""Downloads and prepares a data set of tensorflow-datasets, which training then reads.
+"""Downloads and prepares a data set of tensorflow-datasets for training.
 
   python -m experiments.prepare_data --dataset=cifar10 --data_dir=DIR
 
 Preparing needs TensorFlow (pip install tensorflow-cpu importlib_resources), training does not.
-The same command again starts anew where it was cut, with the downloads that were finished; on a
-prepared data set it changes nothing.
+After an interruption the same command starts again, but keeps finished downloads; on a prepared
+data set it changes nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main() -> None:
-    """Prepares by the flags."""
+    """Prepares the data set that the flags name."""
     name, root = _DATASET.value, tfds.root_folder(_DATA_DIR.value)
     say = functools.partial(Console().print, markup=False, highlight=False, soft_wrap=True)
     folder = tfds.newest_version(name, root)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _description(builder: Any, folder: pathlib.Path) -> list[str]:
-    """What there is, a line each; one sample of each split is read."""
+    """Returns lines that describe a data set and its splits; reads a sample of each split."""
     _, label_key = tfds.supervised(builder.info)
     size = preparation.in_mib(sum(path.stat().st_size for path in folder.iterdir()))
     classes = builder.info.features[label_key].num_classes
@@ -73,7 +73,7 @@ def _description(builder: Any, folder: pathlib.Path) -> list[str]:
 
 
 def _splits(builder: Any) -> str:
-    """The flags that training needs where the splits are not called train and test."""
+    """Returns the flags that training needs if the splits are not called train and test."""
     names = list(builder.info.splits)
     train = "train" if "train" in names else names[0]
     others = [name for name in ("test", "validation", *names) if name in names and name != train]

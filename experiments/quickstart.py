@@ -1,4 +1,4 @@
-"""The main job in under two minutes: isolated training, naive distillation and MHD on real digits.
+"""A demo of under two minutes: isolated training, naive distillation and MHD on real digits.
 
 Eight clients hold scikit-learn's handwritten digits, each mostly two of the ten classes.
 They learn on a complete graph by sharing predictions on a tenth of the data, without labels.

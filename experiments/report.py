@@ -1,11 +1,12 @@
-r"""Compares runs that have finished, or writes one run's report again.
+r"""Compares finished runs, or writes one run's report again.
 
   python -m experiments.report runs/a runs/b runs/compare --output=runs/report
 
-A folder holds a run, or runs below it, like that of a comparison or a study; those that have not
-finished are left out. Runs that differ in their seed alone become one row, a mean ± standard
-deviation. The output folder gets table.json, table.md, plots and report.html, which says in what
-settings the rows differ. One run's folder alone gets its own report.html and plots again.
+A folder holds a run, or several runs below it, like that of a comparison or a study; unfinished
+runs are left out. Runs that differ only in their seed become one row, a mean ± standard deviation.
+The output folder gets table.json, table.md, plots and report.html, which shows the settings in
+which the rows differ. With the folder of a single run, this run's report.html and plots are written
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ flags.adopt_module_key_flags(launch)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Reports on the runs in the folders given."""
+    """Writes the report on the runs in the given folders."""
     if not arguments:
         raise mhd.ConfigError("name the folders of runs: experiments.report runs/a runs/b.")
     runs, others = finished.read([folder_here(argument, "folder") for argument in arguments])

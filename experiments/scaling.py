@@ -1,11 +1,11 @@
-r"""What a step costs against the number of clients: time, memory, compilation.
+r"""Measures the cost of a step against the number of clients: time, memory, compilation.
 
   python -m experiments.scaling --models=mlp,lenet5,resnet20 --workdir=runs/scaling
   python -m experiments.scaling --models=mlp --algorithms=mhd,qg_dsgd --topology=random_regular \
       --num_clients=125,250,500,1000 --workdir=runs/load
 
-Each client trains on made images with private batches of 32, and a public one of 64 where there
-is one. The folder gets scaling.json, scaling.md, scaling.png and .svg.
+Each client trains on synthetic images with private batches of 32 and, if the algorithm has public
+batches, of 64. The folder gets scaling.json, scaling.md, scaling.png and .svg.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mhd_jax.runs.records import write_json
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
 _MOST = {"mlp": 256, "lenet5": 256, "resnet20": 32}
-_DEGREE = 4  # of random regular graphs
+_DEGREE = 4  # the degree of random regular graphs
 
 _MODELS = flags.DEFINE_list("models", list(_SHAPES), "Models to measure.")
 _ALGORITHMS = flags.DEFINE_list(
@@ -50,10 +50,10 @@ class Cost:
     """One measurement.
 
     Attributes:
-      step_seconds: the median of dispatches, per step.
-      compile_seconds: of the program of a dispatch.
-      memory_bytes: the state, and what the compiled step needs beside it, of all devices.
-      chunk: clients of one device that were computed together.
+      step_seconds: the time of a step, the median over dispatches.
+      compile_seconds: the time to compile a dispatch.
+      memory_bytes: the state and the temporary memory of the compiled step, on all devices.
+      chunk: the clients of one device that were computed together; None for all.
     """
 
     model: str
@@ -66,10 +66,10 @@ class Cost:
 
 
 def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost:
-    """The cost of so many clients, on made images."""
+    """Measures the cost for a number of clients, on synthetic images."""
     count = 40 * num_clients + 400
     clients = images_of_clients(num_clients, model, norm=None, count=count, shape=_SHAPES[model])
-    optimizer = mhd.optim.SGD(momentum=0.9)  # which some algorithms need
+    optimizer = mhd.optim.SGD(momentum=0.9)  # some algorithms need momentum
     run = prepare(
         _graph(topology, num_clients), clients, algorithm, steps=10_000, optimizer=optimizer
     )
@@ -102,7 +102,7 @@ def _graph(topology: str, num_clients: int) -> mhd.Topology:
 
 
 def markdown(costs: Sequence[Cost]) -> str:
-    """The table."""
+    """Returns the table as Markdown."""
     lines = [
         "| model | algorithm | K | ms per step | ms per client | memory, MB | compilation, s |",
         "|---|---|---|---|---|---|---|",
@@ -117,7 +117,7 @@ def markdown(costs: Sequence[Cost]) -> str:
 
 
 def figure(costs: Sequence[Cost], topology: str) -> Figure:
-    """Time, memory and compilation against K."""
+    """Plots time, memory and compilation against K."""
     plot = Figure(figsize=(12, 3.6), layout="constrained")
     axes = plot.subplots(1, 3)
     panels = (
@@ -146,7 +146,7 @@ def figure(costs: Sequence[Cost], topology: str) -> Figure:
 
 
 def _numbers_of_clients(model: str) -> list[int]:
-    """How many clients to measure: as the flag says, or up to what suits the model."""
+    """Returns the numbers of clients to measure: the flag's, or up to the model's largest."""
     if _NUM_CLIENTS.value:
         given = [int(n) for n in _NUM_CLIENTS.value if n.isdecimal() and int(n) > 0]
         if len(given) < len(_NUM_CLIENTS.value):
@@ -157,7 +157,7 @@ def _numbers_of_clients(model: str) -> list[int]:
 
 
 def main() -> None:
-    """Measures by the flags."""
+    """Measures what the flags name, and writes the table and the plot."""
     for name, given, known in (
         ("models", _MODELS.value, _SHAPES),
         ("algorithms", _ALGORITHMS.value, ALGORITHMS),
@@ -169,7 +169,7 @@ def main() -> None:
             )
     numbers = {model: _numbers_of_clients(model) for model in _MODELS.value}
     for number in {n for some in numbers.values() for n in some}:
-        _graph(_TOPOLOGY.value, number)  # refuses what cannot be
+        _graph(_TOPOLOGY.value, number)  # refuses impossible graphs
     folder = folder_here(_WORKDIR.value, "--workdir")
     make_folder(folder, "workdir")
     console = launch.console()

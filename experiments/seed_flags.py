@@ -10,5 +10,5 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed."
 
 
 def values() -> list[int]:
-    """The seeds that the flags name."""
+    """Returns the seeds that the flags name."""
     return [flags.FLAGS.seed + i for i in range(_SEEDS.value)]

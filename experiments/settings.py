@@ -1,4 +1,4 @@
-"""What a binary's flags come to: one frozen record, from which runs are made."""
+"""`RunSettings`: the values of a binary's flags in one frozen record, from which runs are made."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.settings import Settings
 from mhd_jax.training.optim import SGD
 
-_load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share what was read
+_load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share the loaded data
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """A run but for its algorithm and its seed; names as on the command line."""
+    """The settings of a run without its algorithm and its seed; names are those of the flags."""
 
     dataset: str = "digits"
     data_dir: str | None = None
@@ -74,7 +74,7 @@ class RunSettings:
     on_nonfinite: str = Settings.on_nonfinite
 
     def clients(self, seed: int) -> mhd.Clients:
-        """The clients of one seed: their data split derives from it."""
+        """Makes the clients; the data split derives from the seed."""
         return mhd.make_clients(
             self._data(),
             self.num_clients,
@@ -101,20 +101,20 @@ class RunSettings:
         workdirs: Sequence[pathlib.Path],
         callbacks: Sequence[Any],
     ) -> list[mhd.Result]:
-        """A run for each seed, saved in its folder."""
+        """Runs each seed, saved in its folder, and returns the results."""
         found = simulate_cases([(self, algorithm, seed) for seed in seeds], workdirs, callbacks)
         return [result for result in found if isinstance(result, mhd.Result)]
 
     def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
-        """Raises `mhd.ConfigError` where such a run could not start."""
+        """Raises `mhd.ConfigError` if a run with these settings could not start."""
         prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
 
     def data_bytes(self) -> int:
-        """How large the training data is, in memory."""
+        """Returns the bytes of the training data in memory."""
         return memory.num_bytes(self._data().inputs)
 
     def arguments(self, algorithm: mhd.Algorithm, seed: int) -> dict[str, Any]:
-        """What `mhd.simulate_many` takes for one run."""
+        """Returns the arguments of one run for `mhd.simulate_many`."""
         return {
             "clients": self.clients(seed),
             "topology": self._topology(seed),
@@ -124,7 +124,7 @@ class RunSettings:
         }
 
     def _adversaries(self) -> dict[int, str]:
-        """What misbehaving clients send, by client."""
+        """Parses the kind of each adversary, by client."""
         found = {}
         for part in filter(None, self.adversaries.split(",")):
             client, colon, kind = part.partition(":")
@@ -142,7 +142,7 @@ class RunSettings:
         return found
 
     def _optimizers(self) -> dict[str, SGD]:
-        """Those of models with a learning rate of their own."""
+        """Returns the optimizers of models with their own learning rate, by model."""
         found = {}
         for part in filter(None, self.learning_rates.split(",")):
             name, _, rate = part.partition(":")
@@ -192,7 +192,7 @@ class RunSettings:
         options = {k: v for k, v in given.items() if k in known}
         if "train_split" in known:
             split = self.public_split or "train"
-            # Its test samples are for nothing.
+            # The public data set's test samples are not used.
             options |= {"train_split": split, "test_split": f"{split.split('[')[0]}[:1]"}
         elif self.public_split is not None:
             raise mhd.ConfigError(
@@ -244,9 +244,9 @@ def simulate_cases(
     keep_going: bool = False,
     write_reports: bool = True,
 ) -> list[mhd.Result | mhd.DivergedError]:
-    """Runs of settings, an algorithm and a seed each, as `mhd.simulate_many` does.
+    """Calls `mhd.simulate_many` for cases of settings, an algorithm and a seed.
 
-    When they evaluate and save is the first one's.
+    The first case's settings determine when all runs evaluate and save.
     """
     first = cases[0][0]
     return mhd.simulate_many(

@@ -1,13 +1,13 @@
-r"""Runs a grid over any flags and seeds, and puts what came of it in one tidy table and a plot.
+r"""Runs a grid over any flags and seeds, and writes the results as one tidy table and a plot.
 
   python -m experiments.sweep --grid=skew=0,10,100 --grid=algorithm=isolated,naive,mhd --seeds=3 \
       --workdir=runs/skew
 
---grid takes all combinations; --vary takes the common setting, and each value of each flag by
-itself. Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed as
-one program. One that diverges, or cannot be, is noted beside the others. The folder gets
-results.csv and results.jsonl (a row for each run and head), table.md, table.json, sweep.png and .svg; the
-same command again takes up what was cut and only reads what has finished.
+--grid takes all combinations; --vary takes the common setting, and each value of each flag alone.
+Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed in one
+program. A configuration that diverges, or that cannot work, is noted beside the others. The folder
+gets results.csv and results.jsonl (a row for each run and head), table.md, table.json, sweep.png
+and .svg; the same command again resumes interrupted runs, and only reads finished ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GRID = flags.DEFINE_multi_string(
 _VARY = flags.DEFINE_multi_string(
     "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
 )
-flags.declare_key_flag("algorithm")  # of experiments.train
+flags.declare_key_flag("algorithm")  # defined by experiments.train
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
@@ -47,7 +47,7 @@ _OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
 
 
 def main() -> None:
-    """Sweeps by the flags."""
+    """Runs the sweep that the flags describe."""
     if not _GRID.value and not _VARY.value:
         raise mhd.ConfigError("give --grid or --vary, like --grid=nu_aux=0.1,0.3,1.")
     if _GRID.value and _VARY.value:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def check_axes(axes: Sequence[Axis], kind: str) -> None:
-    """Refuses flags that cannot be swept, or are named twice."""
+    """Raises `mhd.ConfigError` for flags that cannot be swept, or that are named twice."""
     names = [name for name, _ in axes]
     for name in names:
         if name in _OF_THE_SWEEP:
@@ -84,7 +84,7 @@ def check_axes(axes: Sequence[Axis], kind: str) -> None:
 
 
 def failures(outcomes: Sequence[cases.Outcome]) -> list[str]:
-    """A sentence for each case that has no result for some seed."""
+    """Returns a sentence for each case that has no result for some seeds."""
     by_case: dict[tuple[str, str, str], list[int]] = {}
     for o in outcomes:
         if o.summary is None:
@@ -100,7 +100,7 @@ _HEADINGS = ("case", "head", "β_sh", "β_priv", "MB sent")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """The table's lines: case, head, accuracies with their intervals, bytes."""
+    """Returns the table's lines: case, head, accuracies with their intervals, bytes."""
     found = []
     for row in rows:
         sent = "" if row["total_bytes"] is None else f"{row['total_bytes'] / 1e6:,.1f}"
@@ -113,7 +113,7 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def as_cell(value: Mapping[str, float | None]) -> str:
-    """A mean ± its standard deviation, and its confidence interval."""
+    """Formats a mean ± its standard deviation, and its confidence interval."""
     mean, half = value["mean"], value["half_width"]
     if mean is None or half is None:
         return comparison.as_cell(value)
@@ -121,13 +121,13 @@ def as_cell(value: Mapping[str, float | None]) -> str:
 
 
 def rich_table(rows: Sequence[Row], num_seeds: int) -> Table:
-    """The table for the terminal."""
+    """Returns the table for the terminal."""
     title = f"mean ± standard deviation over {num_seeds} seed(s) [95 % interval of the mean]"
     return tables.rich(_HEADINGS, lines(rows), title)
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
-    """The table as Markdown."""
+    """Returns the table and the notes as Markdown."""
     text = tables.markdown(_HEADINGS, lines(rows))
     said = (
         f"Mean over clients, then mean ± standard deviation over {num_seeds} seed(s) [95 % confidence "
@@ -137,7 +137,7 @@ def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
 
 
 def figure(rows: Sequence[Row], axes: Sequence[Axis]) -> Figure:
-    """Accuracies with 95 % intervals: over the grid's longest axis of numbers, else case by case."""
+    """Plots accuracies with 95 % intervals over the longest numeric axis, or else by case."""
     numeric = [
         (name, values) for name, values in axes if len(values) > 2 and all(map(_is_number, values))
     ]
@@ -155,7 +155,7 @@ def _is_number(text: str) -> bool:
 
 
 def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
-    """A line for each combination of the other flags; the main head dashed."""
+    """Plots a line for each combination of the other flags; main heads are dashed."""
     drawn = Figure(figsize=(12, 4), layout="constrained")
     panels = drawn.subplots(1, 2, sharey=True)
     series: dict[str, list[Row]] = {}
@@ -171,13 +171,13 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
             for head in dict.fromkeys((heads[-1], heads[0])):
                 points = [(row["given"].get(name), row[metric][head]) for row in own]
                 known = [(x, v) for x, v in points if v["mean"] is not None]
-                # Algorithms that have no such flag have one value for all.
+                # Algorithms without this flag have one value for the whole axis.
                 xs = [float(x) if x is not None else None for x, _ in known]
                 if None in xs:
                     axis.axhline(known[0][1]["mean"], color=colour, linestyle=":", label=rest)
                     break
                 axis.errorbar(
-                    # Values are told apart whatever their distance.
+                    # Equally spaced, so that close values can be distinguished.
                     [numbers.index(float(x)) for x, _ in known if x is not None],
                     [v["mean"] for _, v in known],
                     yerr=[v["half_width"] or 0.0 for _, v in known],
@@ -196,7 +196,7 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
 
 
 def _case_by_case(rows: Sequence[Row]) -> Figure:
-    """A line for each case: main head and last head."""
+    """Plots each case on its own line, with its main and its last head."""
     drawn = Figure(figsize=(12, 1.2 + 0.34 * len(rows)), layout="constrained")
     panels = drawn.subplots(1, 2, sharey=True)
     for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Tables of studies: headings and lines of cells, as Markdown and for the terminal."""
+"""Formatting of tables, given as headings and lines of cells: Markdown, and for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """The table as Markdown."""
+    """Returns the table as Markdown."""
     rows = [headings, ["---"] * len(headings), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -16,7 +16,7 @@ def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def rich(
     headings: Sequence[str], lines: Sequence[Sequence[str]], title: str | None = None
 ) -> Table:
-    """The table for the terminal."""
+    """Returns the table for the terminal."""
     table = Table(*headings, title=title)
     for line in lines:
         table.add_row(*line)

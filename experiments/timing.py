@@ -1,4 +1,4 @@
-"""Times of calls taken in turn, ratios of them, and who else had the machine meanwhile."""
+"""Times of alternating calls, ratios of times, and the load of other programs meanwhile."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import jax
 import numpy as np
 import psutil
 
-_MOST_OF_OTHERS = 0.1  # of the machine's processors
-_WIDEST_SPREAD = 0.2  # of the median
+_MOST_OF_OTHERS = 0.1  # the share of the machine's processors
+_WIDEST_SPREAD = 0.2  # the distance of the quartiles over the median
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of calls that were taken in turn, [repetitions, calls].
+    """Seconds of calls that were timed in turn, [repetitions, calls].
 
     Attributes:
-      clock: from a call's start to its end.
-      processors: that this process had meanwhile, of all its threads.
+      clock: the time from a call's start to its end.
+      processors: the processor time of all threads of this process meanwhile.
     """
 
     clock: np.ndarray
     processors: np.ndarray
 
     def medians(self) -> list[float]:
-        """By the clock, call by call."""
+        """Returns the median clock time of each call."""
         return [float(seconds) for seconds in np.median(self.clock, axis=0)]
 
     def cores(self) -> list[float]:
-        """How many processors each call kept busy, medians."""
+        """Returns the median number of processors that each call kept busy."""
         return [float(cores) for cores in np.median(self.processors / self.clock, axis=0)]
 
 
@@ -46,13 +46,13 @@ class Ratio:
 
     @classmethod
     def of(cls, above: np.ndarray, below: np.ndarray) -> Ratio:
-        """Of pairs of numbers."""
+        """Returns the median and the quartiles of the pairs' ratios above / below."""
         low, middle, high = np.quantile(np.asarray(above) / np.asarray(below), (0.25, 0.5, 0.75))
         return cls(float(middle), (float(low), float(high)))
 
 
 def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
-    """Times of calls taken in turn, so that the machine's drift hits all alike."""
+    """Times calls in turn, so that the machine's drift affects all calls alike."""
     for call in calls:
         jax.block_until_ready(call())
     times = np.zeros((2, repetitions, len(calls)))
@@ -67,7 +67,7 @@ def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
 
 @dataclasses.dataclass(frozen=True)
 class Processors:
-    """Seconds of the machine's processors so far: of all of them, idle ones, and this program's."""
+    """Processor seconds of the machine so far: in total, idle, and of this program."""
 
     all: float
     idle: float
@@ -75,21 +75,21 @@ class Processors:
 
     @classmethod
     def now(cls) -> Processors:
-        """Those until now; this program's with its children that have ended."""
+        """Returns the seconds until now; `own` includes this program's finished children."""
         machine, own = psutil.cpu_times(), os.times()
         counted = {name: value for name, value in machine._asdict().items() if "guest" not in name}
         idle = machine.idle + getattr(machine, "iowait", 0.0)
         return cls(sum(counted.values()), idle, sum(own[:4]))
 
     def others_since(self, before: Processors) -> float:
-        """The share that others had since then, which a hypervisor's steal counts among."""
+        """Returns the share of other programs since `before`, with a hypervisor's steal time."""
         whole = self.all - before.all
         rest = whole - (self.idle - before.idle) - (self.own - before.own)
         return min(max(rest / whole, 0.0), 1.0) if whole > 0 else 0.0
 
 
 def disturbed(ratio: Ratio | None, others: float) -> bool:
-    """Whether a measurement is not to be trusted, for what others had or for its spread."""
+    """Returns whether others' load or the spread is too large to trust a measurement."""
     wide = ratio is not None and (
         ratio.spread[1] - ratio.spread[0] > _WIDEST_SPREAD * abs(ratio.value)
     )

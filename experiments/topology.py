@@ -1,11 +1,11 @@
-r"""Transitive learning: what clients know of classes held by others one, two, three … hops away.
+r"""Measures transitive learning: accuracy on classes that are held one, two, three … hops away.
 
   python -m experiments.topology --topologies=chain,ring,islands,complete --seeds=3
 
-Each client holds classes that no other one has (--skew=inf), so that whatever it knows of another
-class came along edges. Flags are those of experiments.train, with other defaults: 5 clients,
+Each client holds classes that no other client has (--skew=inf), so that all its knowledge of other
+classes came along edges. Flags are those of experiments.train, with other defaults: 5 clients,
 disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. The
-same command again takes up what was cut.
+same command again resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ALGORITHMS = flags.DEFINE_list(
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
-# Other defaults than those of experiments.train: of flags, and of hyperparameters.
+# Defaults of flags and of hyperparameters that differ from those of experiments.train.
 _FLAGS = {"num_clients": 5, "skew": float("inf")}
 _HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0, "num_targets": "all"}
 
@@ -56,17 +56,18 @@ def study(
     """Trains every algorithm on every graph with every seed.
 
     Args:
-      settings: what all runs share, but for the graph.
-      topologies: names.
-      algorithms: each with its hyperparameters.
-      seeds: of data split and training.
-      workdir: gets TOPOLOGY/ALGORITHM/seed_N for each run; one that has finished is only read.
+      settings: the settings that all runs share, except the graph.
+      topologies: names of graphs.
+      algorithms: the algorithms, with their hyperparameters.
+      seeds: seeds of data split and training.
+      workdir: the folder that gets TOPOLOGY/ALGORITHM/seed_N for each run; finished runs are only
+        read.
 
     Returns:
-      For each graph, algorithm and distance: accuracy by head, mean and deviation over seeds.
+      A row for each graph, algorithm and distance: accuracy by head, mean and deviation over seeds.
     """
     graphs = {name: dataclasses.replace(settings, topology=name) for name in topologies}
-    for each in graphs.values():  # before hours are spent on the first
+    for each in graphs.values():  # check all before the first trains for hours
         for algorithm in algorithms:
             each.check(algorithm, seeds[0])
     rows = []
@@ -95,7 +96,7 @@ def study(
 
 
 def lines(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[str]]:
-    """The table's lines: graph, algorithm, hops, and a column for each head."""
+    """Returns the table's lines: graph, algorithm, hops, and a column for each head."""
     return [
         [
             row["topology"],
@@ -108,12 +109,12 @@ def lines(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against hops: a panel for each graph, MHD by head, other algorithms dashed."""
+    """Plots accuracy against hops, with a panel for each graph and a line for each MHD head."""
     graphs = list(dict.fromkeys(row["topology"] for row in rows))
     drawn = Figure(figsize=(3.4 * len(graphs) + 1.6, 3.6), layout="constrained")
     axes = drawn.subplots(1, len(graphs), sharey=True, squeeze=False)[0]
     others = [name for name in dict.fromkeys(row["algorithm"] for row in rows) if name != "mhd"]
-    # The first colour is close to those of the heads.
+    # The first colour is left out, as it is close to those of the heads.
     styles = dict(zip(others, line_styles(len(others) + 1)[1:], strict=True))
     for axis, graph in zip(axes, graphs, strict=True):
         for name in dict.fromkeys(row["algorithm"] for row in rows):
@@ -147,7 +148,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    """Trains by the flags, and writes accuracy by distance."""
+    """Runs the study that the flags describe, and writes accuracy by distance."""
     if flags.FLAGS["topology"].present:
         raise mhd.ConfigError(
             "this study takes --topologies, several of them; leave --topology out."

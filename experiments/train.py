@@ -1,11 +1,11 @@
-r"""Trains clients that learn from each other, and reports what each of them knows.
+r"""Trains clients that learn from each other, and reports the accuracy of each.
 
   python -m experiments.train --algorithm=mhd --dataset=digits --num_clients=8 \
       --topology=ring --labels_per_client=2 --skew=100 --steps=2000 --workdir=runs/mhd
 
-The work folder holds the settings, the metrics, the checkpoints, the plots and
-report.html. The same command again resumes a run that was cut. --flagfile=FILE reads flags
-from a file, one a line.
+The run folder (--workdir) gets the settings, the metrics, the checkpoints, the plots and
+report.html. The same command again resumes an interrupted run. --flagfile=FILE reads flags from a
+file, one a line.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
-    """Trains by the flags."""
+    """Trains the run that the flags describe."""
     algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
     settings = run_flags.settings()
     workdir = folder_here(flags.FLAGS.workdir or f"runs/{algorithm.name}", "--workdir")
     finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
-    from mhd_jax.runs import report  # matplotlib takes a moment, which a run has taken by now
+    from mhd_jax.runs import report  # imported late, as matplotlib is slow to import
 
     console = launch.console()
     summary = result.summary

@@ -1,13 +1,13 @@
-r"""Whether runs are what they were: a matrix of short runs, recorded once and compared later.
+r"""Tests whether results are unchanged: records a matrix of short runs, and compares it later.
 
   python -m experiments.unchanged --record=runs/before
   python -m experiments.unchanged --against=runs/before
 
-Between the two stands a change of the code that should change no result. A run is "equal" where
-its state, history and summary are, bit for bit (times aside); "rounding" where no array is further
-away than `--tolerance` times its largest number, and what was counted is the same. On the same
-machine, with the same versions of JAX: another processor rounds in another way. The status is 1
-where a run differs.
+Between the two commands the code is changed in a way that should change no result. A run is "equal"
+if its state, history and summary are equal bit for bit (without times); "rounding" if no array
+differs by more than `--tolerance` times its largest number, and all counts are the same. Both must
+run on the same machine with the same versions of JAX, as other processors round differently. The
+exit status is 1 if a run differs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from experiments import launch
 from mhd_jax.core.files import folder_here
 
 STEPS = 20
-Verdict = tuple[str, str, str]  # a run's name, what is found, what differs
+Verdict = tuple[str, str, str]  # a run's name, the verdict, the largest difference
 _TIMES = ("timing", "seconds")
 
 _RECORD = flags.DEFINE_string("record", None, "Folder that takes what the runs find.")
@@ -45,26 +45,26 @@ _TOLERANCE = flags.DEFINE_float(
 
 
 def clients(count: int = 5, model: Any = "mlp", **how: Any) -> mhd.Clients:
-    """Clients with some of the digits each."""
+    """Makes clients that share the digits, by default i.i.d."""
     return mhd.make_clients(
         "digits", count, model, **{"partition": "iid", "validation_fraction": 0.1, **how}
     )
 
 
 def algorithm(name: str, **options: Any) -> mhd.Algorithm:
-    """By its name."""
+    """Makes the algorithm of that name."""
     return mhd.algorithms.ALGORITHMS[name](**options)
 
 
 def faulty(**how: Any) -> mhd.Faults:
-    """Some of every kind of fault."""
+    """Returns faults of several kinds; arguments add or replace some."""
     return mhd.Faults(
         **{"link_loss": 0.2, "offline": 0.3, "offline_steps": 3, "stragglers": {1: 2}, **how}
     )
 
 
 def matrix() -> dict[str, dict[str, Any]]:
-    """Settings of `mhd.simulate` by the run's name; `seeds` are those of a joint run."""
+    """Returns arguments of `mhd.simulate` by the run's name; `seeds` are those of joint runs."""
     sgd = mhd.optim.SGD(momentum=0.9, schedule="cosine", warmup_steps=4)
     runs: dict[str, dict[str, Any]] = {
         name: {"algorithm": name, "optimizer": sgd} for name in mhd.algorithms.ALGORITHMS
@@ -168,7 +168,7 @@ def matrix() -> dict[str, dict[str, Any]]:
 
 
 def found_by(settings: Mapping[str, Any]) -> list[mhd.Result]:
-    """The results of a run, or of each of those that go together."""
+    """Trains and returns the results of a run, or of joint runs."""
     given = {
         "topology": "ring",
         "clients": None,
@@ -187,14 +187,14 @@ def found_by(settings: Mapping[str, Any]) -> list[mhd.Result]:
 
 
 def arrays_of(results: list[mhd.Result]) -> dict[str, np.ndarray]:
-    """The leaves of the states in order; typed keys by their data."""
+    """Returns the arrays of the final states, numbered in order; random keys as their data."""
 
     def raw(leaf: Any) -> np.ndarray:
         is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
             leaf.dtype, jax.dtypes.prng_key
         )
         array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        # What NumPy's files do not know (bfloat16) goes as float32.
+        # NumPy's files have no bfloat16.
         return array if array.dtype.isbuiltin else array.astype(np.float32)
 
     leaves = jax.tree.leaves([result.state for result in results])
@@ -202,7 +202,7 @@ def arrays_of(results: list[mhd.Result]) -> dict[str, np.ndarray]:
 
 
 def records_of(results: list[mhd.Result]) -> Any:
-    """Histories and summaries without times, as JSON gives them back."""
+    """Returns histories and summaries without times, after a round trip through JSON."""
 
     def timeless(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -214,12 +214,12 @@ def records_of(results: list[mhd.Result]) -> Any:
 
 
 def path_of(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Of the two files of a run, without their endings."""
+    """Returns the path of a run's two files, without their suffixes."""
     return folder / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def record(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> None:
-    """Writes down what a run found."""
+    """Writes a run's arrays and records to files."""
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, name)
     np.savez_compressed(path.with_suffix(".npz"), **arrays_of(results))  # type: ignore[arg-type]
@@ -229,7 +229,11 @@ def record(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> None:
 
 
 def compared(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> tuple[str, str]:
-    """ "equal", "rounding", "differs" or "new", and what differs most."""
+    """Compares results with recorded ones.
+
+    Returns:
+      "equal", "rounding", "differs" or "new", and a text on the difference.
+    """
     path = path_of(folder, name)
     if not path.with_suffix(".json").exists():
         return "new", ""
@@ -245,13 +249,13 @@ def compared(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> tupl
     if distance == 0 and not other:
         return "equal", ""
     said = f"state {distance:.1e}" + (f"; {other[0]}" if other else "")
-    # Accuracies and losses follow the state; what is written in words must not change.
+    # Numbers follow the state's rounding; all other entries must not change.
     words = [entry for entry in other if not entry.endswith("(number)")]
     return ("rounding" if distance <= _TOLERANCE.value and not words else "differs"), said
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference over the largest number; infinite where only one is not finite."""
+    """Returns the largest difference over the largest number; inf if finiteness differs."""
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f"):
         return 0.0
     if one.dtype.kind != "f" or not (np.isfinite(one) == np.isfinite(other)).all():
@@ -262,7 +266,7 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two records differ, as text."""
+    """Yields a text for each entry in which two records differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
             if key in one and key in other:
@@ -278,7 +282,7 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 
 def verdicts(chosen: Mapping[str, Mapping[str, Any]], folder: pathlib.Path) -> Iterator[Verdict]:
-    """Takes the runs one after the other, and records or compares each."""
+    """Trains the runs one after the other, records or compares each, and yields the verdicts."""
     for number, (name, settings) in enumerate(chosen.items(), start=1):
         print(f"[{number}/{len(chosen)}] {name}", file=sys.stderr)
         with warnings.catch_warnings():
@@ -293,7 +297,7 @@ def verdicts(chosen: Mapping[str, Mapping[str, Any]], folder: pathlib.Path) -> I
 
 
 def main() -> None:
-    """Records or compares, by the flags."""
+    """Records or compares the runs that the flags name."""
     if (_RECORD.value is None) == (_AGAINST.value is None):
         raise mhd.ConfigError("give one of --record and --against, with a folder.")
     folder = folder_here(_RECORD.value or _AGAINST.value, "--record")
@@ -315,7 +319,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Two devices on any machine, and rounding that does not depend on its number of cores.
+    # Two devices on any machine, so that rounding does not depend on the number of cores.
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     )

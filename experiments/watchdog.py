@@ -1,7 +1,7 @@
-"""Ends a process whose fellows have died, instead of leaving it to wait for them.
+"""Ends a process if another process of its run has died, instead of waiting for that process.
 
 A collective or a save that misses a process waits for minutes. Process 0 holds a connection to
-every other one; the operating system closes it when either end dies, however that happens.
+every other process; the operating system closes it when either end dies, however that happens.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _PATIENCE = 60  # seconds to connect
 
 @contextlib.contextmanager
 def watching(host: str | None) -> Iterator[None]:
-    """Watches the other processes of this run, up to an end that all of them come to.
+    """Watches the other processes of this run until all reach the end of the block.
 
     Args:
-      host: where the others reach process 0; None is its host name.
+      host: the address at which the others reach process 0; None is its host name.
     """
     try:
         connections = _connect(host)
@@ -82,7 +82,7 @@ def _wait_for_end(connection: socket.socket) -> None:
 
 
 def end_alone() -> None:
-    """Ends this process at once: nothing of an orderly end works without the others."""
+    """Ends this process at once, as an orderly exit would wait for the lost processes."""
     _end(
         "another process of this run has ended, and the others cannot go on without it; "
         "what was saved is in the workdir. Start all of them again with the same command to resume."
@@ -90,7 +90,7 @@ def end_alone() -> None:
 
 
 def end_unmet(seconds: float) -> None:
-    """Ends this process, to which the others have not come in so many seconds."""
+    """Ends this process, as the others have not connected within `seconds`."""
     _end(
         f"the other processes of this run have not come in {seconds:.0f} s; start all of them, or, "
         "for a run on this one alone, one task (srun -n 1) or no --coordinator_address."

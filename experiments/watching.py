@@ -1,4 +1,4 @@
-"""The flags that say who watches a run, and those watchers."""
+"""The flags of trackers (TensorBoard, Weights & Biases), and the callbacks that they choose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WANDB_PROJECT = flags.DEFINE_string(
 
 
 def watchers(label: str | None = None) -> list[mhd.Callback]:
-    """The trackers that the flags name, and a progress bar with this label.
+    """Returns the trackers that the flags name, and a progress bar with this label.
 
     Raises:
       mhd.ConfigError: a tracker that cannot be used.

@@ -85,7 +85,7 @@ class PrimaryLabels:
         """Draws the owner of each sample, int [N]."""
         primary = self.primary_labels(num_clients, num_classes, rng)
         weights = np.ones((num_clients, num_classes))
-        if np.isinf(float(self.skew) * num_clients):  # or so large that their sum overflows
+        if np.isinf(float(self.skew) * num_clients):  # also a skew whose sum overflows
             owned = primary.any(axis=0)
             weights[:, owned] = primary[:, owned]
         else:

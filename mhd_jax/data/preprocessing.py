@@ -42,7 +42,7 @@ class Preparation:
         return images[..., top : top + self.crop_size, left : left + self.crop_size, :]
 
     def standardise(self, images: Array) -> Array:
-        """Standardises the channels of images [..., c] by the training images' mean and deviation."""
+        """Standardises images [..., c] by the training images' channel means and deviations."""
         if not self.mean:
             return images
         return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)

@@ -43,7 +43,7 @@ class Pretext(Protocol):
         """The task's own head."""
 
     def samples(self, key: Array, images: Array) -> tuple[Array, Array]:
-        """Makes the task's images [views·B, h, w, c] and labels, int32, from images [B, h, w, c]."""
+        """Makes the task's images [views·B, h, w, c] and int32 labels from images [B, h, w, c]."""
 
     def logits(self, outputs: Array) -> Array:
         """Returns a logit for each label [N, …] from the head's outputs on a batch [N, …]."""

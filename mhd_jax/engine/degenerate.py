@@ -91,7 +91,7 @@ def _of_intervals(
     epochs = hyperparameters.get("local_epochs")
     local_steps = hyperparameters.get("local_steps", 0) if epochs is None else 0
     of_epochs = 0 if epochs is None else steps_of_epochs(epochs, clients, spec.private)
-    due = (  # name, its value where it is in use, the first one that is too large, what follows
+    due = (  # (name, value if it is used, least value that is too large, consequence)
         ("teacher_delay", hyperparameters.get("teacher_delay", 0), steps, "teachers never change"),
         (
             "pool_refresh",

@@ -608,7 +608,7 @@ def _train(
             records = [lane.record(part) for lane, part in _going(lanes, program, carry)]
             carry = carry.reset()
         stopping = bool(multihost.from_each(stop_requested()).any()) and step < plan.steps
-        folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all, or of none
+        folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all or none
         due = plan.saves_at(step) or stopping
         if folders and (due or (records and lanes[0].keep.best)):
             for lane, part in _going(lanes, program, carry):

@@ -1,4 +1,4 @@
-"""Backbones, and convolutions that are fast for many clients."""
+"""Models of clients: backbones with heads, and convolutions that are fast for many clients."""
 
 from mhd_jax.core.types import Outputs
 from mhd_jax.models.client_model import ClientModel

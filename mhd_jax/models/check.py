@@ -1,4 +1,4 @@
-"""What a user's own backbone must be, found out from shapes before anything is trained."""
+"""Checks of users' own backbones, mostly by shapes alone, before anything is trained."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ _LINEAR = ("conv_general_dilated", "dot_general")
 
 
 def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> None:
-    """Raises `ConfigError` unless a module can be clients' backbone.
+    """Raises `ConfigError` unless a module can be a client's backbone.
 
-    It must take `train`, return an embedding in both modes, draw no random numbers in evaluation
-    and none by NumPy at all, and keep the shapes of its own variables. One that ends in a linear layer as wide as there are classes is taken
-    for a classifier; an embedding of that width must end otherwise, in an activation or a norm. Warns of
-    one of that width whose rows are probabilities: a classifier that ends in a softmax.
+    The module must take `train`, return an embedding in both modes, draw no random numbers in
+    evaluation mode and none with NumPy in any mode, and keep the shapes of its own variables. A
+    module that ends in a linear layer with C outputs is refused as a classifier; an embedding of
+    width C must end in an activation or a norm instead. If its rows are probabilities, a warning
+    asks whether the module is a classifier that ends in a softmax.
 
-    Warns, too, of one that convolves images whose channels come first.
+    A further warning is about convolutions of images whose channels come first.
 
     Args:
       backbone: the user's module.
-      samples: shapes of a few samples as it sees them.
+      samples: shapes of a few samples as models see them.
       num_classes: C.
     """
     name = backbone_name(backbone)
@@ -96,13 +97,13 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
 def _initialised(
     model: ClientModel, key: Any, samples: PyTree, layout: str | None
 ) -> tuple[PyTree, PyTree]:
-    """Shapes of parameters and other variables; an error caused by the samples' kind says so."""
+    """Returns shapes of parameters and other variables; errors explain unsuitable samples."""
     name = backbone_name(model.backbone)
     try:
         return jax.eval_shape(model.init, key, samples)
     except ConfigError:
         raise
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         if wanted := _another_type(model, key, samples):
             raise ConfigError(f"{name} {wanted}.") from error
         if layout is not None:
@@ -115,7 +116,7 @@ def _initialised(
 def _require_sound_training(
     model: ClientModel, params: PyTree, stats: PyTree, samples: PyTree, key: Any
 ) -> None:
-    """Raises `ConfigError` where a pass in training mode is no step from one state to the next."""
+    """Raises `ConfigError` if training mode needs other variables or is not a pure function."""
     name = backbone_name(model.backbone)
     try:
         _, after = jax.eval_shape(model.apply, params, stats, samples, key)
@@ -138,7 +139,7 @@ def _require_sound_training(
 
 
 def _require_alike(name: str, before: PyTree, after: PyTree) -> None:
-    """Raises `ConfigError` unless a pass in training mode leaves the other variables' shapes alone."""
+    """Raises `ConfigError` if a pass in training mode changes shapes or types of variables."""
 
     def shapes(tree: PyTree) -> PyTree:
         return {
@@ -161,7 +162,7 @@ def _require_alike(name: str, before: PyTree, after: PyTree) -> None:
 
 
 def _another_type(model: ClientModel, key: Any, samples: PyTree) -> str | None:
-    """What to do, where a backbone fails by the type of its samples, or of one part, alone."""
+    """Returns a remedy if a backbone fails only because of the type of some sample arrays."""
     leaves = jax.tree.leaves_with_path(samples)
     for changed in [*([leaf] for leaf in leaves), leaves]:
         paths = [path for path, _ in changed]
@@ -188,7 +189,7 @@ def _another_type(model: ClientModel, key: Any, samples: PyTree) -> str | None:
 
 
 def _convolves_as_stored(model: ClientModel, params: PyTree, stats: PyTree, samples: Any) -> bool:
-    """Whether the first convolution takes the last axis of the samples for channels."""
+    """Returns whether the first convolution uses the samples' last axis as channels."""
     closed = jax.make_jaxpr(model.apply)(params, stats, samples)
     for equation in _equations(closed.jaxpr):
         if equation.primitive.name == "conv_general_dilated":
@@ -198,11 +199,11 @@ def _convolves_as_stored(model: ClientModel, params: PyTree, stats: PyTree, samp
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Those of a jaxpr and of the functions that it calls."""
+    """Yields the equations of a jaxpr and of the functions that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)  # of a closed one
+            inner = getattr(value, "jaxpr", value)  # a closed jaxpr has one
             if hasattr(inner, "eqns"):
                 yield from _equations(inner)
 
@@ -213,7 +214,7 @@ def _of_other_type(a: Any) -> jax.ShapeDtypeStruct:
 
 
 def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:
-    """Whether the embedding of random samples, by random parameters, is a distribution."""
+    """Returns whether embeddings of random samples, with random parameters, are probabilities."""
 
     @jax.jit
     def embeddings(key: jax.Array) -> Any:
@@ -228,7 +229,7 @@ def _are_probabilities(model: ClientModel, samples: PyTree) -> bool:
 
 
 def _ends_linearly(model: ClientModel, params: PyTree, stats: PyTree, samples: PyTree) -> bool:
-    """Whether the embedding is a matrix product or a convolution, with at most a bias added."""
+    """Returns whether the embedding is a matrix product or a convolution, plus at most a bias."""
     jaxpr = jax.make_jaxpr(lambda x, p, s: model.apply(p, s, x)[0].embeddings)(
         samples, params, stats
     ).jaxpr
@@ -242,7 +243,7 @@ def _ends_linearly(model: ClientModel, params: PyTree, stats: PyTree, samples: P
     while last in made_by:
         equation = made_by[last]
         inputs = [v for v in equation.invars if isinstance(v, Var) and v in of_samples]
-        if len(inputs) != 1:  # such as a sum of two branches
+        if len(inputs) != 1:  # e.g. a sum of two branches
             return False
         if equation.primitive.name not in _BIAS_AND_SHAPE:
             return equation.primitive.name in _LINEAR

@@ -22,21 +22,21 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class ClientModel:
-    """Architecture of one client; parameters live outside.
+    """The architecture of one client; parameters are passed as arguments.
 
     Attributes:
-      backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`. Every random
-        stream that it asks for in training mode is served. Its variable collections beside the
-        parameters are the client's own state: a pass in training mode may change them, one in
-        evaluation mode only reads them. What it sows is not kept.
+      backbone: a Flax module `(inputs [N, ...], train: bool) -> embeddings [N, D]`. It gets a key
+        for every random stream that it uses in training mode. Its variable collections beside the
+        parameters are the client's own state: a pass in training mode may change them, a pass in
+        evaluation mode only reads them. Sown values are dropped.
       num_heads: H; head 0 is the main head.
       num_classes: C.
-      compute_dtype: in which the backbone computes, "bfloat16" say; parameters, statistics
-        and heads keep their own type. None computes in the parameters' type.
-      pretext: the task that it learns from private images instead of labels, with a head of its
-        own; None learns from labels.
-      initialization: how convolutions, dense layers and heads start, of `INITIALIZATIONS`; None
-        is the backbone's own way, and LeCun's for the heads.
+      compute_dtype: the type in which the backbone computes, e.g. "bfloat16"; parameters,
+        statistics and heads keep their own type. None computes in the parameters' type.
+      pretext: the task that the client learns from private images instead of labels, with its own
+        head; None learns from labels.
+      initialization: the initialisation of convolutions, dense layers and heads, a name in
+        `INITIALIZATIONS`; None uses the backbone's own, and LeCun's for the heads.
     """
 
     backbone: nn.Module
@@ -47,16 +47,16 @@ class ClientModel:
     initialization: str | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        """Draws parameters and makes the other variables of one client.
+        """Draws the parameters of one client and makes its other variables.
 
         Args:
           key: the client's own key.
           inputs: a batch of samples, for its shapes.
 
         Returns:
-          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C],
-          `params["pretext"]` the pretext task's own head, where there is one; `stats` are the
-          backbone's other collections by name, normalisation statistics among them.
+          `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C], and
+          `params["pretext"]` the head of a pretext task; `stats` are the backbone's other
+          collections by name, such as normalisation statistics.
 
         Raises:
           ConfigError: the backbone does not return floating-point numbers [N, D].
@@ -67,7 +67,7 @@ class ClientModel:
         )
         self._require_embedding(embeddings, inputs)
         width = embeddings.shape[1]
-        # Fan-in is D for every head: draw the heads as one [D, H·C] layer, then lay them apart.
+        # Fan-in is D for every head: draw the heads as one [D, H·C] layer, then separate them.
         outputs = self.num_heads * self.num_classes
         kernel = nn.initializers.lecun_normal()(head_key, (width, outputs), embeddings.dtype)
         params = {
@@ -78,7 +78,7 @@ class ClientModel:
             own = self.pretext.head.init(jax.random.fold_in(head_key, 1), embeddings)
             params["pretext"] = own["params"]
         if self.initialization is not None:
-            # Splitting a key in two takes the first two that may be folded in.
+            # The two keys of the split above equal folding in 0 and 1, so this folds in 2.
             params = INITIALIZATIONS[self.initialization](jax.random.fold_in(key, 2), params)
         heads = params["heads"]
         kernel = heads["kernel"].reshape(width, self.num_heads, self.num_classes)
@@ -100,10 +100,10 @@ class ClientModel:
         key: jax.Array | None = None,
         label_set: jax.Array | None = None,
     ) -> tuple[Outputs, PyTree]:
-        """One client's outputs on `inputs` [N, ...], and its statistics after them.
+        """Returns one client's outputs on `inputs` [N, ...], and its statistics afterwards.
 
-        With a `key` (for dropout and the like) the backbone runs in training mode;
-        without one in evaluation mode, which leaves `stats` as they are. Outside a `label_set`,
+        With a `key` (for dropout, for example) the backbone runs in training mode; without one in
+        evaluation mode, which leaves `stats` unchanged. For classes outside a `label_set`,
         bool [C], all heads' logits are `label_sets.IMPOSSIBLE`.
         """
         backbone, inputs = _cast((params["backbone"], inputs), self.compute_dtype)
@@ -111,7 +111,7 @@ class ClientModel:
         if key is None:
             embeddings: Any = self.backbone.apply(variables, inputs, train=False)
         else:
-            # Flax takes "params" for every stream that is not named.
+            # Flax uses the "params" key for every stream that is not given here.
             rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}
             embeddings, updates = self.backbone.apply(
                 variables, inputs, train=True, rngs=rngs, mutable=list(stats)
@@ -124,9 +124,9 @@ class ClientModel:
         return Outputs(masked(logits, label_set), embeddings), stats
 
     def is_random(self, params: PyTree, inputs: PyTree) -> bool:
-        """Whether a pass in training mode draws random numbers, as dropout does.
+        """Returns whether a pass in training mode draws random numbers, as dropout does.
 
-        Arguments are those of `apply` or their shapes, of a backbone without statistics.
+        The backbone must have no statistics; arguments are as for `apply`, or their shapes.
         """
         try:
             jax.eval_shape(
@@ -134,7 +134,7 @@ class ClientModel:
                 params["backbone"],
                 inputs,
             )
-        except InvalidRngError:  # it asked for a key, and there is none
+        except InvalidRngError:  # the backbone needs a key, and there is none
             return True
         return False
 
@@ -155,19 +155,19 @@ class ClientModel:
 
 
 def backbone_name(backbone: nn.Module) -> str:
-    """The class, or an NNX module's own."""
+    """Returns the name of a backbone's class, or of its NNX module's class."""
     built = backbone.build if isinstance(backbone, FromNNX) else type(backbone)
     return built.__name__
 
 
 def _is_sown(collection: PyTree) -> bool:
-    """Whether it is what `Module.sow` gathers, in tuples that grow from pass to pass."""
+    """Returns whether a collection holds values of `Module.sow`, tuples that grow by pass."""
     nodes = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, tuple))
     return any(isinstance(node, tuple) for node in nodes)
 
 
 def _cast(tree: PyTree, dtype: str | None) -> PyTree:
-    """Floating-point arrays in `dtype`; the rest stays."""
+    """Casts floating-point arrays to `dtype`; other arrays are unchanged."""
     if dtype is None:
         return tree
     return jax.tree.map(

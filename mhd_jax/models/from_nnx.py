@@ -1,4 +1,4 @@
-"""Flax NNX modules as backbones: each pass rebuilds one from its client's parameters."""
+"""Flax NNX modules as backbones: each pass rebuilds the module from its client's parameters."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mhd_jax.core.errors import ConfigError
 
 
 def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.Module:
-    """An NNX module as a client's backbone: `from_nnx(MyNet, 64)`.
+    """Makes a client's backbone of an NNX module, as in `from_nnx(MyNet, 64)`.
 
-    Each client draws its own by `build(*args, **kwargs, rngs=...)`. Its `nnx.Param` are its
-    parameters; what else it holds (`nnx.BatchStat`) is carried along as its statistics. Every
-    pass in training mode gives each of its random streams a fresh key. Training and evaluation
-    are told apart by `module.train()` and `module.eval()`, and by an argument `train` or
-    `deterministic` of its `__call__`, where `rngs` without a default gets a stream too. Random
-    numbers drawn in evaluation mode are always the same.
+    Each client draws its own module by `build(*args, **kwargs, rngs=...)`. The module's `nnx.Param`
+    are the client's parameters; its other variables (e.g. `nnx.BatchStat`) are carried along as the
+    client's statistics. In training mode each random stream gets a fresh key in every pass. The
+    mode is set by `module.train()` and `module.eval()`, and by an argument `train` or
+    `deterministic` of `__call__`; an argument `rngs` without a default gets a stream as well.
+    Random numbers drawn in evaluation mode are always the same.
 
     Args:
-      build: a class, or a function with a name, whose modules map a batch to an embedding [N, D].
-      *args: its arguments, hashable.
-      **kwargs: those given by name, but for `rngs`.
+      build: a class, or a named function, whose modules map a batch to an embedding [N, D].
+      *args: positional arguments of `build`, hashable.
+      **kwargs: keyword arguments of `build`, without `rngs`.
 
     Raises:
-      ConfigError: a module that is drawn already, a lambda, or arguments that do not fit.
+      ConfigError: a module that already has parameters, a lambda, or unsuitable arguments.
     """
     if isinstance(build, nnx.Module):
         name = type(build).__name__
@@ -59,10 +59,10 @@ def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.
 
 
 class FromNNX(nn.Module):
-    """What `from_nnx` returns: a Linen module that holds an NNX module's variables.
+    """A Linen module that holds an NNX module's variables, as `from_nnx` returns it.
 
     flax.nnx.bridge.ToLinen would draw the parameters anew in every pass, only to replace them, and
-    would give random streams without a key of theirs the same key in every step.
+    would give random streams without their own key the same key in every step.
     """
 
     build: Callable[..., nnx.Module]
@@ -71,7 +71,7 @@ class FromNNX(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False) -> Any:
-        """The module's outputs; in training mode its statistics are kept."""
+        """Returns the module's outputs; training mode also updates its statistics."""
         if self.is_initializing():
             module = _built(self.build, self.args, self.kwargs, nnx.Rngs(self.make_rng("params")))
             self._keep(module, "params", nnx.Param)
@@ -121,7 +121,7 @@ _STATISTICS = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState))
 def _structure(
     build: Callable[..., nnx.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """A module without its arrays, and their shapes."""
+    """Returns a module's graph without its arrays, and the arrays' shapes."""
     return nnx.split(nnx.eval_shape(lambda: _built(build, args, kwargs, nnx.Rngs(0))))
 
 
@@ -145,5 +145,5 @@ def _shown(value: Any) -> str:
 
 
 def _of_shape(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """As many keys; some modules stack their layers' streams."""
+    """Splits a key into an array of keys: some modules stack the streams of their layers."""
     return jax.random.split(key, shape) if shape else key

@@ -1,4 +1,4 @@
-"""How convolutions and dense layers start where a model's own way is not wanted, by name."""
+"""Initialisations of convolutions and dense layers by name, instead of a model's own."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from flax import linen as nn
 from flax import traverse_util
 
 PyTree = Any
-# (key, what to draw anew, its layer's kernel) -> values
+# (key, kernel or bias to draw anew, the layer's kernel) -> values
 Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def pytorch(key: jax.Array, params: PyTree) -> PyTree:
-    """The parameters of one client, with layers drawn anew as PyTorch's own are.
+    """Returns one client's parameters with layers drawn anew by PyTorch's defaults.
 
     Kernels and biases of convolutions and dense layers are uniform within ± 1 / sqrt(fan-in). Other
-    parameters stay. The CCL authors' LeNet-5 and MobileNetV2 start like this.
+    parameters are unchanged. The CCL authors' LeNet-5 and MobileNetV2 are initialised like this.
     """
     return _redrawn(key, params, _uniform)
 
 
 def he_fan_out(key: jax.Array, params: PyTree) -> PyTree:
-    """The parameters of one client, with layers drawn anew as in the CCL authors' ResNet and VGG.
+    """Returns one client's parameters with layers drawn anew as in the CCL authors' ResNet and VGG.
 
     Kernels of convolutions [h, w, in, out] are normal with variance 2 / (h·w·out), He's for the
-    fan-out, and their biases 0. Dense layers start as in `pytorch`. Other parameters stay.
+    fan-out, and their biases are 0. Dense layers are drawn as in `pytorch`. Other parameters are
+    unchanged.
     """
     return _redrawn(key, params, _he_or_uniform)
 
@@ -48,7 +49,7 @@ def _redrawn(key: jax.Array, params: PyTree, draw: Draw) -> PyTree:
 
 
 def _uniform(key: jax.Array, values: jax.Array, kernel: jax.Array) -> jax.Array:
-    """PyTorch's default for `values`, the layer's `kernel` or bias."""
+    """Draws values by PyTorch's default for `values`, the kernel or the bias of a layer."""
     bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
     return jax.random.uniform(key, values.shape, values.dtype, -bound, bound)
 

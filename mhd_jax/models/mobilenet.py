@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018), of width 1."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) of width 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax import Array
 from mhd_jax.models.conv import Conv
 from mhd_jax.models.norms import normalise
 
-# The paper's table 2.
+# Expansion, channels, blocks and stride of each stage: the paper's table 2.
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -23,7 +23,7 @@ _STAGES = (
 
 
 class ConvNorm(nn.Module):
-    """A convolution of side × side pixels, normalised, and ReLU6 where it activates."""
+    """A convolution of side × side pixels, a norm and, with `activate`, ReLU6."""
 
     channels: int
     side: int
@@ -34,7 +34,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """[N, h, w, c] -> [N, h/stride, w/stride, channels]."""
+        """Maps [N, h, w, c] to [N, h/stride, w/stride, channels]."""
         x = Conv(
             self.channels,
             (self.side, self.side),
@@ -44,23 +44,23 @@ class ConvNorm(nn.Module):
             use_bias=False,
         )(x)
         activation = nn.relu6 if self.activate else None
-        # 8 groups, because all of this net's channel counts are multiples of 8, and not of 16.
+        # 8 groups, because all channel counts of this network are multiples of 8, but not of 16.
         return normalise(self.norm, train, num_groups=8, activation=activation)(x)
 
 
 class InvertedResidual(nn.Module):
-    """1×1 to more channels, depthwise 3×3, 1×1 back; added to its input where shapes agree.
+    """An inverted residual: 1×1 expansion, depthwise 3×3 and 1×1 convolution, plus the input.
 
-    The last convolution does not activate, except with EvoNorm, which always does (as in the CCL
-    authors' experiments).
+    The input is added if the shapes agree. No activation follows the last convolution, except with
+    EvoNorm, which always activates (as in the CCL authors' experiments).
 
     Attributes:
-      expansion: inner channels over those of the input.
-      channels: of the output.
-      stride: of the depthwise convolution.
+      expansion: the ratio of inner to input channels.
+      channels: output channels.
+      stride: the stride of the depthwise convolution.
       norm: see `mhd_jax.models.norms.normalise`.
-      uniform: whether the first convolution stands where it expands nothing, too, and the input is
-        added, by way of a 1×1 convolution, where only channels differ.
+      uniform: whether blocks with an expansion of 1 have the first convolution too, and whether the
+        input is added through a 1×1 convolution if only the channels differ.
     """
 
     expansion: int
@@ -71,7 +71,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """[N, h, w, c] -> [N, h/stride, w/stride, channels]."""
+        """Maps [N, h, w, c] to [N, h/stride, w/stride, channels]."""
         layer = functools.partial(ConvNorm, norm=self.norm)
         inner = self.expansion * x.shape[-1]
         y = layer(inner, 1)(x, train) if self.expansion > 1 or self.uniform else x
@@ -83,11 +83,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Stem, stages of inverted residuals, 1×1 to the embedding, mean over positions.
+    """A stem, stages of inverted residuals, a 1×1 convolution and a mean over positions.
 
     Attributes:
-      stem: "imagenet", as published, or "small": neither the first convolution nor the second
-        stage halves the resolution.
+      stem: "imagenet", as published; or "small", in which neither the first convolution nor the
+        second stage halves the resolution.
       norm: see `mhd_jax.models.norms.normalise`.
       stages: expansion, channels, blocks and stride of each; by default as published.
       uniform: see `InvertedResidual`; True is the CCL authors' form for CIFAR.
@@ -100,7 +100,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, h, w, c] -> [N, 1280]."""
+        """Maps images [N, h, w, c] to embeddings [N, 1280]."""
         early = 2 if self.stem == "imagenet" else 1
         x = ConvNorm(32, 3, early, norm=self.norm)(x, train)
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages):

@@ -1,4 +1,4 @@
-"""Normalisation layers, by name. Statistics stay per client: nothing here crosses the client axis."""
+"""Normalisation layers by name; each client has its own statistics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Layer = Callable[[Array], Array]
 
 
 class EvoNormS0(nn.Module):
-    """EvoNorm-S0 (Liu et al., 2020), normalisation and activation in one, for [N, …, channels].
+    """EvoNorm-S0 (Liu et al., 2020): normalisation and activation in one, for [N, …, channels].
 
     Attributes:
-      gate: "hard": x · clip(x/6 + 1/2, 0, 1), without a parameter in the gate, as in the CCL
-        authors' experiments; "sigmoid": x · sigmoid(v x) with trainable v, as published.
-      num_groups: channel groups that share a variance.
+      gate: "hard" is x · clip(x/6 + 1/2, 0, 1), without parameters, as in the CCL authors'
+        experiments; "sigmoid" is x · sigmoid(v x) with trainable v, as published.
+      num_groups: the number of groups of channels that share a variance.
       epsilon: added to the variance.
     """
 
@@ -37,8 +37,8 @@ class EvoNormS0(nn.Module):
         else:
             v = self.param("v", nn.initializers.ones, (channels,))
             gated = x * jax.nn.sigmoid(v * x)
-        # Channels are the fastest axis: sums over positions first, then over a group's few
-        # channels, are what compilers vectorise.
+        # Channels are the fastest axis: compilers vectorise sums over positions first, and then
+        # over the few channels of a group.
         positions = tuple(range(1, x.ndim - 1))
         exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moments = jnp.stack([exact.mean(axis=positions), jnp.square(exact).mean(axis=positions)])
@@ -53,13 +53,13 @@ class EvoNormS0(nn.Module):
 def normalise(
     kind: str, train: bool, *, num_groups: int = 8, activation: Layer | None = nn.relu
 ) -> Layer:
-    """A normalisation, with the activation that follows it, to call inside a compact module.
+    """Returns a normalisation with its activation, for use inside a compact module.
 
     Args:
       kind: "none", "layer", "group", "batch", "evonorm" (CCL's form) or "evonorm_s0".
       train: whether BatchNorm uses and updates batch statistics.
-      num_groups: of GroupNorm and EvoNorm; it must divide the channels.
-      activation: what follows, if anything; EvoNorm carries its own activation in any case.
+      num_groups: the groups of GroupNorm and EvoNorm; the number must divide the channels.
+      activation: the activation after the norm; None for none. EvoNorm always has its own.
     """
     if kind in ("evonorm", "evonorm_s0"):
         return EvoNormS0("hard" if kind == "evonorm" else "sigmoid", num_groups)

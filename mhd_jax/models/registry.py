@@ -1,4 +1,4 @@
-"""Backbones by name. A new one is a Flax module that returns an embedding, and one line here."""
+"""Backbones by name; a new one needs a Flax module that returns an embedding, and a line here."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Builder = Callable[[str, tuple[int, ...]], nn.Module]
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """How a name becomes a backbone.
+    """The builder of a named backbone, and the choices that it allows.
 
     Attributes:
       build: `(norm, input_shape) -> module`.
-      norms: the norms that it knows, its default first.
+      norms: the norms that the backbone knows, the default first.
       images: whether inputs must be [height, width, channels].
-      least_side: the fewest pixels of an image's height and width.
-      initializations: other ways to start than its own.
+      least_side: the least height and width of images in pixels.
+      initializations: the initialisations beside the backbone's own.
     """
 
     build: Builder
@@ -53,16 +53,16 @@ def _imagenet_resnet(blocks: tuple[int, ...], bottleneck: bool = False) -> Build
 
 
 def _cifar_resnet(blocks: int) -> Builder:
-    """6·blocks + 2 layers (He et al., CVPR 2016, section 4.2)."""
+    """Builds a ResNet of 6·blocks + 2 layers (He et al., CVPR 2016, section 4.2)."""
     return lambda norm, shape: ResNet((blocks,) * 3, (16, 32, 64), norm=norm)
 
 
-# The CCL authors' for CIFAR, a quarter as wide as published and narrower still at the end.
+# The CCL authors' VGG for CIFAR: a quarter of the published width, and less in the last stage.
 _THIN_VGG11 = ((16,), (32,), (64, 64), (128, 128), (128, 128))
 
 
 def _vit_tiny(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
-    """DeiT-Ti, with patches of 4 × 4 pixels instead of 16 × 16 for images of up to 64."""
+    """Builds DeiT-Ti; images of up to 64 pixels have patches of 4 × 4 instead of 16 × 16."""
     height, width = input_shape[:2]
     patch = 4 if min(height, width) <= 64 else 16
     if height % patch or width % patch:
@@ -75,7 +75,7 @@ def _vit_tiny(norm: str, input_shape: tuple[int, ...]) -> nn.Module:
 
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(lambda norm, shape: MLP(norm=norm), ("layer", "none", "batch"), images=False),
-    # Of one embedding width, for studies of unlike clients.
+    # Two MLPs of the same embedding width, for studies of heterogeneous clients.
     "mlp_small": ModelSpec(
         lambda norm, shape: MLP((8, 64), norm), ("layer", "none", "batch"), images=False
     ),
@@ -107,10 +107,10 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | None) -> nn.Module:
-    """The backbone of that name for samples of `input_shape` (None: of several arrays).
+    """Builds the backbone of that name for samples of `input_shape` (None: of several arrays).
 
     Raises:
-      ConfigError: an unknown name, a norm that it does not know, or inputs that are no images.
+      ConfigError: an unknown name, a norm that the backbone does not know, or unsuitable inputs.
     """
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")

@@ -8,22 +8,22 @@ from jax import Array
 from mhd_jax.models.conv import Conv
 from mhd_jax.models.norms import normalise
 
-_EXPANSION = 4  # a bottleneck's output channels over its inner ones
+_EXPANSION = 4  # the ratio of a bottleneck's output to its inner channels
 
 
 class Block(nn.Module):
-    """Convolutions and a shortcut, projected by a strided 1×1 convolution where shapes change.
+    """A residual block: convolutions and a shortcut, a strided 1×1 convolution if shapes change.
 
     A basic block has two 3×3 convolutions, the first one strided. A bottleneck has 1×1, 3×3 and
-    1×1, and its 3×3 is strided, as in torchvision ("V1.5"; the paper strides the first 1×1).
-    With EvoNorm, which activates by itself, nothing follows the addition.
+    1×1 convolutions, with a strided 3×3 as in torchvision ("V1.5"; the paper strides the first
+    1×1). With EvoNorm, which includes an activation, none follows the addition.
 
     Attributes:
-      channels: of the 3×3 convolutions.
-      stride: from input to output.
-      bottleneck: whether it is one.
+      channels: the channels of the 3×3 convolutions.
+      stride: the stride from input to output.
+      bottleneck: whether the block is a bottleneck.
       norm: see `mhd_jax.models.norms.normalise`.
-      num_groups: of GroupNorm and EvoNorm.
+      num_groups: the groups of GroupNorm and EvoNorm.
     """
 
     channels: int
@@ -34,7 +34,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """[N, h, w, c] -> [N, h/stride, w/stride, channels or, of a bottleneck, 4·channels]."""
+        """Maps [N, h, w, c] to [N, h/stride, w/stride, D].
+
+        D is `channels`, or 4·`channels` for a bottleneck.
+        """
 
         def convolve(x: Array, channels: int, side: int, stride: int, activate: bool) -> Array:
             sides, strides = (side, side), (stride, stride)
@@ -55,15 +58,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks that halve the resolution, mean over positions.
+    """A stem, stages of blocks that halve the resolution, and a mean over positions.
 
     Attributes:
-      blocks: blocks in each stage.
-      channels: of the 3×3 convolutions of each stage.
+      blocks: the number of blocks in each stage.
+      channels: the channels of each stage's 3×3 convolutions.
       stem: "small" (3×3, stride 1) or "imagenet" (7×7, stride 2, and 3×3 max pooling).
       norm: see `mhd_jax.models.norms.normalise`.
-      num_groups: of GroupNorm and EvoNorm.
-      bottleneck: whether blocks are bottlenecks, which have four times the channels outside.
+      num_groups: the groups of GroupNorm and EvoNorm.
+      bottleneck: whether blocks are bottlenecks, with four times as many output channels.
     """
 
     blocks: tuple[int, ...]
@@ -75,7 +78,10 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, h, w, c] -> [N, D]; D is the last stage's channels, of bottlenecks four times these."""
+        """Maps images [N, h, w, c] to embeddings [N, D].
+
+        D is the number of the last stage's channels, or four times as many for bottlenecks.
+        """
         if self.stem == "imagenet":
             x = Conv(self.channels[0], (7, 7), (2, 2), padding=3, use_bias=False)(x)
         else:

@@ -1,4 +1,4 @@
-"""Small backbones: an MLP, a convolutional net for tiny images, and LeNet-5."""
+"""Small backbones: an MLP, a convolutional network for tiny images, and LeNet-5."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mhd_jax.models.norms import normalise
 
 
 def halve(x: Array) -> Array:
-    """Maxima over 2×2 windows of [N, h, w, c]; an odd last row or column is left out.
+    """Returns maxima over 2×2 windows of [N, h, w, c]; an odd last row or column is left out.
 
-    Made of selections: the gradient of a general window is slow on CPUs, and that of a maximum
-    over axes divides by how many entries equal it, which is none (and NaN) where a compiler
-    computes the entries anew with another rounding.
+    The maxima are computed by selections. The gradient of a general window is slow on CPUs. The
+    gradient of a maximum over axes divides by the number of entries that equal the maximum, which
+    is 0 (and gives NaN) if a compiler recomputes the entries with another rounding.
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -26,14 +26,14 @@ def halve(x: Array) -> Array:
 
 
 class MLP(nn.Module):
-    """Dense layers, each normalised and activated; the last one's output is the embedding."""
+    """Dense layers, each with a norm and an activation; the last output is the embedding."""
 
     widths: tuple[int, ...] = (128, 64)
     norm: str = "layer"
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, …] -> [N, widths[-1]]."""
+        """Maps samples [N, …] to embeddings [N, widths[-1]]."""
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:
             x = normalise(self.norm, train)(nn.Dense(width)(x))
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Two 3×3 convolutions with 2×2 pooling and a dense layer, for inputs like the 8×8 digits."""
+    """Two 3×3 convolutions with 2×2 pooling, and a dense layer, for images like 8×8 digits."""
 
     channels: tuple[int, ...] = (16, 32)
     width: int = 64
@@ -49,7 +49,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, h, w, channels] -> [N, width]."""
+        """Maps images [N, h, w, c] to embeddings [N, width]."""
         for channels in self.channels:
             x = Conv(channels, (3, 3), use_bias=self.norm == "none")(x)
             x = normalise(self.norm, train)(x)
@@ -58,14 +58,15 @@ class CNN(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling; 61,706 parameters with 10 classes on 28×28×1.
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling.
 
-    Inputs smaller than 28×28 are resized to it.
+    With one head for 10 classes it has 61,706 parameters on images of 28×28×1. Images smaller than
+    28×28 are resized to this size.
     """
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, h, w, channels] -> [N, 84]."""
+        """Maps images [N, h, w, c] to embeddings [N, 84]."""
         del train
         height, width = max(x.shape[1], 28), max(x.shape[2], 28)
         if x.shape[1:3] != (height, width):

@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman, ICLR 2015): its convolutions, without the wide classifier."""
+"""VGG's convolutions (Simonyan and Zisserman, ICLR 2015), without the wide classifier."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mhd_jax.models.small import halve
 
 
 class VGG(nn.Module):
-    """Stages of 3×3 convolutions, each stage closed by 2×2 max pooling; mean over what positions are left.
+    """Stages of 3×3 convolutions that end in 2×2 max pooling, and a mean over positions.
 
-    Unlike the paper, no 4096-wide layers follow: of configuration A's 132.9 million parameters
-    they hold 119.5, for images of 224 × 224. What is left is the common form for CIFAR, where one
+    Unlike in the paper, no 4096-wide layers follow; these hold 119.5 of configuration A's 132.9
+    million parameters for images of 224 × 224. The rest is the common form for CIFAR, where one
     position remains after five poolings.
 
     Attributes:
       stages: channels of each convolution, by stage; by default configuration A (VGG-11).
       norm: see `mhd_jax.models.norms.normalise`; "none" is the paper's.
-      num_groups: of GroupNorm and EvoNorm.
+      num_groups: the groups of GroupNorm and EvoNorm.
     """
 
     stages: tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -29,10 +29,10 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, h, w, c] -> [N, stages[-1][-1]]."""
+        """Maps images [N, h, w, c] to embeddings [N, stages[-1][-1]]."""
         for stage in self.stages:
             for channels in stage:
-                # He's initialisation: without a norm the signal must not fade over the layers.
+                # He's initialisation keeps the signal from fading over layers without a norm.
                 x = Conv(channels, (3, 3), padding=1, kernel_init=nn.initializers.he_normal())(x)
                 x = normalise(self.norm, train, num_groups=self.num_groups)(x)
             x = halve(x)

@@ -1,4 +1,7 @@
-"""A vision transformer (Dosovitskiy et al., ICLR 2021), of DeiT-Ti's size (Touvron et al., ICML 2021)."""
+"""A vision transformer (Dosovitskiy et al., ICLR 2021), by default of DeiT-Ti's size.
+
+DeiT-Ti is by Touvron et al., ICML 2021.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ _Dense = functools.partial(nn.Dense, kernel_init=_normal)
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a two-layer perceptron, each behind a layer norm and added to its input."""
+    """Self-attention and a two-layer perceptron, each after a layer norm, with residuals."""
 
     num_heads: int
     dropout: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """[N, tokens, width], both ways."""
+        """Maps tokens [N, tokens, width] to tokens of the same shape."""
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=not train)
         attend = nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=_normal)
@@ -30,14 +33,14 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Square patches and a class token through encoder blocks; the class token is the embedding.
+    """Encoder blocks over square patches and a class token, whose output is the embedding.
 
     Attributes:
-      patch: pixels of a patch's side, which divides those of the image.
-      width: of each token.
-      depth: blocks.
-      num_heads: of the attention, not of the client.
-      dropout: how likely an activation is dropped in training.
+      patch: the side of a patch in pixels; it must divide the image's sides.
+      width: the width of each token.
+      depth: the number of blocks.
+      num_heads: the heads of the attention, not of the client.
+      dropout: the probability that an activation is dropped in training.
     """
 
     patch: int
@@ -48,10 +51,10 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[N, h, w, c] -> [N, width]."""
+        """Maps images [N, h, w, c] to embeddings [N, width]."""
         n, height, width, channels = x.shape
         side = self.patch
-        # The strided convolution of the paper, which is a matrix product.
+        # The paper's strided convolution, computed as a matrix product over patches.
         x = x.reshape(n, height // side, side, width // side, side, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, side * side * channels)
         x = _Dense(self.width)(x)

@@ -1,7 +1,8 @@
-"""A convolution as one of stride 1 over blocks of pixels, the block's pixels being channels.
+"""Rewrites a convolution as one of stride 1 over blocks of pixels, whose pixels become channels.
 
-Blocks of the stride's size take the holes out of a strided convolution's gradients; larger ones
-give convolutions of very few channels enough of them for a matrix product to be fast.
+Blocks of the stride's size remove the zeros between the entries of a strided convolution's
+gradients. Larger blocks give convolutions of very few channels enough channels for fast matrix
+products.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ Map = Callable[[Geometry, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a convolution without dilation or groups is laid out in blocks.
+    """The block layout of a convolution without dilation or groups.
 
     Attributes:
-      of: the convolution.
-      outputs: output pixels of one block, height and width; they must divide the output.
+      of: the geometry of the convolution.
+      outputs: height and width of one block in output pixels; they must divide the output's.
     """
 
     of: Geometry
@@ -33,12 +34,12 @@ class Blocks:
 
     @property
     def inputs(self) -> Pair:
-        """Input pixels of one block: those under which the kernel moves by one block."""
+        """Height and width of one block in input pixels, by which the kernel moves for a block."""
         return tuple(s * f for s, f in zip(self.of.strides, self.outputs, strict=True))  # type: ignore[return-value]
 
     @property
     def kernel(self) -> Pair:
-        """Blocks that the outputs of one block see."""
+        """Height and width in blocks of the input that the outputs of one block depend on."""
         return tuple(  # type: ignore[return-value]
             -(-(self.of.kernel[i] + self.of.strides[i] * (self.outputs[i] - 1)) // self.inputs[i])
             for i in (0, 1)
@@ -46,7 +47,7 @@ class Blocks:
 
     @property
     def geometry(self) -> Geometry:
-        """The convolution over blocks."""
+        """The geometry of the convolution over blocks."""
         _, _, fan_in, features = self.of.kernel
         count = self.of.output()
         blocks = [count[i] // self.outputs[i] + self.kernel[i] - 1 for i in (0, 1)]
@@ -61,7 +62,7 @@ class Blocks:
         )
 
     def fold_inputs(self, x: Array) -> Array:
-        """[N, H, W, C] -> the same pixels in blocks."""
+        """Arranges padded inputs [N, H, W, C] in blocks."""
         sizes = [self.geometry.inputs[i] * self.inputs[i] for i in (0, 1)]
         rims = [
             (low, sizes[i] - self.of.inputs[i] - low, 0)
@@ -71,11 +72,11 @@ class Blocks:
         return _into_blocks(x, self.inputs)
 
     def fold_outputs(self, y: Array) -> Array:
-        """[N, H', W', O] -> the same pixels in blocks."""
+        """Arranges outputs [N, H', W', O] in blocks."""
         return _into_blocks(y, self.outputs)
 
     def fold_kernel(self, w: Array) -> Array:
-        """[h, w, C, O] -> the kernel over blocks: w once for each output pixel of a block."""
+        """Returns the kernel over blocks: w [h, w, C, O] once for each output pixel of a block."""
         shifted = []
         for offset in np.ndindex(self.outputs):
             low = [self.of.strides[i] * offset[i] for i in (0, 1)]
@@ -90,20 +91,20 @@ class Blocks:
         return split.transpose(0, 2, 1, 3, 4, 5, 6).reshape(self.geometry.kernel)
 
     def y(self, convolve: Map, x: Array, w: Array) -> Array:
-        """The convolution by `convolve`, which computes the one over blocks."""
+        """Computes the convolution; `convolve` computes the convolution over blocks."""
         y = convolve(self.geometry, self.fold_inputs(x), self.fold_kernel(w))
         like = jax.ShapeDtypeStruct((x.shape[0], *self.of.output(), w.shape[-1]), x.dtype)
-        return jax.linear_transpose(self.fold_outputs, like)(y)[0]  # a permutation's inverse
+        return jax.linear_transpose(self.fold_outputs, like)(y)[0]  # inverts the permutation
 
     def dx(self, input_gradient: Map, g: Array, w: Array) -> Array:
-        """The input's gradient by `input_gradient`, which computes the one over blocks."""
+        """Computes the input's gradient; `input_gradient` computes the gradient over blocks."""
         dx = input_gradient(self.geometry, self.fold_outputs(g), self.fold_kernel(w))
         like = jax.ShapeDtypeStruct((g.shape[0], *self.of.inputs), g.dtype)
         return jax.linear_transpose(self.fold_inputs, like)(dx)[0]
 
 
 def _into_blocks(a: Array, size: Pair) -> Array:
-    """[N, H, W, C] -> [N, H / h, W / w, h·w·C]."""
+    """Arranges [N, H, W, C] in blocks [N, H / h, W / w, h·w·C]."""
     n, height, width, channels = a.shape
     split = a.reshape(n, height // size[0], size[0], width // size[1], size[1], channels)
     return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, *split.shape[1:4:2], -1)

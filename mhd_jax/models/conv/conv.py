@@ -2,17 +2,18 @@
 
 `vmap` turns per-client convolutions into one grouped convolution, which XLA runs slowly on
 CPUs; and inside loops, XLA's CPU backend leaves both backward convolutions in a transposed
-form that runs 10 to 40 times slower. So the convolution here
+form that runs 10 to 40 times slower. Therefore the convolution here
 
-- has batching rules of its own: per-client kernels become a loop over clients on CPUs and
-  the grouped convolution elsewhere; where only the samples or only the kernels differ
-  between clients, one plain convolution does;
-- computes both of its gradients, on CPUs, in forms that are fast there (`mhd_jax/models/conv/forms.py`):
-  plain convolutions (kernel flipped for the input's; batch and channels swapped for the
-  kernel's), convolutions over blocks of pixels, matrix products, sums over taps.
+- has its own batching rules: per-client kernels become a loop over clients on CPUs and the
+  grouped convolution elsewhere; if only the samples or only the kernels differ between clients,
+  one plain convolution suffices;
+- computes both of its gradients on CPUs in forms that are fast there
+  (`mhd_jax/models/conv/forms.py`): plain convolutions (kernel flipped for the input's gradient;
+  batch and channels swapped for the kernel's), convolutions over blocks of pixels, matrix
+  products, sums over taps.
 
 The three maps y(x, w), dx(g, w) and dw(x, g) are the partial derivatives of one trilinear
-form ⟨g, y(x, w)⟩, so each one's gradients are the other two, to any order.
+form ⟨g, y(x, w)⟩, so that the gradients of each map are the other two, to any order.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """`jax.lax.conv_general_dilated` with its signature, for `flax.linen.Conv(conv_general_dilated=…)`.
+    """Computes `jax.lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=…)`.
 
-    Two-dimensional NHWC convolutions without input dilation get the rules of this module;
-    all others are passed on to JAX.
+    The signature is the same. Two-dimensional NHWC convolutions without input dilation get the
+    rules of this module; all others are passed on to JAX.
     """
     spatial = lhs.ndim - 2
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -95,24 +96,24 @@ def conv_general_dilated(
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
-# The trilinear form's three maps. `geometry` is static.
+# The three maps of the trilinear form; `geometry` is static.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(geometry: Geometry, x: Array, w: Array) -> Array:
-    """y(x, w): [N, H, W, C], [h, w, C / groups, O] -> [N, H', W', O]."""
+    """Computes y(x, w) [N, H', W', O] from x [N, H, W, C] and w [h, w, C / groups, O]."""
     return _mapped("y", geometry)(x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(geometry: Geometry, g: Array, w: Array) -> Array:
-    """dx(g, w): [N, H', W', O], [h, w, C / groups, O] -> [N, H, W, C]."""
+    """Computes dx(g, w) [N, H, W, C] from g [N, H', W', O] and w [h, w, C / groups, O]."""
     return _mapped("dx", geometry)(g, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
-    """dw(x, g): [N, H, W, C], [N, H', W', O] -> [h, w, C / groups, O]."""
+    """Computes dw(x, g) [h, w, C / groups, O] from x [N, H, W, C] and g [N, H', W', O]."""
     return _mapped("dw", geometry)(x, g)
 
 
@@ -139,12 +140,12 @@ _kernel_gradient.defvjp(
 )
 
 
-# Many clients.
+# The maps for many clients.
 
 
 @functools.cache
 def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
-    """One of the three maps for one client, with a rule of its own under `vmap`."""
+    """Returns one of the three maps for one client, with a custom batching rule for `vmap`."""
 
     @jax.custom_batching.custom_vmap
     def one_client(a: Array, b: Array) -> Array:
@@ -169,8 +170,8 @@ def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
     return one_client
 
 
-# Where only one argument differs between clients, the clients fold into one convolution:
-# into its samples, its input channels or its features.
+# If only one argument differs between clients, all clients are computed by one convolution: the
+# client axis is merged into its samples, its input channels or its features.
 
 
 def _fold_samples(kind: str) -> Callable[[int, Geometry, Array, Array], Array]:
@@ -182,17 +183,17 @@ def _fold_samples(kind: str) -> Callable[[int, Geometry, Array, Array], Array]:
 
 
 def _into_channels(a: Array) -> Array:
-    """[K, …, C] -> […, K·C]."""
+    """Merges the client axis into channels: [K, …, C] becomes […, K·C]."""
     return jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], -1)
 
 
 def _out_of_channels(a: Array, size: int) -> Array:
-    """[…, K·C] -> [K, …, C]."""
+    """Splits the client axis off channels: […, K·C] becomes [K, …, C]."""
     return jnp.moveaxis(a.reshape(*a.shape[:-1], size, -1), -2, 0)
 
 
 def _into_fan_in(w: Array) -> Array:
-    """[K, h, w, C, O] -> [h, w, K·C, O]."""
+    """Merges the client axis into input channels: [K, h, w, C, O] becomes [h, w, K·C, O]."""
     return jnp.moveaxis(w, 0, 2).reshape(*w.shape[1:3], -1, w.shape[-1])
 
 
@@ -228,7 +229,7 @@ def _fold_dw_outputs(size: int, geometry: Geometry, x: Array, g: Array) -> Array
     )
 
 
-# By map, and whether it is the first argument that differs between clients.
+# By map, and by whether the first argument differs between clients (else the second does).
 _FOLDS = {
     ("y", True): _fold_samples("y"),
     ("y", False): _fold_y_kernels,

@@ -1,6 +1,6 @@
-"""The three maps of a convolution for one client, in the forms that backends are fast at.
+"""The three maps of a convolution for one client, in the fastest form for each backend.
 
-JAX's own transposes are the reference, and what accelerators get.
+JAX's own transposes are the reference, and the form for accelerators.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _dw_transposed(geometry: Geometry, x: Array, g: Array) -> Array:
 
 
 def _spread(geometry: Geometry, g: Array) -> Array:
-    """`g` where a convolution of stride 1 would have put it, with zeros elsewhere."""
+    """Places the entries of `g` as in the output of stride 1, with zeros between them."""
     config = [(0, 0, 0)]
     for i, stride in enumerate(geometry.strides):
         full = geometry.inputs[i] + sum(geometry.padding[i]) - geometry.span(i) + 1
@@ -52,8 +52,8 @@ def _spread(geometry: Geometry, g: Array) -> Array:
 
 
 def _dx_plain(geometry: Geometry, g: Array, w: Array) -> Array:
-    """The input's gradient as one convolution with a flipped kernel."""
-    # [h, w, C / groups, O] -> [h, w, O / groups, C]: each group's channels trade places.
+    """Computes the input's gradient as one convolution with a flipped kernel."""
+    # [h, w, C / groups, O] -> [h, w, O / groups, C]: input and output channels swap by group.
     height, width, fan_in, features = geometry.kernel
     groups = geometry.groups
     flipped = w[::-1, ::-1].reshape(height, width, fan_in, groups, features // groups)
@@ -74,7 +74,7 @@ def _dx_plain(geometry: Geometry, g: Array, w: Array) -> Array:
 
 
 def _dw_plain(geometry: Geometry, x: Array, g: Array) -> Array:
-    """The kernel's gradient as one convolution: samples are its channels, channels its samples."""
+    """Computes the kernel's gradient as one convolution with samples and channels swapped."""
     if geometry.groups > 1:
         return _dw_transposed(geometry, x, g)
     return lax.conv_general_dilated(
@@ -88,7 +88,7 @@ def _dw_plain(geometry: Geometry, x: Array, g: Array) -> Array:
 
 
 def _dw_product(geometry: Geometry, x: Array, g: Array) -> Array:
-    """The kernel's gradient as one matrix product with all that the kernel's positions see."""
+    """Computes the kernel's gradient as one matrix product with the taps of all positions."""
     seen = jnp.concatenate(list(_taps(geometry, x)), axis=-1)
     return jnp.einsum("nhwc,nhwo->co", seen, g, precision=geometry.precision).reshape(
         geometry.kernel
@@ -107,12 +107,12 @@ def _dx_blocks(geometry: Geometry, g: Array, w: Array) -> Array:
     return _blocks(geometry).dx(_dx_plain, g, w)
 
 
-# Depthwise convolutions on CPUs, where XLA's run at a hundredth of the machine's speed: a sum
-# over the kernel's taps of shifted inputs.
+# Depthwise convolutions on CPUs as sums of shifted inputs over the kernel's taps: XLA's own run
+# at a hundredth of the machine's speed.
 
 
 def _taps(geometry: Geometry, x: Array) -> Iterator[Array]:
-    """What each position of the kernel sees, [N, H', W', C], row by row."""
+    """Yields the inputs [N, H', W', C] under each position of the kernel, row by row."""
     rims = [(0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), rims)
     sizes = geometry.output()
@@ -146,14 +146,14 @@ TRANSPOSED: dict[str, Form] = {"y": _y, "dx": _dx_transposed, "dw": _dw_transpos
 
 # The form for each shape on CPUs, by measurement (one core, inside a loop, batch 32).
 
-_FEW_CHANNELS = 64  # below, sums over positions are slower than XLA's depthwise convolution
-_THIN = 16  # input channels below which blocks of pixels are faster
+_FEW_CHANNELS = 64  # with fewer channels, XLA's gradient is faster than sums over positions
+_THIN = 16  # with fewer input channels, blocks of pixels are faster
 _DEPTHWISE = {"y": _y_depthwise, "dx": _dx_depthwise, "dw": _dw_depthwise}
 _PLAIN: dict[str, Form] = {"y": _y, "dx": _dx_plain, "dw": _dw_plain}
 
 
 def cpu_form(kind: str, geometry: Geometry) -> Form:
-    """The fastest form of a map for one client on CPUs."""
+    """Returns the fastest form of a map for one client on CPUs."""
     if geometry.is_depthwise:
         return _DEPTHWISE[kind]
     if geometry.groups > 1 or geometry.dilation != (1, 1) or not geometry.has_outputs:

@@ -1,4 +1,4 @@
-"""All that is static about a two-dimensional convolution."""
+"""`Geometry`: the static parameters of a two-dimensional convolution."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """All that is static about a convolution of [N, H, W, C] by [h, w, C / groups, O].
+    """The static parameters of a convolution of [N, H, W, C] by [h, w, C / groups, O].
 
     Attributes:
       strides, padding, dilation, groups, precision: as in `jax.lax.conv_general_dilated`.
       inputs: H, W, C.
       kernel: h, w, C / groups, O.
-      platform: what it is compiled for, which decides on its form.
+      platform: the platform for which it is compiled, which decides on its form.
     """
 
     strides: Pair
@@ -29,7 +29,7 @@ class Geometry:
     platform: str
 
     def output(self) -> Pair:
-        """Height and width of the output."""
+        """Returns height and width of the output."""
         return tuple(  # type: ignore[return-value]
             (size + sum(pads) - self.span(i)) // self.strides[i] + 1
             for i, (size, pads) in enumerate(zip(self.inputs[:2], self.padding, strict=True))
@@ -37,14 +37,14 @@ class Geometry:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each input channel has one output channel of its own."""
+        """Whether each input channel has exactly one output channel."""
         return 1 < self.groups == self.inputs[2] == self.kernel[3]
 
     @property
     def has_outputs(self) -> bool:
-        """Whether the kernel fits at least once."""
+        """Whether the output has any pixels."""
         return min(self.output()) > 0
 
     def span(self, axis: int) -> int:
-        """Input positions that the dilated kernel covers along an axis."""
+        """Returns the number of input positions that the dilated kernel covers along an axis."""
         return (self.kernel[axis] - 1) * self.dilation[axis] + 1
