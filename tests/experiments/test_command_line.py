@@ -383,8 +383,8 @@ def test_studies_at_toy_size(call, tmp_path):
 
 
 def test_distributed_distillation_converges_in_its_experiment(tmp_path):
-    """Both quantities fall by an order of magnitude in 512 steps; the experiment goes on."""
-    flags = ("--num_clients=4", "--steps=512", "--graphs=chain", "--rho=10")
+    """Both quantities fall by an order of magnitude in 256 steps; the experiment goes on."""
+    flags = ("--num_clients=3", "--steps=256", "--learning_rate=0.6", "--graphs=chain", "--rho=10")
     process = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text
@@ -393,7 +393,7 @@ def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     found = json.loads((folder / "convergence.json").read_text())
     normal, strong, _ = found["runs"]
     first, last = normal["records"][0], normal["records"][-1]
-    assert last["step"] == 512
+    assert last["step"] == 256
     assert last["estimate"] < 0.1 * first["estimate"]
     assert last["gradient"] < 0.1 * first["gradient"]
     assert strong["records"][-1]["spread"] < last["spread"]

@@ -1,26 +1,34 @@
-"""A run that is killed, and the command that kills it."""
+"""Runs that are killed, and the command that kills them."""
 
 import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.builders import ROOT
 
 RUN = (
     "--algorithm=isolated --num_clients=3 --num_devices=1 --offline=0.3 --offline_steps=2 "
-    "--validation_fraction=0.1 --keep_best --steps=24 --eval_every=4 --steps_per_dispatch=1"
+    "--model=mlp_small --batch_size=4 --validation_fraction=0.1 --keep_best --steps=24 "
+    "--eval_every=4 --steps_per_dispatch=1"
 )
 
-SEED = 63  # early moments: a random time, a save begun, a manifest in its place
 
-
-def test_a_run_that_is_killed_ends_as_one_left_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "seed"),
+    [
+        (2, 376),  # as soon as a save has begun, and as a manifest is in its place
+        pytest.param(12, 63, marks=pytest.mark.slow),  # the first at a random time
+    ],
+)
+def test_a_run_that_is_killed_ends_as_one_left_alone(kills, seed, tmp_path):
     command = [
         sys.executable,
         "-m",
         "experiments.crash_test",
-        "--kills=3",
-        f"--seed={SEED}",
+        f"--kills={kills}",
+        f"--seed={seed}",
         f"--train_flags={RUN}",
     ]
     done = subprocess.run(
@@ -32,4 +40,4 @@ def test_a_run_that_is_killed_ends_as_one_left_alone(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "w" / "crash_test.json").read_text())
-    assert found["kills"] == 3 and found["unequal"] == [] and found["arrays"] > 5
+    assert found["kills"] == kills and found["unequal"] == [] and found["arrays"] > 5
