@@ -44,8 +44,9 @@ def test_another_data_set_is_the_public_one():
     }
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
-@pytest.mark.parametrize("name", ["mhd", "distributed_distillation"])
+@pytest.mark.parametrize(
+    ("name", "placement"), [("mhd", "device"), ("distributed_distillation", "host")]
+)
 def test_clients_learn_from_its_samples(name, placement):
     """A copy of the own public samples as another data set gives the same run."""
     settings = {"steps": 3, "eval_every": 3, "batch_size": 4, "public_batch_size": 4}

@@ -15,16 +15,29 @@ import numpy as np
 import pytest
 
 from experiments import train
-from tests.builders import ROOT
+from tests.builders import ROOT, tiny_dataset
 
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
 FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
+FLAGS += ["--partition=iid", "--public_fraction=0.2"]
 
 
 def free_port():
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def samples(tmp_path_factory):
+    """A file of few samples, which takes less long to load than the digits."""
+    path = tmp_path_factory.mktemp("data") / "samples.npz"
+    data = tiny_dataset(150)
+    test = {"test_images": data.test_inputs, "test_labels": data.test_labels}
+    np.savez(path, images=data.inputs, labels=data.labels, **test)
+    FLAGS.append(f"--dataset={path}")
+    yield
+    FLAGS.pop()
 
 
 def start(workdir, *flags):

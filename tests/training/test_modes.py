@@ -50,7 +50,15 @@ NETS = {
     "dropout": Net(dropout=True),
     "both": Net(batch_norm=True, dropout=True),
 }
-nets = pytest.mark.parametrize("net", NETS)
+nets = pytest.mark.parametrize(
+    "net",
+    [  # "both" is either of those that are left to make slow
+        "plain",
+        pytest.param("batch statistics", marks=pytest.mark.slow),
+        pytest.param("dropout", marks=pytest.mark.slow),
+        "both",
+    ],
+)
 
 
 def run(algorithm, net, graph=COMPLETE, steps=4, **kwargs):
