@@ -17,8 +17,10 @@ import pytest
 from experiments import train
 from tests.builders import ROOT, tiny_dataset
 
+STEPS = 100  # some of which are left when a process dies
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
 FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
+
 FLAGS += ["--partition=iid", "--public_fraction=0.2"]
 
 
@@ -77,7 +79,7 @@ def start_two(workdir, *flags):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    process = start(workdir, "--steps=30")
+    process = start(workdir, f"--steps={STEPS}")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return workdir
@@ -123,42 +125,47 @@ def test_what_a_run_records_repeats_it(alone, tmp_path):
     }
 
 
-def test_two_processes_equal_one(alone, tmp_path):
-    """Samples come as streams; the next test keeps them on the devices."""
-    processes = start_two(tmp_path / "two", "--steps=30", "--data_placement=host")
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert ["mean over clients" in printed for printed, _ in outputs] == [True, False]
-    assert_same_lines(lines(alone), lines(tmp_path / "two"))
-
-
-def test_a_process_that_dies_ends_the_run_which_then_resumes(alone, tmp_path):
-    endless = ["--steps=1000000", "--steps_per_dispatch=1", "--data_placement=device"]
-    processes = start_two(tmp_path / "cut", *endless)
-    metrics = tmp_path / "cut" / "metrics.jsonl"
+def wait_for_lines(count, processes, folder):
+    """Until so many evaluations were made, while all processes live."""
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(lines(tmp_path / "cut")) > 3):
+    while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < count:
         assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.1)
+        time.sleep(0.02)
+
+
+def test_a_process_that_dies_ends_the_run_which_then_resumes_and_equals_that_of_one(
+    alone, tmp_path
+):
+    """Samples come as streams before, and are on the devices after."""
+    folder, flags = tmp_path / "two", [f"--steps={STEPS}", "--steps_per_dispatch=1"]
+    processes = start_two(folder, *flags, "--data_placement=host")
+    wait_for_lines(1, processes, folder)
     processes[1].send_signal(signal.SIGKILL)
     _, errors = processes[0].communicate(timeout=60)
     processes[1].communicate(timeout=60)
     assert processes[0].returncode == 4
     assert "another process of this run has ended" in errors
 
-    again = start_two(tmp_path / "cut", *endless)  # resumes, until one of them is told to stop
-    steps = len(lines(tmp_path / "cut"))
-    deadline = time.monotonic() + 120
-    while len(lines(tmp_path / "cut")) < steps + 2:
-        assert time.monotonic() < deadline and all(p.poll() is None for p in again)
-        time.sleep(0.1)
-    again[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=60) for process in again]
-    assert [process.returncode for process in again] == [130, 130]
+    cut_at = lines(folder)[-1]["step"]
+    again = start_two(folder, *flags, "--data_placement=device")
+    outputs = [process.communicate(timeout=120) for process in again]
+    assert [process.returncode for process in again] == [0, 0], outputs
+    assert ["mean over clients" in printed for printed, _ in outputs] == [True, False]
+    assert 10 <= cut_at < STEPS
+    assert_same_lines(lines(alone), lines(folder))  # none lost, none repeated
+
+
+@pytest.mark.slow
+def test_one_process_that_is_told_to_stop_stops_all_of_them(tmp_path):
+    folder = tmp_path / "two"
+    processes = start_two(folder, "--steps=1000000", "--steps_per_dispatch=1")
+    wait_for_lines(2, processes, folder)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [130, 130]
     assert all("the same command resumes it" in errors for _, errors in outputs)
-    saved = [record["step"] for record in lines(tmp_path / "cut")]
-    assert saved == list(range(10, 10 * len(saved) + 1, 10))  # no line lost, none repeated
-    assert_same_lines(lines(alone), lines(tmp_path / "cut")[:3])
+    told = [record["step"] for record in lines(folder)]
+    assert told == list(range(10, 10 * len(told) + 1, 10))
 
 
 @pytest.mark.parametrize(
