@@ -17,7 +17,7 @@ demo: $(VENV)/installed  ## The main job on real digits, in under two minutes.
 test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not notebooks and not trackers"
 
-slow: $(VENV)/installed  ## The studies that the suite leaves out.
+slow: $(VENV)/installed  ## Longer forms of some tests, which the suite leaves out.
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(VENV)/installed  ## 10,000 made inputs of every kind: taken or refused, never anything else.
