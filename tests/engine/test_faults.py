@@ -316,7 +316,10 @@ def test_federated_averaging_of_those_who_are_there():
         partition=lambda y, k, c, rng: np.minimum(np.arange(len(y)) // 9, 3),
     )
     averaged = prepared(
-        "fedavg", what, who, optimizer=mhd.optim.SGD(0.1, momentum=0.0, schedule="constant")
+        mhd.algorithms.fedavg(label_smoothing=0.1),
+        what,
+        who,
+        optimizer=mhd.optim.SGD(0.1, momentum=0.0, schedule="constant"),
     )
     carry = averaged.start()
     (group,) = carry.state.groups
