@@ -45,6 +45,7 @@ from mhd_jax.core.types import (
     Participants,
     PyTree,
     State,
+    Terms,
 )
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.topology.mixing import MIXINGS
@@ -75,7 +76,7 @@ class _CCL:
         label_set: Array | None,
         met: PyTree,
         received: PyTree,
-    ) -> tuple[Array, Metrics]:
+    ) -> tuple[Array, Terms]:
         features: Array = outputs.embeddings  # type: ignore[assignment]  # of one architecture
         total = private_cross_entropy(
             outputs.logits[:, 0], labels, mask, self.label_smoothing, label_set
@@ -114,9 +115,10 @@ class _CCL:
         )
         gradients, stats, terms = local_gradients(state, batch, self.loss, context)
         received = exchange.along_edges(graph)
-        metrics = {**terms, "messages": {"weights": self.gossip_rounds * received}}
+        messages = {"weights": self.gossip_rounds * received}
         if self.lambda_d > 0:
-            metrics["messages"]["features"] = received
+            messages["features"] = received
+        metrics = Metrics(terms.pop("loss"), messages, terms)
         return apply_gradients(state, gradients, stats), metrics
 
     def cross_features(self, state: State, batch: Batch, graph: Array) -> tuple[PyTree, PyTree]:

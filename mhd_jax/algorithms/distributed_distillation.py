@@ -112,12 +112,11 @@ def distributed_distillation(
         change = now - previous[:, rows]
         extra["estimates"] = estimates.at[:, rows].set(tracked + change)
         extra["previous_decisions"] = previous.at[:, rows].set(now)
-        metrics = {
-            "loss": losses + rho * terms,
-            "private_loss": losses,
-            "public_loss": terms,
-            "messages": {"predictions": exchange.along_edges(graph)},
-        }
+        metrics = Metrics(
+            losses + rho * terms,
+            {"predictions": exchange.along_edges(graph)},
+            {"private_loss": losses, "public_loss": terms},
+        )
         return dataclasses.replace(state, extra=extra), metrics
 
     def message(state: State, batch: Batch, group: GroupState) -> Messages:

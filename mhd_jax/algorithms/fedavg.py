@@ -114,7 +114,7 @@ def fedavg(
         # One message from every client with labels to the server, and one back to every client.
         each = state.extra["takes_part"] + (sizes > 0)
         messages = {"weights": jnp.where(averages, each, 0)}
-        metrics = {"loss": losses, "private_loss": losses, "messages": messages}
+        metrics = Metrics(losses, messages, {"private_loss": losses})
         weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
         return jax.lax.cond(averages, next_round, lambda state, _: state, state, weights), metrics
 
@@ -144,7 +144,7 @@ def fedavg(
             lambda state: state,
             state,
         )
-        return state, {"loss": losses, "private_loss": losses, "messages": {"weights": up + down}}
+        return state, Metrics(losses, {"weights": up + down}, {"private_loss": losses})
 
     def up_to_date(state: State, who: Array) -> State:
         state = _with_average(state, who)

@@ -104,11 +104,11 @@ class _FedMD:
         if batch.presence is not None:
             each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
             speaks = has_data & batch.presence.reachable
-        metrics = {
-            "loss": losses,
-            "messages": {"predictions": jnp.where(digests & has_data, each, 0)},
-            "non_finite": (speaks & ~finite).astype(jnp.int32),
-        }
+        metrics = Metrics(
+            losses,
+            {"predictions": jnp.where(digests & has_data, each, 0)},
+            non_finite=(speaks & ~finite).astype(jnp.int32),
+        )
         return apply_gradients(state, gradients, stats), metrics
 
     def revisit(self, state: State, batch: Batch) -> tuple[PyTree, ...]:

@@ -149,7 +149,7 @@ def _gossip(
             state = _paper_momentum(state, mu, batch.presence)
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
         messages = {"weights": gossip_rounds * exchange.along_edges(graph)}
-        metrics = {"loss": losses, "private_loss": losses, "messages": messages}
+        metrics = Metrics(losses, messages, {"private_loss": losses})
         after = apply_gradients(state, gradients, stats)
         return (_step_of_sums(state, after) if push_sum else after), metrics
 

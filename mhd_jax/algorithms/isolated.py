@@ -44,7 +44,7 @@ def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
         del graph
 
         gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        metrics = {"loss": losses, "private_loss": losses, "messages": {}}
+        metrics = Metrics(losses, {}, {"private_loss": losses})
         return apply_gradients(state, gradients, stats), metrics
 
     return Algorithm(

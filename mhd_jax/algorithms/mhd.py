@@ -62,6 +62,7 @@ from mhd_jax.core.types import (
     Participants,
     PyTree,
     State,
+    Terms,
 )
 from mhd_jax.exchange import adversaries, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
@@ -168,7 +169,7 @@ class _MHD:
             mapped, pull_back_all = projection.mapped(state, outputs, teachers.positions, pull_back)
         # Teachers are constants: each client's gradient starts at its own outputs.
         gradient = jax.grad(self.public_loss, argnums=(0, 1), has_aux=True)
-        at_outputs, terms = over_clients(gradient)(
+        at_outputs, (terms, seen) = over_clients(gradient)(
             outputs,
             mapped,
             sent,
@@ -186,16 +187,16 @@ class _MHD:
         if self.averaging is not None:
             state, weights = self.averaging.after_step(state, batch.presence)
         not_received = ((graph > 0) & ~finite).sum(axis=1)
-        seen = terms.pop("diagnostics")
+        recorded = None
         if state.num_clients < 2 * diagnostics.MOST_CLIENTS:  # some of whom may only fill devices
-            terms["diagnostics"] = diagnostics.of_step(seen, teachers, self.own_included)
-        return state, {
-            **terms,
-            "private_loss": private_losses,
-            "loss": private_losses + terms["public_loss"],
-            "messages": {"predictions": exchange.from_teachers(teachers), **weights},
-            "non_finite": not_received + (teachers.valid & ~understood).sum(axis=1),
-        }
+            recorded = diagnostics.of_step(seen, teachers, self.own_included)
+        return state, Metrics(
+            loss=private_losses + terms["public_loss"],
+            messages={"predictions": exchange.from_teachers(teachers), **weights},
+            terms={"private_loss": private_losses, **terms},
+            non_finite=not_received + (teachers.valid & ~understood).sum(axis=1),
+            diagnostics=recorded,
+        )
 
     def public_loss(
         self,
@@ -207,7 +208,7 @@ class _MHD:
         key: Array,
         unlabelled: Array | None,
         label_set: Array | None,
-    ) -> tuple[Array, Metrics]:
+    ) -> tuple[Array, tuple[Terms, Terms]]:
         """The public terms of one client's L_i, to differentiate in its own outputs.
 
         Args:
@@ -219,6 +220,9 @@ class _MHD:
           key: of the selection.
           unlabelled: whether it has no private labels, bool []; None where all have some.
           label_set: which classes it knows, bool [C]; None is all.
+
+        Returns:
+          The loss; and its terms, with what the diagnostics record of the candidates.
         """
         if taught.embeddings is not None:
             own, sent = projection.cut((own, sent), taught.embeddings.shape[-1])
@@ -244,7 +248,7 @@ class _MHD:
                 learned = self._main_head_from_others(own, taught, valid, key, label_set)
                 loss += self.nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
         terms["public_entropy"] = prediction_entropy(sent.logits[:, -1], label_set)
-        return loss, {"public_loss": loss, **terms, "diagnostics": seen}
+        return loss, ({"public_loss": loss, **terms}, seen)
 
     def candidates(self, own: Outputs, taught: Outputs, valid: Array) -> Candidates:
         """Candidates of one client: its teachers, itself, and its teachers' heads of the same level."""

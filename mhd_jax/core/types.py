@@ -7,7 +7,7 @@ batch, H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,7 +16,7 @@ import optax
 from flax import struct
 
 PyTree = Any
-Metrics = dict[str, Any]  # arrays, and counts of messages by kind
+Terms = dict[str, jax.Array]  # of a loss, or other numbers of a step, by name
 
 
 @struct.dataclass
@@ -193,6 +193,54 @@ class State:
         return self.client_ids.shape[0]
 
 
+@struct.dataclass
+class Metrics(Mapping[str, Any]):
+    """What a step reports, also as a mapping by name. A number is of each client, [K], or of all, [].
+
+    Attributes:
+      loss: the loss of each client, [K].
+      messages: counts of the messages received in this step by kind ("predictions", "weights"):
+        those that i receives from j, int32 [K, K], or those between i and a server, int32 [K].
+      terms: the terms of the loss, and other numbers worth a mean over steps, by name.
+      non_finite: counts of messages that were not finite, and which clients therefore ignored; None
+        where they are not counted.
+      diagnostics: what is summed over the run, see `mhd_jax.exchange.diagnostics`; None if nothing.
+    """
+
+    loss: jax.Array
+    messages: dict[str, jax.Array]
+    terms: Terms = struct.field(default_factory=dict)
+    non_finite: jax.Array | None = None
+    diagnostics: Terms | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Metrics:
+        """Returns the record of metrics given as a dictionary: all other names are terms."""
+        if isinstance(given, Metrics):
+            return given
+        own = [field.name for field in dataclasses.fields(cls) if field.name != "terms"]
+        terms = {name: value for name, value in given.items() if name not in own}
+        return cls(terms=terms, **{name: given[name] for name in own if name in given})
+
+    def numbers(self) -> Terms:
+        """Returns all numbers by name, without messages and diagnostics."""
+        counted = {} if self.non_finite is None else {"non_finite": self.non_finite}
+        return {"loss": self.loss, **self.terms, **counted}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._by_name()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name())
+
+    def __len__(self) -> int:
+        return len(self._by_name())
+
+    def _by_name(self) -> dict[str, Any]:
+        recorded = {} if self.diagnostics is None else {"diagnostics": self.diagnostics}
+        return {**self.numbers(), "messages": self.messages, **recorded}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algorithm:
     """An algorithm of decentralized learning, as pure functions that are not jitted.
@@ -200,15 +248,12 @@ class Algorithm:
     Attributes:
       init: `(key, clients, sample_batch) -> State`; raises `ConfigError` if the clients cannot
         run the algorithm (because of unequal architectures or embedding widths, for example).
-      train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`. A metric is a scalar or
-        has one entry per client, [K]. `metrics["messages"]` counts the messages received in this
-        step by kind ("predictions", "weights"): those that i receives from j, int32 [K, K], or
-        those between i and a server, [K]. `metrics["non_finite"]` may count the messages that
-        were not finite, and which clients therefore ignored. `metrics["diagnostics"]`, if any,
-        are summed over the run (`mhd_jax.exchange.diagnostics`). Where clients or links fail
-        (`mhd_jax.engine.faults`), failed edges are removed from the graph, and the engine
-        restores parameters, statistics and optimizer states of clients that do not train; the
-        algorithm itself must handle `extra`, and messages through a server, by `batch.presence`.
+      train_step: `(state, batch, adjacency [K, K]) -> (state, metrics)`; metrics are a `Metrics`, or
+        a dictionary of its fields and terms, `{"loss": …, "messages": …, "my_term": …}`. Where
+        clients or links fail (`mhd_jax.engine.faults`), failed edges are removed from the graph,
+        and the engine restores parameters, statistics and optimizer states of clients that do not
+        train; the algorithm itself must handle `extra`, and messages through a server, by
+        `batch.presence`.
       predict: `(state, inputs [N, ...]) -> logits [K, N, H, C]`, in evaluation mode.
       message: `(state, batch, group) -> {kind: {type: arrays}}`, the shapes of the arrays in a
         message of each kind from a client of `group`, one of the state's groups (see

@@ -30,19 +30,20 @@ def shapes_of_step(
     if not isinstance(state, State):
         raise ConfigError(f"init of {name} must return a mhd_jax State, not {_kind(state)}.")
     found: Any = jax.eval_shape(algorithm.train_step, state, batch, graph)
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
         raise ConfigError(
             f"train_step of {name} must return a state and a dictionary of metrics, not "
             f"{_kind(found)}."
         )
-    after, metrics = found
+    after, given = found
     _require_alike(name, state, after)
-    if not {"loss", "messages"} <= metrics.keys():
+    if not {"loss", "messages"} <= given.keys():
         raise ConfigError(
-            f"the metrics of {name} must hold 'loss' and 'messages', but are {', '.join(metrics)}."
+            f"the metrics of {name} must hold 'loss' and 'messages', but are {', '.join(given)}."
         )
+    metrics = Metrics.of(given)
     declared = algorithm.message(state, batch, state.groups[0])
-    messages = metrics["messages"]
+    messages: Any = metrics.messages
     if not isinstance(messages, Mapping) or messages.keys() != declared.keys():
         raise ConfigError(
             f"the metrics of {name} must count messages by kind, in a dictionary "
@@ -56,9 +57,7 @@ def shapes_of_step(
                 f"the metrics of {name} must count messages of {kind} in integers [K, K], or [K] "
                 f"with a server, here K = {state.num_clients}, not {_shown(count)}."
             )
-    for metric, value in metrics.items():
-        if metric in ("messages", "diagnostics"):
-            continue
+    for metric, value in metrics.numbers().items():
         if getattr(value, "shape", None) not in by_client | {()}:
             raise ConfigError(
                 f"the metric {metric} of {name} must be one number, or one for each of the "

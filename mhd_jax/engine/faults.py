@@ -20,6 +20,7 @@ from jax import Array
 
 from mhd_jax.core import random
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Algorithm, Metrics, Presence, State
 from mhd_jax.core.validation import is_integer, is_number, require_kind
 from mhd_jax.training import groups
@@ -264,18 +265,26 @@ def after_step(
 
     Returns:
       The state, in which clients that did not take the step are unchanged; the metrics, 0 for these
-      clients (except counts of non-finite messages, as theirs may be received); and the tally.
+      clients (except counts of messages and of non-finite ones, as theirs may be received); and the
+      tally.
     """
     took, quarantined = there.trains, tally.quarantined
     if quarantined is not None:
-        fine = jnp.isfinite(metrics["loss"]) & groups.finite_params(after)
+        fine = jnp.isfinite(metrics.loss) & groups.finite_params(after)
         quarantined = jnp.where(took & ~fine, before.step, quarantined)
         took &= fine
     state = groups.keep_others(took, after, before)
-    metrics = {
-        name: jnp.where(took, value, 0) if value.ndim and name != "non_finite" else value
-        for name, value in metrics.items()
-    }
+
+    def of_those(value: Array) -> Array:
+        return jnp.where(took, value, 0) if value.ndim else value
+
+    nothing = jax.tree.map(jnp.zeros_like, metrics.diagnostics)
+    metrics = dataclasses.replace(
+        metrics,
+        loss=of_those(metrics.loss),
+        terms=jax.tree.map(of_those, metrics.terms),
+        diagnostics=where_rows(there.trains, metrics.diagnostics, nothing),
+    )
     trained = tally.trained + took
     return state, metrics, dataclasses.replace(tally, trained=trained, quarantined=quarantined)
 

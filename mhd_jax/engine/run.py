@@ -15,7 +15,7 @@ from jax import Array
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.client_axis import Execution, everywhere, under
-from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State
+from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.engine import by_hand, programs
 from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet
@@ -115,14 +115,14 @@ class Run:
           graph: A(t) [K, K], from `graph` or your own; A[i, j] > 0 where i may learn from j.
 
         Returns:
-          The next state, and the metrics of the step, see `mhd_jax.core.types.Algorithm`.
+          The next state, and the step's `mhd_jax.core.types.Metrics`.
         """
         with under(self.execution):
-            after, metrics = self.algorithm.train_step(state, batch, graph)
+            after, found = self.algorithm.train_step(state, batch, graph)
             if self.execution.mesh is not None:
                 places = carry_shardings(self.carry, self.execution).state
                 after = jax.lax.with_sharding_constraint(after, places)
-            return after, metrics
+            return after, Metrics.of(found)
 
     def predict(self, state: State, inputs: PyTree) -> Array:
         """Logits [K, N, H, C] of all clients on samples as the data set stores them, [N, ...]."""
@@ -245,7 +245,7 @@ class Run:
         steps = multihost.fetch(tally.quarantined)[: self.num_active]
         return {int(i): int(steps[i]) for i in np.flatnonzero(steps >= 0)}
 
-    def diverged(self, sums: Metrics) -> np.ndarray:
+    def diverged(self, sums: Terms) -> np.ndarray:
         """Returns the numbers of the clients whose loss is not finite."""
         losses = np.atleast_1d(multihost.fetch(sums["loss"]))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))

@@ -30,7 +30,7 @@ from mhd_jax.core.errors import (
     in_a_line,
 )
 from mhd_jax.core.files import folder_here
-from mhd_jax.core.types import Algorithm, Metrics, State
+from mhd_jax.core.types import Algorithm, State, Terms
 from mhd_jax.core.validation import require_counts
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import memory
@@ -636,7 +636,7 @@ def _going(
     return [(lane, part) for lane, part in parts if lane.failure is None]
 
 
-def _look_after(lane: _Lane, sums: Metrics, tally: Tally, step: int, keep_going: bool) -> None:
+def _look_after(lane: _Lane, sums: Terms, tally: Tally, step: int, keep_going: bool) -> None:
     """Raises `DivergedError` if a run has diverged or, with `keep_going`, stores it in its lane."""
     try:
         _require_finite(lane.run, sums, step)
@@ -648,7 +648,7 @@ def _look_after(lane: _Lane, sums: Metrics, tally: Tally, step: int, keep_going:
         lane.failure = error
 
 
-def _require_finite(run: Run, sums: Metrics, step: int) -> None:
+def _require_finite(run: Run, sums: Terms, step: int) -> None:
     bad = run.diverged(sums)
     if bad.size:
         raise DivergedError(

@@ -16,8 +16,7 @@ from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
 from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, place, under
-from mhd_jax.core.trees import where_rows
-from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State
+from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.dataset import take
 from mhd_jax.data.preprocessing import Preparation
@@ -44,7 +43,7 @@ class Carry:
     """
 
     state: State
-    sums: Metrics
+    sums: Terms
     count: Array
     messages: dict[str, Array]
     tally: Tally | None = None
@@ -129,9 +128,10 @@ def initial_carry(
             state = algorithm.init(key, clients, batch)
             graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
             _, metrics = contract.shapes_of_step(algorithm, state, batch, graph)
-        sums = jax.tree.map(jnp.zeros_like, metrics)
-        messages, diagnostics = sums.pop("messages"), sums.pop("diagnostics", None)
-        return Carry(state, sums, jnp.zeros((), jnp.int32), messages, tally, diagnostics)
+        nothing: Metrics = jax.tree.map(jnp.zeros_like, metrics)
+        count = jnp.zeros((), jnp.int32)
+        sums = nothing.numbers()
+        return Carry(state, sums, count, nothing.messages, tally, nothing.diagnostics)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key, data)
@@ -197,15 +197,15 @@ def take_steps(
             there, graph, tally = faults.before_step(plan, tally, before, graph)
             batch = dataclasses.replace(batch, presence=there)
         inactive = num_clients - graph.shape[0]
-        state, metrics = train_step(before, batch, jnp.pad(graph, (0, inactive)))
-        messages = jax.tree.map(jnp.add, carry.messages, metrics.pop("messages"))
-        diagnostics = metrics.pop("diagnostics", None)
+        state, found = train_step(before, batch, jnp.pad(graph, (0, inactive)))
+        metrics = Metrics.of(found)
         if tally is not None:
             state, metrics, tally = faults.after_step(tally, there, before, state, metrics)
-            nothing = jax.tree.map(jnp.zeros_like, diagnostics)
-            diagnostics = where_rows(there.trains, diagnostics, nothing)
-        diagnostics = jax.tree.map(jnp.add, carry.diagnostics, diagnostics)
-        sums = jax.tree.map(jnp.add, carry.sums, metrics)
+        messages, diagnostics, sums = jax.tree.map(
+            jnp.add,
+            (carry.messages, carry.diagnostics, carry.sums),
+            (metrics.messages, metrics.diagnostics, metrics.numbers()),
+        )
         after = Carry(state, sums, carry.count + 1, messages, tally, diagnostics)
         return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax.core.types import Metrics, Outputs
+from mhd_jax.core.types import Outputs, Terms
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.exchange.teachers import Teachers
 
@@ -73,7 +73,7 @@ def by_client(slots: Array, teachers: Teachers, own_included: bool) -> Array:
     return jnp.einsum("kn...,knj->kj...", slots, members)
 
 
-def of_step(seen: Metrics, teachers: Teachers, own_included: bool) -> Metrics:
+def of_step(seen: Terms, teachers: Teachers, own_included: bool) -> Terms:
     """A step's diagnostics by client: "followed" and "agreement" [K, K, …], "confidence" [K, H].
 
     Args:

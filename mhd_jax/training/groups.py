@@ -19,7 +19,7 @@ from mhd_jax.core import label_sets, random
 from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import all_finite, take_rows, where_rows
-from mhd_jax.core.types import Batch, GroupState, Metrics, Outputs, Participants, PyTree, State
+from mhd_jax.core.types import Batch, GroupState, Outputs, Participants, PyTree, State, Terms
 from mhd_jax.topology.mixing import average
 from mhd_jax.training.losses import pretext_cross_entropy, private_cross_entropy
 
@@ -166,9 +166,9 @@ def forward(
 def local_gradients(
     state: State,
     batch: Batch,
-    loss: Callable[..., tuple[Array, Metrics]],
+    loss: Callable[..., tuple[Array, Terms]],
     context: tuple[PyTree, ...] = (),
-) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Metrics]:
+) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Terms]:
     """Returns every client's gradient of a loss on its private batch, from one pass per client.
 
     Args:
@@ -197,12 +197,12 @@ def local_gradients(
             label_set: Array | None,
             *context: PyTree,
             group: GroupState = group,
-        ) -> tuple[PyTree, PyTree, Metrics]:
+        ) -> tuple[PyTree, PyTree, Terms]:
             pretext = group.model.pretext
             if pretext is not None:
                 inputs, labels = pretext.samples(jax.random.fold_in(key, 1), inputs)
 
-            def value(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+            def value(params: PyTree) -> tuple[Array, tuple[Terms, PyTree]]:
                 outputs, updated = group.model.apply(params, stats, inputs, key, label_set)
                 if pretext is None:
                     total, parts = loss(outputs, labels, mask, label_set, *context)
@@ -242,7 +242,7 @@ def private_gradients(
 
     def loss(
         outputs: Outputs, labels: Array, mask: Array, label_set: Array | None
-    ) -> tuple[Array, Metrics]:
+    ) -> tuple[Array, Terms]:
         value = private_cross_entropy(
             outputs.logits[:, 0], labels, mask, label_smoothing, label_set
         )
