@@ -19,6 +19,7 @@ from mhd_jax.training.groups import all_params, all_stats, forward
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_CLASSES = 3
 FEATURES = 4
+PLAIN_SGD = optax.sgd(0.1)  # one object, so that equal programs compile once
 SMALL = [
     "--steps=6",
     "--eval_every=3",
@@ -80,7 +81,7 @@ def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwarg
             clients,
             groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),
         )
-    return clients.with_defaults(optimizer or optax.sgd(0.1))
+    return clients.with_defaults(optimizer or PLAIN_SGD)
 
 
 OF_THE_HOST = (
@@ -125,7 +126,10 @@ def tiny_batch(
 
 
 def take_steps(algorithm, clients, graph, batches, state=None):
-    """The states of a few steps, the one before them included, and the metrics of each."""
+    """The states of a few steps, the one before them included, and the metrics of each.
+
+    Without a state, the clients start anew; with one, they are not looked at.
+    """
     states = [state or algorithm.init(jax.random.key(0), clients, batches[0])]
     step, metrics = jax.jit(algorithm.train_step), []
     for batch in batches:

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from absl.testing import flagsaver
 from flax import linen as nn
@@ -19,6 +18,7 @@ from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.pretext import Rotation, SimCLR
 from mhd_jax.training.losses import pretext_cross_entropy
 from tests.builders import (
+    PLAIN_SGD,
     assert_trees_close,
     assert_trees_equal,
     of_client,
@@ -49,7 +49,7 @@ def clients_of(*objectives):
 
 
 def clients_with(objective):
-    return clients_of("supervised", objective, "supervised").with_defaults(optax.sgd(0.1))
+    return clients_of("supervised", objective, "supervised").with_defaults(PLAIN_SGD)
 
 
 def batch_of(clients):

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.stats
 
@@ -34,7 +33,6 @@ COMPLETE = 1 - jnp.eye(K)
 ONLY_1_TEACHES_0 = jnp.zeros((K, K)).at[0, 1].set(1)
 HONEST = len(KINDS)
 SIZES = {"eval_every": 3, "batch_size": 4, "public_batch_size": 5}
-PLAIN = optax.sgd(0.1)  # one object, so that equal programs compile once
 
 
 def learning_from_main_heads(shared, **options):
@@ -80,7 +78,7 @@ def test_what_is_not_finite_touches_nobody(shared):
     algorithm = mhd.algorithms.mhd(public_batch=public_batch, compression="int8")
 
     def run(kind, graph):
-        clients = tiny_clients(K, adversaries={2: kind}, optimizer=PLAIN)
+        clients = tiny_clients(K, adversaries={2: kind})
         (*_, state), (*_, metrics) = take_steps(algorithm, clients, graph, batches_of(shared))
         return all_params(state), metrics
 
@@ -116,7 +114,7 @@ def test_students_learn_from_what_was_sent(shared):
     algorithm, graph = learning_from_main_heads(shared), ONLY_1_TEACHES_0
     before, now = batches_of(shared)
     for kind in ("label_flip", "replay"):
-        clients = tiny_clients(K, adversaries={1: kind, 3: "replay"}, optimizer=PLAIN)
+        clients = tiny_clients(K, adversaries={1: kind, 3: "replay"})
         (first, second, after), (_, metrics) = take_steps(algorithm, clients, graph, (before, now))
         if kind == "replay":
             target = softmax(public_outputs(first, before).logits[1, :, 0])
@@ -230,7 +228,7 @@ def test_liars_snapshots_lie_too(delay, shared):
     batches = batches_of(shared)
 
     def run(kind, graph=ONLY_1_TEACHES_0):
-        clients = tiny_clients(K, adversaries={1: kind}, optimizer=PLAIN)
+        clients = tiny_clients(K, adversaries={1: kind})
         (_, before, after), (_, metrics) = take_steps(algorithm, clients, graph, batches)
         return before, all_params(after), metrics
 
@@ -265,7 +263,7 @@ def test_a_lie_outside_a_label_set_says_nothing():
     batch = tiny_batch(K)
 
     def run(kind):
-        clients = without_class(0, tiny_clients(K, adversaries={1: kind}, optimizer=PLAIN), of=1)
+        clients = without_class(0, tiny_clients(K, adversaries={1: kind}), of=1)
         states, _ = take_steps(algorithm, clients, ONLY_1_TEACHES_0, [batch])
         return all_params(states[-1])
 
@@ -284,7 +282,7 @@ def test_fedmd_counts_and_hears_who_can_be_reached(away, sets):
         batch = batch.replace(presence=Presence(*there))
 
     def run(liars, silent=()):
-        clients = tiny_clients(K, adversaries=liars, optimizer=PLAIN)
+        clients = tiny_clients(K, adversaries=liars)
         clients = without_class(2, clients, of=3) if sets else clients
         state = algorithm.init(jax.random.key(0), clients, batch)
         speaks = state.extra["speaks"].at[jnp.array(silent, int)].set(0)
