@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import ablation, cases, sweep
+from experiments import ablation, cases, over_seeds, sweep
 from mhd_jax.engine import joint_runs as joining
 
 SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")
@@ -170,12 +170,11 @@ def test_an_ablation(call, programs):
 
 
 def test_an_interval_of_few():
-    assert cases.interval([None]) == {"mean": None, "std": None, "half_width": None}
-    assert cases.interval([0.5, None]) == {"mean": 0.5, "std": None, "half_width": None}
+    nothing = {"mean": None, "std": None, "half_width": None}
+    assert over_seeds.interval([None]) == nothing
+    assert over_seeds.interval([0.5, None]) == {**nothing, "mean": 0.5}
 
 
 def test_a_long_name_makes_a_folder_of_its_own():
-    one, other = (
-        cases.Case((("topology", "a/" * 100 + end),), None, mhd.algorithms.mhd()) for end in "xy"
-    )
-    assert one.folder != other.folder and "/" not in one.folder and len(one.folder) < 140
+    one, other = (cases.folder("topology=" + "a/" * 100 + end) for end in "xy")
+    assert one != other and "/" not in one and len(one) < 140
