@@ -149,8 +149,7 @@ def main() -> None:
             "an ablation is of mhd, one flag at a time; leave --algorithm and --grid out, or take "
             "experiments.sweep."
         )
-    axes = [cases.axis(text, "vary") for text in flags.FLAGS.vary or _CASES]
-    sweep.check_axes(axes, "vary")
+    axes = cases.axes(flags.FLAGS.vary or _CASES, "vary")
     workdir = study.workdir("runs/ablation")
     outcomes, content, table = sweep.carry_out(cases.one_at_a_time(axes), workdir)
     compared = margins(outcomes, orderings(flags.FLAGS.num_aux_heads))

@@ -21,6 +21,7 @@ from experiments.over_seeds import accuracies, interval, spread
 from experiments.study import Case, Outcome
 from mhd_jax.runs.figures import METRICS
 
+_OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
 _LONGEST_NAME = 120  # characters of a folder's name
 
 Axis = tuple[str, tuple[str, ...]]  # a flag and its values, as text
@@ -28,12 +29,23 @@ Assignment = tuple[tuple[str, str], ...]  # flags and a value of each, as text
 Row = dict[str, Any]
 
 
-def axis(text: str, flag: str) -> Axis:
-    """Parses "FLAG=VALUE,VALUE", or "FLAG=VALUE;VALUE" for values that contain commas.
+def axes(texts: Sequence[str], flag: str) -> list[Axis]:
+    """Parses values of a flag: "FLAG=VALUE,VALUE", or "FLAG=VALUE;VALUE" if values hold commas.
 
     Raises:
-      mhd.ConfigError: the text cannot be read; `flag` is the name of its flag, for the error.
+      mhd.ConfigError: a text that cannot be read, or a flag that cannot be swept or is named twice.
     """
+    found = [_axis(text, flag) for text in texts]
+    names = [name for name, _ in found]
+    for name in names:
+        if name in _OF_THE_SWEEP:
+            raise mhd.ConfigError(f"--{name} is the sweep's own; it cannot be in --{flag}.")
+        if names.count(name) > 1:
+            raise mhd.ConfigError(f"--{name} is in two --{flag}; give all its values in one.")
+    return found
+
+
+def _axis(text: str, flag: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip().lstrip("-")
     found = tuple(v.strip() for v in values.split(";" if ";" in values else ",") if v.strip())

@@ -12,7 +12,6 @@ experiments.train; the same command again resumes an interrupted study.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,32 +103,23 @@ def ensembles(
     ]
 
 
-def gains(
-    chosen: Sequence[Ensemble], seeds: Sequence[int], workdir: pathlib.Path
+def rows_of(
+    ensemble: Ensemble, summaries: Sequence[study.Summary], first: Sequence[study.Summary]
 ) -> list[dict[str, Any]]:
-    """Trains every ensemble with every seed.
+    """Returns a row for each kind of client in an ensemble, from its runs' summaries.
 
-    Args:
-      chosen: the ensembles; the others are compared with the first.
-      seeds: seeds of data split and training.
-      workdir: the folder that gets ENSEMBLE/seed_N for each run; finished runs are only read.
-
-    Returns:
-      For each ensemble and each kind of client in it, mean and standard deviation over seeds of
-      the clients' mean β_sh and β_priv by head, and of the "gain": the last head's β_sh minus that
-      of the clients at the same places in the first ensemble.
+    A row has mean and standard deviation over seeds of the clients' mean β_sh and β_priv by head,
+    and of the "gain": the last head's β_sh minus that of the clients at the same places in the
+    `first` ensemble.
     """
-    found = study.run(chosen, seeds, workdir)
-    first = found[chosen[0].name]
     rows = []
-    for ensemble in chosen:
-        for kind in dict.fromkeys(ensemble.kinds):
-            places = [i for i, other in enumerate(ensemble.kinds) if other == kind]
-            own = [_mean_over(places, summary) for summary in found[ensemble.name]]
-            others = [_mean_over(places, summary) for summary in first]
-            differences = [_last(a) - _last(b) for a, b in zip(own, others, strict=True)]
-            row = {"ensemble": ensemble.name, "clients": kind, "places": places}
-            rows.append({**row, **over_seeds.accuracies(own), "gain": spread(differences)})
+    for kind in dict.fromkeys(ensemble.kinds):
+        places = [i for i, other in enumerate(ensemble.kinds) if other == kind]
+        own = [_mean_over(places, summary) for summary in summaries]
+        others = [_mean_over(places, summary) for summary in first]
+        gains = [_last(a) - _last(b) for a, b in zip(own, others, strict=True)]
+        row = {"ensemble": ensemble.name, "clients": kind, "places": places}
+        rows.append({**row, **over_seeds.accuracies(own), "gain": spread(gains)})
     return rows
 
 
@@ -201,7 +191,9 @@ def main() -> None:
     chosen = [each for each in known if each.name in (_CHOSEN.value or names)]
     workdir = study.workdir("runs/heterogeneous")
     seeds = seed_flags.values()
-    rows = gains(chosen, seeds, workdir)
+    found = study.run(chosen, seeds, workdir)
+    first = found[chosen[0].name]
+    rows = [row for each in chosen for row in rows_of(each, found[each.name], first)]
     title = f"MHD, mean ± std over {len(seeds)} seed(s); gain over the ensemble {chosen[0].name}"
     table = study.Table(_HEADINGS, lines(rows), title)
     content = {"seeds": seeds, "rows": rows}

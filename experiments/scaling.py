@@ -20,13 +20,13 @@ import jax
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch, study
+from experiments import launch
 from experiments.benchmark import compilation, images_of_clients
 from experiments.timing import in_turn
 from mhd_jax.algorithms import ALGORITHMS
-from mhd_jax.core.files import make_folder
+from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.engine.prepare import prepare
-from mhd_jax.runs.drawing import Figure
+from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles
 from mhd_jax.runs.records import write_json
 
@@ -42,7 +42,7 @@ _NUM_CLIENTS = flags.DEFINE_list(
     "num_clients", [], "Numbers of clients; by default 1, 4, 16 … up to what suits a model."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "ring", "Graph; random_regular has degree 4 here.")
-flags.DEFINE_string("workdir", "runs/scaling", "Folder for the table and the plot.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/scaling", "Folder for the table and the plot.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,23 +101,19 @@ def _graph(topology: str, num_clients: int) -> mhd.Topology:
     return mhd.topology.named("complete" if few else topology, num_clients, **options)
 
 
-_HEADINGS = (
-    "model",
-    "algorithm",
-    "K",
-    "ms per step",
-    "ms per client",
-    "memory, MB",
-    "compilation, s",
-)
-
-
-def line(cost: Cost) -> list[str]:
-    """Returns a measurement's line of the table, under `_HEADINGS`."""
-    ms = 1e3 * cost.step_seconds
-    numbers = (f"{ms:.3g}", f"{ms / cost.num_clients:.3g}", f"{cost.memory_bytes / 1e6:.3g}")
-    about = (cost.model, cost.algorithm, str(cost.num_clients))
-    return [*about, *numbers, f"{cost.compile_seconds:.1f}"]
+def markdown(costs: Sequence[Cost]) -> str:
+    """Returns the table as Markdown."""
+    lines = [
+        "| model | algorithm | K | ms per step | ms per client | memory, MB | compilation, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in costs:
+        ms = 1e3 * c.step_seconds
+        lines.append(
+            f"| {c.model} | {c.algorithm} | {c.num_clients} | {ms:.3g} | {ms / c.num_clients:.3g} "
+            f"| {c.memory_bytes / 1e6:.3g} | {c.compile_seconds:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def figure(costs: Sequence[Cost], topology: str) -> Figure:
@@ -174,7 +170,7 @@ def main() -> None:
     numbers = {model: _numbers_of_clients(model) for model in _MODELS.value}
     for number in {n for some in numbers.values() for n in some}:
         _graph(_TOPOLOGY.value, number)  # refuses impossible graphs
-    folder = study.workdir("runs/scaling")
+    folder = folder_here(_WORKDIR.value, "--workdir")
     make_folder(folder, "workdir")
     console = launch.console()
     costs: list[Cost] = []
@@ -183,9 +179,9 @@ def main() -> None:
             costs.append(measure(model, algorithm, _TOPOLOGY.value, number))
             console.print(costs[-1], highlight=False)
             write_json(folder / "scaling.json", [dataclasses.asdict(cost) for cost in costs])
-    table = study.Table(_HEADINGS, [line(cost) for cost in costs])
-    drawn = {"scaling": lambda: figure(costs, _TOPOLOGY.value)}
-    study.publish(folder, list(map(dataclasses.asdict, costs)), [table], drawn, name="scaling")
+    (folder / "scaling.md").write_text(markdown(costs), encoding="utf-8")
+    save_figure(lambda: figure(costs, _TOPOLOGY.value), folder / "scaling")
+    console.print(f"table and plot: {folder}", markup=False)
 
 
 if __name__ == "__main__":

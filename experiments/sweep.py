@@ -44,7 +44,6 @@ flags.declare_key_flag("algorithm")  # defined by experiments.train
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
-_OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
 
 
 def main() -> None:
@@ -54,8 +53,7 @@ def main() -> None:
     if _GRID.value and _VARY.value:
         raise mhd.ConfigError("--grid and --vary are two ways to sweep; give one of them.")
     kind = "grid" if _GRID.value else "vary"
-    axes = [cases.axis(text, kind) for text in _GRID.value or _VARY.value]
-    check_axes(axes, kind)
+    axes = cases.axes(_GRID.value or _VARY.value, kind)
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
     workdir = study.workdir("runs/sweep")
     _, content, table = carry_out(assignments, workdir)
@@ -85,16 +83,6 @@ def carry_out(
     )
     table = study.Table(_HEADINGS, lines(rows), notes=[said, *notes])
     return outcomes, {"seeds": seeds, "rows": rows, "notes": notes}, table
-
-
-def check_axes(axes: Sequence[Axis], kind: str) -> None:
-    """Raises `mhd.ConfigError` for flags that cannot be swept, or that are named twice."""
-    names = [name for name, _ in axes]
-    for name in names:
-        if name in _OF_THE_SWEEP:
-            raise mhd.ConfigError(f"--{name} is the sweep's own; it cannot be in --{kind}.")
-        if names.count(name) > 1:
-            raise mhd.ConfigError(f"--{name} is in two --{kind}; give all its values in one.")
 
 
 _HEADINGS = ("case", "head", "β_sh", "β_priv", "MB sent")

@@ -11,7 +11,6 @@ same command again resumes an interrupted study.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,48 +40,30 @@ _HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0, "num_targets": "all"}
 Row = dict[str, Any]
 
 
-def accuracy_by_hops(
-    settings: RunSettings,
-    topologies: Sequence[str],
-    algorithms: Sequence[mhd.Algorithm],
-    seeds: Sequence[int],
-    workdir: pathlib.Path,
-) -> list[Row]:
-    """Trains every algorithm on every graph with every seed.
-
-    Args:
-      settings: the settings that all runs share, except the graph.
-      topologies: names of graphs.
-      algorithms: the algorithms, with their hyperparameters.
-      seeds: seeds of data split and training.
-      workdir: the folder that gets TOPOLOGY/ALGORITHM/seed_N for each run; finished runs are only
-        read.
-
-    Returns:
-      A row for each graph, algorithm and distance: accuracy by head, mean and deviation over seeds.
-    """
-    cases = [
+def cases(settings: RunSettings, algorithms: Sequence[mhd.Algorithm]) -> list[study.Case]:
+    """Returns every algorithm on every graph."""
+    return [
         study.Case(
             f"{name}, {algorithm.name}",
             f"{name}/{algorithm.name}",
             dataclasses.replace(settings, topology=name),
             algorithm,
         )
-        for name in dict.fromkeys(topologies)
+        for name in dict.fromkeys(_TOPOLOGIES.value)
         for algorithm in algorithms
     ]
-    found = study.run(cases, seeds, workdir)
-    rows = []
-    for case in cases:
-        by_hops: dict[int | None, list[Any]] = {}
-        for row in (row for summary in found[case.name] for row in summary["by_hops"]):
-            by_hops.setdefault(row["hops"], []).append(row["accuracy"])
-        about = {"topology": case.settings.topology, "algorithm": case.algorithm.name}
-        rows += [
-            {**about, "hops": hops, "accuracy": over_seeds.by_head(accuracies)}
-            for hops, accuracies in by_hops.items()
-        ]
-    return rows
+
+
+def rows_of(case: study.Case, summaries: Sequence[study.Summary]) -> list[Row]:
+    """Returns a row for each distance: accuracy by head, mean and deviation over seeds."""
+    by_hops: dict[int | None, list[Any]] = {}
+    for row in (row for summary in summaries for row in summary["by_hops"]):
+        by_hops.setdefault(row["hops"], []).append(row["accuracy"])
+    about = {"topology": case.settings.topology, "algorithm": case.algorithm.name}
+    return [
+        {**about, "hops": hops, "accuracy": over_seeds.by_head(accuracies)}
+        for hops, accuracies in by_hops.items()
+    ]
 
 
 def lines(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[str]]:
@@ -148,10 +129,11 @@ def main() -> None:
     algorithms = [
         run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)[0] for name in names
     ]
-    settings = run_flags.settings()
+    graphs = cases(run_flags.settings(), algorithms)
     workdir = study.workdir("runs/topology")
     seeds = seed_flags.values()
-    rows = accuracy_by_hops(settings, _TOPOLOGIES.value, algorithms, seeds, workdir)
+    found = study.run(graphs, seeds, workdir)
+    rows = [row for case in graphs for row in rows_of(case, found[case.name])]
     heads = max((list(row["accuracy"]) for row in rows), key=len)
     title = f"accuracy by distance, mean ± std over {len(seeds)} seed(s)"
     table = study.Table(["graph", "algorithm", "hops", *heads], lines(rows, heads), title)
