@@ -113,16 +113,15 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
     pending: dict[str, list[tuple[Case, int]]] = {}
     refusal = None
     for case in cases:
-        runs = [(case, seed) for seed in seeds]
         try:
             case.settings.check(case.algorithm, seeds[0])
-            pending.setdefault(_program(case), []).extend(runs)
         except mhd.ConfigError as error:
             refusal = refusal or error
-            for _, seed in runs:
-                folder = case.run_folder(workdir, seed)
-                refused = Outcome(case, seed, folder, None, "refused", str(error))
-                outcomes[case.name, seed] = refused
+            for seed in seeds:
+                folder, why = case.run_folder(workdir, seed), str(error)
+                outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
+        else:
+            pending.setdefault(_program(case), []).extend((case, seed) for seed in seeds)
     if refusal is not None and not pending:
         raise refusal
     batches = [part for runs in pending.values() for part in _parts(runs)]

@@ -131,24 +131,20 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
     for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
         styles = line_styles(len(series))
         for (rest, own), style in zip(series.items(), styles, strict=True):
-            colour = style["color"]
             heads = list(own[0][metric])
-            for head in dict.fromkeys((heads[-1], heads[0])):
-                points = [(row["given"].get(name), row[metric][head]) for row in own]
-                known = [(x, v) for x, v in points if v["mean"] is not None]
-                # Algorithms without this flag have one value for the whole axis.
-                xs = [float(x) if x is not None else None for x, _ in known]
-                if None in xs:
-                    axis.axhline(known[0][1]["mean"], color=colour, linestyle=":", label=rest)
+            for head in first_and_last(heads)[::-1]:
+                known = [row for row in own if row[metric][head]["mean"] is not None]
+                values = [row[metric][head] for row in known]
+                if any(name not in row["given"] for row in known):
+                    # Algorithms without this flag have one value for the whole axis.
+                    line = {"color": style["color"], "linestyle": ":", "label": rest}
+                    axis.axhline(values[0]["mean"], **line)
                     break
-                over_seeds.draw_line(
-                    axis,
-                    # Equally spaced, so that close values can be distinguished.
-                    [numbers.index(float(x)) for x, _ in known if x is not None],
-                    [value for _, value in known],
-                    **{**style, "linestyle": "-" if head == heads[-1] else "--"},
-                    label=f"{rest}, {head}",
-                )
+                # Equally spaced, so that close values can be distinguished.
+                xs = [numbers.index(float(row["given"][name])) for row in known]
+                dashes = "-" if head == heads[-1] else "--"
+                line = {**style, "linestyle": dashes, "label": f"{rest}, {head}"}
+                over_seeds.draw_line(axis, xs, values, **line)
         axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
         axis.set_xlabel(name)
         accuracy_axis(axis, label)

@@ -324,6 +324,7 @@ def test_studies_at_toy_size(call, tmp_path, python):
     found = [(row["ensemble"], row["clients"], row["places"]) for row in rows]
     assert found == [("mixed_1", "small", [0]), ("mixed_1", "large", [1])]
     assert rows[0]["gain"]["mean"] == 0  # over itself
+    assert (folder / "table.md").read_text().count("\n| mixed_1 | 1 ") == 2
     assert (folder / "heterogeneous.png").exists()
 
     chosen = ("--topologies=chain", "--algorithms=mhd")
