@@ -43,9 +43,12 @@ def start():
 def python(start):
     """Runs Python to its end as a process of its own."""
 
-    def run(*arguments, **options):
+    def run(*arguments, timeout=200, **options):
         process = start(*arguments, **options)
-        out, err = process.communicate(timeout=200)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()  # which does nothing to one that has ended
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     return run
