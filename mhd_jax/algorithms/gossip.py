@@ -33,7 +33,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.algorithms.base import (
+    algorithm_of,
+    factory,
+    require,
+    require_at_least,
+    require_label_smoothing,
+)
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import of_one_client, where_rows
 from mhd_jax.core.types import (
@@ -52,7 +58,6 @@ from mhd_jax.training import optim
 from mhd_jax.training.groups import (
     apply_gradients,
     init_state,
-    predict,
     private_gradients,
     require_one_architecture,
 )
@@ -61,6 +66,54 @@ _WAYS_BACK = (
     "where a way back is missing, the weights of push_sum vanish; choose an undirected graph "
     "without push_sum"
 )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Gossip:
+    """The functions of both algorithms, and what they are made with, see `dsgd` and `qg_dsgd`."""
+
+    averaging_rate: float
+    mixing: str
+    gossip_rounds: int
+    label_smoothing: float
+    quasi_global: bool = False
+    mu: float | None = None
+    push_sum: bool = False
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        state = init_gossip(key, clients, sample_batch, self.quasi_global)
+        if self.push_sum:
+            return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
+        if self.mu is None:
+            return state
+        params = state.groups[0].params
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        state = self.gossip(state, graph)
+        if self.mu is not None:
+            state = _paper_momentum(state, self.mu, batch.presence)
+        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
+        messages = {"weights": self.gossip_rounds * exchange.along_edges(graph)}
+        metrics = Metrics(losses, messages, {"private_loss": losses})
+        after = apply_gradients(state, gradients, stats)
+        return (_step_of_sums(state, after) if self.push_sum else after), metrics
+
+    def gossip(self, state: State, graph: Array) -> State:
+        """Returns the state with averaged parameters and, if quasi-global, changed momentum."""
+        rate, rounds = self.averaging_rate, self.gossip_rounds
+        if self.push_sum:
+            return _pushed(state, push_sum_weights(graph), rate, rounds)
+        weights = MIXINGS[self.mixing](graph)
+        return mix(state, weights, rate, rounds, self.quasi_global and self.mu is None)
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        del batch
+        sent = {"weights": of_one_client(group.params)}
+        if self.push_sum:
+            sent["push-sum weight"] = of_one_client(state.extra["push_weights"])
+        return {"weights": sent}
 
 
 @factory
@@ -87,14 +140,14 @@ def dsgd(
         not push_sum or mixing == "uniform",
         f"push_sum has weights of its own, and no mixing {mixing!r}; leave one of them out.",
     )
-    return _gossip(
-        averaging_rate,
-        mixing,
-        gossip_rounds,
-        label_smoothing,
-        quasi_global=False,
-        mu=None,
-        push_sum=push_sum,
+    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
+    return algorithm_of(
+        _Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, push_sum=push_sum),
+        undirected=not push_sum,
+        strongly_connected=push_sum,
+        consensus=_push_weights if push_sum else equal_weights,
+        nesterov=True,
+        needs_everyone=_WAYS_BACK if push_sum else needs_everyone(mixing),
     )
 
 
@@ -115,61 +168,13 @@ def qg_dsgd(
         buffer m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, where x are parameters after mixing.
     """
     require(mu is None or 0 <= mu < 1, f"mu must be in [0, 1), not {mu}.")
-    return _gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu)
-
-
-def _gossip(
-    averaging_rate: float,
-    mixing: str,
-    gossip_rounds: int,
-    label_smoothing: float,
-    quasi_global: bool,
-    mu: float | None,
-    push_sum: bool = False,
-) -> Algorithm:
     check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        state = init_gossip(key, clients, sample_batch, quasi_global)
-        if push_sum:
-            return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
-        if mu is None:
-            return state
-        params = state.groups[0].params
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        if push_sum:
-            state = _pushed(state, push_sum_weights(graph), averaging_rate, gossip_rounds)
-        else:
-            weights = MIXINGS[mixing](graph)
-            state = mix(state, weights, averaging_rate, gossip_rounds, quasi_global and mu is None)
-        if mu is not None:
-            state = _paper_momentum(state, mu, batch.presence)
-        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        messages = {"weights": gossip_rounds * exchange.along_edges(graph)}
-        metrics = Metrics(losses, messages, {"private_loss": losses})
-        after = apply_gradients(state, gradients, stats)
-        return (_step_of_sums(state, after) if push_sum else after), metrics
-
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        del batch
-        sent = {"weights": of_one_client(group.params)}
-        if push_sum:
-            sent["push-sum weight"] = of_one_client(state.extra["push_weights"])
-        return {"weights": sent}
-
-    return Algorithm(
-        init=init,
-        train_step=train_step,
-        predict=predict,
-        message=message,
-        undirected=not push_sum,
-        strongly_connected=push_sum,
-        consensus=_push_weights if push_sum else equal_weights,
+    return algorithm_of(
+        _Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu),
+        undirected=True,
+        consensus=equal_weights,
         nesterov=True,
-        needs_everyone=_WAYS_BACK if push_sum else needs_everyone(mixing),
+        needs_everyone=needs_everyone(mixing),
     )
 
 
@@ -179,7 +184,7 @@ def check_settings(
     """Raises `ConfigError` if a setting of gossip is out of range."""
     require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
     require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
-    require(gossip_rounds >= 1, f"gossip_rounds must be at least 1, not {gossip_rounds}.")
+    require_at_least(1, gossip_rounds=gossip_rounds)
     require_label_smoothing(label_smoothing)
 
 
