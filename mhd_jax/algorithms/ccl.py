@@ -26,14 +26,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import algorithm_of, factory, require_at_least
-from mhd_jax.algorithms.gossip import (
-    check_settings,
-    equal_weights,
-    init_gossip,
-    mix,
-    needs_everyone,
-)
+from mhd_jax.algorithms.base import factory, require_at_least
+from mhd_jax.algorithms.gossip import Gossip, gossip_with
 from mhd_jax.core.client_axis import everywhere, over_clients
 from mhd_jax.core.trees import of_one_client, take_rows
 from mhd_jax.core.types import (
@@ -42,31 +36,21 @@ from mhd_jax.core.types import (
     GroupState,
     Metrics,
     Outputs,
-    Participants,
     PyTree,
     State,
     Terms,
 )
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.topology.mixing import MIXINGS
 from mhd_jax.training.groups import apply_gradients, local_gradients
 from mhd_jax.training.losses import masked_mean, private_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _CCL:
+class _CCL(Gossip):
     """The functions of the algorithm, and what they are made with, see `ccl`."""
 
-    lambda_m: float | None  # None leaves the loss out
-    lambda_d: float | None
-    averaging_rate: float
-    mixing: str
-    quasi_global: bool
-    gossip_rounds: int
-    label_smoothing: float
-
-    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
-        return init_gossip(key, clients, sample_batch, self.quasi_global)
+    lambda_m: float | None = None  # None leaves the loss out
+    lambda_d: float | None = None
 
     def loss(
         self,
@@ -106,13 +90,7 @@ class _CCL:
             if self.lambda_m is not None or self.lambda_d is not None
             else ({}, {})
         )
-        state = mix(
-            state,
-            MIXINGS[self.mixing](graph),
-            self.averaging_rate,
-            self.gossip_rounds,
-            self.quasi_global,
-        )
+        state = self.gossip(state, graph)
         gradients, stats, terms = local_gradients(state, batch, self.loss, context)
         received = exchange.along_edges(graph)
         messages = {"weights": self.gossip_rounds * received}
@@ -199,22 +177,16 @@ def ccl(
       quasi_global: whether CCL extends `qg_dsgd` (as in the paper's best results) or `dsgd`.
     """
     require_at_least(0, lambda_m=lambda_m, lambda_d=lambda_d)
-    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
-    parts = _CCL(
-        lambda_m or None,
-        lambda_d or None,
-        averaging_rate,
-        mixing,
-        quasi_global,
-        gossip_rounds,
-        label_smoothing,
-    )
-    return algorithm_of(
-        parts,
-        undirected=True,
-        consensus=equal_weights,
-        nesterov=True,
-        needs_everyone=needs_everyone(mixing),
+    return gossip_with(
+        _CCL(
+            averaging_rate,
+            mixing,
+            gossip_rounds,
+            label_smoothing,
+            quasi_global,
+            lambda_m=lambda_m or None,
+            lambda_d=lambda_d or None,
+        )
     )
 
 

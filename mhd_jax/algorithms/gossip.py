@@ -66,10 +66,15 @@ _WAYS_BACK = (
     "where a way back is missing, the weights of push_sum vanish; choose an undirected graph "
     "without push_sum"
 )
+# Uniform weights need a regular graph, which a graph with failed edges seldom is.
+_REGULAR = (
+    "uniform weights keep the mean of the parameters on regular graphs alone; choose "
+    "mixing='metropolis_hastings'"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Gossip:
+class Gossip:
     """The functions of both algorithms, and what they are made with, see `dsgd` and `qg_dsgd`."""
 
     averaging_rate: float
@@ -81,7 +86,14 @@ class _Gossip:
     push_sum: bool = False
 
     def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
-        state = init_gossip(key, clients, sample_batch, self.quasi_global)
+        """See `Algorithm.init`: the state in which all clients have the same parameters."""
+        require_one_architecture(clients, "gossip averages parameters")
+        state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
+        if self.quasi_global and not optim.has_momentum(state.groups[0].opt_state):
+            raise ConfigError(
+                "quasi-global momentum needs mhd_jax.optim.SGD with momentum above 0 "
+                "(--momentum=0.9)."
+            )
         if self.push_sum:
             return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
         if self.mu is None:
@@ -91,6 +103,7 @@ class _Gossip:
         return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        """See `Algorithm.train_step`."""
         state = self.gossip(state, graph)
         if self.mu is not None:
             state = _paper_momentum(state, self.mu, batch.presence)
@@ -106,9 +119,10 @@ class _Gossip:
         if self.push_sum:
             return _pushed(state, push_sum_weights(graph), rate, rounds)
         weights = MIXINGS[self.mixing](graph)
-        return mix(state, weights, rate, rounds, self.quasi_global and self.mu is None)
+        return _mixed(state, weights, rate, rounds, self.quasi_global and self.mu is None)
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        """See `Algorithm.message`."""
         del batch
         sent = {"weights": of_one_client(group.params)}
         if self.push_sum:
@@ -140,14 +154,8 @@ def dsgd(
         not push_sum or mixing == "uniform",
         f"push_sum has weights of its own, and no mixing {mixing!r}; leave one of them out.",
     )
-    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
-    return algorithm_of(
-        _Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, push_sum=push_sum),
-        undirected=not push_sum,
-        strongly_connected=push_sum,
-        consensus=_push_weights if push_sum else equal_weights,
-        nesterov=True,
-        needs_everyone=_WAYS_BACK if push_sum else needs_everyone(mixing),
+    return gossip_with(
+        Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, push_sum=push_sum)
     )
 
 
@@ -168,27 +176,37 @@ def qg_dsgd(
         buffer m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, where x are parameters after mixing.
     """
     require(mu is None or 0 <= mu < 1, f"mu must be in [0, 1), not {mu}.")
-    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
-    return algorithm_of(
-        _Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu),
-        undirected=True,
-        consensus=equal_weights,
-        nesterov=True,
-        needs_everyone=needs_everyone(mixing),
+    return gossip_with(
+        Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu)
     )
 
 
-def check_settings(
-    averaging_rate: float, mixing: str, gossip_rounds: int, label_smoothing: float
-) -> None:
-    """Raises `ConfigError` if a setting of gossip is out of range."""
-    require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
-    require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
-    require_at_least(1, gossip_rounds=gossip_rounds)
-    require_label_smoothing(label_smoothing)
+def gossip_with(parts: Gossip) -> Algorithm:
+    """Returns the algorithm whose functions are methods of `parts`.
+
+    Raises:
+      ConfigError: a setting of gossip is out of range.
+    """
+    rate, push_sum = parts.averaging_rate, parts.push_sum
+    require(0 < rate <= 1, f"averaging_rate must be in (0, 1], not {rate}.")
+    require(
+        parts.mixing in MIXINGS,
+        f"mixing must be one of {', '.join(MIXINGS)}, not {parts.mixing!r}.",
+    )
+    require_at_least(1, gossip_rounds=parts.gossip_rounds)
+    require_label_smoothing(parts.label_smoothing)
+    needs = "" if parts.mixing == "metropolis_hastings" else _REGULAR
+    return algorithm_of(
+        parts,
+        undirected=not push_sum,
+        strongly_connected=push_sum,
+        consensus=_push_weights if push_sum else _equal_weights,
+        nesterov=True,
+        needs_everyone=_WAYS_BACK if push_sum else needs,
+    )
 
 
-def equal_weights(state: State) -> Array:
+def _equal_weights(state: State) -> Array:
     """Returns equal weights for `Algorithm.consensus`: doubly stochastic mixing keeps the mean."""
     return jnp.ones(state.num_clients)
 
@@ -201,38 +219,7 @@ def _push_weights(state: State) -> Array:
     return state.extra["push_weights"]
 
 
-def needs_everyone(mixing: str) -> str:
-    """Returns the reason for `Algorithm.needs_everyone`; empty for Metropolis–Hastings weights.
-
-    Uniform weights need a regular graph, which a graph with failed edges seldom is.
-    """
-    if mixing == "metropolis_hastings":
-        return ""
-    return (
-        "uniform weights keep the mean of the parameters on regular graphs alone; choose "
-        "mixing='metropolis_hastings'"
-    )
-
-
-def init_gossip(
-    key: Array, clients: Participants, sample_batch: Batch, quasi_global: bool
-) -> State:
-    """Returns the initial state, in which all clients have the same parameters.
-
-    Raises:
-      ConfigError: clients differ in architecture, or `quasi_global` is set and the optimizer has
-        no momentum.
-    """
-    require_one_architecture(clients, "gossip averages parameters")
-    state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
-    if quasi_global and not optim.has_momentum(state.groups[0].opt_state):
-        raise ConfigError(
-            "quasi-global momentum needs mhd_jax.optim.SGD with momentum above 0 (--momentum=0.9)."
-        )
-    return state
-
-
-def mix(
+def _mixed(
     state: State, weights: Array, averaging_rate: float, rounds: int, quasi_global: bool
 ) -> State:
     """Applies x' = x + γ (W x − x), and m ← m − (x' − x) / η_prev if `quasi_global`.

@@ -57,8 +57,8 @@ class Together:
         return _dispatch.lower(*self._arguments(carry, 1), **self.static())
 
     def _arguments(self, carry: Carry, num_steps: int) -> tuple[Any, ...]:
-        steps = jnp.int32(num_steps)
-        return carry, self.data, self.adjacency, steps, self.plan, self.numbers
+        count = jnp.int32(num_steps)
+        return carry, self.data, self.adjacency, count, self.plan, self.numbers
 
     def static(self) -> dict[str, Any]:
         """Returns the static arguments of the program of `advance`."""
@@ -97,7 +97,8 @@ def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
         most = _most_at_once(runs[found[0]])
         for start in range(0, len(found), most):
             indices = found[start : start + most]
-            parts.append((indices, _joined([runs[i] for i in indices]) if indices[1:] else None))
+            joined = _joined([runs[i] for i in indices]) if len(indices) > 1 else None
+            parts.append((indices, joined))
     return parts
 
 
@@ -112,7 +113,7 @@ def _most_at_once(run: Run) -> int:
 
 
 def _joined(runs: Sequence[Run]) -> Together:
-    """Joins runs of one shape."""
+    """Joins runs which `_alike` finds alike."""
     places = schedules.largest([run.execution.most_neighbours for run in runs])
     runs = [_with_neighbours(run, places) for run in runs]
     held = [run.data for run in runs if isinstance(run.data, DeviceData)]
@@ -291,7 +292,7 @@ def _take_steps_of_one(
     steps: int,
     **static: Any,
 ) -> Carry:
-    """Calls `take_steps` for the run with the numbers `numbers`, scalars."""
+    """Calls `take_steps` for the run with these `numbers`, which are scalars."""
     if numbers["algorithm"]:
         train_step = dataclasses.replace(parts, **numbers["algorithm"]).train_step
     common = [group.optimizer for group in carry.state.groups]
