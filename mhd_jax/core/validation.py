@@ -15,7 +15,6 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.varied import Varied
 
 MAX_SEED = 2**32
 _MOST = 2**31  # integers on the device are int32
@@ -65,7 +64,7 @@ def require_kind(name: str, annotation: str, value: Any) -> None:
     Only annotations of numbers and texts are checked.
     """
     kind = annotation.removesuffix(" | None")
-    if kind not in _KINDS or isinstance(value, Varied) or (value is None and kind != annotation):
+    if kind not in _KINDS or (value is None and kind != annotation):
         return
     fits, what = _KINDS[kind]
     if not fits(value):
