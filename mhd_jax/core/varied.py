@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,28 @@ from jax import Array
 
 class NotAlikeError(Exception):
     """A comparison has different results in different runs, which therefore need two programs."""
+
+
+def _arithmetic(operation: Callable[[Any, Any], Array], *, reflected: bool = False) -> Any:
+    """Returns the method of an operation on the value of the current run."""
+
+    def method(self: Varied, other: Any) -> Array:
+        mine, plain = self._value, other._value if isinstance(other, Varied) else other
+        return operation(plain, mine) if reflected else operation(mine, plain)
+
+    return method
+
+
+def _comparison(operation: Callable[[Any, Any], bool]) -> Any:
+    """Returns the method of a comparison, on which all runs must agree."""
+
+    def method(self: Varied, other: Any) -> bool:
+        answers = {bool(operation(value, other)) for value in self._values}
+        if len(answers) > 1:
+            raise NotAlikeError(f"{self._values} are compared, and differ")
+        return answers.pop()
+
+    return method
 
 
 class Varied:
@@ -32,53 +55,19 @@ class Varied:
     def __neg__(self) -> Array:
         return -self._value
 
-    def __add__(self, other: Any) -> Array:
-        return self._value + _plain(other)
-
-    def __sub__(self, other: Any) -> Array:
-        return self._value - _plain(other)
-
-    def __rsub__(self, other: Any) -> Array:
-        return _plain(other) - self._value
-
-    def __mul__(self, other: Any) -> Array:
-        return self._value * _plain(other)
-
-    def __truediv__(self, other: Any) -> Array:
-        return self._value / _plain(other)
-
-    def __rtruediv__(self, other: Any) -> Array:
-        return _plain(other) / self._value
-
-    def __pow__(self, other: Any) -> Array:
-        return self._value ** _plain(other)
-
-    __radd__, __rmul__ = __add__, __mul__
+    __add__ = __radd__ = _arithmetic(operator.add)
+    __mul__ = __rmul__ = _arithmetic(operator.mul)
+    __sub__ = _arithmetic(operator.sub)
+    __rsub__ = _arithmetic(operator.sub, reflected=True)
+    __truediv__ = _arithmetic(operator.truediv)
+    __rtruediv__ = _arithmetic(operator.truediv, reflected=True)
+    __pow__ = _arithmetic(operator.pow)
 
     def __bool__(self) -> bool:
-        return self._agreed(lambda value: value != 0)
+        return self != 0
 
-    def __eq__(self, other: Any) -> bool:
-        return self._agreed(lambda value: value == other)
-
-    def __lt__(self, other: Any) -> bool:
-        return self._agreed(lambda value: value < other)
-
-    def __le__(self, other: Any) -> bool:
-        return self._agreed(lambda value: value <= other)
-
-    def __gt__(self, other: Any) -> bool:
-        return self._agreed(lambda value: value > other)
-
-    def __ge__(self, other: Any) -> bool:
-        return self._agreed(lambda value: value >= other)
-
-    def _agreed(self, question: Callable[[float], bool]) -> bool:
-        answers = {bool(question(value)) for value in self._values}
-        if len(answers) > 1:
-            raise NotAlikeError(f"{self._values} are compared, and differ")
-        return answers.pop()
-
-
-def _plain(other: Any) -> Any:
-    return other._value if isinstance(other, Varied) else other
+    __eq__ = _comparison(operator.eq)
+    __lt__ = _comparison(operator.lt)
+    __le__ = _comparison(operator.le)
+    __gt__ = _comparison(operator.gt)
+    __ge__ = _comparison(operator.ge)
