@@ -19,7 +19,7 @@ from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.label_sets import LabelSets, resolved
-from mhd_jax.core.validation import is_integer, require_counts, require_kind
+from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select
 from mhd_jax.data.kinds import require_alike
@@ -573,11 +573,7 @@ def _partition(partition: Any, num_classes: int) -> Any:
 def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pretext, ...]:
     """Returns the objective of each client, a name or a pretext task."""
     if isinstance(given, Mapping):
-        unknown = sorted(set(given) - set(range(num_clients)), key=str)
-        if unknown:
-            raise ConfigError(
-                f"objectives must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
-            )
+        require_clients("objectives must name clients", given, num_clients)
         given = [given.get(client, "supervised") for client in range(num_clients)]
     goals = of_each(given, num_clients, "objectives", "supervised:7,unlabelled:1")
     goals = [PRETEXTS[goal]() if goal in PRETEXTS else goal for goal in goals]
@@ -689,11 +685,7 @@ def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
       example: an example of "name:count,…", for error messages.
     """
     if isinstance(given, Mapping):
-        missing = sorted(set(range(num_clients)) ^ set(given), key=str)
-        if missing:
-            raise ConfigError(
-                f"the {what} must name clients 0 … {num_clients - 1}; check {missing[:10]}."
-            )
+        require_clients(f"the {what} must name clients", given, num_clients, everyone=True)
         return [given[client] for client in range(num_clients)]
     if isinstance(given, str):
         parts = [part.strip() for part in given.split(",")]
