@@ -425,11 +425,7 @@ def images_of_clients(
     return mhd.make_clients(data, num_clients, model, norm=norm, partition="iid")
 
 
-_MHD_SETTINGS: dict[str, Any] = {
-    "batch_size": _BATCH,
-    "public_batch_size": _BATCH,
-    "steps": 1000,
-}
+_MHD_SETTINGS: dict[str, Any] = {"batch_size": _BATCH, "public_batch_size": _BATCH, "steps": 1000}
 
 
 @row("times the time", at_most=1.1)
