@@ -17,6 +17,7 @@ from numpy.lib.npyio import NpzFile
 from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import written_whole
+from mhd_jax.core.validation import require_clients
 from mhd_jax.data.split import SetAside, Split, completed
 
 FORMATS = (".npz", ".npy", ".csv")
@@ -124,12 +125,9 @@ def from_rows(
       ConfigError: other clients, rows that do not exist, a row of two clients, or too few samples
         to draw from.
     """
-    different = sorted(set(rows) ^ set(range(num_clients)), key=str)
-    if different:
-        raise ConfigError(
-            f"a partition given as rows must name the clients 0 … {num_clients - 1}; check "
-            f"{different[:10]}."
-        )
+    require_clients(
+        "a partition given as rows must name the clients", rows, num_clients, everyone=True
+    )
     owner = np.full(len(labels), -1)
     for client, given in rows.items():
         own = _rows(given, client, len(labels))

@@ -20,6 +20,7 @@ from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.drawing import Figure, save_figure, to_hex
 from mhd_jax.runs.figures import METRICS, Record
 from mhd_jax.runs.finished import FinishedRun
+from mhd_jax.training.metrics import SYMBOLS
 
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
 _MOST_IN_TITLE = 6  # rows up to which a comparison's title names them
@@ -191,7 +192,7 @@ def _accuracy_in_words(summary: Record) -> str:
     """Describes the accuracies of the last and the main head, and their differences."""
 
     def both(head: str, of: Record) -> str:
-        values = {"β_sh": of["beta_sh"][head], "β_priv": of["beta_priv"][head]}
+        values = {symbol: of[metric][head] for metric, symbol in SYMBOLS.items()}
         return " and ".join(f"{name} {x:.3f}" for name, x in values.items() if x is not None)
 
     honest = summary.get("honest")
@@ -202,7 +203,7 @@ def _accuracy_in_words(summary: Record) -> str:
         return f"At the end, {whose or 'the '}only head has {both(first, of)}."
     gains = [
         f"{of[metric][last] - of[metric][first]:+.3f} in {symbol}".replace("-", "−")
-        for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv"))
+        for metric, symbol in SYMBOLS.items()
         if of[metric][first] is not None
     ]
     return (
@@ -238,7 +239,7 @@ def _comparison_in_words(
             f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
             f"sets and seeds ({listed}) are the same for all."
         ]
-    for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
+    for metric, symbol in SYMBOLS.items():
         last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
         known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
         if len(known) > 1:
@@ -262,7 +263,7 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
         ),
         "clients": Table(
             "Accuracy of each client at the end",
-            ("client", "model", *(f"{s} {head}" for s in ("β_sh", "β_priv") for head in heads)),
+            ("client", "model", *(f"{s} {head}" for s in SYMBOLS.values() for head in heads)),
             [
                 [
                     _count(client["client"]),
