@@ -146,7 +146,9 @@ def _most_at_once(run: Run) -> int:
     execution = run.execution
     on_device = -(-run.clients.num_clients // execution.num_shards)
     needs = memory.estimate(run.clients, run.algorithm, run.spec)
-    copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run's own, and stacked
+    copies = (
+        2 * memory.num_bytes(run.samples.data_shapes) // execution.num_shards
+    )  # each run's own, and stacked
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     return max(1, memory.capacity_bytes() // (2 * bytes_each))
 
@@ -170,7 +172,7 @@ def _joined(runs: Sequence[Run]) -> Together | None:
             jax.eval_shape(
                 functools.partial(_take_steps_of_one, **joined.static()),
                 first.carry,
-                first.data,
+                first.samples.data_shapes,
                 first.topology.adjacency,
                 jnp.int32(0),
                 first.plan,
@@ -219,7 +221,7 @@ def _numbers(runs: Sequence[Run]) -> Numbers:
 def _alike(one: Run, other: Run) -> bool:
     """Returns whether two runs may share a program, up to the length of their private data."""
     execution = one.execution
-    if not (isinstance(one.data, DeviceData) and isinstance(other.data, DeviceData)):
+    if one.samples.on_host or other.samples.on_host:
         return False
     if execution.chunk is not None or execution.recompute:
         return False
@@ -230,7 +232,7 @@ def _alike(one: Run, other: Run) -> bool:
         return {**rest, "description": kinds}
 
     def shapes(run: Run) -> Any:
-        data: Any = run.data
+        data: Any = run.samples.data_shapes
         rest = (
             data.starts,
             data.sizes,

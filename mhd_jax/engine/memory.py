@@ -212,7 +212,7 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
         "parameters, statistics and optimizer state (num_clients, or a smaller model)": own,
         "snapshots of clients (pool_size or teacher_delay)": snapshots,
         "what the algorithm remembers (num_clients or the public set)": state.extra,
-        "data (data_placement='host')": (run.data, run.test, run.validation),
+        "data (data_placement='host')": run.samples.shapes(),
         "counts of edges (num_clients)": (run.carry.messages, run.carry.diagnostics),
         f"a copy of the state while it is saved ({_OF_THE_STATE})": run.carry if copied else (),
     }
