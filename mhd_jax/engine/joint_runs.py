@@ -92,6 +92,11 @@ class Together:
         alike = tuple(_with_optimizers_of(self.runs[0], carry) for carry in carries)
         return _join(alike, execution=self.runs[0].execution)
 
+    def fitted(self, carry: Carry) -> Together:
+        """Returns the runs after checking that their joint step fits in memory."""
+        memory.require_step_fits(self.lower(carry), self.runs[0])
+        return self
+
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes `num_steps` steps of all runs and returns the new carry; `carry` is donated."""
         return _dispatch(*self._arguments(carry, num_steps), **self.static())

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import psutil
@@ -22,9 +22,12 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Algorithm, PyTree
 from mhd_jax.data.batching import BatchSpec
-from mhd_jax.engine.run import Run
 from mhd_jax.models.client_model import ClientModel
 from mhd_jax.training import optim
+
+if TYPE_CHECKING:
+    from mhd_jax.engine.run import Run
+    from mhd_jax.engine.steps import Carry
 
 _USABLE = 0.8  # of the memory; the rest is a margin for what the estimate leaves out
 _CONTAINER = pathlib.Path("/sys/fs/cgroup/memory.max")  # a number, or "max" for no limit
@@ -219,14 +222,14 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
     _require_fits({what: on_each_device(tree) for what, tree in parts.items()}, run)
 
 
-def fitted(run: Run) -> Run:
+def fitted(run: Run, carry: Carry) -> Run:
     """Returns the run, with smaller chunks of clients if its compiled step would not fit.
 
     Raises:
       ConfigError: the step does not fit, with the user's `client_chunk` or in chunks of one client.
     """
     while True:
-        needed = _step_bytes(run.lower(run.carry))
+        needed = _step_bytes(run.lower(carry))
         smaller = _smaller_chunk(run, needed)
         if smaller is None:
             _require_fits(needed, run)

@@ -17,7 +17,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.client_axis import Execution, everywhere, under
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import by_hand, programs
+from mhd_jax.engine import by_hand, memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.engine.samples import Samples, ToEvaluate
 from mhd_jax.engine.steps import Carry, carry_shardings, count_correct, dispatch, initial_carry
@@ -158,6 +158,24 @@ class Run:
             quarantine=self.quarantine,
         )
 
+    @property
+    def runs(self) -> tuple[Run]:
+        """The run alone, where `mhd_jax.engine.joint_runs.Together` has several."""
+        return (self,)
+
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        """Returns the only carry, where joint runs stack theirs."""
+        (carry,) = carries
+        return carry
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """Returns `tree` as the only part, where joint runs have one each."""
+        return [tree]
+
+    def fitted(self, carry: Carry) -> Run:
+        """Returns the run, with smaller chunks of clients if its compiled step would not fit."""
+        return memory.fitted(self, carry)
+
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes `num_steps` steps and returns the new carry; `carry` is donated."""
         if self.stream is None:
@@ -181,10 +199,6 @@ class Run:
         """Returns the lowered program of `advance`, not compiled; `carry` may be shapes only."""
         data, adjacency = self.samples.data_shapes, self.topology.adjacency
         return dispatch.lower(carry, data, adjacency, jnp.int32(1), self.plan, **self.static())
-
-    def split(self, tree: PyTree) -> list[PyTree]:
-        """Returns `tree` as the only part, where `mhd_jax.engine.joint_runs` returns one a run."""
-        return [tree]
 
     def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
         return dispatch(
