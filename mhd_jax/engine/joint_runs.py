@@ -48,6 +48,11 @@ class Together:
         alike = tuple(_with_optimizers_of(self.runs[0], carry) for carry in carries)
         return _join(alike, execution=self.runs[0].execution)
 
+    def fitted(self, carry: Carry) -> Together:
+        """Returns the runs after checking that their joint step fits in memory."""
+        memory.require_step_fits(self.lower(carry), self.runs[0])
+        return self
+
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes `num_steps` steps of all runs and returns the new carry; `carry` is donated."""
         return _dispatch(*self._arguments(carry, num_steps), **self.static())
@@ -107,7 +112,9 @@ def _most_at_once(run: Run) -> int:
     execution = run.execution
     on_device = -(-run.clients.num_clients // execution.num_shards)
     needs = memory.estimate(run.clients, run.algorithm, run.spec)
-    copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run's own, and stacked
+    copies = (
+        2 * memory.num_bytes(run.samples.data_shapes) // execution.num_shards
+    )  # each run's own, and stacked
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     return max(1, memory.capacity_bytes() // (2 * bytes_each))
 
@@ -174,7 +181,7 @@ def _differing(records: Sequence[Any]) -> dict[str, Array]:
 def _alike(one: Run, other: Run) -> bool:
     """Returns whether two runs may share a program, up to the length of their private data."""
     execution = one.execution
-    if not (isinstance(one.data, DeviceData) and isinstance(other.data, DeviceData)):
+    if one.samples.on_host or other.samples.on_host:
         return False
     if execution.chunk is not None or execution.recompute:
         return False
@@ -186,7 +193,7 @@ def _alike(one: Run, other: Run) -> bool:
         return {**own, "steps": run.steps, "optimizers": [_shape(o) for o in run.optimizers]}
 
     def shapes(run: Run) -> Any:
-        data: Any = run.data
+        data: Any = run.samples.data_shapes
         rest = (
             data.starts,
             data.sizes,

@@ -1,0 +1,182 @@
+"""`Lane`: the host's side of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+from mhd_jax.core import multihost
+from mhd_jax.core.errors import DivergedError
+from mhd_jax.core.types import State, Terms
+from mhd_jax.engine.answers import Answers
+from mhd_jax.engine.faults import Tally
+from mhd_jax.engine.host import HostSettings
+from mhd_jax.engine.result import Result
+from mhd_jax.engine.run import Run
+from mhd_jax.engine.schedule import Plan
+from mhd_jax.engine.steps import Carry
+from mhd_jax.engine.summary import executed, record_of, summarize
+from mhd_jax.runs.callbacks import WatchedRun
+from mhd_jax.runs.checkpoints import best
+from mhd_jax.runs.decoration import decoration
+from mhd_jax.runs.folder import RunFolder
+
+
+@dataclasses.dataclass
+class Lane:
+    """The host's side of one run: its folder, its history, and its seconds of training."""
+
+    run: Run
+    folder: RunFolder | None
+    plan: Plan
+    host: HostSettings
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    reported: dict[int, int] = dataclasses.field(default_factory=dict)  # clients in quarantine
+    failure: DivergedError | None = None
+    best_score: float = -math.inf
+
+    @property
+    def watched(self) -> WatchedRun:
+        """The run as callbacks see it."""
+        folder = None if self.folder is None else self.folder.path
+        return WatchedRun(self.run.settings, folder, self.history)
+
+    @property
+    def starts(self) -> list[int]:
+        """The steps from which the run can start or resume, ascending."""
+        if self.folder is None:
+            return [0]
+        checkpoints = self.folder.checkpoints
+        return (checkpoints.whole_steps() if self.host.fall_back else checkpoints.steps) or [0]
+
+    def begin(self, step: int) -> Carry:
+        """Returns the carry at `step`, one of `starts`, and opens the folder there."""
+        if self.folder is None:
+            return self.run.start()
+        self.folder.create(self.run.everyone)
+        if step:
+            carry, self.seconds = self.folder.restore(self.run.carry, step, self.run.start)
+            self.folder.warn_of_another_environment(step, self.run.carry)
+        else:
+            carry = self.run.start()
+        self.history = self.folder.rewind(step)
+        scores = self.folder.checkpoints.scores().values()
+        self.best_score = max((score for score in scores if score is not None), default=-math.inf)
+        return carry
+
+    def read(self) -> Result:
+        """Returns the result of a finished run from its folder, and writes a missing report."""
+        assert self.folder is not None
+        state = self._saved_state(self.plan.steps)
+        self.history = self.folder.history()
+        summary = self.folder.summary()
+        if self.host.write_reports and multihost.is_main() and not self.folder.has_report:
+            self._report(self.folder, summary)
+        return self.result(summary, state, self.plan.steps)
+
+    def _best(self, final: State | None) -> State | None:
+        """Returns the state of the checkpoint kept as the best one; None without `keep_best`."""
+        if self.folder is None or not self.host.keep_best:
+            return None
+        step = best(self.folder.checkpoints.scores())
+        if step is None or step == self.plan.steps:
+            return final
+        return self._saved_state(step)
+
+    def _saved_state(self, step: int) -> State | None:
+        """Returns the state of the checkpoint at `step`; None if there is none."""
+        if self.folder is None or step not in self.starts:
+            return None
+        return self.folder.restore(self.run.carry, step, self.run.start)[0].state
+
+    def save(self, step: int, carry: Carry, *, due: bool) -> None:
+        """Saves a checkpoint if one is due, or if this step's evaluation is the best so far."""
+        if self.folder is None:
+            return
+        score = None
+        if self.host.keep_best and self.history and self.history[-1]["step"] == step:
+            score = list(self.history[-1]["validation"]["beta_sh"].values())[-1]  # the last head's
+        is_best = score is not None and score > self.best_score
+        if score is not None and is_best:
+            self.best_score = score
+        if due or is_best:
+            self.folder.save(step, carry, self.seconds, len(self.history), score)
+
+    def record(self, carry: Carry) -> dict[str, Any]:
+        """Evaluates, and adds the record to the history and the folder."""
+        record = record_of(self.run, carry, self.seconds)
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append(record)
+        return record
+
+    def finish(
+        self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
+    ) -> Result:
+        """Writes the summary and the report, and returns the result."""
+        summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary["execution"] = executed(self.run, runs_at_once)
+        if self.folder is not None:
+            self.folder.finish(summary)
+            if self.host.write_reports and multihost.is_main():
+                self._report(self.folder, summary)
+        return self.result(summary, carry.state, started_at)
+
+    def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
+        """Writes figures and a report page; if that fails, the run's results are unaffected."""
+        again = f"The run has finished; python -m experiments.report {folder.path} tries again."
+        with decoration(f"the report of {folder.path}", again):
+            from mhd_jax.runs import report
+
+            report.write(folder.finished_with(summary, self.history))
+
+    def look_after(self, sums: Terms, tally: Tally, step: int) -> None:
+        """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it."""
+        try:
+            self._require_finite(sums, step)
+            if self.run.quarantine:
+                self._report_quarantine(tally)
+        except DivergedError as error:
+            if not self.host.keep_going:
+                raise
+            self.failure = error
+
+    def _require_finite(self, sums: Terms, step: int) -> None:
+        bad = self.run.diverged(sums)
+        if bad.size:
+            raise DivergedError(
+                f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step "
+                f"{step} (seed {self.run.seed}); lower the learning rate or the distillation "
+                "weights."
+            )
+
+    def _report_quarantine(self, tally: Tally) -> None:
+        """Warns about clients new in quarantine; raises `DivergedError` if all clients are in it."""
+        run, found = self.run, self.run.quarantined(tally)
+        for client in sorted(found.keys() - self.reported.keys()):
+            warnings.warn(
+                f"the loss or the parameters of client {client} are no longer finite at step "
+                f"{found[client]} (seed {run.seed}): it is in quarantine, and the others go on.",
+                stacklevel=2,
+            )
+        self.reported = found
+        if len(found) == run.num_active:
+            raise DivergedError(
+                f"all clients are in quarantine, the last since step {max(found.values())} "
+                f"(seed {run.seed}); lower the learning rate or the distillation weights."
+            )
+
+    def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
+        """Returns the `Result` for the user."""
+        data = self.run.clients.data
+        answers = Answers(
+            self.run.algorithm.predict,
+            self.run.spec.preparation,
+            self.run.execution,
+            data.kind,
+            data.name,
+        )
+        return Result(summary, self.history, state, started_at, self._best(state), answers)
