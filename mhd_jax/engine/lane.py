@@ -73,7 +73,7 @@ class Lane:
         state = self._saved_state(self.plan.steps)
         self.history = self.folder.history()
         summary = self.folder.summary()
-        if self.host.write_reports and multihost.is_main() and not self.folder.has_report:
+        if not self.folder.has_report:
             self._report(self.folder, summary)
         return self.result(summary, state, self.plan.steps)
 
@@ -121,12 +121,13 @@ class Lane:
         summary["execution"] = executed(self.run, runs_at_once)
         if self.folder is not None:
             self.folder.finish(summary)
-            if self.host.write_reports and multihost.is_main():
-                self._report(self.folder, summary)
+            self._report(self.folder, summary)
         return self.result(summary, carry.state, started_at)
 
     def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
-        """Writes figures and a report page; if that fails, the run's results are unaffected."""
+        """Writes figures and a report page, if asked for; the results do not depend on it."""
+        if not (self.host.write_reports and multihost.is_main()):
+            return
         again = f"The run has finished; python -m experiments.report {folder.path} tries again."
         with decoration(f"the report of {folder.path}", again):
             from mhd_jax.runs import report

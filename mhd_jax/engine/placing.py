@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from mhd_jax.core import modes
 from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.types import PyTree
 
@@ -74,6 +75,7 @@ def loaded(tree: PyTree) -> Any:
     return jax.tree.map(lambda array: held(array.read(slice(None)), array.axis), tree)
 
 
+@modes.standard()
 def place(tree: PyTree, execution: Execution) -> Any:
     """Places all arrays of a tree on the devices."""
     return jax.tree.map(lambda array: array.on(execution), tree)

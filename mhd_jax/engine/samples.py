@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
 
 from mhd_jax.clients import Clients
-from mhd_jax.core import modes
 from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.types import PyTree
 from mhd_jax.data.batching import BatchSpec, DeviceData
 from mhd_jax.engine import placing
-from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet, unplaced_set
-from mhd_jax.engine.steps import unplaced_data
+from mhd_jax.engine.evaluation import (
+    EvaluationSet,
+    StreamedEvaluationSet,
+    evaluation_set,
+    unplaced_set,
+)
+from mhd_jax.engine.steps import device_data, unplaced_data
 from mhd_jax.engine.stream import Block, Stream
 
 ToEvaluate = EvaluationSet | StreamedEvaluationSet
@@ -56,14 +59,15 @@ class Samples:
 
     @functools.cached_property
     def _on_devices(self) -> DeviceData:
-        return self._placed(self._unplaced())
+        return device_data(self.clients, self.execution)
 
     @functools.cached_property
     def data_shapes(self) -> DeviceData | Block:
         """Shapes, types and shardings of `data`."""
         if self.stream is not None:
             return self.stream.shapes()
-        return placing.shapes(self._unplaced(), self.execution)
+        data = unplaced_data(self.clients, self.execution.num_shards)
+        return placing.shapes(data, self.execution)
 
     @functools.cached_property
     def test(self) -> ToEvaluate:
@@ -82,20 +86,12 @@ class Samples:
         sets = [unplaced_set(*labelled, self.at_once) for labelled in self._labelled()]
         return [self.data_shapes, placing.shapes(sets, self.execution)]
 
-    def _unplaced(self) -> DeviceData:
-        return unplaced_data(self.clients, self.execution.num_shards)
-
     def _labelled(self) -> list[tuple[PyTree, np.ndarray]]:
         """Returns inputs and labels of the test set and, if there is one, of the validation set."""
-        data, some = self.clients.data, len(self.clients.validation) > 0
-        sets = [(data.test_inputs, data.test_labels)]
-        return [*sets, self.clients.validation_samples()] if some else sets
+        clients, data = self.clients, self.clients.data
+        validation = [clients.validation_samples()] if len(clients.validation) else []
+        return [(data.test_inputs, data.test_labels), *validation]
 
     def _to_evaluate(self, inputs: PyTree, labels: np.ndarray) -> ToEvaluate:
-        if self.on_host:
-            return StreamedEvaluationSet(inputs, labels, self.at_once, self.execution)
-        return self._placed(unplaced_set(inputs, labels, self.at_once))
-
-    def _placed(self, tree: PyTree) -> Any:
-        with modes.standard():
-            return placing.place(tree, self.execution)
+        make = StreamedEvaluationSet if self.on_host else evaluation_set
+        return make(inputs, labels, self.at_once, self.execution)

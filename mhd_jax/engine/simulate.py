@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import modes
@@ -152,7 +152,7 @@ def simulate(
         callbacks=callbacks,
         progress=progress,
     )
-    return _all_finite(_simulated([run], host))[0]
+    return cast(list[Result], _simulated([run], host))[0]  # a run that diverges has raised
 
 
 def simulate_seeds(
@@ -206,7 +206,7 @@ def simulate_seeds(
         callbacks=callbacks,
         progress=progress,
     )
-    return _all_finite(_simulated(runs, host))
+    return cast(list[Result], _simulated(runs, host))  # a run that diverges has raised
 
 
 def simulate_many(
@@ -261,15 +261,6 @@ def simulate_many(
         write_reports=write_reports,
     )
     return _simulated([prepare(**settings, eval_every=eval_every) for settings in runs], host)
-
-
-def _all_finite(found: Sequence[Result | DivergedError]) -> list[Result]:
-    results = []
-    for each in found:
-        if isinstance(each, DivergedError):
-            raise each
-        results.append(each)
-    return results
 
 
 @modes.standard()

@@ -52,13 +52,8 @@ def summarize(
     """Returns the content of `summary.json` for a finished run."""
     last = history[-1]
     per_class = run.per_class_accuracy(carry.state, run.test)
-    names = head_names(per_class.shape[1])
-    messages = run.messages(carry)
-    named = diagnostics.MOST_CLIENTS**2
-    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
-    each = last["per_client"]
-    models = run.everyone.model_names
     consensus = run.consensus(carry.state)
+    few = len(per_class) <= diagnostics.MOST_CLIENTS
     return jsonable(
         {
             "algorithm": run.algorithm.name,
@@ -71,29 +66,18 @@ def summarize(
             "beta_priv": last["beta_priv"],
             **{name: last[name] for name in ("honest", "validation") if name in last},
             **({} if consensus is None else {"consensus": consensus}),
-            "per_client": [
-                {
-                    "client": i,
-                    "model": models[i],
-                    "beta_sh": {name: each["beta_sh"][name][i] for name in names},
-                    "beta_priv": {name: each["beta_priv"][name][i] for name in names},
-                    "per_class_accuracy": {name: per_class[i, h] for h, name in enumerate(names)},
-                }
-                for i in range(len(per_class))
-            ],
+            "per_client": _per_client(run, per_class, last["per_client"]),
             "data": {
                 "class_names": run.everyone.data.class_names,
                 "samples": run.everyone.role_counts(),
                 "private_samples": run.everyone.label_counts(),
             },
-            "by_hops": distances.accuracies(per_class, run.hops_to_classes(), names),
+            "by_hops": distances.accuracies(
+                per_class, run.hops_to_classes(), head_names(per_class.shape[1])
+            ),
             "topology": topologies.describe(run.topology, run.steps),
-            "communication": {
-                **communication.total(messages, run.senders),
-                "by_edge": by_edge,
-                **_non_finite(history),
-            },
-            **(run.diagnostics(carry) if len(per_class) ** 2 <= named else {}),
+            "communication": _communication(run, carry, history),
+            **(run.diagnostics(carry) if few else {}),
             **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,
@@ -104,6 +88,35 @@ def summarize(
             "settings": run.settings,
         }
     )
+
+
+def _per_client(
+    run: Run, per_class: np.ndarray, each: Mapping[str, Mapping[str, Sequence[float]]]
+) -> list[dict[str, Any]]:
+    """Returns each client's model and accuracies; `each` are the last record's of all clients."""
+    names, models = head_names(per_class.shape[1]), run.everyone.model_names
+    return [
+        {
+            "client": i,
+            "model": models[i],
+            **{
+                beta: {name: each[beta][name][i] for name in names}
+                for beta in ("beta_sh", "beta_priv")
+            },
+            "per_class_accuracy": dict(zip(names, own, strict=True)),
+        }
+        for i, own in enumerate(per_class)
+    ]
+
+
+def _communication(run: Run, carry: Carry, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns counts and bytes of messages: in total, by type and, of few clients, by edge."""
+    messages, named = run.messages(carry), diagnostics.MOST_CLIENTS**2
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
+    found = {**communication.total(messages, run.senders), "by_edge": by_edge}
+    if "non_finite" in history[-1]:
+        found["non_finite"] = sum(record.get("non_finite", 0) for record in history)
+    return found
 
 
 def executed(run: Run, runs_at_once: int) -> dict[str, Any]:
@@ -126,13 +139,6 @@ def _by_class(per_class: np.ndarray) -> dict[str, Any]:
     names = head_names(num_heads)
     kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
     return {"per_class_accuracy": jsonable(kept)}
-
-
-def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Returns the count of non-finite messages since the start, if the algorithm counts them."""
-    if "non_finite" not in history[-1]:
-        return {}
-    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
 
 
 def _peak_memory() -> int:
