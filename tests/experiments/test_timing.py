@@ -75,3 +75,4 @@ def test_medians_are_those_of_each_call():
     clock = np.array([[1.0, 10.0], [3.0, 20.0], [2.0, 90.0]])
     assert Times(clock, 2 * clock).medians() == [2.0, 20.0]
     assert Times(clock, 2 * clock).cores() == [2.0, 2.0]
+    assert Times(clock, 2 * clock).ratio(1, 0).value == 10.0
