@@ -1,7 +1,5 @@
 """Algorithms that average parameters or predictions, against NumPy trajectories."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,43 +12,78 @@ from mhd_jax.core.types import Presence
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.messages import bytes_by_type
 from mhd_jax.training import groups
-from tests.builders import NUM_CLASSES, Dropping, Linear, dropped, tiny_batch, tiny_clients
+from tests.builders import (
+    NUM_CLASSES,
+    Dropping,
+    Linear,
+    assert_trees_equal,
+    dropped,
+    softmax,
+    take_steps,
+    tiny_batch,
+    tiny_clients,
+    with_params,
+)
 
 K, STEPS = 4, 6
 RATES = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / 20))  # cosine over 20 steps
 BETA, DECAY, SMOOTHING = 0.9, 1e-2, 0.1
 OPTIMIZER = mhd.optim.SGD(0.1, BETA, nesterov=True, weight_decay=DECAY).build(20)
+STILL = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
 RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], np.float32)
-NO_DROPOUT = np.ones(K)
 STAR = np.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], np.float32)
+NO_DROPOUT = np.ones(K)
 
 
-def loss_gradient(x, inputs, labels, mask, factors=1.0):
-    """∇CE to smooth labels of a linear softmax model W (F × D), V (D × C), b, by hand.
+def through_model(x, inputs, dz, factors=1.0):
+    """Gradients of a linear model W (F × D), V (D × C), b where those of its logits are dz [N, C].
 
     `factors` of the hidden layer are dropout's.
     """
+    w, v, _ = x
+    return [inputs.T @ (factors * (dz @ v.T)), (factors * (inputs @ w)).T @ dz, dz.sum(axis=0)]
+
+
+def logits_of(x, inputs, factors=1.0):
     w, v, b = x
-    hidden = factors * (inputs @ w)
-    z = hidden @ v + b
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
+    return factors * (inputs @ w) @ v + b
+
+
+def loss_gradient(x, inputs, labels, mask, factors=1.0):
+    """∇CE to smooth labels, by hand."""
     targets = (1 - SMOOTHING) * np.eye(NUM_CLASSES)[labels] + SMOOTHING / NUM_CLASSES
-    dz = (p - targets) * (mask / mask.sum())[:, None]
-    return [inputs.T @ (factors * (dz @ v.T)), hidden.T @ dz, dz.sum(axis=0)]
+    p = softmax(logits_of(x, inputs, factors))
+    return through_model(x, inputs, (p - targets) * (mask / mask.sum())[:, None], factors)
 
 
 def batches():
     return [tiny_batch(K, seed=step, dtype=jnp.float64) for step in range(STEPS)]
 
 
+def of(x, i):
+    """One client's arrays."""
+    return [a[i] for a in x]
+
+
+def stacked(each):
+    """The clients' lists of arrays as a list of arrays [K, …]."""
+    return [np.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def zeros_like(x):
+    return [np.zeros_like(a) for a in x]
+
+
+def decayed(each, x):
+    """Gradients of all clients as a list of arrays [K, …], with weight decay."""
+    return [g + DECAY * a for g, a in zip(stacked(each), x, strict=True)]
+
+
 def gradients(x, batch, factors=NO_DROPOUT):
-    """Of all clients, as lists of arrays [K, …], with weight decay."""
     seen = batch.inputs, batch.labels, batch.mask, factors
-    each = [loss_gradient([a[i] for a in x], *(np.asarray(b[i]) for b in seen)) for i in range(K)]
-    return [
-        np.stack(parts) + DECAY * a for parts, a in zip(zip(*each, strict=True), x, strict=True)
-    ]
+    return decayed(
+        [loss_gradient(of(x, i), *(np.asarray(b[i]) for b in seen)) for i in range(K)], x
+    )
 
 
 def dropout_of(model, step):
@@ -59,39 +92,27 @@ def dropout_of(model, step):
 
 
 def parameters(state):
+    """W, V and b [K, …] of linear models with one head."""
     params = state.groups[0].params
-    return [
-        np.asarray(a)
-        for a in (
-            params["backbone"]["Dense_0"]["kernel"],
-            params["heads"]["kernel"][:, 0],
-            params["heads"]["bias"][:, 0],
-        )
-    ]
+    heads = params["heads"]
+    found = params["backbone"]["Dense_0"]["kernel"], heads["kernel"][:, 0], heads["bias"][:, 0]
+    return list(map(np.asarray, found))
 
 
 def trajectory(algorithm, graph, clients=None, start=None, optimizer=OPTIMIZER, presence=None):
-    """Parameters after every step of the algorithm itself, and the metrics."""
+    """Parameters before and after every step of the algorithm itself, and the metrics."""
     everyone = clients or tiny_clients(K, optimizer=optimizer)
-    seen = [dataclasses.replace(batch, presence=presence) for batch in batches()]
-    state = algorithm.init(jax.random.key(0), everyone, seen[0])
-    if start is not None:
-        state = start(state)
-    first, found, metrics = parameters(state), [], []
-    step = jax.jit(algorithm.train_step)
-    for batch in seen:
-        state, told = step(state, batch, jnp.asarray(graph))
-        found.append(parameters(state))
-        metrics.append(told)
+    seen = [batch.replace(presence=presence) for batch in batches()]
+    state = start and start(algorithm.init(jax.random.key(0), everyone, seen[0]))
+    states, metrics = take_steps(algorithm, everyone, jnp.asarray(graph), seen, state)
+    first, *found = map(parameters, states)
     return first, found, metrics
 
 
 def scattered(state):
     """The same state with clients that differ."""
-    (group,) = state.groups
     noise = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: a + 0.3 * noise.normal(size=a.shape), group.params)
-    return dataclasses.replace(state, groups=(dataclasses.replace(group, params=params),))
+    return with_params(state, lambda a: a + 0.3 * noise.normal(size=a.shape))
 
 
 def nesterov_step(x, m, g, rate):
@@ -129,10 +150,10 @@ def test_gossip_follows_the_equations(name, graph, settings, float64):
     algorithm = ALGORITHMS[name](label_smoothing=SMOOTHING, **settings)
     first, found, metrics = trajectory(algorithm, graph, start=scattered)
     expected = gossip(first, graph, RATES, quasi_global=name == "qg_dsgd", **settings)
-    for step, x in enumerate(expected):
-        assert_close(found[step], x)
-        sent = settings.get("gossip_rounds", 1) * graph
-        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], sent)
+    sent = settings.get("gossip_rounds", 1) * graph
+    for now, told, x in zip(found, metrics, expected, strict=True):
+        assert_close(now, x)
+        np.testing.assert_array_equal(told["messages"]["weights"], sent)
 
 
 def rounds(x, w, averaging_rate, gossip_rounds):
@@ -155,7 +176,7 @@ def gossip(
     """Parameters after each step; the rates that quasi-global momentum divides by are the last steps'."""
     w = mixing_matrix(graph, mixing)
     before = [rates[0], *rates[:-1]] if previous_rates is None else previous_rates
-    x, m = first, [np.zeros_like(a) for a in first]
+    x, m = first, zeros_like(first)
     for batch, rate, previous in zip(batches(), rates, before, strict=True):
         start, x = x, rounds(x, w, averaging_rate, gossip_rounds)
         if quasi_global:
@@ -164,9 +185,9 @@ def gossip(
         yield x
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, **tolerance):
     for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(one, other, **{"rtol": 1e-6, "atol": 1e-6} | tolerance)
 
 
 WARM = mhd.optim.SGD(0.1, BETA, True, DECAY, schedule="step", warmup_steps=2)
@@ -197,12 +218,11 @@ def test_quasi_global_momentum_divides_by_the_last_steps_rate(algorithm, float64
 @pytest.mark.parametrize(("mu", "gossip_rounds"), [(0.0, 1), (0.9, 1), (0.9, 2)])
 def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
     """Algorithm 1 of the QGM paper: d = (x^t − x^{t+1}) / η of parameters after mixing."""
-    algorithm = mhd.algorithms.qg_dsgd(
-        label_smoothing=SMOOTHING, mu=mu, gossip_rounds=gossip_rounds
-    )
-    first, found, _ = trajectory(algorithm, RING, start=None)
+    how = {"mu": mu, "gossip_rounds": gossip_rounds}
+    algorithm = mhd.algorithms.qg_dsgd(label_smoothing=SMOOTHING, **how)
+    first, found, _ = trajectory(algorithm, RING)
     w = mixing_matrix(RING, "uniform")
-    x, buffer = first, [np.zeros_like(a) for a in first]
+    x, buffer = first, zeros_like(first)
     for step, batch in enumerate(batches()):
         g = gradients(x, batch)
         m = [BETA * b + slope for b, slope in zip(buffer, g, strict=True)]
@@ -210,8 +230,7 @@ def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
             a - RATES[step] * (slope + BETA * moment)
             for a, slope, moment in zip(x, g, m, strict=True)
         ]
-        for actual, expected in zip(found[step], half, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert_close(found[step], half)
         following = rounds(half, w, 1.0, gossip_rounds)
         buffer = [
             mu * b + (1 - mu) * (a - new) / RATES[step]
@@ -225,10 +244,8 @@ def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
     [
         ({"local_steps": 3}, 3),
         ({"local_steps": 2, "reset_momentum": False}, 2),
-        (
-            {"local_epochs": 2.0},
-            4,
-        ),  # 3.6 batches of 6 for the average client, who has 10.75 samples
+        # 3.6 batches of 6 for the average client, who has 10.75 samples
+        ({"local_epochs": 2.0}, 4),
         ({"local_epochs": 1.0, "reset_momentum": False}, 2),
         ({"local_epochs": 0.01}, 1),
     ],
@@ -242,16 +259,15 @@ def test_fedavg_follows_the_equations(settings, round_steps, may_be_away, float6
     algorithm = mhd.algorithms.fedavg(label_smoothing=SMOOTHING, **settings)
     first, found, metrics = trajectory(algorithm, RING, clients, presence=everyone)
     assert all((a == a[:1]).all() for a in first)
-    x, m = first, [np.zeros_like(a) for a in first]
+    x, m = first, zeros_like(first)
     for step, batch in enumerate(batches()):
-        g = gradients(x, batch)
-        x, m = nesterov_step(x, m, g, RATES[step])
+        x, m = nesterov_step(x, m, gradients(x, batch), RATES[step])
         averages = (step + 1) % round_steps == 0
         if averages:
             w = np.tile(sizes / sizes.sum(), (K, 1))
             x = [mixed(w, a) for a in x]
             if settings.get("reset_momentum", True):
-                m = [np.zeros_like(a) for a in m]
+                m = zeros_like(m)
         assert_close(found[step], x)
         np.testing.assert_array_equal(metrics[step]["messages"]["weights"], 2 * averages)
 
@@ -264,24 +280,22 @@ def test_a_round_of_fedavg_is_of_steps_or_of_epochs():
 @pytest.mark.parametrize("mixing", ["uniform", "metropolis_hastings"])
 def test_gossip_keeps_the_mean(mixing, float64):
     """With a doubly stochastic W and no learning, only the spread changes."""
-    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
     algorithm = mhd.algorithms.dsgd(mixing=mixing)
-    everyone = tiny_clients(K, optimizer=still)
-    first, found, _ = trajectory(algorithm, RING, everyone, start=scattered)
+    first, found, _ = trajectory(algorithm, RING, start=scattered, optimizer=STILL)
     for before, after in zip(first, found[-1], strict=True):
         np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-6)
         assert after.std(axis=0).max() < 0.2 * before.std(axis=0).max()
 
 
+def means(x):
+    """The mean over clients, for each of them."""
+    return [np.broadcast_to(a.mean(axis=0), a.shape) for a in x]
+
+
 def test_one_round_on_a_complete_graph_is_the_mean(float64):
-    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
-    complete = np.ones((K, K), np.float32) - np.eye(K, dtype=np.float32)
-    everyone = tiny_clients(K, optimizer=still)
-    first, found, _ = trajectory(mhd.algorithms.dsgd(), complete, everyone, start=scattered)
-    for before, after in zip(first, found[0], strict=True):
-        np.testing.assert_allclose(
-            after, np.broadcast_to(before.mean(axis=0), after.shape), atol=1e-6
-        )
+    complete, dsgd = 1 - np.eye(K, dtype=np.float32), mhd.algorithms.dsgd()
+    first, found, _ = trajectory(dsgd, complete, start=scattered, optimizer=STILL)
+    assert_close(found[0], means(first))
 
 
 # i hears j at [i, j]; client 0 is heard by two, so that no way of weighing rows keeps the mean.
@@ -291,13 +305,9 @@ DIRECTED_RING = np.roll(np.eye(K, dtype=np.float32), 1, axis=1)
 
 @pytest.mark.parametrize("graph", [DIRECTED_RING, ONE_WAY], ids=["ring", "uneven"])
 def test_push_sum_finds_the_exact_mean_on_directed_graphs(graph, float64):
-    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
-    everyone = tiny_clients(K, optimizer=still)
     algorithm = mhd.algorithms.dsgd(push_sum=True, gossip_rounds=20)
-    first, found, _ = trajectory(algorithm, graph, everyone, start=scattered)
-    for before, after in zip(first, found[-1], strict=True):
-        mean = np.broadcast_to(before.mean(axis=0), after.shape)
-        np.testing.assert_allclose(after, mean, atol=1e-5)
+    first, found, _ = trajectory(algorithm, graph, start=scattered, optimizer=STILL)
+    assert_close(found[-1], means(first), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +319,7 @@ def test_push_sum_follows_the_equations(graph, settings, float64):
     first, found, metrics = trajectory(algorithm, graph, start=scattered)
     shares = (graph + np.eye(K)) / (graph.sum(axis=0) + 1)
     how = settings.get("averaging_rate", 1.0), settings.get("gossip_rounds", 1)
-    x, m, weights = first, [np.zeros_like(a) for a in first], np.ones(K)
+    x, m, weights = first, zeros_like(first), np.ones(K)
     quotients = lambda x: [a / weights.reshape((K,) + (1,) * (a.ndim - 1)) for a in x]
     for step, batch in enumerate(batches()):
         *x, weights = rounds([*x, weights], shares, *how)
@@ -321,14 +331,16 @@ def test_push_sum_follows_the_equations(graph, settings, float64):
 
 
 def test_the_consensus_model_of_push_sum_is_the_mean_that_it_keeps(float64):
-    still = mhd.optim.SGD(1e-12, 0.0, weight_decay=0.0, schedule="constant").build(20)
     algorithm, batch = mhd.algorithms.dsgd(label_smoothing=SMOOTHING, push_sum=True), batches()[0]
-    state = scattered(algorithm.init(jax.random.key(0), tiny_clients(K, optimizer=still), batch))
-    after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(ONE_WAY))
-    found = parameters(groups.consensus(after, algorithm.consensus, num_active=K))
-    for start, now, model in zip(parameters(state), parameters(after), found, strict=True):
-        np.testing.assert_allclose(model, np.broadcast_to(start.mean(0), now.shape), atol=1e-6)
-        assert abs(now.mean(axis=0) - start.mean(axis=0)).max() > 1e-3  # the quotients' plain mean
+    clients = tiny_clients(K, optimizer=STILL)
+    state = scattered(algorithm.init(jax.random.key(0), clients, batch))
+    (_, after), _ = take_steps(algorithm, clients, jnp.asarray(ONE_WAY), [batch], state)
+    start, now = parameters(state), parameters(after)
+    assert_close(
+        parameters(groups.consensus(after, algorithm.consensus, num_active=K)), means(start)
+    )
+    for one, other in zip(means(start), means(now), strict=True):
+        assert abs(one - other).max() > 1e-3  # the quotients' plain mean
 
 
 def test_push_sum_on_a_regular_undirected_graph_is_gossip(float64):
@@ -362,23 +374,6 @@ def test_what_push_sum_cannot_average_is_refused():
         mhd.algorithms.dsgd(push_sum=True, mixing="metropolis_hastings")
 
 
-@pytest.mark.parametrize("name", ["dsgd", "qg_dsgd"])
-def test_without_neighbours_gossip_is_local_training(name, float64):
-    """The same as `isolated` from the same parameters."""
-    everyone = tiny_clients(K, optimizer=OPTIMIZER)
-    state = ALGORITHMS[name]().init(jax.random.key(0), everyone, batches()[0])
-    nobody = np.zeros((K, K), np.float32)
-    one, _, _ = trajectory(ALGORITHMS[name](), nobody)
-    _, apart, _ = trajectory(ALGORITHMS[name](), nobody)
-    alone = mhd.algorithms.isolated(label_smoothing=0.0)
-    step = jax.jit(alone.train_step)
-    for batch, found in zip(batches(), apart, strict=True):
-        state, _ = step(state, batch, jnp.asarray(nobody))
-        for actual, expected in zip(found, parameters(state), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
-    assert all((a == a[:1]).all() for a in one)
-
-
 def test_what_cannot_be_averaged_is_refused():
     mixed_clients = mhd.make_clients("digits", 4, "mlp:2,cnn:2")
     for name in ("dsgd", "qg_dsgd", "fedavg"):
@@ -399,40 +394,19 @@ def test_what_cannot_be_averaged_is_refused():
 # Distributed Distillation.
 
 
-def logits_of(x, inputs):
-    w, v, b = x
-    return inputs @ w @ v + b
-
-
-def softmax(x, inputs):
-    z = logits_of(x, inputs)
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
 def pull_gradient(x, inputs, target):
     """∇ ½ mean_x ‖s(x) − z(x)‖² by hand, through the softmax's Jacobian diag(s) − s sᵀ."""
-    w, v, _ = x
-    s = softmax(x, inputs)
+    s = softmax(logits_of(x, inputs))
     gap = s - target
-    dz = s * (gap - (s * gap).sum(axis=1, keepdims=True)) / len(inputs)
-    return [inputs.T @ (dz @ v.T), (inputs @ w).T @ dz, dz.sum(axis=0)]
+    return through_model(x, inputs, s * (gap - (s * gap).sum(axis=1, keepdims=True)) / len(inputs))
 
 
-def reference_batches(clients):
+def on_public_set(everything):
     """Batches whose public samples are rows of the clients' own public set."""
-    everything = clients.data.inputs[clients.public].astype(np.float64)
     rng = np.random.default_rng(1)
     for batch in batches():
-        rows = rng.permutation(len(everything))[:5]
-        yield (
-            dataclasses.replace(
-                batch,
-                public_inputs=jnp.asarray(everything[rows]),
-                public_indices=jnp.asarray(rows, jnp.int32),
-            ),
-            everything,
-        )
+        rows = jnp.asarray(rng.permutation(len(everything))[:5], jnp.int32)
+        yield batch.replace(public_inputs=jnp.asarray(everything)[rows], public_indices=rows)
 
 
 @pytest.mark.parametrize(
@@ -443,37 +417,29 @@ def test_distributed_distillation_follows_the_equations(graph, rho, model, float
     """Private samples alone are seen in training mode, with dropout."""
     clients = tiny_clients(K, model, OPTIMIZER, public_fraction=0.3)
     algorithm = mhd.algorithms.distributed_distillation(label_smoothing=SMOOTHING, rho=rho)
-    steps = list(reference_batches(clients))
-    state = algorithm.init(jax.random.key(0), clients, steps[0][0])
-    everything = steps[0][1]
-    x, w = parameters(state), mixing_matrix(graph, "metropolis_hastings")
-    m = [np.zeros_like(a) for a in x]
-    own = lambda i: [a[i] for a in x]
-    z = np.stack([softmax(own(i), everything) for i in range(K)])
+    everything = clients.data.inputs[clients.public].astype(np.float64)
+    seen = list(on_public_set(everything))
+    states, _ = take_steps(algorithm, clients, jnp.asarray(graph), seen)
+    x, w = parameters(states[0]), mixing_matrix(graph, "metropolis_hastings")
+    m = zeros_like(x)
+    said_of = lambda inputs: np.stack([softmax(logits_of(of(x, i), inputs)) for i in range(K)])
+    z = said_of(everything)
     said = z.copy()
-    np.testing.assert_allclose(state.extra["estimates"], z, atol=1e-6)
-    train_step = jax.jit(algorithm.train_step)
-    for step, (batch, _) in enumerate(steps):
+    np.testing.assert_allclose(states[0].extra["estimates"], z, atol=1e-6)
+    for step, (batch, state) in enumerate(zip(seen, states[1:], strict=True)):
         rows, inputs = np.asarray(batch.public_indices), np.asarray(batch.public_inputs)
+        pulls = stacked([pull_gradient(of(x, i), inputs, z[i, rows]) for i in range(K)])
         g = gradients(x, batch, dropout_of(model, step))
-        pulls = [pull_gradient(own(i), inputs, z[i, rows]) for i in range(K)]
-        g = [a + rho * np.stack(b) for a, b in zip(g, zip(*pulls, strict=True), strict=True)]
+        g = [own + rho * pull for own, pull in zip(g, pulls, strict=True)]
         x, m = nesterov_step(x, m, g, RATES[step])
-        now = np.stack([softmax(own(i), inputs) for i in range(K)])
+        now = said_of(inputs)
         z[:, rows] = mixed(w, z[:, rows]) + now - said[:, rows]
         said[:, rows] = now
-
-        state, _ = train_step(state, batch, jnp.asarray(graph))
-        for actual, expected in zip(parameters(state), x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(state.extra["estimates"], z, atol=1e-6)
-        np.testing.assert_allclose(state.extra["previous_decisions"], said, atol=1e-6)
+        assert_close(parameters(state), x)
+        kept = [np.asarray(state.extra[name]) for name in ("estimates", "previous_decisions")]
+        assert_close(kept, [z, said], rtol=0)
         # The invariant, for every x, and whatever the minibatch was.
-        np.testing.assert_allclose(
-            state.extra["estimates"].sum(axis=0),
-            state.extra["previous_decisions"].sum(axis=0),
-            atol=1e-6,
-        )
+        np.testing.assert_allclose(*(a.sum(axis=0) for a in kept), atol=1e-6)
 
 
 # FedMD.
@@ -481,14 +447,10 @@ def test_distributed_distillation_follows_the_equations(graph, rho, model, float
 
 def digest_gradient(x, inputs, consensus, kind):
     """∇ mean |z − z̃| over samples and classes, or ∇ mean_x CE(softmax z, softmax z̃), by hand."""
-    w, v, _ = x
+    z = logits_of(x, inputs)
     if kind == "mae":
-        dz = np.sign(logits_of(x, inputs) - consensus) / consensus.size
-    else:
-        target = np.exp(consensus - consensus.max(axis=1, keepdims=True))
-        target /= target.sum(axis=1, keepdims=True)
-        dz = (softmax(x, inputs) - target) / len(inputs)
-    return [inputs.T @ (dz @ v.T), (inputs @ w).T @ dz, dz.sum(axis=0)]
+        return through_model(x, inputs, np.sign(z - consensus) / consensus.size)
+    return through_model(x, inputs, (softmax(z) - softmax(consensus)) / len(inputs))
 
 
 @pytest.mark.parametrize("kind", ["mae", "kl"])
@@ -499,44 +461,29 @@ def test_fedmd_follows_the_equations(kind, float64):
     )
     x, found, metrics = trajectory(algorithm, RING)
     assert any((a != a[:1]).any() for a in x)  # unlike parameters have a consensus to find
-    m = [np.zeros_like(a) for a in x]
+    m = zeros_like(x)
     for step, batch in enumerate(batches()):
         if step % 3 == 0:
             start = x
         if step % 3 < 2:
             inputs = np.asarray(batch.public_inputs)
-            consensus = np.mean(
-                [logits_of([a[i] for a in start], inputs) for i in range(K)], axis=0
-            )
-            each = [digest_gradient([a[i] for a in x], inputs, consensus, kind) for i in range(K)]
-            g = [
-                np.stack(parts) + DECAY * a
-                for parts, a in zip(zip(*each, strict=True), x, strict=True)
-            ]
+            consensus = np.mean([logits_of(of(start, i), inputs) for i in range(K)], axis=0)
+            each = [digest_gradient(of(x, i), inputs, consensus, kind) for i in range(K)]
+            g = decayed(each, x)
         else:
             g = gradients(x, batch)
         x, m = nesterov_step(x, m, g, RATES[step])
-        for actual, expected in zip(found[step], x, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        assert_close(found[step], x)
         np.testing.assert_array_equal(metrics[step]["messages"]["predictions"], 2 * (step % 3 < 2))
 
 
 # CCL.
 
 
-def cross_entropy_and_features_gradient(x, inputs, labels, mask, factors, at_features):
-    """∇CE as above, plus what a gradient at the features [B, D] adds to the backbone."""
-    first, *rest = loss_gradient(x, inputs, labels, mask, factors)
-    return [first + inputs.T @ (factors * at_features), *rest]
-
-
 def class_sums(features, labels, mask):
-    sums = np.zeros((NUM_CLASSES, features.shape[1]))
-    counts = np.zeros(NUM_CLASSES)
-    for row, label, real in zip(features, labels, mask, strict=True):
-        sums[label] += real * row
-        counts[label] += real
-    return sums, counts
+    """Sums and numbers of the features of each class [C, D], [C]."""
+    of_class = np.eye(NUM_CLASSES)[labels] * mask[:, None]
+    return of_class.T @ features, of_class.sum(axis=0)
 
 
 @pytest.mark.parametrize(
@@ -558,7 +505,7 @@ def test_ccl_follows_the_equations(graph, settings, model, float64):
     w = mixing_matrix(graph, settings.get("mixing", "uniform"))
     gamma = settings.get("averaging_rate", 1.0)
     lambda_m, lambda_d = settings.get("lambda_m", 0.1), settings.get("lambda_d", 0.1)
-    x, m, previous = first, [np.zeros_like(a) for a in first], RATES[0]
+    x, m, previous = first, zeros_like(first), RATES[0]
     for step, batch in enumerate(batches()):
         inputs, labels, mask = (np.asarray(a) for a in (batch.inputs, batch.labels, batch.mask))
         factors, before = dropout_of(model, step), x
@@ -586,11 +533,8 @@ def test_ccl_follows_the_equations(graph, settings, model, float64):
             gap = f - centres[labels[i]]
             data_variant = (scale * gap**2).sum()
             at += lambda_d * 2 * scale * gap
-            each.append(
-                cross_entropy_and_features_gradient(
-                    [a[i] for a in x], inputs[i], labels[i], mask[i], factors[i], at
-                )
-            )
+            w_i, *rest = loss_gradient(of(x, i), inputs[i], labels[i], mask[i], factors[i])
+            each.append([w_i + inputs[i].T @ (factors[i] * at), *rest])
             for name, value, weight in (
                 ("model_variant_loss", model_variant, lambda_m),
                 ("data_variant_loss", data_variant, lambda_d),
@@ -598,10 +542,7 @@ def test_ccl_follows_the_equations(graph, settings, model, float64):
                 assert (name in metrics[step]) == (weight > 0)
                 if weight:
                     np.testing.assert_allclose(metrics[step][name][i], value, rtol=1e-6)
-        g = [
-            np.stack(parts) + DECAY * a for parts, a in zip(zip(*each, strict=True), x, strict=True)
-        ]
-        x, m = nesterov_step(x, m, g, RATES[step])
+        x, m = nesterov_step(x, m, decayed(each, x), RATES[step])
         previous = RATES[step]
         assert_close(found[step], x)
         sent = metrics[step]["messages"]
@@ -615,9 +556,7 @@ def test_ccl_without_its_losses_is_gossip(quasi_global, base, float64):
     bare = mhd.algorithms.ccl(lambda_m=0.0, lambda_d=0.0, quasi_global=quasi_global)
     _, found, _ = trajectory(bare, RING, start=scattered)
     _, expected, _ = trajectory(ALGORITHMS[base](), RING, start=scattered)
-    for one, other in zip(found, expected, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_trees_equal(found, expected)
 
 
 def test_what_ccl_sends():

@@ -1,6 +1,5 @@
 """Identities that hold whatever the numbers: graphs, clients' order, gradients, faulty peers."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -15,15 +14,16 @@ from mhd_jax import exchange
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.core.client_axis import Execution, under
 from mhd_jax.exchange.messages import bytes_by_type
-from mhd_jax.training import groups
 from tests.builders import (
-    FEATURES,
     NUM_CLASSES,
     Linear,
     assert_trees_close,
     assert_trees_equal,
+    of_client,
+    take_steps,
     tiny_batch,
     tiny_clients,
+    with_params,
 )
 
 K = 4
@@ -34,44 +34,50 @@ EMPTY = jnp.zeros((K, K))
 MOMENTUM = mhd.optim.SGD(0.1, schedule="constant").build(10)
 
 
-def run_steps(algorithm, clients, graph, batches=None, steps=3, state=None):
-    batches = batches or [tiny_batch(clients.num_clients, seed=s) for s in range(steps)]
-    state = state or algorithm.init(jax.random.key(0), clients, batches[0])
-    step = jax.jit(algorithm.train_step)
-    for batch in batches:
-        state, metrics = step(state, batch, graph)
-    return state, metrics
+def started(algorithm, clients, batch=None):
+    return algorithm.init(jax.random.key(0), clients, batch or tiny_batch(clients.num_clients))
 
 
-@pytest.mark.parametrize("name", ["mhd", "naive"])
-@pytest.mark.parametrize("silence", ["empty graph", "zero weights"])
-def test_silent_distillation_equals_isolated(name, silence):
-    """Without edges, or with weight 0, the main path trains as if alone."""
-    settings = {"mhd": {"num_aux_heads": 2, "include_self": False}, "naive": {}}[name]
-    graph = EMPTY
-    if silence == "zero weights":
-        graph = COMPLETE
-        settings |= {"mhd": {"nu_aux": 0.0, "nu_emb": 0.0}, "naive": {"nu_naive": 0.0}}[name]
-    clients = tiny_clients(K)
-    alone = mhd.algorithms.isolated()
-    algorithm = ALGORITHMS[name](**settings)
-    state = algorithm.init(jax.random.key(0), clients, tiny_batch(K))
-    # Isolated clients start from the same backbone and main head.
-    start = alone.init(jax.random.key(0), clients, tiny_batch(K))
-    params = {
-        "backbone": state.groups[0].params["backbone"],
-        "heads": jax.tree.map(lambda a: a[:, :1], state.groups[0].params["heads"]),
-    }
-    start = dataclasses.replace(
-        start, groups=(dataclasses.replace(start.groups[0], params=params),)
-    )
+def run_steps(algorithm, clients, graph, batches=None, state=None):
+    """The state and the metrics that a few steps end with."""
+    batches = batches or [tiny_batch(clients.num_clients, seed=s) for s in range(3)]
+    states, metrics = take_steps(algorithm, clients, graph, batches, state)
+    return states[-1], metrics[-1]
+
+
+def batch_for(public_batch, **kwargs):
+    return tiny_batch(K, shared=public_batch == "shared", **kwargs)
+
+
+def main_path(state):
+    """All clients' backbones and main heads."""
+    params = state.groups[0].params
+    return {**params, "heads": jax.tree.map(lambda a: a[:, :1], params["heads"])}
+
+
+@pytest.mark.parametrize(
+    ("name", "graph", "settings"),
+    [
+        ("mhd", EMPTY, {"num_aux_heads": 2, "include_self": False}),
+        ("mhd", COMPLETE, {"num_aux_heads": 2, "nu_aux": 0.0, "nu_emb": 0.0}),
+        ("naive", EMPTY, {}),
+        ("naive", COMPLETE, {"nu_naive": 0.0}),
+        ("dsgd", EMPTY, {}),
+        ("qg_dsgd", EMPTY, {}),
+    ],
+)
+def test_what_neighbours_do_not_reach_trains_as_if_alone(name, graph, settings):
+    """Without edges, or with weight 0, from the same parameters."""
+    clients = tiny_clients(K, optimizer=MOMENTUM)
+    alone = mhd.algorithms.isolated(label_smoothing=0.1)
+    algorithm = ALGORITHMS[name](label_smoothing=0.1, **settings)
+    state, start = started(algorithm, clients), started(alone, clients)
+    group = start.groups[0].replace(params=main_path(state))
     together, _ = run_steps(algorithm, clients, graph, state=state)
-    apart, _ = run_steps(alone, clients, graph, state=start)
-    a, b = together.groups[0].params, apart.groups[0].params
-    assert_trees_close(a["backbone"], b["backbone"], rtol=1e-5, atol=1e-7)
-    assert_trees_close(
-        jax.tree.map(lambda x: x[:, :1], a["heads"]), b["heads"], rtol=1e-5, atol=1e-7
-    )
+    apart, _ = run_steps(alone, clients, graph, state=start.replace(groups=(group,)))
+    assert_trees_close(main_path(together), apart.groups[0].params, rtol=1e-5, atol=1e-7)
+    if name in ("dsgd", "qg_dsgd"):  # whose clients are copies of one
+        assert_trees_equal(of_client(state, 0), of_client(state, 3))
 
 
 def test_a_client_without_teachers_distills_from_itself():
@@ -88,51 +94,58 @@ def test_main_head_gets_no_distillation_gradient():
     clients, batch = tiny_clients(K, optimizer=optax.sgd(1.0)), tiny_batch(K)
     both = mhd.algorithms.mhd(nu_aux=1.0, nu_emb=1.0)
     private = mhd.algorithms.mhd(nu_aux=0.0, nu_emb=0.0)
-    state = both.init(jax.random.key(0), clients, batch)
-    learned, _ = run_steps(both, clients, COMPLETE, [batch], state=state)
-    alone, _ = run_steps(private, clients, COMPLETE, [batch], state=state)
-    heads, heads_alone = learned.groups[0].params["heads"], alone.groups[0].params["heads"]
-    assert_trees_close(
-        jax.tree.map(lambda a: a[:, 0], heads),
-        jax.tree.map(lambda a: a[:, 0], heads_alone),
-        rtol=1e-6,
+    state = started(both, clients)
+    learned, alone = (
+        run_steps(algorithm, clients, COMPLETE, [batch], state)[0] for algorithm in (both, private)
     )
-    assert (jnp.abs(heads["kernel"] - heads_alone["kernel"])[:, 1:].max(axis=(2, 3)) > 1e-4).all()
+    assert_trees_close(main_path(learned)["heads"], main_path(alone)["heads"], rtol=1e-6)
+    assert (heads_moved(learned, alone)[:, 1:] > 1e-4).all()
+
+
+def heads_moved(one, other):
+    """How far apart two states' kernels are, client by client and head by head [K, H]."""
+    kernels = (state.groups[0].params["heads"]["kernel"] for state in (one, other))
+    return jnp.abs(jnp.subtract(*kernels)).max(axis=(2, 3))
 
 
 def test_no_gradient_reaches_a_teacher():
     """A star: client 0 teaches and learns nothing; the others' losses do not move it."""
     listens_to_0 = jnp.zeros((K, K)).at[1:, 0].set(1)
     clients, batch = tiny_clients(K, optimizer=optax.sgd(1.0)), tiny_batch(K)
-    algorithm = mhd.algorithms.mhd()
-    taught, _ = run_steps(algorithm, clients, listens_to_0, [batch])
-    silent, _ = run_steps(algorithm, clients, EMPTY, [batch])
-    of_0 = lambda state: jax.tree.map(lambda a: a[0], state.groups[0].params)
-    assert_trees_close(of_0(taught), of_0(silent), rtol=1e-6)
-    moved = taught.groups[0].params["heads"]["kernel"] - silent.groups[0].params["heads"]["kernel"]
-    assert (jnp.abs(moved[1:]).max(axis=(1, 2, 3)) > 1e-4).all()
+    taught, silent = (
+        run_steps(mhd.algorithms.mhd(), clients, graph, [batch])[0]
+        for graph in (listens_to_0, EMPTY)
+    )
+    assert_trees_close(of_client(taught, 0), of_client(silent, 0), rtol=1e-6)
+    assert (heads_moved(taught, silent)[1:].max(axis=1) > 1e-4).all()
 
 
 @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf, -jnp.inf])
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_non_finite_teacher_is_masked_before_the_draw(poison, shared):
+@pytest.mark.parametrize("public_batch", ["shared", "independent"])
+def test_a_non_finite_teacher_is_masked_before_the_draw(poison, public_batch):
     """Bit-equal, for all others, to a graph in which it sends nothing."""
-    public_batch = "shared" if shared else "independent"
     algorithm = mhd.algorithms.mhd(public_batch=public_batch, num_targets=2)
-    clients, batch = tiny_clients(K), tiny_batch(K, shared=shared)
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    poisoned = jax.tree.map(lambda a: a.at[2].set(poison), state.groups[0].params)
-    bad = dataclasses.replace(
-        state, groups=(dataclasses.replace(state.groups[0], params=poisoned),)
-    )
-    after_bad, _ = run_steps(algorithm, clients, COMPLETE, [batch], state=bad)
-    without = COMPLETE.at[:, 2].set(0)
-    after_good, _ = run_steps(algorithm, clients, without, [batch], state=state)
-    others = np.array([0, 1, 3])
-    assert_trees_equal(
-        jax.tree.map(lambda a: a[others], after_bad.groups[0].params),
-        jax.tree.map(lambda a: a[others], after_good.groups[0].params),
-    )
+    clients, batch = tiny_clients(K), batch_for(public_batch)
+    state = started(algorithm, clients, batch)
+    bad = with_params(state, lambda a: a.at[2].set(poison))
+    after_bad, _ = run_steps(algorithm, clients, COMPLETE, [batch], bad)
+    after_good, _ = run_steps(algorithm, clients, COMPLETE.at[:, 2].set(0), [batch], state)
+    for i in (0, 1, 3):
+        assert_trees_equal(of_client(after_bad, i), of_client(after_good, i))
+
+
+ORDER = np.array([2, 0, 3, 1])  # of clients under other names
+SOME_EDGES = jnp.asarray(np.random.default_rng(1).integers(0, 2, (K, K)) * (1 - np.eye(K)))
+
+
+def reordered(tree):
+    return jax.tree.map(lambda a: a[ORDER], tree)
+
+
+def reordered_batch(batch):
+    own = ["inputs", "labels", "mask"]
+    own += [] if batch.public_is_shared else ["public_inputs", "public_indices"]
+    return batch.replace(**{name: getattr(batch, name)[ORDER] for name in own})
 
 
 @pytest.mark.parametrize(
@@ -151,36 +164,20 @@ def test_a_non_finite_teacher_is_masked_before_the_draw(poison, shared):
 )
 def test_relabelling_the_clients_permutes_the_result(name, settings):
     algorithm = ALGORITHMS[name](**settings)
-    shared = algorithm.public_batch != "independent"
-    order = np.array([2, 0, 3, 1])
-    graph = jnp.asarray(np.random.default_rng(1).integers(0, 2, (K, K)) * (1 - np.eye(K)))
-    clients, batch = tiny_clients(K, optimizer=MOMENTUM), tiny_batch(K, shared=shared)
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    permute = lambda tree: jax.tree.map(lambda a: a[order], tree)
-    group = state.groups[0]
-    relabelled = dataclasses.replace(
-        state,
-        client_ids=state.client_ids[order],
-        extra=permute(state.extra),
-        groups=(
-            dataclasses.replace(
-                group, params=permute(group.params), opt_state=permute(group.opt_state)
-            ),
-        ),
+    clients, batch = tiny_clients(K, optimizer=MOMENTUM), batch_for(algorithm.public_batch)
+    state = started(algorithm, clients, batch)
+    (group,) = state.groups
+    own = {part: reordered(getattr(group, part)) for part in ("params", "opt_state")}
+    relabelled = state.replace(
+        client_ids=state.client_ids[ORDER],
+        extra=reordered(state.extra),
+        groups=(group.replace(**own),),
     )
-    moved = dataclasses.replace(
-        batch,
-        inputs=batch.inputs[order],
-        labels=batch.labels[order],
-        mask=batch.mask[order],
-        public_inputs=batch.public_inputs if shared else batch.public_inputs[order],
-    )
-    step = jax.jit(algorithm.train_step)
-    expected, _ = step(state, batch, graph)
-    actual, _ = step(relabelled, moved, graph[order][:, order])
-    assert_trees_close(
-        actual.groups[0].params, permute(expected.groups[0].params), rtol=1e-4, atol=1e-6
-    )
+    expected, _ = run_steps(algorithm, clients, SOME_EDGES, [batch], state)
+    graph = SOME_EDGES[ORDER][:, ORDER]
+    actual, _ = run_steps(algorithm, clients, graph, [reordered_batch(batch)], relabelled)
+    params = reordered(expected.groups[0].params)
+    assert_trees_close(actual.groups[0].params, params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -225,21 +222,14 @@ def test_every_algorithm_keeps_structure_and_never_recompiles(name, num_clients)
 )
 def test_two_groups_equal_one(public_batch, halves):
     """One architecture split in two groups gives the same clients."""
-    shared = public_batch == "shared"
     algorithm = mhd.algorithms.mhd(num_targets=2, public_batch=public_batch)
     whole = tiny_clients(K)
     split = tiny_clients(K, groups=[(Linear(), members) for members in halves])
-    batches = [tiny_batch(K, seed=s, shared=shared) for s in range(3)]
+    batches = [batch_for(public_batch, seed=s) for s in range(3)]
     one, _ = run_steps(algorithm, whole, COMPLETE, batches)
     two, _ = run_steps(algorithm, split, COMPLETE, batches)
-    for group in two.groups:
-        members = np.array(group.members)
-        assert_trees_close(
-            group.params,
-            jax.tree.map(lambda a, m=members: a[m], one.groups[0].params),
-            rtol=1e-4,
-            atol=1e-6,
-        )
+    for i in range(K):
+        assert_trees_close(of_client(two, i), of_client(one, i), rtol=1e-4, atol=1e-6)
     inputs = batches[0].inputs[0]
     np.testing.assert_allclose(
         algorithm.predict(two, inputs), algorithm.predict(one, inputs), rtol=1e-4, atol=1e-5
@@ -249,39 +239,32 @@ def test_two_groups_equal_one(public_batch, halves):
 def test_the_order_of_unlike_clients_does_not_matter():
     """Two architectures, their clients in another order: the same clients come out."""
     algorithm = mhd.algorithms.mhd(num_targets=2, nu_emb=0.0)
-    order = np.array([2, 0, 3, 1])
-    place = np.argsort(order)
+    place = np.argsort(ORDER)
     kinds = [(Linear(5), (0, 1)), (Linear(3), (2, 3))]
     moved = [(kind, tuple(sorted(int(place[i]) for i in members))) for kind, members in kinds]
-    graph = jnp.asarray(np.random.default_rng(1).integers(0, 2, (K, K)) * (1 - np.eye(K)))
-    batch = tiny_batch(K)
-    state = algorithm.init(jax.random.key(0), tiny_clients(K, groups=kinds), batch)
-    other = algorithm.init(jax.random.key(0), tiny_clients(K, groups=moved), batch)
+    clients, batch = tiny_clients(K, groups=kinds), tiny_batch(K)
+    state, other = started(algorithm, clients), started(algorithm, tiny_clients(K, groups=moved))
 
     def moved_rows(here, there):
-        rows = np.array([here.members.index(order[i]) for i in there.members])
-        return dataclasses.replace(there, params=jax.tree.map(lambda a: a[rows], here.params))
+        rows = np.array([here.members.index(ORDER[i]) for i in there.members])
+        return there.replace(params=jax.tree.map(lambda a: a[rows], here.params))
 
-    relabelled = dataclasses.replace(
-        other,
-        client_ids=jnp.asarray(order, jnp.int32),
+    relabelled = other.replace(
+        client_ids=jnp.asarray(ORDER, jnp.int32),
         groups=tuple(map(moved_rows, state.groups, other.groups)),
     )
-    reordered = dataclasses.replace(
-        batch, inputs=batch.inputs[order], labels=batch.labels[order], mask=batch.mask[order]
-    )
-    step = jax.jit(algorithm.train_step)
-    expected, _ = step(state, batch, graph)
-    actual, _ = step(relabelled, reordered, graph[order][:, order])
+    expected, _ = run_steps(algorithm, clients, SOME_EDGES, [batch], state)
+    graph = SOME_EDGES[ORDER][:, ORDER]
+    actual, _ = run_steps(algorithm, clients, graph, [reordered_batch(batch)], relabelled)
     said = [algorithm.predict(after, batch.public_inputs) for after in (actual, expected)]
-    np.testing.assert_allclose(said[0], said[1][order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(said[0], said[1][ORDER], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("public_batch", ["shared", "independent"])
 def test_mixed_widths_learn_from_predictions(public_batch):
     clients = tiny_clients(K, groups=[(Linear(5), (0, 2)), (Linear(3), (1, 3))])
     algorithm = mhd.algorithms.mhd(nu_emb=0.0, public_batch=public_batch)
-    batches = [tiny_batch(K, shared=public_batch == "shared")] * 40
+    batches = [batch_for(public_batch)] * 40
     _, first = run_steps(algorithm, clients, COMPLETE, batches[:1])
     _, last = run_steps(algorithm, clients, COMPLETE, batches)
     assert (last["loss"] < first["loss"]).all()
@@ -291,7 +274,7 @@ def test_mixed_widths_learn_from_predictions(public_batch):
 def test_unlike_architectures_share_predictions(name):
     """Two widths in one run: all learn, all answer, and consensus keeps its sum."""
     mixed = tiny_clients(K, groups=[(Linear(5), (0, 2)), (Linear(3), (1, 3))], public_fraction=0.3)
-    batch = dataclasses.replace(tiny_batch(K), public_indices=jnp.arange(7))
+    batch = tiny_batch(K).replace(public_indices=jnp.arange(7))
     algorithm = ALGORITHMS[name]()
     together, metrics = run_steps(algorithm, mixed, COMPLETE, [batch] * 5)
     assert np.isfinite(metrics["loss"]).all()
@@ -321,16 +304,14 @@ class Normed(nn.Module):
 def test_batch_statistics_stay_per_client_and_private(updates):
     clients, batch = tiny_clients(K, model=Normed()), tiny_batch(K)
     algorithm = mhd.algorithms.mhd(public_updates_stats=updates)
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    after, _ = run_steps(algorithm, clients, COMPLETE, [batch], state=state)
-    kernel = state.groups[0].params["backbone"]["Dense_0"]["kernel"]
-    bias = state.groups[0].params["backbone"]["Dense_0"]["bias"]
+    (before, after), _ = take_steps(algorithm, clients, COMPLETE, [batch])
+    dense = before.groups[0].params["backbone"]["Dense_0"]
+    through = lambda i, x: (x @ dense["kernel"][i] + dense["bias"][i]).mean(axis=0)
     mean = after.groups[0].stats["batch_stats"]["BatchNorm_0"]["mean"]
     for i in range(K):
-        expected = 0.01 * (batch.inputs[i] @ kernel[i] + bias[i]).mean(axis=0)
+        expected = 0.01 * through(i, batch.inputs[i])
         if updates:
-            public = (batch.public_inputs @ kernel[i] + bias[i]).mean(axis=0)
-            expected = 0.99 * expected + 0.01 * public
+            expected = 0.99 * expected + 0.01 * through(i, batch.public_inputs)
         np.testing.assert_allclose(mean[i], expected, rtol=1e-4, atol=1e-6)
 
 
@@ -351,24 +332,17 @@ class Noting(nn.Module):
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("public_batch", ["shared", "independent"])
 @pytest.mark.parametrize(
-    ("options", "chunk", "joint"),
-    [
-        ({}, None, True),
-        ({}, 1, False),
-        ({"dropout": 0.5}, None, False),
-        ({"normed": True}, None, False),
-    ],
+    ("options", "chunk"), [({}, None), ({}, 1), ({"dropout": 0.5}, None), ({"normed": True}, None)]
 )
 def test_private_and_public_samples_share_a_pass_where_nothing_tells_it(
-    options, chunk, joint, shared
+    options, chunk, public_batch
 ):
-    seen = []
-    clients = tiny_clients(K, model=Noting(seen.append, **options))
-    batch = tiny_batch(K, shared=shared)
-    algorithm = mhd.algorithms.mhd(public_batch="shared" if shared else "independent")
-    state = algorithm.init(jax.random.key(0), clients, batch)
+    seen, joint = [], not options and chunk is None
+    batch = batch_for(public_batch)
+    algorithm = mhd.algorithms.mhd(public_batch=public_batch)
+    state = started(algorithm, tiny_clients(K, model=Noting(seen.append, **options)), batch)
     with under(Execution(chunk=chunk)):
         jax.eval_shape(algorithm.train_step, state, batch, COMPLETE)
     private, public = batch.labels.shape[1], batch.public_indices.shape[-1]
@@ -380,54 +354,54 @@ def test_private_and_public_samples_share_a_pass_where_nothing_tells_it(
 def test_optimizers_do_not_couple_clients():
     """A global-norm clip on the stacked tree would: each client is clipped alone."""
     tx = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(1.0))
-    clients = tiny_clients(2, optimizer=tx)
-    algorithm = mhd.algorithms.isolated()
-    batch = tiny_batch(2)
-    loud = dataclasses.replace(batch, inputs=batch.inputs.at[1].mul(100))
-    first, _ = run_steps(algorithm, clients, jnp.zeros((2, 2)), [batch])
-    second, _ = run_steps(algorithm, clients, jnp.zeros((2, 2)), [loud])
-    of_0 = lambda state: jax.tree.map(lambda a: a[0], groups.all_params(state))
-    assert_trees_equal(of_0(first), of_0(second))
+    clients, batch = tiny_clients(2, optimizer=tx), tiny_batch(2)
+    loud = batch.replace(inputs=batch.inputs.at[1].mul(100))
+    first, second = (
+        run_steps(mhd.algorithms.isolated(), clients, jnp.zeros((2, 2)), [seen])[0]
+        for seen in (batch, loud)
+    )
+    assert_trees_equal(of_client(first, 0), of_client(second, 0))
 
 
 def test_teachers_are_drawn_uniformly_or_by_weight_without_replacement():
-    state = mhd.algorithms.isolated().init(jax.random.key(0), tiny_clients(K), tiny_batch(K))
+    state = started(mhd.algorithms.isolated(), tiny_clients(K))
     weights = jnp.array([[0, 1, 1, 1], [3, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]], jnp.float32)
     everyone = jnp.ones(K, bool)
 
     @jax.jit
     @jax.vmap
     def draws(step):
-        at = dataclasses.replace(state, step=step)
+        at = state.replace(step=step)
         return tuple(exchange.draw_teachers(at, weights, everyone, n) for n in (1, 2, "all"))
 
-    one, two, every = draws(jnp.arange(3000))
-    np.testing.assert_array_equal(np.asarray(one.valid)[:, :, 0].mean(axis=0), [1, 1, 0, 1])
-    shares = np.bincount(np.asarray(one.positions)[:, 0, 0], minlength=K) / 3000
-    np.testing.assert_allclose(shares, [0, 1 / 3, 1 / 3, 1 / 3], atol=0.045)  # 5 deviations
-    shares = np.bincount(np.asarray(one.positions)[:, 1, 0], minlength=K) / 3000
-    np.testing.assert_allclose(shares, [3 / 4, 0, 1 / 4, 0], atol=0.04)
-    assert (np.asarray(two.positions)[:, 0, 0] != np.asarray(two.positions)[:, 0, 1]).all()
-    assert np.asarray(two.valid)[:, [0, 1, 3]].all() and not np.asarray(two.valid)[:, 2].any()
+    one, two, every = jax.device_get(draws(jnp.arange(3000)))
+    np.testing.assert_array_equal(one.valid[:, :, 0].mean(axis=0), [1, 1, 0, 1])
+    for i, expected in ((0, [0, 1 / 3, 1 / 3, 1 / 3]), (1, [3 / 4, 0, 1 / 4, 0])):
+        shares = np.bincount(one.positions[:, i, 0], minlength=K) / 3000
+        np.testing.assert_allclose(shares, expected, atol=0.04)  # 5 deviations
+    assert (two.positions[:, 0, 0] != two.positions[:, 0, 1]).all()
+    assert two.valid[:, [0, 1, 3]].all() and not two.valid[:, 2].any()
     assert every.valid.shape == (3000, K, K - 1)
-    np.testing.assert_array_equal(np.asarray(every.valid).sum(axis=(0, 2)) / 3000, [3, 2, 0, 3])
+    np.testing.assert_array_equal(every.valid.sum(axis=(0, 2)) / 3000, [3, 2, 0, 3])
 
 
-def test_what_crosses_an_edge():
-    batch = tiny_batch(K)  # P = 7, C = 3, D = 5
-    independent = tiny_batch(K, shared=False)
-    expected = {
-        (): {"logits": 7 * 3 * 3 * 4, "embeddings": 7 * 5 * 4},
-        (("nu_emb", 0.0),): {"logits": 7 * 3 * 3 * 4},
-        (("nu_emb", 0.0), ("num_aux_heads", 0)): {"logits": 7 * 3 * 4},
-        (("nu_emb", 0.0), ("same_level", True)): {"logits": 7 * 4 * 3 * 4},
-    }
-    for settings, sizes in expected.items():
-        algorithm = mhd.algorithms.mhd(**dict(settings))
-        state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
-        for of, expected_sizes in ((batch, sizes), (independent, {**sizes, "indices": 7 * 4})):
-            (message,) = algorithm.message(state, of, state.groups[0]).values()
-            assert bytes_by_type(message) == expected_sizes
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({}, {"logits": 7 * 3 * 3 * 4, "embeddings": 7 * 5 * 4}),
+        ({"nu_emb": 0.0}, {"logits": 7 * 3 * 3 * 4}),
+        ({"nu_emb": 0.0, "num_aux_heads": 0}, {"logits": 7 * 3 * 4}),
+        ({"nu_emb": 0.0, "same_level": True}, {"logits": 7 * 4 * 3 * 4}),
+    ],
+)
+def test_what_crosses_an_edge(settings, sizes):
+    """P = 7, C = 3, D = 5."""
+    algorithm = mhd.algorithms.mhd(**settings)
+    state = started(algorithm, tiny_clients(K))
+    for public_batch, more in (("shared", {}), ("independent", {"indices": 7 * 4})):
+        sent = algorithm.message(state, batch_for(public_batch), state.groups[0])
+        (message,) = sent.values()
+        assert bytes_by_type(message) == sizes | more
 
 
 @pytest.mark.parametrize(
@@ -454,7 +428,3 @@ def test_equal_settings_are_one_algorithm():
     assert mhd.algorithms.mhd(nu_aux=0.2) is not mhd.algorithms.mhd()
     assert mhd.algorithms.naive().hyperparameters["nu_naive"] == 1.0
     assert mhd.algorithms.naive().name == "naive"
-
-
-def test_linear_backbone_shape():
-    assert Linear().init_with_output(jax.random.key(0), jnp.ones((2, FEATURES)))[0].shape == (2, 5)

@@ -1,6 +1,8 @@
 """MHD's loss and gradient against NumPy computations written from the equations alone."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +22,15 @@ from tests.builders import (
     Linear,
     assert_trees_close,
     dropped,
+    of_client,
+    softmax,
+    take_steps,
     tiny_batch,
     tiny_clients,
 )
 
 K = 4
 GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def cross_entropy(z, target):
@@ -44,8 +44,7 @@ def outputs_of(params, x, factors=1.0):
     """
     embedding = factors * (x @ params["backbone"]["Dense_0"]["kernel"])
     kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
-    logits = np.stack([embedding @ kernel[h] + bias[h] for h in range(len(kernel))], axis=1)
-    return embedding, logits
+    return embedding, np.stack([embedding @ k + b for k, b in zip(kernel, bias, strict=True)], 1)
 
 
 def as_it_arrives(values, compression):
@@ -65,41 +64,39 @@ def as_it_arrives(values, compression):
     return values
 
 
-def reference_targets(
-    i, params, xs, neighbours, m, include_self, same_level, selection, t, compression
-):
-    """Targets [P, m or 1, C] of client i: a loop over samples, heads and candidates."""
+def reference_targets(i, params, xs, neighbours, settings):
+    """Targets [P, m or 1, C] of client i, or none: a loop over samples, heads and candidates."""
+    m, t = settings["num_aux_heads"], settings["temperature"]
     targets = np.zeros((len(xs), max(m, 1), NUM_CLASSES))
-    any_candidate = False
-    for p, x in enumerate(xs):
-        for k in range(1, m + 1) if m else [0]:
-            teacher_rank = max(k - 1, 0)
-            candidates = [(j, teacher_rank) for j in neighbours]
-            if include_self and m:
-                candidates.append((i, teacher_rank))
-            if same_level and m:
-                candidates += [(j, k) for j in neighbours]
-            if not candidates:
-                continue
-            any_candidate = True
-            logits = [
-                as_it_arrives(
-                    outputs_of(params[j], x[None])[1][0, h], "none" if j == i else compression
-                )
-                for j, h in candidates
-            ]
-            said = [softmax(z / t) for z in logits]
-            if selection == "mean":
-                target = np.mean(said, axis=0)
-            else:
-                target = said[int(np.argmax([softmax(z).max() for z in logits]))]
-            targets[p, max(k - 1, 0)] = target
-    return targets, any_candidate
+    for (p, x), k in itertools.product(enumerate(xs), range(1, m + 1) if m else [0]):
+        rank = max(k - 1, 0)  # the teacher's head
+        candidates = [(j, rank) for j in neighbours]
+        if settings["include_self"] and m:
+            candidates.append((i, rank))
+        if settings["same_level"] and m:
+            candidates += [(j, k) for j in neighbours]
+        if not candidates:
+            return None
+        logits = [
+            as_it_arrives(
+                outputs_of(params[j], x[None])[1][0, h],
+                "none" if j == i else settings["compression"],
+            )
+            for j, h in candidates
+        ]
+        said = [softmax(z / t) for z in logits]
+        if settings["target_selection"] == "mean":
+            targets[p, rank] = np.mean(said, axis=0)
+        else:
+            targets[p, rank] = said[int(np.argmax([softmax(z).max() for z in logits]))]
+    return targets
 
 
-def reference_loss(
-    own, batch, i, xs, targets, any_candidate, teacher_embeddings, m, settings, factors
-):
+def unit(e):
+    return e / np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+
+
+def reference_loss(own, batch, i, xs, targets, teacher_embeddings, settings, factors):
     """L_i as a function of the client's own parameters, everything else constant.
 
     `factors` are dropout's on private and on public samples.
@@ -112,17 +109,11 @@ def reference_loss(
     loss = (cross_entropy(logits[:, 0], soft) * mask).sum() / mask.sum()
 
     embedding, logits = outputs_of(own, xs, factors[1])
-    if any_candidate:
-        learners = logits[:, 1:] if m else logits[:, :1]
-        per_head = [
-            t**2 * cross_entropy(learners[:, k] / t, targets[:, k]).mean() for k in range(max(m, 1))
-        ]
-        loss += settings["nu_aux"] * sum(per_head)
+    if targets is not None:
+        learners = logits[:, -targets.shape[1] :]
+        each = cross_entropy(learners / t, targets).mean(axis=0)
+        loss += settings["nu_aux"] * t**2 * each.sum()
     if teacher_embeddings:
-
-        def unit(e):
-            return e / np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
-
         distances = [((unit(embedding) - unit(e)) ** 2).sum(-1).mean() for e in teacher_embeddings]
         loss += settings["nu_emb"] * np.mean(distances)
     return loss
@@ -130,18 +121,16 @@ def reference_loss(
 
 def numeric_gradient(function, tree, step=1e-6):
     """Central differences over every entry of a nested dict of arrays."""
-    if not isinstance(tree, dict):
-        gradient = np.zeros_like(tree)
-        for index in np.ndindex(tree.shape):
-            kept = tree[index]
-            tree[index] = kept + step
-            up = function()
-            tree[index] = kept - step
-            down = function()
-            tree[index] = kept
-            gradient[index] = (up - down) / (2 * step)
-        return gradient
-    return {key: numeric_gradient(function, value, step) for key, value in tree.items()}
+    if isinstance(tree, dict):
+        return {key: numeric_gradient(function, value, step) for key, value in tree.items()}
+    gradient = np.zeros_like(tree)
+    for index in np.ndindex(tree.shape):
+        kept = tree[index]
+        for sign in (1, -1):
+            tree[index] = kept + sign * step
+            gradient[index] += sign * function() / (2 * step)
+        tree[index] = kept
+    return gradient
 
 
 DEFAULTS = {
@@ -151,7 +140,13 @@ DEFAULTS = {
     "nu_emb": 0.4,
     "label_smoothing": 0.1,
     "temperature": 1.0,
+    "include_self": True,
+    "same_level": False,
+    "target_selection": "most_confident",
+    "compression": "none",
+    "public_batch": "shared",
 }
+INDEPENDENT = {"public_batch": "independent"}
 # Every case compiles a program of its own, so most bring two options that do not meet elsewhere.
 CASES = {
     "defaults": {},
@@ -170,18 +165,9 @@ CASES = {
     "eight bits, same level": {"compression": "int8", "same_level": True},
     "two classes, no embeddings": {"compression": "top_2", "nu_emb": 0.0},
     "one class, naive with embeddings": {"compression": "top_1", "num_aux_heads": 0},
-    "embeddings alone, independent public batches": {
-        "nu_aux": 0.0,
-        "public_batch": "independent",
-    },
-    "eight bits, independent public batches": {
-        "compression": "int8",
-        "public_batch": "independent",
-    },
-    "two teachers, independent public batches": {
-        "num_targets": 2,
-        "public_batch": "independent",
-    },
+    "embeddings alone, independent public batches": {"nu_aux": 0.0, **INDEPENDENT},
+    "eight bits, independent public batches": {"compression": "int8", **INDEPENDENT},
+    "two teachers, independent public batches": {"num_targets": 2, **INDEPENDENT},
 }
 
 
@@ -190,83 +176,63 @@ def assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, 
 
     `factors` [K, N, D] are dropout's on private and on public samples; None is without.
     """
-    shared = batch.public_is_shared
-    everyone = jnp.ones(K, bool)
-    teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), everyone, settings["num_targets"])
-    batch, stacked, updated = jax.tree.map(
-        np.asarray, (batch, state.groups[0].params, new_state.groups[0].params)
-    )
-    params = [jax.tree.map(lambda a, i=i: a[i].copy(), stacked) for i in range(K)]
-    m = settings["num_aux_heads"]
-    compression = settings.get("compression", "none")
+    shared, most = batch.public_is_shared, settings["num_targets"]
+    teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), jnp.ones(K, bool), most)
+    batch, positions, valid = jax.device_get((batch, teachers.positions, teachers.valid))
+    params = [jax.tree.map(np.array, of_client(state, i)) for i in range(K)]
+    compression = settings["compression"]
     of_embeddings = "none" if compression.startswith("top_") else compression
-    for i in range(K):
-        neighbours = np.asarray(teachers.positions[i])[np.asarray(teachers.valid[i])]
-        wanted = GRAPH[i].sum()
-        if settings["num_targets"] != "all":
-            wanted = min(wanted, settings["num_targets"])
+    for i, own in enumerate(params):
+        neighbours = positions[i][valid[i]]
+        wanted = min(GRAPH[i].sum(), np.inf if most == "all" else most)
         assert len(set(neighbours)) == wanted and all(GRAPH[i, j] > 0 for j in neighbours)
         xs = batch.public_inputs if shared else batch.public_inputs[i]
-        targets, any_candidate = reference_targets(
-            i,
-            params,
-            xs,
-            neighbours,
-            m,
-            settings.get("include_self", True),
-            settings.get("same_level", False),
-            settings.get("target_selection"),
-            settings["temperature"],
-            compression,
-        )
         teacher_embeddings = [
             np.stack([as_it_arrives(e, of_embeddings) for e in outputs_of(params[j], xs)[0]])
             for j in neighbours
         ]
-        own = params[i]
-        f = (1.0, 1.0) if factors is None else [of_all[i] for of_all in factors]
-
-        def loss(own=own, i=i, xs=xs, t=targets, c=any_candidate, e=teacher_embeddings, f=f):
-            return reference_loss(own, batch, i, xs, t, c, e, m, settings, f)
-
+        loss = functools.partial(
+            *(reference_loss, own, batch, i, xs),
+            targets=reference_targets(i, params, xs, neighbours, settings),
+            teacher_embeddings=teacher_embeddings,
+            settings=settings,
+            factors=(1.0, 1.0) if factors is None else [of_all[i] for of_all in factors],
+        )
         np.testing.assert_allclose(metrics["loss"][i], loss(), rtol=1e-9)
-        expected = numeric_gradient(loss, own)
-        actual = jax.tree.map(lambda old, new, i=i: old[i] - new[i], stacked, updated)
-        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-8), actual, expected)
-    drawn = int(teachers.valid.sum())
-    assert int(metrics["messages"]["predictions"].sum()) == drawn
+        moved = jax.tree.map(np.subtract, own, of_client(new_state, i))
+        assert_trees_close(moved, numeric_gradient(loss, own), atol=2e-8)
+    assert int(metrics["messages"]["predictions"].sum()) == int(valid.sum())
+
+
+def started(settings, model=None):
+    """MHD with plain gradient descent at rate 1, whose step is minus the gradient; state, batch."""
+    algorithm = mhd.algorithms.mhd(**settings)
+    clients = tiny_clients(K, model, optax.sgd(1.0))
+    batch = tiny_batch(K, dtype=jnp.float64, shared=settings["public_batch"] == "shared")
+    return algorithm, algorithm.init(jax.random.key(3), clients, batch), batch
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_equal_the_equations(case, float64):
     settings = {**DEFAULTS, **CASES[case]}
-    shared = settings.get("public_batch", "shared") == "shared"
-    algorithm = mhd.algorithms.mhd(**settings)
-    # With plain gradient descent at rate 1 the step is minus the gradient.
-    clients = tiny_clients(K, optimizer=optax.sgd(1.0))
-    batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
-    state = algorithm.init(jax.random.key(3), clients, batch)
-    new_state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
-    assert_step_is_of_the_equations(state, batch, new_state, metrics, settings)
+    algorithm, state, batch = started(settings)
+    (_, after), (metrics,) = take_steps(algorithm, None, jnp.asarray(GRAPH), [batch], state)
+    assert_step_is_of_the_equations(state, batch, after, metrics, settings)
 
 
 @pytest.mark.parametrize("public_batch", ["shared", "independent"])
 def test_students_drop_out_and_teachers_do_not(public_batch, float64):
     """Two steps: private and public passes draw masks of their own, anew in each step."""
     settings = {**DEFAULTS, "public_batch": public_batch}
-    algorithm = mhd.algorithms.mhd(**settings)
-    clients = tiny_clients(K, model=Dropping(), optimizer=optax.sgd(1.0))
-    batch = tiny_batch(K, dtype=jnp.float64, shared=public_batch == "shared")
-    state = algorithm.init(jax.random.key(3), clients, batch)
-    train_step = jax.jit(algorithm.train_step)
+    algorithm, state, batch = started(settings, Dropping())
+    states, metrics = take_steps(algorithm, None, jnp.asarray(GRAPH), [batch] * 2, state)
     for step in range(2):
-        new_state, metrics = train_step(state, batch, jnp.asarray(GRAPH))
         factors = [
             dropped(purpose, step, samples, seed=3)
             for purpose, samples in ((Purpose.DROPOUT, 6), (Purpose.PUBLIC_DROPOUT, 7))
         ]
-        assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, factors)
-        state = new_state
+        before, after = states[step : step + 2]
+        assert_step_is_of_the_equations(before, batch, after, metrics[step], settings, factors)
 
 
 def test_candidates_are_chosen_at_temperature_one():
@@ -305,8 +271,7 @@ def test_a_selection_rule_of_ones_own():
     losses = {}
     for rule in (least_confident, "most_confident"):
         algorithm = mhd.algorithms.mhd(target_selection=rule, num_targets="all")
-        state = algorithm.init(jax.random.key(0), clients, batch)
-        _, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+        _, (metrics,) = take_steps(algorithm, clients, jnp.asarray(GRAPH), [batch])
         losses[rule] = metrics["aux_loss"]
     assert np.isfinite(losses[least_confident]).all()
     # Client 3 has no teacher, and only its own head to choose from.
@@ -341,17 +306,11 @@ def test_step_equals_a_loop_over_clients():
     state = algorithm.init(jax.random.key(1), clients, batch)
     new_state, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
     teachers = exchange.draw_teachers(state, jnp.asarray(GRAPH), jnp.ones(K, bool), 2)
-    homes = {i: (g, r) for g, group in enumerate(state.groups) for r, i in enumerate(group.members)}
-
-    def of_client(state, i):
-        g, row = homes[i]
-        return jax.tree.map(lambda a: a[row], state.groups[g].params)
-
-    models = [state.groups[homes[i][0]].model for i in range(K)]
+    homes = {i: group for group in state.groups for i in group.members}
     each = [of_client(state, i) for i in range(K)]
-    said = [models[i].apply(each[i], {}, batch.public_inputs)[0] for i in range(K)]
+    said = [homes[i].model.apply(each[i], {}, batch.public_inputs)[0] for i in range(K)]
     for i in range(K):
-        model, tx = models[i], state.groups[homes[i][0]].optimizer
+        model, tx = homes[i].model, homes[i].optimizer
         chosen = [
             int(j) for j, v in zip(teachers.positions[i], teachers.valid[i], strict=True) if v
         ]
@@ -388,14 +347,11 @@ def test_fresh_teachers_equal_a_second_forward_pass():
     copies = jnp.broadcast_to(shared.public_inputs, (K, *shared.public_inputs.shape))
     own = shared.replace(public_inputs=copies, public_indices=jnp.zeros((K, 7), jnp.int32))
     algorithm = mhd.algorithms.mhd(num_targets=2)
-    state = algorithm.init(jax.random.key(0), tiny_clients(K), shared)
-    gathered, _ = jax.jit(algorithm.train_step)(state, shared, jnp.asarray(GRAPH))
-    recomputed, _ = jax.jit(algorithm.train_step)(state, own, jnp.asarray(GRAPH))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        groups.all_params(gathered),
-        groups.all_params(recomputed),
+    gathered, recomputed = (
+        groups.all_params(take_steps(algorithm, tiny_clients(K), jnp.asarray(GRAPH), [seen])[0][1])
+        for seen in (shared, own)
     )
+    assert_trees_close(gathered, recomputed, rtol=1e-5, atol=1e-7)
 
 
 def test_fresh_teachers_add_no_forward_pass():
