@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mhd_jax.core.types import Algorithm, Batch, State
     from mhd_jax.data import partition, pretext
     from mhd_jax.engine.faults import Faults
+    from mhd_jax.engine.loading import load
     from mhd_jax.engine.prepare import prepare
     from mhd_jax.engine.result import Result
     from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
@@ -57,6 +58,7 @@ _OBJECTS = {
     "State": "mhd_jax.core.types",
     "StorageError": "mhd_jax.core.errors",
     "Topology": "mhd_jax.topology",
+    "load": "mhd_jax.engine.loading",
     "make_clients": "mhd_jax.clients",
     "prepare": "mhd_jax.engine.prepare",
     "simulate": "mhd_jax.engine.simulate",
@@ -82,6 +84,7 @@ __all__ = [
     "callbacks",
     "data",
     "exchange",
+    "load",
     "make_clients",
     "models",
     "optim",

@@ -15,10 +15,12 @@ from flax import linen as nn
 from flax import nnx
 
 from mhd_jax.core import modes
+from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.label_sets import LabelSets, resolved
+from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
 from mhd_jax.core.validation import is_integer, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select
@@ -39,6 +41,7 @@ PyTree = Any
 OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
 _PUBLIC_FRACTION = 0.1
 _MOST_DIGITS = 9
+_MOST_SHOWN = 100  # clients in a notebook's table
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 
 
@@ -114,6 +117,32 @@ class Clients:
     settings: dict[str, Any]
     label_sets: np.ndarray | None = None
     adversaries: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        classes = shortened(self.data.class_names)
+        rows = [["client", *classes]]
+        for number, counts in enumerate(self.label_counts().tolist()):
+            shown = (
+                counts
+                if len(counts) == len(classes)
+                else [*counts[: len(classes) - 2], "…", counts[-1]]
+            )
+            rows.append([str(number), *map(str, shown)])
+        if len(rows) > MOST_ROWS + 1:
+            rows = [*rows[:MOST_ROWS], ["…", *[""] * len(classes)], rows[-1]]
+        return "\n".join([self._title(), "private samples of each class:", *aligned(rows)])
+
+    def _repr_html_(self) -> str:
+        rows = [[str(i), *map(str, row)] for i, row in enumerate(self.label_counts().tolist())]
+        table = html_table(["client", *map(str, self.data.class_names)], rows[:_MOST_SHOWN])
+        return html_block(self._title(), table)
+
+    def _title(self) -> str:
+        models = ", ".join(f"{len(group.members)} × {group.described}" for group in self.groups)
+        roles = ", ".join(
+            f"{count:,} {role}" for role, count in self.role_counts().items() if count
+        )
+        return f"{self.num_clients} clients of {self.data.name} ({models}); samples: {roles}"
 
     @property
     def num_clients(self) -> int:
@@ -267,6 +296,7 @@ class Clients:
         return dataclasses.replace(self, groups=groups)
 
 
+@with_known_arguments()
 @modes.standard()
 def make_clients(
     data: Dataset | str | os.PathLike[str],

@@ -37,7 +37,8 @@ from mhd_jax.engine import memory
 from mhd_jax.engine.answers import Answers
 from mhd_jax.engine.faults import Faults, Tally
 from mhd_jax.engine.joint_runs import Together, partition
-from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.loading import keep_models
+from mhd_jax.engine.prepare import known_arguments, prepare
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Pace, Plan
@@ -60,6 +61,7 @@ _FORESEEN = (ConfigError, DivergedError, LostProcessError, StorageError)
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
 
+@known_arguments
 def simulate(
     topology: Any,
     clients: Clients,
@@ -454,7 +456,10 @@ class _Lane:
             data.kind,
             data.name,
         )
-        return Result(summary, self.history, state, started_at, self._best(state), answers)
+        folder = None if self.folder is None else self.folder.path
+        if folder is not None and state is not None and multihost.is_main():
+            keep_models(folder, state, answers)
+        return Result(summary, self.history, state, started_at, self._best(state), answers, folder)
 
 
 def _simulate(
