@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -307,7 +308,8 @@ class Algorithm:
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
-        return "\n".join([f"{self.name}({options})", *_source(self.factory)])
+        given = textwrap.wrap(f"{self.name}({options})", 99, subsequent_indent="    ")
+        return "\n".join([*given, *_source(self.factory)])
 
     def _repr_html_(self) -> str:
         return html_text(repr(self))
@@ -318,7 +320,7 @@ class Algorithm:
         return self.public_batch is not None and not self.remembers_public
 
 
-def _source(factory: Callable[..., Any] | None, most: int = 15) -> list[str]:
+def _source(factory: Callable[..., Any] | None, most: int = 12) -> list[str]:
     """Returns the first lines of what the module of an algorithm says: its paper and its equations."""
     module = sys.modules.get(getattr(factory, "__module__", ""))
     lines = inspect.cleandoc(module.__doc__ or "").splitlines() if module is not None else []
