@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -24,7 +26,7 @@ def test_negative_log_likelihood():
 def test_expected_calibration_error(bins):
     confidence, guess = PROBABILITIES.max(axis=1), PROBABILITIES.argmax(axis=1)
     expected = 0.0
-    for low, high in zip(np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:]):
+    for low, high in itertools.pairwise(np.linspace(0, 1, bins + 1)):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             gap = abs((guess == LABELS)[inside].mean() - confidence[inside].mean())
