@@ -11,18 +11,15 @@ table.json and two plots; the same command again resumes an interrupted study.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import cases, launch, seed_flags, sweep, tables
+from experiments import cases, launch, over_seeds, seed_flags, study, sweep
 from experiments import flags as run_flags
-from experiments.cases import Outcome
-from mhd_jax.core.files import folder_here
 from mhd_jax.runs.drawing import Figure
 
 _CASES = (
@@ -46,96 +43,77 @@ _EVAL_EVERY = 1000  # seldom, as only final accuracies are compared
 _MHD = "base"
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-    """An accuracy of a case: that of the head with this name, or of the last one ("last")."""
+class Ordering(NamedTuple):
+    """A claim that one accuracy is larger than another, or at least as large.
 
-    case: str
-    metric: str
-    head: str
-
-    def of(self, summary: Any) -> float | None:
-        """Returns the quantity's value in a run; None if the run has no such head."""
-        heads = summary[self.metric]
-        value: float | None = heads.get(list(heads)[-1] if self.head == "last" else self.head)
-        return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Ordering:
-    """A claim that one quantity is larger than another, or at least as large."""
+    Attributes:
+      claim: the claim in words.
+      metric: "beta_sh" or "beta_priv".
+      larger, smaller: the case and the head of each; the head "last" is the case's last one.
+    """
 
     claim: str
-    larger: Quantity
-    smaller: Quantity
+    metric: str
+    larger: tuple[str, str]
+    smaller: tuple[str, str]
 
 
 def orderings(num_aux_heads: int) -> list[Ordering]:
     """Returns the MHD paper's claims that an ablation can test, and two on naive distillation."""
 
-    def sh(case: str, head: str = "last") -> Quantity:
-        return Quantity(case, "beta_sh", head)
+    def sh(claim: str, larger: tuple[str, str], smaller: tuple[str, str]) -> Ordering:
+        return Ordering(claim, "beta_sh", larger, smaller)
 
-    def priv(case: str, head: str = "main") -> Quantity:
-        return Quantity(case, "beta_priv", head)
+    def priv(claim: str, larger: tuple[str, str], smaller: tuple[str, str]) -> Ordering:
+        return Ordering(claim, "beta_priv", larger, smaller)
 
-    isolated, naive = "algorithm=isolated", "algorithm=naive"
-    ranks = ["main", *(f"aux_{k}" for k in range(1, num_aux_heads + 1))]
-    sizes = {m: f"num_aux_heads={m}" for m in range(1, num_aux_heads + 3)}
-    sizes[num_aux_heads] = _MHD
+    isolated, naive = ("algorithm=isolated", "main"), ("algorithm=naive", "main")
+    main, last, random = (_MHD, "main"), (_MHD, "last"), ("target_selection=random", "last")
+    ranks = [main, *((_MHD, f"aux_{k}") for k in range(1, num_aux_heads + 1))]
+    sizes = [
+        last if m == num_aux_heads else (f"num_aux_heads={m}", "last")
+        for m in range(1, num_aux_heads + 2)
+    ]
+    pairs = list(itertools.pairwise(ranks))
     return [
-        Ordering("1. β_sh: the last head over isolated", sh(_MHD), sh(isolated)),
-        Ordering("1. β_priv: the main head over isolated", priv(_MHD), priv(isolated)),
+        sh("1. β_sh: the last head over isolated", last, isolated),
+        priv("1. β_priv: the main head over isolated", main, isolated),
+        *(sh(f"2. β_sh: {high[1]} over {low[1]}", high, low) for low, high in pairs),
+        *(priv(f"2. β_priv: {low[1]} over {high[1]}", low, high) for low, high in pairs),
         *(
-            Ordering(f"2. β_sh: {high} over {low}", sh(_MHD, high), sh(_MHD, low))
-            for low, high in itertools.pairwise(ranks)
+            sh(f"2. β_sh of the last head: m = {m + 1} over m = {m}", more, fewer)
+            for m, (fewer, more) in enumerate(itertools.pairwise(sizes), 1)
         ),
-        *(
-            Ordering(f"2. β_priv: {low} over {high}", priv(_MHD, low), priv(_MHD, high))
-            for low, high in itertools.pairwise(ranks)
-        ),
-        *(
-            Ordering(
-                f"2. β_sh of the last head: m = {m + 1} over m = {m}",
-                sh(sizes[m + 1]),
-                sh(sizes[m]),
-            )
-            for m in range(1, num_aux_heads + 1)
-        ),
-        Ordering(
-            "3. β_sh: confident over random selection", sh(_MHD), sh("target_selection=random")
-        ),
-        Ordering("3. β_sh: with over without embeddings", sh(_MHD), sh("nu_emb=0")),
-        Ordering("β_sh: the last head over naive distillation", sh(_MHD), sh(naive, "main")),
-        Ordering("β_priv: the main head over naive distillation", priv(_MHD), priv(naive)),
+        sh("3. β_sh: confident over random selection", last, random),
+        sh("3. β_sh: with over without embeddings", last, ("nu_emb=0", "last")),
+        sh("β_sh: the last head over naive distillation", last, naive),
+        priv("β_priv: the main head over naive distillation", main, naive),
     ]
 
 
-def margins(outcomes: Sequence[Outcome], claims: Sequence[Ordering]) -> list[dict[str, Any]]:
+def margins(outcomes: Sequence[study.Outcome], claims: Sequence[Ordering]) -> list[dict[str, Any]]:
     """Returns each claim's margin, the difference between runs of the same seed.
 
     A row holds the mean over seeds, its interval, the number of seeds, and the number of seeds in
     which the difference is positive ("holds_in").
     """
-    found = {(o.case.name, o.seed): o.summary for o in outcomes if o.summary is not None}
-    seeds = list(dict.fromkeys(o.seed for o in outcomes))
+    summaries = {(o.case.name, o.seed): o.summary or {} for o in outcomes}
+
+    def accuracy(seed: int, metric: str, case: str, head: str) -> float | None:
+        heads = summaries.get((case, seed), {}).get(metric, {})
+        return heads.get(list(heads)[-1] if head == "last" and heads else head)
+
     rows = []
-    for claim in claims:
+    for claim, metric, larger, smaller in claims:
         differences = []
-        for seed in seeds:
-            pair = [(q, found.get((q.case, seed))) for q in (claim.larger, claim.smaller)]
-            values = [q.of(summary) for q, summary in pair if summary is not None]
-            if len(values) == 2 and values[0] is not None and values[1] is not None:
-                differences.append(values[0] - values[1])
+        for seed in dict.fromkeys(o.seed for o in outcomes):
+            high, low = (accuracy(seed, metric, *which) for which in (larger, smaller))
+            if high is not None and low is not None:
+                differences.append(high - low)
         if differences:
-            rows.append(
-                {
-                    "claim": claim.claim,
-                    **cases.interval(differences),
-                    "seeds": len(differences),
-                    "holds_in": sum(difference > 0 for difference in differences),
-                }
-            )
+            about = over_seeds.interval(differences)
+            holds_in = sum(difference > 0 for difference in differences)
+            rows.append({"claim": claim, **about, "seeds": len(differences), "holds_in": holds_in})
     return rows
 
 
@@ -157,14 +135,10 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
     drawn = Figure(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
     axis = drawn.subplots()
     for y, row in enumerate(rows):
-        axis.errorbar(
-            row["mean"], y, xerr=row["half_width"] or 0.0, color="black", fmt="o", capsize=3
-        )
+        over_seeds.draw_point(axis, y, row, color="black", fmt="o")
     axis.axvline(0, color="grey", linewidth=1)
-    axis.set_yticks(range(len(rows)), [row["claim"] for row in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel("margin, mean over seeds with its 95 % interval")
-    axis.grid(axis="x", alpha=0.3)
+    names = [row["claim"] for row in rows]
+    over_seeds.name_rows(axis, names, "margin, mean over seeds with its 95 % interval")
     return drawn
 
 
@@ -175,30 +149,16 @@ def main() -> None:
             "an ablation is of mhd, one flag at a time; leave --algorithm and --grid out, or take "
             "experiments.sweep."
         )
-    axes = [cases.axis(text, "vary") for text in flags.FLAGS.vary or _CASES]
-    sweep.check_axes(axes, "vary")
-    found, notes = cases.read(cases.one_at_a_time(axes))
-    workdir = folder_here(flags.FLAGS.workdir or "runs/ablation", "--workdir")
-    seeds = seed_flags.values()
-    outcomes = cases.carry_out(found, seeds, workdir)
-    rows = cases.by_case(outcomes)
-    notes += sweep.failures(outcomes)
+    axes = cases.axes(flags.FLAGS.vary or _CASES, "vary")
+    workdir = study.workdir("runs/ablation")
+    outcomes, content, table = sweep.carry_out(cases.one_at_a_time(axes), workdir)
     compared = margins(outcomes, orderings(flags.FLAGS.num_aux_heads))
-    content = {"seeds": seeds, "rows": rows, "orderings": compared, "notes": notes}
-    cells = lines(compared)
-    markdown = f"{sweep.markdown(rows, notes, len(seeds))}\n{tables.markdown(_HEADINGS, cells)}"
-    drawn = {"ablation": lambda: sweep.figure(rows, [])}
+    title = "differences between runs of one seed, 95 % interval"
+    shown = [table, study.Table(_HEADINGS, lines(compared), title)]
+    drawn = {"ablation": lambda: sweep.figure(content["rows"], [])}
     if compared:
         drawn["orderings"] = lambda: figure(compared)
-    cases.write(workdir, outcomes, content, markdown, drawn)
-    console = launch.console()
-    console.print(sweep.rich_table(rows, len(seeds)))
-    if compared:
-        title = "differences between runs of one seed, 95 % interval"
-        console.print(tables.rich(_HEADINGS, cells, title))
-    for note in notes:
-        console.print(note, markup=False)
-    console.print(f"tables: {workdir / 'table.md'}", markup=False, soft_wrap=True)
+    study.publish(workdir, {**content, "orderings": compared}, shown, drawn)
 
 
 if __name__ == "__main__":

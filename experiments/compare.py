@@ -12,10 +12,8 @@ from __future__ import annotations
 from absl import flags
 
 import mhd_jax as mhd
+from experiments import comparison, launch, seed_flags, study
 from experiments import flags as run_flags
-from experiments import launch, seed_flags
-from experiments.comparison import compare, rich_table
-from mhd_jax.core.files import folder_here
 
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
@@ -37,14 +35,10 @@ def main() -> None:
         if unused:
             notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
     settings = run_flags.settings()
-    workdir = folder_here(flags.FLAGS.workdir or "runs/compare", "--workdir")
+    workdir = study.workdir("runs/compare")
     seeds = seed_flags.values()
-    rows = compare(settings, algorithms, seeds, workdir, notes)
-    console = launch.console()
-    console.print(rich_table(rows, f"mean over clients, {len(seeds)} seed(s)"))
-    for note in notes:
-        console.print(note, markup=False)
-    launch.tell_report(workdir)
+    rows = comparison.compare(settings, algorithms, seeds, workdir, notes)
+    comparison.show(rows, f"mean over clients, {len(seeds)} seed(s)", workdir, notes)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,18 @@ import numpy as np
 from rich.table import Table
 
 import mhd_jax as mhd
+from experiments import launch, study, tables
+from experiments.over_seeds import accuracies, as_cell
 from experiments.settings import RunSettings
-from experiments.watching import watchers
 from mhd_jax.core import multihost
 from mhd_jax.data import split_files
 from mhd_jax.runs import report
 from mhd_jax.runs.decoration import decoration
-from mhd_jax.runs.figures import METRICS
 from mhd_jax.runs.finished import FinishedRun, read_run
 from mhd_jax.runs.records import jsonable, read_json, write_json
 
 Row = dict[str, Any]
+_CHANGE_NO_RESULT = ("data_dir", "keep_checkpoints", "keep_best", "fall_back")
 
 
 def compare(
@@ -48,25 +49,20 @@ def compare(
       mhd.ConfigError: settings that cannot work, or a workdir with other content.
     """
     described = jsonable({**dataclasses.asdict(settings), "partition": str(settings.partition)})
-    del described["data_dir"]  # the same data may lie elsewhere
-    for name in ("keep_checkpoints", "keep_best", "fall_back"):  # these change no result
+    for name in _CHANGE_NO_RESULT:
         del described[name]
     if split_files.is_whole(settings.partition):  # the file determines these sets
         del described["public_fraction"], described["validation_fraction"]
     names = [algorithm.name for algorithm in algorithms]
     _check_folder(workdir, described, names, seeds)
-    for algorithm in algorithms:  # check all before the first trains for hours
-        settings.check(algorithm, seeds[0])
-    rows: list[Row] = []
-    runs: dict[str, list[FinishedRun]] = {}
-    for algorithm in algorithms:
-        label = f"[{len(rows) + 1}/{len(algorithms)}] {algorithm.name}"
-        folders = [workdir / algorithm.name / f"seed_{seed}" for seed in seeds]
-        results = settings.simulate(algorithm, seeds, folders, watchers(label))
-        rows.append(summarise(algorithm.name, [result.summary for result in results]))
-        if multihost.is_main():
-            runs[algorithm.name] = [read_run(folder) for folder in folders]
+    cases = [study.Case(each.name, each.name, settings, each) for each in algorithms]
+    found = study.run(cases, seeds, workdir)
+    rows = [summarise(name, summaries) for name, summaries in found.items()]
     if multihost.is_main():
+        runs = {
+            case.name: [read_run(case.run_folder(workdir, seed)) for seed in seeds]
+            for case in cases
+        }
         write(workdir, rows, runs, notes, {"settings": described, "seeds": list(seeds)})
     return rows
 
@@ -108,13 +104,6 @@ def _check_folder(
 
 def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
     """Returns one algorithm's row: means and standard deviations (n − 1) over seeds."""
-
-    def accuracies(of: Sequence[Mapping[str, Any]]) -> Row:
-        return {
-            metric: {head: spread([part[metric][head] for part in of]) for head in of[0][metric]}
-            for metric in METRICS
-        }
-
     parts = {
         part: [summary[part] for summary in summaries if part in summary]
         for part in ("honest", "consensus")
@@ -134,53 +123,38 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
     }
 
 
-def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Returns mean and standard deviation (n − 1) of the values that are not None.
-
-    The mean is None without such values, the deviation with fewer than two.
-    """
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"mean": None, "std": None}
-    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"mean": float(np.mean(known)), "std": std}
+_HEADINGS = ("algorithm", "head", "β_sh", "β_priv", "MB sent")
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     """Returns the table as Markdown, with a line for each algorithm and head."""
     counts = [row["seeds"] for row in rows]
-    lines = ["| algorithm | head | β_sh | β_priv | MB sent |", "|---|---|---|---|---|"]
-    for row in rows:
-        megabytes = f"{row['total_bytes'] / 1e6:,.1f}"
-        for head, *values in report.accuracy_lines(row):
-            cells = " | ".join(as_cell(value) for value in values)
-            lines.append(f"| {row['algorithm']} | {head} | {cells} | {megabytes} |")
+    lines = [
+        [row["algorithm"], head, *map(as_cell, values), f"{row['total_bytes'] / 1e6:,.1f}"]
+        for row in rows
+        for head, *values in report.accuracy_lines(row)
+    ]
     seeds = "–".join(map(str, sorted({min(counts), max(counts)})))
-    lines += ["", f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."]
-    return "\n".join([*lines, *notes]) + "\n"
+    said = f"Mean over clients, then mean ± standard deviation over {seeds} seed(s)."
+    return "\n".join([tables.markdown(_HEADINGS, lines), said, *notes]) + "\n"
 
 
-def rich_table(rows: Sequence[Row], title: str) -> Table:
-    """Returns the table for the terminal."""
-    table = Table("algorithm", "head", "β_sh", "β_priv", "MB sent", "ms/step", title=title)
+def show(rows: Sequence[Row], title: str, folder: pathlib.Path, notes: Sequence[str] = ()) -> None:
+    """Prints the table, the notes, and where the report is."""
+    console = launch.console()
+    console.print(_rich_table(rows, title))
+    for note in notes:
+        console.print(note, markup=False)
+    launch.tell_report(folder)
+
+
+def _rich_table(rows: Sequence[Row], title: str) -> Table:
+    table = Table(*_HEADINGS, "ms/step", title=title)
     for row in rows:
-        lines = report.accuracy_lines(row)
-        for i, (head, *values) in enumerate(lines):
-            first = i == 0
-            table.add_row(
-                row["algorithm"] if first else "",
-                head,
-                *(as_cell(value) for value in values),
-                f"{row['total_bytes'] / 1e6:.1f}" if first else "",
-                f"{1000 * row['seconds_per_step']:.2f}" if first else "",
-                end_section=i == len(lines) - 1,
-            )
+        name = row["algorithm"]
+        costs = [f"{row['total_bytes'] / 1e6:.1f}", f"{1000 * row['seconds_per_step']:.2f}"]
+        for head, *values in report.accuracy_lines(row):
+            table.add_row(name, head, *map(as_cell, values), *costs)
+            name, costs = "", []
+        table.add_section()
     return table
-
-
-def as_cell(value: Mapping[str, float | None], sign: str = "") -> str:
-    """Formats a mean ± its standard deviation; with `sign` "+" a positive mean has a sign."""
-    if value["mean"] is None:
-        return "–"
-    deviation = "" if value["std"] is None else f" ± {value['std']:.3f}"
-    return f"{value['mean']:{sign}.3f}{deviation}"

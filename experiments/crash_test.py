@@ -37,6 +37,7 @@ import mhd_jax as mhd
 from experiments import launch
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs import manifest
+from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints
 from mhd_jax.runs.records import read_json, write_json
 
 _KILLS = flags.DEFINE_integer("kills", 50, "How many times a process is killed.", lower_bound=1)
@@ -73,10 +74,7 @@ class Folder:
 
     def sealed(self) -> set[str]:
         """Returns the checkpoints with a manifest, without those that are being removed."""
-        there = (self.path / "checkpoints" / name for name in self._checkpoints())
-        return {
-            path.name for path in there if path.name.isdecimal() and (path / manifest.NAME).exists()
-        }
+        return set(map(str, Checkpoints(self.path / "checkpoints", KEEP_LAST).steps))
 
     def lines(self) -> int:
         """Returns the bytes of the metrics file."""

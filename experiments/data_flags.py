@@ -2,80 +2,66 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any
 
 from absl import flags
 
 import mhd_jax as mhd
+from experiments.field_flags import defaults, define_fields
 from experiments.settings import RunSettings
 from mhd_jax.data import split_files
 from mhd_jax.data.partition import PARTITIONS, Partition, named
 
 FLAGS = flags.FLAGS
 
-_SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-_SET_ASIDE = ("public_fraction", "validation_fraction")
-_PLAIN = (
-    "dataset",
-    "data_dir",
-    "train_split",
-    "test_split",
-    "test_fraction",
-    "image_size",
-    "pixels",
-    "crop_size",
-    "standardize",
-    "num_clients",
-    "public_dataset",
-    "public_split",
-    "public_size",
-    "allow_overlap",
-    *_SET_ASIDE,
-)
-_PARTITION_FLAGS: dict[str, dict[str, Any]] = {
-    name: {field.name: field.default for field in dataclasses.fields(cls)}
-    for name, cls in PARTITIONS.items()
+_HELP = {
+    "dataset": "Data set: digits (embedded), one that tensorflow-datasets has prepared (cifar10), or "
+    "the path of a folder of images (./images) or of an .npz file.",
+    "data_dir": "Folder of prepared data sets; by default tensorflow-datasets' own.",
+    "train_split": "Training samples of a prepared data set, like train or train[:20%].",
+    "test_split": "Test samples of a prepared data set, like test or validation.",
+    "test_fraction": "Share of the samples set aside as the test split, where the data has none of "
+    "its own; by default 0.2.",
+    "image_size": "Side in pixels that images of files are resized to.",
+    "pixels": "Whether integers of an .npz file are pixels, divided by 255, or stay integers; by "
+    "default those in 0 … 255 are pixels.",
+    "crop_size": "Side of the middle of images that models see; by default all of it.",
+    "standardize": "Whether each channel of images is brought to mean 0 and deviation 1 over the "
+    "training images.",
+    "num_clients": "K, how many clients take part.",
+    "public_dataset": "Data set whose training samples, without labels, are the public set, named "
+    "like --dataset; by default a share of --dataset's own.",
+    "public_split": "Which of them, where it is a prepared data set; by default train.",
+    "public_size": "How many public samples to use of those that there are; private samples do not "
+    "depend on it.",
+    "allow_overlap": "Whether samples of --public_dataset may be private, validation or test "
+    "samples, too.",
+    "public_fraction": "Share of the training samples set aside, without labels, as the public set; "
+    "by default 0.1.",
+    "test_partition": "File of each test sample's client (.npy or .csv), −1 for nobody's: clients are "
+    "also evaluated on their own.",
+    "validation_fraction": "Share of the training samples set aside with labels, to choose settings "
+    "on.",
 }
+_SET_ASIDE = ("public_fraction", "validation_fraction")
+_PARTITION_HELP = {
+    "primary_labels": {
+        "labels_per_client": "Primary labels of each client",
+        "skew": "How much likelier a client gets samples of its primary labels: weight 1 + skew; 0 is "
+        "iid, inf gives primary labels only",
+        "assignment": "How primary labels are assigned",
+    },
+    "dirichlet": {
+        "alpha": "α of the Dirichlet distribution: 0.1 is strongly skewed",
+        "balanced": "Whether clients have equal sizes, as in the CCL authors' split",
+        "min_samples": "Samples that each client has at least",
+    },
+    "shards": {"shards_per_client": "Shards of one label, mostly, that each client gets"},
+}
+_PARTITION_FLAGS = {name: defaults(cls) for name, cls in PARTITIONS.items()}
 
-flags.DEFINE_string(
-    "dataset",
-    _SETTINGS["dataset"],
-    "Data set: digits (embedded), one that tensorflow-datasets has prepared (cifar10), or the path "
-    "of a folder of images (./images) or of an .npz file.",
-)
-flags.DEFINE_string(
-    "data_dir", None, "Folder of prepared data sets; by default tensorflow-datasets' own."
-)
-flags.DEFINE_string(
-    "train_split", None, "Training samples of a prepared data set, like train or train[:20%]."
-)
-flags.DEFINE_string(
-    "test_split", None, "Test samples of a prepared data set, like test or validation."
-)
-flags.DEFINE_float(
-    "test_fraction",
-    None,
-    "Share of the samples set aside as the test split, where the data has none of its own; by "
-    "default 0.2.",
-)
-flags.DEFINE_integer("image_size", None, "Side in pixels that images of files are resized to.")
-flags.DEFINE_bool(
-    "pixels",
-    None,
-    "Whether integers of an .npz file are pixels, divided by 255, or stay integers; by default those "
-    "in 0 … 255 are pixels.",
-)
-flags.DEFINE_integer(
-    "crop_size", None, "Side of the middle of images that models see; by default all of it."
-)
-flags.DEFINE_bool(
-    "standardize",
-    _SETTINGS["standardize"],
-    "Whether each channel of images is brought to mean 0 and deviation 1 over the training images.",
-)
-flags.DEFINE_integer("num_clients", _SETTINGS["num_clients"], "K, how many clients take part.")
+define_fields(RunSettings, _HELP)
 flags.DEFINE_string(
     "partition",
     "primary_labels",
@@ -83,74 +69,9 @@ flags.DEFINE_string(
     "the split.npz of a run or of inspect_data, which says which samples are public and for "
     "validation too; or each training sample's client, −1 for nobody's, as .npy or .csv.",
 )
-primary = _PARTITION_FLAGS["primary_labels"]
-flags.DEFINE_integer(
-    "labels_per_client",
-    primary["labels_per_client"],
-    "Primary labels of each client (partition primary_labels).",
-)
-flags.DEFINE_float(
-    "skew",
-    primary["skew"],
-    "How much likelier a client gets samples of its primary labels: weight 1 + skew; 0 is "
-    "iid, inf gives primary labels only (partition primary_labels).",
-)
-flags.DEFINE_enum(
-    "assignment",
-    primary["assignment"],
-    ["balanced", "random"],
-    "How primary labels are assigned (partition primary_labels).",
-)
-dirichlet = _PARTITION_FLAGS["dirichlet"]
-flags.DEFINE_float(
-    "alpha",
-    dirichlet["alpha"],
-    "α of the Dirichlet distribution: 0.1 is strongly skewed (partition dirichlet).",
-)
-flags.DEFINE_bool(
-    "balanced",
-    dirichlet["balanced"],
-    "Whether clients have equal sizes, as in the CCL authors' split (partition dirichlet).",
-)
-flags.DEFINE_integer(
-    "min_samples",
-    dirichlet["min_samples"],
-    "Samples that each client has at least (partition dirichlet).",
-)
-flags.DEFINE_integer(
-    "shards_per_client",
-    _PARTITION_FLAGS["shards"]["shards_per_client"],
-    "Shards of one label, mostly, that each client gets (partition shards).",
-)
-flags.DEFINE_float(
-    "public_fraction",
-    None,
-    "Share of the training samples set aside, without labels, as the public set; by default 0.1.",
-)
-flags.DEFINE_string(
-    "public_dataset",
-    None,
-    "Data set whose training samples, without labels, are the public set, named like --dataset; by "
-    "default a share of --dataset's own.",
-)
-flags.DEFINE_string(
-    "public_split", None, "Which of them, where it is a prepared data set; by default train."
-)
-flags.DEFINE_integer(
-    "public_size",
-    None,
-    "How many public samples to use of those that there are; private samples do not depend on it.",
-)
-flags.DEFINE_bool(
-    "allow_overlap",
-    _SETTINGS["allow_overlap"],
-    "Whether samples of --public_dataset may be private, validation or test samples, too.",
-)
-flags.DEFINE_float(
-    "validation_fraction",
-    _SETTINGS["validation_fraction"],
-    "Share of the training samples set aside with labels, to choose settings on.",
-)
+for _name, _texts in _PARTITION_HELP.items():
+    _full = {field: f"{text} (partition {_name})." for field, text in _texts.items()}
+    define_fields(PARTITIONS[_name], _full, {"assignment": ["balanced", "random"]})
 flags.DEFINE_integer("seed", 0, "Seed of the data split and of training; the first of several.")
 
 
@@ -160,7 +81,7 @@ def values() -> dict[str, Any]:
     Raises:
       mhd.ConfigError: flags that contradict each other, or an unknown partition.
     """
-    return {name: FLAGS[name].value for name in _PLAIN} | {"partition": _partition()}
+    return {name: FLAGS[name].value for name in _HELP} | {"partition": _partition()}
 
 
 def _partition() -> Partition | pathlib.Path:

@@ -21,16 +21,15 @@ from absl import flags
 from jax import Array
 
 import mhd_jax as mhd
-from experiments import launch, tables
+from experiments import launch, study
 from mhd_jax.clients import Clients
-from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.core.files import make_folder
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Batch, PyTree, State
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.models import ClientModel, build_backbone
-from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import line_styles
-from mhd_jax.runs.records import write_json
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 
 _CLASSES = 10
@@ -43,9 +42,7 @@ _CLIENTS = flags.DEFINE_integer("num_clients", 8, "K, how many clients.", lower_
 _RATE = flags.DEFINE_float("learning_rate", 0.3, "Step size at the start.", lower_bound=1e-9)
 _PUBLIC = flags.DEFINE_integer("public_batch_size", 64, "|R_t|.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the data split and of training.", lower_bound=0)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/distributed_distillation", "Folder for the figures and the plot."
-)
+flags.DEFINE_string("workdir", "runs/distributed_distillation", "Folder for tables and plot.")
 
 Record = dict[str, float]
 
@@ -150,7 +147,7 @@ def message_bytes() -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the study and writes its tables and its plot."""
     console = launch.console()
-    workdir = folder_here(_WORKDIR.value, "--workdir")
+    workdir = study.workdir("runs/distributed_distillation")
     make_folder(workdir, "workdir")  # fails before the runs, which take long
     clients = mhd.make_clients("digits", _CLIENTS.value, seed=_SEED.value)
     first = _GRAPHS.value[0]
@@ -166,20 +163,16 @@ def main() -> None:
         runs.append({"graph": graph, "rho": rho, "schedule": schedule, "records": records})
     sent = message_bytes()
     settings = {flag.name: flag.value for flag in (_STEPS, _CLIENTS, _RATE, _PUBLIC, _SEED)}
-    write_json(workdir / "convergence.json", {"settings": settings, "runs": runs, "bytes": sent})
-    convergence, traffic = _tables(runs, sent)
-    (workdir / "convergence.md").write_text(
-        tables.markdown(*convergence) + "\n" + tables.markdown(*traffic), encoding="utf-8"
-    )
-    save_figure(lambda: figure(runs), workdir / "convergence")
-    console.print(tables.rich(*convergence), tables.rich(*traffic))
-    console.print(f"plot: {workdir / 'convergence.png'}", markup=False, soft_wrap=True)
+    content = {"settings": settings, "runs": runs, "bytes": sent}
+    drawn = {"convergence": lambda: figure(runs)}
+    study.publish(workdir, content, [_convergence(runs), _traffic(sent)], drawn, name="convergence")
 
 
 def figure(runs: Sequence[dict[str, Any]]) -> Figure:
     """Plots the quantities that must vanish over steps, and the spread against ρ."""
     drawn = Figure(figsize=(13, 4), layout="constrained")
     estimate, gradient, spread = drawn.subplots(1, 3)
+    distance, norm = "distance of probabilities", "norm of the gradient"
     compared = [run for run in runs if run["rho"] == _RHO]
     for run, style in zip(compared, line_styles(len(compared)), strict=True):
         steps = [record["step"] for record in run["records"]]
@@ -187,64 +180,46 @@ def figure(runs: Sequence[dict[str, Any]]) -> Figure:
         for axis, name in ((estimate, "estimate"), (gradient, "gradient")):
             values = [record[name] for record in run["records"]]
             axis.loglog(steps, values, **style, label=label)
-    estimate.set_title("Estimates of the average: max_i ‖z_i − s̄‖")
-    gradient.set_title("Gradients of CE_i + ρ/2 · mean ‖s_i − s̄‖²: max_i norm")
-    spread.set_title("Spread of the decisions: ‖s_i − s̄‖ at the end")
-    estimate.set_ylabel("distance of probabilities")
-    gradient.set_ylabel("norm of the gradient")
-    spread.set_ylabel("distance of probabilities")
-    for axis in (estimate, gradient):
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    for axis in (estimate, gradient, spread):
-        axis.title.set_fontsize("medium")
-    estimate.legend(fontsize="small")
     first = runs[0]["graph"]
+    for axis, title, height, across in (
+        (estimate, "Estimates of the average: max_i ‖z_i − s̄‖", distance, "step"),
+        (gradient, "Gradients of CE_i + ρ/2 · mean ‖s_i − s̄‖²: max_i norm", norm, "step"),
+        (spread, "Spread of the decisions: ‖s_i − s̄‖ at the end", distance, f"ρ ({first})"),
+    ):
+        axis.set_title(title, fontsize="medium")
+        axis.set_ylabel(height)
+        axis.set_xlabel(across)
+        axis.grid(alpha=0.3)
+    estimate.legend(fontsize="small")
     by_rho = sorted(
         (run["rho"], run["records"][-1]["spread"])
         for run in runs
         if run["graph"] == first and run["schedule"] == "decreasing"
     )
     spread.semilogx(*zip(*by_rho, strict=True), "o-", color="black")
-    spread.set_xlabel(f"ρ ({first})")
     spread.set_ylim(0)
-    spread.grid(alpha=0.3)
     return drawn
 
 
-_Lines = tuple[list[str], list[list[str]]]
-
-
-def _tables(
-    runs: Sequence[dict[str, Any]], sent: Sequence[dict[str, Any]]
-) -> tuple[_Lines, _Lines]:
-    """Returns the tables of convergence and of bytes, as headings and lines."""
+def _convergence(runs: Sequence[dict[str, Any]]) -> study.Table:
+    """Returns the table of the distances at the start and at the end of each run."""
     lines = []
     for run in runs:
         first, last = run["records"][0], run["records"][-1]
-        lines.append(
-            [
-                f"{run['graph']}, ρ = {run['rho']:g}, {run['schedule']}",
-                *(
-                    f"{first[name]:.2g} → {last[name]:.2g}"
-                    for name in ("estimate", "gradient", "spread")
-                ),
-            ]
-        )
-    convergence = (["run", "max ‖z_i − s̄‖", "max ‖gradient‖", "spread of s_i"], lines)
-    traffic = (
-        ["model", "bytes a step and edge (32×32×3 inputs): soft decisions", "parameters", "ratio"],
-        [
-            [
-                row["model"],
-                f"{row['decisions']:,}",
-                f"{row['parameters']:,}",
-                f"1 : {row['parameters'] / row['decisions']:,.0f}",
-            ]
-            for row in sent
-        ],
-    )
-    return convergence, traffic
+        name = f"{run['graph']}, ρ = {run['rho']:g}, {run['schedule']}"
+        of = ("estimate", "gradient", "spread")
+        lines.append([name, *(f"{first[each]:.2g} → {last[each]:.2g}" for each in of)])
+    return study.Table(["run", "max ‖z_i − s̄‖", "max ‖gradient‖", "spread of s_i"], lines)
+
+
+def _traffic(sent: Sequence[dict[str, Any]]) -> study.Table:
+    """Returns the table of bytes."""
+    decisions = "bytes a step and edge (32×32×3 inputs): soft decisions"
+    lines = []
+    for row in sent:
+        ratio = f"1 : {row['parameters'] / row['decisions']:,.0f}"
+        lines.append([row["model"], f"{row['decisions']:,}", f"{row['parameters']:,}", ratio])
+    return study.Table(["model", decisions, "parameters", "ratio"], lines)
 
 
 if __name__ == "__main__":

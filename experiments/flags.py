@@ -6,14 +6,15 @@ those of the algorithm's factory. Only their help is written here.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 import mhd_jax as mhd
 from experiments import data_flags, watching
+from experiments.field_flags import defaults, define, define_fields
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
@@ -74,27 +75,117 @@ HYPERPARAMETER_HELP = {
 # Of hyperparameters, the same for all algorithms that are compared: their own regularisation would be
 # compared with it.
 EQUAL_TERMS = {"label_smoothing": 0.1}
-_CHOICES = {
+_CHOICES: dict[str, Sequence[str]] = {
     "target_selection": list(TARGET_SELECTIONS),
-    "embedding_projection": list(EMBEDDING_PROJECTIONS),
+    "embedding_projection": EMBEDDING_PROJECTIONS,
     "public_batch": ["shared", "independent"],
     "mixing": list(topologies.MIXINGS),
     "digest_loss": list(DIGEST_LOSSES),
+    "norm": NORMS,
+    "initialization": list(INITIALIZATIONS),
+    "schedule": SCHEDULES,
+    "compute_dtype": COMPUTE_DTYPES,
+    "data_placement": DATA_PLACEMENTS,
+    "on_nonfinite": ON_NONFINITE,
 }
-_SETTINGS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-TOPOLOGY_FLAGS = sorted({key for name in TOPOLOGIES for key in topologies.options(name)} - {"seed"})
-_FAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(mhd.Faults)}
-_OPTIMIZER_FLAGS: dict[str, Any] = {
-    field.name: field.default for field in dataclasses.fields(mhd.optim.SGD)
+_RUN_HELP = {
+    "augmentation": "Random changes of training images: flip, crop:BORDER, resized_crop:LEAST_AREA, "
+    "cutout:SIDE, jitter:STRENGTH, joined by commas; flip,crop:4 is usual for CIFAR-10.",
+    "augment_public": "Whether public images are augmented too.",
+    "topology": f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of "
+    "a .npy matrix; or several with the steps at which they start, like ring@0,complete@1000.",
+    "model": f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like "
+    "resnet18:4,resnet34:4.",
+    "objectives": f"What clients learn from their private data: {', '.join(OBJECTIVES)}. All but "
+    "supervised have no labels, and learn these from others; one for all, or for each group of "
+    "clients, like supervised:6,unlabelled:1,simclr:1.",
+    "contrastive_views": "How an image becomes a view (objective simclr), written like "
+    "--augmentation; by default resized_crop:0.5,jitter:0.4. Add flip where mirrored images are of "
+    "the same class.",
+    "label_sets": "The classes that clients know, where not all: own (those of its private labels), "
+    "or clients and their classes, like 0-3:0-4;4-7:5,6. A client gives all other classes "
+    "probability 0.",
+    "adversaries": "Clients that send false predictions, and which, like 3:constant,7:label_flip "
+    f"(client 3's and client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, "
+    "naive, fedmd.",
+    "norm": "Normalisation of the backbone; by default the model's own.",
+    "initialization": "How the model and its heads start; by default its own way. pytorch is "
+    "PyTorch's default (the CCL authors' LeNet-5 and MobileNetV2), he_fan_out He's for convolutions "
+    "(their ResNet and VGG).",
+    "steps": "Training steps; by default 2000.",
+    "epochs": "Passes over the private data, averaged over clients, instead of --steps.",
+    "batch_size": "B, private samples of a client in a step.",
+    "public_batch_size": "P, public samples in a step.",
+    "learning_rates": "Learning rates of models that have their own, like "
+    "resnet18:0.1,resnet34:0.03.",
+    "eval_every": "Steps between evaluations.",
+    "eval_batch_size": "Test samples evaluated at once.",
+    "checkpoint_every": "Steps between checkpoints; by default --eval_every.",
+    "keep_checkpoints": "How many of the latest checkpoints stay; the one of the last step does.",
+    "metrics": f"Metrics beside accuracy, by comma: {', '.join(mhd.metrics.METRICS)}.",
+    "keep_best": "Whether the checkpoint stays, too, whose last head has the highest β_sh on the "
+    "validation set (--validation_fraction).",
+    "fall_back": "Whether a run whose latest checkpoint is damaged takes the newest one that is "
+    "whole.",
+    "steps_per_dispatch": "Steps that the device takes between two looks of the host; by default "
+    "about half a second's. Results do not depend on it.",
+    "compute_dtype": "In which backbones compute; parameters, heads and losses stay in float32.",
+    "data_placement": "Where data lives: device; host, from which batches stream ahead of the steps; "
+    "auto takes the host for what the device cannot hold. Results do not depend on it.",
+    "client_chunk": "Clients of one device that are computed together; fewer take less memory. By "
+    "default chosen by model and backend.",
+    "num_devices": "Devices that share the clients; by default all, at most one a client.",
+    "on_nonfinite": "When a client's loss is no longer finite: stop, or quarantine the client and go "
+    "on with the others.",
 }
+_OPTIMIZER_HELP = {
+    "learning_rate": "Peak learning rate.",
+    "momentum": "Momentum of SGD.",
+    "nesterov": "Whether momentum is Nesterov's; by default as in the algorithm's paper: that of "
+    f"{', '.join(name for name, build in ALGORITHMS.items() if build().nesterov)} is.",
+    "weight_decay": "L2 weight decay on all parameters.",
+    "schedule": "How the learning rate falls.",
+    "warmup_steps": "Steps of linear warm-up before the schedule.",
+}
+_FAULT_HELP = {
+    "link_loss": "How likely a message from one client to another is lost, at each step and for each "
+    "pair.",
+    "offline": "Share of its time that each client is offline: it neither trains nor teaches.",
+    "offline_steps": "Steps of a spell that is offline, or is not.",
+    "offline_trains": "Whether clients go on training while they are offline, with nobody to learn "
+    "from.",
+    "participation": "Share of the clients that take part in a round, drawn anew for each; the others "
+    "neither train nor teach.",
+    "participation_steps": "Steps of a round of --participation; for fedavg best its --local_steps, "
+    "for fedmd those of its round.",
+}
+_BY_CLIENT_HELP = {
+    "stragglers": "Clients that take only every n-th step, like 0:4,3:2 for client:n.",
+    "joins": "Clients that come late, like 2:500 for client:step.",
+    "leaves": "Clients that leave for good, like 2:500 for client:step.",
+}
+_TOPOLOGY_HELP = {
+    "directed": "Whether clients learn from those ahead alone",
+    "offsets": "How far each client's neighbours are from it, round the ring, like 1,4",
+    "degree": "Neighbours of each client",
+    "edge_probability": "How likely two clients are neighbours",
+    "redraw_every": "Steps after which another graph is drawn; by default one serves all steps",
+    "num_islands": "Complete graphs that one edge each joins",
+    "meet_every": "Steps from one meeting of the islands to the next: only then are they joined; by "
+    "default they always are",
+}
+TOPOLOGY_FLAGS = sorted(_TOPOLOGY_HELP)
+_SETTINGS, _FAULTS, _OPTIMIZER = map(defaults, (RunSettings, mhd.Faults, mhd.optim.SGD))
 
 
-def _all_hyperparameters() -> dict[str, dict[str, Any]]:
-    """Returns the hyperparameters of all algorithms, with each algorithm's default."""
-    found: dict[str, dict[str, Any]] = {}
-    for algorithm, build in ALGORITHMS.items():
-        for name, default in hyperparameters(build).items():
-            found.setdefault(name, {})[algorithm] = default
+def _parameters(
+    builders: Mapping[str, Callable[..., Any]],
+) -> dict[str, dict[str, inspect.Parameter]]:
+    """Returns the parameters of several functions by their own name and the function's."""
+    found: dict[str, dict[str, inspect.Parameter]] = {}
+    for function, build in builders.items():
+        for name, parameter in inspect.signature(build).parameters.items():
+            found.setdefault(name, {})[function] = parameter
     return found
 
 
@@ -110,243 +201,27 @@ def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
     return None, f"(by default {', '.join(own)})"
 
 
-def _define_hyperparameter(name: str, defaults: Mapping[str, Any]) -> None:
-    default, users = described(defaults)
-    text = f"{HYPERPARAMETER_HELP[name]} {users}"
-    kind = type(next(iter(defaults.values())))
-    if name in _CHOICES:
-        flags.DEFINE_enum(name, default, _CHOICES[name], text)
-    elif kind is bool:
-        flags.DEFINE_bool(name, default, text)
-    elif kind is float or name in ("mu", "local_epochs"):
-        flags.DEFINE_float(name, default, text)
-    elif kind is str or name in ("num_targets", "ensembles"):
-        flags.DEFINE_string(name, None if default is None else str(default), text)
-    else:
-        flags.DEFINE_integer(name, default, text)
-
-
 flags.adopt_module_key_flags(data_flags)
 flags.adopt_module_key_flags(watching)
-flags.DEFINE_string(
-    "augmentation",
-    _SETTINGS["augmentation"],
-    "Random changes of training images: flip, crop:BORDER, resized_crop:LEAST_AREA, cutout:SIDE, "
-    "jitter:STRENGTH, joined by commas; flip,crop:4 is usual for CIFAR-10.",
-)
-flags.DEFINE_bool(
-    "augment_public", _SETTINGS["augment_public"], "Whether public images are augmented too."
-)
-flags.DEFINE_string(
-    "topology",
-    _SETTINGS["topology"],
-    f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of a "
-    ".npy matrix; or several with the steps at which they start, like ring@0,complete@1000.",
-)
-flags.DEFINE_bool(
-    "directed",
-    topologies.options("ring")["directed"],
-    "Whether clients learn from those ahead alone (topology ring, circulant, exponential).",
-)
-flags.DEFINE_string(
-    "offsets",
-    ",".join(map(str, topologies.options("circulant")["offsets"])),
-    "How far each client's neighbours are from it, round the ring, like 1,4 (topology circulant).",
-)
-flags.DEFINE_integer(
-    "degree",
-    topologies.options("random_regular")["degree"],
-    "Neighbours of each client (topology random_regular).",
-)
-flags.DEFINE_float(
-    "edge_probability",
-    topologies.options("erdos_renyi")["edge_probability"],
-    "How likely two clients are neighbours (topology erdos_renyi).",
-)
-flags.DEFINE_integer(
-    "redraw_every",
-    topologies.options("random_regular")["redraw_every"],
-    "Steps after which another graph is drawn; by default one serves all steps (topology "
-    "random_regular, erdos_renyi).",
-)
-flags.DEFINE_integer(
-    "num_islands",
-    topologies.options("islands")["num_islands"],
-    "Complete graphs that one edge each joins (topology islands).",
-)
-flags.DEFINE_integer(
-    "meet_every",
-    topologies.options("islands")["meet_every"],
-    "Steps from one meeting of the islands to the next: only then are they joined; by default they "
-    "always are (topology islands).",
-)
-flags.DEFINE_string(
-    "model",
-    _SETTINGS["model"],
-    f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like resnet18:4,resnet34:4.",
-)
-flags.DEFINE_string(
-    "objectives",
-    _SETTINGS["objectives"],
-    f"What clients learn from their private data: {', '.join(OBJECTIVES)}. All but supervised have no "
-    "labels, and learn these from others; one for all, or for each group of clients, like "
-    "supervised:6,unlabelled:1,simclr:1.",
-)
-flags.DEFINE_string(
-    "contrastive_views",
-    _SETTINGS["contrastive_views"],
-    "How an image becomes a view (objective simclr), written like --augmentation; by default "
-    "resized_crop:0.5,jitter:0.4. Add flip where mirrored images are of the same class.",
-)
-flags.DEFINE_string(
-    "label_sets",
-    None,
-    "The classes that clients know, where not all: own (those of its private labels), or clients and their "
-    "classes, like 0-3:0-4;4-7:5,6. A client gives all other classes probability 0.",
-)
-flags.DEFINE_string(
-    "adversaries",
-    _SETTINGS["adversaries"],
-    "Clients that send false predictions, and which, like 3:constant,7:label_flip (client 3's and "
-    f"client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, naive, fedmd.",
-)
-flags.DEFINE_enum("norm", None, NORMS, "Normalisation of the backbone; by default the model's own.")
-flags.DEFINE_enum(
-    "initialization",
-    None,
-    list(INITIALIZATIONS),
-    "How the model and its heads start; by default its own way. pytorch is PyTorch's default (the CCL "
-    "authors' LeNet-5 and MobileNetV2), he_fan_out He's for convolutions (their ResNet and VGG).",
-)
-flags.DEFINE_integer("steps", None, "Training steps; by default 2000.")
-flags.DEFINE_float(
-    "epochs", None, "Passes over the private data, averaged over clients, instead of --steps."
-)
-flags.DEFINE_integer(
-    "batch_size", _SETTINGS["batch_size"], "B, private samples of a client in a step."
-)
-flags.DEFINE_integer(
-    "public_batch_size", _SETTINGS["public_batch_size"], "P, public samples in a step."
-)
-flags.DEFINE_float("learning_rate", _OPTIMIZER_FLAGS["learning_rate"], "Peak learning rate.")
-flags.DEFINE_string(
-    "learning_rates",
-    _SETTINGS["learning_rates"],
-    "Learning rates of models that have their own, like resnet18:0.1,resnet34:0.03.",
-)
-flags.DEFINE_float("momentum", _OPTIMIZER_FLAGS["momentum"], "Momentum of SGD.")
-_with_nesterov = [name for name, build in ALGORITHMS.items() if build().nesterov]
-flags.DEFINE_bool(
-    "nesterov",
-    _OPTIMIZER_FLAGS["nesterov"],
-    "Whether momentum is Nesterov's; by default as in the algorithm's paper: that of "
-    f"{', '.join(_with_nesterov)} is.",
-)
-flags.DEFINE_float(
-    "weight_decay", _OPTIMIZER_FLAGS["weight_decay"], "L2 weight decay on all parameters."
-)
-flags.DEFINE_enum(
-    "schedule", _OPTIMIZER_FLAGS["schedule"], SCHEDULES, "How the learning rate falls."
-)
-flags.DEFINE_integer(
-    "warmup_steps", _OPTIMIZER_FLAGS["warmup_steps"], "Steps of linear warm-up before the schedule."
-)
-flags.DEFINE_integer("eval_every", _SETTINGS["eval_every"], "Steps between evaluations.")
-flags.DEFINE_integer(
-    "eval_batch_size", _SETTINGS["eval_batch_size"], "Test samples evaluated at once."
-)
-flags.DEFINE_integer(
-    "checkpoint_every", None, "Steps between checkpoints; by default --eval_every."
-)
-flags.DEFINE_integer(
-    "keep_checkpoints",
-    _SETTINGS["keep_checkpoints"],
-    "How many of the latest checkpoints stay; the one of the last step does.",
-)
-flags.DEFINE_bool(
-    "keep_best",
-    _SETTINGS["keep_best"],
-    "Whether the checkpoint stays, too, whose last head has the highest β_sh on the validation set "
-    "(--validation_fraction).",
-)
-flags.DEFINE_bool(
-    "fall_back",
-    _SETTINGS["fall_back"],
-    "Whether a run whose latest checkpoint is damaged takes the newest one that is whole.",
-)
-flags.DEFINE_integer(
-    "steps_per_dispatch",
-    None,
-    "Steps that the device takes between two looks of the host; by default about half a "
-    "second's. Results do not depend on it.",
-)
-flags.DEFINE_enum(
-    "compute_dtype",
-    _SETTINGS["compute_dtype"],
-    COMPUTE_DTYPES,
-    "In which backbones compute; parameters, heads and losses stay in float32.",
-)
-flags.DEFINE_enum(
-    "data_placement",
-    _SETTINGS["data_placement"],
-    DATA_PLACEMENTS,
-    "Where data lives: device; host, from which batches stream ahead of the steps; auto takes the "
-    "host for what the device cannot hold. Results do not depend on it.",
-)
-flags.DEFINE_integer(
-    "client_chunk",
-    None,
-    "Clients of one device that are computed together; fewer take less memory. By default "
-    "chosen by model and backend.",
-)
-flags.DEFINE_integer(
-    "num_devices", None, "Devices that share the clients; by default all, at most one a client."
-)
-flags.DEFINE_float(
-    "link_loss",
-    _FAULTS["link_loss"],
-    "How likely a message from one client to another is lost, at each step and for each pair.",
-)
-flags.DEFINE_float(
-    "offline",
-    _FAULTS["offline"],
-    "Share of its time that each client is offline: it neither trains nor teaches.",
-)
-flags.DEFINE_integer(
-    "offline_steps", _FAULTS["offline_steps"], "Steps of a spell that is offline, or is not."
-)
-flags.DEFINE_bool(
-    "offline_trains",
-    _FAULTS["offline_trains"],
-    "Whether clients go on training while they are offline, with nobody to learn from.",
-)
-flags.DEFINE_string(
-    "stragglers", "", "Clients that take only every n-th step, like 0:4,3:2 for client:n."
-)
-flags.DEFINE_float(
-    "participation",
-    _FAULTS["participation"],
-    "Share of the clients that take part in a round, drawn anew for each; the others neither train "
-    "nor teach.",
-)
-flags.DEFINE_integer(
-    "participation_steps",
-    _FAULTS["participation_steps"],
-    "Steps of a round of --participation; for fedavg best its --local_steps, for fedmd those of its round.",
-)
-flags.DEFINE_string("joins", "", "Clients that come late, like 2:500 for client:step.")
-flags.DEFINE_string("leaves", "", "Clients that leave for good, like 2:500 for client:step.")
-flags.DEFINE_enum(
-    "on_nonfinite",
-    _SETTINGS["on_nonfinite"],
-    ON_NONFINITE,
-    "When a client's loss is no longer finite: stop, or quarantine the client and go on with the others.",
-)
+define_fields(RunSettings, _RUN_HELP, _CHOICES)
+define_fields(mhd.optim.SGD, _OPTIMIZER_HELP, _CHOICES)
+define_fields(mhd.Faults, _FAULT_HELP)
+for _name, _text in _BY_CLIENT_HELP.items():
+    flags.DEFINE_string(_name, "", _text)
+_OPTIONS = _parameters(TOPOLOGIES)
+for _name, _text in _TOPOLOGY_HELP.items():
+    _first = next(iter(_OPTIONS[_name].values()))
+    _default = ",".join(map(str, _first.default)) if _name == "offsets" else _first.default
+    define(_name, _first.annotation, _default, f"{_text} (topology {', '.join(_OPTIONS[_name])}).")
 flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
 )
-for name, defaults in _all_hyperparameters().items():
-    _define_hyperparameter(name, defaults)
+_HYPERPARAMETERS = _parameters(ALGORITHMS)
+for _name, _of in _HYPERPARAMETERS.items():
+    _default, _users = described({algorithm: p.default for algorithm, p in _of.items()})
+    _annotation = next(iter(_of.values())).annotation
+    _text = f"{HYPERPARAMETER_HELP[_name]} {_users}"
+    define(_name, _annotation, _default, _text, _CHOICES.get(_name))
 
 
 def settings(*, strict: bool = True) -> RunSettings:
@@ -361,7 +236,7 @@ def settings(*, strict: bool = True) -> RunSettings:
     data = data_flags.values()
     derived = (*data, "optimizer", "topology_options", "faults")
     values = {name: _flag(name) for name in _SETTINGS if name not in derived}
-    optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER_FLAGS})
+    optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER})
     return RunSettings(
         **data,
         **values,
@@ -391,7 +266,7 @@ def algorithm(
     if name not in ALGORITHMS:
         raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
     known = hyperparameters(ALGORITHMS[name])
-    given = [key for key in _all_hyperparameters() if FLAGS[key].present]
+    given = [key for key in _HYPERPARAMETERS if FLAGS[key].present]
     if "average_every" in given and "ensembles" not in given:
         raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
     common = {} if strict else EQUAL_TERMS

@@ -12,24 +12,18 @@ experiments.train; the same command again resumes an interrupted study.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, seed_flags, tables
-from experiments.comparison import as_cell, spread
+from experiments import launch, over_seeds, seed_flags, study
+from experiments.over_seeds import as_cell, spread
 from experiments.settings import RunSettings
-from experiments.watching import watchers
-from mhd_jax.core import multihost
-from mhd_jax.core.files import folder_here
-from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import METRICS, head_colours
-from mhd_jax.runs.records import write_json
 
 _SMALL = flags.DEFINE_string("small", "mlp_small", "Backbone of the small clients.")
 _LARGE = flags.DEFINE_string("large", "mlp_large", "Backbone of the large ones.")
@@ -50,17 +44,14 @@ _OURS = ("model", "objectives", "ensembles")  # flags that the study sets itself
 
 
 @dataclasses.dataclass(frozen=True)
-class Ensemble:
-    """An ensemble of clients, and its run.
+class Ensemble(study.Case):
+    """An ensemble of clients.
 
     Attributes:
       kinds: the kind of each client by its place: "small", "large", "small, unlabelled" ….
-      settings, algorithm: the settings and the algorithm of the ensemble's run.
     """
 
-    kinds: tuple[str, ...]
-    settings: RunSettings
-    algorithm: mhd.Algorithm
+    kinds: tuple[str, ...] = ()
 
 
 def ensembles(
@@ -69,8 +60,8 @@ def ensembles(
     small: str,
     large: str,
     num_large: Sequence[int],
-) -> dict[str, Ensemble]:
-    """Returns the study's ensembles by name; the first, to compare with, has small clients only.
+) -> list[Ensemble]:
+    """Returns the study's ensembles; the first, to compare with, has small clients only.
 
     Raises:
       mhd.ConfigError: a mixed ensemble without small or without large clients.
@@ -82,92 +73,71 @@ def ensembles(
             f"{', '.join(map(str, num_large))}."
         )
 
-    def alike(kind: str, model: str, by: mhd.Algorithm = algorithm) -> Ensemble:
-        return Ensemble((kind,) * count, dataclasses.replace(settings, model=model), by)
+    def ensemble(
+        name: str, kinds: Sequence[str], by: mhd.Algorithm = algorithm, **changes: str
+    ) -> Ensemble:
+        changed = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+        return Ensemble(name, name, changed, by, kinds=tuple(kinds))
 
     def mixed(number: int) -> Ensemble:
         few = count - number
-        models = f"{small}:{few},{large}:{number}"
-        kinds = ("small",) * few + ("large",) * number
-        return Ensemble(kinds, dataclasses.replace(settings, model=models), algorithm)
+        kinds = ["small"] * few + ["large"] * number
+        return ensemble(f"mixed_{number}", kinds, model=f"{small}:{few},{large}:{number}")
 
     def with_one(objective: str) -> Ensemble:
+        kinds = ["small"] * (count - 1) + [f"small, {objective}"]
         goals = f"supervised:{count - 1},{objective}:1"
-        kinds = ("small",) * (count - 1) + (f"small, {objective}",)
-        return Ensemble(
-            kinds, dataclasses.replace(settings, model=small, objectives=goals), algorithm
-        )
+        return ensemble(objective, kinds, model=small, objectives=goals)
 
     alone = mhd.algorithms.isolated()
     in_pairs = mhd.algorithms.mhd(**{**algorithm.hyperparameters, "ensembles": 2})
-    return {
-        "small": alike("small", small),
-        "large": alike("large", large),
-        **{f"mixed_{number}": mixed(number) for number in num_large},
-        **{objective: with_one(objective) for objective in ("unlabelled", "rotation", "simclr")},
-        "pairs": alike("small", small, in_pairs),
-        "small_isolated": alike("small", small, alone),
-        "large_isolated": alike("large", large, alone),
-    }
+    all_small, all_large = ["small"] * count, ["large"] * count
+    return [
+        ensemble("small", all_small, model=small),
+        ensemble("large", all_large, model=large),
+        *map(mixed, dict.fromkeys(num_large)),
+        *map(with_one, ("unlabelled", "rotation", "simclr")),
+        ensemble("pairs", all_small, in_pairs, model=small),
+        ensemble("small_isolated", all_small, alone, model=small),
+        ensemble("large_isolated", all_large, alone, model=large),
+    ]
 
 
-def study(
-    chosen: Mapping[str, Ensemble], seeds: Sequence[int], workdir: pathlib.Path
+def rows_of(
+    ensemble: Ensemble, summaries: Sequence[study.Summary], first: Sequence[study.Summary]
 ) -> list[dict[str, Any]]:
-    """Trains every ensemble with every seed.
+    """Returns a row for each kind of client in an ensemble, from its runs' summaries.
 
-    Args:
-      chosen: ensembles by name; the others are compared with the first.
-      seeds: seeds of data split and training.
-      workdir: the folder that gets ENSEMBLE/seed_N for each run; finished runs are only read.
-
-    Returns:
-      For each ensemble and each kind of client in it, mean and standard deviation over seeds of
-      the clients' mean β_sh and β_priv by head, and of the "gain": the last head's β_sh minus that
-      of the clients at the same places in the first ensemble.
+    A row has mean and standard deviation over seeds of the clients' mean β_sh and β_priv by head,
+    and of the "gain": the last head's β_sh minus that of the clients at the same places in the
+    `first` ensemble.
     """
-    for ensemble in chosen.values():  # check all before the first trains for hours
-        ensemble.settings.check(ensemble.algorithm, seeds[0])
-    rows, first = [], None
-    for number, (name, ensemble) in enumerate(chosen.items(), 1):
-        folders = [workdir / name / f"seed_{seed}" for seed in seeds]
-        watching = watchers(f"[{number}/{len(chosen)}] {name}")
-        results = ensemble.settings.simulate(ensemble.algorithm, seeds, folders, watching)
-        found = [result.summary["per_client"] for result in results]
-        first = found if first is None else first
-        for kind in dict.fromkeys(ensemble.kinds):
-            places = [i for i, other in enumerate(ensemble.kinds) if other == kind]
-            rows.append({"ensemble": name, "clients": kind, **_accuracies(found, first, places)})
+    rows = []
+    for kind in dict.fromkeys(ensemble.kinds):
+        places = [i for i, other in enumerate(ensemble.kinds) if other == kind]
+        own = [_mean_over(places, summary) for summary in summaries]
+        others = [_mean_over(places, summary) for summary in first]
+        gains = [_last(a) - _last(b) for a, b in zip(own, others, strict=True)]
+        row = {"ensemble": ensemble.name, "clients": kind, "places": places}
+        rows.append({**row, **over_seeds.accuracies(own), "gain": spread(gains)})
     return rows
 
 
-def _accuracies(
-    found: Sequence[Any], first: Sequence[Any], places: Sequence[int]
-) -> dict[str, Any]:
-    """Returns accuracies and gain of the clients at `places`.
-
-    `found` and `first` hold each seed's clients, of the ensemble and of the first one.
-    """
-
-    def of_seed(clients: Any, metric: str, head: str) -> float | None:
-        values = [clients[i][metric][head] for i in places]
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
-
-    heads = list(found[0][0]["beta_sh"])
-    last, last_of_first = heads[-1], list(first[0][0]["beta_sh"])[-1]
-    gains = [
-        of_seed(clients, "beta_sh", last) - of_seed(others, "beta_sh", last_of_first)  # type: ignore[operator]
-        for clients, others in zip(found, first, strict=True)
-    ]
+def _mean_over(places: Sequence[int], summary: study.Summary) -> dict[str, Any]:
+    """Returns a run's mean β_sh and β_priv by head, over the clients at `places`."""
+    clients = [summary["per_client"][i] for i in places]
     return {
-        "places": list(places),
-        **{
-            metric: {head: spread([of_seed(c, metric, head) for c in found]) for head in heads}
-            for metric in METRICS
-        },
-        "gain": spread(gains),
+        metric: {
+            head: spread([client[metric][head] for client in clients])["mean"]
+            for head in clients[0][metric]
+        }
+        for metric in METRICS
     }
+
+
+def _last(accuracies: Mapping[str, Any]) -> float:
+    """Returns β_sh of the last head."""
+    return list(accuracies["beta_sh"].values())[-1]
 
 
 _HEADINGS = ["ensemble", "clients", "β_sh main", "β_sh last head", "β_priv main", "gain, last head"]
@@ -192,21 +162,11 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for place, row in enumerate(rows):
         heads = list(row["beta_sh"])
         for which, head in (("main", heads[0]), ("last", heads[-1])):
-            value = row["beta_sh"][head]
-            axis.errorbar(
-                value["mean"],
-                place,
-                xerr=value["std"] or 0.0,
-                fmt="o",
-                capsize=3,
-                color=colours[which],
-                label=f"{which} head" if place == 0 else None,
-            )
-    axis.set_yticks(range(len(rows)), [f"{row['ensemble']}: {row['clients']}" for row in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+            style = {"color": colours[which], "label": f"{which} head" if place == 0 else None}
+            over_seeds.draw_point(axis, place, row["beta_sh"][head], fmt="o", **style)
+    names = [f"{row['ensemble']}: {row['clients']}" for row in rows]
+    over_seeds.name_rows(axis, names, METRICS["beta_sh"])
     axis.set_xlim(0, 1.02)
-    axis.set_xlabel(METRICS["beta_sh"])
-    axis.grid(alpha=0.3)
     axis.legend(loc="lower left")
     return drawn
 
@@ -224,27 +184,20 @@ def main() -> None:
     except ValueError:
         raise mhd.ConfigError(f"--num_large takes numbers, not {_NUM_LARGE.value}.") from None
     known = ensembles(settings, algorithm, _SMALL.value, _LARGE.value, numbers)
-    unknown = [name for name in _CHOSEN.value if name not in known]
+    names = [each.name for each in known]
+    unknown = [name for name in _CHOSEN.value if name not in names]
     if unknown:
-        raise mhd.ConfigError(f"--cases takes {', '.join(known)}; unknown: {', '.join(unknown)}.")
-    chosen = {name: known[name] for name in known if not _CHOSEN.value or name in _CHOSEN.value}
-    workdir = folder_here(flags.FLAGS.workdir or "runs/heterogeneous", "--workdir")
+        raise mhd.ConfigError(f"--cases takes {', '.join(names)}; unknown: {', '.join(unknown)}.")
+    chosen = [each for each in known if each.name in (_CHOSEN.value or names)]
+    workdir = study.workdir("runs/heterogeneous")
     seeds = seed_flags.values()
-    rows = study(chosen, seeds, workdir)
-
-    cells = lines(rows)
-    if multihost.is_main():
-        write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
-        (workdir / "table.md").write_text(tables.markdown(_HEADINGS, cells), encoding="utf-8")
-        save_figure(lambda: figure(rows), workdir / "heterogeneous")
-    console = launch.console()
-    title = f"MHD, mean ± std over {len(seeds)} seed(s)"
-    console.print(tables.rich(_HEADINGS, cells, title))
-    console.print(
-        f"Gain: over who sits at the same places in the ensemble {next(iter(chosen))}.",
-        markup=False,
-    )
-    console.print(f"plot: {workdir / 'heterogeneous.png'}", markup=False, soft_wrap=True)
+    found = study.run(chosen, seeds, workdir)
+    first = found[chosen[0].name]
+    rows = [row for each in chosen for row in rows_of(each, found[each.name], first)]
+    title = f"MHD, mean ± std over {len(seeds)} seed(s); gain over the ensemble {chosen[0].name}"
+    table = study.Table(_HEADINGS, lines(rows), title)
+    content = {"seeds": seeds, "rows": rows}
+    study.publish(workdir, content, [table], {"heterogeneous": lambda: figure(rows)})
 
 
 if __name__ == "__main__":

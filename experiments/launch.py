@@ -28,6 +28,7 @@ from mhd_jax.runs.consoles import Console
 _PATIENCE = 120  # seconds that processes wait for each other at the start
 _UNFORESEEN = 70  # the exit status of an internal error, as in sysexits.h
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+_STATUS = {mhd.ConfigError: 2, mhd.DivergedError: 3, mhd.StorageError: 5}
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
 _CACHE = flags.DEFINE_string(
@@ -89,12 +90,8 @@ def run(
                 if computes:
                     modes.require_devices()
                 main(arguments) if takes_arguments else main()
-        except mhd.ConfigError as error:
-            _exit(f"error: {error}", 2)
-        except mhd.DivergedError as error:
-            _exit(f"error: {error}", 3)
-        except mhd.StorageError as error:
-            _exit(f"error: {error}", 5)
+        except tuple(_STATUS) as error:
+            _exit(f"error: {error}", _STATUS[type(error)])
         except OSError as error:
             if error.errno not in _OF_THE_DISK:
                 raise

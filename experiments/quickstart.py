@@ -9,32 +9,27 @@ from __future__ import annotations
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch
-from experiments.comparison import compare, rich_table
+from experiments import comparison, launch, study
 from experiments.settings import RunSettings
-from mhd_jax.core.files import folder_here
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
+flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
 
 
 def main() -> None:
     """Runs the demo and prints its table."""
-    console = launch.console()
-    console.print(__doc__, markup=False)
+    launch.console().print(__doc__, markup=False)
     algorithms = [mhd.algorithms.isolated(), mhd.algorithms.naive(), mhd.algorithms.mhd()]
-    workdir = folder_here(_WORKDIR.value, "--workdir")
+    workdir = study.workdir("runs/demo")
     settings = RunSettings(steps=_STEPS.value)
-    rows = compare(settings, algorithms, range(_SEEDS.value), workdir)
-    console.print(rich_table(rows, "mean over 8 clients"))
-    console.print(
+    rows = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
+    note = (
         "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
         "digits. Auxiliary heads learn from the heads one rank below, the main head from the "
-        "client's own labels.",
-        markup=False,
+        "client's own labels."
     )
-    launch.tell_report(workdir)
+    comparison.show(rows, "mean over 8 clients", workdir, [note])
 
 
 if __name__ == "__main__":

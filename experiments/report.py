@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import finished, launch
-from experiments.comparison import rich_table
+from experiments import comparison, finished, launch
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs import report
 
@@ -41,12 +40,11 @@ def main(arguments: Sequence[str]) -> None:
                 "runs."
             )
         report.write(runs[0])
-        folder = runs[0].path
+        launch.tell_report(runs[0].path)
     else:
         folder = folder_here(_OUTPUT.value, "--output")
         rows = finished.compare(runs, folder)
-        console.print(rich_table(rows, f"mean over clients, {len(runs)} runs"))
-    launch.tell_report(folder)
+        comparison.show(rows, f"mean over clients, {len(runs)} runs", folder)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch
-from experiments.benchmark import compilation, images_of_clients
+from experiments import launch, tables
+from experiments.benchmark import compilation, dispatches, images_of_clients
 from experiments.timing import in_turn
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.core.files import folder_here, make_folder
@@ -32,6 +30,15 @@ from mhd_jax.runs.records import write_json
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
 _MOST = {"mlp": 256, "lenet5": 256, "resnet20": 32}
+_HEADINGS = (
+    "model",
+    "algorithm",
+    "K",
+    "ms per step",
+    "ms per client",
+    "memory, MB",
+    "compilation, s",
+)
 _DEGREE = 4  # the degree of random regular graphs
 
 _MODELS = flags.DEFINE_list("models", list(_SHAPES), "Models to measure.")
@@ -74,16 +81,9 @@ def measure(model: str, algorithm: str, topology: str, num_clients: int) -> Cost
         _graph(topology, num_clients), clients, algorithm, steps=10_000, optimizer=optimizer
     )
     compile_seconds, memory_bytes = compilation(run)
-    holder = [run.advance(run.start(), 1)]
-    started = time.perf_counter()
-    holder[0] = jax.block_until_ready(run.advance(holder[0], 1))
-    steps = max(1, int(0.3 / (time.perf_counter() - started)))
-
-    def advance() -> Any:
-        holder[0] = run.advance(holder[0], steps)
-        return holder[0]
-
-    seconds = in_turn(advance, repetitions=5).medians()[0] / steps
+    (one_step,) = in_turn(dispatches(run, 1), repetitions=1).medians()
+    steps = max(1, int(0.3 / one_step))
+    (seconds,) = in_turn(dispatches(run, steps), repetitions=5, steps=steps).medians()
     return Cost(
         model,
         algorithm,
@@ -104,16 +104,18 @@ def _graph(topology: str, num_clients: int) -> mhd.Topology:
 def markdown(costs: Sequence[Cost]) -> str:
     """Returns the table as Markdown."""
     lines = [
-        "| model | algorithm | K | ms per step | ms per client | memory, MB | compilation, s |",
-        "|---|---|---|---|---|---|---|",
+        [
+            c.model,
+            c.algorithm,
+            str(c.num_clients),
+            f"{1e3 * c.step_seconds:.3g}",
+            f"{1e3 * c.step_seconds / c.num_clients:.3g}",
+            f"{c.memory_bytes / 1e6:.3g}",
+            f"{c.compile_seconds:.1f}",
+        ]
+        for c in costs
     ]
-    for c in costs:
-        ms = 1e3 * c.step_seconds
-        lines.append(
-            f"| {c.model} | {c.algorithm} | {c.num_clients} | {ms:.3g} | {ms / c.num_clients:.3g} "
-            f"| {c.memory_bytes / 1e6:.3g} | {c.compile_seconds:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+    return tables.markdown(_HEADINGS, lines)
 
 
 def figure(costs: Sequence[Cost], topology: str) -> Figure:

@@ -18,6 +18,24 @@ from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.settings import Settings
 from mhd_jax.training.optim import SGD
 
+# Settings that are one run's own, and those of all runs of one call.
+_OF_A_RUN = {field.name for field in dataclasses.fields(Settings)} - {"seed", "eval_every"}
+_OF_THE_HOST = (
+    "eval_every",
+    "steps_per_dispatch",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "fall_back",
+)
+_DATA_OPTIONS = (
+    "data_dir",
+    "train_split",
+    "test_split",
+    "image_size",
+    "pixels",
+    "test_fraction",
+)
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share the loaded data
 
 
@@ -72,6 +90,8 @@ class RunSettings:
     num_devices: int | None = Settings.num_devices
     faults: mhd.Faults | None = Settings.faults
     on_nonfinite: str = Settings.on_nonfinite
+    metrics: str | None = None
+    test_partition: str | None = None
 
     def clients(self, seed: int) -> mhd.Clients:
         """Makes the clients; the data split derives from the seed."""
@@ -91,6 +111,7 @@ class RunSettings:
             optimizers=self._optimizers(),
             norm=self.norm,
             initialization=self.initialization,
+            test_partition=self.test_partition,
             seed=seed,
         )
 
@@ -120,7 +141,9 @@ class RunSettings:
             "topology": self._topology(seed),
             "algorithm": algorithm,
             "seed": seed,
-            **self._training(algorithm),
+            **{name: getattr(self, name) for name in _OF_A_RUN},
+            "augment_public": self.augment_public and algorithm.may_augment_public,
+            "faults": None if algorithm.pooled else self.faults,
         }
 
     def _adversaries(self) -> dict[int, str]:
@@ -201,14 +224,7 @@ class RunSettings:
         return _load(self.public_dataset, **options)
 
     def _data_options(self) -> dict[str, Any]:
-        options = {
-            "data_dir": self.data_dir,
-            "train_split": self.train_split,
-            "test_split": self.test_split,
-            "image_size": self.image_size,
-            "pixels": self.pixels,
-            "test_fraction": self.test_fraction,
-        }
+        options = {name: getattr(self, name) for name in _DATA_OPTIONS}
         return {name: value for name, value in options.items() if value is not None}
 
     def _topology(self, seed: int) -> mhd.Topology:
@@ -216,24 +232,6 @@ class RunSettings:
         if "seed" in mhd.topology.options(self.topology):  # random graphs differ by seed
             options.setdefault("seed", seed)
         return mhd.topology.named(self.topology, self.num_clients, **options)
-
-    def _training(self, algorithm: mhd.Algorithm) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "public_batch_size": self.public_batch_size,
-            "optimizer": self.optimizer,
-            "eval_batch_size": self.eval_batch_size,
-            "augmentation": self.augmentation,
-            "augment_public": self.augment_public and algorithm.may_augment_public,
-            "compute_dtype": self.compute_dtype,
-            "data_placement": self.data_placement,
-            "client_chunk": self.client_chunk,
-            "num_devices": self.num_devices,
-            "faults": None if algorithm.pooled else self.faults,
-            "on_nonfinite": self.on_nonfinite,
-        }
 
 
 def simulate_cases(
@@ -251,12 +249,8 @@ def simulate_cases(
     first = cases[0][0]
     return mhd.simulate_many(
         [settings.arguments(algorithm, seed) for settings, algorithm, seed in cases],
-        eval_every=first.eval_every,
-        steps_per_dispatch=first.steps_per_dispatch,
-        checkpoint_every=first.checkpoint_every,
-        keep_checkpoints=first.keep_checkpoints,
-        keep_best=first.keep_best,
-        fall_back=first.fall_back,
+        **{name: getattr(first, name) for name in _OF_THE_HOST},
+        metrics=mhd.metrics.named(filter(None, (first.metrics or "").split(","))),
         workdirs=workdirs,
         callbacks=callbacks,
         progress=False,

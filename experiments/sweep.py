@@ -12,17 +12,18 @@ and .svg; the same command again resumes interrupted runs, and only reads finish
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import cases, comparison, launch, seed_flags, tables, train  # noqa: F401  # train defines --algorithm
+from experiments import cases, launch, over_seeds, seed_flags, study, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
-from experiments.cases import Axis, Row
-from mhd_jax.core.files import folder_here
+from experiments.cases import Assignment, Axis, Row
+from mhd_jax.core import multihost
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import (
     METRICS,
@@ -43,7 +44,6 @@ flags.declare_key_flag("algorithm")  # defined by experiments.train
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
-_OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
 
 
 def main() -> None:
@@ -53,47 +53,36 @@ def main() -> None:
     if _GRID.value and _VARY.value:
         raise mhd.ConfigError("--grid and --vary are two ways to sweep; give one of them.")
     kind = "grid" if _GRID.value else "vary"
-    axes = [cases.axis(text, kind) for text in _GRID.value or _VARY.value]
-    check_axes(axes, kind)
+    axes = cases.axes(_GRID.value or _VARY.value, kind)
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
+    workdir = study.workdir("runs/sweep")
+    _, content, table = carry_out(assignments, workdir)
+    drawn = {"sweep": lambda: figure(content["rows"], axes if _GRID.value else [])}
+    study.publish(workdir, {"axes": dict(axes), **content}, [table], drawn)
+
+
+def carry_out(
+    assignments: Sequence[Assignment], workdir: pathlib.Path
+) -> tuple[list[study.Outcome], dict[str, Any], study.Table]:
+    """Runs the cases of assignments of flags, and writes results.csv and results.jsonl.
+
+    Returns:
+      The outcomes; the seeds, the rows and the notes about what is missing, for table.json; and the
+      table.
+    """
     found, notes = cases.read(assignments)
-    workdir = folder_here(flags.FLAGS.workdir or "runs/sweep", "--workdir")
     seeds = seed_flags.values()
-    outcomes = cases.carry_out(found, seeds, workdir)
+    outcomes = study.explore(found, seeds, workdir)
+    if multihost.is_main():
+        cases.write_runs(workdir, outcomes)
     rows = cases.by_case(outcomes)
-    notes += failures(outcomes)
-    content = {"seeds": seeds, "axes": dict(axes), "rows": rows, "notes": notes}
-    drawn = {"sweep": lambda: figure(rows, axes if _GRID.value else [])}
-    cases.write(workdir, outcomes, content, markdown(rows, notes, len(seeds)), drawn)
-    console = launch.console()
-    console.print(rich_table(rows, len(seeds)))
-    for note in notes:
-        console.print(note, markup=False)
-    console.print(f"table: {workdir / 'results.csv'}", markup=False, soft_wrap=True)
-    console.print(f"plot: {workdir / 'sweep.png'}", markup=False, soft_wrap=True)
-
-
-def check_axes(axes: Sequence[Axis], kind: str) -> None:
-    """Raises `mhd.ConfigError` for flags that cannot be swept, or that are named twice."""
-    names = [name for name, _ in axes]
-    for name in names:
-        if name in _OF_THE_SWEEP:
-            raise mhd.ConfigError(f"--{name} is the sweep's own; it cannot be in --{kind}.")
-        if names.count(name) > 1:
-            raise mhd.ConfigError(f"--{name} is in two --{kind}; give all its values in one.")
-
-
-def failures(outcomes: Sequence[cases.Outcome]) -> list[str]:
-    """Returns a sentence for each case that has no result for some seeds."""
-    by_case: dict[tuple[str, str, str], list[int]] = {}
-    for o in outcomes:
-        if o.summary is None:
-            by_case.setdefault((o.case.name, o.status, o.reason), []).append(o.seed)
-    said = {"refused": "was refused", "diverged": "diverged"}
-    return [
-        f"{name} {said[status]}, seed {', '.join(map(str, seeds))}: {reason}"
-        for (name, status, reason), seeds in by_case.items()
-    ]
+    notes += cases.failures(outcomes)
+    said = (
+        f"Mean over clients, then mean ± standard deviation over {len(seeds)} seed(s) [95 % "
+        "confidence interval of the mean]."
+    )
+    table = study.Table(_HEADINGS, lines(rows), notes=[said, *notes])
+    return outcomes, {"seeds": seeds, "rows": rows, "notes": notes}, table
 
 
 _HEADINGS = ("case", "head", "β_sh", "β_priv", "MB sent")
@@ -107,33 +96,9 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
         if not row["beta_sh"]:
             found.append([row["case"], "–", "–", "–", "–"])
         for i, head in enumerate(row["beta_sh"]):
-            cells = [as_cell(row[metric][head]) for metric in METRICS]
+            cells = [over_seeds.as_cell(row[metric][head]) for metric in METRICS]
             found.append([row["case"] if i == 0 else "", head, *cells, sent if i == 0 else ""])
     return found
-
-
-def as_cell(value: Mapping[str, float | None]) -> str:
-    """Formats a mean ± its standard deviation, and its confidence interval."""
-    mean, half = value["mean"], value["half_width"]
-    if mean is None or half is None:
-        return comparison.as_cell(value)
-    return f"{comparison.as_cell(value)} [{mean - half:.3f}, {mean + half:.3f}]"
-
-
-def rich_table(rows: Sequence[Row], num_seeds: int) -> Table:
-    """Returns the table for the terminal."""
-    title = f"mean ± standard deviation over {num_seeds} seed(s) [95 % interval of the mean]"
-    return tables.rich(_HEADINGS, lines(rows), title)
-
-
-def markdown(rows: Sequence[Row], notes: Sequence[str], num_seeds: int) -> str:
-    """Returns the table and the notes as Markdown."""
-    text = tables.markdown(_HEADINGS, lines(rows))
-    said = (
-        f"Mean over clients, then mean ± standard deviation over {num_seeds} seed(s) [95 % confidence "
-        "interval of the mean]."
-    )
-    return "\n".join([text, said, *notes]) + "\n"
 
 
 def figure(rows: Sequence[Row], axes: Sequence[Axis]) -> Figure:
@@ -166,28 +131,20 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
     for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
         styles = line_styles(len(series))
         for (rest, own), style in zip(series.items(), styles, strict=True):
-            colour = style["color"]
             heads = list(own[0][metric])
-            for head in dict.fromkeys((heads[-1], heads[0])):
-                points = [(row["given"].get(name), row[metric][head]) for row in own]
-                known = [(x, v) for x, v in points if v["mean"] is not None]
-                # Algorithms without this flag have one value for the whole axis.
-                xs = [float(x) if x is not None else None for x, _ in known]
-                if None in xs:
-                    axis.axhline(known[0][1]["mean"], color=colour, linestyle=":", label=rest)
+            for head in first_and_last(heads)[::-1]:
+                known = [row for row in own if row[metric][head]["mean"] is not None]
+                values = [row[metric][head] for row in known]
+                if any(name not in row["given"] for row in known):
+                    # Algorithms without this flag have one value for the whole axis.
+                    line = {"color": style["color"], "linestyle": ":", "label": rest}
+                    axis.axhline(values[0]["mean"], **line)
                     break
-                axis.errorbar(
-                    # Equally spaced, so that close values can be distinguished.
-                    [numbers.index(float(x)) for x, _ in known if x is not None],
-                    [v["mean"] for _, v in known],
-                    yerr=[v["half_width"] or 0.0 for _, v in known],
-                    color=colour,
-                    linestyle="-" if head == heads[-1] else "--",
-                    marker=style["marker"],
-                    markersize=4,
-                    capsize=3,
-                    label=f"{rest}, {head}",
-                )
+                # Equally spaced, so that close values can be distinguished.
+                xs = [numbers.index(float(row["given"][name])) for row in known]
+                dashes = "-" if head == heads[-1] else "--"
+                line = {**style, "linestyle": dashes, "label": f"{rest}, {head}"}
+                over_seeds.draw_line(axis, xs, values, **line)
         axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
         axis.set_xlabel(name)
         accuracy_axis(axis, label)
@@ -203,22 +160,16 @@ def _case_by_case(rows: Sequence[Row]) -> Figure:
         for y, row in enumerate(rows):
             heads = list(row[metric])
             for head in first_and_last(heads):
-                value, is_main = row[metric][head], head == "main"
-                if value["mean"] is None:
-                    continue
-                axis.errorbar(
-                    value["mean"],
+                is_main = head == "main"
+                over_seeds.draw_point(
+                    axis,
                     y + (0 if len(heads) == 1 else 0.14 if is_main else -0.14),
-                    xerr=value["half_width"] or 0.0,
+                    row[metric][head],
                     color="black" if is_main else head_colours(2)[1],
                     marker="o" if is_main else "s",
                     markersize=4,
-                    capsize=3,
                 )
-        axis.set_yticks(range(len(rows)), [row["case"] for row in rows])
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
+        over_seeds.name_rows(axis, [row["case"] for row in rows], label)
     drawn.suptitle("main head (black) and last auxiliary head (colour), 95 % intervals over seeds")
     return drawn
 

@@ -9,8 +9,8 @@ from rich.table import Table
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Returns the table as Markdown."""
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    heading, *below = (f"| {' | '.join(row)} |\n" for row in (headings, *lines))
+    return "".join([heading, f"|{'---|' * len(headings)}\n", *below])
 
 
 def rich(

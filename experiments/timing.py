@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,10 @@ class Times:
 
     clock: np.ndarray
     processors: np.ndarray
+
+    def ratio(self, above: int = 0, below: int = 1) -> Ratio:
+        """Returns the ratio of one call's clock times to another's, by their places."""
+        return Ratio.of(self.clock[:, above], self.clock[:, below])
 
     def medians(self) -> list[float]:
         """Returns the median clock time of each call."""
@@ -51,8 +55,16 @@ class Ratio:
         return cls(float(middle), (float(low), float(high)))
 
 
-def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
-    """Times calls in turn, so that the machine's drift affects all calls alike."""
+def in_turn(
+    *calls: Callable[[], Any], repetitions: int = 9, steps: int | Sequence[int] = 1
+) -> Times:
+    """Times calls in turn, so that the machine's drift affects all calls alike.
+
+    Args:
+      *calls: what to time.
+      repetitions: how often.
+      steps: the steps that each call takes, or all; times are those of one step.
+    """
     for call in calls:
         jax.block_until_ready(call())
     times = np.zeros((2, repetitions, len(calls)))
@@ -62,7 +74,7 @@ def in_turn(*calls: Callable[[], Any], repetitions: int = 9) -> Times:
             jax.block_until_ready(call())
             times[0, repetition, place] = time.perf_counter() - clock
             times[1, repetition, place] = time.process_time() - processors
-    return Times(*times)
+    return Times(*(times / np.asarray(steps)))
 
 
 @dataclasses.dataclass(frozen=True)

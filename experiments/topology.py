@@ -11,7 +11,6 @@ same command again resumes an interrupted study.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +19,10 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, seed_flags, tables
-from experiments.comparison import as_cell, spread
+from experiments import launch, over_seeds, seed_flags, study
 from experiments.settings import RunSettings
-from experiments.watching import watchers
-from mhd_jax.core import multihost
-from mhd_jax.core.files import folder_here
-from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours, legend_beside, line_styles
-from mhd_jax.runs.records import write_json
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -46,53 +40,30 @@ _HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0, "num_targets": "all"}
 Row = dict[str, Any]
 
 
-def study(
-    settings: RunSettings,
-    topologies: Sequence[str],
-    algorithms: Sequence[mhd.Algorithm],
-    seeds: Sequence[int],
-    workdir: pathlib.Path,
-) -> list[Row]:
-    """Trains every algorithm on every graph with every seed.
+def cases(settings: RunSettings, algorithms: Sequence[mhd.Algorithm]) -> list[study.Case]:
+    """Returns every algorithm on every graph."""
+    return [
+        study.Case(
+            f"{name}, {algorithm.name}",
+            f"{name}/{algorithm.name}",
+            dataclasses.replace(settings, topology=name),
+            algorithm,
+        )
+        for name in dict.fromkeys(_TOPOLOGIES.value)
+        for algorithm in algorithms
+    ]
 
-    Args:
-      settings: the settings that all runs share, except the graph.
-      topologies: names of graphs.
-      algorithms: the algorithms, with their hyperparameters.
-      seeds: seeds of data split and training.
-      workdir: the folder that gets TOPOLOGY/ALGORITHM/seed_N for each run; finished runs are only
-        read.
 
-    Returns:
-      A row for each graph, algorithm and distance: accuracy by head, mean and deviation over seeds.
-    """
-    graphs = {name: dataclasses.replace(settings, topology=name) for name in topologies}
-    for each in graphs.values():  # check all before the first trains for hours
-        for algorithm in algorithms:
-            each.check(algorithm, seeds[0])
-    rows = []
-    total = len(graphs) * len(algorithms)
-    for number, (name, algorithm) in enumerate(
-        [(name, algorithm) for name in graphs for algorithm in algorithms], 1
-    ):
-        folders = [workdir / name / algorithm.name / f"seed_{seed}" for seed in seeds]
-        watching = watchers(f"[{number}/{total}] {name}, {algorithm.name}")
-        results = graphs[name].simulate(algorithm, seeds, folders, watching)
-        tables = [
-            {row["hops"]: row["accuracy"] for row in result.summary["by_hops"]}
-            for result in results
-        ]
-        for hops in dict.fromkeys(hops for table in tables for hops in table):
-            found = [table[hops] for table in tables if hops in table]
-            rows.append(
-                {
-                    "topology": name,
-                    "algorithm": algorithm.name,
-                    "hops": hops,
-                    "accuracy": {head: spread([a[head] for a in found]) for head in found[0]},
-                }
-            )
-    return rows
+def rows_of(case: study.Case, summaries: Sequence[study.Summary]) -> list[Row]:
+    """Returns a row for each distance: accuracy by head, mean and deviation over seeds."""
+    by_hops: dict[int | None, list[Any]] = {}
+    for row in (row for summary in summaries for row in summary["by_hops"]):
+        by_hops.setdefault(row["hops"], []).append(row["accuracy"])
+    about = {"topology": case.settings.topology, "algorithm": case.algorithm.name}
+    return [
+        {**about, "hops": hops, "accuracy": over_seeds.by_head(accuracies)}
+        for hops, accuracies in by_hops.items()
+    ]
 
 
 def lines(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[str]]:
@@ -102,7 +73,10 @@ def lines(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[
             row["topology"],
             row["algorithm"],
             "out of reach" if row["hops"] is None else str(row["hops"]),
-            *(as_cell(row["accuracy"][head]) if head in row["accuracy"] else "" for head in heads),
+            *(
+                over_seeds.as_cell(row["accuracy"][head]) if head in row["accuracy"] else ""
+                for head in heads
+            ),
         ]
         for row in rows
     ]
@@ -126,14 +100,12 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             heads = list(own[0]["accuracy"])
             colours = head_colours(len(heads))
             for head, colour in zip(heads, colours, strict=False):
-                values = [row["accuracy"][head] for row in own]
                 style = styles[name] if name in others else {"color": colour, "marker": "."}
-                axis.errorbar(
+                over_seeds.draw_line(
+                    axis,
                     [row["hops"] for row in own],
-                    [value["mean"] for value in values],
-                    yerr=[value["std"] or 0.0 for value in values],
+                    [row["accuracy"][head] for row in own],
                     **style,
-                    capsize=2,
                     label=name if name in others else f"mhd, {head}",
                 )
         far = max(row["hops"] or 0 for row in rows if row["topology"] == graph)
@@ -157,22 +129,16 @@ def main() -> None:
     algorithms = [
         run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)[0] for name in names
     ]
-    settings = run_flags.settings()
-    workdir = folder_here(flags.FLAGS.workdir or "runs/topology", "--workdir")
+    graphs = cases(run_flags.settings(), algorithms)
+    workdir = study.workdir("runs/topology")
     seeds = seed_flags.values()
-    rows = study(settings, _TOPOLOGIES.value, algorithms, seeds, workdir)
-
+    found = study.run(graphs, seeds, workdir)
+    rows = [row for case in graphs for row in rows_of(case, found[case.name])]
     heads = max((list(row["accuracy"]) for row in rows), key=len)
-    headings = ["graph", "algorithm", "hops", *heads]
-    cells = lines(rows, heads)
-    if multihost.is_main():
-        write_json(workdir / "table.json", {"seeds": seeds, "rows": rows})
-        (workdir / "table.md").write_text(tables.markdown(headings, cells), encoding="utf-8")
-        save_figure(lambda: figure(rows), workdir / "hops")
-    console = launch.console()
     title = f"accuracy by distance, mean ± std over {len(seeds)} seed(s)"
-    console.print(tables.rich(headings, cells, title))
-    console.print(f"plot: {workdir / 'hops.png'}", markup=False, soft_wrap=True)
+    table = study.Table(["graph", "algorithm", "hops", *heads], lines(rows, heads), title)
+    content = {"seeds": seeds, "rows": rows}
+    study.publish(workdir, content, [table], {"hops": lambda: figure(rows)})
 
 
 if __name__ == "__main__":

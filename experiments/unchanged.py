@@ -65,34 +65,42 @@ def faulty(**how: Any) -> mhd.Faults:
 
 def matrix() -> dict[str, dict[str, Any]]:
     """Returns arguments of `mhd.simulate` by the run's name; `seeds` are those of joint runs."""
+    return {**_of_all_algorithms(), **_ways_to_run(), **_of_mhd(), **_of_others()}
+
+
+def _of_all_algorithms() -> dict[str, dict[str, Any]]:
+    """Returns a run of each algorithm, and runs with faults."""
     sgd = mhd.optim.SGD(momentum=0.9, schedule="cosine", warmup_steps=4)
-    runs: dict[str, dict[str, Any]] = {
-        name: {"algorithm": name, "optimizer": sgd} for name in mhd.algorithms.ALGORITHMS
-    }
-    runs |= {f"{name}, joint": {"algorithm": name, "seeds": (0, 1)} for name in ("mhd", "fedavg")}
-    runs |= {
+    by_peers, by_a_server = ("mhd", "distributed_distillation"), ("fedavg", "fedmd")
+    lost = dict.fromkeys(by_peers, 0.2) | dict.fromkeys(by_a_server, 0.0)
+    return {name: {"algorithm": name, "optimizer": sgd} for name in mhd.algorithms.ALGORITHMS} | {
         f"{name}, faults": {
             "algorithm": name,
-            "faults": faulty(participation=0.75, link_loss=0.0 if server else 0.2),
+            "faults": faulty(participation=0.75, link_loss=link_loss),
         }
-        for name, server in {
-            "mhd": False,
-            "distributed_distillation": False,
-            "fedavg": True,
-            "fedmd": True,
-        }.items()
+        for name, link_loss in lost.items()
     }
+
+
+def _ways_to_run() -> dict[str, dict[str, Any]]:
+    """Returns joint runs, and runs with other choices of the engine."""
     ways: dict[str, dict[str, Any]] = {
         "streamed": {"data_placement": "host"},
         "chunks": {"client_chunk": 2},
         "two devices": {"num_devices": 2},
     }
-    runs |= {
+    return {
+        f"{name}, joint": {"algorithm": name, "seeds": (0, 1)} for name in ("mhd", "fedavg")
+    } | {
         f"{name}, {way}": {"algorithm": name, **how}
         for name in ("mhd", "ccl")
         for way, how in ways.items()
     }
-    return runs | {
+
+
+def _of_mhd() -> dict[str, dict[str, Any]]:
+    """Returns runs with options of MHD."""
+    return {
         "mhd, pools": {
             "algorithm": algorithm("mhd", pool_size=2, pool_refresh=5, num_targets="all"),
             "faults": faulty(joins={0: 3}, leaves={3: 15}),
@@ -138,6 +146,12 @@ def matrix() -> dict[str, dict[str, Any]]:
             "augmentation": "flip,crop:1",
             "augment_public": True,
         },
+    }
+
+
+def _of_others() -> dict[str, dict[str, Any]]:
+    """Returns runs with options of the other algorithms."""
+    return {
         "naive, bfloat16": {"algorithm": "naive", "compute_dtype": "bfloat16"},
         "fedmd, label sets, kl": {
             "algorithm": algorithm("fedmd", digest_loss="kl", digest_steps=2, revisit_steps=2),

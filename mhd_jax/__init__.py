@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from mhd_jax.core.types import Algorithm, Batch, State
     from mhd_jax.data import partition, pretext
+    from mhd_jax.engine import metrics
     from mhd_jax.engine.faults import Faults
     from mhd_jax.engine.loading import load
     from mhd_jax.engine.prepare import prepare
@@ -33,83 +34,51 @@ if TYPE_CHECKING:
     from mhd_jax.topology import Topology
     from mhd_jax.training import optim
 
-_MODULES = {
+_PLACES = {
+    "Algorithm": "mhd_jax.core.types:Algorithm",
+    "Batch": "mhd_jax.core.types:Batch",
+    "Callback": "mhd_jax.runs.callbacks:Callback",
+    "Clients": "mhd_jax.clients:Clients",
+    "ConfigError": "mhd_jax.core.errors:ConfigError",
+    "DivergedError": "mhd_jax.core.errors:DivergedError",
+    "Faults": "mhd_jax.engine.faults:Faults",
+    "InterruptedRun": "mhd_jax.core.errors:InterruptedRun",
+    "LostProcessError": "mhd_jax.core.errors:LostProcessError",
+    "Result": "mhd_jax.engine.result:Result",
+    "State": "mhd_jax.core.types:State",
+    "StorageError": "mhd_jax.core.errors:StorageError",
+    "Topology": "mhd_jax.topology:Topology",
     "algorithms": "mhd_jax.algorithms",
     "callbacks": "mhd_jax.runs.callbacks",
     "data": "mhd_jax.data",
     "exchange": "mhd_jax.exchange",
+    "load": "mhd_jax.engine.loading:load",
+    "make_clients": "mhd_jax.clients:make_clients",
+    "metrics": "mhd_jax.engine.metrics",
     "models": "mhd_jax.models",
     "optim": "mhd_jax.training.optim",
     "partition": "mhd_jax.data.partition",
+    "prepare": "mhd_jax.engine.prepare:prepare",
     "pretext": "mhd_jax.data.pretext",
+    "simulate": "mhd_jax.engine.simulate:simulate",
+    "simulate_many": "mhd_jax.engine.simulate:simulate_many",
+    "simulate_seeds": "mhd_jax.engine.simulate:simulate_seeds",
     "topology": "mhd_jax.topology",
 }
-_OBJECTS = {
-    "Algorithm": "mhd_jax.core.types",
-    "Batch": "mhd_jax.core.types",
-    "Callback": "mhd_jax.runs.callbacks",
-    "Clients": "mhd_jax.clients",
-    "ConfigError": "mhd_jax.core.errors",
-    "DivergedError": "mhd_jax.core.errors",
-    "Faults": "mhd_jax.engine.faults",
-    "InterruptedRun": "mhd_jax.core.errors",
-    "LostProcessError": "mhd_jax.core.errors",
-    "Result": "mhd_jax.engine.result",
-    "State": "mhd_jax.core.types",
-    "StorageError": "mhd_jax.core.errors",
-    "Topology": "mhd_jax.topology",
-    "load": "mhd_jax.engine.loading",
-    "make_clients": "mhd_jax.clients",
-    "prepare": "mhd_jax.engine.prepare",
-    "simulate": "mhd_jax.engine.simulate",
-    "simulate_many": "mhd_jax.engine.simulate",
-    "simulate_seeds": "mhd_jax.engine.simulate",
-}
-
-__all__ = [
-    "Algorithm",
-    "Batch",
-    "Callback",
-    "Clients",
-    "ConfigError",
-    "DivergedError",
-    "Faults",
-    "InterruptedRun",
-    "LostProcessError",
-    "Result",
-    "State",
-    "StorageError",
-    "Topology",
-    "algorithms",
-    "callbacks",
-    "data",
-    "exchange",
-    "load",
-    "make_clients",
-    "models",
-    "optim",
-    "partition",
-    "prepare",
-    "pretext",
-    "simulate",
-    "simulate_many",
-    "simulate_seeds",
-    "topology",
-]
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        found = importlib.import_module(_MODULES[name])
-    elif name in _OBJECTS:
-        found = getattr(importlib.import_module(_OBJECTS[name]), name)
-    elif f"{__name__}.{name}" in moved.MODULES:
-        moved.warn_of(f"{__name__}.{name}")
-        return importlib.import_module(moved.MODULES[f"{__name__}.{name}"])
-    else:
+    if name in _PLACES:
+        module, _, attribute = _PLACES[name].partition(":")
+        found: Any = importlib.import_module(module)
+        globals()[name] = found = getattr(found, attribute) if attribute else found
+        return found
+    old = f"{__name__}.{name}"
+    if old not in moved.MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    moved.warn_of(old)
+    return importlib.import_module(moved.MODULES[old])
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.label_sets import LabelSets, resolved
 from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
-from mhd_jax.core.validation import is_integer, require_counts, require_kind
+from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select
 from mhd_jax.data.kinds import require_alike
@@ -104,6 +104,8 @@ class Clients:
       settings: the settings from which the clients were made, for `config.json`.
       label_sets: the classes of each client, bool [K, C]; None if all clients have all classes.
       adversaries: the kind of each adversary, from `mhd_jax.exchange.adversaries.KINDS`, by client.
+      test_owner: the client of each test sample, int [N_test], −1 for nobody's; None if test
+        samples have no owners.
     """
 
     data: Dataset
@@ -117,6 +119,7 @@ class Clients:
     settings: dict[str, Any]
     label_sets: np.ndarray | None = None
     adversaries: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    test_owner: np.ndarray | None = None
 
     def __repr__(self) -> str:
         classes = shortened(self.data.class_names)
@@ -226,6 +229,7 @@ class Clients:
             objectives=("supervised",),
             label_sets=None,
             adversaries={},
+            test_owner=None,
         )
 
     def padded(self, multiple: int) -> Clients:
@@ -315,6 +319,7 @@ def make_clients(
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     initialization: str | None = None,
+    test_partition: Any = None,
     seed: int = 0,
 ) -> Clients:
     """Splits a data set into the clients' private sets and a public set, and returns the clients.
@@ -362,6 +367,9 @@ def make_clients(
       norm: the normalisation of models given by name; None takes each model's default.
       initialization: the initialization of the layers, heads included, of models given by name:
         "pytorch" or "he_fan_out", see `mhd_jax.models.initialization`; None is each model's own.
+      test_partition: the client of each test sample, −1 for nobody's, as an array, a list, or the
+        path of a ``.npy`` or ``.csv`` file: each client is then also evaluated on its own test
+        samples (`beta_own`). None leaves test samples without owners.
       seed: the seed of the split.
 
     Returns:
@@ -373,12 +381,7 @@ def make_clients(
     """
     modes.require_devices()
     data = load(data)
-    require_counts(num_clients=num_clients)
-    if num_clients > len(data.labels):
-        raise ConfigError(
-            f"num_clients is {num_clients:,}, but {data.name} has {len(data.labels):,} training "
-            "samples, of which each client needs one; take fewer clients."
-        )
+    _require_enough(data, num_clients)
     partition = _partition(partition, data.num_classes)
     others = None if public is None else load(public)
     require_kind("allow_overlap", "bool", allow_overlap)
@@ -393,15 +396,7 @@ def make_clients(
     false = misbehaviour.checked(adversaries or {}, num_clients)
 
     split = _split(partition, data, num_clients, set_aside)
-    if others is None:
-        split = dataclasses.replace(split, public=_some(split.public, public_size, seed))
-        public_inputs = select(data.inputs, split.public)
-    else:
-        require_alike(others.inputs, data.inputs, others.name, data.name)
-        split = dataclasses.replace(split, public=np.zeros(0, int))
-        public_inputs = select(
-            others.inputs, _some(np.arange(len(others.labels)), public_size, seed)
-        )
+    split, public_inputs = _with_public(split, data, others, public_size, seed)
     _require_apart(data, split, None if allow_overlap else others, public_inputs)
     clients = Clients(
         data,
@@ -414,50 +409,86 @@ def make_clients(
         tuple(goal if isinstance(goal, str) else goal.name for goal in goals),
         {},
         adversaries=false,
+        test_owner=None
+        if test_partition is None
+        else split_files.test_owners(test_partition, len(data.test_labels), num_clients),
     )
+    clients = _with_distributions(clients, label_sets)
+
+    found = {
+        **_described_models(clients, initialization, goals),
+        "partition": _described(partition),
+        "split_digest": array_digest(split.owner, split.public, split.validation),
+        **_drawn_settings(partition, set_aside),
+        "public_size": public_size,
+    }
+    if others is not None:
+        found["public_dataset"] = others.name
+        found["public_digest"] = array_digest(*jax.tree.leaves(public_inputs))
+    if allow_overlap:
+        found["allow_overlap"] = True
+    if clients.test_owner is not None:
+        found["test_split_digest"] = array_digest(clients.test_owner)
+    return dataclasses.replace(clients, settings=found)
+
+
+def _require_enough(data: Dataset, num_clients: int) -> None:
+    """Raises `ConfigError` unless there is a training sample for each client."""
+    require_counts(num_clients=num_clients)
+    if num_clients > len(data.labels):
+        raise ConfigError(
+            f"num_clients is {num_clients:,}, but {data.name} has {len(data.labels):,} training "
+            "samples, of which each client needs one; take fewer clients."
+        )
+
+
+def _with_public(
+    split: Split, data: Dataset, others: Dataset | None, size: int | None, seed: int
+) -> tuple[Split, PyTree]:
+    """Returns the split with `size` public samples, or with none of its own, and the public set."""
+    if others is None:
+        public = _some(split.public, size, seed)
+        return dataclasses.replace(split, public=public), select(data.inputs, public)
+    require_alike(others.inputs, data.inputs, others.name, data.name)
+    rows = _some(np.arange(len(others.labels)), size, seed)
+    return dataclasses.replace(split, public=np.zeros(0, int)), select(others.inputs, rows)
+
+
+def _with_distributions(clients: Clients, label_sets: LabelSets | None) -> Clients:
+    """Returns the clients with their label sets and label distributions."""
     sizes = clients.label_counts().sum(axis=1)
     if (sizes == 0).any():
         raise ConfigError(
             f"client {int(np.argmin(sizes))} got no private samples; use fewer than "
-            f"{num_clients} clients, a smaller public_fraction, or another partition or seed."
+            f"{len(sizes)} clients, a smaller public_fraction, or another partition or seed."
         )
-    known = resolved(label_sets, clients.labelled_counts())
+    counts = clients.labelled_counts()
     return dataclasses.replace(
         clients,
-        label_sets=known,
-        label_distributions=clients.labelled_counts() / sizes[:, None],
-        settings={
-            "dataset": data.name,
-            "dataset_digest": array_digest(
-                *jax.tree.leaves((data.inputs, data.labels, data.test_inputs, data.test_labels))
-            ),
-            "preparation": dataclasses.asdict(data.preparation),
-            "num_clients": num_clients,
-            "models": [f"{group.name}:{len(group.members)}" for group in groups],
-            "backbones": [repr(group.backbone).replace("\n", " ") for group in groups],
-            **({} if initialization is None else {"initialization": initialization}),
-            **({} if set(goals) == {"supervised"} else {"objectives": list(map(str, goals))}),
-            **(
-                {}
-                if known is None
-                else {"label_sets": [np.flatnonzero(row).tolist() for row in known]}
-            ),
-            **({"adversaries": false} if false else {}),
-            "partition": _described(partition),
-            "split_digest": array_digest(split.owner, split.public, split.validation),
-            **_drawn_settings(partition, set_aside),
-            "public_size": public_size,
-            **(
-                {}
-                if others is None
-                else {
-                    "public_dataset": others.name,
-                    "public_digest": array_digest(*jax.tree.leaves(public_inputs)),
-                    **({"allow_overlap": True} if allow_overlap else {}),
-                }
-            ),
-        },
+        label_sets=resolved(label_sets, counts),
+        label_distributions=counts / sizes[:, None],
     )
+
+
+def _described_models(
+    clients: Clients, initialization: str | None, goals: Sequence[str | Pretext]
+) -> dict[str, Any]:
+    """Returns the settings of the data set and of the clients' models and tasks."""
+    data, known = clients.data, clients.label_sets
+    contents = (data.inputs, data.labels, data.test_inputs, data.test_labels)
+    found = {
+        "dataset": data.name,
+        "dataset_digest": array_digest(*jax.tree.leaves(contents)),
+        "preparation": dataclasses.asdict(data.preparation),
+        "num_clients": clients.num_clients,
+        "models": [f"{group.name}:{len(group.members)}" for group in clients.groups],
+        "backbones": [repr(group.backbone).replace("\n", " ") for group in clients.groups],
+        "initialization": initialization,
+        "objectives": list(map(str, goals)) if set(goals) != {"supervised"} else None,
+        "label_sets": known if known is None else [np.flatnonzero(row).tolist() for row in known],
+        "adversaries": clients.adversaries or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _public_fraction(given: float | None, others: Dataset | None, partition: Any) -> float:
@@ -585,11 +616,7 @@ def _partition(partition: Any, num_classes: int) -> Any:
 def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pretext, ...]:
     """Returns the objective of each client, a name or a pretext task."""
     if isinstance(given, Mapping):
-        unknown = sorted(set(given) - set(range(num_clients)), key=str)
-        if unknown:
-            raise ConfigError(
-                f"objectives must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
-            )
+        require_clients("objectives must name clients", given, num_clients)
         given = [given.get(client, "supervised") for client in range(num_clients)]
     goals = of_each(given, num_clients, "objectives", "supervised:7,unlabelled:1")
     goals = [PRETEXTS[goal]() if goal in PRETEXTS else goal for goal in goals]
@@ -701,11 +728,7 @@ def of_each(given: Any, num_clients: int, what: str, example: str) -> list[Any]:
       example: an example of "name:count,…", for error messages.
     """
     if isinstance(given, Mapping):
-        missing = sorted(set(range(num_clients)) ^ set(given), key=str)
-        if missing:
-            raise ConfigError(
-                f"the {what} must name clients 0 … {num_clients - 1}; check {missing[:10]}."
-            )
+        require_clients(f"the {what} must name clients", given, num_clients, everyone=True)
         return [given[client] for client in range(num_clients)]
     if isinstance(given, str):
         parts = [part.strip() for part in given.split(",")]

@@ -14,10 +14,12 @@ import mhd_jax as mhd
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.core import random
 from mhd_jax.core.types import Batch
+from mhd_jax.training.groups import all_params, all_stats, forward
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_CLASSES = 3
 FEATURES = 4
+PLAIN_SGD = optax.sgd(0.1)  # one object, so that equal programs compile once
 SMALL = [
     "--steps=6",
     "--eval_every=3",
@@ -79,7 +81,7 @@ def tiny_clients(num_clients=4, model=None, optimizer=None, groups=None, **kwarg
             clients,
             groups=tuple(ClientGroup(str(i), b, tuple(m)) for i, (b, m) in enumerate(groups)),
         )
-    return clients.with_defaults(optimizer or optax.sgd(0.1))
+    return clients.with_defaults(optimizer or PLAIN_SGD)
 
 
 OF_THE_HOST = (
@@ -121,6 +123,47 @@ def tiny_batch(
         public_inputs=jnp.asarray(rng.normal(size=(*public, FEATURES)), dtype),
         public_indices=jnp.zeros(public, jnp.int32),
     )
+
+
+def take_steps(algorithm, clients, graph, batches, state=None):
+    """The states of a few steps, the one before them included, and the metrics of each.
+
+    Without a state, the clients start anew; with one, they are not looked at.
+    """
+    states = [state or algorithm.init(jax.random.key(0), clients, batches[0])]
+    step, metrics = jax.jit(algorithm.train_step), []
+    for batch in batches:
+        state, found = step(states[-1], batch, graph)
+        states.append(state)
+        metrics.append(found)
+    return states, metrics
+
+
+def of_client(state, i, part="params"):
+    """One client's parameters, or another part of its group, wherever that group keeps it."""
+    (group,) = [group for group in state.groups if i in group.members]
+    return jax.tree.map(lambda a: a[group.members.index(i)], getattr(group, part))
+
+
+def with_params(state, change):
+    """The state with every parameter of its first group changed, each an array [K, ...]."""
+    first, *others = state.groups
+    first = first.replace(params=jax.tree.map(change, first.params))
+    return state.replace(groups=(first, *others))
+
+
+def public_outputs(state, batch):
+    """What all clients say of their public samples in evaluation mode: arrays [K, P, ...]."""
+    params, stats = all_params(state), all_stats(state)
+    shared = batch.public_is_shared
+    outputs, _ = forward(state, params, stats, batch.public_inputs, shared_inputs=shared)
+    return jax.tree.map(np.asarray, outputs)
+
+
+def softmax(z):
+    """Probabilities along the last axis, in NumPy."""
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 def assert_trees_close(a, b, **tolerance):

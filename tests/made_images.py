@@ -52,13 +52,8 @@ def write(
     `changes` are of the description: name, shape and dtype of the images, num_classes, file_format and
     the supervised keys.
     """
-    described = {
-        "name": "made_images",
-        "shape": (8, 8, 3),
-        "dtype": "uint8",
-        "num_classes": 3,
-        **changes,
-    }
+    described = {"name": "made_images", "shape": (8, 8, 3), "dtype": "uint8", "num_classes": 3}
+    described |= changes
     folder.mkdir(parents=True)
     for split in splits:
         path = folder / f"{described['name']}-{split}.array_record-00000-of-00001"
@@ -66,38 +61,28 @@ def write(
         for i, (shape, label) in enumerate(zip(shapes, labels, strict=True)):
             writer.write(_record(noise(i, shape), label))
         writer.close()
-    described_splits = [
-        {
-            "name": split,
-            "shardLengths": [str(len(labels))],
-            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        }
-        for split in splits
-    ]
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    each = {"shardLengths": [str(len(labels))], "filepathTemplate": template}
     keys = [{"featureKey": "image"}, {"featureKey": "label"}]
     info = {
         "name": described["name"],
         "version": folder.name,
         "fileFormat": described.get("file_format", "array_record"),
-        "splits": described_splits,
+        "splits": [{"name": split, **each} for split in splits],
         "supervisedKeys": {"tuple": {"items": described.get("keys", keys)}},
     }
     sizes = [str(n or -1) for n in described["shape"]]
-    kinds = "tensorflow_datasets.core.features"
+
+    def feature(kind, **content):
+        return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", **content}
+
+    image = {"dtype": described["dtype"], "shape": {"dimensions": sizes}}
+    label = {"numClasses": str(described["num_classes"])}
     features = {
-        "image": {
-            "pythonClassName": f"{kinds}.image_feature.Image",
-            "image": {"dtype": described["dtype"], "shape": {"dimensions": sizes}},
-        },
-        "label": {
-            "pythonClassName": f"{kinds}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": str(described["num_classes"])},
-        },
+        "image": feature("image_feature.Image", image=image),
+        "label": feature("class_label_feature.ClassLabel", classLabel=label),
     }
-    whole = {
-        "pythonClassName": f"{kinds}.features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
+    whole = feature("features_dict.FeaturesDict", featuresDict={"features": features})
     (folder / "dataset_info.json").write_text(json.dumps(info))
     (folder / "features.json").write_text(json.dumps(whole))
     return folder

@@ -1,4 +1,4 @@
-"""The decorator of algorithm factories, and checks of hyperparameters that they share."""
+"""What algorithm factories share: their decorator, the last step, checks of hyperparameters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm
 from mhd_jax.core.validation import require_kind
+from mhd_jax.training.groups import predict
 
 
 def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
@@ -59,6 +60,23 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def algorithm_of(parts: Any, **declared: Any) -> Algorithm:
+    """Returns the algorithm whose functions are methods of `parts`, see `Algorithm.parts`.
+
+    Args:
+      parts: a frozen dataclass with methods `init`, `train_step` and `message`.
+      **declared: other attributes of the `Algorithm`.
+    """
+    return Algorithm(
+        init=parts.init,
+        train_step=parts.train_step,
+        predict=predict,
+        message=parts.message,
+        parts=parts,
+        **declared,
+    )
 
 
 def hyperparameters(build: Callable[..., Algorithm]) -> dict[str, object]:

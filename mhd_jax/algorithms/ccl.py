@@ -26,14 +26,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require
-from mhd_jax.algorithms.gossip import (
-    check_settings,
-    equal_weights,
-    init_gossip,
-    mix,
-    needs_everyone,
-)
+from mhd_jax.algorithms.base import factory, require_at_least
+from mhd_jax.algorithms.gossip import Gossip, gossip_with
 from mhd_jax.core.client_axis import everywhere, over_clients
 from mhd_jax.core.trees import of_one_client, take_rows
 from mhd_jax.core.types import (
@@ -42,31 +36,21 @@ from mhd_jax.core.types import (
     GroupState,
     Metrics,
     Outputs,
-    Participants,
     PyTree,
     State,
     Terms,
 )
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.topology.mixing import MIXINGS
-from mhd_jax.training.groups import apply_gradients, local_gradients, predict
+from mhd_jax.training.groups import apply_gradients, local_gradients
 from mhd_jax.training.losses import masked_mean, private_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _CCL:
+class _CCL(Gossip):
     """The functions of the algorithm, and what they are made with, see `ccl`."""
 
-    lambda_m: float
-    lambda_d: float
-    averaging_rate: float
-    mixing: str
-    quasi_global: bool
-    gossip_rounds: int
-    label_smoothing: float
-
-    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
-        return init_gossip(key, clients, sample_batch, self.quasi_global)
+    lambda_m: float | None = None  # None leaves the loss out
+    lambda_d: float | None = None
 
     def loss(
         self,
@@ -82,14 +66,14 @@ class _CCL:
             outputs.logits[:, 0], labels, mask, self.label_smoothing, label_set
         )
         terms = {"private_loss": total}
-        if self.lambda_m > 0:
+        if self.lambda_m is not None:
             # Σ_j (f − f_j)² = n (f − f̄)² + Σ_j (f_j − f̄)² with f̄ the mean of the n f_j
             mean = met["sum"] / jnp.maximum(met["count"], 1)
             spread = met["squares"] - met["count"] * jnp.square(mean)
             squares = met["count"] * jnp.square(features - mean) + spread
             terms["model_variant_loss"] = masked_mean(squares.mean(axis=1), mask)
             total += self.lambda_m * terms["model_variant_loss"]
-        if self.lambda_d > 0:
+        if self.lambda_d is not None:
             num_classes = outputs.logits.shape[-1]
             own = _by_class(jax.lax.stop_gradient(features), labels, mask, num_classes)
             pooled = jax.tree.map(jnp.add, own, received)
@@ -103,20 +87,14 @@ class _CCL:
         # Cross features are computed from the parameters before gossip.
         context = (
             self.cross_features(state, batch, graph)
-            if self.lambda_m > 0 or self.lambda_d > 0
+            if self.lambda_m is not None or self.lambda_d is not None
             else ({}, {})
         )
-        state = mix(
-            state,
-            MIXINGS[self.mixing](graph),
-            self.averaging_rate,
-            self.gossip_rounds,
-            self.quasi_global,
-        )
+        state = self.gossip(state, graph)
         gradients, stats, terms = local_gradients(state, batch, self.loss, context)
         received = exchange.along_edges(graph)
         messages = {"weights": self.gossip_rounds * received}
-        if self.lambda_d > 0:
+        if self.lambda_d is not None:
             messages["features"] = received
         metrics = Metrics(terms.pop("loss"), messages, terms)
         return apply_gradients(state, gradients, stats), metrics
@@ -149,7 +127,7 @@ class _CCL:
                 taken &= exchange.all_finite(found)
             found = jnp.where(taken[:, None, None], found, 0)
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
-            if self.lambda_d == 0:
+            if self.lambda_d is None:
                 return met, {}
             sent = over_clients(functools.partial(_by_class, num_classes=num_classes))(
                 found, batch.labels, batch.mask
@@ -168,7 +146,7 @@ class _CCL:
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
         # Statistics are sent too: a neighbour's model is evaluated in evaluation mode.
         crossing = {"weights": {"weights": of_one_client((group.params, group.stats))}}
-        if self.lambda_d > 0:
+        if self.lambda_d is not None:
             _, received = jax.eval_shape(
                 self.cross_features,
                 state,
@@ -198,28 +176,17 @@ def ccl(
         computed from the parameters before the first gossip round.
       quasi_global: whether CCL extends `qg_dsgd` (as in the paper's best results) or `dsgd`.
     """
-    for name, value in (("lambda_m", lambda_m), ("lambda_d", lambda_d)):
-        require(value >= 0, f"{name} must be at least 0, not {value}.")
-    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
-
-    parts = _CCL(
-        lambda_m,
-        lambda_d,
-        averaging_rate,
-        mixing,
-        quasi_global,
-        gossip_rounds,
-        label_smoothing,
-    )
-    return Algorithm(
-        init=parts.init,
-        train_step=parts.train_step,
-        predict=predict,
-        message=parts.message,
-        undirected=True,
-        consensus=equal_weights,
-        nesterov=True,
-        needs_everyone=needs_everyone(mixing),
+    require_at_least(0, lambda_m=lambda_m, lambda_d=lambda_d)
+    return gossip_with(
+        _CCL(
+            averaging_rate,
+            mixing,
+            gossip_rounds,
+            label_smoothing,
+            quasi_global,
+            lambda_m=lambda_m or None,
+            lambda_d=lambda_d or None,
+        )
     )
 
 

@@ -38,18 +38,94 @@ import numpy as np
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.algorithms.base import (
+    algorithm_of,
+    factory,
+    require,
+    require_at_least,
+    require_label_smoothing,
+)
 from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Outputs, Participants, State
 from mhd_jax.data.dataset import take
 from mhd_jax.exchange import compression as compressions
+from mhd_jax.exchange.compression import Compression
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.topology.mixing import metropolis_hastings
 from mhd_jax.training.groups import apply_gradients, init_state, output_shapes, predict
 from mhd_jax.training.passes import private_and_public
 
 _AT_ONCE = 500  # reference samples in one pass at initialization
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _DistributedDistillation:
+    """The functions of the algorithm, and what they are made with.
+
+    Attributes:
+      rho, label_smoothing: see `distributed_distillation`.
+      coded: the compression of the estimates; None sends them as they are.
+    """
+
+    rho: float
+    coded: Compression | None
+    label_smoothing: float
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        state = init_state(key, clients, sample_batch, num_heads=1)
+        first = _decisions_on_reference_set(state, clients)
+        extra = {"estimates": first, "previous_decisions": first}
+        if self.coded is not None:
+            extra["neighbour_copies"] = jnp.zeros_like(first)
+        return dataclasses.replace(state, extra=extra)
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        outputs, gradients_from = private_and_public(
+            state, batch, self.label_smoothing, evaluates=True
+        )
+        here = state.extra["estimates"][:, batch.public_indices]
+        at_outputs, terms = over_clients(jax.grad(self.pull, has_aux=True))(outputs, here)
+        gradients, stats, losses = gradients_from(at_outputs)
+        state = self.track(apply_gradients(state, gradients, stats), batch, graph, here)
+        metrics = Metrics(
+            losses + self.rho * terms,
+            {"predictions": exchange.along_edges(graph)},
+            {"private_loss": losses, "public_loss": terms},
+        )
+        return state, metrics
+
+    def pull(self, outputs: Outputs, estimate: Array) -> tuple[Array, Array]:
+        """Returns a client's ρ · ½ mean_x ‖s_i(x) − z_i(x)‖², and the same without ρ."""
+        gaps = jnp.square(jax.nn.softmax(outputs.logits[:, 0]) - estimate)
+        term = gaps.sum(axis=-1).mean() / 2
+        return self.rho * term, term
+
+    def track(self, state: State, batch: Batch, graph: Array, here: Array) -> State:
+        """Returns the state with new estimates z_i(x) of R_t, from those before, `here` [K, P, C]."""
+        rows, extra = batch.public_indices, dict(state.extra)
+        estimates, previous = extra["estimates"], extra["previous_decisions"]
+        now = _decisions(state, batch)
+        if batch.presence is not None:  # a client that is away or diverges keeps its decisions
+            received_from = batch.presence.trains & exchange.all_finite(now)
+            now = where_rows(received_from, now, previous[:, rows])
+        weights = metropolis_hastings(graph)
+        if self.coded is None:
+            tracked = exchange.average_neighbours(here, weights)
+        else:
+            before = extra["neighbour_copies"][:, rows]
+            copies = before + self.coded.arrived(here - before)
+            tracked = here + exchange.average_neighbours(copies, weights) - copies
+            extra["neighbour_copies"] = extra["neighbour_copies"].at[:, rows].set(copies)
+        change = now - previous[:, rows]
+        extra["estimates"] = estimates.at[:, rows].set(tracked + change)
+        extra["previous_decisions"] = previous.at[:, rows].set(now)
+        return dataclasses.replace(state, extra=extra)
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        encode = (self.coded or compressions.NONE).encode
+        outputs = output_shapes(group, batch)
+        return {"predictions": {"soft decisions": jax.eval_shape(encode, outputs.logits)}}
 
 
 @factory
@@ -64,7 +140,7 @@ def distributed_distillation(
       label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
         paper. Comparisons on the command line give all algorithms 0.1.
     """
-    require(rho >= 0, f"rho must be at least 0, not {rho}.")
+    require_at_least(0, rho=rho)
     require_label_smoothing(label_smoothing)
     coded = compressions.named(compression)
     require(
@@ -72,67 +148,14 @@ def distributed_distillation(
         f"{compression} is for logits, but distributed_distillation sends estimates of soft "
         "decisions; choose float16 or int8.",
     )
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        state = init_state(key, clients, sample_batch, num_heads=1)
-        first = _decisions_on_reference_set(state, clients)
-        extra = {"estimates": first, "previous_decisions": first}
-        if compression != "none":
-            extra["neighbour_copies"] = jnp.zeros_like(first)
-        return dataclasses.replace(state, extra=extra)
-
-    def pull(outputs: Outputs, estimate: Array) -> tuple[Array, Array]:
-        """Returns a client's ρ · ½ mean_x ‖s_i(x) − z_i(x)‖², and the same without ρ."""
-        gaps = jnp.square(jax.nn.softmax(outputs.logits[:, 0]) - estimate)
-        term = gaps.sum(axis=-1).mean() / 2
-        return rho * term, term
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        outputs, gradients_from = private_and_public(state, batch, label_smoothing, evaluates=True)
-        rows = batch.public_indices
-        estimates, previous = state.extra["estimates"], state.extra["previous_decisions"]
-        here = estimates[:, rows]
-        at_outputs, terms = over_clients(jax.grad(pull, has_aux=True))(outputs, here)
-        gradients, stats, losses = gradients_from(at_outputs)
-        state = apply_gradients(state, gradients, stats)
-
-        now = _decisions(state, batch)
-        if batch.presence is not None:  # a client that is away or diverges keeps its decisions
-            received_from = batch.presence.trains & exchange.all_finite(now)
-            now = where_rows(received_from, now, previous[:, rows])
-        weights = metropolis_hastings(graph)
-        extra = dict(state.extra)
-        if compression == "none":
-            tracked = exchange.average_neighbours(here, weights)
-        else:
-            before = extra["neighbour_copies"][:, rows]
-            copies = before + coded.arrived(here - before)
-            tracked = here + exchange.average_neighbours(copies, weights) - copies
-            extra["neighbour_copies"] = extra["neighbour_copies"].at[:, rows].set(copies)
-        change = now - previous[:, rows]
-        extra["estimates"] = estimates.at[:, rows].set(tracked + change)
-        extra["previous_decisions"] = previous.at[:, rows].set(now)
-        metrics = Metrics(
-            losses + rho * terms,
-            {"predictions": exchange.along_edges(graph)},
-            {"private_loss": losses, "public_loss": terms},
-        )
-        return dataclasses.replace(state, extra=extra), metrics
-
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        outputs = output_shapes(group, batch)
-        return {"predictions": {"soft decisions": jax.eval_shape(coded.encode, outputs.logits)}}
-
-    return Algorithm(
-        init=init,
-        train_step=train_step,
-        predict=predict,
-        message=message,
+    is_exact = coded is compressions.NONE
+    return algorithm_of(
+        _DistributedDistillation(rho, None if is_exact else coded, label_smoothing),
         public_batch="shared",
         undirected=True,
         remembers_public=True,
         needs_everyone=""
-        if compression == "none"
+        if is_exact
         else "with compression all neighbours must have received all messages; choose "
         "compression='none'",
     )

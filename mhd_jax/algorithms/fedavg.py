@@ -26,7 +26,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.algorithms.base import (
+    algorithm_of,
+    factory,
+    require,
+    require_at_least,
+    require_label_smoothing,
+)
 from mhd_jax.core.trees import of_one_client, where_rows
 from mhd_jax.core.types import (
     Algorithm,
@@ -46,13 +52,97 @@ from mhd_jax.training.groups import (
     finite_params,
     init_state,
     keep_others,
-    predict,
     private_gradients,
     require_one_architecture,
 )
 
 LOCAL_STEPS = 10
 _MOST_STEPS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FedAvg:
+    """The functions of the algorithm, and what they are made with, see `fedavg`."""
+
+    local_steps: int
+    local_epochs: float | None
+    reset_momentum: bool
+    label_smoothing: float
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        require_one_architecture(clients, "fedavg averages parameters")
+        state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
+        sizes = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
+        takes_part = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.int32)
+        extra = {"sizes": sizes, "takes_part": takes_part}
+        if self.local_epochs is not None:
+            steps = steps_of_epochs(self.local_epochs, clients, sample_batch.labels.shape[1])
+            extra["round_steps"] = jnp.int32(steps)
+        if sample_batch.presence is not None:
+            (group,) = state.groups
+            average = jax.tree.map(lambda a: a[0], (group.params, group.stats))
+            extra |= {"average": average, "is_current": jnp.zeros(sizes.shape, bool)}
+        return dataclasses.replace(state, extra=extra)
+
+    def steps_of_round(self, state: State) -> Array | int:
+        """Returns the number of steps of a round."""
+        # With a number in the state, runs computed jointly would evaluate both branches of `cond`.
+        return self.local_steps if self.local_epochs is None else state.extra["round_steps"]
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        del graph
+        if batch.presence is not None:
+            return self.step_of_some(state, batch, batch.presence)
+        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
+        state = apply_gradients(state, gradients, stats)
+        averages = state.step % self.steps_of_round(state) == 0
+        sizes = state.extra["sizes"]
+        # One message from every client with labels to the server, and one back to every client.
+        each = state.extra["takes_part"] + (sizes > 0)
+        messages = {"weights": jnp.where(averages, each, 0)}
+        metrics = Metrics(losses, messages, {"private_loss": losses})
+        weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
+        after = jax.lax.cond(averages, self.next_round, lambda state, _: state, state, weights)
+        return after, metrics
+
+    def next_round(self, state: State, weights: Array) -> State:
+        state = averaged(state, weights)
+        return self.restarted(state, jnp.ones(state.num_clients, bool))
+
+    def step_of_some(self, state: State, batch: Batch, presence: Presence) -> tuple[State, Metrics]:
+        """Returns the state and metrics after a step of the clients that are present."""
+        sizes, takes_part = state.extra["sizes"], state.extra["takes_part"]
+        fetches = presence.trains & ~state.extra["is_current"]
+        round_steps = self.steps_of_round(state)
+        down = (fetches & (state.step >= round_steps)).astype(jnp.int32)  # no message in round 1
+        before = self.up_to_date(state, fetches)
+        gradients, stats, losses = private_gradients(before, batch, self.label_smoothing)
+        state = keep_others(presence.trains, apply_gradients(before, gradients, stats), before)
+        averages = state.step % round_steps == 0
+        finite = finite_params(state)  # a client that diverges neither sends nor loads an average
+        sends = presence.reachable & state.extra["is_current"] & finite
+        takes = presence.trains & finite
+        up = averages & sends & (sizes > 0)
+        down = (down + (averages & takes)) * takes_part
+        state = jax.lax.cond(
+            averages,
+            lambda state: self.up_to_date(_averaged_by_some(state, sends), takes),
+            lambda state: state,
+            state,
+        )
+        return state, Metrics(losses, {"weights": up + down}, {"private_loss": losses})
+
+    def up_to_date(self, state: State, who: Array) -> State:
+        """Returns the state in which some clients, bool [K], start from the server's average."""
+        return self.restarted(_with_average(state, who), who)
+
+    def restarted(self, state: State, who: Array) -> State:
+        """Returns the state in which some clients, bool [K], begin a round."""
+        return _without_momentum(state, who) if self.reset_momentum else state
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        del state, batch
+        return {"weights": {"weights": of_one_client((group.params, group.stats))}}
 
 
 @factory
@@ -73,7 +163,7 @@ def fedavg(
       label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
         paper. Comparisons on the command line give all algorithms 0.1.
     """
-    require(local_steps >= 1, f"local_steps must be at least 1, not {local_steps}.")
+    require_at_least(1, local_steps=local_steps)
     require(
         local_epochs is None or local_epochs > 0,
         f"local_epochs must be positive, not {local_epochs}.",
@@ -83,78 +173,7 @@ def fedavg(
         "give local_steps or local_epochs, not both.",
     )
     require_label_smoothing(label_smoothing)
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        require_one_architecture(clients, "fedavg averages parameters")
-        state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
-        sizes = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
-        takes_part = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.int32)
-        extra = {"sizes": sizes, "takes_part": takes_part}
-        if local_epochs is not None:
-            steps = steps_of_epochs(local_epochs, clients, sample_batch.labels.shape[1])
-            extra["round_steps"] = jnp.int32(steps)
-        if sample_batch.presence is not None:
-            (group,) = state.groups
-            average = jax.tree.map(lambda a: a[0], (group.params, group.stats))
-            extra |= {"average": average, "is_current": jnp.zeros(sizes.shape, bool)}
-        return dataclasses.replace(state, extra=extra)
-
-    def steps_of_round(state: State) -> Array | int:
-        # With a number in the state, runs computed jointly would evaluate both branches of `cond`.
-        return local_steps if local_epochs is None else state.extra["round_steps"]
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        del graph
-        if batch.presence is not None:
-            return step_of_some(state, batch, batch.presence)
-        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        state = apply_gradients(state, gradients, stats)
-        averages = state.step % steps_of_round(state) == 0
-        sizes = state.extra["sizes"]
-        # One message from every client with labels to the server, and one back to every client.
-        each = state.extra["takes_part"] + (sizes > 0)
-        messages = {"weights": jnp.where(averages, each, 0)}
-        metrics = Metrics(losses, messages, {"private_loss": losses})
-        weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
-        return jax.lax.cond(averages, next_round, lambda state, _: state, state, weights), metrics
-
-    def next_round(state: State, weights: Array) -> State:
-        state = averaged(state, weights)
-        everyone = jnp.ones(state.num_clients, bool)
-        return _without_momentum(state, everyone) if reset_momentum else state
-
-    def step_of_some(state: State, batch: Batch, presence: Presence) -> tuple[State, Metrics]:
-        """Returns the state and metrics after a step of the clients that are present."""
-        sizes, takes_part = state.extra["sizes"], state.extra["takes_part"]
-        fetches = presence.trains & ~state.extra["is_current"]
-        round_steps = steps_of_round(state)
-        down = (fetches & (state.step >= round_steps)).astype(jnp.int32)  # no message in round 1
-        before = up_to_date(state, fetches)
-        gradients, stats, losses = private_gradients(before, batch, label_smoothing)
-        state = keep_others(presence.trains, apply_gradients(before, gradients, stats), before)
-        averages = state.step % round_steps == 0
-        finite = finite_params(state)  # a client that diverges neither sends nor loads an average
-        sends = presence.reachable & state.extra["is_current"] & finite
-        takes = presence.trains & finite
-        up = averages & sends & (sizes > 0)
-        down = (down + (averages & takes)) * takes_part
-        state = jax.lax.cond(
-            averages,
-            lambda state: up_to_date(_averaged_by_some(state, sends), takes),
-            lambda state: state,
-            state,
-        )
-        return state, Metrics(losses, {"weights": up + down}, {"private_loss": losses})
-
-    def up_to_date(state: State, who: Array) -> State:
-        state = _with_average(state, who)
-        return _without_momentum(state, who) if reset_momentum else state
-
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        del state, batch
-        return {"weights": {"weights": of_one_client((group.params, group.stats))}}
-
-    return Algorithm(init=init, train_step=train_step, predict=predict, message=message)
+    return algorithm_of(_FedAvg(local_steps, local_epochs, reset_momentum, label_smoothing))
 
 
 def steps_of_epochs(epochs: float, clients: Participants, batch_size: int) -> int:

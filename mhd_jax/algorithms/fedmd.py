@@ -27,7 +27,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.algorithms.base import (
+    algorithm_of,
+    factory,
+    require,
+    require_at_least,
+    require_label_smoothing,
+)
 from mhd_jax.core.label_sets import masked
 from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import (
@@ -51,7 +57,6 @@ from mhd_jax.training.groups import (
     forward,
     init_state,
     output_shapes,
-    predict,
     private_gradients,
 )
 from mhd_jax.training.losses import absolute_difference, distillation
@@ -204,8 +209,7 @@ def fedmd(
       label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
         paper. Comparisons on the command line give all algorithms 0.1.
     """
-    for name, steps in (("digest_steps", digest_steps), ("revisit_steps", revisit_steps)):
-        require(steps >= 1, f"{name} must be at least 1, not {steps}.")
+    require_at_least(1, digest_steps=digest_steps, revisit_steps=revisit_steps)
     require(
         digest_loss in DIGEST_LOSSES,
         f"digest_loss must be one of {', '.join(DIGEST_LOSSES)}, not {digest_loss!r}.",
@@ -218,11 +222,4 @@ def fedmd(
         "choose digest_loss='kl', or float16 or int8.",
     )
     parts = _FedMD(digest_steps, revisit_steps, digest_loss, coded, label_smoothing)
-    return Algorithm(
-        init=parts.init,
-        train_step=parts.train_step,
-        predict=predict,
-        message=parts.message,
-        public_batch="shared",
-        falsifiable=True,
-    )
+    return algorithm_of(parts, public_batch="shared", falsifiable=True)

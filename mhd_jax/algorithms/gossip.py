@@ -33,7 +33,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax import exchange
-from mhd_jax.algorithms.base import factory, require, require_label_smoothing
+from mhd_jax.algorithms.base import (
+    algorithm_of,
+    factory,
+    require,
+    require_at_least,
+    require_label_smoothing,
+)
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import of_one_client, where_rows
 from mhd_jax.core.types import (
@@ -52,7 +58,6 @@ from mhd_jax.training import optim
 from mhd_jax.training.groups import (
     apply_gradients,
     init_state,
-    predict,
     private_gradients,
     require_one_architecture,
 )
@@ -61,6 +66,68 @@ _WAYS_BACK = (
     "where a way back is missing, the weights of push_sum vanish; choose an undirected graph "
     "without push_sum"
 )
+# Uniform weights need a regular graph, which a graph with failed edges seldom is.
+_REGULAR = (
+    "uniform weights keep the mean of the parameters on regular graphs alone; choose "
+    "mixing='metropolis_hastings'"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gossip:
+    """The functions of both algorithms, and what they are made with, see `dsgd` and `qg_dsgd`."""
+
+    averaging_rate: float
+    mixing: str
+    gossip_rounds: int
+    label_smoothing: float
+    quasi_global: bool = False
+    mu: float | None = None
+    push_sum: bool = False
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        """See `Algorithm.init`: the state in which all clients have the same parameters."""
+        require_one_architecture(clients, "gossip averages parameters")
+        state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
+        if self.quasi_global and not optim.has_momentum(state.groups[0].opt_state):
+            raise ConfigError(
+                "quasi-global momentum needs mhd_jax.optim.SGD with momentum above 0 "
+                "(--momentum=0.9)."
+            )
+        if self.push_sum:
+            return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
+        if self.mu is None:
+            return state
+        params = state.groups[0].params
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        """See `Algorithm.train_step`."""
+        state = self.gossip(state, graph)
+        if self.mu is not None:
+            state = _paper_momentum(state, self.mu, batch.presence)
+        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
+        messages = {"weights": self.gossip_rounds * exchange.along_edges(graph)}
+        metrics = Metrics(losses, messages, {"private_loss": losses})
+        after = apply_gradients(state, gradients, stats)
+        return (_step_of_sums(state, after) if self.push_sum else after), metrics
+
+    def gossip(self, state: State, graph: Array) -> State:
+        """Returns the state with averaged parameters and, if quasi-global, changed momentum."""
+        rate, rounds = self.averaging_rate, self.gossip_rounds
+        if self.push_sum:
+            return _pushed(state, push_sum_weights(graph), rate, rounds)
+        weights = MIXINGS[self.mixing](graph)
+        return _mixed(state, weights, rate, rounds, self.quasi_global and self.mu is None)
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        """See `Algorithm.message`."""
+        del batch
+        sent = {"weights": of_one_client(group.params)}
+        if self.push_sum:
+            sent["push-sum weight"] = of_one_client(state.extra["push_weights"])
+        return {"weights": sent}
 
 
 @factory
@@ -87,14 +154,8 @@ def dsgd(
         not push_sum or mixing == "uniform",
         f"push_sum has weights of its own, and no mixing {mixing!r}; leave one of them out.",
     )
-    return _gossip(
-        averaging_rate,
-        mixing,
-        gossip_rounds,
-        label_smoothing,
-        quasi_global=False,
-        mu=None,
-        push_sum=push_sum,
+    return gossip_with(
+        Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, push_sum=push_sum)
     )
 
 
@@ -115,75 +176,37 @@ def qg_dsgd(
         buffer m̂ ← μ m̂ + (1 − μ)(x^t − x^{t+1}) / η, where x are parameters after mixing.
     """
     require(mu is None or 0 <= mu < 1, f"mu must be in [0, 1), not {mu}.")
-    return _gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu)
-
-
-def _gossip(
-    averaging_rate: float,
-    mixing: str,
-    gossip_rounds: int,
-    label_smoothing: float,
-    quasi_global: bool,
-    mu: float | None,
-    push_sum: bool = False,
-) -> Algorithm:
-    check_settings(averaging_rate, mixing, gossip_rounds, label_smoothing)
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        state = init_gossip(key, clients, sample_batch, quasi_global)
-        if push_sum:
-            return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
-        if mu is None:
-            return state
-        params = state.groups[0].params
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        if push_sum:
-            state = _pushed(state, push_sum_weights(graph), averaging_rate, gossip_rounds)
-        else:
-            weights = MIXINGS[mixing](graph)
-            state = mix(state, weights, averaging_rate, gossip_rounds, quasi_global and mu is None)
-        if mu is not None:
-            state = _paper_momentum(state, mu, batch.presence)
-        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        messages = {"weights": gossip_rounds * exchange.along_edges(graph)}
-        metrics = Metrics(losses, messages, {"private_loss": losses})
-        after = apply_gradients(state, gradients, stats)
-        return (_step_of_sums(state, after) if push_sum else after), metrics
-
-    def message(state: State, batch: Batch, group: GroupState) -> Messages:
-        del batch
-        sent = {"weights": of_one_client(group.params)}
-        if push_sum:
-            sent["push-sum weight"] = of_one_client(state.extra["push_weights"])
-        return {"weights": sent}
-
-    return Algorithm(
-        init=init,
-        train_step=train_step,
-        predict=predict,
-        message=message,
-        undirected=not push_sum,
-        strongly_connected=push_sum,
-        consensus=_push_weights if push_sum else equal_weights,
-        nesterov=True,
-        needs_everyone=_WAYS_BACK if push_sum else needs_everyone(mixing),
+    return gossip_with(
+        Gossip(averaging_rate, mixing, gossip_rounds, label_smoothing, quasi_global=True, mu=mu)
     )
 
 
-def check_settings(
-    averaging_rate: float, mixing: str, gossip_rounds: int, label_smoothing: float
-) -> None:
-    """Raises `ConfigError` if a setting of gossip is out of range."""
-    require(0 < averaging_rate <= 1, f"averaging_rate must be in (0, 1], not {averaging_rate}.")
-    require(mixing in MIXINGS, f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}.")
-    require(gossip_rounds >= 1, f"gossip_rounds must be at least 1, not {gossip_rounds}.")
-    require_label_smoothing(label_smoothing)
+def gossip_with(parts: Gossip) -> Algorithm:
+    """Returns the algorithm whose functions are methods of `parts`.
+
+    Raises:
+      ConfigError: a setting of gossip is out of range.
+    """
+    rate, push_sum = parts.averaging_rate, parts.push_sum
+    require(0 < rate <= 1, f"averaging_rate must be in (0, 1], not {rate}.")
+    require(
+        parts.mixing in MIXINGS,
+        f"mixing must be one of {', '.join(MIXINGS)}, not {parts.mixing!r}.",
+    )
+    require_at_least(1, gossip_rounds=parts.gossip_rounds)
+    require_label_smoothing(parts.label_smoothing)
+    needs = "" if parts.mixing == "metropolis_hastings" else _REGULAR
+    return algorithm_of(
+        parts,
+        undirected=not push_sum,
+        strongly_connected=push_sum,
+        consensus=_push_weights if push_sum else _equal_weights,
+        nesterov=True,
+        needs_everyone=_WAYS_BACK if push_sum else needs,
+    )
 
 
-def equal_weights(state: State) -> Array:
+def _equal_weights(state: State) -> Array:
     """Returns equal weights for `Algorithm.consensus`: doubly stochastic mixing keeps the mean."""
     return jnp.ones(state.num_clients)
 
@@ -196,38 +219,7 @@ def _push_weights(state: State) -> Array:
     return state.extra["push_weights"]
 
 
-def needs_everyone(mixing: str) -> str:
-    """Returns the reason for `Algorithm.needs_everyone`; empty for Metropolis–Hastings weights.
-
-    Uniform weights need a regular graph, which a graph with failed edges seldom is.
-    """
-    if mixing == "metropolis_hastings":
-        return ""
-    return (
-        "uniform weights keep the mean of the parameters on regular graphs alone; choose "
-        "mixing='metropolis_hastings'"
-    )
-
-
-def init_gossip(
-    key: Array, clients: Participants, sample_batch: Batch, quasi_global: bool
-) -> State:
-    """Returns the initial state, in which all clients have the same parameters.
-
-    Raises:
-      ConfigError: clients differ in architecture, or `quasi_global` is set and the optimizer has
-        no momentum.
-    """
-    require_one_architecture(clients, "gossip averages parameters")
-    state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
-    if quasi_global and not optim.has_momentum(state.groups[0].opt_state):
-        raise ConfigError(
-            "quasi-global momentum needs mhd_jax.optim.SGD with momentum above 0 (--momentum=0.9)."
-        )
-    return state
-
-
-def mix(
+def _mixed(
     state: State, weights: Array, averaging_rate: float, rounds: int, quasi_global: bool
 ) -> State:
     """Applies x' = x + γ (W x − x), and m ← m − (x' − x) / η_prev if `quasi_global`.

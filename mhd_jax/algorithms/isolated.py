@@ -5,11 +5,34 @@ L_i = CE(z_i(x), y) on the private batch
 
 from __future__ import annotations
 
+import dataclasses
+
 from jax import Array
 
-from mhd_jax.algorithms.base import factory, require_label_smoothing
-from mhd_jax.core.types import Algorithm, Batch, Metrics, Participants, State
-from mhd_jax.training.groups import apply_gradients, init_state, predict, private_gradients
+from mhd_jax.algorithms.base import algorithm_of, factory, require_label_smoothing
+from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Participants, State
+from mhd_jax.exchange.messages import Messages
+from mhd_jax.training.groups import apply_gradients, init_state, private_gradients
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PrivateOnly:
+    """The functions of both algorithms."""
+
+    label_smoothing: float
+
+    def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
+        return init_state(key, clients, sample_batch, num_heads=1)
+
+    def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
+        del graph
+        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
+        metrics = Metrics(losses, {}, {"private_loss": losses})
+        return apply_gradients(state, gradients, stats), metrics
+
+    def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
+        del state, batch, group
+        return {}
 
 
 @factory
@@ -19,7 +42,8 @@ def isolated(label_smoothing: float = 0.1) -> Algorithm:
     Args:
       label_smoothing: label smoothing of the private cross-entropy, in [0, 1).
     """
-    return _private_only(label_smoothing, pooled=False)
+    require_label_smoothing(label_smoothing)
+    return algorithm_of(_PrivateOnly(label_smoothing), falsifiable=True)
 
 
 @factory
@@ -31,28 +55,10 @@ def supervised(label_smoothing: float = 0.1) -> Algorithm:
     Args:
       label_smoothing: label smoothing of the cross-entropy, in [0, 1).
     """
-    return _private_only(label_smoothing, pooled=True)
-
-
-def _private_only(label_smoothing: float, pooled: bool) -> Algorithm:
     require_label_smoothing(label_smoothing)
-
-    def init(key: Array, clients: Participants, sample_batch: Batch) -> State:
-        return init_state(key, clients, sample_batch, num_heads=1)
-
-    def train_step(state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        del graph
-
-        gradients, stats, losses = private_gradients(state, batch, label_smoothing)
-        metrics = Metrics(losses, {}, {"private_loss": losses})
-        return apply_gradients(state, gradients, stats), metrics
-
-    return Algorithm(
-        init=init,
-        train_step=train_step,
-        predict=predict,
-        message=lambda state, batch, group: {},
+    return algorithm_of(
+        _PrivateOnly(label_smoothing),
         falsifiable=True,
-        pooled=pooled,
-        needs_everyone="one client holds all the data" if pooled else "",
+        pooled=True,
+        needs_everyone="one client holds all the data",
     )

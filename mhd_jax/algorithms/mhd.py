@@ -45,6 +45,7 @@ from jax import Array
 
 from mhd_jax import exchange
 from mhd_jax.algorithms.base import (
+    algorithm_of,
     factory,
     require,
     require_at_least,
@@ -75,7 +76,6 @@ from mhd_jax.training.groups import (
     apply_gradients,
     init_state,
     output_shapes,
-    predict,
     start_optimizers,
 )
 from mhd_jax.training.losses import distillation, embedding_distance
@@ -97,7 +97,7 @@ class _MHD:
 
     Attributes:
       num_aux_heads, nu_aux, nu_emb, select, temperature, label_smoothing, public_updates_stats,
-        same_level, embedding_projection: see `mhd`.
+        same_level, embedding_projection: see `mhd`; a weight of None leaves its term out.
       own_included: whether a client's own heads are among its candidates.
       source: where teachers come from.
       channel: what crosses an edge from a teacher.
@@ -105,8 +105,8 @@ class _MHD:
     """
 
     num_aux_heads: int
-    nu_aux: float
-    nu_emb: float
+    nu_aux: float | None
+    nu_emb: float | None
     select: TargetSelection
     temperature: float
     label_smoothing: float
@@ -141,7 +141,7 @@ class _MHD:
         state = init_state(
             key, clients, sample_batch, num_heads, same_start, starts_optimizers=False
         )
-        if self.nu_emb > 0 and self.embedding_projection == "none":
+        if self.nu_emb is not None and self.embedding_projection == "none":
             projection.require_equal_widths(state)
         if self.embedding_projection == "linear":
             state = projection.with_projections(state)
@@ -232,11 +232,11 @@ class _MHD:
             "agreement": diagnostics.agreement(sent, taught, valid),
             "confidence": diagnostics.confidence(sent),
         }
-        if self.nu_emb > 0:
+        if self.nu_emb is not None:
             compared = own.embeddings if mapped is None else mapped
             terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
             loss += self.nu_emb * terms["emb_loss"]
-        if self.nu_aux > 0:
+        if self.nu_aux is not None:
             candidates = self.candidates(sent, taught, valid)
             targets = jax.lax.stop_gradient(self.select(key, candidates))
             seen["followed"] = diagnostics.followed(targets, candidates)
@@ -363,8 +363,8 @@ def mhd(
     require_at_least(1, average_every=average_every)
     parts = _MHD(
         num_aux_heads=num_aux_heads,
-        nu_aux=nu_aux,
-        nu_emb=nu_emb,
+        nu_aux=nu_aux or None,
+        nu_emb=nu_emb or None,
         select=contract.selection(target_selection),
         temperature=temperature,
         label_smoothing=label_smoothing,
@@ -382,11 +382,8 @@ def mhd(
         ),
         averaging=None if ensembles is None else Averaging(ensembles, average_every),
     )
-    return Algorithm(
-        init=parts.init,
-        train_step=parts.train_step,
-        predict=predict,
-        message=parts.message,
+    return algorithm_of(
+        parts,
         num_heads=num_aux_heads + 1,
         public_batch=public_batch,
         num_snapshots=parts.source.num_snapshots,

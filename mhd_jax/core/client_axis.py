@@ -68,34 +68,14 @@ class Execution:
 
     def sharding(self, by_client: bool) -> Sharding:
         """Returns the sharding of arrays: split by their leading client axis, or replicated."""
+        return self.sharding_along(0 if by_client else None)
+
+    def sharding_along(self, axis: int | None) -> Sharding:
+        """Returns the sharding of arrays whose client axis is `axis`; None replicates them."""
         if self.mesh is None:
             return SingleDeviceSharding(jax.devices()[0])
-        return NamedSharding(self.mesh, PartitionSpec(AXIS) if by_client else PartitionSpec())
-
-    def gathered(
-        self, shape: tuple[int, ...], axis: int | None, read: Callable[[slice], np.ndarray]
-    ) -> jax.Array:
-        """Returns a global array, for which every host reads only its own clients' part.
-
-        Args:
-          shape: the shape of the global array.
-          axis: the client axis of the array; None replicates the array on all devices.
-          read: returns the part of a slice of clients; it is called once for each part that
-            devices of this process hold.
-        """
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
-        sharding = (
-            self.sharding(by_client=False) if self.mesh is None else NamedSharding(self.mesh, spec)
-        )
-        parts: dict[int | None, np.ndarray] = {}
-
-        def part(index: Any) -> np.ndarray:
-            own = slice(None) if axis is None else index[axis]
-            if own.start not in parts:
-                parts[own.start] = read(own)
-            return parts[own.start]
-
-        return jax.make_array_from_callback(shape, sharding, part)
+        return NamedSharding(self.mesh, spec)
 
 
 AT_ONCE = Execution()
@@ -245,19 +225,6 @@ def share_samples(tree: Any, axis: int) -> Any:
     spec = PartitionSpec(*((AXIS,) if axis else ()), BATCH_AXIS)
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
-
-
-def place(tree: Any, execution: Execution, by_client: bool) -> Any:
-    """Moves host arrays to the devices: split along their leading client axis, or replicated.
-
-    On several hosts, each host moves the parts of its own devices.
-    """
-    sharding = execution.sharding(by_client)
-
-    def put(a: Any) -> jax.Array:
-        return jax.make_array_from_callback(np.shape(a), sharding, lambda index: a[index])
-
-    return jax.tree.map(put, tree)
 
 
 def client_mesh(num_devices: int, num_parts: int | None = None) -> Mesh | None:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.validation import is_integer
+from mhd_jax.core.validation import is_integer, require_clients
 
 IMPOSSIBLE = -1e9  # logit of classes outside: finite, so that 0 · log p is 0 and not NaN
 _MOST = 2**20  # the largest number of clients or classes in one range
@@ -74,11 +74,7 @@ def require_equal(sets: np.ndarray | None, why: str, among: Sequence[int] | None
 
 def _sets(given: Any, num_clients: int, num_classes: int) -> np.ndarray:
     if isinstance(given, Mapping):
-        unknown = sorted(set(given) - set(range(num_clients)), key=str)
-        if unknown:
-            raise ConfigError(
-                f"label_sets must name clients 0 … {num_clients - 1}; check {unknown[:10]}."
-            )
+        require_clients("label_sets must name clients", given, num_clients)
     else:
         if not np.iterable(given):
             raise ConfigError(

@@ -67,7 +67,6 @@ MODULES = {
     "mhd_jax.schedules": "mhd_jax.topology.schedules",
     "mhd_jax.together": "mhd_jax.engine.joint_runs",
     "mhd_jax.types": "mhd_jax.core.types",
-    "mhd_jax.varied": "mhd_jax.core.varied",
 }
 
 

@@ -282,6 +282,9 @@ class Algorithm:
         `mhd_jax.training.optim.SGD` in its runs.
       needs_everyone: the reason why the algorithm is not sound if clients or links fail; empty if
         it is.
+      parts: a hashable dataclass whose method is `train_step`, if runs that differ in its numbers
+        (fields annotated `float` or `float | None`) may share a program: methods compute with a
+        number, which may be traced, and never compare it, but with None. None if none may differ.
       name: set by the factory that made the algorithm.
       hyperparameters: set by the factory.
       factory: the factory itself, set by it.
@@ -302,6 +305,7 @@ class Algorithm:
     pooled: bool = False
     nesterov: bool = False
     needs_everyone: str = ""
+    parts: Any = None
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     factory: Callable[..., Algorithm] | None = None

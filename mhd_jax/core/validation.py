@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.varied import Varied
 
 MAX_SEED = 2**32
 _MOST = 2**31  # integers on the device are int32
@@ -65,7 +64,7 @@ def require_kind(name: str, annotation: str, value: Any) -> None:
     Only annotations of numbers and texts are checked.
     """
     kind = annotation.removesuffix(" | None")
-    if kind not in _KINDS or isinstance(value, Varied) or (value is None and kind != annotation):
+    if kind not in _KINDS or (value is None and kind != annotation):
         return
     fits, what = _KINDS[kind]
     if not fits(value):
@@ -86,6 +85,23 @@ def require_counts(**values: Any) -> None:
             raise ConfigError(
                 f"{name} must be an integer and at least 1 (and below 2^31), not {value!r}."
             )
+
+
+def require_clients(
+    demand: str, named: Iterable[Any], num_clients: int, *, everyone: bool = False
+) -> None:
+    """Raises `ConfigError` if some of the named clients do not exist, or not `everyone` is named.
+
+    Args:
+      demand: the beginning of the message, like "objectives must name clients".
+      named: the clients that were named.
+      num_clients: K.
+      everyone: whether all must be named.
+    """
+    clients, given = set(range(num_clients)), set(named)
+    wrong = sorted(given ^ clients if everyone else given - clients, key=str)
+    if wrong:
+        raise ConfigError(f"{demand} 0 … {num_clients - 1}; check {wrong[:10]}.")
 
 
 def require_seed(seed: Any) -> None:

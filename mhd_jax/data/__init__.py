@@ -3,5 +3,3 @@
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.data.sources import load
-
-__all__ = ["Augmentation", "Dataset", "arrays", "load"]

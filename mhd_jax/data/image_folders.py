@@ -6,8 +6,7 @@ import hashlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +30,6 @@ _TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
 _SPLIT_NAMES = f"{_TRAIN_NAMES[0]} (or {_TRAIN_NAMES[1]}) and {_TEST_NAMES[0]} (or {', '.join(_TEST_NAMES[1:])})"
 _GREY_MODES = ("1", "L", "LA", "La")
 _LARGEST_SIDE = 2**14  # pixels
-_AT_ONCE = 32  # images that a thread decodes in one task
 
 
 class ImageFiles(NamedTuple):
@@ -74,18 +72,17 @@ def read(
     train, test = find(folder)
     splits = {"": train, "test_": test} if test else {"": train}
     if channels is None:
-        channels = 1 if all_grey(path for files in splits.values() for path in files.paths) else 3
+        every = (path for files in splits.values() for path in files.paths)
+        channels = 1 if all(map(_is_grey, every)) else 3  # stops at the first in colour
     first = train.paths[0]
     shape = decode(first, image_size, channels).shape
     if in_memory is None:
         in_memory = fits_in_memory(sum(len(files.paths) for files in splits.values()), shape)
     content: dict[str, Any] = {"class_names": train.class_names}
     for prefix, files in splits.items():
-        images: Any = _lazy(files.paths, image_size, shape, first)
-        if in_memory:
-            images = np.empty((len(files.paths), *shape), np.uint8)
-            decode_all(files.paths, image_size, images, first)
-        content |= {f"{prefix}images": images, f"{prefix}labels": files.labels}
+        images = _lazy(files.paths, image_size, shape, first)
+        content[f"{prefix}images"] = images.read_all() if in_memory else images
+        content[f"{prefix}labels"] = files.labels
     return content
 
 
@@ -217,33 +214,6 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
-def decode_all(
-    paths: Sequence[pathlib.Path],
-    image_size: int | None,
-    images: np.ndarray,
-    like: str | os.PathLike[str],
-) -> None:
-    """Decodes files into an array with several threads.
-
-    Args:
-      paths: N files.
-      image_size: as for `decode`.
-      images: the array to fill, uint8 [N, H, W, channels].
-      like: the file that determined the array's shape, for errors.
-
-    Raises:
-      ConfigError: the first file that cannot be read, or has another size.
-    """
-
-    def fill(start: int) -> None:
-        for row in range(start, min(start + _AT_ONCE, len(paths))):
-            _decode_into(images, row, paths[row], image_size, like)
-
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(fill, range(0, len(paths), _AT_ONCE)):
-            pass
-
-
 def _lazy(
     paths: Sequence[pathlib.Path],
     image_size: int | None,
@@ -253,7 +223,7 @@ def _lazy(
     def read_some(numbers: Sequence[int]) -> np.ndarray:
         images = np.empty((len(numbers), *shape), np.uint8)
         for row, number in enumerate(numbers):
-            _decode_into(images, row, paths[number], image_size, like)
+            images[row] = _decoded(paths[number], image_size, shape, like)
         return images
 
     found = [path.stat() for path in paths]
@@ -266,28 +236,21 @@ def _lazy(
     return LazyImages(read_some, np.arange(len(paths)), shape, identity, keys)
 
 
-def _decode_into(
-    images: np.ndarray,
-    row: int,
-    path: pathlib.Path,
-    image_size: int | None,
-    like: str | os.PathLike[str],
-) -> None:
-    image = decode(path, image_size, images.shape[-1])
-    if image.shape != images.shape[1:]:
+def _decoded(
+    path: pathlib.Path, image_size: int | None, shape: tuple[int, int, int], like: pathlib.Path
+) -> np.ndarray:
+    """Decodes an image; raises `ConfigError` unless it has the shape of the image at `like`."""
+    image = decode(path, image_size, shape[-1])
+    if image.shape != shape:
         raise ConfigError(
             f"{path} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
-            f"{images.shape[1]} × {images.shape[2]}; give image_size to bring all to one size."
+            f"{shape[0]} × {shape[1]}; give image_size to bring all to one size."
         )
-    images[row] = image
-
-
-def all_grey(paths: Iterable[pathlib.Path]) -> bool:
-    """Returns whether all images are grey by their headers; stops at the first in colour."""
-    return all(map(_is_grey, paths))
+    return image
 
 
 def _is_grey(path: pathlib.Path) -> bool:
+    """Returns whether an image is grey by its header."""
     try:
         with Image.open(path) as image:
             return image.mode in _GREY_MODES

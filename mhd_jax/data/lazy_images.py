@@ -44,17 +44,22 @@ class LazyImages:
         """Reads the images [..., H, W, C] of rows [...]."""
         numbers = self.numbers[rows]
         flat = numbers.reshape(-1).tolist()
-        if len(flat) <= _ALONE:
-            images = self.read(flat)
-        else:
-            images = np.empty((len(flat), *self.image_shape), np.uint8)
-
-            def fill(start: int) -> None:
-                images[start : start + _AT_ONCE] = self.read(flat[start : start + _AT_ONCE])
-
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(fill, range(0, len(flat), _AT_ONCE)))
+        images = self.read(flat) if len(flat) <= _ALONE else self._read_by_threads(flat)
         return images.reshape(*numbers.shape, *self.image_shape)
+
+    def read_all(self) -> np.ndarray:
+        """Reads all images, uint8 [N, H, W, C], with several threads."""
+        return self._read_by_threads(self.numbers.tolist())
+
+    def _read_by_threads(self, numbers: Sequence[int]) -> np.ndarray:
+        images = np.empty((len(numbers), *self.image_shape), np.uint8)
+
+        def fill(start: int) -> None:
+            images[start : start + _AT_ONCE] = self.read(numbers[start : start + _AT_ONCE])
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill, range(0, len(numbers), _AT_ONCE)))
+        return images
 
     def digest(self) -> str:
         """Returns a digest of the rows by their files' identity, without reading the files."""

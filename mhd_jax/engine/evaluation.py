@@ -10,8 +10,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from mhd_jax.core.client_axis import AT_ONCE, Execution, place
-from mhd_jax.data.dataset import take
+from mhd_jax.core.client_axis import AT_ONCE, Execution
+from mhd_jax.engine.placing import held, loaded, place, rows_of
 from mhd_jax.engine.stream import ahead
 
 PyTree = Any
@@ -52,19 +52,23 @@ class StreamedEvaluationSet:
 
         def chunk(number: int) -> EvaluationSet:
             rows = np.arange(number * batch_size, (number + 1) * batch_size)
-            return _chunk(self.inputs, self.labels, rows[None])
+            return loaded(_of_rows(self.inputs, self.labels, rows[None]))
 
         for samples in ahead(chunk, 0, count):
-            yield place(samples, self.execution, by_client=False)
+            yield place(samples, self.execution)
 
 
 def evaluation_set(
     inputs: PyTree, labels: np.ndarray, batch_size: int, execution: Execution = AT_ONCE
 ) -> EvaluationSet:
     """Returns samples on the device in chunks of at most `batch_size`, the last one padded."""
+    return place(unplaced_set(inputs, labels, batch_size), execution)
+
+
+def unplaced_set(inputs: PyTree, labels: np.ndarray, batch_size: int) -> EvaluationSet:
+    """Returns the samples of `evaluation_set`, yet to be placed."""
     count, batch_size = _chunks(len(labels), batch_size)
-    rows = np.arange(count * batch_size).reshape(count, batch_size)
-    return place(_chunk(inputs, labels, rows), execution, by_client=False)
+    return _of_rows(inputs, labels, np.arange(count * batch_size).reshape(count, batch_size))
 
 
 def _chunks(num_samples: int, most: int) -> tuple[int, int]:
@@ -73,9 +77,9 @@ def _chunks(num_samples: int, most: int) -> tuple[int, int]:
     return count, -(-num_samples // count)
 
 
-def _chunk(inputs: PyTree, labels: np.ndarray, rows: np.ndarray) -> EvaluationSet:
-    """Returns the samples of `rows` [n, N]; rows beyond the last sample are masked."""
+def _of_rows(inputs: PyTree, labels: np.ndarray, rows: np.ndarray) -> EvaluationSet:
+    """Returns the samples of `rows` [n, N], yet to be placed; rows beyond the last are masked."""
     exists = rows < len(labels)
     rows = np.where(exists, rows, 0)
-    found: Any = take(inputs, rows), labels[rows], exists  # still on the host
+    found: Any = *rows_of((inputs, labels), rows, None), held(exists, None)  # not arrays yet
     return EvaluationSet(*found)

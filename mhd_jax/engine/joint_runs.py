@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.types import Algorithm, PyTree
-from mhd_jax.core.varied import NotAlikeError, Varied
 from mhd_jax.data.batching import DeviceData
 from mhd_jax.engine import memory
 from mhd_jax.engine.run import Run
@@ -27,50 +26,7 @@ from mhd_jax.engine.steps import Carry, carry_shardings, take_steps
 from mhd_jax.topology import schedules
 from mhd_jax.training import optim
 
-Path = tuple[str | int, ...]  # of a number in a run's `_description`
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    """The hyperparameters of joint runs: what they share, and the numbers in which they differ.
-
-    Attributes:
-      algorithm, optimizers: the first run's, with one optimizer for each group of clients.
-      steps: the steps of a run.
-      values: pairs of a path and the values of all runs there, for each number that differs.
-    """
-
-    algorithm: Algorithm
-    optimizers: tuple[optim.Optimizer, ...]
-    steps: int
-    values: tuple[tuple[Path, tuple[float, ...]], ...]
-
-    def arrays(self) -> dict[Path, Array]:
-        """Returns the values of each number that differs, by path, as arrays [S]."""
-        return {path: jnp.array(values, jnp.float32) for path, values in self.values}
-
-    def of_one(self, own: Mapping[Path, Array]) -> tuple[Algorithm, list[Any]]:
-        """Returns the algorithm and the optimizers of the run with the numbers `own`, scalars.
-
-        Raises:
-          NotAlikeError: these numbers would make another program than those of other runs.
-        """
-        varied = {path: Varied(own[path], values) for path, values in self.values}
-
-        def below(*parts: str | int) -> dict[str, Varied]:
-            return {str(path[-1]): v for path, v in varied.items() if path[:-1] == parts}
-
-        algorithm = self.algorithm
-        if numbers := below("algorithm"):
-            assert algorithm.factory is not None  # algorithms without one have no varied numbers
-            algorithm = algorithm.factory(**{**algorithm.hyperparameters, **numbers})
-        built = []
-        for i, optimizer in enumerate(self.optimizers):
-            numbers = below("optimizer", i)
-            if numbers:
-                optimizer = dataclasses.replace(optimizer, **numbers)
-            built.append(optim.build(optimizer, self.steps))
-        return algorithm, built
+_NUMBER = (float, float | None, "float", "float | None")  # annotations
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,12 +41,17 @@ class Together:
     data: DeviceData
     adjacency: PyTree
     plan: PyTree
-    numbers: Numbers
+    numbers: PyTree  # {"algorithm": {name: [S]}, "optimizers": ({name: [S]}, ...)}, if they differ
 
     def join(self, carries: Sequence[Carry]) -> Carry:
         """Stacks the runs' carries, which must be at the same step, into one carry."""
         alike = tuple(_with_optimizers_of(self.runs[0], carry) for carry in carries)
         return _join(alike, execution=self.runs[0].execution)
+
+    def fitted(self, carry: Carry) -> Together:
+        """Returns the runs after checking that their joint step fits in memory."""
+        memory.require_step_fits(self.lower(carry), self.runs[0])
+        return self
 
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes `num_steps` steps of all runs and returns the new carry; `carry` is donated."""
@@ -101,13 +62,18 @@ class Together:
         return _dispatch.lower(*self._arguments(carry, 1), **self.static())
 
     def _arguments(self, carry: Carry, num_steps: int) -> tuple[Any, ...]:
-        numbers = self.numbers.arrays()
-        return carry, self.data, self.adjacency, jnp.int32(num_steps), self.plan, numbers
+        count = jnp.int32(num_steps)
+        return carry, self.data, self.adjacency, count, self.plan, self.numbers
 
     def static(self) -> dict[str, Any]:
         """Returns the static arguments of the program of `advance`."""
-        rest = {k: v for k, v in self.runs[0].static().items() if k != "train_step"}
-        return {"numbers": self.numbers, **rest}
+        first = self.runs[0]
+        return {
+            **first.static(),
+            "parts": _parts(first.algorithm),
+            "optimizers": first.optimizers,
+            "steps": first.steps,
+        }
 
     def split(self, tree: PyTree) -> list[PyTree]:
         """Splits a joined carry, or a tree of its arrays, into one for each run."""
@@ -137,7 +103,7 @@ def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
         for start in range(0, len(found), most):
             indices = found[start : start + most]
             joined = _joined([runs[i] for i in indices]) if len(indices) > 1 else None
-            parts += [(indices, joined)] if joined else [([i], None) for i in indices]
+            parts.append((indices, joined))
     return parts
 
 
@@ -146,39 +112,32 @@ def _most_at_once(run: Run) -> int:
     execution = run.execution
     on_device = -(-run.clients.num_clients // execution.num_shards)
     needs = memory.estimate(run.clients, run.algorithm, run.spec)
-    copies = 2 * memory.num_bytes(run.data) // execution.num_shards  # each run's own, and stacked
+    copies = (
+        2 * memory.num_bytes(run.samples.data_shapes) // execution.num_shards
+    )  # each run's own, and stacked
     bytes_each = needs.step(on_device, on_device, recompute=False) + copies
     return max(1, memory.capacity_bytes() // (2 * bytes_each))
 
 
-def _joined(runs: Sequence[Run]) -> Together | None:
-    """Joins runs of one shape; None if their numbers would need several programs."""
+def _joined(runs: Sequence[Run]) -> Together:
+    """Joins runs which `_alike` finds alike."""
     places = schedules.largest([run.execution.most_neighbours for run in runs])
     runs = [_with_neighbours(run, places) for run in runs]
     held = [run.data for run in runs if isinstance(run.data, DeviceData)]
     most = max(data.labels.shape[1] for data in held)
-    joined = Together(
+    return Together(
         tuple(runs),
         _stack([_padded(data, most) for data in held]),
         _stack([run.topology.adjacency for run in runs]),
         _stack([run.plan for run in runs]),
-        _numbers(runs),
+        {
+            "algorithm": _differing([_parts(run.algorithm) for run in runs]),
+            "optimizers": tuple(
+                _differing(several)
+                for several in zip(*(run.optimizers for run in runs), strict=True)
+            ),
+        },
     )
-    if joined.numbers.values:
-        first = runs[0]
-        try:
-            jax.eval_shape(
-                functools.partial(_take_steps_of_one, **joined.static()),
-                first.carry,
-                first.data,
-                first.topology.adjacency,
-                jnp.int32(0),
-                first.plan,
-                {path: jnp.float32(0) for path, _ in joined.numbers.values},
-            )
-        except (NotAlikeError, TypeError, ValueError, jax.errors.JAXTypeError):
-            return None  # each run traces alone, so that some code needs a number's value
-    return joined
 
 
 def _with_neighbours(run: Run, most: int | None) -> Run:
@@ -187,50 +146,54 @@ def _with_neighbours(run: Run, most: int | None) -> Run:
     return dataclasses.replace(run, execution=execution)
 
 
-def _description(run: Run) -> dict[Path, Any]:
-    """Returns the values that determine a run's program beside shapes, by path."""
-    found: dict[Path, Any] = {("steps",): run.steps, ("algorithm",): run.algorithm}
-    if run.algorithm.factory is not None:
-        found["algorithm",] = run.algorithm.factory
-        for name, value in run.algorithm.hyperparameters.items():
-            found["algorithm", name] = value
-    for i, optimizer in enumerate(run.optimizers):
-        if isinstance(optimizer, optim.SGD):
-            for field in dataclasses.fields(optimizer):
-                found["optimizer", i, field.name] = getattr(optimizer, field.name)
-        else:
-            found["optimizer", i] = optimizer
-    return found
+def _parts(algorithm: Algorithm) -> Any:
+    """Returns the algorithm's `parts`; None if it has none, or a train step that is not theirs."""
+    parts = algorithm.parts
+    return parts if parts is None or parts.train_step == algorithm.train_step else None
 
 
-def _kind(value: Any) -> Hashable:
-    """Returns what must be equal for runs to share a program: of a float, whether it is 0."""
-    return (float, value == 0) if isinstance(value, float) else value
+def _numbers(record: Any) -> dict[str, float]:
+    """Returns the numbers of `Algorithm.parts` or of an `SGD`, by name; all else has none."""
+    fields = dataclasses.fields(record) if dataclasses.is_dataclass(record) else ()
+    found = {field.name: getattr(record, field.name) for field in fields if field.type in _NUMBER}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _numbers(runs: Sequence[Run]) -> Numbers:
-    each = [_description(run) for run in runs]
-    values = {path: tuple(description[path] for description in each) for path in each[0]}
-    differing = [(path, v) for path, v in values.items() if any(value != v[0] for value in v)]
-    first = runs[0]
-    return Numbers(first.algorithm, first.optimizers, first.steps, tuple(differing))
+def _shape(record: Any) -> Any:
+    """Returns what must be equal for records to share a program: of a number, whether it is 0."""
+    if not dataclasses.is_dataclass(record):
+        return record
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return type(record), fields | {name: value == 0 for name, value in _numbers(record).items()}
+
+
+def _differing(records: Sequence[Any]) -> dict[str, Array]:
+    """Returns the numbers in which records of one shape differ, by name, arrays [S]."""
+    each = [_numbers(record) for record in records]
+    values = {name: [float(own[name]) for own in each] for name in each[0]}
+    return {  # stacks of weak types, which like Python's numbers change no array's type
+        name: jnp.stack(list(map(jnp.asarray, several)))
+        for name, several in values.items()
+        if len(set(several)) > 1
+    }
 
 
 def _alike(one: Run, other: Run) -> bool:
     """Returns whether two runs may share a program, up to the length of their private data."""
     execution = one.execution
-    if not (isinstance(one.data, DeviceData) and isinstance(other.data, DeviceData)):
+    if one.samples.on_host or other.samples.on_host:
         return False
     if execution.chunk is not None or execution.recompute:
         return False
 
     def settled(run: Run) -> dict[str, Any]:
-        rest = {k: v for k, v in _with_neighbours(run, None).static().items() if k != "train_step"}
-        kinds = {path: _kind(value) for path, value in _description(run).items()}
-        return {**rest, "description": kinds}
+        own, parts = _with_neighbours(run, None).static(), _parts(run.algorithm)
+        if parts is not None:
+            own["train_step"] = _shape(parts)
+        return {**own, "steps": run.steps, "optimizers": [_shape(o) for o in run.optimizers]}
 
     def shapes(run: Run) -> Any:
-        data: Any = run.data
+        data: Any = run.samples.data_shapes
         rest = (
             data.starts,
             data.sizes,
@@ -328,22 +291,32 @@ def _take_steps_of_one(
     adjacency: PyTree,
     num_steps: Array,
     plan: PyTree,
-    own: Mapping[Path, Array],
+    numbers: PyTree,
     *,
-    numbers: Numbers,
+    train_step: Callable[..., Any],
+    parts: Any,
+    optimizers: tuple[optim.Optimizer, ...],
+    steps: int,
     **static: Any,
 ) -> Carry:
-    """Calls `take_steps` for the run with the numbers `own`."""
+    """Calls `take_steps` for the run with these `numbers`, which are scalars."""
+    if numbers["algorithm"]:
+        train_step = dataclasses.replace(parts, **numbers["algorithm"]).train_step
     common = [group.optimizer for group in carry.state.groups]
-    algorithm, optimizers = numbers.of_one(own)
-    steps: Any = functools.partial(take_steps, train_step=algorithm.train_step, **static)
-    carry = steps(_with_optimizers(optimizers, carry), data, adjacency, num_steps, plan)
+    own = [
+        settings.build(steps, differing) if differing else optimizer
+        for settings, differing, optimizer in zip(
+            optimizers, numbers["optimizers"], common, strict=True
+        )
+    ]
+    take: Any = functools.partial(take_steps, train_step=train_step, **static)
+    carry = take(_with_optimizers(own, carry), data, adjacency, num_steps, plan)
     return _with_optimizers(common, carry)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("numbers", "schedule", "spec", "execution"),
+    static_argnames=("train_step", "parts", "optimizers", "steps", "schedule", "spec", "execution"),
     donate_argnames=("carry",),
 )
 def _dispatch(
@@ -352,7 +325,7 @@ def _dispatch(
     adjacency: PyTree,
     num_steps: Array,
     plan: PyTree,
-    own: Mapping[Path, Array],
+    numbers: PyTree,
     *,
     execution: Execution,
     **static: Any,
@@ -360,6 +333,6 @@ def _dispatch(
     axes = _axes(carry)
     one: Any = functools.partial(_take_steps_of_one, execution=execution, **static)
     after = jax.vmap(one, in_axes=(axes, 0, 0, None, 0, 0), out_axes=axes)(
-        carry, data, adjacency, num_steps, plan, own
+        carry, data, adjacency, num_steps, plan, numbers
     )
     return _placed(after, execution)

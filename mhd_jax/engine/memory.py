@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import psutil
@@ -22,9 +22,12 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Algorithm, PyTree
 from mhd_jax.data.batching import BatchSpec
-from mhd_jax.engine.run import Run
 from mhd_jax.models.client_model import ClientModel
 from mhd_jax.training import optim
+
+if TYPE_CHECKING:
+    from mhd_jax.engine.run import Run
+    from mhd_jax.engine.steps import Carry
 
 _USABLE = 0.8  # of the memory; the rest is a margin for what the estimate leaves out
 _CONTAINER = pathlib.Path("/sys/fs/cgroup/memory.max")  # a number, or "max" for no limit
@@ -212,21 +215,21 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
         "parameters, statistics and optimizer state (num_clients, or a smaller model)": own,
         "snapshots of clients (pool_size or teacher_delay)": snapshots,
         "what the algorithm remembers (num_clients or the public set)": state.extra,
-        "data (data_placement='host')": (run.data, run.test, run.validation),
+        "data (data_placement='host')": run.samples.shapes(),
         "counts of edges (num_clients)": (run.carry.messages, run.carry.diagnostics),
         f"a copy of the state while it is saved ({_OF_THE_STATE})": run.carry if copied else (),
     }
     _require_fits({what: on_each_device(tree) for what, tree in parts.items()}, run)
 
 
-def fitted(run: Run) -> Run:
+def fitted(run: Run, carry: Carry) -> Run:
     """Returns the run, with smaller chunks of clients if its compiled step would not fit.
 
     Raises:
       ConfigError: the step does not fit, with the user's `client_chunk` or in chunks of one client.
     """
     while True:
-        needed = _step_bytes(run.lower(run.carry))
+        needed = _step_bytes(run.lower(carry))
         smaller = _smaller_chunk(run, needed)
         if smaller is None:
             _require_fits(needed, run)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from mhd_jax.training.metrics import head_names
 
 Metric = Callable[..., float]
 _FURTHER = ("client", "everyone", "graph")
-_TAKEN = ("beta_sh", "beta_priv", "per_class_accuracy", "client", "model", "metrics")
+_TAKEN = ("beta_sh", "beta_priv", "beta_own", "per_class_accuracy", "client", "model", "metrics")
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -194,12 +194,30 @@ class OwnMetrics:
         return found
 
 
-def named(names: Sequence[str]) -> dict[str, Metric]:
+NO_METRICS = OwnMetrics({})
+
+
+def accuracy_on_own(logits: np.ndarray, labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Returns the accuracy of each client and head on the client's own samples, [K, H].
+
+    Args:
+      logits: [K, N, H, C].
+      labels: int [N].
+      owner: the client of each sample, int [N]; −1 for nobody's. A client without samples gets NaN.
+    """
+    correct = logits.argmax(axis=-1) == labels[None, :, None]
+    mine = owner[None, :] == np.arange(len(logits))[:, None]  # [K, N]
+    hits, counts = (correct & mine[..., None]).sum(axis=1), mine.sum(axis=1)[:, None]
+    return np.divide(hits, counts, out=np.full(hits.shape, np.nan), where=counts > 0)
+
+
+def named(names: Iterable[str]) -> dict[str, Metric]:
     """Returns the library's metrics of these names.
 
     Raises:
       ConfigError: there is no metric of a name.
     """
+    names = [name.strip() for name in names]
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise ConfigError(

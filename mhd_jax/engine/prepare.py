@@ -1,4 +1,4 @@
-"""`prepare`: checks a run's settings, resolves every choice and places the data."""
+"""`prepare`: checks a run's settings and resolves every choice; it places no samples."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Algorithm, Batch, GroupState, PyTree, State
+from mhd_jax.core.types import Algorithm, GroupState
 from mhd_jax.core.validation import is_number, require_counts
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.engine import contract, degenerate, memory
-from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet, evaluation_set
 from mhd_jax.engine.faults import Faults, require_sound
 from mhd_jax.engine.run import Run, batch_shapes
+from mhd_jax.engine.samples import Samples
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
-from mhd_jax.engine.steps import device_data, initial_carry
-from mhd_jax.engine.stream import Stream
+from mhd_jax.engine.steps import Carry, initial_carry
 from mhd_jax.topology import distances
 from mhd_jax.topology.graphs import Topology
 from mhd_jax.topology.schedules import cycle
@@ -82,13 +81,30 @@ def prepare(
     Raises:
       ConfigError: settings that cannot work.
     """
-    given = {name: value for name, value in locals().items() if name in _NAMES}
     modes.require_devices()
     _require_order(topology, clients)
+    settings = Settings(
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        public_batch_size=public_batch_size,
+        optimizer=optimizer,
+        seed=seed,
+        eval_every=eval_every,
+        eval_batch_size=eval_batch_size,
+        augmentation=augmentation,
+        augment_public=augment_public,
+        compute_dtype=compute_dtype,
+        data_placement=data_placement,
+        client_chunk=client_chunk,
+        num_devices=num_devices,
+        faults=faults,
+        on_nonfinite=on_nonfinite,
+    )
     algorithm = _resolved(algorithm)
-    chosen = _checked(Settings(**given), clients, algorithm)
-    topology = _checked_topology(topology, clients, algorithm, chosen.steps)  # type: ignore[arg-type]
-    return _placed(topology, clients, algorithm, chosen)
+    settings = _checked(settings, clients, algorithm)
+    topology = _checked_topology(topology, clients, algorithm, settings.steps)  # type: ignore[arg-type]
+    return _prepared(topology, clients, algorithm, settings)
 
 
 def _require_order(topology: Any, clients: Any) -> None:
@@ -98,9 +114,6 @@ def _require_order(topology: Any, clients: Any) -> None:
         raise ConfigError(
             f"clients are what mhd.make_clients returns, not of type {type(clients).__name__}."
         )
-
-
-_NAMES = {field.name for field in dataclasses.fields(Settings)}
 
 
 def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Settings:
@@ -189,12 +202,12 @@ def _batch_spec(clients: Clients, algorithm: Algorithm, chosen: Settings) -> Bat
     return spec
 
 
-def _placed(topology: Topology, everyone: Clients, algorithm: Algorithm, chosen: Settings) -> Run:
-    """Returns the run of checked settings, with its data on its devices."""
+def _prepared(topology: Topology, everyone: Clients, algorithm: Algorithm, chosen: Settings) -> Run:
+    """Returns the run of checked settings."""
     settings = _recorded(topology, everyone, algorithm, chosen)
     spec = _batch_spec(everyone, algorithm, chosen)
-    steps: int = chosen.steps  # type: ignore[assignment]  # which `_checked` has chosen
-    optimizer: Any = chosen.optimizer
+    steps: Any = chosen.steps  # a number, since `_checked` has chosen it
+    optimizer: Any = chosen.optimizer  # and this
     clients = everyone
     if algorithm.pooled:
         clients, topology = everyone.pooled(), topologies.empty(1)
@@ -202,41 +215,23 @@ def _placed(topology: Topology, everyone: Clients, algorithm: Algorithm, chosen:
     optimizers = tuple(
         optim.resolved(group.optimizer or optimizer, algorithm.nesterov) for group in clients.groups
     )
-    clients = clients.with_defaults(
-        optimizer,
-        None if chosen.compute_dtype == "float32" else chosen.compute_dtype,
-        steps,
-        nesterov=algorithm.nesterov,
-    )
-    num_active = clients.num_clients
-    execution = dataclasses.replace(
-        _execution(clients, chosen.client_chunk, chosen.num_devices, algorithm, spec),
-        most_neighbours=_bound_on_neighbours(topology),
-    )
-    clients = clients.padded(execution.num_shards)
-    on_host = _stays_on_host(chosen.data_placement, clients)
-    stream = Stream(clients, spec, jax.random.key(chosen.seed), execution) if on_host else None
-    data = device_data(clients, execution) if stream is None else stream.blank()
+    own_type = None if chosen.compute_dtype == "float32" else chosen.compute_dtype
+    clients = clients.with_defaults(optimizer, own_type, steps, nesterov=algorithm.nesterov)
+    samples = _samples(clients, topology, algorithm, spec, chosen)
     carry = initial_carry(
-        *(algorithm, clients, data, spec, chosen.seed, execution),
+        *(algorithm, samples.clients, samples.data_shapes, spec, chosen.seed, samples.execution),
         may_fail=chosen.faults is not None,
         quarantine=chosen.quarantine,
         abstract=True,
     )
-    if algorithm.factory not in ALGORITHMS.values():
-        _require_own_algorithm(algorithm, clients, batch_shapes(carry, data, spec), carry.state)
-    degenerate.warn_of(algorithm, clients.first(num_active), spec, optimizer, steps, carry.state)
+    _require_own_algorithm(algorithm, samples, carry)
+    degenerate.warn_of(algorithm, clients, spec, optimizer, steps, carry.state)
     has_server = any(count.ndim == 1 for count in carry.messages.values())
     require_sound(chosen.faults, chosen.quarantine, algorithm, has_server)
     plan = None
     if chosen.faults is not None:
         plan = chosen.faults.plan(everyone.num_clients, both_ways=algorithm.undirected)
-    at_once = min(chosen.eval_batch_size, _most_evaluated(clients, algorithm, spec, execution))
-
-    def evaluated(inputs: PyTree, labels: np.ndarray) -> EvaluationSet | StreamedEvaluationSet:
-        make = StreamedEvaluationSet if on_host else evaluation_set
-        return make(inputs, labels, at_once, execution)
-
+    described = _described_optimizers(optimizer, owners, optimizers, carry.state.groups)
     return Run(
         algorithm=algorithm,
         topology=topology,
@@ -244,29 +239,40 @@ def _placed(topology: Topology, everyone: Clients, algorithm: Algorithm, chosen:
         quarantine=chosen.quarantine,
         optimizers=optimizers,
         everyone=everyone,
-        clients=clients,
-        num_active=num_active,
+        clients=samples.clients,
+        num_active=clients.num_clients,
         spec=spec,
-        execution=execution,
+        execution=samples.execution,
         client_chunk=chosen.client_chunk,
         steps=steps,
         seed=chosen.seed,
-        data=data,
-        stream=stream,
-        test=evaluated(clients.data.test_inputs, clients.data.test_labels),
-        validation=evaluated(*clients.validation_samples()) if len(clients.validation) else None,
+        samples=samples,
         carry=carry,
-        settings=settings
-        | _described_optimizers(optimizer, owners, optimizers, carry.state.groups),
+        settings=settings | described,
     )
 
 
-def _require_own_algorithm(
-    algorithm: Algorithm, clients: Clients, batch: Batch, state: State
-) -> None:
+def _samples(
+    clients: Clients, topology: Topology, algorithm: Algorithm, spec: BatchSpec, chosen: Settings
+) -> Samples:
+    """Chooses how clients are computed and where their samples stay; nothing is placed yet."""
+    execution = dataclasses.replace(
+        _execution(clients, chosen.client_chunk, chosen.num_devices, algorithm, spec),
+        most_neighbours=_bound_on_neighbours(topology),
+    )
+    padded = clients.padded(execution.num_shards)
+    on_host = _stays_on_host(chosen.data_placement, padded)
+    at_once = min(chosen.eval_batch_size, _most_evaluated(padded, algorithm, spec, execution))
+    return Samples(padded, spec, execution, chosen.seed, on_host, at_once)
+
+
+def _require_own_algorithm(algorithm: Algorithm, samples: Samples, carry: Carry) -> None:
     """Raises `ConfigError` if a user's algorithm predicts wrong shapes or is not pure."""
-    samples = clients.data.samples(2)
-    contract.require_predictions(algorithm, state, samples, clients.num_classes)
+    if algorithm.factory in ALGORITHMS.values():
+        return
+    state, clients = carry.state, samples.clients
+    contract.require_predictions(algorithm, state, clients.data.samples(2), clients.num_classes)
+    batch = batch_shapes(carry, samples.data_shapes, samples.spec)
     graph = jax.ShapeDtypeStruct((state.num_clients,) * 2, jnp.float32)
     what = f"train_step of {algorithm.name}"
     require_pure(what, algorithm.train_step, state, batch, graph)

@@ -17,10 +17,17 @@ from mhd_jax.core import multihost
 from mhd_jax.core.client_axis import Execution, everywhere, under
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import by_hand, programs
-from mhd_jax.engine.evaluation import EvaluationSet, StreamedEvaluationSet
+from mhd_jax.engine import by_hand, memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
-from mhd_jax.engine.steps import Carry, carry_shardings, count_correct, dispatch, initial_carry
+from mhd_jax.engine.samples import Samples, ToEvaluate
+from mhd_jax.engine.steps import (
+    Carry,
+    answers,
+    carry_shardings,
+    count_correct,
+    dispatch,
+    initial_carry,
+)
 from mhd_jax.engine.stream import Block, Stream
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange.messages import Messages
@@ -48,9 +55,7 @@ class Run:
       client_chunk: the user's choice; None if `execution` may choose what fits.
       steps: the number of training steps.
       seed: the seed of training.
-      data: the training data on the device, or a blank block of them if they are streamed.
-      stream: the stream of training data that stay on the host; None for data on the device.
-      test, validation: labelled samples to evaluate on.
+      samples: what clients train and are evaluated on, which is placed when first used.
       carry: shapes, types and shardings of everything that evolves.
       settings: the settings that determine the results, for `config.json`.
     """
@@ -68,12 +73,29 @@ class Run:
     client_chunk: int | None
     steps: int
     seed: int
-    data: DeviceData | Block
-    stream: Stream | None
-    test: EvaluationSet | StreamedEvaluationSet
-    validation: EvaluationSet | StreamedEvaluationSet | None
+    samples: Samples
     carry: Carry
     settings: Mapping[str, Any]
+
+    @property
+    def data(self) -> DeviceData | Block:
+        """The training data on the devices; of data that are streamed, the block of step 0."""
+        return self.samples.data
+
+    @property
+    def stream(self) -> Stream | None:
+        """The stream of training data that stay on the host; None for data on the devices."""
+        return self.samples.stream
+
+    @property
+    def test(self) -> ToEvaluate:
+        """The test samples."""
+        return self.samples.test
+
+    @property
+    def validation(self) -> ToEvaluate | None:
+        """The validation samples; None if there are none."""
+        return self.samples.validation
 
     def init(self, params: Sequence[PyTree] | None = None) -> State:
         """The clients at step 0.
@@ -143,11 +165,31 @@ class Run:
             quarantine=self.quarantine,
         )
 
+    @property
+    def runs(self) -> tuple[Run]:
+        """The run alone, where `mhd_jax.engine.joint_runs.Together` has several."""
+        return (self,)
+
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        """Returns the only carry, where joint runs stack theirs."""
+        (carry,) = carries
+        return carry
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """Returns `tree` as the only part, where joint runs have one each."""
+        return [tree]
+
+    def fitted(self, carry: Carry) -> Run:
+        """Returns the run, with smaller chunks of clients if its compiled step would not fit."""
+        return memory.fitted(self, carry)
+
     def advance(self, carry: Carry, num_steps: int) -> Carry:
         """Takes `num_steps` steps and returns the new carry; `carry` is donated."""
-        if self.stream is None or num_steps == 0:
+        if self.stream is None:
             return self._dispatch(carry, self.data, num_steps)
         step = int(carry.state.step)
+        if num_steps == 0:
+            return self._dispatch(carry, self.stream.block_at(step)[0], 0)
         end = step + num_steps
         before: Array | None = None
         while step < end:
@@ -162,13 +204,8 @@ class Run:
 
     def lower(self, carry: Carry) -> jax.stages.Lowered:
         """Returns the lowered program of `advance`, not compiled; `carry` may be shapes only."""
-        return dispatch.lower(
-            carry, self.data, self.topology.adjacency, jnp.int32(1), self.plan, **self.static()
-        )
-
-    def split(self, tree: PyTree) -> list[PyTree]:
-        """Returns `tree` as the only part, where `mhd_jax.engine.joint_runs` returns one a run."""
-        return [tree]
+        data, adjacency = self.samples.data_shapes, self.topology.adjacency
+        return dispatch.lower(carry, data, adjacency, jnp.int32(1), self.plan, **self.static())
 
     def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
         return dispatch(
@@ -250,9 +287,7 @@ class Run:
         losses = np.atleast_1d(multihost.fetch(sums["loss"]))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))
 
-    def per_class_accuracy(
-        self, state: State, samples: EvaluationSet | StreamedEvaluationSet
-    ) -> np.ndarray:
+    def per_class_accuracy(self, state: State, samples: ToEvaluate) -> np.ndarray:
         """Returns accuracies by class [K, H, C]; NaN for a class without samples."""
         counts = [
             count_correct(
@@ -268,6 +303,22 @@ class Run:
         correct, total = multihost.fetch(jax.tree.map(lambda *n: sum(n), *counts))
         correct = correct[: self.num_active]
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
+
+    def logits(self, state: State, samples: ToEvaluate) -> np.ndarray:
+        """Returns the logits of all clients on samples, [K, N, H, C], on the host."""
+        static = {
+            "predict": self.algorithm.predict,
+            "preparation": self.spec.preparation,
+            "execution": self.execution,
+        }
+        found = []
+        for part in samples.parts():
+            masks = multihost.fetch(part.mask)
+            for chunk, mask in enumerate(masks):
+                inputs = jax.tree.map(lambda a, chunk=chunk: a[chunk], part.inputs)
+                logits = multihost.fetch(answers(state, inputs, **static))
+                found.append(logits[: self.num_active, mask])
+        return np.concatenate(found, axis=1)
 
     def accuracies(self, per_class: np.ndarray) -> dict[str, Any]:
         """Returns β_sh and β_priv by head, as means over clients and for each client.
@@ -330,7 +381,7 @@ class Run:
     def senders(self) -> dict[tuple[int, ...], Messages]:
         """Shapes of a message of each kind, by the clients of the group that sends it."""
         state = self.carry.state
-        batch = batch_shapes(self.carry, self.data, self.spec)
+        batch = batch_shapes(self.carry, self.samples.data_shapes, self.spec)
         return {
             tuple(i for i in group.members if i < self.num_active): self.algorithm.message(
                 state, batch, group
@@ -340,7 +391,7 @@ class Run:
 
 
 def batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:
-    """Returns the shapes of a step's batch."""
+    """Returns the shapes of a step's batch; `data` may be shapes only."""
     state, draw = carry.state, functools.partial(draw_batch, spec=spec)
     batch = jax.eval_shape(draw, data, state.key, state.client_ids, state.step)
     if carry.tally is None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,14 @@ from jax import Array
 from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
-from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, place, under
+from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, under
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
-from mhd_jax.data.dataset import take
 from mhd_jax.data.preprocessing import Preparation
 from mhd_jax.engine import contract, faults
 from mhd_jax.engine.evaluation import EvaluationSet
 from mhd_jax.engine.faults import FaultPlan, Tally
+from mhd_jax.engine.placing import held, place, rows_of
 from mhd_jax.topology.schedules import Schedule
 from mhd_jax.training.metrics import correct_by_class
 
@@ -65,10 +66,15 @@ class Carry:
 
 def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
     """Places the training data on the devices: each device holds only its own clients' data."""
+    return place(unplaced_data(clients, execution.num_shards), execution)
+
+
+def unplaced_data(clients: Clients, num_shards: int) -> DeviceData:
+    """Returns the training data, yet to be placed, in `num_shards` parts of as many clients."""
     by_client = np.argsort(clients.owner, kind="stable")
     by_client = by_client[np.count_nonzero(clients.owner < 0) :]
     sizes = clients.label_counts().sum(axis=1)
-    on_device = sizes.reshape(execution.num_shards, -1)
+    on_device = sizes.reshape(num_shards, -1)
     most = max(int(on_device.sum(axis=1).max()), 1)
     rows = np.stack(  # padded with repeated samples of the device, which no client reads
         [
@@ -77,23 +83,15 @@ def device_data(clients: Clients, execution: Execution = AT_ONCE) -> DeviceData:
         ]
     )
     starts = np.cumsum(on_device, axis=1) - on_device
-    data = clients.data
-    return DeviceData(
-        **place(
-            {
-                "inputs": take(data.inputs, rows),
-                "labels": data.labels[rows],
-                "starts": starts.reshape(-1).astype(np.int32),
-                "sizes": sizes.astype(np.int32),
-                "has_labels": clients.learns_labels & (sizes > 0),
-            },
-            execution,
-            by_client=True,
-        ),
-        public_inputs=place(
-            take(clients.public_inputs, np.arange(clients.num_public)), execution, by_client=False
-        ),
-    )
+    found: Any = {  # not arrays yet
+        "inputs": rows_of(clients.data.inputs, rows, 0),
+        "labels": rows_of(clients.data.labels, rows, 0),
+        "starts": held(starts.reshape(-1).astype(np.int32), 0),
+        "sizes": held(sizes.astype(np.int32), 0),
+        "has_labels": held(clients.learns_labels & (sizes > 0), 0),
+        "public_inputs": rows_of(clients.public_inputs, np.arange(clients.num_public), None),
+    }
+    return DeviceData(**found)
 
 
 def initial_carry(
@@ -110,7 +108,7 @@ def initial_carry(
 ) -> Carry:
     """Returns the carry of a new run or, if `abstract`, only its shapes, types and shardings.
 
-    `may_fail` is whether clients or links may fail, `quarantine` whether clients that diverge are
+    For these, `data` may be shapes only. `may_fail` is whether clients or links may fail, `quarantine` whether clients that diverge are
     removed instead of stopping the run.
     """
 

@@ -25,6 +25,7 @@ from mhd_jax.core import modes
 from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.types import Batch, PyTree
 from mhd_jax.data.batching import BatchSpec, draw_rows
+from mhd_jax.engine.placing import held, place, rows_of, shapes
 
 _BLOCK_BYTES = 2**25
 _MOST_STEPS = 64
@@ -78,9 +79,9 @@ class Stream:
         self._ahead: Iterator[Block] = iter(())
         self._next = -1  # the number of the block that `_ahead` yields next
 
-    def blank(self) -> Block:
-        """Returns a block of zeros, for shapes and shardings."""
-        return self._block_of(0, lambda a, rows: np.zeros((*rows.shape, *a.shape[1:]), a.dtype))
+    def shapes(self) -> Block:
+        """Returns shapes, types and shardings of a block."""
+        return shapes(self._unplaced(0), self._execution)
 
     def block_at(self, step: int) -> tuple[Block, int]:
         """Returns the block that contains `step`, and the number of its steps from there on."""
@@ -94,10 +95,10 @@ class Stream:
 
     @modes.standard()  # JAX's modes are set by thread, and this is a reading thread
     def _read(self, number: int) -> Block:
-        return self._block_of(number * self.block_steps, lambda a, rows: a[rows])
+        return place(self._unplaced(number * self.block_steps), self._execution)
 
-    def _block_of(self, first: int, read: Callable[[Any, np.ndarray], np.ndarray]) -> Block:
-        """Returns the block from step `first` on; `read(array, rows)` reads its samples."""
+    def _unplaced(self, first: int) -> Block:
+        """Returns the block from step `first` on, whose samples are yet to be read and placed."""
         clients, spec = self._clients, self._spec
         with _on_the_cpu():
             offsets, public_rows = jax.tree.map(
@@ -118,27 +119,15 @@ class Stream:
         has_labels = clients.learns_labels & (self._sizes > 0)
         mask = np.broadcast_to(has_labels[:, None], rows.shape).astype(np.float32)
 
-        def gathered(a: Any, rows: np.ndarray, axis: int | None) -> Array:
-            shape = (*rows.shape, *a.shape[1:])
-            return self._execution.gathered(
-                shape, axis, lambda own: read(a, rows if axis is None else rows[:, own])
-            )
-
-        def put(a: np.ndarray, axis: int | None) -> Array:
-            return self._execution.gathered(
-                a.shape, axis, lambda own: a if axis is None else a[:, own]
-            )
-
-        batches = Batch(
-            inputs=jax.tree.map(lambda a: gathered(a, rows, 1), clients.data.inputs),
-            labels=gathered(clients.data.labels, rows, 1),
-            mask=put(mask, 1),
-            public_inputs=jax.tree.map(
-                lambda a: gathered(a, public_rows, public_axis), clients.public_inputs
-            ),
-            public_indices=put(public_rows, public_axis),
-        )
-        return Block(batches, put(np.asarray(first, np.int32), None))
+        batch: Any = {  # not arrays yet
+            "inputs": rows_of(clients.data.inputs, rows, 1),
+            "labels": rows_of(clients.data.labels, rows, 1),
+            "mask": held(mask, 1),
+            "public_inputs": rows_of(clients.public_inputs, public_rows, public_axis),
+            "public_indices": held(public_rows, public_axis),
+        }
+        first_step: Any = held(np.asarray(first, np.int32), None)
+        return Block(Batch(**batch), first_step)
 
 
 def ahead(load: Callable[[int], Any], first: int, stop: int = 2**31 - 1) -> Iterator[Any]:

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from mhd_jax import topology as topologies
+from mhd_jax.engine.metrics import NO_METRICS, OwnMetrics, accuracy_on_own, fairness
 from mhd_jax.engine.run import Run
+from mhd_jax.engine.samples import ToEvaluate
 from mhd_jax.engine.steps import Carry
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange import messages as communication
@@ -19,10 +21,14 @@ from mhd_jax.runs.folder import jsonable
 from mhd_jax.topology import distances
 from mhd_jax.training.metrics import head_names
 
+_BETAS = ("beta_sh", "beta_priv", "beta_own")
+_OF_THE_LAST = ("beta_own", "metrics", "honest", "validation")  # entries of the last record
 _MOST_BY_CLASS = 4000  # clients times classes up to which records hold accuracies by class
 
 
-def record_of(run: Run, carry: Carry, seconds: float) -> dict[str, Any]:
+def record_of(
+    run: Run, carry: Carry, seconds: float, metrics: OwnMetrics = NO_METRICS
+) -> dict[str, Any]:
     """Evaluates a run and returns the record, after `seconds` of training, for its history."""
     sent = communication.total(run.messages(carry), run.senders)
     per_class = run.per_class_accuracy(carry.state, run.test)
@@ -37,9 +43,49 @@ def record_of(run: Run, carry: Carry, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
     }
     record["per_client"] |= _by_class(per_class)
+    data = run.clients.data
+    _add_measured(record, run, carry, run.test, data.test_labels, metrics)
+    if run.clients.test_owner is not None:
+        logits = run.logits(carry.state, run.test)
+        own = accuracy_on_own(logits, data.test_labels, run.clients.test_owner)
+        _add(record, {"beta_own": own})
     if run.validation is not None:
         record["validation"] = run.accuracies(run.per_class_accuracy(carry.state, run.validation))
+        labels = data.labels[run.clients.validation]
+        _add_measured(record["validation"], run, carry, run.validation, labels, metrics)
     return record
+
+
+def _add_measured(
+    record: dict[str, Any],
+    run: Run,
+    carry: Carry,
+    samples: ToEvaluate,
+    labels: np.ndarray,
+    metrics: OwnMetrics,
+) -> None:
+    """Adds own metrics on samples to a record: as means over clients, and for each client."""
+    if not metrics.functions:
+        return
+    graph = np.asarray(run.topology.at(carry.state.step))
+    found = metrics.of(run.logits(carry.state, samples), labels, graph)
+    record["metrics"], record["per_client"]["metrics"] = {}, {}
+    _add(record, found, below="metrics")
+
+
+def _add(record: dict[str, Any], found: Mapping[str, np.ndarray], below: str | None = None) -> None:
+    """Adds numbers by client and head, [K, H], to a record."""
+    means, each = record, record["per_client"]
+    if below is not None:
+        means, each = means[below], each[below]
+    for name, values in found.items():
+        heads = head_names(values.shape[1])
+        known = [column[~np.isnan(column)] for column in values.T]
+        means[name] = {
+            head: float(column.mean()) if column.size else None
+            for head, column in zip(heads, known, strict=True)
+        }
+        each[name] = {head: jsonable(values[:, h]) for h, head in enumerate(heads)}
 
 
 def summarize(
@@ -52,13 +98,8 @@ def summarize(
     """Returns the content of `summary.json` for a finished run."""
     last = history[-1]
     per_class = run.per_class_accuracy(carry.state, run.test)
-    names = head_names(per_class.shape[1])
-    messages = run.messages(carry)
-    named = diagnostics.MOST_CLIENTS**2
-    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
-    each = last["per_client"]
-    models = run.everyone.model_names
     consensus = run.consensus(carry.state)
+    few = len(per_class) <= diagnostics.MOST_CLIENTS
     return jsonable(
         {
             "algorithm": run.algorithm.name,
@@ -69,31 +110,21 @@ def summarize(
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
-            **{name: last[name] for name in ("honest", "validation") if name in last},
+            **{name: last[name] for name in _OF_THE_LAST if name in last},
             **({} if consensus is None else {"consensus": consensus}),
-            "per_client": [
-                {
-                    "client": i,
-                    "model": models[i],
-                    "beta_sh": {name: each["beta_sh"][name][i] for name in names},
-                    "beta_priv": {name: each["beta_priv"][name][i] for name in names},
-                    "per_class_accuracy": {name: per_class[i, h] for h, name in enumerate(names)},
-                }
-                for i in range(len(per_class))
-            ],
+            "per_client": (per_client := _per_client(run, per_class, last["per_client"])),
+            "fairness": fairness({**last, "per_client": per_client}),
             "data": {
                 "class_names": run.everyone.data.class_names,
                 "samples": run.everyone.role_counts(),
                 "private_samples": run.everyone.label_counts(),
             },
-            "by_hops": distances.accuracies(per_class, run.hops_to_classes(), names),
+            "by_hops": distances.accuracies(
+                per_class, run.hops_to_classes(), head_names(per_class.shape[1])
+            ),
             "topology": topologies.describe(run.topology, run.steps),
-            "communication": {
-                **communication.total(messages, run.senders),
-                "by_edge": by_edge,
-                **_non_finite(history),
-            },
-            **(run.diagnostics(carry) if len(per_class) ** 2 <= named else {}),
+            "communication": _communication(run, carry, history),
+            **(run.diagnostics(carry) if few else {}),
             **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,
@@ -104,6 +135,39 @@ def summarize(
             "settings": run.settings,
         }
     )
+
+
+def _per_client(run: Run, per_class: np.ndarray, each: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns each client's model and accuracies; `each` are the last record's of all clients."""
+    names, models = head_names(per_class.shape[1]), run.everyone.model_names
+    return [
+        {
+            "client": i,
+            "model": models[i],
+            **{beta: _of_client(each[beta], i) for beta in _BETAS if beta in each},
+            **(
+                {"metrics": {name: _of_client(of, i) for name, of in each["metrics"].items()}}
+                if "metrics" in each
+                else {}
+            ),
+            "per_class_accuracy": dict(zip(names, own, strict=True)),
+        }
+        for i, own in enumerate(per_class)
+    ]
+
+
+def _of_client(by_head: Mapping[str, Sequence[Any]], client: int) -> dict[str, Any]:
+    return {head: values[client] for head, values in by_head.items()}
+
+
+def _communication(run: Run, carry: Carry, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns counts and bytes of messages: in total, by type and, of few clients, by edge."""
+    messages, named = run.messages(carry), diagnostics.MOST_CLIENTS**2
+    by_edge = {kind: count for kind, count in messages.items() if count.size <= named}
+    found = {**communication.total(messages, run.senders), "by_edge": by_edge}
+    if "non_finite" in history[-1]:
+        found["non_finite"] = sum(record.get("non_finite", 0) for record in history)
+    return found
 
 
 def executed(run: Run, runs_at_once: int) -> dict[str, Any]:
@@ -126,13 +190,6 @@ def _by_class(per_class: np.ndarray) -> dict[str, Any]:
     names = head_names(num_heads)
     kept = {names[h]: per_class[:, h].round(4) for h in sorted({0, num_heads - 1})}
     return {"per_class_accuracy": jsonable(kept)}
-
-
-def _non_finite(history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Returns the count of non-finite messages since the start, if the algorithm counts them."""
-    if "non_finite" not in history[-1]:
-        return {}
-    return {"non_finite": sum(record.get("non_finite", 0) for record in history)}
 
 
 def _peak_memory() -> int:

@@ -13,6 +13,7 @@ Receivers know the sender's label set, so that classes outside it do not affect 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
@@ -92,6 +93,7 @@ def _int8_encode(values: Array) -> dict[str, Array]:
     return {"steps": jnp.round(steps).astype(jnp.int8), "scale": scale}
 
 
+@functools.cache  # equal settings are equal objects: runs that have them share a program
 def _top(count: int) -> Compression:
     def encode(logits: Array) -> dict[str, Array]:
         num_classes = logits.shape[-1]

@@ -29,6 +29,7 @@ def selection(given: str | TargetSelection) -> TargetSelection:
     return TARGET_SELECTIONS[given]
 
 
+@functools.lru_cache(maxsize=64)  # one object per rule: runs that have it share a program
 def checked(rule: TargetSelection) -> TargetSelection:
     """Returns a user's target selection with a check, made once for every shape of candidates.
 

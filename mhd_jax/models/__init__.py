@@ -10,21 +10,3 @@ from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, LeNet5
 from mhd_jax.models.vgg import VGG
 from mhd_jax.models.vit import ViT
-
-__all__ = [
-    "CNN",
-    "INITIALIZATIONS",
-    "MLP",
-    "MODELS",
-    "NORMS",
-    "VGG",
-    "ClientModel",
-    "LeNet5",
-    "MobileNetV2",
-    "ModelSpec",
-    "Outputs",
-    "ResNet",
-    "ViT",
-    "build_backbone",
-    "from_nnx",
-]

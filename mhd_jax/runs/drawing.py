@@ -57,31 +57,14 @@ def _no_settings() -> Iterator[None]:
 _start_matplotlib()
 
 import matplotlib  # noqa: E402
-from matplotlib import colormaps  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import colormaps  # noqa: E402, F401
+from matplotlib.axes import Axes  # noqa: E402, F401
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
-from matplotlib.colors import Normalize, PowerNorm, to_hex  # noqa: E402
+from matplotlib.colors import Normalize, PowerNorm, to_hex  # noqa: E402, F401
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.image import AxesImage  # noqa: E402
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
-
-__all__ = [
-    "Axes",
-    "AxesImage",
-    "EngFormatter",
-    "Figure",
-    "LogLocator",
-    "MaxNLocator",
-    "Normalize",
-    "NullFormatter",
-    "PowerNorm",
-    "colormaps",
-    "own_style",
-    "plain",
-    "save_figure",
-    "to_hex",
-]
+from matplotlib.image import AxesImage  # noqa: E402, F401
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402, F401
 
 # SVG files hold text as text, and equal figures make equal files.
 _SVG = {"svg.fonttype": "none", "svg.hashsalt": "mhd_jax"}

@@ -20,6 +20,7 @@ from mhd_jax.runs.drawing import (
     colormaps,
     plain,
 )
+from mhd_jax.training.metrics import first_and_last
 
 METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which fades on white.
@@ -52,11 +53,6 @@ def line_styles(count: int) -> list[dict[str, Any]]:
         }
         for i in range(count)
     ]
-
-
-def first_and_last(heads: Sequence[str]) -> list[str]:
-    """Returns the main head and, if there are auxiliary heads, the last one."""
-    return [heads[0]] if len(heads) == 1 else [heads[0], heads[-1]]
 
 
 def accuracy(history: Sequence[Record], title: str) -> Figure:

@@ -20,6 +20,7 @@ from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.drawing import Figure, save_figure, to_hex
 from mhd_jax.runs.figures import METRICS, Record
 from mhd_jax.runs.finished import FinishedRun
+from mhd_jax.training.metrics import SYMBOLS
 
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
 _MOST_IN_TITLE = 6  # rows up to which a comparison's title names them
@@ -151,6 +152,9 @@ def in_words(summary: Record) -> list[str]:
         graph = settings["topology"]["name"]
         done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
     sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
+    if summary["status"] == "stopped":
+        asked = settings["steps"]
+        sentences.append(f"Of {asked:,} steps it was stopped here: {summary['stopped_because']}.")
     if "data" in summary:
         roles = [f"{n:,} {role}" for role, n in summary["data"]["samples"].items() if n]
         models = ", ".join(settings["clients"]["models"])
@@ -191,7 +195,7 @@ def _accuracy_in_words(summary: Record) -> str:
     """Describes the accuracies of the last and the main head, and their differences."""
 
     def both(head: str, of: Record) -> str:
-        values = {"β_sh": of["beta_sh"][head], "β_priv": of["beta_priv"][head]}
+        values = {symbol: of[metric][head] for metric, symbol in SYMBOLS.items()}
         return " and ".join(f"{name} {x:.3f}" for name, x in values.items() if x is not None)
 
     honest = summary.get("honest")
@@ -202,7 +206,7 @@ def _accuracy_in_words(summary: Record) -> str:
         return f"At the end, {whose or 'the '}only head has {both(first, of)}."
     gains = [
         f"{of[metric][last] - of[metric][first]:+.3f} in {symbol}".replace("-", "−")
-        for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv"))
+        for metric, symbol in SYMBOLS.items()
         if of[metric][first] is not None
     ]
     return (
@@ -238,7 +242,7 @@ def _comparison_in_words(
             f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
             f"sets and seeds ({listed}) are the same for all."
         ]
-    for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
+    for metric, symbol in SYMBOLS.items():
         last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
         known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
         if len(known) > 1:
@@ -248,6 +252,34 @@ def _comparison_in_words(
             ]
             sentences.append(f"Highest {symbol} of the last head: {', then '.join(best)}.")
     return sentences
+
+
+def _further_tables(summary: Record) -> dict[str, Table]:
+    """Returns the tables of metrics beside β_sh and β_priv, and of their spread over clients."""
+    tables = {}
+    own = {"β_own": summary["beta_own"]} if "beta_own" in summary else {}
+    own |= summary.get("metrics", {})
+    if own:
+        tables["metrics"] = Table(
+            "Further metrics at the end, mean over clients",
+            ("head", *own),
+            [
+                [Cell(head), *(_number(values[head]) for values in own.values())]
+                for head in summary["beta_sh"]
+            ],
+        )
+    if "fairness" in summary:
+        names = {"worst": "worst client", "lowest_tenth": "lowest tenth", "std": "std over clients"}
+        tables["fairness"] = Table(
+            "Accuracy over clients at the end",
+            ("metric", "head", *names.values()),
+            [
+                [Cell(SYMBOLS[metric]), Cell(head), *(_number(values[name]) for name in names)]
+                for metric, heads in summary["fairness"].items()
+                for head, values in heads.items()
+            ],
+        )
+    return tables
 
 
 def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
@@ -260,9 +292,10 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
             ("head", "β_sh", "β_priv"),
             [[Cell(name), *map(_number, values)] for name, *values in accuracy_lines(summary)],
         ),
+        **_further_tables(summary),
         "clients": Table(
             "Accuracy of each client at the end",
-            ("client", "model", *(f"{s} {head}" for s in ("β_sh", "β_priv") for head in heads)),
+            ("client", "model", *(f"{s} {head}" for s in SYMBOLS.values() for head in heads)),
             [
                 [
                     _count(client["client"]),

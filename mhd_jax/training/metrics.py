@@ -6,10 +6,19 @@ distribution. Both derive from per-class accuracies, computed once on the test s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+SYMBOLS = {"beta_sh": "β_sh", "beta_priv": "β_priv"}
+
+
+def first_and_last(heads: Sequence[str]) -> list[str]:
+    """Returns the main head and, if there are auxiliary heads, the last one."""
+    return [heads[0]] if len(heads) == 1 else [heads[0], heads[-1]]
 
 
 def head_names(num_heads: int) -> list[str]:

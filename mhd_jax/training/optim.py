@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,46 +63,51 @@ class SGD:
         if self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be at least 0, not {self.warmup_steps}.")
 
-    def rate(self, steps: int) -> optax.Schedule:
-        """Returns the learning rate as a function of the step, for a run of `steps` steps."""
+    def rate(self, steps: int, peak: Any = None) -> optax.Schedule:
+        """Returns the learning rate as a function of the step, for a run of `steps` steps.
+
+        `peak`, which may be traced, stands for `learning_rate` if it is given.
+        """
+        peak = self.learning_rate if peak is None else peak
         steps = max(steps - self.warmup_steps, 1)
         if self.schedule == "cosine":
-            main = optax.cosine_decay_schedule(self.learning_rate, steps)
+            main = optax.cosine_decay_schedule(peak, steps)
         elif self.schedule == "step":
-            main = optax.piecewise_constant_schedule(
-                self.learning_rate, {steps // 2: 0.1, steps * 3 // 4: 0.1}
-            )
+            main = optax.piecewise_constant_schedule(peak, {steps // 2: 0.1, steps * 3 // 4: 0.1})
         elif self.schedule == "decreasing":
 
             def main(step: Any) -> Any:
-                return self.learning_rate * (1 + step / 100) ** -0.75
+                return peak * (1 + step / 100) ** -0.75
         else:
-            main = optax.constant_schedule(self.learning_rate)
+            main = optax.constant_schedule(peak)
         if not self.warmup_steps:
             return main
 
         def warmup(step: Any) -> Any:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            return peak * (step + 1) / self.warmup_steps
 
         return optax.join_schedules([warmup, main], [self.warmup_steps])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """Returns the optax transformation for a run of `steps` steps, one object per setting."""
-        try:
-            return _cached_sgd(self, steps)
-        except TypeError:  # a `mhd_jax.core.varied.Varied` cannot be hashed
-            return _build_sgd(self, steps)
+    def build(
+        self, steps: int, numbers: Mapping[str, jax.Array] | None = None
+    ) -> optax.GradientTransformation:
+        """Returns the optax transformation for a run of `steps` steps.
+
+        `numbers` are traced values, by name, that stand for those of some settings, and are 0 where
+        these are. Without them there is one object per setting.
+        """
+        return _build_sgd(self, steps, numbers) if numbers else _cached_sgd(self, steps)
 
 
-def _build_sgd(settings: SGD, steps: int) -> optax.GradientTransformation:
+def _build_sgd(
+    settings: SGD, steps: int, numbers: Mapping[str, jax.Array] = types.MappingProxyType({})
+) -> optax.GradientTransformation:
+    momentum = numbers.get("momentum", settings.momentum)
+    weight_decay = numbers.get("weight_decay", settings.weight_decay)
     return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay)
-        if settings.weight_decay
-        else optax.identity(),
-        optax.trace(settings.momentum, bool(settings.nesterov))
-        if settings.momentum
-        else optax.identity(),
-        _scale_by_rate(settings.rate(steps)),
+        optax.add_decayed_weights(weight_decay) if settings.weight_decay else optax.identity(),
+        optax.trace(momentum, bool(settings.nesterov)) if settings.momentum else optax.identity(),
+        _scale_by_rate(settings.rate(steps, numbers.get("learning_rate"))),
     )
 
 

@@ -17,6 +17,7 @@ from jax import Array
 
 from mhd_jax.core.client_axis import computes_at_once, over_clients
 from mhd_jax.core.random import Purpose
+from mhd_jax.core.trees import of_one_client
 from mhd_jax.core.types import Batch, Outputs, PyTree, State
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 from mhd_jax.training.losses import private_cross_entropy
@@ -73,12 +74,9 @@ def _are_one(state: State, batch: Batch) -> bool:
 
 def _has_modes(state: State, batch: Batch) -> bool:
     """Returns whether training and evaluation mode differ, by batch statistics or by dropout."""
-
-    def of_one(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
-
     return any(
-        jax.tree.leaves(group.stats) or group.model.is_random(*of_one((group.params, batch.inputs)))
+        jax.tree.leaves(group.stats)
+        or group.model.is_random(*of_one_client((group.params, batch.inputs)))
         for group in state.groups
     )
 

@@ -5,20 +5,27 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from absl.testing import flagsaver
 from flax import linen as nn
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
+from mhd_jax.core import random
 from mhd_jax.core.types import Batch
 from mhd_jax.data import preprocessing
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.data.pretext import Rotation, SimCLR
-from mhd_jax.training import groups
 from mhd_jax.training.losses import pretext_cross_entropy
-from tests.builders import assert_trees_close, assert_trees_equal
+from tests.builders import (
+    PLAIN_SGD,
+    assert_trees_close,
+    assert_trees_equal,
+    of_client,
+    public_outputs,
+    softmax,
+    take_steps,
+)
 
 K, SIDE, CLASSES = 3, 4, 3
 
@@ -38,13 +45,11 @@ def images(*shape, seed=0):
 def clients_of(*objectives):
     inputs = np.asarray(images(60, SIDE, SIDE, 1))
     data = mhd.data.arrays(inputs, np.arange(60) % CLASSES)
-    return mhd.make_clients(
-        data, len(objectives), Flat(), objectives=objectives, partition=mhd.partition.iid()
-    )
+    return mhd.make_clients(data, len(objectives), Flat(), objectives=objectives, partition="iid")
 
 
 def clients_with(objective):
-    return clients_of("supervised", objective, "supervised").with_defaults(optax.sgd(0.1))
+    return clients_of("supervised", objective, "supervised").with_defaults(PLAIN_SGD)
 
 
 def batch_of(clients):
@@ -58,18 +63,11 @@ def batch_of(clients):
     )
 
 
-def of_client(state, i):
-    """One client's parameters, wherever its group keeps it."""
-    (group,) = [group for group in state.groups if i in group.members]
-    return jax.tree.map(lambda a: a[group.members.index(i)], group.params)
-
-
-def step(clients, algorithm="isolated", **options):
-    built = mhd.algorithms.ALGORITHMS[algorithm](**options)
-    batch = batch_of(clients)
-    state = built.init(jax.random.key(0), clients, batch)
-    after, metrics = jax.jit(built.train_step)(state, batch, jnp.zeros((K, K)))
-    return state, after, metrics
+def step(clients, algorithm="isolated"):
+    """The states before and after one step without edges, and its metrics."""
+    built, batch = mhd.algorithms.ALGORITHMS[algorithm](), batch_of(clients)
+    (before, after), (metrics,) = take_steps(built, clients, jnp.zeros((K, K)), [batch])
+    return before, after, metrics
 
 
 def test_turned_images_turn_back_by_their_label():
@@ -119,17 +117,14 @@ def test_a_step_of_rotation_prediction():
     clients = clients_with("rotation")
     state, after, metrics = step(clients)
     before, now = of_client(state, 1), of_client(after, 1)
-    key = mhd.random.client_keys(
-        state.key, mhd.random.Purpose.DROPOUT, state.client_ids, state.step
-    )[1]
+    purpose = random.Purpose.DROPOUT
+    key = random.client_keys(state.key, purpose, state.client_ids, state.step)[1]
     turned, turns = Rotation().samples(jax.random.fold_in(key, 1), batch_of(clients).inputs[1])
     x = np.asarray(turned).reshape(6, -1)
     weights = np.asarray(before["backbone"]["Dense_0"]["kernel"])
     kernel, bias = (np.asarray(before["pretext"][name]) for name in ("kernel", "bias"))
     embeddings = x @ weights
-    logits = embeddings @ kernel + bias
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    odds /= odds.sum(axis=1, keepdims=True)
+    odds = softmax(embeddings @ kernel + bias)
     error = (odds - np.eye(4)[np.asarray(turns)]) / 6
     expected = {"kernel": embeddings.T @ error, "bias": error.sum(axis=0)}
     moved = jax.tree.map(lambda a, b: np.asarray(a - b) / 0.1, before, now)
@@ -138,9 +133,8 @@ def test_a_step_of_rotation_prediction():
         moved["backbone"]["Dense_0"]["kernel"], x.T @ (error @ kernel.T), rtol=1e-3, atol=1e-5
     )
     assert_trees_equal(before["heads"], now["heads"])
-    np.testing.assert_allclose(
-        metrics["private_loss"][1], -np.log(odds[np.arange(6), turns]).mean(), rtol=1e-5
-    )
+    loss = -np.log(odds[np.arange(6), turns]).mean()
+    np.testing.assert_allclose(metrics["private_loss"][1], loss, rtol=1e-5)
 
 
 def test_who_hears_nothing_of_it_is_not_touched():
@@ -164,14 +158,7 @@ def test_its_embedding_moves_who_learns_from_it():
     for student, teacher in ((0, 1), (1, 0)):
         graph = jnp.zeros((K, K)).at[student, teacher].set(1)
         _, metrics = jax.jit(algorithm.train_step)(state, batch, graph)
-        said, _ = groups.forward(
-            state,
-            groups.all_params(state),
-            groups.all_stats(state),
-            batch.public_inputs,
-            shared_inputs=True,
-        )
-        unit = np.asarray(said.embeddings)
+        unit = public_outputs(state, batch).embeddings
         unit = unit / np.sqrt((unit**2).sum(axis=-1, keepdims=True) + 1e-6)
         distance = ((unit[student] - unit[teacher]) ** 2).sum(axis=-1).mean()
         np.testing.assert_allclose(metrics["emb_loss"][student], distance, rtol=1e-4)
@@ -180,9 +167,8 @@ def test_its_embedding_moves_who_learns_from_it():
 def test_a_run_in_which_two_have_a_pretext_task():
     contrast = SimCLR(Augmentation(jitter=0.4))
     clients = clients_of("supervised", "supervised", "rotation", contrast)
-    summary = mhd.simulate(
-        "complete", clients, steps=4, eval_every=4, batch_size=4, public_batch_size=4
-    ).summary
+    settings = {"steps": 4, "batch_size": 4, "public_batch_size": 4}
+    summary = mhd.simulate("complete", clients, **settings).summary
     known = [client["beta_priv"]["main"] is not None for client in summary["per_client"]]
     assert known == [True, True, False, False]
     assert summary["settings"]["clients"]["objectives"][:3] == ["supervised"] * 2 + ["Rotation()"]
@@ -191,16 +177,13 @@ def test_a_run_in_which_two_have_a_pretext_task():
 
 
 @pytest.mark.parametrize(
-    ("data", "objective", "why"),
-    [
-        (np.zeros((60, 4)), "rotation", "rotation is for images"),
-        (np.zeros((60, 4, 6, 1)), "rotation", "must be square, but they have 4 × 6 pixels"),
-    ],
+    ("shape", "why"),
+    [((4,), "rotation is for images"), ((4, 6, 1), "must be square, but they have 4 × 6 pixels")],
 )
-def test_samples_that_a_task_cannot_use_are_refused(data, objective, why):
-    data = mhd.data.arrays(data.astype(np.float32), np.arange(60) % CLASSES)
+def test_samples_that_a_task_cannot_use_are_refused(shape, why):
+    data = mhd.data.arrays(np.zeros((60, *shape), np.float32), np.arange(60) % CLASSES)
     with pytest.raises(mhd.ConfigError, match=why):
-        mhd.make_clients(data, 3, objectives={0: objective}, partition=mhd.partition.iid())
+        mhd.make_clients(data, 3, objectives={0: "rotation"}, partition="iid")
 
 
 def test_averages_of_parameters_name_who_has_another_head():

@@ -10,11 +10,9 @@ from flax import linen as nn
 import mhd_jax as mhd
 from tests.builders import assert_trees_equal
 
-RNG = np.random.default_rng(0)
-DATA = mhd.data.arrays(RNG.integers(0, 256, (90, 4, 4, 1)).astype(np.uint8), np.arange(90) % 3)
-OTHER = mhd.data.arrays(
-    RNG.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8), np.arange(50) % 2, name="other"
-)
+PIXELS = np.random.default_rng(0).integers(0, 256, (140, 4, 4, 1)).astype(np.uint8)
+DATA = mhd.data.arrays(PIXELS[:90], np.arange(90) % 3)
+OTHER = mhd.data.arrays(PIXELS[90:], np.arange(50) % 2, name="other")
 
 
 class Parts(nn.Module):
@@ -30,18 +28,25 @@ def clients(**options):
     return mhd.make_clients(DATA, 3, partition="iid", **options)
 
 
+def as_they_are(images):
+    return images
+
+
+def with_images(images, given=as_they_are):
+    """A data set that trains on these, and has others to test on."""
+    labels, test = np.arange(len(images)) % 2, given(OTHER.test_inputs)
+    return mhd.data.arrays(
+        given(images), labels, test, OTHER.test_labels, name="leaky", pixels=True
+    )
+
+
 def test_another_data_set_is_the_public_one():
     who = clients(public=OTHER)
     np.testing.assert_array_equal(who.public_inputs, OTHER.inputs)
     assert (who.owner >= 0).all() and who.num_public == len(OTHER.labels) and not who.public.size
     assert who.settings["public_dataset"] == "other"
-    assert who.role_counts() == {
-        "private": 72,
-        "public": 40,
-        "validation": 0,
-        "unused": 0,
-        "test": 18,
-    }
+    roles = {"private": 72, "public": 40, "validation": 0, "unused": 0, "test": 18}
+    assert who.role_counts() == roles
 
 
 @pytest.mark.parametrize(
@@ -51,15 +56,11 @@ def test_clients_learn_from_its_samples(name, placement):
     """A copy of the own public samples as another data set gives the same run."""
     settings = {"steps": 3, "eval_every": 3, "batch_size": 4, "public_batch_size": 4}
     own = clients(public_fraction=0.25)
-    copy = mhd.data.arrays(
-        DATA.inputs[own.public], np.arange(18) % 2, DATA.inputs[:4], np.arange(4) % 2
-    )
-    outside = mhd.make_clients(DATA, 3, partition=lambda *_: own.owner, public=copy)
-    results = [
-        mhd.simulate("complete", who, name, data_placement=placement, **settings)
-        for who in (own, outside)
-    ]
-    assert_trees_equal(results[0].state.groups, results[1].state.groups)
+    copy = with_images(DATA.inputs[own.public])
+    outside = mhd.make_clients(DATA, 3, partition=own.owner, public=copy)
+    settings |= {"data_placement": placement}
+    one, other = (mhd.simulate("complete", who, name, **settings) for who in (own, outside))
+    assert_trees_equal(one.state.groups, other.state.groups)
 
 
 def test_fewer_public_samples_leave_the_private_ones():
@@ -82,34 +83,17 @@ def test_a_saved_split_goes_with_another_public_set(tmp_path):
     np.testing.assert_array_equal(again.public_inputs, who.public_inputs)
 
 
-def with_images(images):
-    """A data set that trains on these, and has others to test on."""
-    labels = np.arange(len(images)) % 2
-    return mhd.data.arrays(images, labels, OTHER.test_inputs, OTHER.test_labels, name="leaky")
-
-
 @pytest.mark.parametrize("parts", [False, True])
 def test_public_samples_with_another_role_are_refused_unless_they_may_have_one(parts):
-    given = lambda images: {"a": images[:, :2], "b": images[:, 2:]} if parts else images
-    data = mhd.data.arrays(
-        given(DATA.inputs), DATA.labels, given(DATA.test_inputs), DATA.test_labels, pixels=True
-    )
+    halves = lambda images: {"a": images[:, :2], "b": images[:, 2:]}
+    given = halves if parts else as_they_are
+    train, test = given(DATA.inputs), given(DATA.test_inputs)
+    data = mhd.data.arrays(train, DATA.labels, test, DATA.test_labels, pixels=True)
     own = {"partition": "iid", "validation_fraction": 0.25, "model": Parts() if parts else "mlp"}
     plain = mhd.make_clients(data, 3, **own, public_fraction=0.0)
-    roles = [
-        np.flatnonzero(plain.owner >= 0)[:4],
-        plain.validation[:3],
-    ]
-    leaky = np.concatenate([DATA.inputs[rows] for rows in roles] + [DATA.test_inputs[:2]])
-    images = np.concatenate([OTHER.inputs, leaky])
-    public = mhd.data.arrays(
-        given(images),
-        np.arange(len(images)) % 2,
-        given(OTHER.test_inputs),
-        OTHER.test_labels,
-        pixels=True,
-        name="leaky",
-    )
+    private, validation = np.flatnonzero(plain.owner >= 0)[:4], plain.validation[:3]
+    leaky = DATA.inputs[private], DATA.inputs[validation], DATA.test_inputs[:2]
+    public = with_images(np.concatenate([OTHER.inputs, *leaky]), given)
     with pytest.raises(mhd.ConfigError, match=r"49 public .* \(4 private, 3 validation, 2 test\)"):
         mhd.make_clients(data, 3, **own, public=public)
     taken = mhd.make_clients(data, 3, **own, public=public, allow_overlap=True)
@@ -148,11 +132,7 @@ def test_test_samples_that_are_trained_on_are_warned_of():
         (
             {
                 "public": mhd.data.arrays(
-                    np.zeros((9, 5, 4, 1), np.uint8),
-                    np.arange(9) % 3,
-                    name="wide",
-                    num_classes=3,
-                    test_fraction=0.4,
+                    np.zeros((15, 5, 4, 1), np.uint8), np.arange(15) % 3, name="wide"
                 )
             },
             r"wide hold uint8 of shape \[5, 4, 1\], but arrays uint8 of shape \[4, 4, 1\]",

@@ -1,6 +1,7 @@
 """Splits saved and loaded again, owners from files made by hand, and that no sample has two roles."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -14,9 +15,8 @@ from mhd_jax.data.split import Split
 from tests.builders import Linear, assert_trees_equal, simulate_in, tiny_clients, tiny_dataset
 
 SETTINGS = {"steps": 2, "eval_every": 1, "batch_size": 4, "public_batch_size": 8}
-OWNERS = (
-    np.arange(48) % 5 - 1
-)  # of 48 training samples: 10 are nobody's, four clients have the rest
+# Of 48 training samples 10 are nobody's, and four clients have the rest.
+OWNERS = np.arange(48) % 5 - 1
 
 
 def load(path, num_clients=4, **kwargs):
@@ -40,9 +40,8 @@ def assert_same_clients(one, other):
 )
 def test_a_saved_split_is_loaded_exactly(partition, tmp_path):
     path = tmp_path / "split.npz"
-    first = tiny_clients(
-        3, partition=partition, public_fraction=0.2, validation_fraction=0.1, seed=7
-    )
+    shares = {"public_fraction": 0.2, "validation_fraction": 0.1}
+    first = tiny_clients(3, partition=partition, **shares, seed=7)
     first.save_split(path)
     for given in (path, str(path)):
         assert_same_clients(first, load(given, 3))
@@ -106,13 +105,8 @@ def test_owners_by_hand_are_kept_and_the_rest_is_drawn_from_nobodys(ending, tmp_
     assert (len(clients.public), len(clients.validation)) == (5, 2)  # of 48
     drawn = np.concatenate([clients.public, clients.validation])
     assert len(np.unique(drawn)) == 7 and (OWNERS[drawn] == -1).all()
-    assert clients.role_counts() == {
-        "private": 38,
-        "public": 5,
-        "validation": 2,
-        "unused": 3,
-        "test": 12,
-    }
+    roles = {"private": 38, "public": 5, "validation": 2, "unused": 3, "test": 12}
+    assert clients.role_counts() == roles
     other = load(path, public_fraction=0.1, validation_fraction=0.05, seed=1)
     assert set(other.public) != set(clients.public)
     assert other.settings["split_digest"] != clients.settings["split_digest"]
@@ -177,9 +171,8 @@ def test_owners_and_rows_given_as_they_are_serve_as_a_file_does(given, tmp_path)
     assert_same_clients(found, expected)
     assert found.settings == {**expected.settings, "partition": "given"}
     whole = load(np.arange(48) % 4, public_fraction=0.0)
-    assert (
-        whole.num_public == 0 and found.settings["split_digest"] != whole.settings["split_digest"]
-    )
+    assert whole.num_public == 0
+    assert found.settings["split_digest"] != whole.settings["split_digest"]
 
 
 NAMES = np.array(["ann", "bob", "cem", "dan"])[OWNERS.clip(0)]
@@ -209,17 +202,11 @@ UNIQUE = r"numpy.unique\(ids, return_inverse=True\)\[1\]"
         ({**ROWS, 1: 5}, r"client 1 rows .*, not int64 \[\]"),
         ({**ROWS, 1: []}, "client 1 got no private samples"),
         (5, "a partition is a name, a function .*, not of type int"),
-        (
-            lambda labels: labels,
-            r"a function \(labels, num_clients, num_classes, rng\) .* not: too",
-        ),
+        (lambda labels: labels, r"\(labels, num_clients, num_classes, rng\) .* not: too"),
         (lambda y, k, c, rng: [1, 2], r"must return one integer for each of the 43 .* shape \[2\]"),
         (lambda y, k, c, rng: y / 2, "but returned float64"),
         (lambda y, k, c, rng: [[1], [1, 2]], "the partition <lambda> failed .ValueError"),
-        (
-            lambda y, k, c, rng: y + 9,
-            "the partition must give owners in −1 … 3, but they span -1 … 11",
-        ),
+        (lambda y, k, c, rng: y + 9, "must give owners in −1 … 3, but they span -1 … 11"),
         (lambda y, k, c, rng: {}[k], r"the partition <lambda> failed \(KeyError: 4\)"),
     ],
 )
@@ -256,27 +243,26 @@ def test_the_data_and_the_file_must_be_the_right_ones(tmp_path):
     tiny_clients(4).save_split(path)
     data = tiny_dataset()
     shuffled = dataclasses.replace(data, labels=np.roll(data.labels, 1))
-    with pytest.raises(mhd.ConfigError, match="belongs to other training samples"):
+    refused = functools.partial(pytest.raises, mhd.ConfigError)
+    with refused(match="belongs to other training samples"):
         mhd.make_clients(shuffled, 4, Linear(), partition=path)
-    with pytest.raises(mhd.ConfigError, match="to 4 clients, but num_clients is 8"):
+    with refused(match="to 4 clients, but num_clients is 8"):
         load(path, 8)
-    with pytest.raises(mhd.ConfigError, match=r"no assignment file '.*none\.npz'"):
+    with refused(match=r"no assignment file '.*none\.npz'"):
         load(tmp_path / "none.npz")
-    with pytest.raises(
-        mhd.ConfigError, match=r"unknown partition 'none'; .* path of an assignment"
-    ):
+    with refused(match=r"unknown partition 'none'; .* path of an assignment"):
         load("none")
-    with pytest.raises(mhd.ConfigError, match=r"a split is saved as \.npz, not as split\.csv"):
+    with refused(match=r"a split is saved as \.npz, not as split\.csv"):
         tiny_clients(4).save_split(tmp_path / "split.csv")
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"owner"):
         path.write_bytes(content)
-        with pytest.raises(mhd.ConfigError, match=r"split\.npz is not a readable assignment"):
+        with refused(match=r"split\.npz is not a readable assignment"):
             load(path)
     np.savez(path, owner=OWNERS)
-    with pytest.raises(mhd.ConfigError, match=r"split\.npz is not a readable assignment: 'public"):
+    with refused(match=r"split\.npz is not a readable assignment: 'public"):
         load(path)
     renamed = path.rename(tmp_path / "split.npy")
-    with pytest.raises(mhd.ConfigError, match="of another format than its ending says"):
+    with refused(match="of another format than its ending says"):
         load(renamed)
     assert list(pathlib.Path(tmp_path).iterdir()) == [renamed]  # nothing half written is left

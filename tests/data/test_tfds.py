@@ -44,13 +44,8 @@ def test_what_is_read_is_what_the_records_hold(cache):
     import tensorflow_datasets as tfds
 
     data = mhd.data.load("cifar10", data_dir=SMALL)
-    source = tfds.data_source(
-        "cifar10",
-        data_dir=SMALL,
-        split="train",
-        download=False,
-        builder_kwargs={"file_format": "array_record"},
-    )
+    built = {"download": False, "builder_kwargs": {"file_format": "array_record"}}
+    source = tfds.data_source("cifar10", data_dir=SMALL, split="train", **built)
     assert data.inputs.shape == (2000, 32, 32, 3) and data.inputs.dtype == np.uint8
     assert data.test_inputs.shape == (500, 32, 32, 3)
     assert data.name == "cifar10" and data.class_names[:2] == ("airplane", "automobile")
@@ -74,10 +69,9 @@ def test_the_cache_serves_the_same_and_notices_other_splits_and_files(cache, cop
     np.testing.assert_array_equal(part.inputs, first.inputs[:200])
     np.testing.assert_array_equal(part.test_inputs, first.inputs)
     os.utime(folder / "dataset_info.json", (1, 1))
-    with monkeypatch.context() as patch:
-        patch.setattr(prepared, "Records", None)
-        with pytest.raises(TypeError):
-            mhd.data.load("cifar10", data_dir=root)
+    monkeypatch.setattr(prepared, "Records", None)
+    with pytest.raises(TypeError):
+        mhd.data.load("cifar10", data_dir=root)
 
 
 @needs_cifar10
@@ -123,6 +117,11 @@ def test_damage_is_named(copy, cache):
     assert not cache.exists()
 
 
+def made_set(tmp_path, **description):
+    made_images.write(tmp_path / "made_images" / "1.0.0", **description)
+    return {"data_dir": tmp_path}
+
+
 SIZES = ((8, 8, 3),) * 5 + ((8, 9, 3),)
 
 
@@ -131,7 +130,7 @@ SIZES = ((8, 8, 3),) * 5 + ((8, 9, 3),)
     [
         (
             {"shapes": SIZES, "shape": (None, None, 3)},
-            r"train: sample 5 has shape \[8, 9, 3\], but sample 0 \[8, 8, 3\]; give image_size",
+            r"train: sample 5 has .* \[8, 9, 3\], but .* 0 \[",
         ),
         ({"shape": (9, 9, 3)}, r"\[8, 8, 3\], but the images should have \[9, 9, 3\]"),
         ({"dtype": "uint16"}, "the images of made_images are uint16; only uint8 can be read"),
@@ -143,20 +142,20 @@ SIZES = ((8, 8, 3),) * 5 + ((8, 9, 3),)
     ],
 )
 def test_records_that_cannot_be_used_are_named(tmp_path, cache, description, sentence):
-    made_images.write(tmp_path / "made_images" / "1.0.0", **description)
+    where = made_set(tmp_path, **description)
     with pytest.raises(mhd.ConfigError, match=sentence):
-        mhd.data.load("made_images", data_dir=tmp_path)
+        mhd.data.load("made_images", **where)
     assert not cache.exists()
 
 
 def test_a_damaged_cache_is_written_anew(tmp_path, cache):
-    made_images.write(tmp_path / "made_images" / "1.0.0")
-    first = mhd.data.load("made_images", data_dir=tmp_path)
+    where = made_set(tmp_path)
+    first = mhd.data.load("made_images", **where)
     (stored,) = cache.iterdir()
     whole = stored.read_bytes()
     for damaged in (whole[:-100], b"", b"damaged"):
         stored.write_bytes(damaged)
-        again = mhd.data.load("made_images", data_dir=tmp_path)
+        again = mhd.data.load("made_images", **where)
         np.testing.assert_array_equal(first.inputs, again.inputs)
         assert stored.read_bytes() == whole
 
@@ -170,27 +169,12 @@ def test_the_newest_whole_version_is_read(tmp_path):
 
 
 def test_a_data_set_that_is_not_prepared_says_what_to_do(tmp_path):
-    with pytest.raises(
-        mhd.ConfigError,
-        match=r"cifar10 is not prepared in .*python -m experiments.prepare_data --dataset=cifar10",
-    ):
+    sentence = "cifar10 is not prepared in .*python -m experiments.prepare_data --dataset=cifar10"
+    with pytest.raises(mhd.ConfigError, match=sentence):
         mhd.data.load("cifar10", data_dir=tmp_path)
     for name in ("a b", "", "..", ".hidden"):
         with pytest.raises(mhd.ConfigError, match="unknown dataset"):
             mhd.data.load(name, data_dir=tmp_path)
-
-
-@needs_cifar10
-def test_clients_learn_from_it():
-    data = mhd.data.load("cifar10", data_dir=SMALL, train_split="train[:400]")
-    clients = mhd.make_clients(data, 4, "mlp")
-    result = mhd.simulate("ring", clients, steps=4, batch_size=4, public_batch_size=4)
-    assert np.isfinite(result.history[-1]["train"]["loss"])
-
-
-def made_set(tmp_path, **description):
-    made_images.write(tmp_path / "made_images" / "1.0.0", **description)
-    return {"data_dir": tmp_path}
 
 
 def test_images_of_unlike_sizes_are_brought_to_one(tmp_path, cache):
@@ -211,15 +195,10 @@ def test_images_of_unlike_sizes_are_brought_to_one(tmp_path, cache):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_parts_of_a_split_that_overlap_are_noticed(tmp_path, cache, in_memory):
     where = made_set(tmp_path)
+    where |= {"test_split": "train[:1]", "in_memory": in_memory}
     first, second, apart = (
-        mhd.data.load(
-            "made_images",
-            **where,
-            train_split=f"train[{start}:{stop}]",
-            test_split="train[:1]",
-            in_memory=in_memory,
-        )
-        for start, stop in ((0, 4), (2, 6), (4, 6))
+        mhd.data.load("made_images", **where, train_split=f"train[{rows}]")
+        for rows in ("0:4", "2:6", "4:6")
     )
     with pytest.warns(UserWarning, match="1 of the 1 test samples of made_images are training"):
         clients = mhd.make_clients(first, 2, partition="iid", public=apart)
@@ -250,13 +229,13 @@ def test_samples_that_are_read_when_needed_are_the_same(cache, monkeypatch):
 
 @needs_cifar10
 def test_a_run_on_samples_that_are_read_when_needed(cache):
-    options = {"data_dir": SMALL, "train_split": "train[:300]", "test_split": "test[:50]"}
-    settings = {"steps": 2, "eval_every": 2, "data_placement": "host", "batch_size": 8}
-    states = []
+    options = {"data_dir": SMALL, "train_split": "train[:80]", "test_split": "test[:20]"}
+    settings = {"steps": 2, "data_placement": "host", "batch_size": 4, "public_batch_size": 4}
+    results = []
     for in_memory in (True, False):
-        data = mhd.data.load("cifar10", **options, in_memory=in_memory).prepared(
-            crop_size=28, standardize=True
-        )
-        who = mhd.make_clients(data, 3, partition="iid")
-        states.append(mhd.simulate("complete", who, "mhd", augmentation="flip", **settings).state)
-    assert_trees_equal(states[0].groups, states[1].groups)
+        data = mhd.data.load("cifar10", **options, in_memory=in_memory)
+        data = data.prepared(crop_size=28, standardize=True)
+        who = mhd.make_clients(data, 3, "mlp_small", partition="iid")
+        results.append(mhd.simulate("complete", who, "mhd", augmentation="flip", **settings))
+    assert_trees_equal(*(result.state.groups for result in results))
+    assert np.isfinite(results[0].history[-1]["train"]["loss"])

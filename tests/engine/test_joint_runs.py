@@ -150,9 +150,7 @@ def test_branches_stay_branches():
     joined = together(runs)
     carry = joined.join([run.start() for run in runs])
     assert carry.state.step.shape == () and carry.state.key.shape == (3,)
-    arguments = (carry, joined.data, joined.adjacency, np.int32(1), None, {})
-    text = joining._dispatch.lower(*arguments, **joined.static()).as_text()
-    assert "stablehlo.case" in text
+    assert "stablehlo.case" in joined.lower(carry).as_text()
 
 
 def together(runs):
@@ -278,6 +276,55 @@ def test_splitting_gives_back_what_was_joined():
         assert_trees_equal(one.state.groups, other.state)
 
 
-def test_all_algorithms_go_together():
-    for name in ALGORITHMS:
-        assert together(prepared(name)) is not None
+def first_candidate(key, candidates):
+    """A user's own target selection."""
+    return candidates.probabilities[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "numbers"),
+    [
+        *((name, {}, {}) for name in ALGORITHMS),
+        ("mhd", {"target_selection": first_candidate}, {"nu_aux": 0.5, "nu_emb": 0.2}),
+        ("mhd", {"compression": "top_3"}, {"temperature": 2.0}),
+        ("naive", {}, {"nu_naive": 0.5}),
+        ("distributed_distillation", {"compression": "int8"}, {"rho": 0.5}),
+        ("ccl", {}, {"lambda_m": 0.5, "lambda_d": 0.2}),
+        ("dsgd", {}, {"averaging_rate": 0.5}),
+        ("dsgd", {"push_sum": True}, {"averaging_rate": 0.5}),
+        ("qg_dsgd", {"mu": 0.9}, {"mu": 0.8, "averaging_rate": 0.5}),
+        ("fedavg", {"local_epochs": 1.0}, {"local_epochs": 2.0}),
+    ],
+)
+def test_all_algorithms_go_together(name, options, numbers):
+    """Whatever their numbers, which no step compares: it is traced here."""
+    options = {"label_smoothing": 0.1, **options}
+    optimizers = mhd.optim.SGD(0.1), mhd.optim.SGD(0.2, 0.8, weight_decay=1e-2, warmup_steps=0)
+    runs = [
+        prepare(
+            mhd.topology.named("complete", 4),
+            clients(0),
+            algorithm(name, **{**options, **own}),
+            optimizer=optimizer,
+            **SETTINGS,
+        )
+        for optimizer, own in zip(
+            optimizers, ({}, {"label_smoothing": 0.3, **numbers}), strict=True
+        )
+    ]
+    joined = together(runs)
+    differing = joined.numbers["algorithm"]
+    assert len(differing) == 1 + len(numbers) and all(a.shape == (2,) for a in differing.values())
+    assert joined.numbers["optimizers"][0].keys() == {"learning_rate", "momentum", "weight_decay"}
+    joined.lower(joined.join([run.start() for run in runs]))
+
+
+def test_a_changed_train_step_goes_alone():
+    """What a user puts around a step of the library is not left out."""
+    inner = algorithm("isolated")
+    around = dataclasses.replace(inner, train_step=lambda *args: inner.train_step(*args))
+    runs = [
+        prepare(graph(0), clients(0), own, **SETTINGS)
+        for own in (inner, around, algorithm("isolated", label_smoothing=0.2), around)
+    ]
+    assert [indices for indices, _ in joining.partition(runs)] == [[0, 2], [1, 3]]

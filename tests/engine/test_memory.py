@@ -59,10 +59,10 @@ def test_chunks_become_as_small_as_they_must(monkeypatch):
     assert sizes[1] < 0.7 * sizes[None]
     whole = mhd.simulate("ring", many, "isolated", **settings)
     run = prepare("ring", many, "isolated", **settings)
-    assert memory.fitted(run) is run
+    assert run.fitted(run.carry) is run
     monkeypatch.setattr(memory, "whole_bytes", lambda devices=None: int(1.1 * sizes[1]))
     run = prepare("ring", many, "isolated", **settings, data_placement="device")
-    assert 1 <= memory.fitted(run).execution.chunk < (run.execution.chunk or 12)
+    assert 1 <= run.fitted(run.carry).execution.chunk < (run.execution.chunk or 12)
     parts = mhd.simulate("ring", many, "isolated", **settings, data_placement="device")
     assert_trees_close(parts.state.groups, whole.state.groups, rtol=1e-4, atol=1e-5)
     with pytest.raises(mhd.ConfigError, match="or client_chunk"):

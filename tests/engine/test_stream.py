@@ -49,16 +49,8 @@ def test_the_same_batches_come_from_the_host(independent):
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     whole = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     monkeypatch.setattr("mhd_jax.engine.stream._BLOCK_BYTES", 1)
-    run = prepare(
-        "complete",
-        clients(),
-        "mhd",
-        data_placement="host",
-        steps=12,
-        batch_size=8,
-        public_batch_size=8,
-        eval_every=6,
-    )
+    settings = {name: value for name, value in SETTINGS.items() if name != "progress"}
+    run = prepare("complete", clients(), "mhd", data_placement="host", **settings)
     assert run.stream.block_steps == 1
     short = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     assert_trees_close(whole.state.groups, short.state.groups, **ROUNDING)

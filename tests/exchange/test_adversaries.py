@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.stats
 
@@ -15,22 +14,25 @@ from mhd_jax.core.types import Presence
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.adversaries import KINDS, Adversaries
 from mhd_jax.exchange.selection import Candidates
-from mhd_jax.training import groups
+from mhd_jax.training.groups import all_params
 from tests.builders import (
     NUM_CLASSES,
-    Linear,
     assert_trees_close,
     assert_trees_equal,
+    of_client,
+    public_outputs,
+    softmax,
+    take_steps,
     tiny_batch,
     tiny_clients,
-    tiny_dataset,
+    with_params,
 )
 
 K = 4
 COMPLETE = 1 - jnp.eye(K)
 ONLY_1_TEACHES_0 = jnp.zeros((K, K)).at[0, 1].set(1)
 HONEST = len(KINDS)
-PLAIN = optax.sgd(0.1)  # one object, so that equal programs compile once
+SIZES = {"eval_every": 3, "batch_size": 4, "public_batch_size": 5}
 
 
 def learning_from_main_heads(shared, **options):
@@ -44,28 +46,8 @@ def learning_from_main_heads(shared, **options):
     )
 
 
-def run_steps(algorithm, clients, graph, batches, state=None, step=None):
-    state = state or algorithm.init(jax.random.key(0), clients, batches[0])
-    step = step or jax.jit(algorithm.train_step)
-    for batch in batches:
-        state, metrics = step(state, batch, graph)
-    return state, metrics
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def said_by(state, batch):
-    outputs, _ = groups.forward(
-        state,
-        groups.all_params(state),
-        groups.all_stats(state),
-        batch.public_inputs,
-        shared_inputs=batch.public_is_shared,
-    )
-    return np.asarray(outputs.logits)
+def batches_of(shared):
+    return [tiny_batch(K, seed=seed, shared=shared) for seed in range(2)]
 
 
 def test_what_each_kind_sends():
@@ -94,91 +76,63 @@ def test_what_is_not_finite_touches_nobody(shared):
     """Bit-equal to the run in which the liar's edges are cut, for itself too; and counted."""
     public_batch = "shared" if shared else "independent"
     algorithm = mhd.algorithms.mhd(public_batch=public_batch, compression="int8")
-    batches = [tiny_batch(K, seed=s, shared=shared) for s in range(2)]
-    step = jax.jit(algorithm.train_step)
 
     def run(kind, graph):
-        clients = tiny_clients(K, adversaries={2: kind}, optimizer=PLAIN)
-        return run_steps(algorithm, clients, graph, batches, step=step)
+        clients = tiny_clients(K, adversaries={2: kind})
+        (*_, state), (*_, metrics) = take_steps(algorithm, clients, graph, batches_of(shared))
+        return all_params(state), metrics
 
     cut, metrics = run("uniform", COMPLETE.at[:, 2].set(0))
     assert not metrics["non_finite"].any()
     for kind in ("nan", "inf"):
         lied, metrics = run(kind, COMPLETE)
-        assert_trees_equal(groups.all_params(lied), groups.all_params(cut))
+        assert_trees_equal(lied, cut)
         np.testing.assert_array_equal(metrics["non_finite"], [1, 1, 0, 1])
-        assert (
-            not metrics["messages"]["predictions"][:, 2].any()
-            and metrics["messages"]["predictions"].sum() == K
-        )
+        heard = metrics["messages"]["predictions"]
+        assert not heard[:, 2].any() and heard.sum() == K
 
 
 def test_a_message_may_be_bad_where_its_sender_is_not():
     """A teacher that overflows on one student's samples alone."""
     algorithm = mhd.algorithms.mhd(public_batch="independent", num_targets="all", nu_emb=0.0)
     batch = tiny_batch(K, shared=False)
-    batch = dataclasses.replace(batch, public_inputs=batch.public_inputs.at[0].multiply(1e15))
+    batch = batch.replace(public_inputs=batch.public_inputs.at[0].multiply(1e15))
     state = algorithm.init(jax.random.key(0), tiny_clients(K), batch)
-    loud = jax.tree.map(lambda a: a.at[2].multiply(1e12), state.groups[0].params)
-    state = dataclasses.replace(state, groups=(dataclasses.replace(state.groups[0], params=loud),))
+    state = with_params(state, lambda a: a.at[2].multiply(1e12))
     step = jax.jit(algorithm.train_step)
     masked, metrics = step(state, batch, COMPLETE)
     np.testing.assert_array_equal(metrics["non_finite"], [1, 0, 0, 0])
     assert metrics["messages"]["predictions"].sum() == K * (K - 1)  # it was sent
     cut, _ = step(state, batch, COMPLETE.at[0, 2].set(0))
-    of_0 = lambda state: jax.tree.map(lambda a: a[0], groups.all_params(state))
-    assert_trees_close(of_0(masked), of_0(cut), rtol=1e-6)
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves(of_0(masked)))
+    assert_trees_close(of_client(masked, 0), of_client(cut, 0), rtol=1e-6)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(of_client(masked, 0)))
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_students_learn_from_what_was_sent(shared):
     """Client 0 learns from client 1 alone: its loss against the lie, written out."""
     algorithm, graph = learning_from_main_heads(shared), ONLY_1_TEACHES_0
-    before, now = (tiny_batch(K, seed=s, shared=shared) for s in range(2))
-    step = jax.jit(algorithm.train_step)
+    before, now = batches_of(shared)
     for kind in ("label_flip", "replay"):
-        clients = tiny_clients(K, adversaries={1: kind, 3: "replay"}, optimizer=PLAIN)
-        first = algorithm.init(jax.random.key(0), clients, before)
-        second, _ = step(first, before, graph)
-        after, metrics = step(second, now, graph)
+        clients = tiny_clients(K, adversaries={1: kind, 3: "replay"})
+        (first, second, after), (_, metrics) = take_steps(algorithm, clients, graph, (before, now))
         if kind == "replay":
-            target = softmax(said_by(first, before)[1, :, 0])
+            target = softmax(public_outputs(first, before).logits[1, :, 0])
         else:
             samples = now
             if not shared:  # its answers to client 0's samples
-                samples = dataclasses.replace(
-                    now, public_inputs=now.public_inputs[0], public_indices=now.public_indices[0]
+                samples = now.replace(
+                    public_inputs=now.public_inputs[0], public_indices=now.public_indices[0]
                 )
-            answers = said_by(second, samples)[1, :, 0].argmax(-1)
+            answers = public_outputs(second, samples).logits[1, :, 0].argmax(-1)
             target = np.eye(NUM_CLASSES)[(answers + 1) % NUM_CLASSES]
-        own = said_by(second, now)[0, :, 1]
+        own = public_outputs(second, now).logits[0, :, 1]
         expected = -(target * np.log(softmax(own))).sum(-1).mean()
         np.testing.assert_allclose(metrics["aux_loss"][0], expected, rtol=1e-4)
     if shared:  # liars' own training goes on
-        honest, _ = run_steps(algorithm, tiny_clients(K), graph, [before, now])
-        others = lambda state: jax.tree.map(lambda a: a[1:], groups.all_params(state))
-        assert_trees_equal(others(after), others(honest))
-
-
-def test_fedmd_leaves_out_who_is_not_finite():
-    algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
-    batch, step = tiny_batch(K), jax.jit(algorithm.train_step)
-
-    def run(kind, speaks):
-        clients = tiny_clients(K, adversaries={2: kind}, optimizer=PLAIN)
-        state = algorithm.init(jax.random.key(0), clients, batch)
-        extra = {**state.extra, "speaks": jnp.asarray(speaks, jnp.float32)}
-        after, metrics = step(dataclasses.replace(state, extra=extra), batch, COMPLETE)
-        return groups.all_params(after), metrics
-
-    silent, _ = run("uniform", [1, 1, 0, 1])
-    for kind in ("nan", "inf"):
-        lied, metrics = run(kind, [1, 1, 1, 1])
-        assert_trees_equal(lied, silent)
-        np.testing.assert_array_equal(metrics["non_finite"], [0, 0, 1, 0])
-    believed, _ = run("label_flip", [1, 1, 1, 1])
-    assert not np.allclose(believed[0]["heads"]["kernel"], silent[0]["heads"]["kernel"])
+        (*_, honest), _ = take_steps(algorithm, tiny_clients(K), graph, (before, now))
+        for i in range(1, K):
+            assert_trees_equal(of_client(after, i), of_client(honest, i))
 
 
 def reference(name, said, valid):
@@ -231,17 +185,9 @@ def test_robust_choices_equal_a_loop(name, float64):
 
 
 def test_a_summary_tells_honest_clients_apart(tmp_path):
-    clients = mhd.make_clients(
-        tiny_dataset(), K, Linear(), public_fraction=0.3, adversaries={1: "nan", 3: "replay"}
-    )
-
-    summary = mhd.simulate(
-        "complete",
-        clients,
-        mhd.algorithms.mhd(num_aux_heads=1),
-        workdir=tmp_path,
-        **{"steps": 6, "eval_every": 3, "batch_size": 4, "public_batch_size": 5},
-    ).summary
+    who = tiny_clients(K, public_fraction=0.3, adversaries={1: "nan", 3: "replay"})
+    algorithm = mhd.algorithms.mhd(num_aux_heads=1)
+    summary = mhd.simulate("complete", who, algorithm, workdir=tmp_path, steps=6, **SIZES).summary
     each = [client["beta_sh"]["aux_1"] for client in summary["per_client"]]
     assert summary["honest"]["beta_sh"]["aux_1"] == pytest.approx((each[0] + each[2]) / 2)
     assert summary["beta_sh"]["aux_1"] == pytest.approx(np.mean(each))
@@ -278,23 +224,21 @@ DELAYED = [{"pool_size": 2, "pool_refresh": 1}, {"teacher_delay": 1}]
 @pytest.mark.parametrize("delay", DELAYED, ids=["pool", "delay"])
 def test_liars_snapshots_lie_too(delay, shared):
     """Client 0 learns from client 1 alone, whose snapshots say what nobody believes, or all alike."""
-    algorithm, graph = learning_from_main_heads(shared, **delay), ONLY_1_TEACHES_0
-    batches = [tiny_batch(K, seed=s, shared=shared) for s in range(2)]
-    step = jax.jit(algorithm.train_step)
+    algorithm = learning_from_main_heads(shared, **delay)
+    batches = batches_of(shared)
 
-    def run(kind, graph):
-        clients = tiny_clients(K, adversaries={1: kind}, optimizer=PLAIN)
-        first = algorithm.init(jax.random.key(0), clients, batches[0])
-        second, _ = step(first, batches[0], graph)
-        return second, *step(second, batches[1], graph)
+    def run(kind, graph=ONLY_1_TEACHES_0):
+        clients = tiny_clients(K, adversaries={1: kind})
+        (_, before, after), (_, metrics) = take_steps(algorithm, clients, graph, batches)
+        return before, all_params(after), metrics
 
-    before, _, metrics = run("uniform", graph)
-    own = said_by(before, batches[1])[0, :, 1]
+    before, _, metrics = run("uniform")
+    own = public_outputs(before, batches[1]).logits[0, :, 1]
     expected = -np.log(softmax(own)).mean(-1).mean()
     np.testing.assert_allclose(metrics["aux_loss"][0], expected, rtol=1e-4)
-    _, lied, metrics = run("nan", graph)
+    _, lied, metrics = run("nan")
     _, cut, _ = run("uniform", jnp.zeros((K, K)))
-    assert_trees_equal(groups.all_params(lied), groups.all_params(cut))
+    assert_trees_equal(lied, cut)
     np.testing.assert_array_equal(metrics["non_finite"], [1, 0, 0, 0])
 
 
@@ -306,49 +250,55 @@ def test_snapshots_cannot_replay(delay):
         algorithm.init(jax.random.key(0), clients, tiny_batch(K))
 
 
+def without_class(label, clients, of):
+    """Clients of which one lacks a class in its label set."""
+    sets = np.ones((K, NUM_CLASSES), bool)
+    sets[of, label] = False
+    return dataclasses.replace(clients, label_sets=sets)
+
+
 def test_a_lie_outside_a_label_set_says_nothing():
     """All of "constant" is outside: client 0 learns as from one that finds its classes alike."""
     algorithm = mhd.algorithms.mhd(num_aux_heads=1, include_self=False, nu_emb=0.0)
-    graph, batch = jnp.zeros((K, K)).at[0, 1].set(1), tiny_batch(K)
-    step = jax.jit(algorithm.train_step)
+    batch = tiny_batch(K)
 
     def run(kind):
-        clients = tiny_clients(K, adversaries={1: kind}, optimizer=PLAIN)
-        sets = np.ones((K, NUM_CLASSES), bool)
-        sets[1, 0] = False
-        clients = dataclasses.replace(clients, label_sets=sets)
-        return step(algorithm.init(jax.random.key(0), clients, batch), batch, graph)[0]
+        clients = without_class(0, tiny_clients(K, adversaries={1: kind}), of=1)
+        states, _ = take_steps(algorithm, clients, ONLY_1_TEACHES_0, [batch])
+        return all_params(states[-1])
 
-    constant, uniform = (groups.all_params(run(kind)) for kind in ("constant", "uniform"))
+    constant, uniform, flipped = map(run, ("constant", "uniform", "label_flip"))
     assert_trees_equal(constant, uniform)
-    assert not np.allclose(
-        constant[0]["heads"]["kernel"], groups.all_params(run("label_flip"))[0]["heads"]["kernel"]
-    )
+    assert not np.allclose(constant[0]["heads"]["kernel"], flipped[0]["heads"]["kernel"])
 
 
-@pytest.mark.parametrize("sets", [False, True])
-def test_fedmd_counts_and_hears_who_can_be_reached(sets):
-    """Clients 1 and 2 send what is not finite, of whom 2 is away; 1 is heard though it does not train."""
+@pytest.mark.parametrize(("away", "sets"), [(False, False), (True, False), (True, True)])
+def test_fedmd_counts_and_hears_who_can_be_reached(away, sets):
+    """Clients 1 and 2 send what is not finite; where 2 is away, 1 is heard but does not train."""
     algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
-    presence = Presence(jnp.array([True, False, False, True]), jnp.array([True, True, False, True]))
-    batch = dataclasses.replace(tiny_batch(K), presence=presence)
-    step = jax.jit(algorithm.train_step)
+    batch, step = tiny_batch(K), jax.jit(algorithm.train_step)
+    if away:
+        there = jnp.array([[1, 0, 0, 1], [1, 1, 0, 1]], bool)
+        batch = batch.replace(presence=Presence(*there))
 
     def run(liars, silent=()):
-        clients = tiny_clients(K, adversaries=liars, optimizer=PLAIN)
-        if sets:
-            known = np.ones((K, NUM_CLASSES), bool)
-            known[3, 2] = False
-            clients = dataclasses.replace(clients, label_sets=known)
+        clients = tiny_clients(K, adversaries=liars)
+        clients = without_class(2, clients, of=3) if sets else clients
         state = algorithm.init(jax.random.key(0), clients, batch)
         speaks = state.extra["speaks"].at[jnp.array(silent, int)].set(0)
-        state = dataclasses.replace(state, extra={**state.extra, "speaks": speaks})
-        after, metrics = step(state, batch, COMPLETE)
-        return groups.all_params(after), metrics["non_finite"]
+        after, metrics = step(
+            state.replace(extra={**state.extra, "speaks": speaks}), batch, COMPLETE
+        )
+        return all_params(after), metrics["non_finite"]
 
-    lied, counted = run({1: "nan", 2: "inf"})
-    np.testing.assert_array_equal(counted, [0, 1, 0, 0])
-    assert_trees_equal(lied, run({1: "uniform", 2: "inf"}, silent=[1])[0])
+    silent, none = run({1: "uniform", 2: "replay"}, silent=[1, 2])
+    assert not none.any()
+    for kinds in (("nan", "inf"), ("inf", "nan")):
+        lied, counted = run(dict(zip((1, 2), kinds, strict=True)))
+        np.testing.assert_array_equal(counted, [0, 1, not away, 0])
+        assert_trees_equal(lied, silent)
+    believed, _ = run({1: "label_flip", 2: "nan"})
+    assert not np.allclose(believed[0]["heads"]["kernel"], silent[0]["heads"]["kernel"])
 
 
 def test_who_is_away_says_nothing_that_could_be_replayed():
@@ -357,17 +307,8 @@ def test_who_is_away_says_nothing_that_could_be_replayed():
     said = jnp.ones((2, 1, 1, 2))
     away = liars.after(said, jnp.array([True, False])).sent(said)
     assert away[0].all() and not away[1].any()
-    clients = mhd.make_clients(
-        tiny_dataset(), K, Linear(), public_fraction=0.3, adversaries={1: "nan"}
-    )
-    found = mhd.simulate(
-        "complete",
-        clients,
-        mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1),
-        steps=8,
-        eval_every=4,
-        batch_size=4,
-        public_batch_size=5,
-        faults=mhd.Faults(stragglers={1: 8}),
-    )
+    who = tiny_clients(K, public_fraction=0.3, adversaries={1: "nan"})
+    algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
+    faults = mhd.Faults(stragglers={1: 8})
+    found = mhd.simulate("complete", who, algorithm, steps=8, faults=faults, **SIZES)
     assert found.summary["communication"]["non_finite"] == 4

@@ -1,7 +1,5 @@
 """Compression: what arrives, what it costs, and what an error fed back makes up for."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +7,9 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.exchange import compression, messages
-from tests.builders import tiny_batch, tiny_clients
+from tests.builders import softmax, take_steps, tiny_batch, tiny_clients
 
 LOGITS = jax.random.normal(jax.random.key(0), (5, 7, 10)) * 3
-
-
-def softmax(z):
-    return np.asarray(jax.nn.softmax(z))
 
 
 @pytest.mark.parametrize(
@@ -94,21 +88,16 @@ def test_error_feedback_brings_consensus_in_spite_of_rounding(name, float64):
     still = mhd.optim.SGD(1e-300, 0.0, weight_decay=0.0, schedule="constant").build(100)
     clients = tiny_clients(num_clients, optimizer=still, public_fraction=0.3)
     rows = np.arange(7)
-    batch = dataclasses.replace(
-        tiny_batch(num_clients, dtype=jnp.float64),
+    batch = tiny_batch(num_clients, dtype=jnp.float64).replace(
         public_inputs=jnp.asarray(clients.data.inputs[clients.public][rows], jnp.float64),
         public_indices=jnp.asarray(rows, jnp.int32),
     )
     algorithm = mhd.algorithms.distributed_distillation(compression=name)
-    state = algorithm.init(jax.random.key(0), clients, batch)
     ring = jnp.asarray(mhd.topology.ring(num_clients).at(0))
-    mean = np.asarray(state.extra["previous_decisions"][:, rows].mean(axis=0))
-    spread = []
-    step = jax.jit(algorithm.train_step)
-    for _ in range(40):
-        state, _ = step(state, batch, ring)
-        estimates = np.asarray(state.extra["estimates"][:, rows])
-        np.testing.assert_allclose(estimates.mean(axis=0), mean, atol=1e-9)
-        spread.append(np.abs(estimates - mean).max())
+    (first, *states), _ = take_steps(algorithm, clients, ring, [batch] * 40)
+    mean = np.asarray(first.extra["previous_decisions"][:, rows].mean(axis=0))
+    estimates = np.stack([state.extra["estimates"][:, rows] for state in states])
+    np.testing.assert_allclose(estimates.mean(axis=1), np.stack([mean] * 40), atol=1e-9)
+    spread = np.abs(estimates - mean).max(axis=(1, 2, 3))
     one_message = np.abs(compression.named(name).arrived(jnp.asarray(mean)) - mean).max()
     assert spread[0] > 1e-2 and spread[-1] < 1e-3 * one_message

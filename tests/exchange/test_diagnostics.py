@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,15 +10,17 @@ import mhd_jax as mhd
 from mhd_jax import exchange
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange.selection import Candidates
-from tests.builders import NUM_CLASSES, Linear, tiny_batch, tiny_clients, tiny_dataset
+from tests.builders import (
+    NUM_CLASSES,
+    public_outputs,
+    softmax,
+    take_steps,
+    tiny_batch,
+    tiny_clients,
+)
 
 K = 4
 COMPLETE = 1 - jnp.eye(K)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,8 @@ def test_a_step_tells_whose_predictions_were_taken(settings, include_self):
     """Sample by sample: the most confident of the teachers and, where it may, the client itself."""
     algorithm = mhd.algorithms.mhd(num_aux_heads=2, nu_emb=0.0, **settings)
     clients, batch = tiny_clients(K), tiny_batch(K)
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    _, metrics = jax.jit(algorithm.train_step)(state, batch, COMPLETE)
-    (group,) = state.groups
-    said = jax.vmap(lambda p: group.model.apply(p, {}, batch.public_inputs)[0].logits)(group.params)
-    z = np.asarray(said)  # [K, P, H, C]
+    (state, _), (metrics,) = take_steps(algorithm, clients, COMPLETE, [batch])
+    z = public_outputs(state, batch).logits  # [K, P, H, C]
     found = metrics["diagnostics"]
     expected, agreed = np.zeros((K, K, 2)), np.zeros((K, K))
     for i in range(K):
@@ -73,10 +71,12 @@ def test_places_become_clients():
 
 @pytest.mark.parametrize("faults", [None, mhd.Faults(stragglers={1: 2})])
 def test_a_summary_holds_shares(faults):
-    clients = mhd.make_clients(tiny_dataset(), K, Linear(), partition="iid")
-    settings = {"steps": 6, "eval_every": 3, "progress": False, "faults": faults}
-    summary = mhd.simulate("ring", clients, mhd.algorithms.mhd(num_aux_heads=2), **settings).summary
-    found = summary["diagnostics"]
+    algorithm, sizes = (
+        mhd.algorithms.mhd(num_aux_heads=2),
+        {"batch_size": 4, "steps": 6, "eval_every": 3},
+    )
+    found = mhd.simulate("ring", tiny_clients(K), algorithm, faults=faults, **sizes).summary
+    found = found["diagnostics"]
     followed = np.array(found["followed"])
     assert followed.shape == (2, K, K)
     np.testing.assert_allclose(followed.sum(axis=-1), 1, rtol=1e-5)

@@ -1,12 +1,8 @@
 """Runs that are killed, and the command that kills them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-from tests.builders import ROOT
 
 RUN = (
     "--algorithm=isolated --num_clients=3 --num_devices=1 --offline=0.3 --offline_steps=2 "
@@ -22,22 +18,9 @@ RUN = (
         pytest.param(12, 63, marks=pytest.mark.slow),  # the first at a random time
     ],
 )
-def test_a_run_that_is_killed_ends_as_one_left_alone(kills, seed, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.crash_test",
-        f"--kills={kills}",
-        f"--seed={seed}",
-        f"--train_flags={RUN}",
-    ]
-    done = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'w'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+def test_a_run_that_is_killed_ends_as_one_left_alone(kills, seed, tmp_path, python):
+    flags = (f"--kills={kills}", f"--seed={seed}", f"--train_flags={RUN}", "--workdir=w")
+    done = python("-m", "experiments.crash_test", *flags, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "w" / "crash_test.json").read_text())
     assert found["kills"] == kills and found["unequal"] == [] and found["arrays"] > 5

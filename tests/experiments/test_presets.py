@@ -27,8 +27,7 @@ def test_preset(preset):
         settings = run_flags.settings(strict=module is not sweep)
         assert settings.num_clients > 1
         if module is sweep:
-            axes = [cases.axis(text, "grid") for text in flags.FLAGS.grid]
-            found, _ = cases.read(cases.grid(axes))
+            found, _ = cases.read(cases.grid(cases.axes(flags.FLAGS.grid, "grid")))
             assert len(found) > 5
             if settings.dataset == "digits":
                 for case in found:

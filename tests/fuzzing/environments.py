@@ -52,30 +52,10 @@ def cluster_variables(given):
     return not found.note
 
 
-ODD_PARTS = [
-    "~",
-    "~nobody at all",
-    "..",
-    ".",
-    "a b",
-    "a:b",
-    "ä",
-    "a\nb",
-    "a\0b",
-    "\udce4",
-    "x" * 300,
-]
-SCHEMES = [
-    "gs://",
-    "s3://",
-    "file:///",
-    "hdfs://",
-    "https://",
-    "gs:/",
-    "memory://",
-    "c:/",
-    "./gs:/",
-]
+ODD_PARTS = ["~", "~nobody at all", "..", ".", "a b", "a:b", "ä", "a\nb", "a\0b", "\udce4"]
+ODD_PARTS += ["x" * 300]
+SCHEMES = ["gs://", "gs:/", "s3://", "file:///", "hdfs://", "https://", "memory://"]
+PATHS = ["c:/", "./gs:/"]  # which only look like them
 
 
 @st.composite
@@ -86,7 +66,7 @@ def work_folders(draw):
     part = st.one_of(st.sampled_from(["runs", "a", "b.c", "-"]), st.sampled_from(ODD_PARTS))
     text = "/".join(draw(st.lists(part, min_size=1, max_size=3)))
     if draw(one_in(3)):
-        text = draw(st.sampled_from(SCHEMES)) + text
+        text = draw(st.sampled_from(SCHEMES + PATHS)) + text
     return pathlib.Path(text) if draw(one_in(4)) and "\0" not in text else text
 
 
@@ -99,7 +79,7 @@ def paths_of_work_folders(given):
             found, why = attempt(lambda: folder_here(given, "workdir"))
             text = str(given)
             is_path = isinstance(given, str | pathlib.PurePath)
-            url = any(text.startswith(s.rstrip("/") + "/") for s in SCHEMES if s[1] not in ":/")
+            url = text.startswith(tuple(scheme.rstrip("/") + "/" for scheme in SCHEMES))
             if not is_path or not text.isprintable() or not text or url:
                 assert why is not None, given
             elif not text.startswith("~") and "x" * 256 not in text:
@@ -166,14 +146,14 @@ def styles_of_matplotlib(given):
     return True
 
 
-@kind(
-    st.tuples(
-        st.sampled_from(["allow", "warn", "raise"]),
-        st.sampled_from(["standard", "strict"]),
-        st.sampled_from(["allow", "log", "disallow", "disallow_explicit"]),
-    ),
-    examples=5,
-)
+MODES = [
+    ["allow", "warn", "raise"],
+    ["standard", "strict"],
+    ["allow", "log", "disallow", "disallow_explicit"],
+]
+
+
+@kind(st.tuples(*map(st.sampled_from, MODES)), examples=5)
 def modes_of_jax(given):
     import jax
 

@@ -175,31 +175,10 @@ def damages(draw) -> Callable[[bytes], bytes]:
     return damage
 
 
-ODD_NUMBERS = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    0.5,
-    1.0,
-    1e-3,
-    1.5,
-    100,
-    -0.0,
-    1e-320,
-    1e-30,
-    1e30,
-    1e300,
-    2**31,
-    2**40,
-]
-ODD_NUMBERS += [2**70, 10**400, float("nan"), float("inf"), -float("inf"), True, False]
+ODD_NUMBERS = [0, 1, -1, 2, 3, 0.5, 1.0, 1e-3, 1.5, 100, -0.0, 1e-320, 1e-30, 1e30, 1e300, 2**31]
+ODD_NUMBERS += [2**40, 2**70, 10**400, float("nan"), float("inf"), -float("inf"), True, False]
 ODD_NUMBERS += [np.int64(3), np.float32(0.5), np.uint8(2), np.bool_(True)]
 NOT_NUMBERS = [None, "", "1", "nan", b"1", 1j, [], [1], (0.5,), {}, {0: 1}, print, object()]
 odd_values = st.one_of(
-    st.sampled_from(ODD_NUMBERS),
-    st.sampled_from(NOT_NUMBERS),
-    st.integers(-3, 300),
-    st.floats(),
+    st.sampled_from(ODD_NUMBERS), st.sampled_from(NOT_NUMBERS), st.integers(-3, 300), st.floats()
 )

@@ -39,18 +39,8 @@ def data_sets(draw):
     classes = 1 if draw(one_in(20)) else draw(st.integers(2, 4))
     labels = np.arange(samples) % classes
     if draw(one_in(4)):
-        labels = draw(
-            st.sampled_from(
-                [
-                    labels + 1,
-                    labels - 1,
-                    labels * 2**32,
-                    labels * 10**9,
-                    labels[:-1],
-                    labels[:, None],
-                ]
-            )
-        )
+        odd = [labels + 1, labels - 1, labels * 2**32, labels * 10**9, labels[:-1], labels[:, None]]
+        labels = draw(st.sampled_from(odd))
     if draw(one_in(3)):
         labels = labels.astype(draw(st.sampled_from(["u8", "i4", "f8", "m8[s]", "U2"])))
     options = {}
@@ -68,9 +58,7 @@ def _values_fit(images, pixels) -> bool:
     if images.dtype.kind in "iu":
         least, most = (0, 255) if pixels else (-(2**31), 2**31 - 1)
         return not images.size or (int(images.min()) >= least and int(images.max()) <= most)
-    if pixels:
-        return False
-    if images.dtype.kind != "f":
+    if pixels or images.dtype.kind != "f":
         return False
     return bool((np.abs(images.astype(float)) <= np.finfo(np.float32).max).all())
 
@@ -140,22 +128,23 @@ def image_layouts(case):
     return why is None
 
 
+nested = st.recursive(
+    odd_values,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=1), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+ODD_PATHS = ["~nobody/x", "./" + "a" * 300, "a" * 300, "a\0.npz", "./a\0", "..", "/dev/null"]
+
+
 @kind(
     st.one_of(
-        st.recursive(
-            odd_values,
-            lambda inner: st.one_of(
-                st.lists(inner, max_size=3),
-                st.dictionaries(st.text("ab", max_size=1), inner, max_size=2),
-            ),
-            max_leaves=6,
-        ).map(lambda x: (x, x)),
+        nested.map(lambda x: (x, x)),
         st.tuples(odd_values, odd_values),
         odd_values,
         st.text(max_size=20),
-        st.sampled_from(
-            ["~nobody/x", "./" + "a" * 300, "a" * 300, "a\0.npz", "./a\0", "..", "/dev/null"]
-        ),
+        st.sampled_from(ODD_PATHS),
     )
 )
 def anything_as_data(given):
@@ -170,9 +159,8 @@ def archives(draw):
     names = draw(st.sampled_from([("images", "labels"), ("x_train", "y_train")]))
     if draw(one_in(6)):
         names = draw(st.sampled_from([("images",), ("pictures", "tags"), ()]))
-    more = draw(
-        st.sampled_from([(), (), ("class_names",), ("note",), ("test_images", "test_labels")])
-    )
+    others = [(), (), ("class_names",), ("note",), ("test_images", "test_labels")]
+    more = draw(st.sampled_from(others))
     pickled = draw(st.sampled_from([None] * 9 + ["images", "labels", "x_train"]))
     return names + more, pickled, draw(st.sampled_from([".npz"] * 9 + [".npy"])), draw(damages())
 

@@ -90,32 +90,14 @@ HYPERPARAMETERS = {
     "num_targets": lambda v: (isinstance(v, str) and v == "all") or count(v),
     **dict.fromkeys(["nu_aux", "nu_emb", "nu_naive", "lambda_m", "lambda_d", "rho"], natural),
     "target_selection": lambda v: callable(v) or among(*TARGET_SELECTIONS)(v),
-    **dict.fromkeys(
-        [
-            "include_self",
-            "same_level",
-            "public_updates_stats",
-            "quasi_global",
-            "reset_momentum",
-            "push_sum",
-        ],
-        truth,
-    ),
+    **dict.fromkeys(["include_self", "same_level", "public_updates_stats", "quasi_global"], truth),
+    **dict.fromkeys(["reset_momentum", "push_sum"], truth),
     "temperature": positive,
     "public_batch": among("shared", "independent"),
     "pool_size": whole,
     "teacher_delay": whole,
-    **dict.fromkeys(
-        [
-            "pool_refresh",
-            "average_every",
-            "local_steps",
-            "gossip_rounds",
-            "digest_steps",
-            "revisit_steps",
-        ],
-        count,
-    ),
+    **dict.fromkeys(["pool_refresh", "average_every", "local_steps", "gossip_rounds"], count),
+    **dict.fromkeys(["digest_steps", "revisit_steps"], count),
     "local_epochs": optional(positive),
     "compression": among("none", "float16", "int8", "top_3"),
     "ensembles": anything,  # looked at where clients are known
@@ -265,12 +247,8 @@ def ensembles(given):
         assert mixing.shape == (4, 4) and (mixing >= 0).all()
     if isinstance(given, int) and not isinstance(given, bool):
         assert (why is None) == (given in (1, 2, 4))
-    if isinstance(given, list) and any(
-        isinstance(client, bool | np.bool_)
-        for row in given
-        if isinstance(row, list)
-        for client in row
-    ):
+    rows = [row for row in given if isinstance(row, list)] if isinstance(given, list) else []
+    if any(truth(client) for row in rows for client in row):
         assert why
     return why is None
 
@@ -344,23 +322,11 @@ def models_of_clients(given):
     return why is None
 
 
-@kind(
-    st.lists(
-        st.sampled_from(
-            ["flip", "crop:4", "crop:-1", "crop", "flip:1", "cutout:3", "jitter:0.4", "jitter:nan"]
-            + [
-                "resized_crop:0.5",
-                "resized_crop:2",
-                "spin",
-                "",
-                " ",
-                "crop:1e3",
-                "cutout:" + "9" * 99,
-            ]
-        ),
-        max_size=4,
-    ).map(",".join)
-)
+CHANGES = ["flip", "crop:4", "crop:-1", "crop", "flip:1", "cutout:3", "jitter:0.4", "jitter:nan"]
+CHANGES += ["resized_crop:0.5", "resized_crop:2", "spin", "", " ", "crop:1e3", "cutout:" + "9" * 99]
+
+
+@kind(st.lists(st.sampled_from(CHANGES), max_size=4).map(",".join))
 def augmentations_as_text(text):
     found, why = attempt(lambda: parse(text))
     listed = [part.strip() for part in text.split(",") if part.strip()]
@@ -372,33 +338,9 @@ def augmentations_as_text(text):
     return why is None
 
 
-ODD_FLAGS = [
-    "",
-    "0",
-    "-1",
-    "1",
-    "2",
-    "3",
-    "0.5",
-    "1e300",
-    "nan",
-    "inf",
-    "x",
-    "true",
-    "9" * 30,
-    "9" * 5000,
-]
-ODD_FLAGS += [
-    "ring",
-    "0:1",
-    "0:1,0:2",
-    "0,1",
-    "²",
-    "./none",
-    "~nobody/x",
-    "a" * 300,
-    "0-999999999999:0",
-]
+ODD_FLAGS = ["", "0", "-1", "1", "2", "3", "0.5", "1e300", "nan", "inf", "x", "true", "9" * 30]
+ODD_FLAGS += ["9" * 5000, "ring", "0:1", "0:1,0:2", "0,1", "²", "./none", "~nobody/x", "a" * 300]
+ODD_FLAGS += ["0-999999999999:0"]
 _ELSEWHERE = ("compilation_cache", "coordinator_address", "num_processes", "process_id", "workdir")
 _ELSEWHERE += ("tensorboard", "wandb_project")
 
@@ -452,10 +394,9 @@ def _prepared(algorithm, given) -> int:
     with flagsaver.flagsaver():
         for name in flags.FLAGS:
             flags.FLAGS[name].present = 0
+        named = {"algorithm": algorithm, **given}
         try:
-            flags.FLAGS(
-                ["train", f"--algorithm={algorithm}", *(f"--{k}={v}" for k, v in given.items())]
-            )
+            flags.FLAGS(["train", *(f"--{name}={value}" for name, value in named.items())])
         except flags.Error:
             return 1
 

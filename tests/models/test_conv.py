@@ -9,6 +9,7 @@ from jax import lax
 
 from mhd_jax.core.client_axis import Execution, default_platform, under
 from mhd_jax.models.conv import conv_general_dilated
+from tests.builders import assert_trees_close
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # kernel, strides, padding, dilation, groups, input size, channels, features
@@ -39,15 +40,8 @@ def functions(case):
     kernel, strides, padding, dilation, groups, size, channels, features = CASES[case]
 
     def call(conv):
-        return lambda x, w: conv(
-            x,
-            w,
-            strides,
-            padding,
-            rhs_dilation=dilation,
-            dimension_numbers=NHWC,
-            feature_group_count=groups,
-        )
+        form = {"rhs_dilation": dilation, "feature_group_count": groups, "dimension_numbers": NHWC}
+        return lambda x, w: conv(x, w, strides, padding, **form)
 
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(K, N, *size, channels)))
@@ -57,11 +51,7 @@ def functions(case):
 
 def assert_close(actual, expected):
     scale = max(float(jnp.abs(e).max()) for e in jax.tree.leaves(expected))
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12 * scale),
-        actual,
-        expected,
-    )
+    assert_trees_close(actual, expected, rtol=1e-12, atol=1e-12 * scale)
 
 
 def up_to_second_order(conv):
@@ -77,28 +67,18 @@ def up_to_second_order(conv):
     return lambda x, w: [conv(x, w), *(jax.grad(f, argnums=(0, 1))(x, w) for f in (inner, outer))]
 
 
-@pytest.mark.parametrize("case", FEW)
-def test_one_client(case, float64):
-    ours, plain, x, w = functions(case)
-    found, expected = (jax.jit(up_to_second_order(conv))(x[0], w[0]) for conv in (ours, plain))
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one, other)
-
-
 @pytest.mark.parametrize(
     ("case", "axes"),
     [
         *((case, (0, 0)) for case in CASES),
-        *((case, axes) for case in FEW for axes in ((0, None), (None, 0))),
+        *((case, axes) for case in FEW for axes in ((0, None), (None, 0), (None, None))),
     ],
 )
-def test_many_clients(case, axes, float64):
+def test_one_client_and_many(case, axes, float64):
     ours, plain, x, w = functions(case)
-    x = x if axes[0] == 0 else x[0]
-    w = w if axes[1] == 0 else w[0]
-    found, expected = (
-        jax.jit(jax.vmap(up_to_second_order(conv), axes))(x, w) for conv in (ours, plain)
-    )
+    x, w = (a if axis == 0 else a[0] for a, axis in zip((x, w), axes, strict=True))
+    mapped = (lambda f: jax.vmap(f, axes)) if 0 in axes else lambda f: f
+    found, expected = (jax.jit(mapped(up_to_second_order(conv)))(x, w) for conv in (ours, plain))
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
 

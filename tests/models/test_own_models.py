@@ -101,18 +101,12 @@ def test_an_nnx_module_computes_in_bfloat16_and_keeps_its_parameters():
 
 
 def test_nnx_models_are_what_they_are_made_of():
-    one, same, other = (
-        from_nnx(Net, 6, act=nnx.gelu),
-        from_nnx(Net, 6, act=nnx.gelu),
-        from_nnx(Net, 6),
-    )
+    one, same = (from_nnx(Net, 6, act=nnx.gelu) for _ in range(2))
+    other = from_nnx(Net, 6)
     assert one == same and hash(one) == hash(same) and one != other
     clients = tiny_clients(4, model=[one, other, same, from_nnx(tower, 7)])
-    assert [(group.name, group.members) for group in clients.groups] == [
-        ("net", (0, 2)),
-        ("net", (1,)),
-        ("tower", (3,)),
-    ]
+    found = [(group.name, group.members) for group in clients.groups]
+    assert found == [("net", (0, 2)), ("net", (1,)), ("tower", (3,))]
     assert clients.settings["backbones"] == ["Net(6, act=gelu)", "Net(6)", "tower(7)"]
 
 
@@ -175,12 +169,8 @@ class Linen(nn.Module):
         }[self.end]()
 
 
-class Ended(nnx.Module):
-    def __init__(self, width, *, rngs):
-        self.last = nnx.Linear(FEATURES, width, rngs=rngs)
-
-    def __call__(self, x):
-        return self.last(x)
+def ended(width, *, rngs):
+    return nnx.Sequential(nnx.Linear(FEATURES, width, rngs=rngs))
 
 
 def listed(*, rngs):
@@ -192,9 +182,9 @@ def listed(*, rngs):
     [
         (Linen(), "Linen ends in a linear layer of width 3, the number of classes"),
         (Linen("shaped"), "Linen ends in a linear layer of width 3"),
-        (from_nnx(Ended, 3), "Ended ends in a linear layer of width 3"),
+        (from_nnx(ended, 3), "ended ends in a linear layer of width 3"),
         (Linen("tuple in training", 5), "Linen must map .* returned tuple"),
-        (Linen("maps", 5), r"returned shape \[3, 1, 1, 5\]"),
+        (Linen("maps", 5), r"returned shape \[3, 1, 1, 5\]; leave the classifier to the heads"),
         (Linen("one sample", 5), r"here N = 3\) .* returned shape \[1, 5\]"),
         (Linen("integers", 5), "floating-point numbers, but it returned int32"),
         (Linen("noise", 5), "asks for random numbers with train=False"),
@@ -273,9 +263,8 @@ def test_a_convolution_over_channels_that_come_first_is_warned_of():
         mhd.make_clients(data, 2, Convolves())
     with warnings.catch_warnings(action="error"):
         mhd.make_clients(data, 2, Convolves(turns=True))
-        mhd.make_clients(
-            mhd.data.arrays(np.moveaxis(images, 1, -1), np.arange(20) % 2), 2, Convolves()
-        )
+        last = mhd.data.arrays(np.moveaxis(images, 1, -1), np.arange(20) % 2)
+        mhd.make_clients(last, 2, Convolves())
     with pytest.raises(mhd.ConfigError, match=r"CNN cannot take these samples \(.*channels first"):
         mhd.make_clients(data, 2, mhd.models.CNN())
 
@@ -309,13 +298,10 @@ def test_nnx_models_that_cannot_be_are_refused(make, sentence):
 
 def test_embeddings_of_unlike_modules_weigh_what_they_are_wide():
     models = [from_nnx(Net, 4), Streams(), from_nnx(Net, 4)]
-    clients = mhd.make_clients(tiny_dataset(), 3, models, partition="iid", public_fraction=0.3)
-    result = mhd.simulate(
-        "complete",
-        clients,
-        mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear"),
-        **{"steps": 6, "eval_every": 6, "batch_size": 4, "public_batch_size": 8},
-    )
+    clients = tiny_clients(3, model=models, public_fraction=0.3)
+    algorithm = mhd.algorithms.mhd(num_aux_heads=0, embedding_projection="linear")
+    sizes = {"steps": 6, "batch_size": 4, "public_batch_size": 8}
+    result = mhd.simulate("complete", clients, algorithm, **sizes)
     sent = result.summary["communication"]
     edges = np.array(sent["by_edge"]["predictions"])
     # P = 8 samples, and embeddings of 8, 6 and 8 numbers, whoever they are sent by.

@@ -59,42 +59,26 @@ def test_an_order_makes_clients_of_nodes_with_names():
     np.testing.assert_array_equal(found.at(0), [[0, 1, 1], [1, 0, 0], [1, 0, 0]])
 
 
-def test_matrices_cycle_over_steps():
-    matrices = np.stack([1 - np.eye(3), np.zeros((3, 3))])
-    topology = mhd.topology.from_array(matrices)
-    traced = jax.jit(topology.at)
-    for step in range(4):
-        np.testing.assert_array_equal(traced(jnp.asarray(step)), matrices[step % 2])
-
-
 def test_a_function_of_the_step():
-    def alternating(step):
-        return jnp.where(step % 2 == 0, 1 - jnp.eye(4), 0)
+    topology = topologies.as_topology(lambda step: (1 - jnp.eye(4)) * (step % 2), 4)
+    lists = topologies.from_function(lambda step: [[0, step], [1.0, 0]], 2)
+    for step in (0, 1, 3):
+        np.testing.assert_array_equal(topology.at(step), (1 - np.eye(4)) * (step % 2))
+        np.testing.assert_array_equal(lists.at(step), [[0, step], [1, 0]])
 
-    topology = topologies.as_topology(alternating, 4)
-    np.testing.assert_array_equal(topology.at(0), 1 - np.eye(4))
-    np.testing.assert_array_equal(topology.at(1), np.zeros((4, 4)))
 
-
-def matching(key_of):
-    """A function of the step that pairs four clients in the order that a key gives."""
-
-    def graph(step):
-        order = jax.random.permutation(key_of(step), 4)
-        pairs = jnp.zeros((4, 4)).at[order[::2], order[1::2]].set(1)
-        return pairs + pairs.T
-
-    return graph
+def matching(step):
+    """Pairs of four clients, drawn by the step."""
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), step), 4)
+    pairs = jnp.zeros((4, 4)).at[order[::2], order[1::2]].set(1)
+    return pairs + pairs.T
 
 
 def test_a_function_that_draws_from_the_step_goes_on():
-    own = topologies.as_topology(
-        matching(lambda step: jax.random.fold_in(jax.random.key(0), step)), 4
-    )
+    own = topologies.as_topology(matching, 4)
     topologies.require_sound(own, 1000)
-    assert (
-        len({np.asarray(own.at(step)).tobytes() for step in range(30)}) == 3
-    )  # all that there are
+    graphs = {np.asarray(own.at(step)).tobytes() for step in range(30)}
+    assert len(graphs) == 3  # all that there are
 
 
 def drawn_with_numpy(step):
@@ -121,16 +105,6 @@ def test_a_function_that_would_be_frozen_is_refused(function):
         topologies.as_topology(function, 4)
 
 
-def test_a_function_may_return_lists():
-    own = topologies.from_function(lambda step: [[0, step], [1.0, 0]], 2)
-    np.testing.assert_array_equal(own.at(3), [[0, 3], [1, 0]])
-
-
-def at_step(when, entry):
-    """A complete graph, but that client 1 has another weight at one step."""
-    return lambda step: (1 - jnp.eye(4)).at[entry[:2]].set(jnp.where(step == when, entry[2], 1))
-
-
 @pytest.mark.parametrize("when", [0, 17, 1999])
 @pytest.mark.parametrize(
     ("entry", "sentence"),
@@ -141,11 +115,10 @@ def at_step(when, entry):
     ],
 )
 def test_every_step_of_a_function_is_looked_at(entry, sentence, when):
-    if entry[0] == entry[1]:  # the diagonal is 0 at the other steps
-        function = lambda step: (1 - jnp.eye(4)).at[1, 1].set(jnp.where(step == when, 1.0, 0.0))
-    else:
-        function = at_step(when, entry)
-    own = topologies.as_topology(function, 4)
+    *place, weight = entry
+    usual = 1 - jnp.eye(4)
+    unsound = usual.at[*place].set(weight)
+    own = topologies.as_topology(lambda step: jnp.where(step == when, unsound, usual), 4)
     if when:
         topologies.require_sound(own, when)  # a run that ends before
     for topology in (own, mhd.topology.switch([(0, own), (5000, mhd.topology.ring(4))])):
@@ -209,10 +182,7 @@ def _write(path, text):
         (lambda p: nx.Graph(), "no nodes"),
         (lambda p: nx.Graph([(0, 1, {"weight": "far"})]), "weights must be numbers"),
         (lambda p: nx.cycle_graph(3), "has 3 clients, but there are 4"),
-        (
-            lambda p: nx.Graph([("ann", "bob")]),
-            r"nodes are 'ann', 'bob'; give .*, nodes=\[\.\.\.\]\)",
-        ),
+        (lambda p: nx.Graph([("ann", "bob")]), r"are 'ann', 'bob'; give .*, nodes=\[\.\.\.\]\)"),
         (lambda p: nx.grid_2d_graph(2, 2), r"4 nodes are \(0, 0\), .*; give them in the order"),
         (lambda p: nx.Graph([(3, 0), (0, 2)]), r"are 3, 0, 2, of which graph.add_node\(1\)"),
         (lambda p: nx.Graph([("1", "4"), ("4", "3")]), r"of which graph.add_node\(2\) would"),
@@ -248,7 +218,7 @@ def test_rings_and_stars_need_enough_clients():
     [
         ("torus", 12, nx.grid_2d_graph(3, 4, periodic=True)),
         ("torus", 16, nx.grid_2d_graph(4, 4, periodic=True)),
-        ("dyck", 32, nx.LCF_graph(32, [5, -5, 13, -13], 8)),
+        ("dyck", 32, nx.LCF_graph(32, [5, -5, 13, -13], 8)),  # of girth 6 and diameter 5
         ("petersen", 10, nx.petersen_graph()),
         ("hypercube", 8, nx.hypercube_graph(3)),
         ("exponential", 8, nx.circulant_graph(8, [1, 2, 4])),
@@ -270,26 +240,12 @@ def test_circulant_graphs_by_name():
     ]
 
 
-def test_the_dyck_graph_is_the_dyck_graph():
-    graph = nx.from_numpy_array(np.asarray(mhd.topology.dyck().at(0)))
-    assert {degree for _, degree in graph.degree} == {3}
-    assert nx.diameter(graph) == 5 and nx.girth(graph) == 6 and nx.is_bipartite(graph)
-
-
-def test_islands_of_unequal_size_differ_by_one():
-    graph = nx.from_numpy_array(np.asarray(mhd.topology.islands(5).at(0)))
-    expected = nx.disjoint_union(nx.complete_graph(3), nx.complete_graph(2))
-    expected.add_edge(2, 3)
-    assert nx.utils.graphs_equal(nx.Graph(graph.edges), nx.Graph(expected.edges))
-
-
-def test_islands_are_complete_and_joined_in_a_row():
-    graph = nx.from_numpy_array(np.asarray(mhd.topology.islands(12, num_islands=3).at(0)))
-    assert sorted(nx.bridges(graph)) == [(3, 4), (7, 8)]
-    graph.remove_edges_from([(3, 4), (7, 8)])
-    parts = [graph.subgraph(c) for c in nx.connected_components(graph)]
-    assert [sorted(p) for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert all(nx.density(part) == 1 for part in parts)
+@pytest.mark.parametrize(("parts", "bridges"), [([3, 2], [(2, 3)]), ([4] * 3, [(3, 4), (7, 8)])])
+def test_islands_are_complete_differ_by_one_and_are_joined_in_a_row(parts, bridges):
+    graph = np.asarray(mhd.topology.islands(sum(parts), num_islands=len(parts)).at(0))
+    expected = nx.disjoint_union_all(map(nx.complete_graph, parts))
+    expected.add_edges_from(bridges)
+    np.testing.assert_array_equal(graph, nx.to_numpy_array(expected))
 
 
 @pytest.mark.parametrize(
@@ -354,8 +310,7 @@ def test_mixing_matrices(name):
 def test_spectral_gaps():
     complete = topologies.uniform_weights(mhd.topology.complete(5).at(0))
     assert topologies.spectral_gap(complete) == pytest.approx(1, abs=1e-6)
-    ring = topologies.uniform_weights(mhd.topology.ring(9).at(0))  # λ₂ = (1 + 2 cos(2π/9)) / 3
-    assert topologies.spectral_gap(ring) == pytest.approx(
-        1 - (1 + 2 * np.cos(2 * np.pi / 9)) / 3, abs=1e-6
-    )
+    ring = topologies.uniform_weights(mhd.topology.ring(9).at(0))
+    second = (1 + 2 * np.cos(2 * np.pi / 9)) / 3
+    assert topologies.spectral_gap(ring) == pytest.approx(1 - second, abs=1e-6)
     assert topologies.spectral_gap(np.eye(4)) == 0

@@ -18,16 +18,18 @@ from mhd_jax.engine import steps as engine
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.topology import schedules
 from tests.builders import (
-    Linear,
     assert_trees_close,
     simulate_in,
     tiny_batch,
     tiny_clients,
-    tiny_dataset,
 )
 
 SETTINGS = {"steps": 12, "eval_every": 6, "batch_size": 4, "public_batch_size": 8}
+SGD = mhd.optim.SGD()
 AVERAGING = ["dsgd", "qg_dsgd", "ccl", "distributed_distillation"]
+
+
+matched = functools.partial(mhd.topology.random_matching, 4)
 
 
 def over_steps(topology, steps):
@@ -36,9 +38,7 @@ def over_steps(topology, steps):
 
 
 def clients(num_clients=4, **kwargs):
-    return mhd.make_clients(
-        tiny_dataset(), num_clients, Linear(), partition="iid", public_fraction=0.3, **kwargs
-    )
+    return tiny_clients(num_clients, public_fraction=0.3, optimizer=SGD, **kwargs)
 
 
 def run(topology, algorithm="mhd", workdir=None, **kwargs):
@@ -146,9 +146,8 @@ def test_a_switch_switches_at_its_step():
     topology = mhd.topology.switch([(0, mhd.topology.ring(4)), (3, matching), (5, own)])
     nested = mhd.topology.switch([(0, topology), (6, mhd.topology.star(4))])
     assert topology.num_clients == 4 and topology.name == "ring@0,random_matching@3,<lambda>@5"
-    for step, (graph, wrapped) in enumerate(
-        zip(over_steps(topology, 8), over_steps(nested, 8), strict=True)
-    ):
+    graphs, of_nested = over_steps(topology, 8), over_steps(nested, 8)
+    for step, (graph, wrapped) in enumerate(zip(graphs, of_nested, strict=True)):
         part = mhd.topology.ring(4) if step < 3 else matching if step < 5 else own
         np.testing.assert_array_equal(graph, part.at(step))
         np.testing.assert_array_equal(wrapped, graph if step < 6 else mhd.topology.star(4).at(0))
@@ -206,8 +205,8 @@ def test_a_graph_that_changes_in_numbers():
         (lambda: mhd.topology.named("ring@0,rign@5", 4), "unknown topology 'rign'"),
         (lambda: mhd.topology.named("ring@0,star@5", 4, degree=3), "does not use degree"),
         (
-            lambda: mhd.topology.switch([(0, mhd.topology.ring(4)), (1, mhd.topology.ring(5))]),
-            "ring has 5 clients, but there are 4",
+            lambda: mhd.topology.switch([(0, matched()), (1, mhd.topology.ring(5))]),
+            "5 clients, but",
         ),
     ],
 )
@@ -218,7 +217,6 @@ def test_plans_that_cannot_be_are_refused(make, sentence):
 
 # Runs.
 
-matched = functools.partial(mhd.topology.random_matching, 4)
 switched = functools.partial(
     mhd.topology.named, "random_matching@0,erdos_renyi@4", 4, redraw_every=3
 )
@@ -234,17 +232,14 @@ def test_messages_go_along_the_edges_of_their_step(make):
 
 
 def test_a_run_is_resumed_with_its_own_graphs_only(tmp_path):
-    redrawn = functools.partial(mhd.topology.random_regular, 4, degree=2, seed=1)
-    run(redrawn(redraw_every=2), "isolated", workdir=tmp_path)
-    assert run(redrawn(redraw_every=2), "isolated", workdir=tmp_path).started_at == 12
-    others = (
-        redrawn(redraw_every=3),
-        redrawn(redraw_every=2, seed=2),
-        mhd.topology.random_matching(4, seed=1),
-    )
+    redrawn = functools.partial(mhd.topology.random_regular, 4, degree=2)
+    again = functools.partial(run, algorithm="isolated", workdir=tmp_path)
+    again(redrawn(redraw_every=2, seed=1))
+    assert again(redrawn(redraw_every=2, seed=1)).started_at == 12
+    others = redrawn(redraw_every=3, seed=1), redrawn(redraw_every=2, seed=2), matched(seed=1)
     for other in others:
         with pytest.raises(mhd.ConfigError, match=r"topology\.digest is"):
-            run(other, "isolated", workdir=tmp_path)
+            again(other)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +309,6 @@ def test_directed_graphs_by_name():
     exponential = mhd.topology.named("exponential", 6, directed=True)
     np.testing.assert_array_equal(exponential.at(0), powers)
     assert exponential.name == "directed exponential"
-    both = mhd.topology.circulant(6, [1, 3]).at(0)
-    np.testing.assert_array_equal(both, nx.to_numpy_array(nx.circulant_graph(6, [1, 3])))
 
 
 def test_arrows_of_an_edge_list(tmp_path):
@@ -344,14 +337,10 @@ def test_who_averages_refuses_edges_that_go_one_way(name):
     late = topologies.from_function(
         lambda step: jnp.where(step < 11, ring.at(0), directed.at(0)), 4
     )
-    for topology, step in (
-        (mhd.topology.one_peer_exponential(4), 0),
-        (mhd.topology.switch([(0, ring), (11, directed)]), 11),
-        (late, 11),
-    ):
-        with pytest.raises(
-            mhd.ConfigError, match=f"^{name} averages .* one way only at step {step};"
-        ):
+    switched = mhd.topology.switch([(0, ring), (11, directed)])
+    for topology, step in ((mhd.topology.one_peer_exponential(4), 0), (switched, 11), (late, 11)):
+        sentence = f"^{name} averages .* one way only at step {step};"
+        with pytest.raises(mhd.ConfigError, match=sentence):
             prepare(topology, clients(), name, **SETTINGS)
     prepare(mhd.topology.switch([(0, ring), (12, directed)]), clients(), name, **SETTINGS)
 
@@ -379,17 +368,15 @@ def test_weights_say_how_often_a_teacher_is_drawn(tmp_path):
     @jax.vmap
     def drawn(step):
         everyone = jnp.ones(3, bool)
-        teachers = exchange.draw_teachers(
-            state.replace(step=step), topology.at(step), everyone, num_targets=1
-        )
-        return exchange.from_teachers(teachers)
+        now, graph = state.replace(step=step), topology.at(step)
+        return exchange.from_teachers(exchange.draw_teachers(now, graph, everyone, num_targets=1))
 
     shares = np.asarray(drawn(jnp.arange(3000))).mean(axis=0)
     np.testing.assert_allclose(shares, [[0, 0.75, 0.25], [0, 0, 1], [0, 1, 0]], atol=0.04)
 
 
 def test_a_cycle_of_weights_keeps_them():
-    weights = np.array([[[0, 3.0], [0.5, 0]], [[0, 1.0], [0, 0]]])
+    weights = np.array([[[0, 3.0], [0.5, 0]], [[0, 0], [0, 0]]])
     topology = mhd.topology.from_array(weights)
     assert topology.schedule is schedules.cycle
     np.testing.assert_array_equal(over_steps(topology, 4), np.concatenate([weights, weights]))

@@ -1,7 +1,5 @@
 """Training and evaluation mode: what is compared is of one mode, so that identities hold for every model."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +12,17 @@ from mhd_jax.core import random
 from mhd_jax.core.random import Purpose
 from mhd_jax.core.types import Presence
 from tests.builders import (
-    NUM_CLASSES,
     assert_trees_close,
     assert_trees_equal,
+    of_client,
+    take_steps,
     tiny_batch,
     tiny_clients,
     tiny_dataset,
 )
 
 K = 3
-COMPLETE = jnp.asarray(1 - np.eye(K), jnp.float32)
-EMPTY = jnp.zeros((K, K))
+COMPLETE = 1 - jnp.eye(K)
 A = mhd.algorithms
 
 
@@ -61,19 +59,6 @@ nets = pytest.mark.parametrize(
 )
 
 
-def run(algorithm, net, graph=COMPLETE, steps=4, **kwargs):
-    """All states, batches and metrics of a few steps of plain SGD."""
-    clients = tiny_clients(K, model=NETS[net], optimizer=optax.sgd(0.1), **kwargs)
-    batches = [tiny_batch(K, seed=step) for step in range(steps)]
-    states, found = [algorithm.init(jax.random.key(0), clients, batches[0])], []
-    step = jax.jit(algorithm.train_step)
-    for batch in batches:
-        state, metrics = step(states[-1], batch, graph)
-        states.append(state)
-        found.append(metrics)
-    return states, batches, found
-
-
 def params(state):
     return [(group.params, group.stats) for group in state.groups]
 
@@ -99,23 +84,28 @@ def test_distributed_distillation_on_an_empty_graph_is_training_alone(net):
 
 @nets
 def test_fedmd_of_one_client_has_nothing_to_digest(net):
+    algorithm, graph = A.fedmd(digest_steps=1, revisit_steps=1), jnp.zeros((1, 1))
     clients = tiny_clients(1, model=NETS[net])
-    algorithm = A.fedmd(digest_steps=1, revisit_steps=1)
-    batch = tiny_batch(1)
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    for _ in range(3):
-        state, metrics = jax.jit(algorithm.train_step)(state, batch, jnp.zeros((1, 1)))
-        if int(state.step) % 2 == 1:  # a digest, whose consensus is what the client says
-            assert float(metrics["loss"][0]) == 0
+    _, metrics = take_steps(algorithm, clients, graph, [tiny_batch(1)] * 3)
+    losses = [float(found["loss"][0]) for found in metrics]
+    # Digests, whose consensus is what the client says, and a revisit between them.
+    assert losses[0] == losses[2] == 0 < losses[1]
 
 
 @nets
 def test_a_pool_renewed_at_every_step_is_fresh_teachers(net):
-    fresh, _, one = run(A.mhd(), net)
-    pooled, _, other = run(A.mhd(pool_size=1, pool_refresh=1), net)
+    """Its only snapshot is a random neighbour as it is: the draw that is made without a pool."""
+    shared = net != "plain"
+    members = [(0, 1, 2)] if shared else [(0, 2), (1,)]
+    clients = tiny_clients(K, groups=[(NETS[net], those) for those in members])
+    batches = [tiny_batch(K, seed=step, shared=shared) for step in range(4)]
+    settings = {"public_batch": "shared" if shared else "independent"}
+    (fresh, one), (pooled, other) = (
+        take_steps(A.mhd(**settings, **pool), clients, COMPLETE, batches)
+        for pool in ({}, {"pool_size": 1, "pool_refresh": 1})
+    )
     assert_trees_close(params(fresh[-1]), params(pooled[-1]), rtol=1e-4, atol=1e-5)
-    for here, there in zip(one, other, strict=True):
-        assert_trees_equal(here["messages"], there["messages"])
+    assert_trees_equal([m["messages"] for m in one], [m["messages"] for m in other])
 
 
 @nets
@@ -129,17 +119,22 @@ def test_a_step_equals_a_loop_over_clients(net, updates):
         label_smoothing=0.0,
         public_updates_stats=updates,
     )
-    states, batches, _ = run(algorithm, net, steps=2)
+    batches = [tiny_batch(K, seed=step) for step in range(2)]
+    states, _ = take_steps(algorithm, tiny_clients(K, model=NETS[net]), COMPLETE, batches)
     for before, batch, after in zip(states[:-1], batches, states[1:], strict=True):
-        found = [jax.tree.map(lambda a, i=i: a[i], params(after)[0]) for i in range(K)]
+        found = [params_and_stats(after, i) for i in range(K)]
         assert_trees_close(found, loop(before, batch, updates), rtol=1e-4, atol=1e-5)
+
+
+def params_and_stats(state, i):
+    return of_client(state, i), of_client(state, i, "stats")
 
 
 def loop(state, batch, updates):
     """Parameters and statistics of each client after a step of plain SGD."""
     (group,) = state.groups
     apply = group.model.apply
-    own = [jax.tree.map(lambda a, i=i: a[i], (group.params, group.stats)) for i in range(K)]
+    own = [params_and_stats(state, i) for i in range(K)]
     told = [apply(*model, batch.public_inputs)[0].logits for model in own]
     targets = jnp.stack([jax.nn.softmax(z[:, :-1]) for z in told]).mean(axis=0)
     private_keys, public_keys = (
@@ -167,22 +162,21 @@ def loop(state, batch, updates):
     return [one(i) for i in range(K)]
 
 
-def with_presence(batch, trains, reachable):
+def with_presence(trains, reachable, seed=0):
     presence = Presence(jnp.asarray(trains), jnp.asarray(reachable))
-    return dataclasses.replace(batch, presence=presence)
+    return tiny_batch(K, seed=seed).replace(presence=presence)
 
 
 def test_who_is_away_keeps_its_pool_hears_nobody_and_is_charged_nothing():
     """Client 0 comes at step 2 and is away again at step 4; client 1 trains off-line at step 3."""
-    clients = tiny_clients(K, optimizer=optax.sgd(0.1))
     algorithm = A.mhd(pool_size=2, pool_refresh=2, num_targets="all")
     away = {0: [0], 1: [0], 2: [], 3: [1], 4: [0], 5: []}
     batches = []
     for step, who in away.items():
         reachable = [i not in who for i in range(K)]
         trains = [i not in who or (step, i) == (3, 1) for i in range(K)]
-        batches.append(with_presence(tiny_batch(K, seed=step), trains, reachable))
-    state = algorithm.init(jax.random.key(0), clients, batches[0])
+        batches.append(with_presence(trains, reachable, seed=step))
+    state = algorithm.init(jax.random.key(0), tiny_clients(K), batches[0])
     train_step = jax.jit(algorithm.train_step)
     for step, batch in enumerate(batches):
         there = np.asarray(batch.presence.trains & batch.presence.reachable)
@@ -200,11 +194,7 @@ def test_who_is_away_keeps_its_pool_hears_nobody_and_is_charged_nothing():
             else:
                 assert messages[i].sum() == 0
                 np.testing.assert_array_equal(pools[0][i], pools[1][i])
-                kept = [
-                    jax.tree.map(lambda a, i=i: a[i], s.groups[0].snapshots)
-                    for s in (before, state)
-                ]
-                assert_trees_equal(*kept)
+                assert_trees_equal(*(of_client(s, i, "snapshots") for s in (before, state)))
         if step == 1:
             assert (pools[1][0] == -1).all()  # it has never been there
         if step == 2:
@@ -213,19 +203,15 @@ def test_who_is_away_keeps_its_pool_hears_nobody_and_is_charged_nothing():
 
 def test_a_slot_is_renewed_only_when_its_client_is_there():
     """And holds until then what its teacher was, whatever has become of that one."""
-    clients = tiny_clients(K, optimizer=optax.sgd(0.1))
     algorithm = A.mhd(pool_size=1, pool_refresh=1)
-    everyone, without = [True] * K, [False, True, True]
-    batch = tiny_batch(K)
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    train_step = jax.jit(algorithm.train_step)
-    state, _ = train_step(state, with_presence(batch, everyone, everyone), COMPLETE)
-    first = jax.tree.map(lambda a: np.asarray(a[0, 0]), state.groups[0].snapshots[0])
-    alone = COMPLETE.at[0].set(0).at[:, 0].set(0)
-    for _ in range(3):
-        state, _ = train_step(state, with_presence(batch, without, without), alone)
-    snapshots = state.groups[0].snapshots[0]
-    assert_trees_equal(jax.tree.map(lambda a: np.asarray(a[0, 0]), snapshots), first)
-    mine, theirs = (np.asarray(snapshots["heads"]["kernel"][i, 0]) for i in (0, 1))
-    assert mine.shape == theirs.shape and mine.shape[-1] == NUM_CLASSES
-    assert not np.allclose(theirs, first["heads"]["kernel"])
+    batch = with_presence([True] * K, [True] * K)
+    (*_, state), _ = take_steps(algorithm, tiny_clients(K), COMPLETE, [batch])
+    first = of_client(state, 0, "snapshots")
+    without, alone = [False, True, True], COMPLETE.at[0].set(0).at[:, 0].set(0)
+    batches = [with_presence(without, without)] * 3
+    (*_, state), _ = take_steps(algorithm, None, alone, batches, state)
+    assert_trees_equal(of_client(state, 0, "snapshots"), first)
+    theirs, kept = (
+        params["heads"]["kernel"] for params, _ in (of_client(state, 1, "snapshots"), first)
+    )
+    assert not np.allclose(theirs, kept)

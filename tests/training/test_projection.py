@@ -14,34 +14,25 @@ from tests.builders import (
     Linear,
     assert_trees_close,
     assert_trees_equal,
+    of_client,
+    take_steps,
     tiny_batch,
     tiny_clients,
 )
 
 K = 4
 GRAPH = jnp.array([[0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 1], [1, 0, 1, 0]], jnp.float32)
-MEMBERS = ((0, 2), (1, 3))
 WIDTHS = (5, 3, 5, 3)
+TWO_WIDTHS = tiny_clients(
+    K, groups=[(Linear(5), (0, 2)), (Linear(3), (1, 3))], optimizer=optax.sgd(1.0)
+)
 
 
-def two_widths(optimizer=None):
-    return tiny_clients(
-        K, groups=list(zip((Linear(5), Linear(3)), MEMBERS, strict=True)), optimizer=optimizer
-    )
-
-
-def of_client(groups, i):
-    group = next(g for g, members in enumerate(MEMBERS) if i in members)
-    row = MEMBERS[group].index(i)
-    return jax.tree.map(lambda a: np.asarray(a[row]), groups[group])
-
-
-def one_step(batch, clients=None, graph=GRAPH, seed=3, **settings):
+def started(batch, **settings):
+    """An algorithm, and clients of two widths at its start."""
     algorithm = mhd.algorithms.mhd(**settings)
-    clients = clients or two_widths(optax.sgd(1.0))
-    state = jax.jit(lambda key: algorithm.init(key, clients, batch))(jax.random.key(seed))
-    after, metrics = jax.jit(algorithm.train_step)(state, batch, graph)
-    return state, after, metrics
+    init = jax.jit(lambda key: algorithm.init(key, TWO_WIDTHS, batch))
+    return algorithm, init(jax.random.key(3))
 
 
 def unit(e):
@@ -56,7 +47,7 @@ def at_unit(e, at):
 
 def reference(state, i, xs, teachers, how, code):
     """The embedding term of client i, and its gradient by the backbone's matrix and the maps."""
-    params = [of_client(all_params(state), j) for j in range(K)]
+    params = [jax.tree.map(np.asarray, of_client(state, j)) for j in range(K)]
     weights = [p["backbone"]["Dense_0"]["kernel"] for p in params]
     own, least = xs @ weights[i], min(WIDTHS)
     value, at_weights, at_maps = 0.0, np.zeros_like(weights[i]), {}
@@ -95,32 +86,27 @@ def test_loss_and_gradient_equal_the_equations(how, shared, compression, float64
         "compression": compression,
         "public_batch": "shared" if shared else "independent",
     }
-    state, after, metrics = one_step(batch, nu_emb=0.4, embedding_projection=how, **settings)
-    _, without, _ = one_step(batch, nu_emb=0.0, **settings)
+    algorithm, state = started(batch, nu_emb=0.4, embedding_projection=how, **settings)
+    (_, after), (metrics,) = take_steps(algorithm, None, GRAPH, [batch], state)
+    plain, start = started(batch, nu_emb=0.0, **settings)
+    (_, without), _ = take_steps(plain, None, GRAPH, [batch], start)
     code = eight_bits if compression == "int8" else lambda values: values
     for i in range(K):
         xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
         value, at_weights, at_maps = reference(state, i, xs, np.flatnonzero(GRAPH[i]), how, code)
         np.testing.assert_allclose(metrics["emb_loss"][i], value, rtol=1e-9)
-        before, now = (of_client(all_params(s), i) for s in (state, after))
-        alone = of_client(all_params(without), i)
-        moved = (
-            alone["backbone"]["Dense_0"]["kernel"] - now["backbone"]["Dense_0"]["kernel"]
-        ) / 0.4
-        np.testing.assert_allclose(moved, at_weights, atol=1e-9)
+        before, now, alone = (of_client(each, i) for each in (state, after, without))
+        kernel = lambda params: params["backbone"]["Dense_0"]["kernel"]
+        np.testing.assert_allclose((kernel(alone) - kernel(now)) / 0.4, at_weights, atol=1e-9)
         assert_trees_close(now["heads"], alone["heads"], atol=1e-12)  # as without embeddings
         maps = before.get("projections", {})
-        assert (
-            maps.keys()
-            == at_maps.keys()
-            == ({str(w) for w in WIDTHS if w != WIDTHS[i]} if how == "linear" else set())
-        )
+        others = {str(w) for w in WIDTHS if w != WIDTHS[i] and how == "linear"}
+        assert maps.keys() == at_maps.keys() == others
         for width, at in at_maps.items():
             moved = (maps[width] - now["projections"][width]) / 0.4
             np.testing.assert_allclose(moved, at, atol=1e-9)
     widths = WIDTHS if how == "linear" else (3,) * K
     each = {3: 7 * 3 * 8, 5: 7 * 5 * 8} if compression == "none" else {3: 7 * 11, 5: 7 * 13}
-    algorithm = mhd.algorithms.mhd(nu_emb=0.4, embedding_projection=how, **settings)
     senders = {group.members: algorithm.message(state, batch, group) for group in state.groups}
     sent = messages.total(jax.device_get(metrics["messages"]), senders)
     arrivals = np.asarray(GRAPH).sum(axis=0)  # of each sender
@@ -142,14 +128,9 @@ def test_equal_widths_need_no_projection():
 
 
 def test_maps_change_no_other_draw():
-    def params(**settings):
-        algorithm = mhd.algorithms.mhd(**settings)
-        init = jax.jit(lambda key: algorithm.init(key, two_widths(), tiny_batch(K)))
-        return all_params(init(jax.random.key(3)))
-
-    for mapped, plain in zip(
-        params(embedding_projection="linear"), params(nu_emb=0.0), strict=True
-    ):
+    _, with_maps = started(tiny_batch(K), embedding_projection="linear")
+    _, without = started(tiny_batch(K), nu_emb=0.0)
+    for mapped, plain in zip(all_params(with_maps), all_params(without), strict=True):
         (drawn,) = mapped.pop("projections").values()
         assert_trees_equal(mapped, plain)
         assert not np.allclose(drawn[0], drawn[1])  # every client draws its own

@@ -89,55 +89,38 @@ def conv_general_dilated(
         precision=precision,
         platform=target_platform(),
     )
-    return _convolve(geometry, lhs, rhs)
+    return _map("y", geometry, lhs, rhs)
 
 
 # A Flax convolution layer that is fast for many clients.
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
-# The three maps of the trilinear form; `geometry` is static.
+# The three maps of the trilinear form, by kind:
+#   y   [N, H', W', O]         from x and w,
+#   dx  [N, H, W, C]           from a gradient at y and w,
+#   dw  [h, w, C / groups, O]  from x and a gradient at y.
+# Each takes what the other two result in, and these two, given its cotangent, are its gradients.
+
+_OPERANDS = {"y": ("dx", "dw"), "dx": ("y", "dw"), "dw": ("dx", "y")}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(geometry: Geometry, x: Array, w: Array) -> Array:
-    """Computes y(x, w) [N, H', W', O] from x [N, H, W, C] and w [h, w, C / groups, O]."""
-    return _mapped("y", geometry)(x, w)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _map(kind: str, geometry: Geometry, a: Array, b: Array) -> Array:
+    return _mapped(kind, geometry)(a, b)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _input_gradient(geometry: Geometry, g: Array, w: Array) -> Array:
-    """Computes dx(g, w) [N, H, W, C] from g [N, H', W', O] and w [h, w, C / groups, O]."""
-    return _mapped("dx", geometry)(g, w)
+def _pull_back(
+    kind: str, geometry: Geometry, operands: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, ...]:
+    known = {kind: cotangent, **dict(zip(_OPERANDS[kind], operands, strict=True))}
+    return tuple(
+        _map(other, geometry, *(known[operand] for operand in _OPERANDS[other]))
+        for other in _OPERANDS[kind]
+    )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
-    """Computes dw(x, g) [h, w, C / groups, O] from x [N, H, W, C] and g [N, H', W', O]."""
-    return _mapped("dw", geometry)(x, g)
-
-
-_convolve.defvjp(
-    lambda geometry, x, w: (_convolve(geometry, x, w), (x, w)),
-    lambda geometry, xw, g: (
-        _input_gradient(geometry, g, xw[1]),
-        _kernel_gradient(geometry, xw[0], g),
-    ),
-)
-_input_gradient.defvjp(
-    lambda geometry, g, w: (_input_gradient(geometry, g, w), (g, w)),
-    lambda geometry, gw, x: (
-        _convolve(geometry, x, gw[1]),
-        _kernel_gradient(geometry, x, gw[0]),
-    ),
-)
-_kernel_gradient.defvjp(
-    lambda geometry, x, g: (_kernel_gradient(geometry, x, g), (x, g)),
-    lambda geometry, xg, w: (
-        _input_gradient(geometry, xg[1], w),
-        _convolve(geometry, xg[0], w),
-    ),
-)
+_map.defvjp(lambda kind, geometry, a, b: (_map(kind, geometry, a, b), (a, b)), _pull_back)
 
 
 # The maps for many clients.

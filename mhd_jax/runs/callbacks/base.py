@@ -20,7 +20,9 @@ Record = Mapping[str, Any]
 class Present(Protocol):
     """What a run can do at its present step; see `mhd_jax.engine.result.Result`."""
 
-    state: State | None
+    @property
+    def state(self) -> State | None:
+        """The state of all clients."""
 
     def predict(self, inputs: PyTree) -> np.ndarray:
         """Returns logits [K, N, H, C] of all clients."""

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 from mhd_jax.runs.consoles import Console
+from mhd_jax.training.metrics import SYMBOLS, first_and_last
 
 _MOST_LINES = 8
 _LONGEST_LABEL = 30  # characters; a longer label stands above the bar
@@ -172,13 +173,11 @@ def rate_text(steps_per_second: float) -> str:
 
 def accuracy_line(record: Mapping[str, Any]) -> str:
     """Returns β_sh and β_priv of the main and the last head as a line of text."""
-    heads = list(record["beta_sh"])
-    shown = heads[:1] if len(heads) == 1 else [heads[0], heads[-1]]
     parts = []
-    for metric, symbol in (("beta_sh", "β_sh"), ("beta_priv", "β_priv")):
+    for metric, symbol in SYMBOLS.items():
         values = ", ".join(
             f"{head} {record[metric][head]:.3f}"
-            for head in shown
+            for head in first_and_last(list(record[metric]))
             if record[metric][head] is not None
         )
         parts.append(f"{symbol} {values}")

@@ -1,0 +1,222 @@
+"""The harness of studies: runs their cases with several seeds, then writes and shows the results.
+
+A study brings its flags, its cases, its rows and its figures; all else is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+import mhd_jax as mhd
+from experiments import launch, tables
+from experiments.settings import RunSettings, simulate_cases
+from experiments.watching import watchers
+from mhd_jax.core import multihost
+from mhd_jax.core.files import folder_here
+from mhd_jax.engine import memory
+from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs.records import write_json
+
+_MOST_AT_ONCE = 64  # runs given to one call of simulate_cases
+_FOR_DATA = 0.1  # the share of the memory for the runs' copies of the data
+
+Summary = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A configuration that a study runs with every seed.
+
+    Attributes:
+      name: its name beside the study's other cases, for progress bars and tables.
+      folder: its folder in the study's.
+      settings, algorithm: the settings and the algorithm of its runs.
+      given: the flags that it sets, with their values as text, where the study varies flags.
+    """
+
+    name: str
+    folder: str
+    settings: RunSettings
+    algorithm: mhd.Algorithm
+    given: tuple[tuple[str, str], ...] = ()
+
+    def run_folder(self, workdir: pathlib.Path, seed: int) -> pathlib.Path:
+        """Returns the folder of the run with this seed."""
+        return workdir / self.folder / f"seed_{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The outcome of a case with one seed: a finished run's summary, or why there is none."""
+
+    case: Case
+    seed: int
+    folder: pathlib.Path
+    summary: Summary | None
+    status: str = "finished"  # or "diverged" or "refused"
+    reason: str = ""
+
+
+def workdir(default: str) -> pathlib.Path:
+    """Returns the study's folder: --workdir, or else the default."""
+    return folder_here(flags.FLAGS.workdir or default, "--workdir")
+
+
+def run(
+    cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path
+) -> dict[str, list[Summary]]:
+    """Runs every case with every seed; a run that has finished before is only read.
+
+    Args:
+      cases: the study's cases.
+      seeds: seeds of data split and training.
+      workdir: the folder that gets CASE/seed_N for each run.
+
+    Returns:
+      The runs' summaries, one for each seed, by the case's name.
+
+    Raises:
+      mhd.ConfigError: a case that cannot work, before the first one trains; or a folder that holds
+        other runs.
+    """
+    for case in cases:  # all of them, before the first trains for hours
+        case.settings.check(case.algorithm, seeds[0])
+    distinct = {case.name: case for case in cases}
+    found: dict[str, list[Summary]] = {name: [] for name in distinct}
+    batches = [[(case, seed) for seed in seeds] for case in distinct.values()]
+    for outcome in _simulated(batches, workdir):
+        assert outcome.summary is not None  # one that diverges has raised
+        found[outcome.case.name].append(outcome.summary)
+    return found
+
+
+def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) -> list[Outcome]:
+    """Runs every case with every seed, in one program for cases of one shape.
+
+    A run that has finished before is only read. The other runs go on after one that diverges, or
+    whose settings cannot work. Runs have no reports of their own.
+
+    Args:
+      cases: the study's cases, of distinct names.
+      seeds: seeds of data split and training.
+      workdir: the folder that gets CASE/seed_N for each run.
+
+    Raises:
+      mhd.ConfigError: no case can work, or a folder holds other runs.
+    """
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    pending: dict[str, list[tuple[Case, int]]] = {}
+    refusal = None
+    for case in cases:
+        try:
+            case.settings.check(case.algorithm, seeds[0])
+        except mhd.ConfigError as error:
+            refusal = refusal or error
+            for seed in seeds:
+                folder, why = case.run_folder(workdir, seed), str(error)
+                outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
+        else:
+            pending.setdefault(_program(case), []).extend((case, seed) for seed in seeds)
+    if refusal is not None and not pending:
+        raise refusal
+    batches = [part for runs in pending.values() for part in _parts(runs)]
+    for outcome in _simulated(batches, workdir, keep_going=True, write_reports=False):
+        outcomes[outcome.case.name, outcome.seed] = outcome
+    return [outcomes[case.name, seed] for case in cases for seed in seeds]
+
+
+def _simulated(
+    batches: Sequence[Sequence[tuple[Case, int]]], workdir: pathlib.Path, **options: Any
+) -> Iterator[Outcome]:
+    """Runs each batch of cases and seeds in one call, and yields the outcomes."""
+    for number, batch in enumerate(batches, 1):
+        names = list(dict.fromkeys(case.name for case, _ in batch))
+        label = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(batch)} runs"
+        folders = [case.run_folder(workdir, seed) for case, seed in batch]
+        results = simulate_cases(
+            [(case.settings, case.algorithm, seed) for case, seed in batch],
+            folders,
+            watchers(f"[{number}/{len(batches)}] {label}"),
+            **options,
+        )
+        for (case, seed), folder, result in zip(batch, folders, results, strict=True):
+            if isinstance(result, mhd.DivergedError):
+                yield Outcome(case, seed, folder, None, "diverged", str(result))
+            else:
+                yield Outcome(case, seed, folder, result.summary)
+
+
+def _program(case: Case) -> str:
+    """Returns a key that is equal for cases that may share a program: no numbers, data, graph."""
+
+    def kind(value: Any) -> Any:
+        return value != 0 if isinstance(value, float) else value
+
+    settings = dataclasses.replace(
+        case.settings, topology="", topology_options=(), partition=mhd.partition.iid()
+    )
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    own["optimizer"] = {k: kind(v) for k, v in dataclasses.asdict(settings.optimizer).items()}
+    numbers = {k: kind(v) for k, v in case.algorithm.hyperparameters.items()}
+    return repr((case.algorithm.name, numbers, own))
+
+
+def _parts(runs: Sequence[tuple[Case, int]]) -> list[Sequence[tuple[Case, int]]]:
+    """Splits runs that may share a program into as many as go into one call, by their data."""
+    data = max(runs[0][0].settings.data_bytes(), 1)
+    most = max(1, min(_MOST_AT_ONCE, int(_FOR_DATA * memory.capacity_bytes() // data)))
+    return [runs[start : start + most] for start in range(0, len(runs), most)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a study: its headings, its lines of cells, and sentences to stand below it.
+
+    The title is for the terminal alone.
+    """
+
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    title: str | None = None
+    notes: Sequence[str] = ()
+
+
+def publish(
+    workdir: pathlib.Path,
+    content: Any,
+    shown: Sequence[Table],
+    figures: Mapping[str, Callable[[], Figure]],
+    name: str = "table",
+) -> None:
+    """Writes and prints a study's results; only the first of several processes does.
+
+    Args:
+      workdir: the study's folder.
+      content: what NAME.json gets.
+      shown: the tables, which the terminal and NAME.md get.
+      figures: functions that make figures, by the names of their files.
+      name: the name of both files.
+    """
+    if multihost.is_main():
+        write_json(workdir / f"{name}.json", content)
+        parts = []
+        for table in shown:
+            parts.append(tables.markdown(table.headings, table.lines))
+            if table.notes:
+                parts.append("".join(f"{note}\n" for note in table.notes))
+        (workdir / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
+        for stem, make in figures.items():
+            save_figure(make, workdir / stem)
+    console = launch.console()
+    for table in shown:
+        console.print(tables.rich(table.headings, table.lines, table.title))
+        for note in table.notes:
+            console.print(note, markup=False)
+    console.print(f"table: {workdir / name}.md", markup=False, soft_wrap=True)
+    for stem in figures:
+        console.print(f"plot: {workdir / stem}.png", markup=False, soft_wrap=True)

@@ -1,0 +1,79 @@
+"""`HostSettings`: what the host does for runs between their steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mhd_jax.core import multihost
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import folder_here
+from mhd_jax.core.validation import require_counts
+from mhd_jax.engine.metrics import Metric, OwnMetrics
+from mhd_jax.engine.run import Run
+from mhd_jax.engine.settings import Settings
+from mhd_jax.runs.callbacks import Callback, ShowProgress
+from mhd_jax.runs.callbacks.base import Callbacks
+from mhd_jax.runs.callbacks.progress import is_interactive
+from mhd_jax.runs.checkpoints import Keep
+from mhd_jax.runs.folder import RunFolder
+
+Watcher = Callback | Callable[[Mapping[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class HostSettings:
+    """When runs evaluate, what they save and who watches them; the defaults stand here alone.
+
+    Attributes are described with `mhd_jax.engine.simulate.simulate` and `simulate_many`.
+    """
+
+    eval_every: int = Settings.eval_every
+    steps_per_dispatch: int | None = None
+    workdirs: Sequence[str | pathlib.Path] | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    keep_best: bool = False
+    fall_back: bool = False
+    callbacks: Watcher | Sequence[Watcher] = ()
+    progress: bool | None = None
+    keep_going: bool = False
+    write_reports: bool = True
+    metrics: Mapping[str, Metric] | None = None
+
+    @functools.cached_property
+    def own_metrics(self) -> OwnMetrics:
+        """The metrics, checked."""
+        return OwnMetrics.checked(self.metrics)
+
+    def folders(self, runs: Sequence[Run]) -> list[RunFolder | None]:
+        """Returns the folder of each run; checking it writes nothing."""
+        require_counts(keep_checkpoints=self.keep_checkpoints)
+        if self.keep_best and not all(len(run.clients.validation) for run in runs):
+            raise ConfigError(
+                "keep_best chooses on a validation set, and there is none; set validation_fraction. "
+                "Nothing is chosen on the test set."
+            )
+        if not self.workdirs:
+            if self.keep_best:
+                raise ConfigError("keep_best keeps a checkpoint in a folder; give a workdir.")
+            return [None for _ in runs]
+        paths = [folder_here(path, "workdir") for path in self.workdirs]
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise ConfigError("workdirs must differ from run to run.")
+        keep = Keep(self.keep_checkpoints, self.keep_best)
+        return [
+            RunFolder(path, run.settings, run.programs, keep)
+            for path, run in zip(paths, runs, strict=True)
+        ]
+
+    def watcher(self) -> Callback:
+        """Returns all callbacks as one, which only the main process tells anything."""
+        given = self.callbacks
+        watchers = [given] if callable(given) or isinstance(given, Callback) else [*given]
+        if self.progress or (self.progress is None and is_interactive()):
+            watchers.append(ShowProgress())
+        return Callbacks(watchers if multihost.is_main() else [])

@@ -1,0 +1,182 @@
+"""The host's loop: it dispatches the steps of lanes, evaluates and saves between dispatches."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from mhd_jax.core import multihost
+from mhd_jax.core.errors import DivergedError, InterruptedRun
+from mhd_jax.core.types import PyTree
+from mhd_jax.engine.failures import listed
+from mhd_jax.engine.lane import Lane
+from mhd_jax.engine.result import Result
+from mhd_jax.engine.run import Run
+from mhd_jax.engine.schedule import Pace
+from mhd_jax.engine.signals import StopRequests, stop_requests
+from mhd_jax.engine.steps import Carry
+from mhd_jax.runs.callbacks import Callback
+
+CTRL_C = "Ctrl-C"
+_COLLAPSE_ENTROPY = 0.1
+
+
+class Program(Protocol):
+    """What the loop trains: a run (`engine.run.Run`), or several joined (`joint_runs.Together`)."""
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The runs."""
+
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        """Returns the program's carry from its runs' carries, which must be at the same step."""
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """Splits the program's carry, or a tree of its arrays, into one for each run."""
+
+    def fitted(self, carry: Carry) -> Program:
+        """Returns a program whose step fits in memory; raises `ConfigError` if there is none."""
+
+    def advance(self, carry: Carry, num_steps: int) -> Carry:
+        """Takes `num_steps` steps of all runs and returns the new carry; `carry` is donated."""
+
+
+def carry_out(
+    lanes: Sequence[Lane], program: Program, started_at: int, watch: Callback
+) -> list[Result | DivergedError]:
+    """Takes the runs of one program, each with its lane, from step `started_at` to their end."""
+    carry = program.join([lane.begin(started_at) for lane in lanes])
+    status = "failed"
+    try:
+        watch.on_start([lane.view for lane in lanes], started_at)
+        with stop_requests(terminates=lanes[0].folder is None) as requests:
+            parts, compile_seconds = _train(lanes, program, carry, watch, requests)
+        if not all(lane.failure for lane in lanes):
+            status = "finished"
+    except (InterruptedRun, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    finally:
+        watch.on_end(status)
+    return [
+        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
+        for lane, part in zip(lanes, parts, strict=True)
+    ]
+
+
+def _train(
+    lanes: Sequence[Lane],
+    program: Program,
+    carry: Carry,
+    watch: Callback,
+    requests: StopRequests,
+) -> tuple[list[Carry], float]:
+    """Trains to the end of the lanes' common plan, or until all have diverged or were stopped.
+
+    Returns:
+      The carry of each run, and the seconds of compilation.
+    """
+    plan = lanes[0].plan
+    started = time.perf_counter()
+    program = program.fitted(carry)
+    for lane, run in zip(lanes, program.runs, strict=True):
+        lane.run = run
+    carry = jax.block_until_ready(program.advance(carry, 0))  # loads the program, takes no step
+    compile_seconds = time.perf_counter() - started
+    watch.on_compiled(compile_seconds)
+
+    step = int(carry.state.step)
+    pace = Pace(plan.per_dispatch)
+    if step:  # a run that was killed when a callback had stopped it
+        _stop_where_asked(_going(lanes, program, carry))
+    while step < plan.steps and not all(lane.has_ended for lane in lanes):
+        num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
+        started = time.perf_counter()
+        carry = jax.block_until_ready(program.advance(carry, num_steps))
+        elapsed = time.perf_counter() - started
+        pace.observe(num_steps, elapsed)
+        step += num_steps
+        parts = program.split((carry.sums, carry.tally))
+        for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
+            if not lane.has_ended:
+                lane.seconds += elapsed / len(lanes)
+                lane.look_after(sums, tally, step)
+                if lane.failure is not None:
+                    watch.on_failure(place)
+        if all(lane.has_ended for lane in lanes):
+            break
+        evaluates = plan.evaluates_at(step)
+        if evaluates:
+            for lane, part in _going(lanes, program, carry):
+                lane.record(part)
+            carry = carry.reset()
+        interrupted = bool(multihost.from_each(requests.received).any()) and step < plan.steps
+        going = _going(lanes, program, carry)
+        due = plan.saves_at(step) or interrupted
+        if due or (evaluates and lanes[0].host.keep_best):
+            for lane, part in going:
+                lane.save(step, part, due=due)
+        # Watchers come last: an error that they raise loses no evaluation and no checkpoint.
+        watch.on_steps(step, pace.rate)
+        for lane, part in going if evaluates else ():
+            _warn_of_collapse(lane.history[-1])
+            with lane.seen_at(part) as view:
+                watch.on_evaluation(lane.history[-1], view)
+        if step < plan.steps:
+            _stop_where_asked(going)
+        if interrupted:
+            _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
+    return program.split(carry), compile_seconds
+
+
+def _stop_where_asked(going: Sequence[tuple[Lane, Carry]]) -> None:
+    """Stops the runs that a callback has stopped; the first process, which has them, decides."""
+    for lane, part in going:
+        if multihost.from_each(lane.view.stopping is not None)[0]:
+            lane.stop(part, "a callback of the first process")
+
+
+def _interrupt(
+    lanes: Sequence[Lane],
+    going: Sequence[tuple[Lane, Carry]],
+    requests: StopRequests,
+    where: str,
+) -> None:
+    """Ends runs at a step because of Ctrl-C: those with folders resume, others end for good."""
+    folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all or none
+    if folders:
+        for folder in folders:
+            folder.wait()
+        raise InterruptedRun(
+            f"{where}; everything is saved in {listed(folders)}, and the same command resumes it"
+        )
+    requests.answered = True
+    warnings.warn(
+        f"{where} by {CTRL_C}: the result is of what there is; with a workdir the run could be "
+        "resumed.",
+        stacklevel=2,
+    )
+    for lane, part in going:
+        if not lane.has_ended:
+            lane.stop(part, CTRL_C)
+
+
+def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[Lane, Carry]]:
+    """Returns the lanes that take more steps, each with its run's carry."""
+    parts = zip(lanes, program.split(carry), strict=True)
+    return [(lane, part) for lane, part in parts if not lane.has_ended]
+
+
+def _warn_of_collapse(record: Mapping[str, Any]) -> None:
+    entropy = record["train"].get("public_entropy")
+    if entropy is not None and entropy < _COLLAPSE_ENTROPY:
+        warnings.warn(
+            f"at step {record['step']} the clients answer nearly the same on all public samples "
+            f"(entropy of the mean prediction {entropy:.2f} of its maximum): distillation has "
+            "collapsed. Lower nu_aux, num_targets or the learning rate.",
+            stacklevel=2,
+        )
