@@ -39,6 +39,8 @@ _HELP = {
     "samples, too.",
     "public_fraction": "Share of the training samples set aside, without labels, as the public set; "
     "by default 0.1.",
+    "test_partition": "File of each test sample's client (.npy or .csv), −1 for nobody's: clients are "
+    "also evaluated on their own.",
     "validation_fraction": "Share of the training samples set aside with labels, to choose settings "
     "on.",
 }

@@ -66,7 +66,7 @@ class Watch(mhd.Callback):
         self.counts: list[Counts] = []
         self._process = psutil.Process()
 
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+    def on_evaluation(self, record: Mapping[str, Any], view: mhd.callbacks.WatchedRun) -> None:
         """Counts the resources after a garbage collection."""
         gc.collect()
         alive = jax.live_arrays()

@@ -90,6 +90,8 @@ class RunSettings:
     num_devices: int | None = Settings.num_devices
     faults: mhd.Faults | None = Settings.faults
     on_nonfinite: str = Settings.on_nonfinite
+    metrics: str | None = None
+    test_partition: str | None = None
 
     def clients(self, seed: int) -> mhd.Clients:
         """Makes the clients; the data split derives from the seed."""
@@ -109,6 +111,7 @@ class RunSettings:
             optimizers=self._optimizers(),
             norm=self.norm,
             initialization=self.initialization,
+            test_partition=self.test_partition,
             seed=seed,
         )
 
@@ -247,6 +250,7 @@ def simulate_cases(
     return mhd.simulate_many(
         [settings.arguments(algorithm, seed) for settings, algorithm, seed in cases],
         **{name: getattr(first, name) for name in _OF_THE_HOST},
+        metrics=mhd.metrics.named(filter(None, (first.metrics or "").split(","))),
         workdirs=workdirs,
         callbacks=callbacks,
         progress=False,

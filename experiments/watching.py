@@ -1,4 +1,4 @@
-"""The flags of trackers (TensorBoard, Weights & Biases), and the callbacks that they choose."""
+"""The flags of what watches runs (trackers, early stopping), and the callbacks that they choose."""
 
 from __future__ import annotations
 
@@ -18,15 +18,28 @@ _WANDB_PROJECT = flags.DEFINE_string(
     "Project of Weights & Biases that gets every run's numbers (pip install -e .[wandb]); "
     "WANDB_MODE=offline keeps them here.",
 )
+_EARLY_STOPPING = flags.DEFINE_string(
+    "early_stopping",
+    None,
+    "What is to become better on the validation set, like beta_sh/aux_3 (or train/loss): a run in which "
+    "it has not for --patience evaluations stops.",
+)
+_PATIENCE = flags.DEFINE_integer(
+    "patience", 5, "Evaluations without a better value after which --early_stopping stops a run."
+)
 
 
 def watchers(label: str | None = None) -> list[mhd.Callback]:
     """Returns the trackers that the flags name, and a progress bar with this label.
 
     Raises:
-      mhd.ConfigError: a tracker that cannot be used.
+      mhd.ConfigError: a tracker that cannot be used, or early stopping that cannot work.
     """
     found: list[mhd.Callback] = []
+    if _PATIENCE.present and _EARLY_STOPPING.value is None:
+        raise mhd.ConfigError("--patience is about --early_stopping; give both, or neither.")
+    if _EARLY_STOPPING.value is not None:
+        found.append(mhd.callbacks.EarlyStopping(_EARLY_STOPPING.value, _PATIENCE.value))
     if _TENSORBOARD.value:
         found.append(mhd.callbacks.TensorBoard())
     if _WANDB_PROJECT.value is not None:

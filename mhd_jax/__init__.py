@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     )
     from mhd_jax.core.types import Algorithm, Batch, State
     from mhd_jax.data import partition, pretext
+    from mhd_jax.engine import metrics
     from mhd_jax.engine.faults import Faults
+    from mhd_jax.engine.loading import load
     from mhd_jax.engine.prepare import prepare
     from mhd_jax.engine.result import Result
     from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
@@ -50,7 +52,9 @@ _PLACES = {
     "callbacks": "mhd_jax.runs.callbacks",
     "data": "mhd_jax.data",
     "exchange": "mhd_jax.exchange",
+    "load": "mhd_jax.engine.loading:load",
     "make_clients": "mhd_jax.clients:make_clients",
+    "metrics": "mhd_jax.engine.metrics",
     "models": "mhd_jax.models",
     "optim": "mhd_jax.training.optim",
     "partition": "mhd_jax.data.partition",

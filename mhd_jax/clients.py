@@ -15,10 +15,12 @@ from flax import linen as nn
 from flax import nnx
 
 from mhd_jax.core import modes
+from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.label_sets import LabelSets, resolved
+from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select
@@ -39,6 +41,7 @@ PyTree = Any
 OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
 _PUBLIC_FRACTION = 0.1
 _MOST_DIGITS = 9
+_MOST_SHOWN = 100  # clients in a notebook's table
 ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
 
 
@@ -101,6 +104,8 @@ class Clients:
       settings: the settings from which the clients were made, for `config.json`.
       label_sets: the classes of each client, bool [K, C]; None if all clients have all classes.
       adversaries: the kind of each adversary, from `mhd_jax.exchange.adversaries.KINDS`, by client.
+      test_owner: the client of each test sample, int [N_test], −1 for nobody's; None if test
+        samples have no owners.
     """
 
     data: Dataset
@@ -114,6 +119,33 @@ class Clients:
     settings: dict[str, Any]
     label_sets: np.ndarray | None = None
     adversaries: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    test_owner: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        classes = shortened(self.data.class_names)
+        rows = [["client", *classes]]
+        for number, counts in enumerate(self.label_counts().tolist()):
+            shown = (
+                counts
+                if len(counts) == len(classes)
+                else [*counts[: len(classes) - 2], "…", counts[-1]]
+            )
+            rows.append([str(number), *map(str, shown)])
+        if len(rows) > MOST_ROWS + 1:
+            rows = [*rows[:MOST_ROWS], ["…", *[""] * len(classes)], rows[-1]]
+        return "\n".join([self._title(), "private samples of each class:", *aligned(rows)])
+
+    def _repr_html_(self) -> str:
+        rows = [[str(i), *map(str, row)] for i, row in enumerate(self.label_counts().tolist())]
+        table = html_table(["client", *map(str, self.data.class_names)], rows[:_MOST_SHOWN])
+        return html_block(self._title(), table)
+
+    def _title(self) -> str:
+        models = ", ".join(f"{len(group.members)} × {group.described}" for group in self.groups)
+        roles = ", ".join(
+            f"{count:,} {role}" for role, count in self.role_counts().items() if count
+        )
+        return f"{self.num_clients} clients of {self.data.name} ({models}); samples: {roles}"
 
     @property
     def num_clients(self) -> int:
@@ -197,6 +229,7 @@ class Clients:
             objectives=("supervised",),
             label_sets=None,
             adversaries={},
+            test_owner=None,
         )
 
     def padded(self, multiple: int) -> Clients:
@@ -267,6 +300,7 @@ class Clients:
         return dataclasses.replace(self, groups=groups)
 
 
+@with_known_arguments()
 @modes.standard()
 def make_clients(
     data: Dataset | str | os.PathLike[str],
@@ -285,6 +319,7 @@ def make_clients(
     optimizers: Mapping[str, Optimizer] | None = None,
     norm: str | None = None,
     initialization: str | None = None,
+    test_partition: Any = None,
     seed: int = 0,
 ) -> Clients:
     """Splits a data set into the clients' private sets and a public set, and returns the clients.
@@ -332,6 +367,9 @@ def make_clients(
       norm: the normalisation of models given by name; None takes each model's default.
       initialization: the initialization of the layers, heads included, of models given by name:
         "pytorch" or "he_fan_out", see `mhd_jax.models.initialization`; None is each model's own.
+      test_partition: the client of each test sample, −1 for nobody's, as an array, a list, or the
+        path of a ``.npy`` or ``.csv`` file: each client is then also evaluated on its own test
+        samples (`beta_own`). None leaves test samples without owners.
       seed: the seed of the split.
 
     Returns:
@@ -371,6 +409,9 @@ def make_clients(
         tuple(goal if isinstance(goal, str) else goal.name for goal in goals),
         {},
         adversaries=false,
+        test_owner=None
+        if test_partition is None
+        else split_files.test_owners(test_partition, len(data.test_labels), num_clients),
     )
     clients = _with_distributions(clients, label_sets)
 
@@ -386,6 +427,8 @@ def make_clients(
         found["public_digest"] = array_digest(*jax.tree.leaves(public_inputs))
     if allow_overlap:
         found["allow_overlap"] = True
+    if clients.test_owner is not None:
+        found["test_split_digest"] = array_digest(clients.test_owner)
     return dataclasses.replace(clients, settings=found)
 
 

@@ -7,6 +7,9 @@ batch, H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +17,8 @@ import jax
 import numpy as np
 import optax
 from flax import struct
+
+from mhd_jax.core.shown import html_text
 
 PyTree = Any
 Terms = dict[str, jax.Array]  # of a loss, or other numbers of a step, by name
@@ -305,7 +310,26 @@ class Algorithm:
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     factory: Callable[..., Algorithm] | None = None
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
+        given = textwrap.wrap(f"{self.name}({options})", 99, subsequent_indent="    ")
+        return "\n".join([*given, *_source(self.factory)])
+
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
+
     @property
     def may_augment_public(self) -> bool:
         """Whether public samples may be augmented, and so differ each time they are drawn."""
         return self.public_batch is not None and not self.remembers_public
+
+
+def _source(factory: Callable[..., Any] | None, most: int = 12) -> list[str]:
+    """Returns the first lines of what the module of an algorithm says: its paper and its equations."""
+    module = sys.modules.get(getattr(factory, "__module__", ""))
+    lines = inspect.cleandoc(module.__doc__ or "").splitlines() if module is not None else []
+    return (
+        lines
+        if len(lines) <= most
+        else [*lines[:most], f"… help({factory.__module__}) has it all."]
+    )

@@ -11,8 +11,18 @@ import jax
 import numpy as np
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.shown import html_block, shortened
 from mhd_jax.core.validation import require_kind
-from mhd_jax.data.kinds import as_arrays, kept, kept_as, kind_of, named_leaves, wrong_layout
+from mhd_jax.data import thumbnails
+from mhd_jax.data.kinds import (
+    as_arrays,
+    kept,
+    kept_as,
+    kind_of,
+    named_leaves,
+    shown,
+    wrong_layout,
+)
 from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 
@@ -58,6 +68,14 @@ class Dataset:
         """The shape of one sample as models see it; None if a sample is not one array."""
         sample = self.samples(1)
         return sample.shape[1:] if hasattr(sample, "shape") else None
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.labels):,} training and {len(self.test_labels):,} test samples"
+        names = ", ".join(shortened(self.class_names, 10))
+        return f"Dataset {self.name}: {sizes} of {shown(self.inputs)}, {self.num_classes} classes: {names}"
+
+    def _repr_html_(self) -> str:
+        return html_block(repr(self), thumbnails.row(self))
 
     @property
     def kind(self) -> PyTree:

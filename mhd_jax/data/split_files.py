@@ -16,7 +16,7 @@ from numpy.lib.npyio import NpzFile
 
 from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.files import written_whole
+from mhd_jax.core.files import expanded, written_whole
 from mhd_jax.core.validation import require_clients
 from mhd_jax.data.split import SetAside, Split, completed
 
@@ -140,6 +140,38 @@ def from_rows(
             )
         owner[own] = client
     return completed(owner, set_aside, "the partition")
+
+
+def test_owners(given: Any, num_samples: int, num_clients: int) -> np.ndarray:
+    """Returns the client of each test sample, int [N], −1 for nobody's.
+
+    Args:
+      given: an array or a list, or the path of a `.npy` or `.csv` file as for `load`.
+      num_samples: N.
+      num_clients: K.
+
+    Raises:
+      ConfigError: a file that cannot be read, or anything but N numbers in −1 … K − 1.
+    """
+    source = "test_partition"
+    if isinstance(given, str | os.PathLike):
+        path = expanded(given)
+        if path.suffix not in (".npy", ".csv") or not path.is_file():
+            raise ConfigError(
+                f"test_partition must be each test sample's client, or the path of a .npy or .csv "
+                f"file with them, not {str(given)!r}."
+            )
+        source, given = str(path), _read(path)["owner"]
+    try:
+        owner = _integers(np.asarray(given))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source} must hold the client of each test sample: {error}.") from error
+    if len(owner) != num_samples or owner.min() < -1 or owner.max() >= num_clients:
+        raise ConfigError(
+            f"{source} must hold one of the clients 0 … {num_clients - 1}, or −1, for each of the "
+            f"{num_samples} test samples, but holds {len(owner)} in {owner.min()} … {owner.max()}."
+        )
+    return owner
 
 
 def _rows(given: Any, client: Any, num_samples: int) -> np.ndarray:

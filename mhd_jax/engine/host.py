@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.core.validation import require_counts
+from mhd_jax.engine.metrics import Metric, OwnMetrics
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.settings import Settings
 from mhd_jax.runs.callbacks import Callback, ShowProgress
@@ -40,6 +42,12 @@ class HostSettings:
     progress: bool | None = None
     keep_going: bool = False
     write_reports: bool = True
+    metrics: Mapping[str, Metric] | None = None
+
+    @functools.cached_property
+    def own_metrics(self) -> OwnMetrics:
+        """The metrics, checked."""
+        return OwnMetrics.checked(self.metrics)
 
     def folders(self, runs: Sequence[Run]) -> list[RunFolder | None]:
         """Returns the folder of each run; checking it writes nothing."""

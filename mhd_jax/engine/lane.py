@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import DivergedError
@@ -13,12 +19,14 @@ from mhd_jax.core.types import State, Terms
 from mhd_jax.engine.answers import Answers
 from mhd_jax.engine.faults import Tally
 from mhd_jax.engine.host import HostSettings
+from mhd_jax.engine.loading import keep_models
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Plan
 from mhd_jax.engine.steps import Carry
 from mhd_jax.engine.summary import executed, record_of, summarize
 from mhd_jax.runs.callbacks import WatchedRun
+from mhd_jax.runs.callbacks.base import Present
 from mhd_jax.runs.checkpoints import best
 from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.folder import RunFolder
@@ -36,13 +44,48 @@ class Lane:
     seconds: float = 0.0
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # clients in quarantine
     failure: DivergedError | None = None
+    stopped: Carry | None = None  # where a callback or Ctrl-C has stopped the run
     best_score: float = -math.inf
+    saved_at: int | None = None  # the step of the last checkpoint of this process
 
-    @property
-    def watched(self) -> WatchedRun:
+    @functools.cached_property
+    def view(self) -> WatchedRun:
         """The run as callbacks see it."""
         folder = None if self.folder is None else self.folder.path
-        return WatchedRun(self.run.settings, folder, self.history)
+        has_validation = len(self.run.clients.validation) > 0
+        return WatchedRun(self.run.settings, folder, self.history, has_validation)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run takes no more steps, because it has diverged or was stopped."""
+        return self.failure is not None or self.stopped is not None
+
+    @contextlib.contextmanager
+    def seen_at(self, carry: Carry) -> Iterator[WatchedRun]:
+        """Lets callbacks look at the run's clients inside the block; copies, as steps go on."""
+
+        @functools.lru_cache(1)
+        def present() -> Present:
+            state = jax.tree.map(jnp.copy, carry.state)
+            num_clients = {"num_clients": self.run.everyone.num_clients}
+            return Result(num_clients, self.history, state, _answers=self._answers)
+
+        self.view.present = present
+        try:
+            yield self.view
+        finally:
+            self.view.present = None
+
+    def stop(self, carry: Carry, reason: str) -> None:
+        """Ends the run at this step, as if it had been its last; evaluated and saved if it is not."""
+        step = int(carry.state.step)
+        self.view.stop(reason)
+        if not self.history or self.history[-1]["step"] != step:
+            self.record(carry)
+        if self.saved_at != step:
+            self.save(step, carry, due=True)
+        self.stopped = carry
+        self.run = dataclasses.replace(self.run, steps=step)
 
     @property
     def starts(self) -> list[int]:
@@ -62,7 +105,7 @@ class Lane:
             self.folder.warn_of_another_environment(step, self.run.carry)
         else:
             carry = self.run.start()
-        self.history = self.folder.rewind(step)
+        self.history, self.saved_at = self.folder.rewind(step), step or None
         scores = self.folder.checkpoints.scores().values()
         self.best_score = max((score for score in scores if score is not None), default=-math.inf)
         return carry
@@ -70,19 +113,20 @@ class Lane:
     def read(self) -> Result:
         """Returns the result of a finished run from its folder, and writes a missing report."""
         assert self.folder is not None
-        state = self._saved_state(self.plan.steps)
         self.history = self.folder.history()
         summary = self.folder.summary()
+        self.run = dataclasses.replace(self.run, steps=summary["steps"])
+        state = self._saved_state(self.run.steps)
         if not self.folder.has_report:
             self._report(self.folder, summary)
-        return self.result(summary, state, self.plan.steps)
+        return self.result(summary, state, self.run.steps)
 
     def _best(self, final: State | None) -> State | None:
         """Returns the state of the checkpoint kept as the best one; None without `keep_best`."""
         if self.folder is None or not self.host.keep_best:
             return None
         step = best(self.folder.checkpoints.scores())
-        if step is None or step == self.plan.steps:
+        if step is None or step == self.run.steps:
             return final
         return self._saved_state(step)
 
@@ -103,11 +147,12 @@ class Lane:
         if score is not None and is_best:
             self.best_score = score
         if due or is_best:
+            self.saved_at = step
             self.folder.save(step, carry, self.seconds, len(self.history), score)
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds the record to the history and the folder."""
-        record = record_of(self.run, carry, self.seconds)
+        record = record_of(self.run, carry, self.seconds, self.host.own_metrics)
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)
@@ -117,12 +162,27 @@ class Lane:
         self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
     ) -> Result:
         """Writes the summary and the report, and returns the result."""
+        carry = self.stopped or carry
         summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary |= self._ending()
         summary["execution"] = executed(self.run, runs_at_once)
         if self.folder is not None:
+            if multihost.is_main():
+                keep_models(self.folder.path, carry.state, self._answers)
             self.folder.finish(summary)
             self._report(self.folder, summary)
         return self.result(summary, carry.state, started_at)
+
+    def _ending(self) -> dict[str, Any]:
+        """Returns why the run was stopped, for its summary, and the step that was its best."""
+        stop = self.view.stopping if self.stopped is not None else None
+        found: dict[str, Any] = {}
+        if stop is not None:
+            found = {"status": "stopped", "stopped_because": stop.reason}
+        best_step = stop.best_step if stop is not None else None
+        if best_step is None and self.folder is not None and self.host.keep_best:
+            best_step = best(self.folder.checkpoints.scores())
+        return found if best_step is None else {**found, "best_step": best_step}
 
     def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
         """Writes figures and a report page, if asked for; the results do not depend on it."""
@@ -172,12 +232,17 @@ class Lane:
 
     def result(self, summary: dict[str, Any], state: State | None, started_at: int) -> Result:
         """Returns the `Result` for the user."""
+        folder = None if self.folder is None else self.folder.path
+        best_state = self._best(state)
+        return Result(summary, self.history, state, started_at, best_state, self._answers, folder)
+
+    @property
+    def _answers(self) -> Answers:
         data = self.run.clients.data
-        answers = Answers(
+        return Answers(
             self.run.algorithm.predict,
             self.run.spec.preparation,
             self.run.execution,
             data.kind,
             data.name,
         )
-        return Result(summary, self.history, state, started_at, self._best(state), answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,10 +17,11 @@ from mhd_jax.engine.lane import Lane
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Pace
-from mhd_jax.engine.signals import stop_requests
+from mhd_jax.engine.signals import StopRequests, stop_requests
 from mhd_jax.engine.steps import Carry
 from mhd_jax.runs.callbacks import Callback
 
+CTRL_C = "Ctrl-C"
 _COLLAPSE_ENTROPY = 0.1
 
 
@@ -51,9 +52,9 @@ def carry_out(
     carry = program.join([lane.begin(started_at) for lane in lanes])
     status = "failed"
     try:
-        watch.on_start([lane.watched for lane in lanes], started_at)
-        with stop_requests(active=lanes[0].folder is not None) as stop_requested:
-            parts, compile_seconds = _train(lanes, program, carry, watch, stop_requested)
+        watch.on_start([lane.view for lane in lanes], started_at)
+        with stop_requests(terminates=lanes[0].folder is None) as requests:
+            parts, compile_seconds = _train(lanes, program, carry, watch, requests)
         if not all(lane.failure for lane in lanes):
             status = "finished"
     except (InterruptedRun, KeyboardInterrupt):
@@ -72,9 +73,9 @@ def _train(
     program: Program,
     carry: Carry,
     watch: Callback,
-    stop_requested: Callable[[], bool],
+    requests: StopRequests,
 ) -> tuple[list[Carry], float]:
-    """Trains to the end of the lanes' common plan, or until all have diverged.
+    """Trains to the end of the lanes' common plan, or until all have diverged or were stopped.
 
     Returns:
       The carry of each run, and the seconds of compilation.
@@ -90,7 +91,9 @@ def _train(
 
     step = int(carry.state.step)
     pace = Pace(plan.per_dispatch)
-    while step < plan.steps:
+    if step:  # a run that was killed when a callback had stopped it
+        _stop_where_asked(_going(lanes, program, carry))
+    while step < plan.steps and not all(lane.has_ended for lane in lanes):
         num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
         started = time.perf_counter()
         carry = jax.block_until_ready(program.advance(carry, num_steps))
@@ -99,42 +102,73 @@ def _train(
         step += num_steps
         parts = program.split((carry.sums, carry.tally))
         for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
-            lane.seconds += elapsed / len(lanes)
-            if lane.failure is None:
+            if not lane.has_ended:
+                lane.seconds += elapsed / len(lanes)
                 lane.look_after(sums, tally, step)
                 if lane.failure is not None:
                     watch.on_failure(place)
-        if all(lane.failure for lane in lanes):
+        if all(lane.has_ended for lane in lanes):
             break
-        records = []
-        if plan.evaluates_at(step):
-            records = [lane.record(part) for lane, part in _going(lanes, program, carry)]
-            carry = carry.reset()
-        stopping = bool(multihost.from_each(stop_requested()).any()) and step < plan.steps
-        folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all or none
-        due = plan.saves_at(step) or stopping
-        if folders and (due or (records and lanes[0].host.keep_best)):
+        evaluates = plan.evaluates_at(step)
+        if evaluates:
             for lane, part in _going(lanes, program, carry):
+                lane.record(part)
+            carry = carry.reset()
+        interrupted = bool(multihost.from_each(requests.received).any()) and step < plan.steps
+        going = _going(lanes, program, carry)
+        due = plan.saves_at(step) or interrupted
+        if due or (evaluates and lanes[0].host.keep_best):
+            for lane, part in going:
                 lane.save(step, part, due=due)
         # Watchers come last: an error that they raise loses no evaluation and no checkpoint.
         watch.on_steps(step, pace.rate)
-        for record in records:
-            _warn_of_collapse(record)
-            watch.on_evaluation(record)
-        if stopping and folders:
-            for folder in folders:
-                folder.wait()
-            raise InterruptedRun(
-                f"stopped at step {step} of {plan.steps}; everything is saved in "
-                f"{listed(folders)}, and the same command resumes it"
-            )
+        for lane, part in going if evaluates else ():
+            _warn_of_collapse(lane.history[-1])
+            with lane.seen_at(part) as view:
+                watch.on_evaluation(lane.history[-1], view)
+        if step < plan.steps:
+            _stop_where_asked(going)
+        if interrupted:
+            _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
     return program.split(carry), compile_seconds
 
 
+def _stop_where_asked(going: Sequence[tuple[Lane, Carry]]) -> None:
+    """Stops the runs that a callback has stopped; the first process, which has them, decides."""
+    for lane, part in going:
+        if multihost.from_each(lane.view.stopping is not None)[0]:
+            lane.stop(part, "a callback of the first process")
+
+
+def _interrupt(
+    lanes: Sequence[Lane],
+    going: Sequence[tuple[Lane, Carry]],
+    requests: StopRequests,
+    where: str,
+) -> None:
+    """Ends runs at a step because of Ctrl-C: those with folders resume, others end for good."""
+    folders = [lane.folder for lane in lanes if lane.folder is not None]  # of all or none
+    if folders:
+        for folder in folders:
+            folder.wait()
+        raise InterruptedRun(
+            f"{where}; everything is saved in {listed(folders)}, and the same command resumes it"
+        )
+    requests.answered = True
+    warnings.warn(
+        f"{where} by {CTRL_C}: the result is of what there is; with a workdir the run could be "
+        "resumed.",
+        stacklevel=2,
+    )
+    for lane, part in going:
+        if not lane.has_ended:
+            lane.stop(part, CTRL_C)
+
+
 def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[Lane, Carry]]:
-    """Returns the lanes that have not diverged, each with its run's carry."""
+    """Returns the lanes that take more steps, each with its run's carry."""
     parts = zip(lanes, program.split(carry), strict=True)
-    return [(lane, part) for lane, part in parts if lane.failure is None]
+    return [(lane, part) for lane, part in parts if not lane.has_ended]
 
 
 def _warn_of_collapse(record: Mapping[str, Any]) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
+from mhd_jax.algorithms.base import hyperparameters
 from mhd_jax.clients import Clients
 from mhd_jax.core import modes
+from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
@@ -38,6 +40,19 @@ _MOST_FOR_DATA = 0.4  # of the memory that steps may take
 _FEW_CLIENTS = 64  # up to so many clients, each has slots for all others as neighbours
 
 
+def _of_an_algorithm(name: str) -> str | None:
+    """Says which algorithms have a hyperparameter of this name; None if there is none."""
+    having = [each for each, build in ALGORITHMS.items() if name in hyperparameters(build)]
+    if not having:
+        return None
+    which = " or ".join(having[:3])
+    return f"it belongs to the algorithm {which}: algorithm=mhd.algorithms.{having[0]}({name}=...)."
+
+
+known_arguments = with_known_arguments(_of_an_algorithm)
+
+
+@known_arguments
 @modes.standard()
 def prepare(
     topology: Any,
@@ -67,6 +82,7 @@ def prepare(
       ConfigError: settings that cannot work.
     """
     modes.require_devices()
+    _require_order(topology, clients)
     settings = Settings(
         steps=steps,
         epochs=epochs,
@@ -89,6 +105,15 @@ def prepare(
     settings = _checked(settings, clients, algorithm)
     topology = _checked_topology(topology, clients, algorithm, settings.steps)  # type: ignore[arg-type]
     return _prepared(topology, clients, algorithm, settings)
+
+
+def _require_order(topology: Any, clients: Any) -> None:
+    if isinstance(topology, Clients):
+        raise ConfigError('the graph comes first, then the clients: mhd.simulate("ring", clients).')
+    if not isinstance(clients, Clients):
+        raise ConfigError(
+            f"clients are what mhd.make_clients returns, not of type {type(clients).__name__}."
+        )
 
 
 def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pathlib
 import pickle
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from mhd_jax.core import modes
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.types import PyTree, State
-from mhd_jax.engine.answers import portable
+from mhd_jax.engine import frames, shown
+from mhd_jax.engine.answers import Answers, portable
+from mhd_jax.engine.client import Client, client_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Result:
         set; None without.
       started_at: the step at which this process started or resumed the run: 0 for a new run,
         `steps` for one that had finished before.
+      folder: the run folder; None for a run without a workdir.
     """
 
     summary: dict[str, Any]
@@ -37,7 +41,8 @@ class Result:
     state: State | None
     started_at: int = 0
     best: State | None = None
-    _answers: Any = dataclasses.field(default=None, repr=False)  # `mhd_jax.engine.answers.Answers`
+    _answers: Answers | None = None
+    folder: pathlib.Path | None = None
 
     def predict(self, inputs: PyTree) -> np.ndarray:
         """Returns the clients' final predictions as logits [K, N, H, C] of all heads.
@@ -50,10 +55,44 @@ class Result:
         Raises:
           ConfigError: the run's checkpoints are gone, or samples of other shapes or types.
         """
+        state, answers = self._clients()
+        with modes.standard():
+            return answers(state, inputs)[: self.summary["num_clients"]]
+
+    def client(self, number: int) -> Client:
+        """Returns one client at the end of the run: its model, its parameters, its predictions.
+
+        Raises:
+          ConfigError: there is no such client, or the run's checkpoints are gone.
+        """
+        state, answers = self._clients()
+        with modes.standard():
+            return client_of(state, answers, number, self.summary["num_clients"])
+
+    def frame(self, of: str = "history") -> Any:
+        """Returns a part of the result as a tidy table, see `mhd_jax.engine.frames`.
+
+        Args:
+          of: "history", "clients", "classes" or "edges".
+
+        Returns:
+          A pandas data frame; without pandas, a list of a dict for each row.
+
+        Raises:
+          ConfigError: there is no such table.
+        """
+        return frames.frame(self.summary, self.history, of)
+
+    def __repr__(self) -> str:
+        return shown.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return shown.as_html(self)
+
+    def _clients(self) -> tuple[State, Answers]:
         if self.state is None or self._answers is None:
             raise ConfigError("this run's clients are gone with its checkpoints; run it again.")
-        with modes.standard():
-            return self._answers(self.state, inputs)[: self.summary["num_clients"]]
+        return self.state, self._answers
 
     def __getstate__(self) -> dict[str, Any]:
         kept = dict(self.__dict__)

@@ -20,7 +20,14 @@ from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.engine import by_hand, memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.engine.samples import Samples, ToEvaluate
-from mhd_jax.engine.steps import Carry, carry_shardings, count_correct, dispatch, initial_carry
+from mhd_jax.engine.steps import (
+    Carry,
+    answers,
+    carry_shardings,
+    count_correct,
+    dispatch,
+    initial_carry,
+)
 from mhd_jax.engine.stream import Block, Stream
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange.messages import Messages
@@ -296,6 +303,22 @@ class Run:
         correct, total = multihost.fetch(jax.tree.map(lambda *n: sum(n), *counts))
         correct = correct[: self.num_active]
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
+
+    def logits(self, state: State, samples: ToEvaluate) -> np.ndarray:
+        """Returns the logits of all clients on samples, [K, N, H, C], on the host."""
+        static = {
+            "predict": self.algorithm.predict,
+            "preparation": self.spec.preparation,
+            "execution": self.execution,
+        }
+        found = []
+        for part in samples.parts():
+            masks = multihost.fetch(part.mask)
+            for chunk, mask in enumerate(masks):
+                inputs = jax.tree.map(lambda a, chunk=chunk: a[chunk], part.inputs)
+                logits = multihost.fetch(answers(state, inputs, **static))
+                found.append(logits[: self.num_active, mask])
+        return np.concatenate(found, axis=1)
 
     def accuracies(self, per_class: np.ndarray) -> dict[str, Any]:
         """Returns β_sh and β_priv by head, as means over clients and for each client.

@@ -1,40 +1,49 @@
-"""Handling of Ctrl-C and SIGTERM: a run with a folder saves before it stops."""
+"""Handling of Ctrl-C and SIGTERM: a run saves before it stops, or returns what there is."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
+@dataclasses.dataclass
+class StopRequests:
+    """Whether a stop was requested, by which signal, and whether it has been answered."""
+
+    received: int = 0
+    answered: bool = False
+
+
 @contextlib.contextmanager
-def stop_requests(active: bool) -> Iterator[Callable[[], bool]]:
+def stop_requests(terminates: bool) -> Iterator[StopRequests]:
     """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
 
-    Yields a function that returns whether a stop was requested. A request on which the block did
-    not act, because it came in the last steps, is raised again for the previous handlers.
+    A request that the block has not answered, because it came in the last steps, is raised again
+    for the previous handlers.
+
+    Args:
+      terminates: whether SIGTERM ends the process as usual: nothing is saved that could be resumed.
     """
-    received: list[int] = []
-
-    def requested() -> bool:
-        return bool(received)
-
-    if not active or threading.current_thread() is not threading.main_thread():
-        yield requested
+    requests = StopRequests()
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
         return
 
     def handle(signum: int, frame: Any) -> None:
-        received.append(signum)
-        if len(received) > 1:
+        if requests.received:
             raise KeyboardInterrupt
+        requests.received = signum
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT,) if terminates else (signal.SIGINT, signal.SIGTERM)
+    previous = {s: signal.signal(s, handle) for s in signals}
     try:
-        yield requested
+        yield requests
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    if received:
-        signal.raise_signal(received[0])
+    if requests.received and not requests.answered:
+        signal.raise_signal(requests.received)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import modes
-from mhd_jax.core.errors import ConfigError, DivergedError
+from mhd_jax.core.errors import ConfigError, DivergedError, InterruptedRun
 from mhd_jax.core.types import Algorithm
 from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine import memory
@@ -22,8 +22,9 @@ from mhd_jax.engine.faults import Faults
 from mhd_jax.engine.host import HostSettings, Watcher
 from mhd_jax.engine.joint_runs import partition
 from mhd_jax.engine.lane import Lane
-from mhd_jax.engine.loop import carry_out
-from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.loop import CTRL_C, carry_out
+from mhd_jax.engine.metrics import Metric
+from mhd_jax.engine.prepare import known_arguments, prepare
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Plan
@@ -31,6 +32,7 @@ from mhd_jax.engine.settings import Settings
 from mhd_jax.training import optim
 
 
+@known_arguments
 def simulate(
     topology: Any,
     clients: Clients,
@@ -57,6 +59,7 @@ def simulate(
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
     keep_best: bool = HostSettings.keep_best,
+    metrics: Mapping[str, Metric] | None = HostSettings.metrics,
     fall_back: bool = HostSettings.fall_back,
     callbacks: Watcher | Sequence[Watcher] = HostSettings.callbacks,
     progress: bool | None = HostSettings.progress,
@@ -103,6 +106,8 @@ def simulate(
       keep_checkpoints: how many of the latest checkpoints stay; the last step's always stays.
       keep_best: whether the checkpoint with the highest β_sh of the last head on the validation
         set stays too. An evaluation that finds a better one saves it.
+      metrics: functions by name, `f(logits [N, C], labels [N]) -> float`, which are called at each
+        evaluation for each client and head with NumPy arrays; see `mhd_jax.engine.metrics`.
       fall_back: whether a run whose latest checkpoint is damaged resumes from the newest intact
         one, with a warning; otherwise it is refused.
       callbacks: watchers, see `mhd_jax.runs.callbacks`; a function is called with each record.
@@ -148,6 +153,7 @@ def simulate(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         keep_best=keep_best,
+        metrics=metrics,
         fall_back=fall_back,
         callbacks=callbacks,
         progress=progress,
@@ -167,6 +173,7 @@ def simulate_seeds(
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
     keep_best: bool = HostSettings.keep_best,
+    metrics: Mapping[str, Metric] | None = HostSettings.metrics,
     fall_back: bool = HostSettings.fall_back,
     callbacks: Watcher | Sequence[Watcher] = HostSettings.callbacks,
     progress: bool | None = HostSettings.progress,
@@ -182,7 +189,7 @@ def simulate_seeds(
       seeds: the seeds of training.
       workdirs: one for each seed.
       eval_every, steps_per_dispatch, checkpoint_every: as for `simulate_many`.
-      keep_checkpoints, keep_best, fall_back, callbacks, progress: as for `simulate_many`.
+      keep_checkpoints, keep_best, metrics, fall_back, callbacks, progress: as for `simulate_many`.
       **settings: the other arguments of `simulate`.
 
     Returns:
@@ -202,6 +209,7 @@ def simulate_seeds(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         keep_best=keep_best,
+        metrics=metrics,
         fall_back=fall_back,
         callbacks=callbacks,
         progress=progress,
@@ -218,6 +226,7 @@ def simulate_many(
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
     keep_best: bool = HostSettings.keep_best,
+    metrics: Mapping[str, Metric] | None = HostSettings.metrics,
     fall_back: bool = HostSettings.fall_back,
     callbacks: Watcher | Sequence[Watcher] = HostSettings.callbacks,
     progress: bool | None = HostSettings.progress,
@@ -235,7 +244,7 @@ def simulate_many(
     Args:
       runs: for each run the arguments of `simulate`, without those below.
       eval_every, steps_per_dispatch, checkpoint_every, progress: as for `simulate`.
-      keep_checkpoints, keep_best, fall_back: as for `simulate`, for each run.
+      keep_checkpoints, keep_best, metrics, fall_back: as for `simulate`, for each run.
       workdirs: one for each run.
       callbacks: watchers of all runs; from `on_start` they know which run a record belongs to.
       keep_going: whether the other runs go on after one diverges.
@@ -254,6 +263,7 @@ def simulate_many(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         keep_best=keep_best,
+        metrics=metrics,
         fall_back=fall_back,
         callbacks=callbacks,
         progress=progress,
@@ -273,6 +283,8 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
     for run in runs:
         memory.require_state_fits(run, saves=host.workdirs is not None)
     watch, folders = host.watcher(), host.folders(runs)
+    for run in runs:
+        host.own_metrics.try_out(run.num_active, run.clients.num_classes)
     lanes = [Lane(*parts, host) for parts in zip(runs, folders, plans, strict=True)]
     results: dict[int, Result | DivergedError] = {}
     unfinished: list[int] = []
@@ -289,7 +301,18 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
                 who = [indices[i] for i in part]
                 found = carry_out([lanes[i] for i in who], joined or runs[who[0]], start, watch)
                 results.update(zip(who, found, strict=True))
+                _require_begun(lanes[who[0]], len(results), len(lanes))
     return [results[i] for i in range(len(lanes))]
+
+
+def _require_begun(lane: Lane, done: int, count: int) -> None:
+    """Raises `InterruptedRun` if Ctrl-C ended a run without a folder, and others have not begun."""
+    stop = lane.view.stopping
+    if stop is not None and stop.reason == CTRL_C and done < count:
+        raise InterruptedRun(
+            f"stopped by {CTRL_C}, before {count - done} of {count} runs had begun; workdirs keep "
+            "what there is"
+        )
 
 
 def _by_start(lanes: Sequence[Lane], indices: Sequence[int]) -> dict[int, list[int]]:

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from mhd_jax import topology as topologies
+from mhd_jax.engine.metrics import NO_METRICS, OwnMetrics, accuracy_on_own, fairness
 from mhd_jax.engine.run import Run
+from mhd_jax.engine.samples import ToEvaluate
 from mhd_jax.engine.steps import Carry
 from mhd_jax.exchange import diagnostics
 from mhd_jax.exchange import messages as communication
@@ -19,10 +21,14 @@ from mhd_jax.runs.folder import jsonable
 from mhd_jax.topology import distances
 from mhd_jax.training.metrics import head_names
 
+_BETAS = ("beta_sh", "beta_priv", "beta_own")
+_OF_THE_LAST = ("beta_own", "metrics", "honest", "validation")  # entries of the last record
 _MOST_BY_CLASS = 4000  # clients times classes up to which records hold accuracies by class
 
 
-def record_of(run: Run, carry: Carry, seconds: float) -> dict[str, Any]:
+def record_of(
+    run: Run, carry: Carry, seconds: float, metrics: OwnMetrics = NO_METRICS
+) -> dict[str, Any]:
     """Evaluates a run and returns the record, after `seconds` of training, for its history."""
     sent = communication.total(run.messages(carry), run.senders)
     per_class = run.per_class_accuracy(carry.state, run.test)
@@ -37,9 +43,49 @@ def record_of(run: Run, carry: Carry, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
     }
     record["per_client"] |= _by_class(per_class)
+    data = run.clients.data
+    _add_measured(record, run, carry, run.test, data.test_labels, metrics)
+    if run.clients.test_owner is not None:
+        logits = run.logits(carry.state, run.test)
+        own = accuracy_on_own(logits, data.test_labels, run.clients.test_owner)
+        _add(record, {"beta_own": own})
     if run.validation is not None:
         record["validation"] = run.accuracies(run.per_class_accuracy(carry.state, run.validation))
+        labels = data.labels[run.clients.validation]
+        _add_measured(record["validation"], run, carry, run.validation, labels, metrics)
     return record
+
+
+def _add_measured(
+    record: dict[str, Any],
+    run: Run,
+    carry: Carry,
+    samples: ToEvaluate,
+    labels: np.ndarray,
+    metrics: OwnMetrics,
+) -> None:
+    """Adds own metrics on samples to a record: as means over clients, and for each client."""
+    if not metrics.functions:
+        return
+    graph = np.asarray(run.topology.at(carry.state.step))
+    found = metrics.of(run.logits(carry.state, samples), labels, graph)
+    record["metrics"], record["per_client"]["metrics"] = {}, {}
+    _add(record, found, below="metrics")
+
+
+def _add(record: dict[str, Any], found: Mapping[str, np.ndarray], below: str | None = None) -> None:
+    """Adds numbers by client and head, [K, H], to a record."""
+    means, each = record, record["per_client"]
+    if below is not None:
+        means, each = means[below], each[below]
+    for name, values in found.items():
+        heads = head_names(values.shape[1])
+        known = [column[~np.isnan(column)] for column in values.T]
+        means[name] = {
+            head: float(column.mean()) if column.size else None
+            for head, column in zip(heads, known, strict=True)
+        }
+        each[name] = {head: jsonable(values[:, h]) for h, head in enumerate(heads)}
 
 
 def summarize(
@@ -64,9 +110,10 @@ def summarize(
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
-            **{name: last[name] for name in ("honest", "validation") if name in last},
+            **{name: last[name] for name in _OF_THE_LAST if name in last},
             **({} if consensus is None else {"consensus": consensus}),
-            "per_client": _per_client(run, per_class, last["per_client"]),
+            "per_client": (per_client := _per_client(run, per_class, last["per_client"])),
+            "fairness": fairness({**last, "per_client": per_client}),
             "data": {
                 "class_names": run.everyone.data.class_names,
                 "samples": run.everyone.role_counts(),
@@ -90,23 +137,27 @@ def summarize(
     )
 
 
-def _per_client(
-    run: Run, per_class: np.ndarray, each: Mapping[str, Mapping[str, Sequence[float]]]
-) -> list[dict[str, Any]]:
+def _per_client(run: Run, per_class: np.ndarray, each: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns each client's model and accuracies; `each` are the last record's of all clients."""
     names, models = head_names(per_class.shape[1]), run.everyone.model_names
     return [
         {
             "client": i,
             "model": models[i],
-            **{
-                beta: {name: each[beta][name][i] for name in names}
-                for beta in ("beta_sh", "beta_priv")
-            },
+            **{beta: _of_client(each[beta], i) for beta in _BETAS if beta in each},
+            **(
+                {"metrics": {name: _of_client(of, i) for name, of in each["metrics"].items()}}
+                if "metrics" in each
+                else {}
+            ),
             "per_class_accuracy": dict(zip(names, own, strict=True)),
         }
         for i, own in enumerate(per_class)
     ]
+
+
+def _of_client(by_head: Mapping[str, Sequence[Any]], client: int) -> dict[str, Any]:
+    return {head: values[client] for head, values in by_head.items()}
 
 
 def _communication(run: Run, carry: Carry, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

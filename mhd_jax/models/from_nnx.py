@@ -77,20 +77,11 @@ class FromNNX(nn.Module):
             self._keep(module, "params", nnx.Param)
             self._keep(module, "batch_stats", _STATISTICS)
         else:
-            graph, shapes = _structure(self.build, self.args, self.kwargs)
-            values = flatten_dict({**self.variables.get("params", {})})
-            values |= flatten_dict({**self.variables.get("batch_stats", {})})
-
-            def value(path: tuple[Any, ...], leaf: Any) -> Any:
-                if isinstance(leaf, nnx.RngCount):
-                    return leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))
-                if isinstance(leaf, nnx.RngKey):
-                    return leaf.replace(_of_shape(self._key(train), leaf.shape))
-                return (
-                    leaf.replace(values[path]) if isinstance(leaf, nnx.Variable) else values[path]
-                )
-
-            module = nnx.merge(graph, nnx.map_state(value, shapes))
+            module = self.module_with(
+                self.variables.get("params", {}),
+                self.variables.get("batch_stats", {}),
+                lambda: self._key(train),
+            )
         module.train() if train else module.eval()
         taken = inspect.signature(type(module).__call__).parameters
         modes = {"train": train, "deterministic": not train}
@@ -101,6 +92,26 @@ class FromNNX(nn.Module):
         if train and self.is_mutable_collection("batch_stats"):
             self._keep(module, "batch_stats", _STATISTICS)
         return outputs
+
+    @nn.nowrap
+    def module_with(
+        self,
+        params: Mapping[str, Any],
+        stats: Mapping[str, Any],
+        new_key: Callable[[], jax.Array] = lambda: jax.random.key(0),
+    ) -> nnx.Module:
+        """Returns the NNX module with these variables; `new_key()` seeds each random stream."""
+        graph, shapes = _structure(self.build, self.args, self.kwargs)
+        values = flatten_dict({**params}) | flatten_dict({**stats})
+
+        def value(path: tuple[Any, ...], leaf: Any) -> Any:
+            if isinstance(leaf, nnx.RngCount):
+                return leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))
+            if isinstance(leaf, nnx.RngKey):
+                return leaf.replace(_of_shape(new_key(), leaf.shape))
+            return leaf.replace(values[path]) if isinstance(leaf, nnx.Variable) else values[path]
+
+        return nnx.merge(graph, nnx.map_state(value, shapes))
 
     def __repr__(self) -> str:
         shown = [*map(_shown, self.args), *(f"{k}={_shown(v)}" for k, v in self.kwargs.items())]

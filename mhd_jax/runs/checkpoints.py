@@ -164,11 +164,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        if damage := self.damage(step):
-            raise ConfigError(
-                f"the checkpoint of step {step} is damaged: {damage}. Put it back from a copy, or "
-                "take the newest one that is whole with fall_back (--fall_back)."
-            )
+        self._require_whole(step)
         shapes = _shapes(self._orbax().metadata(self.folder(step)).item_metadata.tree)
         needed = _shapes(like)
         if {k: len(v) for k, v in shapes.items()} != {k: len(v) for k, v in needed.items()}:
@@ -188,6 +184,22 @@ class Checkpoints:
         target = jax.tree_util.tree_map_with_path(as_saved, like)
         found = self._orbax().restore(self.folder(step), args=ocp.args.StandardRestore(target))
         return jax.tree.map(_filled, start(), found)
+
+    def arrays(self, step: int) -> PyTree:
+        """Returns the arrays of a checkpoint by name, as they were saved, on one device.
+
+        Raises:
+          ConfigError: the checkpoint is damaged.
+        """
+        self._require_whole(step)
+        return self._orbax().restore(self.folder(step))
+
+    def _require_whole(self, step: int) -> None:
+        if damage := self.damage(step):
+            raise ConfigError(
+                f"the checkpoint of step {step} is damaged: {damage}. Put it back from a copy, or "
+                "take the newest one that is whole with fall_back (--fall_back)."
+            )
 
     def forget_beyond(self, step: int) -> None:
         """Removes checkpoints later than `step`, and remnants of killed processes."""

@@ -64,7 +64,7 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
 def read_finished(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Reads a folder's summary and evaluations; `ConfigError` if they do not match."""
     summary, history = read_json(path / "summary.json"), read_history(path / "metrics.jsonl")
-    if summary.get("status") != "finished":
+    if summary.get("status") not in ("finished", "stopped"):
         raise ConfigError(
             f"{path / 'summary.json'} is damaged: it is not a finished run's. Put it back from a copy, "
             "or remove it and start the run again, to have it written anew."

@@ -152,6 +152,9 @@ def in_words(summary: Record) -> list[str]:
         graph = settings["topology"]["name"]
         done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
     sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
+    if summary["status"] == "stopped":
+        asked = settings["steps"]
+        sentences.append(f"Of {asked:,} steps it was stopped here: {summary['stopped_because']}.")
     if "data" in summary:
         roles = [f"{n:,} {role}" for role, n in summary["data"]["samples"].items() if n]
         models = ", ".join(settings["clients"]["models"])
@@ -251,6 +254,34 @@ def _comparison_in_words(
     return sentences
 
 
+def _further_tables(summary: Record) -> dict[str, Table]:
+    """Returns the tables of metrics beside β_sh and β_priv, and of their spread over clients."""
+    tables = {}
+    own = {"β_own": summary["beta_own"]} if "beta_own" in summary else {}
+    own |= summary.get("metrics", {})
+    if own:
+        tables["metrics"] = Table(
+            "Further metrics at the end, mean over clients",
+            ("head", *own),
+            [
+                [Cell(head), *(_number(values[head]) for values in own.values())]
+                for head in summary["beta_sh"]
+            ],
+        )
+    if "fairness" in summary:
+        names = {"worst": "worst client", "lowest_tenth": "lowest tenth", "std": "std over clients"}
+        tables["fairness"] = Table(
+            "Accuracy over clients at the end",
+            ("metric", "head", *names.values()),
+            [
+                [Cell(SYMBOLS[metric]), Cell(head), *(_number(values[name]) for name in names)]
+                for metric, heads in summary["fairness"].items()
+                for head, values in heads.items()
+            ],
+        )
+    return tables
+
+
 def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
     """Returns the tables of a run's page by name."""
     heads = list(summary["beta_sh"])
@@ -261,6 +292,7 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
             ("head", "β_sh", "β_priv"),
             [[Cell(name), *map(_number, values)] for name, *values in accuracy_lines(summary)],
         ),
+        **_further_tables(summary),
         "clients": Table(
             "Accuracy of each client at the end",
             ("client", "model", *(f"{s} {head}" for s in SYMBOLS.values() for head in heads)),

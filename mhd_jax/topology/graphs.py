@@ -25,9 +25,10 @@ from mhd_jax.core import modes
 from mhd_jax.core.digests import pure_program
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
+from mhd_jax.core.shown import html_block
 from mhd_jax.core.types import PyTree
 from mhd_jax.core.validation import is_integer, require_kind, require_seed
-from mhd_jax.topology import schedules
+from mhd_jax.topology import drawn, schedules
 from mhd_jax.topology.mixing import MIXINGS, links, spectral_gap
 from mhd_jax.topology.schedules import Schedule, cycle
 
@@ -69,6 +70,17 @@ class Topology:
     def at(self, step: jax.Array | int) -> jax.Array:
         """Returns the adjacency matrix [K, K] of one step."""
         return self.schedule(self.adjacency, jnp.asarray(step))
+
+    def __repr__(self) -> str:
+        if isinstance(jax.tree.leaves(self.adjacency)[0], jax.core.Tracer):
+            return f"Topology {self.name}"
+        edges = int((self.at(0) > 0).sum())
+        static = self.schedule is cycle and len(self.adjacency) == 1
+        when = "" if static else " at step 0, and others later"
+        return f"Topology {self.name}: {self.num_clients} clients, {edges} directed edges{when}"
+
+    def _repr_html_(self) -> str:
+        return html_block(repr(self), drawn.svg(np.asarray(self.at(0))) or "")
 
 
 @modes.standard()

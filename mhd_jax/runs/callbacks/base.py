@@ -3,33 +3,105 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import PyTree, State
 from mhd_jax.runs.decoration import decoration
+
+Record = Mapping[str, Any]
+
+
+class Present(Protocol):
+    """What a run can do at its present step; see `mhd_jax.engine.result.Result`."""
+
+    @property
+    def state(self) -> State | None:
+        """The state of all clients."""
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """Returns logits [K, N, H, C] of all clients."""
+
+    def client(self, number: int) -> Any:
+        """Returns one client."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Stop:
+    """Why a run is to stop, and the step that was its best, if there is one."""
+
+    reason: str
+    best_step: int | None = None
+
+
+@dataclasses.dataclass
 class WatchedRun:
-    """The data of a run that callbacks can read.
+    """A run as callbacks see it: `on_start` gets it, and `on_evaluation` as its `view`.
 
     Attributes:
       settings: the settings that determine the run's results, as in `config.json`.
       folder: the run folder; None for a run without a workdir.
       history: the evaluations so far, as in `metrics.jsonl`; it grows while the run goes on.
+      has_validation: whether evaluations are also on a validation set.
+      present: returns the run at its present step; None between evaluations.
+      stopping: set by `stop`; None while nobody has stopped the run.
     """
 
     settings: Mapping[str, Any]
     folder: pathlib.Path | None
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Record] = ()
+    has_validation: bool = False
+    present: Callable[[], Present] | None = None
+    stopping: Stop | None = None
+
+    @property
+    def step(self) -> int:
+        """The step of the last evaluation, 0 before the first."""
+        return self.history[-1]["step"] if self.history else 0
+
+    @property
+    def state(self) -> State:
+        """A copy of the run's state at the evaluation."""
+        state = self._now().state
+        assert state is not None
+        return state
+
+    def predict(self, inputs: PyTree) -> np.ndarray:
+        """Returns logits [K, N, H, C] of all clients, see `Result.predict`."""
+        return self._now().predict(inputs)
+
+    def client(self, number: int) -> Any:
+        """Returns one client, see `Result.client`."""
+        return self._now().client(number)
+
+    def stop(self, reason: str, best_step: int | None = None) -> None:
+        """Stops the run at its present step, where it counts as finished.
+
+        Args:
+          reason: the text of `summary["stopped_because"]`.
+          best_step: the step with the best parameters, for `summary["best_step"]`.
+        """
+        if self.stopping is None:
+            self.stopping = Stop(str(reason), best_step)
+
+    def _now(self) -> Present:
+        if self.present is None:
+            raise ConfigError(
+                "a run's state is there while it is evaluated; ask for it in on_evaluation."
+            )
+        return self.present()
 
 
 class Callback:
     """Base class of objects that watch a run.
 
-    Override the methods you need; a plain function of the evaluation's record works as well.
+    Override the methods you need; a plain function of the evaluation's record, or of the record and
+    the view, works as well. `StopIteration` from either stops the run, with its text as the reason.
 
     Attributes:
       may_fail: whether an error in the callback only causes a warning, after which it gets no more
@@ -51,28 +123,38 @@ class Callback:
     def on_steps(self, step: int, steps_per_second: float) -> None:
         """Called when training has reached `step`; the rate is that of all joint runs."""
 
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Called after an evaluation; `record` is its line of `metrics.jsonl`, its run's last."""
+    def on_evaluation(self, record: Record, view: WatchedRun) -> None:
+        """Called after an evaluation.
+
+        Args:
+          record: its line of `metrics.jsonl`, the last of `view.history`.
+          view: the run that was evaluated, at this step. A method without this argument works too.
+        """
 
     def on_failure(self, place: int) -> None:
         """Called when one of several runs diverges; `place` is its index in `on_start`'s `runs`."""
 
     def on_end(self, status: str) -> None:
-        """Called when the runs end; `status` is "finished", "interrupted" or "failed"."""
+        """Called when the runs end.
+
+        `status` is "finished", also for runs that were stopped, "interrupted" or "failed".
+        """
 
 
 class _Function(Callback):
-    def __init__(self, function: Callable[[Mapping[str, Any]], None]):
-        self._function = function
-
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        self._function(record)
+    def __init__(self, function: Callable[..., None]):
+        self.on_evaluation = function  # type: ignore[method-assign]
 
 
 class Callbacks(Callback):
     """Several callbacks combined into one, which passes every event on to all of them."""
 
-    def __init__(self, callbacks: Sequence[Callback | Callable[[Mapping[str, Any]], None]]):
+    def __init__(self, callbacks: Sequence[Callback | Callable[..., None]]):
+        for each in callbacks:
+            if not (isinstance(each, Callback) or callable(each)):
+                raise ConfigError(
+                    f"a callback is a function of the record, or a mhd_jax.Callback, not {each!r}."
+                )
         self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
         self._silent: set[int] = set()  # indices of callbacks that have failed in these runs
 
@@ -89,9 +171,17 @@ class Callbacks(Callback):
         """Calls `on_steps` of every callback."""
         self._tell(lambda callback: callback.on_steps(step, steps_per_second))
 
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Calls `on_evaluation` of every callback."""
-        self._tell(lambda callback: callback.on_evaluation(record))
+    def on_evaluation(self, record: Record, view: WatchedRun) -> None:
+        """Calls `on_evaluation` of every callback; `StopIteration` stops the run."""
+
+        def tell(callback: Callback) -> None:
+            seen = (record, view) if _takes_view(callback.on_evaluation) else (record,)
+            try:
+                callback.on_evaluation(*seen)
+            except StopIteration as stop:
+                view.stop(str(stop) or "StopIteration of a callback")
+
+        self._tell(tell)
 
     def on_failure(self, place: int) -> None:
         """Calls `on_failure` of every callback."""
@@ -114,3 +204,18 @@ class Callbacks(Callback):
                     told = True
                 if not told:
                     self._silent.add(place)
+
+
+def _takes_view(function: Callable[..., Any]) -> bool:
+    """Returns whether a function takes the view: by its name, or as a second required argument."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [
+        p
+        for p in parameters.values()
+        if p.kind in positional and p.default is inspect.Parameter.empty
+    ]
+    return "view" in parameters or len(required) > 1

@@ -93,12 +93,11 @@ class ShowProgress(Callback):
         if self._bar is None and time.monotonic() - self._said_at >= _LONGEST_SILENCE:
             self._say(self._state)
 
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+    def on_evaluation(self, record: Mapping[str, Any], view: WatchedRun) -> None:
         """Shows the accuracies."""
         if self._bar is not None:
             self._bar.below = self._accuracies()
-        whose = next(run for run in self._runs if run.history and run.history[-1] is record)
-        self._say(f"{self._state}, {self._accuracy(whose)}")
+        self._say(f"{self._state}, {self._accuracy(view)}")
 
     def on_end(self, status: str) -> None:
         """Closes the bar."""

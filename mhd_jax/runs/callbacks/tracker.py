@@ -54,7 +54,7 @@ class Tracker(Callback, abc.ABC):
             self._logs.append((run, self.open(run, step)))
         self._catch_up()
 
-    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+    def on_evaluation(self, record: Mapping[str, Any], view: WatchedRun) -> None:
         """Writes the evaluations that the logs lack."""
         self._catch_up()
 

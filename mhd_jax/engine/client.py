@@ -1,0 +1,168 @@
+"""`Client`: one client taken out of a run, with its parameters as plain Flax takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx import bridge
+from flax.traverse_util import flatten_dict
+
+from mhd_jax.core import modes, multihost
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.files import expanded, written_whole
+from mhd_jax.core.shown import shortened
+from mhd_jax.core.types import PyTree, State
+from mhd_jax.core.validation import is_integer
+from mhd_jax.data.dataset import take
+from mhd_jax.data.kinds import kept_as
+from mhd_jax.engine.answers import Answers
+from mhd_jax.models.client_model import ClientModel, backbone_name
+from mhd_jax.models.from_nnx import FromNNX
+from mhd_jax.training.metrics import head_names
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Client:
+    """One client of a run at one step.
+
+    `client.model.apply(client.params, client.stats, client.prepared(x))` are its outputs in plain
+    Flax; `client.model.backbone` is the Flax module itself.
+
+    Attributes:
+      number: its position among the run's clients.
+      model: its architecture, a `mhd_jax.models.ClientModel`: a backbone and H linear heads.
+      params: its parameters, a tree of NumPy arrays: `params["backbone"]`, and `params["heads"]`
+        with `kernel` [H, D, C] and `bias` [H, C].
+      stats: its other variables by collection, such as normalisation statistics.
+      label_set: the classes that it knows, bool [C]; None if it knows all.
+    """
+
+    number: int
+    model: ClientModel
+    params: PyTree
+    stats: PyTree
+    label_set: np.ndarray | None
+    _answers: Answers = dataclasses.field(repr=False)
+
+    @property
+    def heads(self) -> list[str]:
+        """The names of its heads: "main", "aux_1", …."""
+        return head_names(self.model.num_heads)
+
+    def prepared(self, inputs: PyTree) -> PyTree:
+        """Returns samples, as the data set stores or was given them, as the model takes them.
+
+        Raises:
+          ConfigError: samples of other shapes or types than the data set's.
+        """
+        stored = kept_as(self._answers.kind, inputs, "inputs", self._answers.dataset)
+        count = len(jax.tree.leaves(stored)[0])
+        return self._answers.preparation(take(stored, np.arange(count)))
+
+    @modes.standard()
+    def apply(self, inputs: PyTree, head: str | None = "main") -> np.ndarray:
+        """Returns logits [N, C] of a head on samples as for `prepared`, in evaluation mode.
+
+        Args:
+          inputs: samples [N, ...].
+          head: "main", "aux_1" …; None gives the logits of all heads, [N, H, C].
+
+        Raises:
+          ConfigError: there is no such head, or samples are as `prepared` refuses them.
+        """
+        if head is not None and head not in self.heads:
+            raise ConfigError(
+                f"client {self.number} has no head {head!r}; choose one of {', '.join(self.heads)}, "
+                "or None for all."
+            )
+        known = None if self.label_set is None else jnp.asarray(self.label_set)
+        outputs, _ = self.model.apply(
+            self.params, self.stats, self.prepared(inputs), label_set=known
+        )
+        logits = np.asarray(outputs.logits)
+        return logits if head is None else logits[:, self.heads.index(head)]
+
+    def predict(self, inputs: PyTree, head: str = "main") -> np.ndarray:
+        """Returns the most likely class of each sample, int [N]; arguments are as for `apply`."""
+        return self.apply(inputs, head).argmax(axis=-1)
+
+    def to_nnx(self) -> NNXClient:
+        """Returns the client as an NNX module, to go on with in plain NNX."""
+        return NNXClient(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the parameters as ``.npz``, by flat names like "backbone/Dense_0/kernel".
+
+        Other variables have names like "stats/batch_stats/BatchNorm_0/mean".
+        """
+        named = {**self.params, **({"stats": self.stats} if self.stats else {})}
+        arrays = flatten_dict(named, sep="/")
+        with written_whole(expanded(path)) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @property
+    def name(self) -> str:
+        """The name of its architecture's class."""
+        return backbone_name(self.model.backbone)
+
+    def __repr__(self) -> str:
+        count = sum(np.size(a) for a in jax.tree.leaves(self.params))
+        heads = ", ".join(shortened(self.heads))
+        return f"Client {self.number}: {self.name}, {count:,} parameters, heads {heads}"
+
+
+class NNXClient(nnx.Module):
+    """A client as an NNX module: the backbone, and its heads as one `nnx.Param` each.
+
+    Attributes:
+      backbone: the client's own NNX module, or a Linen one by `flax.nnx.bridge.ToNNX`.
+      kernel, bias: of the heads, [H, D, C] and [H, C].
+    """
+
+    def __init__(self, client: Client):
+        """Copies the client's parameters."""
+        backbone = client.model.backbone
+        values, stats = client.params["backbone"], client.stats
+        if isinstance(backbone, FromNNX):
+            self.backbone = backbone.module_with(values, stats.get("batch_stats", {}))
+        else:
+            self.backbone = bridge.ToNNX(backbone, rngs=nnx.Rngs(0))
+            variables = jax.tree.map(jnp.asarray, {"params": values, **stats})
+            for name, entry in bridge.variables.linen_vars_to_nnx_attrs(variables).items():
+                setattr(self.backbone, name, entry)
+        self.kernel = nnx.Param(jnp.asarray(client.params["heads"]["kernel"]))
+        self.bias = nnx.Param(jnp.asarray(client.params["heads"]["bias"]))
+
+    def __call__(self, inputs: Any, head: int | None = 0) -> jax.Array:
+        """Returns logits [N, C] of a head on prepared samples; of all heads, [N, H, C], for None."""
+        embeddings = self.backbone(inputs)
+        logits = jnp.einsum("nd,hdc->nhc", embeddings, self.kernel[...]) + self.bias[...]
+        return logits if head is None else logits[:, head]
+
+
+def client_of(state: State, answers: Answers, number: Any, num_clients: int) -> Client:
+    """Takes one client out of a state.
+
+    Args:
+      state: the state of all clients.
+      answers: how the run's samples are prepared.
+      number: the client's position.
+      num_clients: K, without clients that only fill devices.
+
+    Raises:
+      ConfigError: there is no such client.
+    """
+    if not is_integer(number) or not 0 <= number < num_clients:
+        raise ConfigError(f"there is no client {number!r}; choose one of 0 … {num_clients - 1}.")
+    group = next(group for group in state.groups if number in group.members)
+    row = group.members.index(number)
+    params, stats = multihost.fetch(jax.tree.map(lambda a: a[row], (group.params, group.stats)))
+    sets = None if state.label_sets is None else multihost.fetch(state.label_sets)[number]
+    model: Any = group.model
+    return Client(int(number), model, params, stats, sets, answers)
