@@ -685,9 +685,9 @@ def _groups(
             choice.model if isinstance(choice, Pretrained) else choice, str | nn.Module
         ):
             raise ConfigError(
-                "a model is a name, a Flax module that returns an embedding, "
-                "mhd_jax.models.from_nnx(...) of an NNX class, or mhd_jax.pretrained(...) of one of "
-                f"these, not {choice!r}."
+                "a model is a name, a Flax module that returns an embedding, or "
+                "mhd_jax.models.from_nnx(...) of an NNX class, or one of these with weights, "
+                f"mhd_jax.pretrained(...), not {choice!r}."
             )
         pretext = None if isinstance(goal, str) else goal
         try:

@@ -85,7 +85,8 @@ def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
             ) from error
     elif isinstance(weights, Mapping):
         tree = weights if set(weights) & set(_PARTS) else {"backbone": weights}
-        found = {name: np.asarray(a) for name, a in flatten_dict(dict(tree), sep="/").items()}
+        paths = flatten_dict(dict(tree))
+        found = {"/".join(map(str, path)): np.asarray(a) for path, a in paths.items()}
     else:
         raise ConfigError(
             "weights are a tree of arrays, or the path of an .npz file, not of type "

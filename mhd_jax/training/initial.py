@@ -22,7 +22,8 @@ _STATS = "stats"
 
 def named(params: PyTree, stats: PyTree) -> dict[str, Array]:
     """Returns the arrays of parameters and other variables by flat names."""
-    return flatten_dict({**params, **({_STATS: stats} if stats else {})}, sep="/")
+    paths = flatten_dict({**params, **({_STATS: stats} if stats else {})})
+    return {"/".join(map(str, path)): array for path, array in paths.items()}
 
 
 def fits(name: str, given: tuple[int, ...], drawn: tuple[int, ...]) -> bool:
@@ -37,15 +38,16 @@ def fits(name: str, given: tuple[int, ...], drawn: tuple[int, ...]) -> bool:
 
 def in_place(params: PyTree, stats: PyTree, start: Arrays) -> tuple[PyTree, PyTree]:
     """Returns drawn parameters and statistics [k, ...] with those of `start` in their places."""
-    found = named(params, stats)
-    for name, given in start.items():
-        drawn = found.get(name)
-        if drawn is None or not fits(name, given.shape[1:], drawn.shape[1:]):
+    found = flatten_dict({**params, _STATS: stats}, keep_empty_nodes=True)
+    for path, drawn in found.items():
+        name = "/".join(map(str, path))  # lists of modules have numbers in their paths
+        given = start.get(name)
+        if given is None or not fits(name, given.shape[1:], drawn.shape[1:]):
             continue
         given = jnp.asarray(given, drawn.dtype)
         if given.shape != drawn.shape:  # fewer or more heads
             both = min(given.shape[1], drawn.shape[1])
             given = drawn.at[:, :both].set(given[:, :both])
-        found[name] = given
-    nested = unflatten_dict(found, sep="/")
-    return {name: nested.get(name, {}) for name in params}, nested.get(_STATS, stats)
+        found[path] = given
+    nested = unflatten_dict(found)
+    return nested, nested.pop(_STATS)
