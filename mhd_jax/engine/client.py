@@ -101,7 +101,7 @@ class Client:
 
         Other variables have names like "stats/batch_stats/BatchNorm_0/mean".
         """
-        arrays = initial.named(self.params, self.stats)
+        arrays: Any = initial.named(self.params, self.stats)
         with written_whole(expanded(path)) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
