@@ -122,6 +122,7 @@ _RUN_HELP = {
     "eval_batch_size": "Test samples evaluated at once.",
     "checkpoint_every": "Steps between checkpoints; by default --eval_every.",
     "keep_checkpoints": "How many of the latest checkpoints stay; the one of the last step does.",
+    "continue_from": "Folder of a run from whose last parameters the clients start, at step 0.",
     "metrics": f"Metrics beside accuracy, by comma: {', '.join(mhd.metrics.METRICS)}.",
     "keep_best": "Whether the checkpoint stays, too, whose last head has the highest β_sh on the "
     "validation set (--validation_fraction).",

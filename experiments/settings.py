@@ -90,6 +90,7 @@ class RunSettings:
     num_devices: int | None = Settings.num_devices
     faults: mhd.Faults | None = Settings.faults
     on_nonfinite: str = Settings.on_nonfinite
+    continue_from: str | None = None
     metrics: str | None = None
     test_partition: str | None = None
 
@@ -141,6 +142,7 @@ class RunSettings:
             "topology": self._topology(seed),
             "algorithm": algorithm,
             "seed": seed,
+            "init": self.continue_from,
             **{name: getattr(self, name) for name in _OF_A_RUN},
             "augment_public": self.augment_public and algorithm.may_augment_public,
             "faults": None if algorithm.pooled else self.faults,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mhd_jax.engine.prepare import prepare
     from mhd_jax.engine.result import Result
     from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
+    from mhd_jax.models.pretrained import pretrained
     from mhd_jax.runs import callbacks
     from mhd_jax.runs.callbacks import Callback
     from mhd_jax.topology import Topology
@@ -60,6 +61,7 @@ _PLACES = {
     "partition": "mhd_jax.data.partition",
     "prepare": "mhd_jax.engine.prepare:prepare",
     "pretext": "mhd_jax.data.pretext",
+    "pretrained": "mhd_jax.models.pretrained:pretrained",
     "simulate": "mhd_jax.engine.simulate:simulate",
     "simulate_many": "mhd_jax.engine.simulate:simulate_many",
     "simulate_seeds": "mhd_jax.engine.simulate:simulate_seeds",

@@ -31,7 +31,7 @@ from mhd_jax.data.pretext import PRETEXTS, Pretext
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.exchange import adversaries as misbehaviour
-from mhd_jax.models import MODELS, ClientModel, build_backbone, from_nnx
+from mhd_jax.models import MODELS, ClientModel, Pretrained, build_backbone, from_nnx
 from mhd_jax.models.check import require_backbone
 from mhd_jax.models.client_model import backbone_name
 from mhd_jax.training import optim
@@ -58,6 +58,10 @@ class ClientGroup:
       pretext: the pretext task, with a head of its own, that the clients learn from private images
         instead of labels; None for clients with labels.
       initialization: the name of an initialization of the layers; None is the model's own.
+      weights: arrays of a pretrained model, of one client by flat names; None has none.
+      frozen: patterns of parameters that never change, see `mhd_jax.models.pretrained`.
+      start: arrays [k, ...] from which the clients start, by flat names, see
+        `mhd_jax.training.initial`; None draws all.
     """
 
     name: str
@@ -67,6 +71,9 @@ class ClientGroup:
     compute_dtype: str | None = None
     pretext: Pretext | None = None
     initialization: str | None = None
+    weights: Mapping[str, np.ndarray] | None = None
+    frozen: tuple[str, ...] = ()
+    start: Mapping[str, Any] | None = None
 
     @property
     def described(self) -> str:
@@ -243,7 +250,9 @@ class Clients:
         for group in self.groups:
             missing = -len(group.members) % multiple
             extra = tuple(range(position, position + missing))
-            groups.append(dataclasses.replace(group, members=group.members + extra))
+            rows = np.minimum(np.arange(len(group.members) + missing), len(group.members) - 1)
+            start = jax.tree.map(lambda a, rows=rows: a[rows], group.start)
+            groups.append(dataclasses.replace(group, members=group.members + extra, start=start))
             position += missing
         nobody = np.zeros((position - self.num_clients, self.num_classes))
         sets = self.label_sets
@@ -259,10 +268,12 @@ class Clients:
 
     def first(self, count: int) -> Clients:
         """Returns the first `count` clients alone, without inactive ones that `padded` added."""
-        groups = [
-            dataclasses.replace(group, members=tuple(i for i in group.members if i < count))
-            for group in self.groups
-        ]
+        groups = []
+        for group in self.groups:
+            members = tuple(i for i in group.members if i < count)
+            rows = slice(len(members))
+            start = jax.tree.map(lambda a, rows=rows: a[rows], group.start)
+            groups.append(dataclasses.replace(group, members=members, start=start))
         return dataclasses.replace(
             self,
             groups=tuple(group for group in groups if group.members),
@@ -270,6 +281,12 @@ class Clients:
             objectives=self.objectives[:count],
             label_sets=None if self.label_sets is None else self.label_sets[:count],
         )
+
+    def with_starts(self, starts: Sequence[Any]) -> Clients:
+        """Returns the clients with arrays from which each group's start, see `ClientGroup.start`."""
+        pairs = zip(self.groups, starts, strict=True)
+        groups = tuple(dataclasses.replace(group, start=start) for group, start in pairs)
+        return dataclasses.replace(self, groups=groups)
 
     def with_defaults(
         self,
@@ -290,8 +307,9 @@ class Clients:
         groups = tuple(
             dataclasses.replace(
                 group,
-                optimizer=optim.build(
-                    optim.resolved(group.optimizer or optimizer, nesterov), steps
+                optimizer=optim.freezing(
+                    optim.build(optim.resolved(group.optimizer or optimizer, nesterov), steps),
+                    group.frozen,
                 ),
                 compute_dtype=group.compute_dtype or compute_dtype,
             )
@@ -484,11 +502,20 @@ def _described_models(
         "models": [f"{group.name}:{len(group.members)}" for group in clients.groups],
         "backbones": [repr(group.backbone).replace("\n", " ") for group in clients.groups],
         "initialization": initialization,
+        "pretrained": [_described_weights(group) for group in clients.groups]
+        if any(group.weights for group in clients.groups)
+        else None,
         "objectives": list(map(str, goals)) if set(goals) != {"supervised"} else None,
         "label_sets": known if known is None else [np.flatnonzero(row).tolist() for row in known],
         "adversaries": clients.adversaries or None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _described_weights(group: ClientGroup) -> dict[str, Any]:
+    weights = group.weights or {}
+    digest = array_digest(*(weights[name] for name in sorted(weights)))
+    return {"digest": digest, "names": sorted(weights), "frozen": list(group.frozen)}
 
 
 def _public_fraction(given: float | None, others: Dataset | None, partition: Any) -> float:
@@ -654,21 +681,29 @@ def _groups(
     for client, (choice, goal) in enumerate(zip(choices, goals, strict=True)):
         if isinstance(choice, nnx.Module):
             from_nnx(choice)  # raises an error that says what to give instead
-        if not isinstance(choice, str | nn.Module):
+        if not isinstance(
+            choice.model if isinstance(choice, Pretrained) else choice, str | nn.Module
+        ):
             raise ConfigError(
                 "a model is a name, a Flax module that returns an embedding, or "
-                f"mhd_jax.models.from_nnx(...) of an NNX class, not {choice!r}."
+                "mhd_jax.models.from_nnx(...) of an NNX class, or one of these with weights, "
+                f"mhd_jax.pretrained(...), not {choice!r}."
             )
         pretext = None if isinstance(goal, str) else goal
         try:
             members.setdefault((choice, pretext), []).append(client)
         except TypeError as error:
             raise ConfigError(
-                f"client {client}: {backbone_name(choice)} cannot be hashed ({in_a_line(error)}); give "  # type: ignore[arg-type]
-                "its attributes as numbers, texts or tuples, not as lists or arrays."
+                f"client {client}: {backbone_name(choice)} cannot be hashed ({in_a_line(error)}); give "
+                "its attributes as numbers, texts or tuples, not as lists or arrays; weights come by "
+                "mhd_jax.pretrained(model, weights)."
             ) from error
     groups = []
     for (choice, pretext), positions in members.items():
+        weights: Mapping[str, np.ndarray] | None = None
+        frozen: tuple[str, ...] = ()
+        if isinstance(choice, Pretrained):
+            weights, frozen, choice = choice.weights, choice.frozen, choice.model
         if isinstance(choice, str):
             name, backbone = choice, build_backbone(choice, norm, data.input_shape)
             start = _initialization(choice, initialization)
@@ -684,7 +719,15 @@ def _groups(
                 error.add_note(f"It was raised in the model of {who}.")
                 raise
         groups.append(
-            ClientGroup(name, backbone, tuple(positions), pretext=pretext, initialization=start)
+            ClientGroup(
+                name,
+                backbone,
+                tuple(positions),
+                pretext=pretext,
+                initialization=start,
+                weights=weights,
+                frozen=frozen,
+            )
         )
     if initialization is not None and not any(group.initialization for group in groups):
         raise ConfigError(

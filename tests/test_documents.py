@@ -75,6 +75,17 @@ def test_watching():
     assert names["logits"].shape == (5, 10) and len(names["rows"]) == 4 * 4 * 10
 
 
+def test_continuing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number in range(3):
+        run("docs/continuing.md", number, names)
+    assert names["more"].summary["steps"] == 1000
+    assert names["fedmd"].summary["beta_sh"]["main"] > 0.5
+    frozen = names["tuned"].client(3).params["backbone"]["Dense_0"]["kernel"]
+    assert (frozen == names["one"].params["backbone"]["Dense_0"]["kernel"]).all()
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -84,6 +95,7 @@ def test_every_program_is_run():
         "docs/bringing_a_model.md": 2,
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
+        "docs/continuing.md": 3,
         "docs/watching.md": 2,
     }
 

@@ -13,9 +13,10 @@ step or whose logits are not finite. A server averages, so that the graph is not
 architectures may differ. With label sets, the mean of the logits of a class is over the clients
 that have the class, and each client learns the logits of its own classes.
 
-A departure from the paper: there, clients first train on the labelled public set, and then on their
-own data. Here they start from random parameters, so that early consensus carries little knowledge,
-because a run cannot yet start from the parameters of another run.
+In the paper, clients first train on the labelled public set, and then on their own data. Here public
+samples have no labels: such a start is another run's, from which this one goes on (`simulate(...,
+init=result)`, docs/continuing.md). Without it clients start from random parameters, so that early
+consensus carries little knowledge.
 """
 
 from __future__ import annotations

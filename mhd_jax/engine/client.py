@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx import bridge
-from flax.traverse_util import flatten_dict
 
 from mhd_jax.core import modes, multihost
 from mhd_jax.core.errors import ConfigError
@@ -24,6 +23,7 @@ from mhd_jax.data.kinds import kept_as
 from mhd_jax.engine.answers import Answers
 from mhd_jax.models.client_model import ClientModel, backbone_name
 from mhd_jax.models.from_nnx import FromNNX
+from mhd_jax.training import initial
 from mhd_jax.training.metrics import head_names
 
 
@@ -101,8 +101,7 @@ class Client:
 
         Other variables have names like "stats/batch_stats/BatchNorm_0/mean".
         """
-        named = {**self.params, **({"stats": self.stats} if self.stats else {})}
-        arrays = flatten_dict(named, sep="/")
+        arrays: Any = initial.named(self.params, self.stats)
         with written_whole(expanded(path)) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 

@@ -27,6 +27,7 @@ from mhd_jax.data.batching import BatchSpec
 from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.engine import contract, degenerate, memory
 from mhd_jax.engine.faults import Faults, require_sound
+from mhd_jax.engine.origins import starting_from
 from mhd_jax.engine.run import Run, batch_shapes
 from mhd_jax.engine.samples import Samples
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
@@ -75,6 +76,7 @@ def prepare(
     num_devices: int | None = Settings.num_devices,
     faults: Faults | None = Settings.faults,
     on_nonfinite: str = Settings.on_nonfinite,
+    init: Any = None,
 ) -> Run:
     """Checks the settings and returns a run ready to start; arguments as for `mhd_jax.simulate`.
 
@@ -104,7 +106,7 @@ def prepare(
     algorithm = _resolved(algorithm)
     settings = _checked(settings, clients, algorithm)
     topology = _checked_topology(topology, clients, algorithm, settings.steps)  # type: ignore[arg-type]
-    return _prepared(topology, clients, algorithm, settings)
+    return _prepared(topology, clients, algorithm, settings, init)
 
 
 def _require_order(topology: Any, clients: Any) -> None:
@@ -202,7 +204,9 @@ def _batch_spec(clients: Clients, algorithm: Algorithm, chosen: Settings) -> Bat
     return spec
 
 
-def _prepared(topology: Topology, everyone: Clients, algorithm: Algorithm, chosen: Settings) -> Run:
+def _prepared(
+    topology: Topology, everyone: Clients, algorithm: Algorithm, chosen: Settings, init: Any
+) -> Run:
     """Returns the run of checked settings."""
     settings = _recorded(topology, everyone, algorithm, chosen)
     spec = _batch_spec(everyone, algorithm, chosen)
@@ -217,6 +221,7 @@ def _prepared(topology: Topology, everyone: Clients, algorithm: Algorithm, chose
     )
     own_type = None if chosen.compute_dtype == "float32" else chosen.compute_dtype
     clients = clients.with_defaults(optimizer, own_type, steps, nesterov=algorithm.nesterov)
+    clients, origin = starting_from(clients, init, algorithm)
     samples = _samples(clients, topology, algorithm, spec, chosen)
     carry = initial_carry(
         *(algorithm, samples.clients, samples.data_shapes, spec, chosen.seed, samples.execution),
@@ -248,7 +253,7 @@ def _prepared(topology: Topology, everyone: Clients, algorithm: Algorithm, chose
         seed=chosen.seed,
         samples=samples,
         carry=carry,
-        settings=settings | described,
+        settings=settings | described | ({} if origin is None else {"init": origin}),
     )
 
 

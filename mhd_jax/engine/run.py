@@ -15,10 +15,12 @@ from jax import Array
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.client_axis import Execution, everywhere, under
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import by_hand, memory, programs
+from mhd_jax.engine import memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
+from mhd_jax.engine.origins import starting_from
 from mhd_jax.engine.samples import Samples, ToEvaluate
 from mhd_jax.engine.steps import (
     Carry,
@@ -97,19 +99,23 @@ class Run:
         """The validation samples; None if there are none."""
         return self.samples.validation
 
-    def init(self, params: Sequence[PyTree] | None = None) -> State:
+    def init(self, init: Any = None) -> State:
         """The clients at step 0.
 
         Args:
-          params: parameters to start from, instead of those drawn from the seed: group by group, as
-            `[group.params for group in state.groups]` lists them, arrays [k, ...] of the group's
-            k clients. Optimizers start anew.
+          init: what to start from, instead of parameters drawn from the seed, as for `simulate`:
+            parameters group by group, for example, as `[group.params for group in state.groups]`
+            lists them. Optimizers start anew.
 
         Raises:
-          ConfigError: parameters of other shapes than the models'.
+          ConfigError: nothing fits the clients.
         """
-        state = self.start().state
-        return state if params is None else by_hand.with_params(state, params, self.num_active)
+        if init is None:
+            return self.start().state
+        clients = self.clients.first(self.num_active)
+        clients, _ = starting_from(clients, init, self.algorithm)
+        clients = clients.padded(self.execution.num_shards)
+        return dataclasses.replace(self, clients=clients).start().state
 
     def batch(self, state: State) -> Batch:
         """The samples of a state's step: a pure function, which a jitted loop may call.
@@ -117,7 +123,7 @@ class Run:
         Raises:
           ConfigError: the samples stay on the host, or clients fail, which is `simulate`'s to do.
         """
-        by_hand.require_draws_by_hand(self.stream is not None, self.carry.tally is not None)
+        _require_draws_by_hand(self.samples.on_host, self.carry.tally is not None)
         with under(self.execution):
             return draw_batch(self.data, state.key, state.client_ids, state.step, self.spec)
 
@@ -388,6 +394,20 @@ class Run:
             )
             for group in state.groups
         }
+
+
+def _require_draws_by_hand(streams: bool, fails: bool) -> None:
+    """Raises `ConfigError` where a batch is not a function of the state alone."""
+    if streams:
+        raise ConfigError(
+            "the samples stay on the host, from which simulate streams them; set "
+            "data_placement='device', or make a mhd_jax.Batch of your own arrays."
+        )
+    if fails:
+        raise ConfigError(
+            "faults and quarantine are simulate's to do; leave them out, and say by "
+            "batch.replace(presence=...) which clients are there."
+        )
 
 
 def batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:

@@ -55,6 +55,7 @@ def simulate(
     num_devices: int | None = Settings.num_devices,
     faults: Faults | None = Settings.faults,
     on_nonfinite: str = Settings.on_nonfinite,
+    init: Any = None,
     workdir: str | pathlib.Path | None = None,
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
@@ -100,6 +101,10 @@ def simulate(
       on_nonfinite: what happens if a client's loss or parameters are no longer finite: "stop" ends
         the run; with "quarantine" this client neither trains nor teaches from that step on, and
         the others go on.
+      init: what a new run starts from, at step 0: the `Result` of another run, its folder, or
+        parameters (a tree for all clients, or a list with one for each architecture, with or without
+        an axis of clients). What has the same name and shape is taken, of heads rank by rank, and
+        the rest is drawn; `summary["settings"]["init"]` lists both. Optimizers start anew.
       workdir: the run folder, on this machine; ~ is the home folder. A second start resumes an
         interrupted run, only reads a finished one, and is refused while the run is in progress.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
@@ -145,6 +150,7 @@ def simulate(
         num_devices=num_devices,
         faults=faults,
         on_nonfinite=on_nonfinite,
+        init=init,
     )
     host = HostSettings(
         workdirs=None if workdir is None else [workdir],

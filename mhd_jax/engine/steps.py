@@ -116,14 +116,15 @@ def initial_carry(
     if may_fail or quarantine:
         tally = Tally.start(clients.num_clients, quarantine=quarantine)
 
-    def init(key: Array, data: Data) -> Carry:
+    def init(key: Array, data: Data, starts: list[PyTree]) -> Carry:
+        who = clients.with_starts(starts)
         with under(execution):
             ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
             batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
             if tally is not None:
                 everyone = jnp.ones(clients.num_clients, bool)
                 batch = dataclasses.replace(batch, presence=Presence(everyone, everyone))
-            state = algorithm.init(key, clients, batch)
+            state = algorithm.init(key, who, batch)
             graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
             _, metrics = contract.shapes_of_step(algorithm, state, batch, graph)
         nothing: Metrics = jax.tree.map(jnp.zeros_like, metrics)
@@ -132,7 +133,8 @@ def initial_carry(
         return Carry(state, sums, count, nothing.messages, tally, nothing.diagnostics)
 
     key = jax.random.key(seed)
-    shapes = jax.eval_shape(init, key, data)
+    starts = [group.start for group in clients.groups]  # arguments, not constants of the program
+    shapes = jax.eval_shape(init, key, data, starts)
     places = carry_shardings(shapes, execution)
     if abstract:
         return jax.tree.map(
@@ -143,7 +145,7 @@ def initial_carry(
     level, options = "xla_backend_optimization_level", {}
     if execution.platform == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
         options = {level: 1}
-    return jax.jit(init, out_shardings=places, compiler_options=options)(key, data)
+    return jax.jit(init, out_shardings=places, compiler_options=options)(key, data, starts)
 
 
 def carry_shardings(carry: Carry, execution: Execution) -> Carry:

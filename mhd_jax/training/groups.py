@@ -21,6 +21,7 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import all_finite, take_rows, where_rows
 from mhd_jax.core.types import Batch, GroupState, Outputs, Participants, PyTree, State, Terms
 from mhd_jax.topology.mixing import average
+from mhd_jax.training import initial
 from mhd_jax.training.losses import pretext_cross_entropy, private_cross_entropy
 
 
@@ -49,7 +50,9 @@ def init_state(
     same_start: bool | np.ndarray = False,
     starts_optimizers: bool = True,
 ) -> State:
-    """Returns the state before the first step, in which each client draws its own parameters.
+    """Returns the state before the first step.
+
+    Each client draws its own parameters, or starts from those that its group has (`start`).
 
     Args:
       key: the run's base key.
@@ -73,6 +76,8 @@ def init_state(
         model = group.client_model(num_heads, clients.num_classes)
         members = np.asarray(group.members)
         params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
+        if group.start is not None:
+            params, stats = initial.in_place(params, stats, group.start)
         groups.append(GroupState(params, stats, (), model, group.optimizer, group.members))
     known = jax.tree.map(jnp.asarray, clients.label_sets)
     state = State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)

@@ -19,6 +19,7 @@ import optax
 
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.validation import require_kinds
+from mhd_jax.models.pretrained import is_frozen
 
 SCHEDULES = ("cosine", "constant", "step", "decreasing")
 
@@ -195,6 +196,25 @@ def _in_words(params: Any) -> Iterator[None]:
             "parameters only, and masks or labels must be trees like the parameters, or functions "
             "of them."
         ) from error
+
+
+@functools.lru_cache(maxsize=64)  # one object per setting: programs are cached by it
+def freezing(
+    optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Returns the optimizer without updates of the parameters that the patterns `frozen` name."""
+    if not frozen:
+        return optimizer
+
+    def is_kept(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: is_frozen(
+                jax.tree_util.keystr(path, simple=True, separator="/"), frozen
+            ),
+            params,
+        )
+
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_kept))
 
 
 def has_momentum(opt_state: Any) -> bool:

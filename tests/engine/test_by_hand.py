@@ -66,7 +66,7 @@ def test_a_run_starts_from_given_parameters_and_takes_own_batches():
         run.init(params * 2)
     with pytest.raises(mhd.ConfigError, match=r"must have shape \[4, 4, 5\], not \[4, 4, 6\]"):
         run.init(jax.tree.map(lambda a: np.ones((*a.shape[:-1], a.shape[-1] + 1)), params))
-    with pytest.raises(mhd.ConfigError, match="must be a tree like"):
+    with pytest.raises(mhd.ConfigError, match="nothing to start from fits"):
         run.init([{"heads": 0}])
 
 

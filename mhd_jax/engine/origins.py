@@ -1,0 +1,180 @@
+"""What a new run starts from: another run, its folder, or parameters of the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mhd_jax.clients import ClientGroup, Clients
+from mhd_jax.core import multihost
+from mhd_jax.core.digests import array_digest
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import Algorithm, PyTree, State
+from mhd_jax.engine.loading import load
+from mhd_jax.engine.result import Result
+from mhd_jax.training import initial
+
+_Found = list[dict[str, np.ndarray]]  # of each group its arrays [k, ...], by flat names
+
+
+def starting_from(
+    clients: Clients, init: Any, algorithm: Algorithm
+) -> tuple[Clients, dict[str, Any] | None]:
+    """Returns the clients with the arrays from which they start, and a record of their origin.
+
+    Args:
+      clients: the clients that train, without padding.
+      init: a `Result`, a run folder, or parameters: a tree for each group, or one for all clients;
+        None draws all parameters, but those of `mhd_jax.pretrained` models.
+      algorithm: decides how many heads there are.
+
+    Raises:
+      ConfigError: clients that have no counterpart, or nothing that fits.
+    """
+    known = [_shapes(group, clients, algorithm) for group in clients.groups]
+    origin: dict[str, Any] = {}
+    found: _Found = [{} for _ in clients.groups]
+    if isinstance(init, str | os.PathLike):
+        init = load(init)
+    if isinstance(init, Result):
+        found = _of_result(init, clients)
+        origin = {"algorithm": init.summary["algorithm"], "steps": init.summary["steps"]}
+    elif init is not None:
+        found = _of_trees(init, clients)
+    if init is not None:
+        origin |= _matching(found, known, clients, is_exact=not isinstance(init, Result))
+    groups = []
+    for group, own, shapes in zip(clients.groups, found, known, strict=True):
+        _require_fitting_weights(group, shapes)
+        weights = {
+            name: _repeated(a, len(group.members)) for name, a in (group.weights or {}).items()
+        }
+        groups.append(dataclasses.replace(group, start={**weights, **own} or None))
+    return dataclasses.replace(clients, groups=tuple(groups)), origin or None
+
+
+def _require_fitting_weights(group: ClientGroup, shapes: Mapping[str, Any]) -> None:
+    weights = group.weights or {}
+    fitting = [
+        n for n in weights if n in shapes and initial.fits(n, weights[n].shape, shapes[n].shape)
+    ]
+    if weights and not fitting:
+        given = ", ".join(f"{name} {list(a.shape)}" for name, a in list(weights.items())[:3])
+        raise ConfigError(
+            f"none of the pretrained weights ({given}) fits an array of clients "
+            f"{', '.join(map(str, group.members[:10]))} ({group.described}): {_few(shapes)}."
+        )
+
+
+def _shapes(group: ClientGroup, clients: Clients, algorithm: Algorithm) -> dict[str, Any]:
+    """Returns the shapes of one client's arrays by flat names."""
+    model = group.client_model(algorithm.num_heads, clients.num_classes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return initial.named(*jax.eval_shape(model.init, key, clients.data.samples(2)))
+
+
+def _repeated(array: Any, count: int) -> np.ndarray:
+    array = np.asarray(array)
+    return np.broadcast_to(array, (count, *array.shape))
+
+
+def _of_result(result: Result, clients: Clients) -> _Found:
+    """Returns the arrays of each group's clients in another run; one client's serve all."""
+    if result.state is None:
+        raise ConfigError("the run to start from has lost its checkpoints; start from another.")
+    count = 1 if _is_one(result.state) else result.summary["num_clients"]
+    if count not in (1, clients.num_clients):
+        raise ConfigError(
+            f"the run to start from has {count} clients, and this one {clients.num_clients}; make "
+            "the two equal, or start from a run of one client."
+        )
+    trees = [multihost.fetch((group.params, group.stats)) for group in result.state.groups]
+
+    def of_client(number: int) -> dict[str, Any]:
+        number = 0 if count == 1 else number
+        for group, tree in zip(result.state.groups, trees, strict=True):  # type: ignore[union-attr]
+            if number in group.members:
+                row = group.members.index(number)
+                return {name: a[row] for name, a in initial.named(*tree).items()}
+        raise AssertionError(number)
+
+    return [_stacked([of_client(i) for i in group.members], group) for group in clients.groups]
+
+
+def _is_one(state: State) -> bool:
+    """Returns whether the state is of pooled training, in which one client has all data."""
+    return len(state.groups) == 1 and len(state.groups[0].members) == 1
+
+
+def _stacked(each: Sequence[Mapping[str, np.ndarray]], group: ClientGroup) -> dict[str, np.ndarray]:
+    shapes = [{name: a.shape for name, a in own.items()} for own in each]
+    for place, other in enumerate(shapes):
+        if other != shapes[0]:
+            raise ConfigError(
+                f"clients {group.members[0]} and {group.members[place]} have one architecture here, "
+                "but not in the run to start from; give them models as there."
+            )
+    return {name: np.stack([own[name] for own in each]) for name in each[0]}
+
+
+def _of_trees(given: Any, clients: Clients) -> _Found:
+    """Returns arrays [k, ...] of parameters given for each group, or once for all clients."""
+    if isinstance(given, Mapping):
+        given = [given] * len(clients.groups)
+    if not isinstance(given, Sequence) or len(given) != len(clients.groups):
+        raise ConfigError(
+            "init is a Result, a run folder, or parameters: a tree for all clients, or a list of "
+            f"{len(clients.groups)} trees, one for each architecture."
+        )
+    return [
+        {name: np.asarray(a) for name, a in initial.named(multihost.fetch(tree), {}).items()}
+        for tree in given
+    ]
+
+
+def _matching(
+    found: _Found, known: Sequence[Mapping[str, Any]], clients: Clients, *, is_exact: bool
+) -> dict[str, Any]:
+    """Keeps of each group's arrays those that fit, with an axis of clients; returns what they are.
+
+    With `is_exact`, an array of another shape than the clients' raises `ConfigError`.
+    """
+    taken: dict[str, list[str]] = {"taken": [], "drawn": [], "left_out": []}
+    for group, own, shapes in zip(clients.groups, found, known, strict=True):
+        count = len(group.members)
+        for name, array in list(own.items()):
+            expected = shapes.get(name)
+            if expected is not None and initial.fits(name, array.shape, expected.shape):
+                own[name] = array = _repeated(array, count)  # one for all of the group
+            if (
+                expected is None
+                or array.shape[:1] != (count,)
+                or not initial.fits(name, array.shape[1:], expected.shape)
+            ):
+                if is_exact and expected is not None:
+                    raise ConfigError(
+                        f"the parameters {name} of clients {', '.join(map(str, group.members[:10]))} "
+                        f"must have shape {[count, *expected.shape]}, not {list(array.shape)}."
+                    )
+                del own[name]
+                taken["left_out"].append(name)
+        if not any(name.startswith("backbone/") for name in own):
+            raise ConfigError(
+                f"nothing to start from fits clients {', '.join(map(str, group.members[:10]))} "
+                f"({group.described}): its arrays are {_few(shapes)}."
+            )
+        taken["taken"] += own
+        taken["drawn"] += [name for name in shapes if name not in own]
+    arrays = [own[name] for own in found for name in sorted(own)]
+    lists = {what: list(dict.fromkeys(names)) for what, names in taken.items()}
+    return {"digest": array_digest(*arrays), **lists}
+
+
+def _few(shapes: Mapping[str, PyTree], most: int = 3) -> str:
+    names = [f"{name} {list(shape.shape)}" for name, shape in list(shapes.items())[:most]]
+    return ", ".join(names) + (" …" if len(shapes) > most else "")

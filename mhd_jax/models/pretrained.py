@@ -1,0 +1,99 @@
+"""Models that start from weights of the user's own, of which some may be frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.files import expanded
+from mhd_jax.core.types import PyTree
+
+_PARTS = ("backbone", "heads", "pretext", "stats")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model with weights, as `pretrained` returns it.
+
+    Attributes:
+      model: a name, or a Flax module.
+      weights: arrays of one client by flat names, like "backbone/Dense_0/kernel".
+      frozen: patterns of names of parameters that never change.
+    """
+
+    model: str | nn.Module
+    weights: Mapping[str, np.ndarray]
+    frozen: tuple[str, ...]
+
+
+def pretrained(
+    model: str | nn.Module,
+    weights: PyTree | str | os.PathLike[str],
+    *,
+    frozen: Sequence[str] = (),
+    trainable: Sequence[str] | None = None,
+) -> Pretrained:
+    """Returns a model for `make_clients` whose clients start from the same weights.
+
+    What has the name and the shape of the clients' parameters is taken; all else is drawn.
+
+    Args:
+      model: a model's name or a Flax module, as for `make_clients`.
+      weights: parameters of the backbone as a tree; or of a whole client, as `Client.params` holds
+        them; or the path of an ``.npz`` file as `Client.save` writes it, with names like
+        "backbone/Dense_0/kernel".
+      frozen: patterns of names of parameters that never change: ("backbone/*",) trains the heads
+        alone.
+      trainable: instead of `frozen`, patterns of the only parameters that change, as for adapters:
+        ("*lora*", "heads/*").
+
+    Raises:
+      ConfigError: weights that cannot be read or hold no arrays, or `frozen` beside `trainable`.
+    """
+    if frozen and trainable is not None:
+        raise ConfigError("give frozen or trainable, not both: each is what the other is not.")
+    if isinstance(frozen, str) or isinstance(trainable, str):
+        raise ConfigError('frozen and trainable are lists of patterns, like ("backbone/*",).')
+    kept = tuple(frozen) if trainable is None else ("!", *trainable)
+    return Pretrained(model, _arrays(weights), kept)
+
+
+def is_frozen(name: str, frozen: Sequence[str]) -> bool:
+    """Returns whether a parameter is frozen by patterns; after "!" those of trainable ones come."""
+    if frozen and frozen[0] == "!":
+        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen[1:])
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen)
+
+
+def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    if isinstance(weights, str | os.PathLike):
+        path = expanded(weights)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+        except Exception as error:  # NumPy and zipfile raise many types
+            raise ConfigError(
+                f"the weights {str(path)!r} cannot be read ({in_a_line(error)}); give an .npz file "
+                "as Client.save writes it."
+            ) from error
+    elif isinstance(weights, Mapping):
+        tree = weights if set(weights) & set(_PARTS) else {"backbone": weights}
+        paths = flatten_dict(dict(tree))
+        found = {"/".join(map(str, path)): np.asarray(a) for path, a in paths.items()}
+    else:
+        raise ConfigError(
+            "weights are a tree of arrays, or the path of an .npz file, not of type "
+            f"{type(weights).__name__}."
+        )
+    if not found or any(a.dtype.kind not in "fiu" for a in found.values()):
+        raise ConfigError(
+            "weights must be arrays of numbers, with names like backbone/Dense_0/kernel."
+        )
+    return found
