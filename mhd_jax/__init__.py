@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
     from mhd_jax.runs import callbacks
     from mhd_jax.runs.callbacks import Callback
+    from mhd_jax.studies.compare import compare
     from mhd_jax.topology import Topology
     from mhd_jax.training import optim
 
@@ -50,6 +51,7 @@ _PLACES = {
     "Topology": "mhd_jax.topology:Topology",
     "algorithms": "mhd_jax.algorithms",
     "callbacks": "mhd_jax.runs.callbacks",
+    "compare": "mhd_jax.studies.compare:compare",
     "data": "mhd_jax.data",
     "exchange": "mhd_jax.exchange",
     "load": "mhd_jax.engine.loading:load",
