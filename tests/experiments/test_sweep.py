@@ -30,7 +30,7 @@ def programs(monkeypatch):
         found.extend(len(indices) for indices, _ in parts)
         return parts
 
-    monkeypatch.setitem(mhd.simulate_many.__globals__, "partition", counted)
+    monkeypatch.setattr("mhd_jax.engine.simulate.partition", counted)
     return found
 
 
