@@ -66,6 +66,15 @@ def test_by_hand():
     assert int(names["metrics"]["messages"]["predictions"].sum()) == 4
 
 
+def test_watching():
+    names = {}
+    for number in range(2):
+        run("docs/watching.md", number, names)
+    summary = names["result"].summary
+    assert 0 < summary["metrics"]["macro_f1"]["main"] < summary["metrics"]["top2"]["main"] <= 1
+    assert names["logits"].shape == (5, 10) and len(names["rows"]) == 4 * 4 * 10
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -75,6 +84,7 @@ def test_every_program_is_run():
         "docs/bringing_a_model.md": 2,
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
+        "docs/watching.md": 2,
     }
 
 

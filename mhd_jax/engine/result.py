@@ -116,7 +116,7 @@ class Result:
         return dataclasses.replace(self, summary=records[0], history=records[1])
 
     def plot(self):
-        """Returns a matplotlib figure of the accuracies over steps, by head."""
+        """Returns a matplotlib figure of the accuracies over steps, by head; notebooks show it."""
         from mhd_jax.runs import (  # importing matplotlib is slow, and only plots need it
             drawing,
             figures,
@@ -125,4 +125,4 @@ class Result:
         with drawing.own_style():
             figure = figures.accuracy(self.history, self.summary["algorithm"])
             figure.draw_without_rendering()  # creates all texts while the style is active
-        return figure
+        return drawing.shown_in_notebooks(figure)

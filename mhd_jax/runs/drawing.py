@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import pathlib
 import sys
@@ -82,6 +83,18 @@ def own_style() -> Iterator[None]:
     del style["backend"]
     with matplotlib.rc_context(style):
         yield
+
+
+def shown_in_notebooks(figure: Figure) -> Figure:
+    """Lets a notebook show the figure, as pyplot's are: figures here know no pyplot."""
+
+    def as_png() -> bytes:
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer)
+        return buffer.getvalue()
+
+    figure._repr_png_ = as_png  # type: ignore[attr-defined]
+    return figure
 
 
 def save_figure(make: Callable[[], Figure], path: pathlib.Path) -> Figure | None:

@@ -9,6 +9,7 @@ metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.runs.checkpoints`
 summary.json   written once, when the run has finished
 report.html    a page with figures, written after the summary, see `mhd_jax.runs.report`
+models.pickle  architectures, written with the summary, for `mhd.load`
 lock           exists while a process uses the folder, see `mhd_jax.runs.locks`
 """
 

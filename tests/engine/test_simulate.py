@@ -338,6 +338,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     result = mhd.simulate("ring", who, "mhd", workdir=tmp_path, **SETTINGS)
     assert {f.name for f in tmp_path.iterdir()} == {
         "config.json",
+        "models.pickle",
         "split.npz",
         "metrics.jsonl",
         "summary.json",

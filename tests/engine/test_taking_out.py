@@ -184,6 +184,7 @@ def test_objects_are_shown_in_a_few_lines(result, clients):
 
 
 def test_objects_are_shown_in_notebooks(result, clients):
+    assert result.plot()._repr_png_().startswith(b"\x89PNG")
     assert f"{result.summary['beta_priv']['main']:.3f}" in result._repr_html_()
     assert clients.data._repr_html_().count("data:image/png;base64,") == 1
     ring = mhd.topology.ring(5)._repr_html_()
