@@ -75,6 +75,16 @@ def test_watching():
     assert names["logits"].shape == (5, 10) and len(names["rows"]) == 4 * 4 * 10
 
 
+def test_comparing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number in range(2):
+        run("docs/comparing.md", number, names)
+    assert names["difference"].verdict == "ahead" and len(names["difference"].seeds) == 3
+    assert (tmp_path / "table.tex").read_text().count("mathbf") == 1
+    assert (tmp_path / "comparison.pdf").exists()
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -84,6 +94,7 @@ def test_every_program_is_run():
         "docs/bringing_a_model.md": 2,
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
+        "docs/comparing.md": 2,
         "docs/watching.md": 2,
     }
 

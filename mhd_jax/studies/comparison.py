@@ -193,11 +193,13 @@ class Comparison:
         )
 
         with drawing.own_style():
-            figure = figures.comparison(self.rows, _WIDTHS[width], stacked=width == "column")
+            figure = figures.comparison(
+                self.rows, _WIDTHS[width], row_height=0.3, stacked=width == "column"
+            )
             for text in figure.findobj(drawing.Text):
                 text.set_fontsize(_FONT_SIZE)
             figure.draw_without_rendering()  # creates all texts while the style is active
-        return figure
+        return drawing.shown_in_notebooks(figure)
 
     def __repr__(self) -> str:
         headings, of_rows = shown(self.rows)
