@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import cases, launch, over_seeds, seed_flags, study, sweep
+from experiments import cases, launch, seed_flags, study, sweep
 from experiments import flags as run_flags
 from mhd_jax.runs.drawing import Figure
+from mhd_jax.studies import over_seeds
 
 _CASES = (
     "algorithm=isolated,naive",
@@ -124,8 +125,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Returns the table's lines: claim, margin with its interval, seeds with positive margin."""
     found = []
     for row in rows:
-        half = "" if row["half_width"] is None else f" ± {row['half_width']:.3f}"
-        margin = f"{row['mean']:+.3f}{half}"
+        margin = over_seeds.as_cell({**row, "std": None}, "+", over_seeds.OF_DIFFERENCES)
         found.append([row["claim"], margin, f"{row['holds_in']} of {row['seeds']}"])
     return found
 
@@ -135,7 +135,7 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
     drawn = Figure(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
     axis = drawn.subplots()
     for y, row in enumerate(rows):
-        over_seeds.draw_point(axis, y, row, color="black", fmt="o")
+        over_seeds.draw_point(axis, y, row, over_seeds.OF_DIFFERENCES, color="black", fmt="o")
     axis.axvline(0, color="grey", linewidth=1)
     names = [row["claim"] for row in rows]
     over_seeds.name_rows(axis, names, "margin, mean over seeds with its 95 % interval")

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch, over_seeds, study
+from experiments import launch, study
 from experiments.settings import RunSettings
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import accuracy_axis, line_styles
+from mhd_jax.studies import over_seeds
 
 _NUM_CLIENTS = 8
 _COUNTS = flags.DEFINE_list("counts", ["0", "1", "2", "3"], "How many of the 8 clients lie.")

@@ -39,7 +39,7 @@ from absl import flags
 from flax import linen as nn
 
 import mhd_jax as mhd
-from experiments import launch, tables, timing
+from experiments import launch, timing
 from experiments.timing import Processors, Ratio, Times, in_turn
 from mhd_jax.core.client_axis import (
     AT_ONCE,
@@ -57,6 +57,7 @@ from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.run import Run
 from mhd_jax.models import ClientModel, build_backbone, resnet
 from mhd_jax.runs.records import write_json
+from mhd_jax.studies import tables
 from mhd_jax.training.losses import private_cross_entropy
 
 # A ratio of times, or a number, or None where nothing can be measured; and details of it.

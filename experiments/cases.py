@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import itertools
 import json
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +15,12 @@ from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments.over_seeds import accuracies, interval, spread
 from experiments.study import Case, Outcome
 from mhd_jax.runs.figures import METRICS
+from mhd_jax.studies.folder import folder_name
+from mhd_jax.studies.over_seeds import accuracies, interval, spread
 
 _OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
-_LONGEST_NAME = 120  # characters of a folder's name
 
 Axis = tuple[str, tuple[str, ...]]  # a flag and its values, as text
 Assignment = tuple[tuple[str, str], ...]  # flags and a value of each, as text
@@ -113,15 +111,7 @@ def _read_one(given: Assignment) -> Case:
         unused += run_flags.unused_by_topology()
         used = tuple(pair for pair in given if pair[0] not in unused)
         name = " ".join(f"{flag}={value}" for flag, value in used) or "base"
-        return Case(name, folder(name), run_flags.settings(strict=False), algorithm, used)
-
-
-def folder(name: str) -> str:
-    """Returns a case's name as the name of a folder."""
-    plain = re.sub(r"[^\w.=,+-]+", "_", name)
-    if len(plain) <= _LONGEST_NAME:
-        return plain
-    return f"{plain[:_LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return Case(name, folder_name(name), run_flags.settings(strict=False), algorithm, used)
 
 
 def tidy(outcomes: Sequence[Outcome]) -> list[Row]:

@@ -24,13 +24,14 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, tables, train, watching
+from experiments import launch, train, watching
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
 from mhd_jax.engine import steps as engine
 from mhd_jax.runs import drawing
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.records import write_json
+from mhd_jax.studies import tables
 
 flags.adopt_module_key_flags(train)
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mhd_jax as mhd
-from experiments.comparison import summarise, write
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import FinishedRun, read_run
 from mhd_jax.runs.records import read_json
+from mhd_jax.studies.folder import settings_of, write
+from mhd_jax.studies.rows import summarise
 
 _MOST_TOLD = 3  # the most settings in a row's name
 
@@ -47,14 +48,8 @@ def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str,
     _require_own(output)
     make_folder(output, "output folder")
     table = [summarise(name, [run.summary for run in each]) for name, each in rows.items()]
-    common, differing = dotted.compared(rows)
-    about = {
-        "runs": {name: [str(run.path) for run in each] for name, each in rows.items()},
-        "settings": common,
-        "differing": {
-            name: dict(zip(rows, values, strict=True)) for name, values in differing.items()
-        },
-    }
+    paths = {name: [str(run.path) for run in each] for name, each in rows.items()}
+    about = {"runs": paths, **settings_of(rows)}
     write(output, table, rows, [], about)
     return table
 

@@ -19,11 +19,12 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, over_seeds, seed_flags, study
-from experiments.over_seeds import as_cell, spread
+from experiments import launch, seed_flags, study
 from experiments.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import METRICS, head_colours
+from mhd_jax.studies import over_seeds
+from mhd_jax.studies.over_seeds import as_cell, spread
 
 _SMALL = flags.DEFINE_string("small", "mlp_small", "Backbone of the small clients.")
 _LARGE = flags.DEFINE_string("large", "mlp_large", "Backbone of the large ones.")

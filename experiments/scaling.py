@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch, tables
+from experiments import launch
 from experiments.benchmark import compilation, dispatches, images_of_clients
 from experiments.timing import in_turn
 from mhd_jax.algorithms import ALGORITHMS
@@ -27,6 +27,7 @@ from mhd_jax.engine.prepare import prepare
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import line_styles
 from mhd_jax.runs.records import write_json
+from mhd_jax.studies import tables
 
 _SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}
 _MOST = {"mlp": 256, "lenet5": 256, "resnet20": 32}

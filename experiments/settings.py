@@ -16,6 +16,7 @@ from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.settings import Settings
+from mhd_jax.studies.compare import settings_for
 from mhd_jax.training.optim import SGD
 
 # Settings that are one run's own, and those of all runs of one call.
@@ -143,9 +144,7 @@ class RunSettings:
             "algorithm": algorithm,
             "seed": seed,
             "init": self.continue_from,
-            **{name: getattr(self, name) for name in _OF_A_RUN},
-            "augment_public": self.augment_public and algorithm.may_augment_public,
-            "faults": None if algorithm.pooled else self.faults,
+            **settings_for(algorithm, {name: getattr(self, name) for name in _OF_A_RUN}),
         }
 
     def _adversaries(self) -> dict[int, str]:

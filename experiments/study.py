@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch, tables
+from experiments import launch
 from experiments.settings import RunSettings, simulate_cases
 from experiments.watching import watchers
 from mhd_jax.core import multihost
@@ -21,6 +21,7 @@ from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.records import write_json
+from mhd_jax.studies import tables
 
 _MOST_AT_ONCE = 64  # runs given to one call of simulate_cases
 _FOR_DATA = 0.1  # the share of the memory for the runs' copies of the data

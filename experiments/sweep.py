@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import cases, launch, over_seeds, seed_flags, study, train  # noqa: F401  # train defines --algorithm
+from experiments import cases, launch, seed_flags, study, train  # noqa: F401  # train defines --algorithm
 from experiments import flags as run_flags
 from experiments.cases import Assignment, Axis, Row
 from mhd_jax.core import multihost
@@ -33,6 +33,7 @@ from mhd_jax.runs.figures import (
     legend_beside,
     line_styles,
 )
+from mhd_jax.studies import over_seeds
 
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."

@@ -19,10 +19,11 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import flags as run_flags
-from experiments import launch, over_seeds, seed_flags, study
+from experiments import launch, seed_flags, study
 from experiments.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours, legend_beside, line_styles
+from mhd_jax.studies import over_seeds
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mhd_jax.models.pretrained import pretrained
     from mhd_jax.runs import callbacks
     from mhd_jax.runs.callbacks import Callback
+    from mhd_jax.studies.compare import compare
     from mhd_jax.topology import Topology
     from mhd_jax.training import optim
 
@@ -51,6 +52,7 @@ _PLACES = {
     "Topology": "mhd_jax.topology:Topology",
     "algorithms": "mhd_jax.algorithms",
     "callbacks": "mhd_jax.runs.callbacks",
+    "compare": "mhd_jax.studies.compare:compare",
     "data": "mhd_jax.data",
     "exchange": "mhd_jax.exchange",
     "load": "mhd_jax.engine.loading:load",

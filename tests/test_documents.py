@@ -86,6 +86,16 @@ def test_continuing(tmp_path, monkeypatch):
     assert (frozen == names["one"].params["backbone"]["Dense_0"]["kernel"]).all()
 
 
+def test_comparing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number in range(2):
+        run("docs/comparing.md", number, names)
+    assert names["difference"].verdict == "ahead" and len(names["difference"].seeds) == 3
+    assert (tmp_path / "table.tex").read_text().count("mathbf") == 1
+    assert (tmp_path / "comparison.pdf").exists()
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -96,6 +106,7 @@ def test_every_program_is_run():
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
         "docs/continuing.md": 3,
+        "docs/comparing.md": 2,
         "docs/watching.md": 2,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from mhd_jax.core.errors import ConfigError
@@ -28,13 +28,24 @@ def with_known_arguments(
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            for name in () if takes_all else kwargs.keys() - parameters.keys():
-                near = difflib.get_close_matches(name, parameters, 1)
-                hint = f"did you mean {near[0]}?" if near else "see its help()."
-                where = elsewhere(name) or hint
-                raise ConfigError(f"{function.__name__} takes no argument {name}; {where}")
+            if not takes_all:
+                require_known(function.__name__, kwargs, parameters, elsewhere)
             return function(*args, **kwargs)
 
         return checked  # type: ignore[return-value]
 
     return decorated
+
+
+def require_known(
+    function: str,
+    given: Iterable[str],
+    known: Collection[str],
+    elsewhere: Callable[[str], str | None] = lambda name: None,
+) -> None:
+    """Raises `ConfigError` for the first given argument of a function that is not a known one."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "see its help()."
+            raise ConfigError(f"{function} takes no argument {name}; {elsewhere(name) or hint}")

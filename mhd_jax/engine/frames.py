@@ -9,7 +9,7 @@ from typing import Any
 from mhd_jax.core.errors import ConfigError
 
 Row = dict[str, Any]
-_METRICS = ("beta_sh", "beta_priv")
+_METRICS = ("beta_sh", "beta_priv", "beta_own")
 
 
 def frame(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], of: str) -> Any:
@@ -37,7 +37,11 @@ def frame(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], of: 
     """
     if of not in _TABLES:
         raise ConfigError(f"there is no frame {of!r}; choose one of {', '.join(_TABLES)}.")
-    rows = list(_TABLES[of](summary, history))
+    return as_frame(list(_TABLES[of](summary, history)))
+
+
+def as_frame(rows: list[Row]) -> Any:
+    """Returns rows as a pandas data frame if pandas is installed, else as they are."""
     try:
         pandas = importlib.import_module("pandas")
     except ImportError:
@@ -45,11 +49,17 @@ def frame(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], of: 
     return pandas.DataFrame(rows)
 
 
+def by_metric(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns values by head of each metric in a record or in a client's entry of a summary."""
+    own = {metric: found[metric] for metric in _METRICS if metric in found}
+    return {**own, **found.get("metrics", {})}
+
+
 def _history(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     for record in history:
         when = {name: record[name] for name in ("step", "seconds", "bytes")}
         for split, found in (("test", record), ("validation", record.get("validation", {}))):
-            for metric, heads in _by_metric(found).items():
+            for metric, heads in by_metric(found).items():
                 for head, value in heads.items():
                     yield {**when, "split": split, "metric": metric, "head": head, "value": value}
         for name, value in record["train"].items():
@@ -59,7 +69,7 @@ def _history(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -
 def _clients(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     for each in summary["per_client"]:
         who = {"client": each["client"], "model": each["model"]}
-        for metric, heads in _by_metric(each).items():
+        for metric, heads in by_metric(each).items():
             for head, value in heads.items():
                 yield {**who, "metric": metric, "head": head, "value": value}
 
@@ -96,12 +106,6 @@ def _edges(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> 
                     for rank, shares in enumerate(recorded["followed"], 1):
                         found[f"followed_{rank}"] = shares[receiver][sender]
                 yield found
-
-
-def _by_metric(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Returns values by head of each metric in a record or in a client's entry of a summary."""
-    own = {metric: found[metric] for metric in _METRICS if metric in found}
-    return {**own, **found.get("metrics", {})}
 
 
 _TABLES: dict[str, Callable[..., Iterator[Row]]] = {

@@ -41,7 +41,7 @@ _MOST_FOR_DATA = 0.4  # of the memory that steps may take
 _FEW_CLIENTS = 64  # up to so many clients, each has slots for all others as neighbours
 
 
-def _of_an_algorithm(name: str) -> str | None:
+def of_an_algorithm(name: str) -> str | None:
     """Says which algorithms have a hyperparameter of this name; None if there is none."""
     having = [each for each, build in ALGORITHMS.items() if name in hyperparameters(build)]
     if not having:
@@ -50,7 +50,7 @@ def _of_an_algorithm(name: str) -> str | None:
     return f"it belongs to the algorithm {which}: algorithm=mhd.algorithms.{having[0]}({name}=...)."
 
 
-known_arguments = with_known_arguments(_of_an_algorithm)
+known_arguments = with_known_arguments(of_an_algorithm)
 
 
 @known_arguments
@@ -103,7 +103,7 @@ def prepare(
         faults=faults,
         on_nonfinite=on_nonfinite,
     )
-    algorithm = _resolved(algorithm)
+    algorithm = resolved_algorithm(algorithm)
     settings = _checked(settings, clients, algorithm)
     topology = _checked_topology(topology, clients, algorithm, settings.steps)  # type: ignore[arg-type]
     return _prepared(topology, clients, algorithm, settings, init)
@@ -316,7 +316,8 @@ def _stays_on_host(data_placement: str, clients: Clients) -> bool:
     return memory.num_bytes(samples) > _MOST_FOR_DATA * memory.capacity_bytes()
 
 
-def _resolved(algorithm: Any) -> Algorithm:
+def resolved_algorithm(algorithm: Any) -> Algorithm:
+    """Returns an algorithm that is given by itself, by name, by its factory, or as None for MHD."""
     if algorithm is None:
         return mhd()
     if isinstance(algorithm, str):

@@ -65,6 +65,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
 from matplotlib.colors import Normalize, PowerNorm, to_hex  # noqa: E402, F401
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import AxesImage  # noqa: E402, F401
+from matplotlib.text import Text  # noqa: E402, F401
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402, F401
 
 # SVG files hold text as text, and equal figures make equal files.

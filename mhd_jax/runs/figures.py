@@ -212,10 +212,21 @@ def _pairs(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
     return figure
 
 
-def comparison(table: Sequence[Record]) -> Figure:
-    """Plots the accuracies of every row's main and last head, mean ± std over seeds."""
-    figure = Figure(figsize=(8.5, 1.3 + 0.5 * len(table)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+def comparison(
+    table: Sequence[Record], width: float = 8.5, row_height: float = 0.5, stacked: bool = False
+) -> Figure:
+    """Plots the accuracies of every row's main and last head, mean ± std over seeds.
+
+    Args:
+      table: the rows.
+      width: the figure's width in inches.
+      row_height: the height of a row in inches.
+      stacked: whether the panels stand one above the other.
+    """
+    down, across = (2, 1) if stacked else (1, 2)
+    height = down * (1.3 + row_height * len(table))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(down, across, sharey=True)
     kinds = {"main head": ("black", "o", -0.14), "last head": (_OKABE_ITO[0], "s", 0.14)}
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for place, row in enumerate(table):

@@ -102,7 +102,7 @@ def write_comparison(
 
     Args:
       folder: the folder to write to.
-      rows: the table, from `experiments.comparison.summarise`.
+      rows: the table, from `mhd_jax.studies.rows.summarise`.
       runs: the runs of each row, by the row's name (its "algorithm").
       notes: sentences that a reader must know beside the figures.
     """

@@ -11,8 +11,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import ablation, cases, over_seeds, sweep
+from experiments import ablation, cases, sweep
 from mhd_jax.engine import joint_runs as joining
+from mhd_jax.studies import over_seeds
+from mhd_jax.studies.folder import folder_name
 
 SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")
 
@@ -156,5 +158,5 @@ def test_an_interval_of_few():
 
 
 def test_a_long_name_makes_a_folder_of_its_own():
-    one, other = (cases.folder("topology=" + "a/" * 100 + end) for end in "xy")
+    one, other = (folder_name("topology=" + "a/" * 100 + end) for end in "xy")
     assert one != other and "/" not in one and len(one) < 140

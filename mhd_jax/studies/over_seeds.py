@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.stats
 
-from mhd_jax.runs.drawing import Axes
-from mhd_jax.runs.figures import METRICS
+from mhd_jax.training.metrics import SYMBOLS
+
+if TYPE_CHECKING:
+    from mhd_jax.runs.drawing import Axes
 
 CONFIDENCE = 0.95
+OF_ACCURACIES = (0.0, 1.0)  # what accuracies can be
+OF_DIFFERENCES = (-1.0, 1.0)  # what differences of accuracies can be
+OF_ALL = (-np.inf, np.inf)
 Statistic = dict[str, float | None]
+Limits = tuple[float, float]
 
 
 def spread(values: Iterable[float | None]) -> Statistic:
@@ -40,6 +46,26 @@ def interval(values: Sequence[float | None]) -> Statistic:
     return {**found, "half_width": half_width}
 
 
+def ends(value: Mapping[str, float | None], limits: Limits) -> Limits | None:
+    """Returns the ends of a confidence interval within limits; None where there is no interval.
+
+    Student's interval of two or three seeds may reach beyond what the values can be.
+    """
+    mean, half = value["mean"], value.get("half_width")
+    if mean is None or half is None:
+        return None
+    return max(mean - half, limits[0]), min(mean + half, limits[1])
+
+
+def p_value(value: Mapping[str, float | None], count: int) -> float:
+    """Returns the p-value of the mean of `count` numbers against 0, in Student's two-sided test."""
+    mean, std = value["mean"], value["std"]
+    assert mean is not None and std is not None
+    if std == 0:
+        return float(mean == 0)
+    return float(2 * scipy.stats.t.sf(abs(mean) / (std / np.sqrt(count)), count - 1))
+
+
 def by_head(
     found: Sequence[Mapping[str, float | None]],
     statistic: Callable[[Sequence[float | None]], Statistic] = spread,
@@ -53,34 +79,44 @@ def accuracies(
     statistic: Callable[[Sequence[float | None]], Statistic] = spread,
 ) -> dict[str, dict[str, Statistic]]:
     """Returns a statistic of β_sh and β_priv for each head, over the summaries of runs."""
-    return {metric: by_head([each[metric] for each in summaries], statistic) for metric in METRICS}
+    return {metric: by_head([each[metric] for each in summaries], statistic) for metric in SYMBOLS}
 
 
-def as_cell(value: Mapping[str, float | None], sign: str = "") -> str:
+def as_cell(
+    value: Mapping[str, float | None], sign: str = "", limits: Limits = OF_ACCURACIES
+) -> str:
     """Formats a mean ± its standard deviation, and its confidence interval where there is one.
 
-    With `sign` "+" a positive mean has a sign.
+    With `sign` "+" a positive mean has a sign. The interval is within the limits.
     """
-    mean, half = value["mean"], value.get("half_width")
+    mean, found = value["mean"], ends(value, limits)
     if mean is None:
         return "–"
     deviation = "" if value["std"] is None else f" ± {value['std']:.3f}"
-    between = "" if half is None else f" [{mean - half:.3f}, {mean + half:.3f}]"
+    between = "" if found is None else f" [{found[0]:.3f}, {found[1]:.3f}]"
     return f"{mean:{sign}.3f}{deviation}{between}"
 
 
 def draw_line(
     axis: Axes, xs: Sequence[Any], values: Sequence[Mapping[str, float | None]], **style: Any
 ) -> None:
-    """Draws means over numbers, with their intervals or else their deviations."""
+    """Draws mean accuracies over numbers, with their intervals or else their deviations."""
     means: list[Any] = [value["mean"] for value in values]
-    axis.errorbar(xs, means, yerr=[_error(value) for value in values], capsize=3, **style)
+    errors = np.transpose([_errors(value, OF_ACCURACIES) for value in values])
+    axis.errorbar(xs, means, yerr=errors, capsize=3, **style)
 
 
-def draw_point(axis: Axes, y: float, value: Mapping[str, float | None], **style: Any) -> None:
+def draw_point(
+    axis: Axes,
+    y: float,
+    value: Mapping[str, float | None],
+    limits: Limits = OF_ACCURACIES,
+    **style: Any,
+) -> None:
     """Draws a mean at a height, with its interval or else its deviation; nothing without a mean."""
     if value["mean"] is not None:
-        axis.errorbar(value["mean"], y, xerr=_error(value), capsize=3, **style)
+        errors = np.transpose([_errors(value, limits)])
+        axis.errorbar(value["mean"], y, xerr=errors, capsize=3, **style)
 
 
 def name_rows(axis: Axes, names: Sequence[str], label: str) -> None:
@@ -91,5 +127,10 @@ def name_rows(axis: Axes, names: Sequence[str], label: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def _error(value: Mapping[str, float | None]) -> float:
-    return value.get("half_width", value["std"]) or 0.0
+def _errors(value: Mapping[str, float | None], limits: Limits) -> tuple[float, float]:
+    """Returns how far the interval within limits, or else the deviation, reaches to either side."""
+    mean, found = value["mean"], ends(value, limits)
+    if mean is not None and found is not None:
+        return mean - found[0], found[1] - mean
+    deviation = 0.0 if "half_width" in value else value["std"] or 0.0
+    return deviation, deviation
