@@ -20,6 +20,9 @@ from tests.builders import (
     NUM_CLASSES,
     assert_trees_close,
     assert_trees_equal,
+    of_client,
+    softmax,
+    take_steps,
     tiny_batch,
     tiny_clients,
 )
@@ -40,12 +43,13 @@ def batch_within(sets=SETS, **options):
     batch = tiny_batch(K, **options)
     rng = np.random.default_rng(1)
     labels = [rng.choice(np.flatnonzero(row), batch.labels.shape[1]) for row in sets]
-    return dataclasses.replace(batch, labels=jnp.asarray(np.stack(labels)))
+    return batch.replace(labels=jnp.asarray(np.stack(labels)))
 
 
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def step(algorithm, batch, clients, graph=GRAPH):
+    """The state before and after a step, and its metrics."""
+    states, metrics = take_steps(algorithm, clients, jnp.asarray(graph), [batch])
+    return *states, *metrics
 
 
 def said_by(params, label_set, x):
@@ -136,25 +140,23 @@ def test_loss_and_gradient_equal_the_equations(case, float64):
     algorithm = mhd.algorithms.mhd(nu_emb=0.0, **settings)
     clients = with_sets(objectives=dict.fromkeys(without, "unlabelled"))
     batch = batch_within(dtype=jnp.float64, shared=shared)
-    for i in without:
-        batch = dataclasses.replace(batch, mask=batch.mask.at[i].set(0))
+    batch = batch.replace(mask=batch.mask.at[jnp.array(without, int)].set(0))
     state = algorithm.init(jax.random.key(3), clients, batch)
     # Heads that are sure of something, so that confidence tells candidates apart.
     state = jax.tree.map(lambda a: 3 * a if a.dtype == jnp.float64 else a, state)
+    graph = jnp.asarray(GRAPH)
     with under(Execution(chunk, recompute=True)) if chunk else contextlib.nullcontext():
-        after, found = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
+        (_, after), (found,) = take_steps(algorithm, clients, graph, [batch], state)
 
-    drawn = exchange.draw_teachers(
-        state, jnp.asarray(GRAPH), jnp.ones(K, bool), settings["num_targets"]
-    )
-    (before,), (now,) = groups.all_params(state), groups.all_params(after)
-    params = [jax.tree.map(lambda a, i=i: np.asarray(a[i]), before) for i in range(K)]
+    drawn = exchange.draw_teachers(state, graph, jnp.ones(K, bool), settings["num_targets"])
+    positions, valid = jax.device_get((drawn.positions, drawn.valid))
+    params = [jax.device_get(of_client(state, i)) for i in range(K)]
     for i in range(K):
-        neighbours = [int(j) for j in np.asarray(drawn.positions[i])[np.asarray(drawn.valid[i])]]
+        neighbours = positions[i][valid[i]].tolist()
         xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
         loss, gradient = reference_step(i, params, batch, xs, neighbours, settings, without)
         np.testing.assert_allclose(found["loss"][i], loss, rtol=1e-9)
-        moved = jax.tree.map(lambda a, b, i=i: np.asarray(a[i] - b[i]), before, now)
+        moved = jax.tree.map(np.subtract, params[i], of_client(after, i))
         assert_trees_close(moved, gradient, atol=1e-9)
         # What a client does not know, it does not learn.
         assert not moved["heads"]["kernel"][..., ~SETS[i]].any()
@@ -181,14 +183,10 @@ def test_the_loss_is_the_mass_inside_times_the_cross_entropy_there():
 
 def test_those_who_know_all_are_untouched():
     """Client 3 has no teacher; what others know is nothing to it, bit for bit."""
-    algorithm, batch = mhd.algorithms.naive(), batch_within()
-    found = []
-    for sets in (SETS, None):
-        state = algorithm.init(jax.random.key(0), with_sets(sets), batch)
-        after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
-        found.append(groups.all_params(after))
-    assert_trees_equal(*jax.tree.map(lambda a: a[3], found))
-    assert not np.allclose(found[0][0]["heads"]["kernel"][0], found[1][0]["heads"]["kernel"][0])
+    batch = batch_within()
+    afters = [step(mhd.algorithms.naive(), batch, with_sets(sets))[1] for sets in (SETS, None)]
+    assert_trees_equal(*(of_client(after, 3) for after in afters))
+    assert not np.allclose(*(of_client(after, 0)["heads"]["kernel"] for after in afters))
 
 
 @pytest.mark.parametrize("name", ["none", "float16", "int8", "top_2", "top_5"])
@@ -228,15 +226,10 @@ def test_fedmd_takes_the_mean_of_those_who_know_a_class(digest_loss, voices, flo
     batch = batch_within(sets, dtype=jnp.float64)
     if len(voices) < K:
         presence = Presence(jnp.ones(K, bool), jnp.isin(jnp.arange(K), jnp.array(voices)))
-        batch = dataclasses.replace(batch, presence=presence)
-    state = algorithm.init(jax.random.key(0), with_sets(sets), batch)
-    _, found = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
-    (stacked,) = groups.all_params(state)
+        batch = batch.replace(presence=presence)
+    state, _, found = step(algorithm, batch, with_sets(sets))
     xs = np.asarray(batch.public_inputs)
-    logits = [
-        said_by(jax.tree.map(lambda a, i=i: np.asarray(a[i]), stacked), slice(None), xs)[1][:, 0]
-        for i in range(K)
-    ]
+    logits = [said_by(of_client(state, i), slice(None), xs)[1][:, 0] for i in range(K)]
     consensus = {}
     for c in range(NUM_CLASSES):
         said = [logits[i][:, c] for i in voices if sets[i, c]]
@@ -255,21 +248,14 @@ def test_fedmd_takes_the_mean_of_those_who_know_a_class(digest_loss, voices, flo
 
 
 def test_soft_decisions_stay_inside_and_keep_their_sum():
-    algorithm = mhd.algorithms.distributed_distillation()
-    clients = with_sets()
-    batch = batch_within(public_size=4)
-    batch = dataclasses.replace(batch, public_indices=jnp.arange(4))
-    graph = jnp.asarray(np.ones((K, K)) - np.eye(K))
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    outside = ~SETS[:, None] & np.ones_like(state.extra["previous_decisions"], bool)
-    assert not np.asarray(state.extra["previous_decisions"])[outside].any()
-    after, _ = jax.jit(algorithm.train_step)(state, batch, graph)
-    assert not np.asarray(after.extra["previous_decisions"])[outside].any()
-    np.testing.assert_allclose(
-        after.extra["previous_decisions"].sum(axis=0),
-        after.extra["estimates"].sum(axis=0),
-        atol=1e-5,
-    )
+    batch = batch_within(public_size=4).replace(public_indices=jnp.arange(4))
+    algorithm, everyone = mhd.algorithms.distributed_distillation(), 1 - np.eye(K)
+    state, after, _ = step(algorithm, batch, with_sets(), everyone)
+    for now in (state, after):
+        decisions = np.asarray(now.extra["previous_decisions"])  # [K, P, C]
+        assert not decisions.swapaxes(0, 1)[:, ~SETS].any()
+        estimates = np.asarray(now.extra["estimates"])
+        np.testing.assert_allclose(decisions.sum(axis=0), estimates.sum(axis=0), atol=1e-5)
 
 
 def test_a_run_on_real_data_never_leaves_the_label_sets():
