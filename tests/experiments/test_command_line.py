@@ -14,7 +14,7 @@ from experiments import compare, heterogeneous, inspect_data, train
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from tests import made_images
-from tests.builders import ROOT, SMALL
+from tests.builders import ROOT, SMALL, python, start_python
 
 
 def read(path):
@@ -249,7 +249,7 @@ def test_every_hyperparameter_has_its_help():
         assert set(hyperparameters(build)) <= set(run_flags.HYPERPARAMETER_HELP)
 
 
-def test_help_tells_a_newcomer(python):
+def test_help_tells_a_newcomer():
     text = python("-m", "experiments.train", "--help").stdout
     assert "python -m experiments.train --algorithm=mhd" in text
     assert "--topology: Who may learn from whom" in text
@@ -257,7 +257,7 @@ def test_help_tells_a_newcomer(python):
     assert "--nu_aux: Weight of the auxiliary heads' distillation. (mhd)" in text
 
 
-def test_help_of_the_data_names_its_flags_alone(python):
+def test_help_of_the_data_names_its_flags_alone():
     text = python("-m", "experiments.inspect_data", "--help").stdout
     assert "python -m experiments.inspect_data --dataset=digits" in text
     flags_shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", text, flags=re.MULTILINE))
@@ -289,10 +289,10 @@ def test_the_imagenet_preset_at_toy_size(call, tmp_path, monkeypatch):
     assert summary["settings"]["clients"]["preparation"]["crop_size"] == 16
 
 
-def test_interrupt_and_resume(tmp_path, start):
+def test_interrupt_and_resume(tmp_path):
     command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
     command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01"]
-    process = start(*command, cwd=tmp_path)
+    process = start_python(*command, cwd=tmp_path)
     metrics = tmp_path / "w" / "metrics.jsonl"
     deadline = time.time() + 120
     while not metrics.exists() and time.time() < deadline:
@@ -305,7 +305,7 @@ def test_interrupt_and_resume(tmp_path, start):
     assert f"stopped at step {saved} of 1000000" in err
 
 
-def test_quickstart_at_toy_size(tmp_path, python):
+def test_quickstart_at_toy_size(tmp_path):
     done = python("-m", "experiments.quickstart", "--steps=4", "--seeds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / "runs" / "demo" / "table.json")["rows"]
@@ -313,7 +313,7 @@ def test_quickstart_at_toy_size(tmp_path, python):
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
-def test_studies_at_toy_size(call, tmp_path, python):
+def test_studies_at_toy_size(call, tmp_path):
     """Who gains from whom, and who knows what at which distance."""
     toy = ("--steps=2", "--seeds=1", "--eval_every=2", "--num_aux_heads=1", "--public_batch_size=4")
     chosen = ("--cases=mixed_1", "--num_clients=2")
@@ -335,7 +335,7 @@ def test_studies_at_toy_size(call, tmp_path, python):
     assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
 
 
-def test_distributed_distillation_converges_in_its_experiment(tmp_path, python):
+def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     """Both quantities fall by an order of magnitude in 256 steps; the experiment goes on."""
     flags = ("--num_clients=3", "--steps=256", "--learning_rate=0.6", "--graphs=chain", "--rho=10")
     done = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)

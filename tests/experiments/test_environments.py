@@ -15,7 +15,7 @@ from experiments.fellows import fellows
 from mhd_jax.core import modes
 from mhd_jax.core.files import folder_here
 from mhd_jax.topology.graphs import TOPOLOGIES
-from tests.builders import ROOT, SMALL, simulate_in, tiny_clients
+from tests.builders import ROOT, SMALL, python, simulate_in, tiny_clients
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -81,7 +81,7 @@ def test_programs_that_are_one_process_do_not_join_others(refused):
     assert "this program is one process" in refused(inspect_data, *flags)
 
 
-def test_a_process_whose_fellow_never_comes_says_so(python):
+def test_a_process_whose_fellow_never_comes_says_so():
     program = (
         "import sys; from experiments import launch, train; launch._PATIENCE = 1; "
         "launch.run(train.main, several_processes=True)"
@@ -93,7 +93,7 @@ def test_a_process_whose_fellow_never_comes_says_so(python):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "nonsense"])
-def test_a_platform_that_is_not_there_is_named(platform, tmp_path, python):
+def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
     program = (
         "import sys; import mhd_jax as mhd; from experiments import launch, train\n"
         "try: mhd.make_clients('digits')\n"
@@ -196,7 +196,7 @@ def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_binaries_take_folders_of_this_machine(call, refused, python, tmp_path, monkeypatch):
+def test_binaries_take_folders_of_this_machine(call, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     status, out, err = call(train, *ALONE, "--workdir=~/runs/a")
     assert status == 0, err
@@ -220,7 +220,7 @@ def test_paths_as_people_write_them(monkeypatch, tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_matplotlib_starts_whatever_it_is_told(tmp_path, python):
+def test_matplotlib_starts_whatever_it_is_told(tmp_path):
     """Even where a matplotlibrc cannot be read, and a backend is none."""
     (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: \xff\xfe True\n")
     program = (
@@ -239,7 +239,7 @@ def test_matplotlib_is_imported_in_one_place():
             assert not re.search(r"^\s*(from|import) matplotlib", path.read_text(), re.MULTILINE)
 
 
-def test_a_run_ends_whatever_surrounds_it(tmp_path, python):
+def test_a_run_ends_whatever_surrounds_it(tmp_path):
     """Nobody reads it, its cache cannot be written, its home is not there, its terminal has no Greek."""
     program = (
         "import os, sys; from experiments import launch, train\n"

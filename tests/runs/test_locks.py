@@ -14,14 +14,14 @@ from tests.builders import tiny_run
 
 
 def test_a_folder_in_use_is_refused_until_its_run_ends_however_that_ends(tmp_path):
-    def contents():  # but for the checkpoint that is being saved
+    def files():  # but for the checkpoint that is being saved
         return {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def again(record):
-        before = contents()
+        before = files()
         with pytest.raises(mhd.ConfigError, match=rf"in use by process {os.getpid()} on .*Wait"):
             tiny_run(tmp_path)
-        assert contents() == before
+        assert files() == before
         raise RuntimeError("a watcher's own")
 
     with pytest.raises(RuntimeError, match="a watcher's own"):

@@ -3,11 +3,8 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -20,7 +17,7 @@ from mhd_jax.runs import drawing, figures, report
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
-from tests.builders import ROOT, Linear, tiny_dataset
+from tests.builders import Linear, python, tiny_dataset
 
 K, C = 3, 3
 
@@ -318,9 +315,7 @@ def test_folders_that_serve_nothing_are_refused(folders, tmp_path):
 
 def binary(*arguments):
     """`python -m experiments.report`: its status, and what it printed on stderr and on stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "experiments.report", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = python("-m", "experiments.report", *arguments)
     return done.returncode, done.stderr, done.stdout
 
 
