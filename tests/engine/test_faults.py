@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import os
-import signal
 import warnings
 
 import jax
@@ -22,6 +20,7 @@ from mhd_jax.engine.faults import Faults
 from mhd_jax.engine.prepare import prepare
 from tests.builders import (
     Linear,
+    SignalAt,
     assert_trees_close,
     assert_trees_equal,
     of_client,
@@ -424,16 +423,11 @@ def test_quarantine_is_told_and_kept(tmp_path):
     def go_on(**kwargs):
         return run("isolated", LATE, broken(1), workdir=tmp_path, **kwargs)
 
-    class StopAt(mhd.Callback):
-        def on_steps(self, step, steps_per_second):
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
-
     with (
         pytest.warns(UserWarning, match="client 1 are no longer finite at step 0"),
         pytest.raises(mhd.InterruptedRun),
     ):
-        go_on(callbacks=[StopAt()], steps_per_dispatch=1)
+        go_on(callbacks=SignalAt(6), steps_per_dispatch=1)
     with pytest.warns(UserWarning, match="in quarantine"):
         resumed = go_on()
     assert resumed.summary["faults"]["quarantined"] == {"1": 0}

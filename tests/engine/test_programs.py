@@ -18,7 +18,7 @@ from mhd_jax.algorithms.base import factory
 from mhd_jax.core.digests import program_digest
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.training import groups
-from tests.builders import simulate_in, tiny_dataset
+from tests.builders import contents, interrupt, simulate_in, tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}
 
@@ -89,17 +89,13 @@ def simulate(folder, who=None, own=None, **settings):
     return simulate_in(folder, "ring", who or clients(), own, **SETTINGS | settings)
 
 
-def cut(record):
-    raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A finished run and one that was cut, which no test changes."""
     folder = tmp_path_factory.mktemp("begun")
     simulate(folder / "finished")
     with pytest.raises(KeyboardInterrupt):
-        simulate(folder / "cut", callbacks=cut)
+        simulate(folder / "cut", callbacks=interrupt)
     return folder
 
 
@@ -116,10 +112,10 @@ def begun(tmp_path_factory):
     ],
 )
 def test_edited_code_is_refused_and_named(edit, what, which, begun):
-    before = {f: f.read_bytes() for f in (begun / which).rglob("*") if f.is_file()}
+    before = contents(begun / which)
     with pytest.raises(mhd.ConfigError, match=f"of other code: its {what} computed something else"):
         simulate(begun / which, **edit)
-    assert before == {f: f.read_bytes() for f in (begun / which).rglob("*") if f.is_file()}
+    assert contents(begun / which) == before
 
 
 def test_the_same_code_made_anew_is_taken(begun, tmp_path):

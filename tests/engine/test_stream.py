@@ -17,13 +17,7 @@ from mhd_jax.engine.steps import device_data
 from mhd_jax.engine.stream import Stream, ahead
 from tests.builders import assert_trees_close, assert_trees_equal
 
-SETTINGS = {
-    "steps": 12,
-    "eval_every": 6,
-    "batch_size": 8,
-    "public_batch_size": 8,
-    "progress": False,
-}
+SETTINGS = {"steps": 12, "eval_every": 6, "batch_size": 8, "public_batch_size": 8}
 ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # of programs that differ in the shapes of their data
 
 
@@ -49,8 +43,7 @@ def test_the_same_batches_come_from_the_host(independent):
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     whole = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     monkeypatch.setattr("mhd_jax.engine.stream._BLOCK_BYTES", 1)
-    settings = {name: value for name, value in SETTINGS.items() if name != "progress"}
-    run = prepare("complete", clients(), "mhd", data_placement="host", **settings)
+    run = prepare("complete", clients(), "mhd", data_placement="host", **SETTINGS)
     assert run.stream.block_steps == 1
     short = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     assert_trees_close(whole.state.groups, short.state.groups, **ROUNDING)
