@@ -1,6 +1,8 @@
-"""Clients whose tasks have only some of the classes."""
+"""Clients whose tasks have only some of the classes.
 
-import contextlib
+What they learn, step by step, is among the cases of tests/algorithms/test_mhd_reference.py.
+"""
+
 import dataclasses
 
 import jax
@@ -10,17 +12,15 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import exchange
-from mhd_jax.core.client_axis import Execution, under
 from mhd_jax.core.label_sets import IMPOSSIBLE
 from mhd_jax.core.types import Presence
 from mhd_jax.exchange import compression
 from mhd_jax.training import groups, losses, metrics
 from tests.builders import (
     NUM_CLASSES,
-    assert_trees_close,
     assert_trees_equal,
     of_client,
+    public_outputs,
     softmax,
     take_steps,
     tiny_batch,
@@ -30,7 +30,6 @@ from tests.builders import (
 K = 4
 SETS = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
-UNLABELLED = 1
 
 
 def with_sets(sets=SETS, **options):
@@ -50,116 +49,6 @@ def step(algorithm, batch, clients, graph=GRAPH):
     """The state before and after a step, and its metrics."""
     states, metrics = take_steps(algorithm, clients, jnp.asarray(graph), [batch])
     return *states, *metrics
-
-
-def said_by(params, label_set, x):
-    """Embeddings [N, D] and, over the classes that the client knows alone, logits [N, H, |L|]."""
-    embeddings = x @ params["backbone"]["Dense_0"]["kernel"]
-    kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
-    logits = np.einsum("nd,hdc->nhc", embeddings, kernel) + bias
-    return embeddings, logits[..., label_set]
-
-
-def spread_out(probabilities, label_set):
-    """Probabilities over the client's classes [..., |L|] as ones over all, [..., C]."""
-    whole = np.zeros((*probabilities.shape[:-1], NUM_CLASSES))
-    whole[..., label_set] = probabilities
-    return whole
-
-
-def chosen_target(candidates, t, selection):
-    """One sample's target [C] from (logits over L, L) of each candidate."""
-    tempered = [spread_out(softmax(z / t), known) for z, known in candidates]
-    if selection == "mean":
-        return np.mean(tempered, axis=0)
-    return tempered[int(np.argmax([softmax(z).max() for z, _ in candidates]))]
-
-
-def reference_step(i, params, batch, xs, neighbours, settings, unlabelled):
-    """Client i's loss and gradient, from the classes that each client knows and the chain rule."""
-    t, nu, smoothing = settings["temperature"], settings["nu_aux"], 0.1
-    selection, own_set = settings["target_selection"], SETS[i]
-    own = params[i]
-    num_heads = len(own["heads"]["kernel"])
-    gradient = jax.tree.map(np.zeros_like, own)
-
-    def back(x, embeddings, head, at_logits):  # [N, |L|]
-        whole = spread_out(at_logits, own_set)
-        gradient["heads"]["kernel"][head] += embeddings.T @ whole
-        gradient["heads"]["bias"][head] += whole.sum(axis=0)
-        gradient["backbone"]["Dense_0"]["kernel"] += x.T @ whole @ own["heads"]["kernel"][head].T
-
-    total = 0.0
-    mask = np.asarray(batch.mask[i])
-    if mask.any():
-        x = np.asarray(batch.inputs[i])
-        embeddings, logits = said_by(own, own_set, x)
-        p = softmax(logits[:, 0])
-        hard = np.eye(NUM_CLASSES)[np.asarray(batch.labels[i])][:, own_set]
-        target = 0.9 * hard + smoothing / own_set.sum()
-        total -= ((target * np.log(p)).sum(axis=-1) * mask).sum() / mask.sum()
-        back(x, embeddings, 0, (p - target) * mask[:, None] / mask.sum())
-
-    said = [said_by(params[j], SETS[j], xs)[1] for j in range(K)]
-    embeddings, logits = said_by(own, own_set, xs)
-    lessons = [(k, k - 1, True) for k in range(1, num_heads)]
-    if i in unlabelled or num_heads == 1:
-        lessons.append((0, 0, False))
-    for head, rank, itself in lessons:
-        who = [*neighbours, *([i] if itself else [])]
-        if not who:
-            continue
-        targets = np.stack(
-            [
-                chosen_target([(said[j][p, rank], SETS[j]) for j in who], t, selection)
-                for p in range(len(xs))
-            ]
-        )[:, own_set]  # as it stands: not renormalised
-        p = softmax(logits[:, head] / t)
-        total -= nu * t**2 * (targets * np.log(p)).sum(axis=-1).mean()
-        mass = targets.sum(axis=-1, keepdims=True)
-        back(xs, embeddings, head, nu * t * (mass * p - targets) / len(xs))
-    return total, gradient
-
-
-CASES = {
-    "most confident, in one pass": {},
-    "mean, in chunks, of snapshots": {"target_selection": "mean", "chunk": 3, "teacher_delay": 1},
-    "independent public batches": {"public_batch": "independent", "num_targets": 2},
-    "unlabelled": {"num_aux_heads": 1, "unlabelled": True},
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_loss_and_gradient_equal_the_equations(case, float64):
-    settings = {"temperature": 2.0, "nu_aux": 0.7, "target_selection": "most_confident"}
-    settings |= {"num_aux_heads": 2, "num_targets": "all", **CASES[case]}
-    chunk = settings.pop("chunk", None)
-    without = (UNLABELLED,) if settings.pop("unlabelled", False) else ()
-    shared = "public_batch" not in settings
-    algorithm = mhd.algorithms.mhd(nu_emb=0.0, **settings)
-    clients = with_sets(objectives=dict.fromkeys(without, "unlabelled"))
-    batch = batch_within(dtype=jnp.float64, shared=shared)
-    batch = batch.replace(mask=batch.mask.at[jnp.array(without, int)].set(0))
-    state = algorithm.init(jax.random.key(3), clients, batch)
-    # Heads that are sure of something, so that confidence tells candidates apart.
-    state = jax.tree.map(lambda a: 3 * a if a.dtype == jnp.float64 else a, state)
-    graph = jnp.asarray(GRAPH)
-    with under(Execution(chunk, recompute=True)) if chunk else contextlib.nullcontext():
-        (_, after), (found,) = take_steps(algorithm, clients, graph, [batch], state)
-
-    drawn = exchange.draw_teachers(state, graph, jnp.ones(K, bool), settings["num_targets"])
-    positions, valid = jax.device_get((drawn.positions, drawn.valid))
-    params = [jax.device_get(of_client(state, i)) for i in range(K)]
-    for i in range(K):
-        neighbours = positions[i][valid[i]].tolist()
-        xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
-        loss, gradient = reference_step(i, params, batch, xs, neighbours, settings, without)
-        np.testing.assert_allclose(found["loss"][i], loss, rtol=1e-9)
-        moved = jax.tree.map(np.subtract, params[i], of_client(after, i))
-        assert_trees_close(moved, gradient, atol=1e-9)
-        # What a client does not know, it does not learn.
-        assert not moved["heads"]["kernel"][..., ~SETS[i]].any()
 
 
 def test_the_loss_is_the_mass_inside_times_the_cross_entropy_there():
@@ -228,8 +117,7 @@ def test_fedmd_takes_the_mean_of_those_who_know_a_class(digest_loss, voices, flo
         presence = Presence(jnp.ones(K, bool), jnp.isin(jnp.arange(K), jnp.array(voices)))
         batch = batch.replace(presence=presence)
     state, _, found = step(algorithm, batch, with_sets(sets))
-    xs = np.asarray(batch.public_inputs)
-    logits = [said_by(of_client(state, i), slice(None), xs)[1][:, 0] for i in range(K)]
+    logits = public_outputs(state, batch).logits[:, :, 0]
     consensus = {}
     for c in range(NUM_CLASSES):
         said = [logits[i][:, c] for i in voices if sets[i, c]]
