@@ -13,3 +13,15 @@ def refused(call):
         return err
 
     return run
+
+
+@pytest.fixture
+def output(call):
+    """Gives what a binary prints that ends well."""
+
+    def run(binary, *arguments):
+        status, out, err = call(binary, *arguments)
+        assert status == 0, err
+        return out
+
+    return run

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,16 +65,12 @@ def of_a_job(monkeypatch):
 def test_python_by_itself_in_an_allocation_is_alone(call, of_a_job, monkeypatch):
     status, _, err = call(inspect_data, "--num_clients=3", "--output=i")
     assert (status, err) == (0, "")
-    monkeypatch.setattr(launch, "run", _with(launch.run, several_processes=True))
+    monkeypatch.setattr(launch, "run", functools.partial(launch.run, several_processes=True))
     status, _, err = call(train, *ALONE, "--workdir=w")
     assert status == 0
     assert err.splitlines()[0] == (
         "note: SLURM_NTASKS is '2', but srun has not started this process; it runs alone"
     )
-
-
-def _with(run, **more):
-    return lambda main, **given: run(main, **given, **more)
 
 
 def test_programs_that_are_one_process_do_not_join_others(refused):
@@ -118,8 +115,6 @@ STRICT = {
 @pytest.fixture
 def strict():
     """All of JAX's strict modes at once, of all threads."""
-    import jax
-
     before = {name: getattr(jax.config, name) for name in STRICT}
     for name, value in STRICT.items():
         jax.config.update(name, value)
@@ -129,8 +124,6 @@ def strict():
 
 
 def test_runs_in_strict_modes(strict, tmp_path):
-    import jax
-
     def told(record):
         seen.append(jax.config.jax_numpy_rank_promotion)
 
@@ -170,8 +163,6 @@ def test_graphs_in_strict_modes(strict):
 
 
 def test_standard_modes_are_left_again():
-    import jax
-
     with jax.numpy_rank_promotion("raise"):
         with pytest.raises(ZeroDivisionError), modes.standard():
             assert jax.config.jax_numpy_rank_promotion == "allow"
@@ -179,16 +170,10 @@ def test_standard_modes_are_left_again():
         assert jax.config.jax_numpy_rank_promotion == "raise"
 
 
-URLS = [
-    "gs://bucket/run",
-    "s3://bucket",
-    "file:///run",
-    "hdfs://node/run",
-    pathlib.Path("gs://b/c"),
-]
-
-
-@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    "url",
+    ["gs://bucket/run", "s3://bucket", "file:///run", "hdfs://node/run", pathlib.Path("gs://b/c")],
+)
 def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(mhd.ConfigError, match="not a URL like"):
