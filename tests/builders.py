@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,14 @@ def python(*arguments, timeout=200, **options):
     finally:
         process.kill()  # which does nothing to one that has ended
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def wait_until(condition, *processes):
+    """Waits for a condition for as long as all the processes live."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.002)
 
 
 def contents(folder):
@@ -262,14 +271,6 @@ class Streams(nn.Module):
 
 
 def tiny_run(workdir, **kwargs):
-    """A run of two steps in a folder, or in each of several."""
-    sizes = {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "num_devices": 1}
-    settings = {"topology": "complete", "clients": tiny_clients(2), "algorithm": "isolated"}
-    workdirs = workdir if isinstance(workdir, list) else [workdir]
-    return mhd.simulate_many(
-        [{**settings, **sizes} for _ in workdirs],
-        workdirs=workdirs,
-        eval_every=1,
-        write_reports=False,
-        **kwargs,
-    )[0]
+    """A run of two steps in a folder."""
+    sizes = {"steps": 2, "eval_every": 1, "batch_size": 4, "eval_batch_size": 5, "num_devices": 1}
+    return simulate_in(workdir, "complete", tiny_clients(2), "isolated", **sizes, **kwargs)

@@ -487,8 +487,3 @@ def test_faults_that_cannot_be_are_refused(given, sentence):
 def test_what_has_no_sound_meaning_is_refused(chosen, what, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         prepare("ring", clients(), chosen, faults=what)
-
-
-def test_a_choice_that_there_is_not():
-    with pytest.raises(mhd.ConfigError, match="on_nonfinite must be one of stop, quarantine"):
-        prepare("ring", clients(), "mhd", on_nonfinite="ignore")

@@ -7,13 +7,12 @@ import pathlib
 import shlex
 import signal
 import socket
-import time
 
 import numpy as np
 import pytest
 
 from experiments import train
-from tests.builders import python, start_python, tiny_dataset
+from tests.builders import python, start_python, tiny_dataset, wait_until
 
 STEPS = 100  # some of which are left when a process dies
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
@@ -103,10 +102,8 @@ def test_what_a_run_records_repeats_it(alone, tmp_path):
 
 def wait_for_lines(count, processes, folder):
     """Until so many evaluations were made, while all processes live."""
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < count:
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.02)
+    there = (folder / "metrics.jsonl").exists
+    wait_until(lambda: there() and len(lines(folder)) >= count, *processes)
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes_and_equals_that_of_one(

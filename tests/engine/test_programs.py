@@ -9,7 +9,6 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
@@ -75,15 +74,6 @@ def with_halved_params(state):
     return dataclasses.replace(state, groups=tuple(own))
 
 
-def masked(word):
-    def labels(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "no" if word in jax.tree_util.keystr(path) else "yes", params
-        )
-
-    return optax.multi_transform({"yes": optax.sgd(0.1), "no": optax.set_to_zero()}, labels)
-
-
 def simulate(folder, who=None, own=None, **settings):
     own = own or algorithm()
     return simulate_in(folder, "ring", who or clients(), own, **SETTINGS | settings)
@@ -122,13 +112,6 @@ def test_the_same_code_made_anew_is_taken(begun, tmp_path):
     assert simulate(begun / "finished").started_at == 4
     shutil.copytree(begun / "cut", tmp_path / "cut")
     assert simulate(tmp_path / "cut").started_at == 2
-
-
-def test_masks_of_optimizers_are_told_apart(tmp_path):
-    simulate(tmp_path, optimizer=masked("backbone"))
-    assert simulate(tmp_path, optimizer=masked("backbone")).started_at == 4
-    with pytest.raises(mhd.ConfigError, match=r"optimizer\.optax is .* there and .* now"):
-        simulate(tmp_path, optimizer=masked("heads"))
 
 
 def test_augmentations_are_told_apart():

@@ -217,6 +217,13 @@ def with_rule(sharpness):
     return {"algorithm": mhd.algorithms.mhd(target_selection=rule)}
 
 
+def frozen(part):
+    """An optimizer whose mask leaves one part of the parameters as it is."""
+    labels = lambda params: {name: name == part for name in params}
+    parts = {False: optax.sgd(0.1), True: optax.set_to_zero()}
+    return {"optimizer": optax.multi_transform(parts, labels)}
+
+
 OTHER_SETTINGS = "holds a run with other settings"
 
 
@@ -234,6 +241,7 @@ OTHER_SETTINGS = "holds a run with other settings"
             {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) // 8 % k)},
             OTHER_SETTINGS,
         ),
+        (frozen("backbone"), frozen("heads"), r"optimizer\.optax is .* there and .* now"),
         (with_rule(1.0), with_rule(2.0), "run of other code: its train step computed"),
     ],
 )
@@ -452,11 +460,12 @@ class Biased(Linear):
         ({"steps": None, "epochs": -1}, "epochs must be a positive number"),
         ({"seed": -1}, "seed must be an integer in 0"),
         ({"seed": 2**32}, "seed must be an integer in 0"),
-        ({"optimizer": 0.1}, "an optimizer is mhd_jax.optim.SGD"),
+        ({"optimizer": 0.1}, r"an optimizer is mhd_jax\.optim\.SGD"),
         ({"num_devices": 99}, "num_devices is 99, but there are"),
         ({"client_chunk": 0}, "client_chunk must be an integer"),
         ({"steps": 2**30}, r"must stay below 2\^32"),
-        ({"who": clients(public_fraction=0.0)}, "set public_fraction above 0"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of stop, quarantine"),
+        ({"data_placement": "disk"}, "data_placement must be one of auto, device, host"),
         ({"topology": mhd.topology.ring(5)}, "has 5 clients, but there are 4"),
     ],
 )
@@ -485,7 +494,3 @@ def test_models_have_optimizers_of_their_own():
     assert_trees_close(mixed[0].params, slow[0].params, rtol=1e-5, atol=1e-6)
     assert_trees_close(mixed[1].params, whole[1].params, rtol=1e-5, atol=1e-6)
     assert settings["optimizers"]["2,3"]["learning_rate"] == 0.1
-    with pytest.raises(
-        mhd.ConfigError, match="an optimizer for vgg, but the clients' models are mlp"
-    ):
-        mhd.make_clients("digits", 4, optimizers={"vgg": fast})

@@ -5,13 +5,12 @@ import json
 import os
 import pathlib
 import signal
-import time
 
 import pytest
 
 import mhd_jax as mhd
 from experiments import train
-from tests.builders import contents, start_python, tiny_run
+from tests.builders import contents, start_python, tiny_run, wait_until
 
 FLAGS = ["--algorithm=isolated", "--model=mlp_small", "--num_clients=3", "--batch_size=4"]
 FLAGS += ["--steps=6", "--eval_every=3", "--num_devices=1"]
@@ -22,10 +21,7 @@ def started(moment):
     """A process of the run in ./run, stopped in its tracks once `moment` says so."""
     process = start_python("-m", "experiments.train", *FLAGS, "--workdir=run")
     try:
-        deadline = time.monotonic() + 120
-        while not moment(process):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: moment(process), process)
         process.send_signal(signal.SIGSTOP)
         yield process
     finally:

@@ -4,7 +4,6 @@ import json
 import pathlib
 import re
 import signal
-import time
 
 import grain  # noqa: F401  # defines flags, which must not go with those that a test sets
 import numpy as np
@@ -14,7 +13,7 @@ from experiments import compare, heterogeneous, inspect_data, train
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from tests import made_images
-from tests.builders import ROOT, SMALL, python, start_python
+from tests.builders import ROOT, SMALL, python, start_python, wait_until
 
 
 def read(path):
@@ -278,10 +277,7 @@ def test_interrupt_and_resume(tmp_path):
     command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
     command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01"]
     process = start_python(*command, cwd=tmp_path)
-    metrics = tmp_path / "w" / "metrics.jsonl"
-    deadline = time.time() + 120
-    while not metrics.exists() and time.time() < deadline:
-        time.sleep(0.1)
+    wait_until((tmp_path / "w" / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err

@@ -14,7 +14,7 @@ import mhd_jax as mhd
 from experiments import preparation
 from mhd_jax.data import tfds
 from tests import made_images
-from tests.builders import contents, python, start_python
+from tests.builders import contents, python, start_python, wait_until
 
 TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 needs_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="preparing needs TensorFlow")
@@ -157,10 +157,7 @@ def server():
 
 
 def wait_for_new(folder, pattern, before=()):
-    deadline = time.time() + 100
-    while set(folder.glob(pattern)) <= set(before):
-        assert time.time() < deadline, f"no {pattern}"
-        time.sleep(0.1)
+    wait_until(lambda: not set(folder.glob(pattern)) <= set(before))
     time.sleep(1)
 
 
