@@ -1,7 +1,12 @@
 """What many tests share: tiny clients, tiny batches, comparisons of trees."""
 
 import dataclasses
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +32,42 @@ SMALL = [
     "--num_clients=3",
     "--model=mlp_small",
 ]  # flags of a tiny run
+
+
+def start_python(*arguments, cwd=None, stdout=subprocess.PIPE, **variables):
+    """Starts Python as a process of its own, outside any cluster."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=kept | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables,
+    )
+
+
+def python(*arguments, timeout=200, **options):
+    """Runs Python to its end as a process of its own."""
+    process = start_python(*arguments, **options)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()  # which does nothing to one that has ended
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def wait_until(condition, *processes):
+    """Waits for a condition for as long as all the processes live."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.002)
+
+
+def contents(folder):
+    """What all files of a folder hold, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Linear(nn.Module):
@@ -106,6 +147,22 @@ def simulate_in(workdir, topology, clients, algorithm, **settings):
         **of_the_host,
     )
     return result
+
+
+class SignalAt(mhd.Callback):
+    """Sends this process a signal once a run has come to a step."""
+
+    def __init__(self, step, number=signal.SIGINT):
+        self._step, self._number = step, number
+
+    def on_steps(self, step, steps_per_second):
+        if step == self._step:
+            signal.raise_signal(self._number)
+
+
+def interrupt(record):
+    """A callback that ends a run at its first evaluation, as Control-C does."""
+    raise KeyboardInterrupt
 
 
 def tiny_batch(
@@ -214,14 +271,6 @@ class Streams(nn.Module):
 
 
 def tiny_run(workdir, **kwargs):
-    """A run of two steps in a folder, or in each of several."""
-    sizes = {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "num_devices": 1}
-    settings = {"topology": "complete", "clients": tiny_clients(2), "algorithm": "isolated"}
-    workdirs = workdir if isinstance(workdir, list) else [workdir]
-    return mhd.simulate_many(
-        [{**settings, **sizes} for _ in workdirs],
-        workdirs=workdirs,
-        eval_every=1,
-        write_reports=False,
-        **kwargs,
-    )[0]
+    """A run of two steps in a folder."""
+    sizes = {"steps": 2, "eval_every": 1, "batch_size": 4, "eval_batch_size": 5, "num_devices": 1}
+    return simulate_in(workdir, "complete", tiny_clients(2), "isolated", **sizes, **kwargs)

@@ -15,20 +15,16 @@ from tests.builders import tiny_clients
 NESTEROV = {"dsgd", "qg_dsgd", "ccl"}  # DSGDm-N, QG-DSGDm-N, and what stands on them
 
 
-def clients(**settings):
-    return dataclasses.replace(tiny_clients(4, public_fraction=0.2), **settings)  # 10 are public
-
-
-def of_the_runs_optimizer():
-    """Clients whose groups have no optimizer of their own."""
-    found = clients()
-    groups = tuple(dataclasses.replace(group, optimizer=None) for group in found.groups)
-    return dataclasses.replace(found, groups=groups)
+def clients(optimizer=None):
+    """Clients in one group, with an optimizer of its own or with that of the run."""
+    found = tiny_clients(4, public_fraction=0.2)  # 10 are public
+    (group,) = found.groups
+    return dataclasses.replace(found, groups=(dataclasses.replace(group, optimizer=optimizer),))
 
 
 def prepared(name, who=None, **settings):
     settings = {"steps": 20, "batch_size": 4, "public_batch_size": 8, **settings}
-    return prepare("ring", who or of_the_runs_optimizer(), name, **settings)
+    return prepare("ring", who or clients(), name, **settings)
 
 
 def test_algorithms_that_are_compared_smooth_labels_alike_whatever_their_own_default():
@@ -36,15 +32,14 @@ def test_algorithms_that_are_compared_smooth_labels_alike_whatever_their_own_def
     assert set(own.values()) == {0.0, 0.1}
     with flagsaver.flagsaver():
         flags.FLAGS.mark_as_parsed()
+        smoothing = lambda name, strict: run_flags.algorithm(name, strict=strict)[
+            0
+        ].hyperparameters["label_smoothing"]
         for name in ALGORITHMS:
-            for strict, expected in ((False, 0.1), (True, own[name])):
-                built, _ = run_flags.algorithm(name, strict=strict)
-                assert built.hyperparameters["label_smoothing"] == expected
+            assert (smoothing(name, False), smoothing(name, True)) == (0.1, own[name])
         flags.FLAGS["label_smoothing"].parse("0.3")
         flags.FLAGS["label_smoothing"].present = 1
-        for name in ALGORITHMS:
-            built, _ = run_flags.algorithm(name, strict=False)
-            assert built.hyperparameters["label_smoothing"] == 0.3
+        assert {smoothing(name, False) for name in ALGORITHMS} == {0.3}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -61,9 +56,8 @@ def test_momentum_is_the_papers_unless_told(name):
 
 
 def test_groups_own_optimizers_are_resolved_too():
-    (group,) = clients().groups
-    own = dataclasses.replace(group, optimizer=mhd.optim.SGD(0.5))
-    (described,) = prepared("dsgd", clients(groups=(own,))).settings["optimizers"].values()
+    run = prepared("dsgd", clients(mhd.optim.SGD(0.5)))
+    (described,) = run.settings["optimizers"].values()
     assert described["learning_rate"] == 0.5 and described["nesterov"] is True
 
 

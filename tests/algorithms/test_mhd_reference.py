@@ -14,6 +14,7 @@ from flax import linen as nn
 import mhd_jax as mhd
 from mhd_jax import exchange
 from mhd_jax.clients import ClientGroup
+from mhd_jax.core.client_axis import Execution, under
 from mhd_jax.core.random import Purpose
 from mhd_jax.training import groups
 from tests.builders import (
@@ -64,32 +65,45 @@ def as_it_arrives(values, compression):
     return values
 
 
+def spread_out(probabilities, known):
+    """Probabilities over the classes that a client knows as ones over all."""
+    whole = np.zeros(NUM_CLASSES)
+    whole[known] = probabilities
+    return whole
+
+
 def reference_targets(i, params, xs, neighbours, settings):
-    """Targets [P, m or 1, C] of client i, or none: a loop over samples, heads and candidates."""
-    m, t = settings["num_aux_heads"], settings["temperature"]
-    targets = np.zeros((len(xs), max(m, 1), NUM_CLASSES))
-    for (p, x), k in itertools.product(enumerate(xs), range(1, m + 1) if m else [0]):
-        rank = max(k - 1, 0)  # the teacher's head
+    """Targets [P, C] of each of client i's heads that learns: a loop over samples and candidates."""
+    m, t, sets = (settings[name] for name in ("num_aux_heads", "temperature", "sets"))
+    ranks = {head: head - 1 for head in range(1, m + 1)}  # whose teachers are the heads before
+    if not m or i in settings["unlabelled"]:
+        ranks[0] = 0
+    targets = {}
+    for (head, rank), x in itertools.product(ranks.items(), xs):
         candidates = [(j, rank) for j in neighbours]
-        if settings["include_self"] and m:
+        if settings["include_self"] and head:
             candidates.append((i, rank))
-        if settings["same_level"] and m:
-            candidates += [(j, k) for j in neighbours]
+        if settings["same_level"] and head:
+            candidates += [(j, head) for j in neighbours]
         if not candidates:
-            return None
+            continue
         logits = [
             as_it_arrives(
-                outputs_of(params[j], x[None])[1][0, h],
+                outputs_of(params[j], x[None])[1][0, h, sets[j]],
                 "none" if j == i else settings["compression"],
             )
             for j, h in candidates
         ]
-        said = [softmax(z / t) for z in logits]
+        said = [
+            spread_out(softmax(z / t), sets[j])
+            for z, (j, _) in zip(logits, candidates, strict=True)
+        ]
         if settings["target_selection"] == "mean":
-            targets[p, rank] = np.mean(said, axis=0)
+            target = np.mean(said, axis=0)
         else:
-            targets[p, rank] = said[int(np.argmax([softmax(z).max() for z in logits]))]
-    return targets
+            target = said[int(np.argmax([softmax(z).max() for z in logits]))]
+        targets.setdefault(head, []).append(target)
+    return {head: np.stack(found) for head, found in targets.items()}
 
 
 def unit(e):
@@ -102,17 +116,18 @@ def reference_loss(own, batch, i, xs, targets, teacher_embeddings, settings, fac
     `factors` are dropout's on private and on public samples.
     """
     smoothing, t = settings["label_smoothing"], settings["temperature"]
-    _, logits = outputs_of(own, batch.inputs[i], factors[0])
-    hard = np.eye(NUM_CLASSES)[batch.labels[i]]
-    soft = (1 - smoothing) * hard + smoothing / NUM_CLASSES
-    mask = batch.mask[i]
-    loss = (cross_entropy(logits[:, 0], soft) * mask).sum() / mask.sum()
+    known, mask = settings["sets"][i], batch.mask[i]
+    loss = 0.0
+    if mask.any():
+        _, logits = outputs_of(own, batch.inputs[i], factors[0])
+        hard = np.eye(NUM_CLASSES)[batch.labels[i]][:, known]
+        soft = (1 - smoothing) * hard + smoothing / known.sum()
+        loss += (cross_entropy(logits[:, 0, known], soft) * mask).sum() / mask.sum()
 
     embedding, logits = outputs_of(own, xs, factors[1])
-    if targets is not None:
-        learners = logits[:, -targets.shape[1] :]
-        each = cross_entropy(learners / t, targets).mean(axis=0)
-        loss += settings["nu_aux"] * t**2 * each.sum()
+    for head, target in targets.items():  # which is not renormalised
+        each = cross_entropy(logits[:, head, known] / t, target[:, known])
+        loss += settings["nu_aux"] * t**2 * each.mean()
     if teacher_embeddings:
         distances = [((unit(embedding) - unit(e)) ** 2).sum(-1).mean() for e in teacher_embeddings]
         loss += settings["nu_emb"] * np.mean(distances)
@@ -145,8 +160,15 @@ DEFAULTS = {
     "target_selection": "most_confident",
     "compression": "none",
     "public_batch": "shared",
+    "teacher_delay": 0,
 }
+NOT_OF_MHD = {"sets": np.ones((K, NUM_CLASSES), bool), "unlabelled": [], "chunk": None}
 INDEPENDENT = {"public_batch": "independent"}
+SETS = {
+    "sets": np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool),
+    "temperature": 2.0,
+    "nu_emb": 0.0,
+}
 # Every case compiles a program of its own, so most bring two options that do not meet elsewhere.
 CASES = {
     "defaults": {},
@@ -168,6 +190,13 @@ CASES = {
     "embeddings alone, independent public batches": {"nu_aux": 0.0, **INDEPENDENT},
     "eight bits, independent public batches": {"compression": "int8", **INDEPENDENT},
     "two teachers, independent public batches": {"num_targets": 2, **INDEPENDENT},
+    "label sets": SETS,
+    "label sets, mean, in chunks, of snapshots": {
+        **SETS,
+        **{"target_selection": "mean", "chunk": 3, "teacher_delay": 1},
+    },
+    "label sets, independent public batches": {**SETS, **INDEPENDENT, "num_targets": 2},
+    "label sets, unlabelled": {**SETS, "num_aux_heads": 1, "unlabelled": [1]},
 }
 
 
@@ -200,31 +229,46 @@ def assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, 
         )
         np.testing.assert_allclose(metrics["loss"][i], loss(), rtol=1e-9)
         moved = jax.tree.map(np.subtract, own, of_client(new_state, i))
+        assert not moved["heads"]["kernel"][..., ~settings["sets"][i]].any()
         assert_trees_close(moved, numeric_gradient(loss, own), atol=2e-8)
     assert int(metrics["messages"]["predictions"].sum()) == int(valid.sum())
 
 
-def started(settings, model=None):
-    """MHD with plain gradient descent at rate 1, whose step is minus the gradient; state, batch."""
-    algorithm = mhd.algorithms.mhd(**settings)
-    clients = tiny_clients(K, model, optax.sgd(1.0))
+def started(case, model=None):
+    """MHD with plain gradient descent at rate 1, whose step is minus the gradient; state, batch.
+
+    And settings that tell all.
+    """
+    settings = {**DEFAULTS, **NOT_OF_MHD, **case}
+    algorithm = mhd.algorithms.mhd(**{name: settings[name] for name in DEFAULTS})
+    without = settings["unlabelled"]
+    objectives = dict.fromkeys(without, "unlabelled")
+    clients = tiny_clients(K, model, optax.sgd(1.0), objectives=objectives)
+    clients = dataclasses.replace(clients, label_sets=case.get("sets"))
     batch = tiny_batch(K, dtype=jnp.float64, shared=settings["public_batch"] == "shared")
-    return algorithm, algorithm.init(jax.random.key(3), clients, batch), batch
+    rng = np.random.default_rng(1)
+    labels = [rng.choice(np.flatnonzero(known), 6) for known in settings["sets"]]
+    mask = batch.mask.at[jnp.array(without, int)].set(0)
+    batch = batch.replace(labels=jnp.asarray(np.stack(labels)), mask=mask)
+    state = algorithm.init(jax.random.key(3), clients, batch)
+    if "sets" in case:  # heads that are sure of something tell candidates apart
+        state = jax.tree.map(lambda a: 3 * a if a.dtype == jnp.float64 else a, state)
+    return algorithm, state, batch, settings
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_equal_the_equations(case, float64):
-    settings = {**DEFAULTS, **CASES[case]}
-    algorithm, state, batch = started(settings)
-    (_, after), (metrics,) = take_steps(algorithm, None, jnp.asarray(GRAPH), [batch], state)
+    algorithm, state, batch, settings = started(CASES[case])
+    chunk = settings["chunk"]
+    with under(Execution(chunk, recompute=chunk is not None)):
+        (_, after), (metrics,) = take_steps(algorithm, None, jnp.asarray(GRAPH), [batch], state)
     assert_step_is_of_the_equations(state, batch, after, metrics, settings)
 
 
 @pytest.mark.parametrize("public_batch", ["shared", "independent"])
 def test_students_drop_out_and_teachers_do_not(public_batch, float64):
     """Two steps: private and public passes draw masks of their own, anew in each step."""
-    settings = {**DEFAULTS, "public_batch": public_batch}
-    algorithm, state, batch = started(settings, Dropping())
+    algorithm, state, batch, settings = started({"public_batch": public_batch}, Dropping())
     states, metrics = take_steps(algorithm, None, jnp.asarray(GRAPH), [batch] * 2, state)
     for step in range(2):
         factors = [

@@ -5,13 +5,10 @@ test_determinism's.
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.builders import ROOT
+from tests.builders import python
 
 PROGRAM = """
 import json, re
@@ -64,14 +61,7 @@ print(json.dumps({**results, "by hand": hands, "own samples on own device": bool
 
 @pytest.fixture(scope="module")
 def results():
-    root = ROOT
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
-        timeout=500,
-    )
+    done = python("-c", PROGRAM, timeout=500)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

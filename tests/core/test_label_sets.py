@@ -1,6 +1,8 @@
-"""Clients whose tasks have only some of the classes."""
+"""Clients whose tasks have only some of the classes.
 
-import contextlib
+What they learn, step by step, is among the cases of tests/algorithms/test_mhd_reference.py.
+"""
+
 import dataclasses
 
 import jax
@@ -10,16 +12,17 @@ import optax
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax import exchange
-from mhd_jax.core.client_axis import Execution, under
 from mhd_jax.core.label_sets import IMPOSSIBLE
 from mhd_jax.core.types import Presence
 from mhd_jax.exchange import compression
 from mhd_jax.training import groups, losses, metrics
 from tests.builders import (
     NUM_CLASSES,
-    assert_trees_close,
     assert_trees_equal,
+    of_client,
+    public_outputs,
+    softmax,
+    take_steps,
     tiny_batch,
     tiny_clients,
 )
@@ -27,7 +30,6 @@ from tests.builders import (
 K = 4
 SETS = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 GRAPH = np.array([[0, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
-UNLABELLED = 1
 
 
 def with_sets(sets=SETS, **options):
@@ -40,124 +42,13 @@ def batch_within(sets=SETS, **options):
     batch = tiny_batch(K, **options)
     rng = np.random.default_rng(1)
     labels = [rng.choice(np.flatnonzero(row), batch.labels.shape[1]) for row in sets]
-    return dataclasses.replace(batch, labels=jnp.asarray(np.stack(labels)))
+    return batch.replace(labels=jnp.asarray(np.stack(labels)))
 
 
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def said_by(params, label_set, x):
-    """Embeddings [N, D] and, over the classes that the client knows alone, logits [N, H, |L|]."""
-    embeddings = x @ params["backbone"]["Dense_0"]["kernel"]
-    kernel, bias = params["heads"]["kernel"], params["heads"]["bias"]
-    logits = np.einsum("nd,hdc->nhc", embeddings, kernel) + bias
-    return embeddings, logits[..., label_set]
-
-
-def spread_out(probabilities, label_set):
-    """Probabilities over the client's classes [..., |L|] as ones over all, [..., C]."""
-    whole = np.zeros((*probabilities.shape[:-1], NUM_CLASSES))
-    whole[..., label_set] = probabilities
-    return whole
-
-
-def chosen_target(candidates, t, selection):
-    """One sample's target [C] from (logits over L, L) of each candidate."""
-    tempered = [spread_out(softmax(z / t), known) for z, known in candidates]
-    if selection == "mean":
-        return np.mean(tempered, axis=0)
-    return tempered[int(np.argmax([softmax(z).max() for z, _ in candidates]))]
-
-
-def reference_step(i, params, batch, xs, neighbours, settings, unlabelled):
-    """Client i's loss and gradient, from the classes that each client knows and the chain rule."""
-    t, nu, smoothing = settings["temperature"], settings["nu_aux"], 0.1
-    selection, own_set = settings["target_selection"], SETS[i]
-    own = params[i]
-    num_heads = len(own["heads"]["kernel"])
-    gradient = jax.tree.map(np.zeros_like, own)
-
-    def back(x, embeddings, head, at_logits):  # [N, |L|]
-        whole = spread_out(at_logits, own_set)
-        gradient["heads"]["kernel"][head] += embeddings.T @ whole
-        gradient["heads"]["bias"][head] += whole.sum(axis=0)
-        gradient["backbone"]["Dense_0"]["kernel"] += x.T @ whole @ own["heads"]["kernel"][head].T
-
-    total = 0.0
-    mask = np.asarray(batch.mask[i])
-    if mask.any():
-        x = np.asarray(batch.inputs[i])
-        embeddings, logits = said_by(own, own_set, x)
-        p = softmax(logits[:, 0])
-        hard = np.eye(NUM_CLASSES)[np.asarray(batch.labels[i])][:, own_set]
-        target = 0.9 * hard + smoothing / own_set.sum()
-        total -= ((target * np.log(p)).sum(axis=-1) * mask).sum() / mask.sum()
-        back(x, embeddings, 0, (p - target) * mask[:, None] / mask.sum())
-
-    said = [said_by(params[j], SETS[j], xs)[1] for j in range(K)]
-    embeddings, logits = said_by(own, own_set, xs)
-    lessons = [(k, k - 1, True) for k in range(1, num_heads)]
-    if i in unlabelled or num_heads == 1:
-        lessons.append((0, 0, False))
-    for head, rank, itself in lessons:
-        who = [*neighbours, *([i] if itself else [])]
-        if not who:
-            continue
-        targets = np.stack(
-            [
-                chosen_target([(said[j][p, rank], SETS[j]) for j in who], t, selection)
-                for p in range(len(xs))
-            ]
-        )[:, own_set]  # as it stands: not renormalised
-        p = softmax(logits[:, head] / t)
-        total -= nu * t**2 * (targets * np.log(p)).sum(axis=-1).mean()
-        mass = targets.sum(axis=-1, keepdims=True)
-        back(xs, embeddings, head, nu * t * (mass * p - targets) / len(xs))
-    return total, gradient
-
-
-CASES = {
-    "most confident, in one pass": {},
-    "mean, in chunks, of snapshots": {"target_selection": "mean", "chunk": 3, "teacher_delay": 1},
-    "independent public batches": {"public_batch": "independent", "num_targets": 2},
-    "unlabelled": {"num_aux_heads": 1, "unlabelled": True},
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_loss_and_gradient_equal_the_equations(case, float64):
-    settings = {"temperature": 2.0, "nu_aux": 0.7, "target_selection": "most_confident"}
-    settings |= {"num_aux_heads": 2, "num_targets": "all", **CASES[case]}
-    chunk = settings.pop("chunk", None)
-    without = (UNLABELLED,) if settings.pop("unlabelled", False) else ()
-    shared = "public_batch" not in settings
-    algorithm = mhd.algorithms.mhd(nu_emb=0.0, **settings)
-    clients = with_sets(objectives=dict.fromkeys(without, "unlabelled"))
-    batch = batch_within(dtype=jnp.float64, shared=shared)
-    for i in without:
-        batch = dataclasses.replace(batch, mask=batch.mask.at[i].set(0))
-    state = algorithm.init(jax.random.key(3), clients, batch)
-    # Heads that are sure of something, so that confidence tells candidates apart.
-    state = jax.tree.map(lambda a: 3 * a if a.dtype == jnp.float64 else a, state)
-    with under(Execution(chunk, recompute=True)) if chunk else contextlib.nullcontext():
-        after, found = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
-
-    drawn = exchange.draw_teachers(
-        state, jnp.asarray(GRAPH), jnp.ones(K, bool), settings["num_targets"]
-    )
-    (before,), (now,) = groups.all_params(state), groups.all_params(after)
-    params = [jax.tree.map(lambda a, i=i: np.asarray(a[i]), before) for i in range(K)]
-    for i in range(K):
-        neighbours = [int(j) for j in np.asarray(drawn.positions[i])[np.asarray(drawn.valid[i])]]
-        xs = np.asarray(batch.public_inputs if shared else batch.public_inputs[i])
-        loss, gradient = reference_step(i, params, batch, xs, neighbours, settings, without)
-        np.testing.assert_allclose(found["loss"][i], loss, rtol=1e-9)
-        moved = jax.tree.map(lambda a, b, i=i: np.asarray(a[i] - b[i]), before, now)
-        assert_trees_close(moved, gradient, atol=1e-9)
-        # What a client does not know, it does not learn.
-        assert not moved["heads"]["kernel"][..., ~SETS[i]].any()
+def step(algorithm, batch, clients, graph=GRAPH):
+    """The state before and after a step, and its metrics."""
+    states, metrics = take_steps(algorithm, clients, jnp.asarray(graph), [batch])
+    return *states, *metrics
 
 
 def test_the_loss_is_the_mass_inside_times_the_cross_entropy_there():
@@ -181,14 +72,10 @@ def test_the_loss_is_the_mass_inside_times_the_cross_entropy_there():
 
 def test_those_who_know_all_are_untouched():
     """Client 3 has no teacher; what others know is nothing to it, bit for bit."""
-    algorithm, batch = mhd.algorithms.naive(), batch_within()
-    found = []
-    for sets in (SETS, None):
-        state = algorithm.init(jax.random.key(0), with_sets(sets), batch)
-        after, _ = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
-        found.append(groups.all_params(after))
-    assert_trees_equal(*jax.tree.map(lambda a: a[3], found))
-    assert not np.allclose(found[0][0]["heads"]["kernel"][0], found[1][0]["heads"]["kernel"][0])
+    batch = batch_within()
+    afters = [step(mhd.algorithms.naive(), batch, with_sets(sets))[1] for sets in (SETS, None)]
+    assert_trees_equal(*(of_client(after, 3) for after in afters))
+    assert not np.allclose(*(of_client(after, 0)["heads"]["kernel"] for after in afters))
 
 
 @pytest.mark.parametrize("name", ["none", "float16", "int8", "top_2", "top_5"])
@@ -228,15 +115,9 @@ def test_fedmd_takes_the_mean_of_those_who_know_a_class(digest_loss, voices, flo
     batch = batch_within(sets, dtype=jnp.float64)
     if len(voices) < K:
         presence = Presence(jnp.ones(K, bool), jnp.isin(jnp.arange(K), jnp.array(voices)))
-        batch = dataclasses.replace(batch, presence=presence)
-    state = algorithm.init(jax.random.key(0), with_sets(sets), batch)
-    _, found = jax.jit(algorithm.train_step)(state, batch, jnp.asarray(GRAPH))
-    (stacked,) = groups.all_params(state)
-    xs = np.asarray(batch.public_inputs)
-    logits = [
-        said_by(jax.tree.map(lambda a, i=i: np.asarray(a[i]), stacked), slice(None), xs)[1][:, 0]
-        for i in range(K)
-    ]
+        batch = batch.replace(presence=presence)
+    state, _, found = step(algorithm, batch, with_sets(sets))
+    logits = public_outputs(state, batch).logits[:, :, 0]
     consensus = {}
     for c in range(NUM_CLASSES):
         said = [logits[i][:, c] for i in voices if sets[i, c]]
@@ -255,21 +136,14 @@ def test_fedmd_takes_the_mean_of_those_who_know_a_class(digest_loss, voices, flo
 
 
 def test_soft_decisions_stay_inside_and_keep_their_sum():
-    algorithm = mhd.algorithms.distributed_distillation()
-    clients = with_sets()
-    batch = batch_within(public_size=4)
-    batch = dataclasses.replace(batch, public_indices=jnp.arange(4))
-    graph = jnp.asarray(np.ones((K, K)) - np.eye(K))
-    state = algorithm.init(jax.random.key(0), clients, batch)
-    outside = ~SETS[:, None] & np.ones_like(state.extra["previous_decisions"], bool)
-    assert not np.asarray(state.extra["previous_decisions"])[outside].any()
-    after, _ = jax.jit(algorithm.train_step)(state, batch, graph)
-    assert not np.asarray(after.extra["previous_decisions"])[outside].any()
-    np.testing.assert_allclose(
-        after.extra["previous_decisions"].sum(axis=0),
-        after.extra["estimates"].sum(axis=0),
-        atol=1e-5,
-    )
+    batch = batch_within(public_size=4).replace(public_indices=jnp.arange(4))
+    algorithm, everyone = mhd.algorithms.distributed_distillation(), 1 - np.eye(K)
+    state, after, _ = step(algorithm, batch, with_sets(), everyone)
+    for now in (state, after):
+        decisions = np.asarray(now.extra["previous_decisions"])  # [K, P, C]
+        assert not decisions.swapaxes(0, 1)[:, ~SETS].any()
+        estimates = np.asarray(now.extra["estimates"])
+        np.testing.assert_allclose(decisions.sum(axis=0), estimates.sum(axis=0), atol=1e-5)
 
 
 def test_a_run_on_real_data_never_leaves_the_label_sets():

@@ -7,9 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,7 +17,17 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.engine import stream
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.models import from_nnx
-from tests.builders import OF_THE_HOST, ROOT, Linear, Net, Streams, assert_trees_equal, tiny_dataset
+from tests.builders import (
+    OF_THE_HOST,
+    ROOT,
+    Linear,
+    Net,
+    SignalAt,
+    Streams,
+    assert_trees_equal,
+    python,
+    tiny_dataset,
+)
 
 K = 7  # a multiple of neither 2 nor 5 devices
 SETTINGS = {
@@ -147,13 +154,8 @@ def watched_and_saved(name, folder):
 
 
 def cut_and_resumed(name, folder):
-    class StopAt(mhd.Callback):
-        def on_steps(self, step, steps_per_second):
-            if step == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(mhd.InterruptedRun, match=r"stopped at step 8 of 12.*resumes"):
-        simulate(name, workdir=folder, callbacks=StopAt(), steps_per_dispatch=1)
+        simulate(name, workdir=folder, callbacks=SignalAt(7), steps_per_dispatch=1)
     assert not (folder / "summary.json").exists()
     resumed = simulate(name, workdir=folder)
     assert resumed.started_at == 8
@@ -163,7 +165,10 @@ def cut_and_resumed(name, folder):
 
 
 # Where client 2 is taken out, which is told each time.
-@pytest.mark.filterwarnings("ignore:the loss or the parameters of client 2")
+TELLS_OF_CLIENT_2 = pytest.mark.filterwarnings("ignore:the loss or the parameters of client 2")
+
+
+@TELLS_OF_CLIENT_2
 @pytest.mark.parametrize("way", [one_at_a_time, watched_and_saved, cut_and_resumed])
 @pytest.mark.parametrize("name", RUNS)
 def test_one_seed_one_result(name, way, tmp_path):
@@ -175,7 +180,7 @@ def test_one_seed_one_result(name, way, tmp_path):
     assert without(result.summary, "timing") == without(whole(name).summary, "timing")
 
 
-@pytest.mark.filterwarnings("ignore:the loss or the parameters of client 2")
+@TELLS_OF_CLIENT_2
 @pytest.mark.parametrize("name", RUNS)
 def test_how_often_is_evaluated_changes_no_result(name):
     often = simulate(name, eval_every=2, steps_per_dispatch=3)
@@ -274,20 +279,13 @@ def elsewhere(tmp_path_factory):
     program = (
         f"from tests.engine import test_determinism as t; t.tell_from_elsewhere({str(folder)!r})"
     )
-    environment = {
-        **os.environ,
-        "PYTHONHASHSEED": "5",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=5",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program],
+    done = python(
+        *("-c", program),
         cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
         timeout=500,
+        PYTHONHASHSEED="5",
+        JAX_ENABLE_COMPILATION_CACHE="false",
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=5",
     )
     assert done.returncode == 0, done.stderr
 

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import os
-import signal
 import warnings
 
 import jax
@@ -20,7 +18,15 @@ from mhd_jax.engine import faults
 from mhd_jax.engine import steps as engine
 from mhd_jax.engine.faults import Faults
 from mhd_jax.engine.prepare import prepare
-from tests.builders import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
+from tests.builders import (
+    Linear,
+    SignalAt,
+    assert_trees_close,
+    assert_trees_equal,
+    of_client,
+    tiny_dataset,
+    with_params,
+)
 
 SETTINGS = {
     "steps": 12,
@@ -28,12 +34,12 @@ SETTINGS = {
     "batch_size": 4,
     "public_batch_size": 8,
     "on_nonfinite": "quarantine",
-    "progress": False,
 }
+SYMMETRIC = {"mixing": "metropolis_hastings"}
 OWN = {
-    "dsgd": {"mixing": "metropolis_hastings"},
-    "qg_dsgd": {"mixing": "metropolis_hastings", "mu": 0.9},
-    "ccl": {"mixing": "metropolis_hastings"},
+    "dsgd": SYMMETRIC,
+    "qg_dsgd": {**SYMMETRIC, "mu": 0.9},
+    "ccl": SYMMETRIC,
     "fedavg": {"local_steps": 3},
     "fedmd": {"digest_steps": 2, "revisit_steps": 2},
 }
@@ -45,36 +51,39 @@ LONG = 12, 2100  # clients and steps, for what happens in the long run
 LATE = Faults(leaves={0: 10**6})  # than the run's end
 
 
-def algorithm(name, **kwargs):
-    return ALGORITHMS[name](**OWN.get(name, {}) | kwargs)
-
-
 def clients(**kwargs):
-    return mhd.make_clients(
-        tiny_dataset(), 4, Linear(), partition="iid", public_fraction=0.3, **kwargs
-    )
+    kwargs = {"partition": "iid", "public_fraction": 0.3, **kwargs}
+    return mhd.make_clients(tiny_dataset(), 4, Linear(), **kwargs)
 
 
-def run(name, what=MANY, who=None, topology="complete", **kwargs):
-    return mhd.simulate(
-        topology, who or clients(), algorithm(name), faults=what, **SETTINGS | kwargs
-    )
+def arguments(name, what, who=None, topology="complete", **kwargs):
+    chosen = ALGORITHMS[name](**OWN.get(name, {}))
+    given = {"topology": topology, "clients": who or clients(), "algorithm": chosen}
+    return {**given, "faults": what, **SETTINGS, **kwargs}
 
 
-def prepared(name, what, who=None, topology="complete", **kwargs):
-    settings = {key: value for key, value in SETTINGS.items() if key != "progress"} | kwargs
-    return prepare(topology, who or clients(), algorithm(name), faults=what, **settings)
+def run(name, what=MANY, who=None, **kwargs):
+    return mhd.simulate(**arguments(name, what, who, **kwargs))
 
 
-def with_params(carry, change):
-    """The carry with other parameters of all clients [K, ...], of one architecture."""
-    (group,) = carry.state.groups
-    group = dataclasses.replace(group, params=jax.tree.map(change, group.params))
-    return dataclasses.replace(carry, state=dataclasses.replace(carry.state, groups=(group,)))
+def prepared(name, what, who=None, **kwargs):
+    return prepare(**arguments(name, what, who, **kwargs))
 
 
-def of_client(i, tree):
-    return jax.tree.map(lambda a: np.asarray(a)[i], tree)
+def advanced(run, steps=12):
+    """What a run holds after its first steps."""
+    return run.advance(run.start(), steps)
+
+
+def client(carry, i):
+    """All that one client has: parameters, statistics, and what its optimizer keeps."""
+    return [of_client(carry.state, i, part) for part in ("params", "stats", "opt_state")]
+
+
+def started_with(run, change):
+    """A run's beginning with every parameter changed."""
+    start = run.start()
+    return start.replace(state=with_params(start.state, change))
 
 
 def over_steps(what, num_clients=4, steps=12, seed=0, ids=None, both_ways=False):
@@ -212,7 +221,7 @@ def test_nothing_that_fails_changes_nothing():
     assert plain.static() == none.static() and none.plan is None and none.carry.tally is None
     assert plain.settings == none.settings and "faults" not in plain.settings
     late = prepared("fedavg", LATE)  # another program, which rounds in its own way
-    one, other = (run.advance(run.start(), 12) for run in (plain, late))
+    one, other = advanced(plain), advanced(late)
     assert_trees_close(one.state.groups, other.state.groups, rtol=1e-5, atol=1e-6)
     assert_trees_equal(plain.messages(one), late.messages(other))
     assert plain.means(one) == pytest.approx(late.means(other), rel=1e-5)
@@ -226,11 +235,11 @@ def test_nobody_hears_a_client_that_is_away(name):
     with_it = prepared(name, away)
 
     def end(factor):
-        start = with_params(with_it.start(), lambda a: a.at[2].multiply(factor))
-        own = of_client(2, start.state.groups)
+        start = started_with(with_it, lambda a: a.at[2].multiply(factor))
+        own = jax.device_get(client(start, 2))
         carry = with_it.advance(start, 12)
-        assert_trees_equal(of_client(2, carry.state.groups), own)
-        return of_client(np.array([0, 1, 3]), carry.state.groups), carry
+        assert_trees_equal(client(carry, 2), own)
+        return [client(carry, i) for i in (0, 1, 3)], carry
 
     (one, carry), (other, _) = end(1.0), end(1e3)
     assert_trees_equal(one, other)
@@ -247,35 +256,32 @@ def test_nobody_hears_a_client_that_is_away(name):
 def test_a_client_that_is_away_is_as_one_without_edges():
     alone = 1 - np.eye(4)
     alone[2] = alone[:, 2] = 0
-    away = prepared("mhd", Faults(joins={2: 10**6}))
-    without = prepared("mhd", LATE, topology=alone)
-    one, other = (run.advance(run.start(), 12) for run in (away, without))
-    assert_trees_equal(one.messages, other.messages)
-    others = np.array([0, 1, 3])
-    assert_trees_equal(*(of_client(others, carry.state.groups[0].params) for carry in (one, other)))
+    away = advanced(prepared("mhd", Faults(joins={2: 10**6})))
+    without = advanced(prepared("mhd", LATE, topology=alone))
+    assert_trees_equal(away.messages, without.messages)
+    for i in (0, 1, 3):
+        assert_trees_equal(of_client(away.state, i), of_client(without.state, i))
 
 
 def test_who_goes_on_offline_trains_alone():
     offline = Faults(offline=0.999, offline_steps=100, offline_trains=True)
     trains, reachable, _ = over_steps(offline)
     assert trains.all() and not reachable.any()
-    cut, alone = prepared("mhd", offline), prepared("mhd", LATE, topology="empty")
-    one, other = (run.advance(run.start(), 12) for run in (cut, alone))
-    assert_trees_equal(one.state.groups, other.state.groups)
-    assert not np.asarray(one.messages["predictions"]).any()
-    np.testing.assert_array_equal(one.tally.unreachable, [12] * 4)
+    cut = advanced(prepared("mhd", offline))
+    alone = advanced(prepared("mhd", LATE, topology="empty"))
+    assert_trees_equal(cut.state.groups, alone.state.groups)
+    assert not np.asarray(cut.messages["predictions"]).any()
+    np.testing.assert_array_equal(cut.tally.unreachable, [12] * 4)
 
 
 def test_gossip_over_lost_links_keeps_the_mean():
     what = Faults(link_loss=0.4, offline=0.3, offline_steps=3, stragglers={1: 2})
     gossip = prepared("dsgd", what, optimizer=optax.sgd(0.0))
     rng = np.random.default_rng(0)
-    start = with_params(
-        gossip.start(), lambda a: a + jnp.asarray(rng.normal(size=a.shape), a.dtype)
-    )
-    before = [np.asarray(a, float) for a in jax.tree.leaves(start.state.groups[0].params)]
-    carry = gossip.advance(start, 12)
-    after = [np.asarray(a, float) for a in jax.tree.leaves(carry.state.groups[0].params)]
+    start = started_with(gossip, lambda a: a + jnp.asarray(rng.normal(size=a.shape), a.dtype))
+    leaves = lambda carry: jax.device_get(jax.tree.leaves(carry.state.groups[0].params))
+    before = leaves(start)
+    after = leaves(gossip.advance(start, 12))
     mixing = np.eye(4)
     for trains, reachable, lost in zip(*over_steps(what, both_ways=True), strict=True):
         acts = trains & reachable
@@ -309,19 +315,13 @@ def test_estimates_agree_with_decisions_whatever_fails():
 def test_federated_averaging_of_those_who_are_there():
     """Against a server and its clients in plain Python."""
     what = dataclasses.replace(MANY, stragglers={1: 4}, participation_steps=3)
-    who = mhd.make_clients(
-        tiny_dataset(),
-        4,
-        Linear(),
-        partition=lambda y, k, c, rng: np.minimum(np.arange(len(y)) // 9, 3),
-    )
-    averaged = prepared(
-        "fedavg", what, who, optimizer=mhd.optim.SGD(0.1, momentum=0.0, schedule="constant")
-    )
+    unequal = lambda y, k, c, rng: np.minimum(np.arange(len(y)) // 9, 3)
+    who, plain = clients(partition=unequal), mhd.optim.SGD(0.1, momentum=0.0, schedule="constant")
+    averaged = prepared("fedavg", what, who, optimizer=plain)
     carry = averaged.start()
     (group,) = carry.state.groups
     key, ids, sizes = carry.state.key, carry.state.client_ids, who.label_counts().sum(axis=1)
-    own = [of_client(i, group.params) for i in range(4)]
+    own = [jax.device_get(of_client(carry.state, i)) for i in range(4)]
 
     @jax.jit
     def trained(params, inputs, labels):
@@ -357,14 +357,13 @@ def test_federated_averaging_of_those_who_are_there():
                 messages[i] += 1
     carry = averaged.advance(carry, 12)
     for i in range(4):
-        assert_trees_close(of_client(i, carry.state.groups[0].params), own[i], rtol=1e-4, atol=1e-5)
+        assert_trees_close(of_client(carry.state, i), own[i], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(averaged.messages(carry)["weights"], messages)
     assert 0 < messages.sum() < 32
 
 
 def test_other_faults_compile_nothing():
-    one = prepared("mhd", MANY)
-    one.advance(one.start(), 0)
+    advanced(prepared("mhd", MANY), 0)
     compiled = engine.dispatch._cache_size()
     for what in (
         Faults(link_loss=0.1, offline=0.2),
@@ -405,36 +404,30 @@ def broken(*broken_clients):
 def test_who_diverges_is_taken_out(name):
     at = 2 if name == "fedmd" else 0  # whose rounds begin with public samples
     alone = prepared(name, LATE, broken(2))
-    carry = alone.advance(alone.start(), at)
-    last = of_client(2, carry.state.groups)
+    carry = advanced(alone, at)
+    last = jax.device_get(client(carry, 2))
     with_it = alone.advance(carry, 12 - at)
     assert alone.quarantined(with_it.tally) == {2: at}
-    assert_trees_equal(of_client(2, with_it.state.groups), last)
+    assert_trees_equal(client(with_it, 2), last)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(with_it.state.extra))
     assert np.isfinite(alone.means(with_it)["loss"])
     np.testing.assert_array_equal(with_it.tally.trained, [12, 12, at, 12])
     if name == "ccl":
         return  # whose neighbours would have had its class features
-    gone = prepared(name, Faults(leaves={2: at + 1}))
-    without = gone.advance(gone.start(), 12)
-    others = np.array([0, 1, 3])
-    assert_trees_equal(*(of_client(others, carry.state.groups) for carry in (with_it, without)))
+    without = advanced(prepared(name, Faults(leaves={2: at + 1})))
+    for i in (0, 1, 3):
+        assert_trees_equal(client(with_it, i), client(without, i))
 
 
 def test_quarantine_is_told_and_kept(tmp_path):
     def go_on(**kwargs):
         return run("isolated", LATE, broken(1), workdir=tmp_path, **kwargs)
 
-    class StopAt(mhd.Callback):
-        def on_steps(self, step, steps_per_second):
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
-
     with (
         pytest.warns(UserWarning, match="client 1 are no longer finite at step 0"),
         pytest.raises(mhd.InterruptedRun),
     ):
-        go_on(callbacks=[StopAt()], steps_per_dispatch=1)
+        go_on(callbacks=SignalAt(6), steps_per_dispatch=1)
     with pytest.warns(UserWarning, match="in quarantine"):
         resumed = go_on()
     assert resumed.summary["faults"]["quarantined"] == {"1": 0}
@@ -494,8 +487,3 @@ def test_faults_that_cannot_be_are_refused(given, sentence):
 def test_what_has_no_sound_meaning_is_refused(chosen, what, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         prepare("ring", clients(), chosen, faults=what)
-
-
-def test_a_choice_that_there_is_not():
-    with pytest.raises(mhd.ConfigError, match="on_nonfinite must be one of stop, quarantine"):
-        prepare("ring", clients(), "mhd", on_nonfinite="ignore")

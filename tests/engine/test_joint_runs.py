@@ -12,10 +12,17 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.algorithms.base import factory
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.engine.prepare import prepare
-from tests.builders import Linear, assert_trees_close, assert_trees_equal, tiny_dataset
+from tests.builders import (
+    Linear,
+    assert_trees_close,
+    assert_trees_equal,
+    interrupt,
+    tiny_dataset,
+)
 
 SEEDS = (3, 0, 5)
-SETTINGS = {"batch_size": 4, "public_batch_size": 8, "steps": 12, "eval_every": 6}
+SETTINGS = {"batch_size": 4, "public_batch_size": 8, "steps": 12}
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def clients(seed):
@@ -35,30 +42,32 @@ def algorithm(name, **numbers):
     return ALGORITHMS[name](**fewest | numbers)
 
 
+def arguments(name, seed=0, graph_of=None, learning_rate=None, weight_decay=1e-3, **numbers):
+    """Those of one run; a setting of the engine's is among the numbers."""
+    how = {key: numbers.pop(key) for key in [*SETTINGS, "client_chunk"] if key in numbers}
+    if learning_rate is not None:
+        how["optimizer"] = mhd.optim.SGD(learning_rate, weight_decay=weight_decay)
+    return {
+        "topology": graph(seed if graph_of is None else graph_of),
+        "clients": clients(seed),
+        "algorithm": algorithm(name, **numbers),
+        "seed": seed,
+        **SETTINGS,
+        **how,
+    }
+
+
 def many(name, **kwargs):
-    sizes = {key: value for key, value in SETTINGS.items() if key != "eval_every"}
-    return mhd.simulate_many(
-        [
-            {
-                "topology": graph(seed),
-                "clients": clients(seed),
-                "algorithm": algorithm(name),
-                "seed": seed,
-                **sizes,
-            }
-            for seed in SEEDS
-        ],
-        eval_every=SETTINGS["eval_every"],
-        write_reports=False,
-        **kwargs,
-    )
+    several = [arguments(name, seed) for seed in SEEDS]
+    return mhd.simulate_many(several, eval_every=6, write_reports=False, **kwargs)
 
 
 def prepared(name, **kwargs):
-    return [
-        prepare(graph(seed), clients(seed), algorithm(name), seed=seed, **{**SETTINGS, **kwargs})
-        for seed in SEEDS
-    ]
+    return [prepare(**arguments(name, seed, **kwargs)) for seed in SEEDS]
+
+
+def params(result):
+    return result.state.groups[0].params
 
 
 @pytest.fixture
@@ -84,11 +93,9 @@ def test_together_equals_apart(name, programs):
         (seed, step) for step in (6, 12) for seed in SEEDS
     ]
     for seed, result in zip(SEEDS, results, strict=True):
-        alone = mhd.simulate(graph(seed), clients(seed), algorithm(name), seed=seed, **SETTINGS)
+        alone = mhd.simulate(**arguments(name, seed), eval_every=6)
         assert result.summary["seed"] == seed
-        assert_trees_close(
-            result.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4, atol=1e-6
-        )
+        assert_trees_close(params(result), params(alone), **CLOSE)
         for one, other in zip(result.history, alone.history, strict=True):
             assert (one["step"], one["messages"]) == (other["step"], other["messages"])
             assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
@@ -128,20 +135,13 @@ def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
 
     folders = [tmp_path / f"second {seed}" for seed in SEEDS]
     with pytest.raises(KeyboardInterrupt):
-        mhd.simulate(
-            graph(SEEDS[1]),
-            clients(SEEDS[1]),
-            "isolated",
-            seed=SEEDS[1],
-            workdir=folders[1],
-            callbacks=lambda record: (_ for _ in ()).throw(KeyboardInterrupt),
-            **SETTINGS,
-        )
+        one = arguments("isolated", SEEDS[1])
+        mhd.simulate(**one, eval_every=6, workdir=folders[1], callbacks=interrupt)
     programs.clear()
     mixed = many("isolated", workdirs=folders)
     assert [result.started_at for result in mixed] == [0, 6, 0] and set(programs) == {2}
     for one, other in zip(mixed, whole, strict=True):
-        assert_trees_close(one.state.groups[0].params, other.state.groups[0].params, rtol=1e-4)
+        assert_trees_close(params(one), params(other), rtol=1e-4)
 
 
 def test_branches_stay_branches():
@@ -163,11 +163,11 @@ def test_what_cannot_or_should_not_go_together(monkeypatch):
     runs = prepared("mhd")
     assert together(runs) is not None
     assert joining.partition(runs[:1]) == [([0], None)]
-    other = prepare(graph(0), clients(0), "mhd", **{**SETTINGS, "batch_size": 5})
+    other = prepare(**arguments("mhd", batch_size=5))
     parts = joining.partition([runs[0], other, *prepared("naive"), runs[1]])
     assert [part for part, _ in parts] == [[0, 5], [1], [2, 3, 4]]
     assert together(prepared("mhd", client_chunk=1)) is None
-    longer = prepare(graph(0), clients(0), "mhd", **{**SETTINGS, "steps": 13})  # another schedule
+    longer = prepare(**arguments("mhd", steps=13))  # another schedule
     assert together([runs[0], longer]) is None
     one = joining._most_at_once(runs[0])
     monkeypatch.setattr(joining, "_most_at_once", lambda run: 2)
@@ -181,16 +181,9 @@ def test_what_cannot_or_should_not_go_together(monkeypatch):
         mhd.simulate_many([])
 
 
-def settings(seed=0, name="mhd", learning_rate=0.1, weight_decay=1e-3, graph_of=0, **numbers):
-    """The arguments of a run of its own."""
-    return {
-        "topology": graph(graph_of),
-        "clients": clients(seed),
-        "algorithm": algorithm(name, **numbers),
-        "optimizer": mhd.optim.SGD(learning_rate, weight_decay=weight_decay),
-        "seed": seed,
-        **{name: value for name, value in SETTINGS.items() if name != "eval_every"},
-    }
+def settings(name="mhd", learning_rate=0.1, **how):
+    """A run on one graph, unless told, and with an optimizer of its own."""
+    return arguments(name, learning_rate=learning_rate, **{"graph_of": 0} | how)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +210,11 @@ def test_numbers_that_differ(several, programs):
         alone = mhd.simulate(**given, eval_every=6)
         assert result.summary["settings"] == alone.summary["settings"]
         ours, theirs = result.state.groups[0], alone.state.groups[0]
-        assert_trees_close(ours.params, theirs.params, rtol=1e-4, atol=1e-6)
+        assert_trees_close(ours.params, theirs.params, **CLOSE)
         assert_trees_close(ours.opt_state, theirs.opt_state, rtol=1e-3, atol=1e-5)
         assert ours.optimizer is theirs.optimizer
-    params = [jax.tree.leaves(result.state.groups[0].params)[0] for result in results]
-    assert all(np.abs(params[0] - other).max() > 1e-3 for other in params[1:])
+    first, *others = (jax.tree.leaves(params(result))[0] for result in results)
+    assert all(np.abs(first - other).max() > 1e-3 for other in others)
 
 
 def test_a_number_that_decides_makes_another_program(programs):
@@ -246,21 +239,13 @@ def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, programs):
     runs = [settings(learning_rate=rate, name="isolated") for rate in (0.1, 1e30, 0.2)]
     folders = [tmp_path / str(i) for i in range(3)]
     seen = []
-    one, failed, other = mhd.simulate_many(
-        runs,
-        eval_every=6,
-        keep_going=True,
-        workdirs=folders,
-        callbacks=seen.append,
-        write_reports=False,
-    )
+    how = {"workdirs": folders, "callbacks": seen.append, "write_reports": False}
+    one, failed, other = mhd.simulate_many(runs, eval_every=6, keep_going=True, **how)
     assert set(programs) == {3} and len(seen) == 4
     assert isinstance(failed, mhd.DivergedError) and not (folders[1] / "summary.json").exists()
     for given, found in ((runs[0], one), (runs[2], other)):
         alone = mhd.simulate(**given, eval_every=6)
-        assert_trees_close(
-            found.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4, atol=1e-6
-        )
+        assert_trees_close(params(found), params(alone), **CLOSE)
     with pytest.raises(mhd.DivergedError, match="no longer finite"):
         mhd.simulate_many(runs, eval_every=6)
     (only,) = mhd.simulate_many(runs[1:2], eval_every=6, keep_going=True)
@@ -299,18 +284,11 @@ def first_candidate(key, candidates):
 def test_all_algorithms_go_together(name, options, numbers):
     """Whatever their numbers, which no step compares: it is traced here."""
     options = {"label_smoothing": 0.1, **options}
-    optimizers = mhd.optim.SGD(0.1), mhd.optim.SGD(0.2, 0.8, weight_decay=1e-2, warmup_steps=0)
+    given = {"topology": mhd.topology.named("complete", 4), "clients": clients(0), **SETTINGS}
+    slow, fast = mhd.optim.SGD(0.1), mhd.optim.SGD(0.2, 0.8, weight_decay=1e-2, warmup_steps=0)
     runs = [
-        prepare(
-            mhd.topology.named("complete", 4),
-            clients(0),
-            algorithm(name, **{**options, **own}),
-            optimizer=optimizer,
-            **SETTINGS,
-        )
-        for optimizer, own in zip(
-            optimizers, ({}, {"label_smoothing": 0.3, **numbers}), strict=True
-        )
+        prepare(**given, algorithm=algorithm(name, **options | own), optimizer=optimizer)
+        for optimizer, own in ((slow, {}), (fast, {"label_smoothing": 0.3, **numbers}))
     ]
     joined = together(runs)
     differing = joined.numbers["algorithm"]

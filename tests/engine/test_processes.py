@@ -7,20 +7,16 @@ import pathlib
 import shlex
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from experiments import train
-from tests.builders import ROOT, tiny_dataset
+from tests.builders import python, start_python, tiny_dataset, wait_until
 
 STEPS = 100  # some of which are left when a process dies
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
 FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
-
 FLAGS += ["--partition=iid", "--public_fraction=0.2"]
 
 
@@ -44,36 +40,16 @@ def samples(tmp_path_factory):
 
 def start(workdir, *flags):
     """A process of the command line, with one device."""
-    return python(
+    return start_python(
         *("-m", "experiments.train", f"--workdir={workdir}", *FLAGS, *flags),
         XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
     )
 
 
-def python(*arguments, cwd=None, **variables):
-    root = str(ROOT)
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"} | variables,
-    )
-
-
 def start_two(workdir, *flags):
     port = free_port()
-    return [
-        start(
-            workdir,
-            f"--coordinator_address=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-            *flags,
-        )
-        for i in range(2)
-    ]
+    both = (f"--coordinator_address=localhost:{port}", "--num_processes=2", *flags)
+    return [start(workdir, *both, f"--process_id={i}") for i in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +82,8 @@ def test_what_a_run_records_repeats_it(alone, tmp_path):
     assert program == "python"
     moved = [a.replace(f"--workdir={alone}", "--workdir=again") for a in arguments]
     assert moved != arguments
-    process = python(*moved, cwd=tmp_path, XLA_FLAGS=found["xla_flags"], PYTHONHASHSEED="7")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    done = python(*moved, cwd=tmp_path, XLA_FLAGS=found["xla_flags"], PYTHONHASHSEED="7")
+    assert done.returncode == 0, done.stderr
 
     def told(folder):
         summary = json.loads((folder / "summary.json").read_text())
@@ -127,10 +102,8 @@ def test_what_a_run_records_repeats_it(alone, tmp_path):
 
 def wait_for_lines(count, processes, folder):
     """Until so many evaluations were made, while all processes live."""
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < count:
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.02)
+    there = (folder / "metrics.jsonl").exists
+    wait_until(lambda: there() and len(lines(folder)) >= count, *processes)
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes_and_equals_that_of_one(

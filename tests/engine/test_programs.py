@@ -9,7 +9,6 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
@@ -18,7 +17,7 @@ from mhd_jax.algorithms.base import factory
 from mhd_jax.core.digests import program_digest
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.training import groups
-from tests.builders import simulate_in, tiny_dataset
+from tests.builders import contents, interrupt, simulate_in, tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}
 
@@ -75,22 +74,9 @@ def with_halved_params(state):
     return dataclasses.replace(state, groups=tuple(own))
 
 
-def masked(word):
-    def labels(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "no" if word in jax.tree_util.keystr(path) else "yes", params
-        )
-
-    return optax.multi_transform({"yes": optax.sgd(0.1), "no": optax.set_to_zero()}, labels)
-
-
 def simulate(folder, who=None, own=None, **settings):
     own = own or algorithm()
     return simulate_in(folder, "ring", who or clients(), own, **SETTINGS | settings)
-
-
-def cut(record):
-    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +85,7 @@ def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("begun")
     simulate(folder / "finished")
     with pytest.raises(KeyboardInterrupt):
-        simulate(folder / "cut", callbacks=cut)
+        simulate(folder / "cut", callbacks=interrupt)
     return folder
 
 
@@ -116,23 +102,16 @@ def begun(tmp_path_factory):
     ],
 )
 def test_edited_code_is_refused_and_named(edit, what, which, begun):
-    before = {f: f.read_bytes() for f in (begun / which).rglob("*") if f.is_file()}
+    before = contents(begun / which)
     with pytest.raises(mhd.ConfigError, match=f"of other code: its {what} computed something else"):
         simulate(begun / which, **edit)
-    assert before == {f: f.read_bytes() for f in (begun / which).rglob("*") if f.is_file()}
+    assert contents(begun / which) == before
 
 
 def test_the_same_code_made_anew_is_taken(begun, tmp_path):
     assert simulate(begun / "finished").started_at == 4
     shutil.copytree(begun / "cut", tmp_path / "cut")
     assert simulate(tmp_path / "cut").started_at == 2
-
-
-def test_masks_of_optimizers_are_told_apart(tmp_path):
-    simulate(tmp_path, optimizer=masked("backbone"))
-    assert simulate(tmp_path, optimizer=masked("backbone")).started_at == 4
-    with pytest.raises(mhd.ConfigError, match=r"optimizer\.optax is .* there and .* now"):
-        simulate(tmp_path, optimizer=masked("heads"))
 
 
 def test_augmentations_are_told_apart():

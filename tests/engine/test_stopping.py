@@ -5,15 +5,12 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 import mhd_jax as mhd
 from experiments import train
-from tests.builders import ROOT, tiny_run
+from tests.builders import contents, start_python, tiny_run, wait_until
 
 FLAGS = ["--algorithm=isolated", "--model=mlp_small", "--num_clients=3", "--batch_size=4"]
 FLAGS += ["--steps=6", "--eval_every=3", "--num_devices=1"]
@@ -22,18 +19,9 @@ FLAGS += ["--steps=6", "--eval_every=3", "--num_devices=1"]
 @contextlib.contextmanager
 def started(moment):
     """A process of the run in ./run, stopped in its tracks once `moment` says so."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", *FLAGS, "--workdir=run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    )
+    process = start_python("-m", "experiments.train", *FLAGS, "--workdir=run")
     try:
-        deadline = time.monotonic() + 120
-        while not moment(process):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: moment(process), process)
         process.send_signal(signal.SIGSTOP)
         yield process
     finally:
@@ -71,10 +59,10 @@ def test_a_run_that_is_stopped_outside_of_training_or_started_twice(call, tmp_pa
     assert not pathlib.Path("run").exists()
 
     with started(has_begun) as process:
-        before = {path: path.read_bytes() for path in pathlib.Path("run").iterdir()}
+        before = contents(pathlib.Path("run"))
         status, _, errors = call(train, *FLAGS, "--workdir=run")
         assert status == 2 and f"run is in use by process {process.pid} on" in errors
-        assert {path: path.read_bytes() for path in pathlib.Path("run").iterdir()} == before
+        assert contents(pathlib.Path("run")) == before
         end(process)
 
     with started(writes_its_report) as process:

@@ -4,7 +4,6 @@ import json
 import pathlib
 import re
 import signal
-import time
 
 import grain  # noqa: F401  # defines flags, which must not go with those that a test sets
 import numpy as np
@@ -14,48 +13,41 @@ from experiments import compare, heterogeneous, inspect_data, train
 from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from tests import made_images
-from tests.builders import ROOT, SMALL
+from tests.builders import ROOT, SMALL, python, start_python, wait_until
 
 
 def read(path):
     return json.loads(pathlib.Path(path).read_text())
 
 
-def test_train_saves_resumes_and_leaves_a_finished_run_alone(call, refused):
+def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, refused):
     arguments = [*SMALL, "--algorithm=mhd", "--topology=chain", "--nu_emb=0", "--workdir=w"]
     arguments += ["--num_aux_heads=2"]
-    status, out, _ = call(train, *arguments)
-    assert status == 0 and "aux_2" in out and "report: w/report.html" in out
+    out = output(train, *arguments)
+    assert "aux_2" in out and "report: w/report.html" in out
     summary = read("w/summary.json")
     assert summary["steps"] == 6 and summary["settings"]["topology"]["name"] == "chain"
     assert summary["communication"]["by_type"].keys() == {"logits"}
-    status, out, _ = call(train, *arguments)
-    assert status == 0 and "w holds this run, finished; nothing was changed." in out
+    assert "w holds this run, finished; nothing was changed." in output(train, *arguments)
     assert "w holds a run with other settings" in refused(train, *arguments, "--seed=1")
     assert "w holds a single run" in refused(compare, "--workdir=w")
 
 
-def test_graphs_that_change(call, refused):
-    arguments = [
-        "--topology=random_regular@0,ring@3",
-        "--degree=2",
-        "--redraw_every=2",
-        "--directed",
-    ]
-    status, _, err = call(train, *SMALL, *arguments, "--algorithm=isolated", "--workdir=w")
-    assert status == 0, err
+def test_graphs_that_change(output, refused):
+    arguments = ["--topology=random_regular@0,ring@3", "--degree=2", "--redraw_every=2"]
+    arguments.append("--directed")
+    output(train, *SMALL, *arguments, "--algorithm=isolated", "--workdir=w")
     found = read("w/summary.json")["topology"]
     assert found["name"] == "random_regular@0,directed ring@3" and found["edges_per_step"] == 4.5
     said = refused(train, *SMALL, *arguments, "--algorithm=dsgd", "--workdir=v")
     assert "one way only at step 3" in said
 
 
-def test_faults_and_a_file_of_flags(call):
+def test_faults_and_a_file_of_flags(output):
     faults = ["--offline=0.4", "--offline_steps=2", "--stragglers=2:3", "--leaves=0:4"]
     faults += ["--on_nonfinite=quarantine", "# a comment", "--algorithm=isolated"]
     pathlib.Path("preset.flags").write_text("\n".join(faults))
-    status, _, err = call(train, *SMALL, "--flagfile=preset.flags", "--workdir=w")
-    assert status == 0, err
+    output(train, *SMALL, "--flagfile=preset.flags", "--workdir=w")
     summary = read("w/summary.json")
     assert (summary["algorithm"], summary["steps"]) == ("isolated", 6)
     given = summary["settings"]["faults"]
@@ -148,11 +140,10 @@ def test_flags_that_do_not_parse(call, argument, sentence):
     assert status == 1 and sentence in err
 
 
-def test_compare_puts_all_in_one_table(call, refused):
+def test_compare_puts_all_in_one_table(output, refused):
     arguments = [*SMALL, "--algorithms=isolated,mhd", "--seeds=2", "--num_aux_heads=1"]
     arguments += ["--eval_every=6"]
-    status, out, _ = call(compare, *arguments, "--workdir=c")
-    assert status == 0 and "isolated does not use --num_aux_heads." in out
+    assert "isolated does not use --num_aux_heads." in output(compare, *arguments, "--workdir=c")
     table = read("c/table.json")
     assert [row["algorithm"] for row in table["rows"]] == ["isolated", "mhd"]
     for row in table["rows"]:
@@ -167,7 +158,7 @@ def test_compare_puts_all_in_one_table(call, refused):
     page = pathlib.Path("c/report.html").read_text()
     assert page.count("data:image/png") == 3
     before = pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns
-    assert call(compare, *arguments, "--workdir=c")[0] == 0
+    output(compare, *arguments, "--workdir=c")
     assert pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns == before
     before = pathlib.Path("c/table.json").read_bytes()
     for change, sentence in (
@@ -194,18 +185,13 @@ def test_compare_refuses_before_it_trains(refused, algorithms, sentence):
     assert not pathlib.Path("runs").exists()
 
 
-def test_data_is_seen_before_training_and_trained_on(call, refused):
+def test_data_is_seen_before_training_and_trained_on(output, refused):
     deal = ["--num_clients=3", "--partition=dirichlet", "--alpha=0.5", "--seed=4"]
-    status, out, _ = call(inspect_data, *deal, "--output=seen")
-    assert status == 0 and "plots and split: seen" in out
+    out = output(inspect_data, *deal, "--output=seen")
+    assert "plots and split: seen" in out
     found = read("seen/statistics.json")
-    assert found["samples"] == {
-        "private": 1293,
-        "public": 144,
-        "validation": 0,
-        "unused": 0,
-        "test": 360,
-    }
+    expected = {"private": 1293, "public": 144, "validation": 0, "unused": 0, "test": 360}
+    assert found["samples"] == expected
     counts = np.array([client["counts"] for client in found["clients"]])
     assert counts.shape == (3, 10) and counts.sum() == 1293
     for client in found["clients"]:
@@ -216,12 +202,12 @@ def test_data_is_seen_before_training_and_trained_on(call, refused):
         assert any(re.findall(r"\d+", line)[1:] == list(map(str, row)) for line in out.splitlines())
     assert pathlib.Path("seen/data_split.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in pathlib.Path("seen/data_split.svg").read_text()
-    assert call(inspect_data, *deal, "--output=seen")[0] == 0
+    output(inspect_data, *deal, "--output=seen")
 
     short = ["--algorithm=isolated", "--steps=1", "--batch_size=4", "--model=mlp"]
-    assert call(train, *short, *deal, "--workdir=by_rule")[0] == 0
+    output(train, *short, *deal, "--workdir=by_rule")
     saved = ["--num_clients=3", "--partition=seen/split.npz", "--seed=4"]
-    assert call(train, *short, *saved, "--workdir=by_file")[0] == 0
+    output(train, *short, *saved, "--workdir=by_file")
     by_rule, by_file = (read(f"{name}/summary.json") for name in ("by_rule", "by_file"))
     assert by_rule["per_client"] == by_file["per_client"]
     for name in ("by_rule", "by_file"):
@@ -231,17 +217,16 @@ def test_data_is_seen_before_training_and_trained_on(call, refused):
     assert "by_rule exists and holds no statistics.json" in said
 
 
-def test_a_comparison_on_a_saved_split_of_the_home_folder(call, monkeypatch, tmp_path):
+def test_a_comparison_on_a_saved_split_of_the_home_folder(output, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))  # where this is
-    assert call(inspect_data, "--num_clients=3", "--output=~/seen")[0] == 0
+    output(inspect_data, "--num_clients=3", "--output=~/seen")
     arguments = [*SMALL, "--partition=~/seen/split.npz", "--algorithms=isolated"]
-    assert call(compare, *arguments, "--seeds=2", "--workdir=c")[0] == 0
+    output(compare, *arguments, "--seeds=2", "--workdir=c")
     splits = {path.read_bytes() for path in pathlib.Path("c").rglob("split.npz")}
     assert splits == {pathlib.Path("seen/split.npz").read_bytes()}
     settings = read("c/table.json")["settings"]
-    assert (
-        settings["partition"] == f"{tmp_path}/seen/split.npz" and "public_fraction" not in settings
-    )
+    assert settings["partition"] == f"{tmp_path}/seen/split.npz"
+    assert "public_fraction" not in settings
 
 
 def test_every_hyperparameter_has_its_help():
@@ -249,7 +234,7 @@ def test_every_hyperparameter_has_its_help():
         assert set(hyperparameters(build)) <= set(run_flags.HYPERPARAMETER_HELP)
 
 
-def test_help_tells_a_newcomer(python):
+def test_help_tells_a_newcomer():
     text = python("-m", "experiments.train", "--help").stdout
     assert "python -m experiments.train --algorithm=mhd" in text
     assert "--topology: Who may learn from whom" in text
@@ -257,7 +242,7 @@ def test_help_tells_a_newcomer(python):
     assert "--nu_aux: Weight of the auxiliary heads' distillation. (mhd)" in text
 
 
-def test_help_of_the_data_names_its_flags_alone(python):
+def test_help_of_the_data_names_its_flags_alone():
     text = python("-m", "experiments.inspect_data", "--help").stdout
     assert "python -m experiments.inspect_data --dataset=digits" in text
     flags_shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", text, flags=re.MULTILINE))
@@ -265,7 +250,7 @@ def test_help_of_the_data_names_its_flags_alone(python):
     assert not {"algorithm", "steps", "model", "topology"} & flags_shown
 
 
-def test_the_imagenet_preset_at_toy_size(call, tmp_path, monkeypatch):
+def test_the_imagenet_preset_at_toy_size(output, tmp_path, monkeypatch):
     """Made images of unlike sizes under its name; everything else is the preset's way."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shapes = [(20 + i % 5, 26 - i % 7, 3) for i in range(60)]
@@ -282,21 +267,17 @@ def test_the_imagenet_preset_at_toy_size(call, tmp_path, monkeypatch):
     toy = ["--image_size=18", "--crop_size=16", "--model=cnn", "--steps=2", "--eval_every=2"]
     few = ["--num_clients=2", "--labels_per_client=2", "--batch_size=4", "--public_batch_size=4"]
     where = [f"--data_dir={tmp_path / 'data'}", "--data_placement=host", "--warmup_steps=1"]
-    status, _, err = call(train, f"--flagfile={preset}", *toy, *few, *where, "--workdir=w")
-    assert status == 0, err
+    output(train, f"--flagfile={preset}", *toy, *few, *where, "--workdir=w")
     summary = read("w/summary.json")
     assert len(summary["beta_sh"]) == 4 and summary["dataset"] == "imagenet2012"
     assert summary["settings"]["clients"]["preparation"]["crop_size"] == 16
 
 
-def test_interrupt_and_resume(tmp_path, start):
+def test_interrupt_and_resume(tmp_path):
     command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
     command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01"]
-    process = start(*command, cwd=tmp_path)
-    metrics = tmp_path / "w" / "metrics.jsonl"
-    deadline = time.time() + 120
-    while not metrics.exists() and time.time() < deadline:
-        time.sleep(0.1)
+    process = start_python(*command, cwd=tmp_path)
+    wait_until((tmp_path / "w" / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
@@ -305,7 +286,7 @@ def test_interrupt_and_resume(tmp_path, start):
     assert f"stopped at step {saved} of 1000000" in err
 
 
-def test_quickstart_at_toy_size(tmp_path, python):
+def test_quickstart_at_toy_size(tmp_path):
     done = python("-m", "experiments.quickstart", "--steps=4", "--seeds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / "runs" / "demo" / "table.json")["rows"]
@@ -313,12 +294,11 @@ def test_quickstart_at_toy_size(tmp_path, python):
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
-def test_studies_at_toy_size(call, tmp_path, python):
+def test_studies_at_toy_size(output, tmp_path):
     """Who gains from whom, and who knows what at which distance."""
     toy = ("--steps=2", "--seeds=1", "--eval_every=2", "--num_aux_heads=1", "--public_batch_size=4")
     chosen = ("--cases=mixed_1", "--num_clients=2")
-    status, _, err = call(heterogeneous, *toy, *chosen)
-    assert status == 0, err
+    output(heterogeneous, *toy, *chosen)
     folder = tmp_path / "runs" / "heterogeneous"
     rows = read(folder / "table.json")["rows"]
     found = [(row["ensemble"], row["clients"], row["places"]) for row in rows]
@@ -335,7 +315,7 @@ def test_studies_at_toy_size(call, tmp_path, python):
     assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
 
 
-def test_distributed_distillation_converges_in_its_experiment(tmp_path, python):
+def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     """Both quantities fall by an order of magnitude in 256 steps; the experiment goes on."""
     flags = ("--num_clients=3", "--steps=256", "--learning_rate=0.6", "--graphs=chain", "--rho=10")
     done = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)

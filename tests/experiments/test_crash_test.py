@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.builders import python
+
 RUN = (
     "--algorithm=isolated --num_clients=3 --num_devices=1 --offline=0.3 --offline_steps=2 "
     "--model=mlp_small --batch_size=4 --validation_fraction=0.1 --keep_best --steps=24 "
@@ -18,7 +20,7 @@ RUN = (
         pytest.param(12, 63, marks=pytest.mark.slow),  # the first at a random time
     ],
 )
-def test_a_run_that_is_killed_ends_as_one_left_alone(kills, seed, tmp_path, python):
+def test_a_run_that_is_killed_ends_as_one_left_alone(kills, seed, tmp_path):
     flags = (f"--kills={kills}", f"--seed={seed}", f"--train_flags={RUN}", "--workdir=w")
     done = python("-m", "experiments.crash_test", *flags, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from experiments.fellows import fellows
 from mhd_jax.core import modes
 from mhd_jax.core.files import folder_here
 from mhd_jax.topology.graphs import TOPOLOGIES
-from tests.builders import ROOT, SMALL, simulate_in, tiny_clients
+from tests.builders import ROOT, SMALL, python, simulate_in, tiny_clients
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -64,7 +65,7 @@ def of_a_job(monkeypatch):
 def test_python_by_itself_in_an_allocation_is_alone(call, of_a_job, monkeypatch):
     status, _, err = call(inspect_data, "--num_clients=3", "--output=i")
     assert (status, err) == (0, "")
-    monkeypatch.setattr(launch, "run", _with(launch.run, several_processes=True))
+    monkeypatch.setattr(launch, "run", functools.partial(launch.run, several_processes=True))
     status, _, err = call(train, *ALONE, "--workdir=w")
     assert status == 0
     assert err.splitlines()[0] == (
@@ -72,16 +73,12 @@ def test_python_by_itself_in_an_allocation_is_alone(call, of_a_job, monkeypatch)
     )
 
 
-def _with(run, **more):
-    return lambda main, **given: run(main, **given, **more)
-
-
 def test_programs_that_are_one_process_do_not_join_others(refused):
     flags = ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=0"]
     assert "this program is one process" in refused(inspect_data, *flags)
 
 
-def test_a_process_whose_fellow_never_comes_says_so(python):
+def test_a_process_whose_fellow_never_comes_says_so():
     program = (
         "import sys; from experiments import launch, train; launch._PATIENCE = 1; "
         "launch.run(train.main, several_processes=True)"
@@ -93,7 +90,7 @@ def test_a_process_whose_fellow_never_comes_says_so(python):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "nonsense"])
-def test_a_platform_that_is_not_there_is_named(platform, tmp_path, python):
+def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
     program = (
         "import sys; import mhd_jax as mhd; from experiments import launch, train\n"
         "try: mhd.make_clients('digits')\n"
@@ -118,8 +115,6 @@ STRICT = {
 @pytest.fixture
 def strict():
     """All of JAX's strict modes at once, of all threads."""
-    import jax
-
     before = {name: getattr(jax.config, name) for name in STRICT}
     for name, value in STRICT.items():
         jax.config.update(name, value)
@@ -129,8 +124,6 @@ def strict():
 
 
 def test_runs_in_strict_modes(strict, tmp_path):
-    import jax
-
     def told(record):
         seen.append(jax.config.jax_numpy_rank_promotion)
 
@@ -170,8 +163,6 @@ def test_graphs_in_strict_modes(strict):
 
 
 def test_standard_modes_are_left_again():
-    import jax
-
     with jax.numpy_rank_promotion("raise"):
         with pytest.raises(ZeroDivisionError), modes.standard():
             assert jax.config.jax_numpy_rank_promotion == "allow"
@@ -179,16 +170,10 @@ def test_standard_modes_are_left_again():
         assert jax.config.jax_numpy_rank_promotion == "raise"
 
 
-URLS = [
-    "gs://bucket/run",
-    "s3://bucket",
-    "file:///run",
-    "hdfs://node/run",
-    pathlib.Path("gs://b/c"),
-]
-
-
-@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    "url",
+    ["gs://bucket/run", "s3://bucket", "file:///run", "hdfs://node/run", pathlib.Path("gs://b/c")],
+)
 def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(mhd.ConfigError, match="not a URL like"):
@@ -196,7 +181,7 @@ def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_binaries_take_folders_of_this_machine(call, refused, python, tmp_path, monkeypatch):
+def test_binaries_take_folders_of_this_machine(call, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     status, out, err = call(train, *ALONE, "--workdir=~/runs/a")
     assert status == 0, err
@@ -220,7 +205,7 @@ def test_paths_as_people_write_them(monkeypatch, tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_matplotlib_starts_whatever_it_is_told(tmp_path, python):
+def test_matplotlib_starts_whatever_it_is_told(tmp_path):
     """Even where a matplotlibrc cannot be read, and a backend is none."""
     (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: \xff\xfe True\n")
     program = (
@@ -239,7 +224,7 @@ def test_matplotlib_is_imported_in_one_place():
             assert not re.search(r"^\s*(from|import) matplotlib", path.read_text(), re.MULTILINE)
 
 
-def test_a_run_ends_whatever_surrounds_it(tmp_path, python):
+def test_a_run_ends_whatever_surrounds_it(tmp_path):
     """Nobody reads it, its cache cannot be written, its home is not there, its terminal has no Greek."""
     program = (
         "import os, sys; from experiments import launch, train\n"

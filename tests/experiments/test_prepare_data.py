@@ -3,10 +3,7 @@
 import contextlib
 import http.server
 import importlib.util
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,30 +14,18 @@ import mhd_jax as mhd
 from experiments import preparation
 from mhd_jax.data import tfds
 from tests import made_images
-from tests.builders import ROOT
+from tests.builders import contents, python, start_python, wait_until
 
 TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 needs_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="preparing needs TensorFlow")
 
 
-def start(*flags, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.prepare_data", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment},
-    )
+BINARY = ("-m", "experiments.prepare_data")
 
 
 def call(*flags, **environment):
-    process = start(*flags, **environment)
-    out, err = process.communicate(timeout=200)
-    return process.returncode, out, err
-
-
-def contents(folder):
-    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    done = python(*BINARY, *flags, **environment)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_what_is_prepared_is_left_alone_and_what_is_damaged_is_said(tmp_path):
@@ -172,10 +157,7 @@ def server():
 
 
 def wait_for_new(folder, pattern, before=()):
-    deadline = time.time() + 100
-    while set(folder.glob(pattern)) <= set(before):
-        assert time.time() < deadline, f"no {pattern}"
-        time.sleep(0.1)
+    wait_until(lambda: not set(folder.glob(pattern)) <= set(before))
     time.sleep(1)
 
 
@@ -187,7 +169,7 @@ def test_an_interrupted_preparation_starts_anew(tmp_path, monkeypatch, server):
     flags = ["--dataset=made_images", "--imports=tests.made_images", f"--data_dir={root}"]
     incomplete = "incomplete.made_images/data/made_images/incomplete.*"
 
-    killed = start(*flags, MADE_IMAGES_PAUSE="1", MADE_IMAGES_URL=f"{url}/archive")
+    killed = start_python(*BINARY, *flags, MADE_IMAGES_PAUSE="1", MADE_IMAGES_URL=f"{url}/archive")
     wait_for_new(root, incomplete)
     status, _, err = call(*flags)
     assert status == 2 and "another process is preparing made_images" in err
@@ -196,7 +178,9 @@ def test_an_interrupted_preparation_starts_anew(tmp_path, monkeypatch, server):
     assert tfds.newest_version("made_images", root) is None
 
     left = list(root.glob(incomplete))
-    interrupted = start(*flags, MADE_IMAGES_PAUSE="1", MADE_IMAGES_URL=f"{url}/archive")
+    interrupted = start_python(
+        *BINARY, *flags, MADE_IMAGES_PAUSE="1", MADE_IMAGES_URL=f"{url}/archive"
+    )
     wait_for_new(root, incomplete, left)
     interrupted.send_signal(signal.SIGINT)
     out, err = interrupted.communicate(timeout=20)
@@ -204,7 +188,7 @@ def test_an_interrupted_preparation_starts_anew(tmp_path, monkeypatch, server):
     assert "data, which an interrupted attempt left" in out and "Traceback" not in err
     assert not list(root.glob("incomplete*")) and not list(root.glob("made_images/*"))
 
-    downloading = start(*flags, MADE_IMAGES_URL=f"{url}/slow")
+    downloading = start_python(*BINARY, *flags, MADE_IMAGES_URL=f"{url}/slow")
     wait_for_new(root, "downloads/made_images/*.tmp.*")
     downloading.terminate()
     downloading.communicate(timeout=20)

@@ -34,7 +34,7 @@ def programs(monkeypatch):
     return found
 
 
-def test_a_grid(call, programs):
+def test_a_grid(output, programs):
     """Numbers, data and graphs in one program; what diverges or cannot be is kept apart."""
     arguments = [
         *("--steps=3", "--eval_every=3", "--seeds=2", "--workdir=w"),
@@ -43,8 +43,7 @@ def test_a_grid(call, programs):
         "--grid=topology=chain,torus",  # three clients are no torus
         "--grid=learning_rate=0.03,1e30",
     ]
-    status, out, _ = call(sweep, *SMALL, *arguments)
-    assert status == 0
+    out = output(sweep, *SMALL, *arguments)
     # naive: 2 weights × 1 graph × 2 rates × 2 seeds; isolated uses no weight.
     assert sorted(programs) == [4, 8]
     with pathlib.Path("w/results.csv").open() as file:
@@ -69,9 +68,8 @@ def test_a_grid(call, programs):
             assert row["reason"] and not row["beta_sh"]
     table = json.loads(pathlib.Path("w/table.json").read_text())
     whole = next(row for row in table["rows"] if row["case"] == rows[0]["case"])
-    values = [
-        float(r["beta_sh"]) for r in rows if (r["case"], r["head"]) == (whole["case"], "main")
-    ]
+    main = [row for row in rows if (row["case"], row["head"]) == (whole["case"], "main")]
+    values = [float(row["beta_sh"]) for row in main]
     low, high = scipy.stats.t.interval(0.95, 1, np.mean(values), scipy.stats.sem(values))
     assert whole["beta_sh"]["main"]["mean"] == pytest.approx(np.mean(values))
     assert whole["beta_sh"]["main"]["half_width"] == pytest.approx((high - low) / 2)
@@ -108,21 +106,18 @@ def test_options_of_one_graph_stand_beside_others():
         axes = cases.axes(["topology=circulant,ring", "degree=2,3"], "grid")
         found, notes = cases.read(cases.grid(axes[:1]))
         assert [case.name for case in found] == ["topology=circulant", "topology=ring"]
-        assert [dict(case.settings.topology_options).get("offsets") for case in found] == [
-            (1, 4),
-            None,
-        ]
+        offsets = [dict(case.settings.topology_options).get("offsets") for case in found]
+        assert offsets == [(1, 4), None]
         assert not notes
         with pytest.raises(mhd.ConfigError, match="--degree is not used by any of the graphs"):
             cases.read(cases.grid(axes))
 
 
-def test_an_ablation(call, programs):
+def test_an_ablation(output, programs):
     arguments = [*SMALL, "--steps=2", "--eval_every=2", "--seeds=2", "--workdir=w"]
     arguments += ["--num_aux_heads=1", "--nu_emb=0"]
     arguments += ["--vary=algorithm=isolated", "--vary=num_aux_heads=2"]
-    status, _, _ = call(ablation, *arguments)
-    assert status == 0
+    output(ablation, *arguments)
     found = json.loads(pathlib.Path("w/table.json").read_text())
     names = [row["case"] for row in found["rows"]]
     assert names == ["base", "algorithm=isolated", "num_aux_heads=2"]
@@ -146,8 +141,8 @@ def test_an_ablation(call, programs):
 
     programs.clear()
     before = pathlib.Path("w/table.md").read_text()
-    status, _, _ = call(ablation, *arguments)
-    assert status == 0 and pathlib.Path("w/table.md").read_text() == before
+    output(ablation, *arguments)
+    assert pathlib.Path("w/table.md").read_text() == before
     assert not programs  # all are only read
 
 

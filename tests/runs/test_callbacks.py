@@ -9,6 +9,8 @@ import mhd_jax as mhd
 from mhd_jax.runs.callbacks.tracker import Log, Tracker, numbers_of
 from tests.builders import Linear, simulate_in, tiny_clients, tiny_dataset
 
+RUN = {"topology": "ring", "algorithm": "isolated", "steps": 6, "batch_size": 4}
+
 
 def test_numbers_have_names():
     record = {
@@ -56,9 +58,8 @@ class Diary(mhd.Callback):
 def test_watchers_learn_which_runs_start_where_and_how_they_end(tmp_path):
     def told(diary):
         with contextlib.suppress(KeyboardInterrupt, OSError):
-            what = {"topology": "ring", "clients": tiny_clients(), "algorithm": "isolated"}
             mhd.simulate_many(
-                [{**what, "seed": seed, "steps": 6, "batch_size": 4} for seed in (4, 1)],
+                [{**RUN, "clients": tiny_clients(), "seed": seed} for seed in (4, 1)],
                 workdirs=[tmp_path / "a", tmp_path / "b"],
                 callbacks=diary,
                 eval_every=2,
@@ -98,11 +99,7 @@ def test_trackers_tell_runs_that_diverge_from_those_that_go_on(rates):
             super().on_end(status)
 
     clients = mhd.make_clients(tiny_dataset(), 4, Linear(), partition="iid")
-    runs = [
-        {"topology": "ring", "clients": clients, "algorithm": "isolated", "steps": 6}
-        | {"optimizer": mhd.optim.SGD(rate), "batch_size": 4}
-        for rate in rates
-    ]
+    runs = [RUN | {"clients": clients, "optimizer": mhd.optim.SGD(rate)} for rate in rates]
     mhd.simulate_many(runs, eval_every=3, keep_going=True, callbacks=Noting())
     assert [log.noted for log in logs] == [
         [3, 6, "finished"] if rate < 1 else ["failed"] for rate in rates
@@ -119,16 +116,12 @@ class Failing(Tracker):
 
     def open(self, run, step):
         self.ask("open")
-        tracker = self
+        ask = self.ask
 
         class Asks(Log):
             last = 0
-
-            def write(self, step, numbers):
-                tracker.ask("write")
-
-            def close(self, status):
-                tracker.ask("close")
+            write = lambda self, step, numbers: ask("write")
+            close = lambda self, status: ask("close")
 
         return Asks()
 
@@ -150,16 +143,8 @@ def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(at, asked, tmp_pa
     tracker, diary = Failing(at), Diary()
     for again in (1, 2):  # another run asks it anew
         with pytest.warns(UserWarning, match=r"Failing failed \(OSError: no such server\)"):
-            simulate_in(
-                tmp_path / str(again),
-                "ring",
-                tiny_clients(),
-                "isolated",
-                steps=6,
-                eval_every=2,
-                batch_size=4,
-                callbacks=[tracker, diary],
-            )
+            how = {"clients": tiny_clients(), "callbacks": [tracker, diary], "eval_every": 2}
+            simulate_in(tmp_path / str(again), **RUN, **how)
         assert tracker.asked == asked * again
         assert (tmp_path / str(again) / "summary.json").exists()
     assert diary.told[-2:] == [(0, 6), "finished"]
@@ -167,16 +152,8 @@ def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(at, asked, tmp_pa
 
 def test_an_error_of_ones_own_callback_ends_the_run_and_says_what_is_saved(tmp_path):
     def start(workdir, callback):
-        mhd.simulate(
-            "ring",
-            tiny_clients(),
-            "isolated",
-            steps=4,
-            eval_every=2,
-            batch_size=4,
-            workdir=workdir,
-            callbacks=callback,
-        )
+        how = {"clients": tiny_clients(), "callbacks": callback, "eval_every": 2}
+        simulate_in(workdir, **RUN, **how)
 
     def stops(record):
         raise ZeroDivisionError("mine")
@@ -199,7 +176,7 @@ def test_an_error_of_ones_own_callback_ends_the_run_and_says_what_is_saved(tmp_p
 @pytest.mark.parametrize(
     ("module", "extra", "make"),
     [
-        ("tensorboardX", "tensorboard", lambda: mhd.callbacks.TensorBoard()),
+        ("tensorboardX", "tensorboard", mhd.callbacks.TensorBoard),
         ("wandb", "wandb", lambda: mhd.callbacks.WandB("project")),
     ],
 )

@@ -10,18 +10,18 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.runs import locks
 from mhd_jax.runs.folder import FORMAT
-from tests.builders import tiny_run
+from tests.builders import tiny_clients, tiny_run
 
 
 def test_a_folder_in_use_is_refused_until_its_run_ends_however_that_ends(tmp_path):
-    def contents():  # but for the checkpoint that is being saved
+    def files():  # but for the checkpoint that is being saved
         return {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def again(record):
-        before = contents()
+        before = files()
         with pytest.raises(mhd.ConfigError, match=rf"in use by process {os.getpid()} on .*Wait"):
             tiny_run(tmp_path)
-        assert contents() == before
+        assert files() == before
         raise RuntimeError("a watcher's own")
 
     with pytest.raises(RuntimeError, match="a watcher's own"):
@@ -38,8 +38,9 @@ def test_a_finished_run_is_read_while_the_folder_is_locked(tmp_path):
 
 def test_runs_of_one_program_need_folders_of_their_own(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
+    runs = [{"topology": "ring", "clients": tiny_clients(), "steps": 1}] * 2
     with pytest.raises(mhd.ConfigError, match="workdirs must differ"):
-        tiny_run([tmp_path / "a", tmp_path / "link"])
+        mhd.simulate_many(runs, workdirs=[tmp_path / "a", tmp_path / "link"])
     assert not (tmp_path / "a").exists()
 
 

@@ -3,11 +3,8 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -20,7 +17,7 @@ from mhd_jax.runs import drawing, figures, report
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
-from tests.builders import ROOT, Linear, tiny_dataset
+from tests.builders import Linear, python, tiny_dataset
 
 K, C = 3, 3
 
@@ -45,21 +42,30 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.fixture
+def run(folders):
+    """MHD's first seed."""
+    return read_run(folders / "mhd/seed_0")
+
+
+@pytest.fixture
+def runs(run, folders):
+    """Both seeds of MHD."""
+    return [run, read_run(folders / "mhd/seed_1")]
+
+
 def altered(run, **settings):
     """A finished run, had it had other settings."""
-    return dataclasses.replace(
-        run, summary={**run.summary, "settings": {**run.summary["settings"], **settings}}
-    )
+    settings = {**run.summary["settings"], **settings}
+    return dataclasses.replace(run, summary={**run.summary, "settings": settings})
 
 
 def strong(run):
-    return altered(
-        run, hyperparameters={**run.summary["settings"]["hyperparameters"], "nu_aux": 2.0}
-    )
+    own = run.summary["settings"]["hyperparameters"]
+    return altered(run, hyperparameters={**own, "nu_aux": 2.0})
 
 
-def test_evaluations_hold_accuracies_by_class(folders):
-    run = read_run(folders / "mhd/seed_0")
+def test_evaluations_hold_accuracies_by_class(run, folders):
     last = run.history[-1]["per_client"]
     assert [record["step"] for record in run.history] == [2, 4]
     assert list(last["per_class_accuracy"]) == ["main", "aux_1"]
@@ -68,9 +74,8 @@ def test_evaluations_hold_accuracies_by_class(folders):
         of_summary = [client["per_class_accuracy"][head] for client in run.summary["per_client"]]
         np.testing.assert_array_equal(found, np.round(of_summary, 4))
         np.testing.assert_allclose(np.mean(found, axis=1), last["beta_sh"][head], atol=1e-4)
-    assert list(
-        read_run(folders / "supervised").history[0]["per_client"]["per_class_accuracy"]
-    ) == ["main"]
+    pooled = read_run(folders / "supervised").history[0]["per_client"]
+    assert list(pooled["per_class_accuracy"]) == ["main"]
 
 
 def test_many_clients_and_classes_are_left_out():
@@ -95,12 +100,10 @@ def test_the_page_says_what_the_run_found(folders):
     own = view["clients"][1]
     held = summary["data"]["private_samples"][1]
     assert own["samples"] == held
-    assert (
-        own["facts"]["private data"] == f"{sum(held)} samples from {np.count_nonzero(held)} classes"
-    )
-    assert own["curves"]["beta_sh"][1][-1] == pytest.approx(
-        summary["per_client"][1]["beta_sh"]["aux_1"], abs=1e-4
-    )
+    known = f"{sum(held)} samples from {np.count_nonzero(held)} classes"
+    assert own["facts"]["private data"] == known
+    last = summary["per_client"][1]["beta_sh"]["aux_1"]
+    assert own["curves"]["beta_sh"][1][-1] == pytest.approx(last, abs=1e-4)
 
 
 def test_a_pooled_model_stands_for_all(folders):
@@ -112,20 +115,21 @@ def test_a_pooled_model_stands_for_all(folders):
     assert client["samples"] == np.sum(counts, axis=0).tolist()
 
 
-def test_figures_are_files_for_screens_and_papers(folders, tmp_path):
+def test_figures_are_files_for_screens_and_papers(run, folders, tmp_path):
     names = {path.stem for path in (folders / "mhd/seed_0").glob("*.png")}
     assert names == {path.stem for path in (folders / "mhd/seed_0").glob("*.svg")}
     assert {"accuracy", "per_class_over_time", "hops", "followed"} <= names
-    history = read_run(folders / "mhd/seed_0").history
     for name in ("one", "two"):
-        drawing.save_figure(lambda: figures.accuracy(history, "mhd"), tmp_path / name)
+        drawing.save_figure(lambda: figures.accuracy(run.history, "mhd"), tmp_path / name)
     for ending in (".png", ".svg"):
         one, two = ((tmp_path / name).with_suffix(ending).read_bytes() for name in ("one", "two"))
         assert one == two
-    texts = [
-        e.text for e in ElementTree.parse(tmp_path / "one.svg").iter() if e.tag.endswith("text")
-    ]
-    assert "β_sh (uniform labels)" in texts and "step" in texts
+    assert {"β_sh (uniform labels)", "step"} <= texts(tmp_path / "one.svg")
+
+
+def texts(drawn):
+    """The words of a figure that is an SVG file."""
+    return {e.text for e in ElementTree.parse(drawn).iter() if e.tag.endswith("text")}
 
 
 SETTINGS_OF_A_USER = {  # text.usetex needs LaTeX, which is not there
@@ -139,27 +143,23 @@ SETTINGS_OF_A_USER = {  # text.usetex needs LaTeX, which is not there
 }
 
 
-def test_figures_look_the_same_whatever_matplotlib_is_told(folders, tmp_path):
+def test_figures_look_the_same_whatever_matplotlib_is_told(run, tmp_path):
     import matplotlib
 
-    run = read_run(folders / "mhd/seed_0")
     for name, told in (("plain", {}), ("told", SETTINGS_OF_A_USER)):
         with matplotlib.rc_context(told):
             (tmp_path / name).mkdir()
             report.write(dataclasses.replace(run, path=tmp_path / name))
-            assert all(
-                matplotlib.rcParams[key] == value for key, value in told.items() if value is True
-            )
+            assert all(matplotlib.rcParams[key] for key, value in told.items() if value is True)
     files = sorted(path.name for path in (tmp_path / "plain").iterdir())
     assert "accuracy.png" in files and "accuracy.svg" in files
     for name in files:
         assert (tmp_path / "told" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
-def test_a_plot_is_made_in_its_own_style(folders):
+def test_a_plot_is_made_in_its_own_style(run):
     import matplotlib
 
-    run = read_run(folders / "mhd/seed_0")
     result = mhd.Result(dict(run.summary), list(run.history), None)
     with matplotlib.rc_context({"text.usetex": True}):
         figure = result.plot()
@@ -168,25 +168,19 @@ def test_a_plot_is_made_in_its_own_style(folders):
 
 def test_dollars_in_names_make_no_formula(tmp_path):
     names = ["$5", r"$\frac$", "a$b$", "c"]
-    figure = drawing.save_figure(
-        lambda: figures.data_split(np.ones((2, 4)), names), tmp_path / "split"
-    )
-    assert figure is not None
-    texts = {
-        e.text for e in ElementTree.parse(tmp_path / "split.svg").iter() if e.tag.endswith("text")
-    }
-    assert set(names) <= texts
+    split = lambda: figures.data_split(np.ones((2, 4)), names)
+    assert drawing.save_figure(split, tmp_path / "split") is not None
+    assert set(names) <= texts(tmp_path / "split.svg")
 
 
-def test_a_figure_that_fails_is_named_and_leaves_the_others(folders, tmp_path, monkeypatch):
+def test_a_figure_that_fails_is_named_and_leaves_the_others(run, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no ink\nleft")
 
     monkeypatch.setattr(figures, "hops", broken)
     (tmp_path / "hops.png").write_bytes(b"of an earlier report")
-    run = dataclasses.replace(read_run(folders / "mhd/seed_0"), path=tmp_path)
     with pytest.warns(UserWarning, match=r"hops failed \(RuntimeError: no ink\)") as warned:
-        report.write(run)
+        report.write(dataclasses.replace(run, path=tmp_path))
     assert "\n" not in str(warned[0].message)
     page = (tmp_path / "report.html").read_text()
     assert "A figure is missing here" in page and "accuracy on each class" in page
@@ -196,23 +190,17 @@ def test_a_figure_that_fails_is_named_and_leaves_the_others(folders, tmp_path, m
 
 def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_path, monkeypatch):
     def start():
-        return mhd.simulate(
-            "ring",
-            mhd.make_clients(tiny_dataset(), K, Linear()),
-            "isolated",
-            steps=2,
-            batch_size=4,
-            workdir=tmp_path / "run",
-        )
+        clients = mhd.make_clients(tiny_dataset(), K, Linear())
+        how = {"steps": 2, "batch_size": 4, "workdir": tmp_path / "run"}
+        return mhd.simulate("ring", clients, "isolated", **how)
 
     def broken(name):
         raise OSError("no template")
 
     with monkeypatch.context() as patch:
         patch.setattr(report, "_template", broken)
-        with pytest.warns(
-            UserWarning, match=r"the report of .*run failed .*no template.*experiments.report"
-        ):
+        failed = r"the report of .*run failed .*no template.*experiments.report"
+        with pytest.warns(UserWarning, match=failed):
             found = start()
     assert read(tmp_path / "run/summary.json")["beta_sh"] == found.summary["beta_sh"]
     assert not (tmp_path / "run/report.html").exists()
@@ -222,12 +210,11 @@ def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_p
     assert (tmp_path / "run/summary.json").read_bytes() == summary
 
 
-def test_tables_of_a_comparison_outlive_its_report(folders, tmp_path, monkeypatch):
+def test_tables_of_a_comparison_outlive_its_report(runs, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no page")
 
     monkeypatch.setattr(report, "_comparison_tables", broken)
-    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
     with pytest.warns(UserWarning, match="the report of .* failed .*no page"):
         finished.compare(runs, tmp_path / "out")
     assert read(tmp_path / "out/table.json")["rows"][0]["seeds"] == 2
@@ -240,8 +227,7 @@ def test_lines_differ_by_colour_and_by_shape():
     assert len({style["color"] for style in styles[:7]}) == 7
 
 
-def test_a_folder_of_an_older_version_still_renders(folders, tmp_path):
-    run = read_run(folders / "mhd/seed_0")
+def test_a_folder_of_an_older_version_still_renders(run, tmp_path):
     newer = ("data", "by_hops", "diagnostics")
     summary = {name: value for name, value in run.summary.items() if name not in newer}
     history = [
@@ -249,9 +235,8 @@ def test_a_folder_of_an_older_version_still_renders(folders, tmp_path):
         for record in run.history
     ]
     config = {"settings": run.config["settings"], "environment": {"python": "3.11"}}
-    report.write(
-        dataclasses.replace(run, path=tmp_path, config=config, summary=summary, history=history)
-    )
+    older = {"config": config, "summary": summary, "history": history}
+    report.write(dataclasses.replace(run, path=tmp_path, **older))
     page = (tmp_path / "report.html").read_text()
     assert "written by an older version" in page and "no figure of this over time" in page
     assert "Started from Python" in page
@@ -270,9 +255,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
     assert rows["supervised"]["beta_sh"]["main"]["std"] is None
 
     table = read(tmp_path / "table.json")
-    assert table["differing"]["hyperparameters.nu_aux"] == dict(
-        zip(rows, (0.3, 2.0, None), strict=True)
-    )
+    nu_aux = dict(zip(rows, (0.3, 2.0, None), strict=True))
+    assert table["differing"]["hyperparameters.nu_aux"] == nu_aux
     assert table["settings"]["steps"] == 4
     assert not any("seed" in name or "split" in name for name in table["differing"])
     page = (tmp_path / "report.html").read_text()
@@ -282,16 +266,14 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
     assert "| supervised | main |" in (tmp_path / "table.md").read_text()
 
 
-def test_the_same_settings_on_other_graphs_are_other_rows(folders, tmp_path):
-    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+def test_the_same_settings_on_other_graphs_are_other_rows(runs, tmp_path):
     others = [altered(run, topology={"name": "ring", "digest": "another"}) for run in runs]
     rows = finished.compare([*runs, *others], tmp_path)
     assert [(row["algorithm"], row["seeds"]) for row in rows] == [("mhd 1", 2), ("mhd 2", 2)]
     assert set(read(tmp_path / "table.json")["differing"]) == {"topology.digest"}
 
 
-def test_settings_in_common_and_those_that_differ(folders):
-    runs = [read_run(folders / "mhd" / seed) for seed in ("seed_0", "seed_1")]
+def test_settings_in_common_and_those_that_differ(runs):
     common, differing = dotted.compared({"a": runs[:1], "b": [strong(runs[0])]})
     assert differing == {"hyperparameters.nu_aux": [0.3, 2.0]} and common["seed"] == 0
     common, differing = dotted.compared({"a": runs, "b": [strong(runs[0])]})
@@ -318,9 +300,7 @@ def test_folders_that_serve_nothing_are_refused(folders, tmp_path):
 
 def binary(*arguments):
     """`python -m experiments.report`: its status, and what it printed on stderr and on stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "experiments.report", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = python("-m", "experiments.report", *arguments)
     return done.returncode, done.stderr, done.stdout
 
 

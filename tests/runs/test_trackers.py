@@ -7,6 +7,7 @@ import struct
 import pytest
 
 import mhd_jax as mhd
+from mhd_jax.runs.callbacks.tracker import numbers_of
 from tests.builders import tiny_clients
 
 pytestmark = pytest.mark.trackers
@@ -30,12 +31,8 @@ def tracked(tmp_path_factory):
                 seeds=SEEDS,
                 workdirs=folders,
                 callbacks=callbacks,
-                steps=12,
-                eval_every=4,
-                checkpoint_every=6,
-                batch_size=4,
-                public_batch_size=8,
-                steps_per_dispatch=1,
+                **{"steps": 12, "eval_every": 4, "checkpoint_every": 6, "steps_per_dispatch": 1},
+                **{"batch_size": 4, "public_batch_size": 8},
             )
 
     class Cut(mhd.Callback):
@@ -64,22 +61,14 @@ def test_tensorboard(tracked):
         def curve(name, events=events):
             return [(event.step, event.value) for event in events.Scalars(name)]
 
-        def expected(*path, history=history):
-            found = []
-            for record in history:
-                value = record
-                for key in path:
-                    value = value[key]
-                found.append((record["step"], pytest.approx(value)))
-            return found
-
+        names = ["train/aux_loss", "bytes"]
         for head in ("main", "aux_3"):
-            assert curve(f"beta_sh/{head}") == expected("beta_sh", head)
-            assert curve(f"per_client/beta_priv/{head}/2") == expected(
-                "per_client", "beta_priv", head, 2
-            )
-        assert curve("train/aux_loss") == expected("train", "aux_loss")
-        assert curve("bytes") == expected("bytes")
+            names += [f"beta_sh/{head}", f"per_client/beta_priv/{head}/2"]
+        for name in names:
+            expected = [
+                (record["step"], pytest.approx(numbers_of(record)[name])) for record in history
+            ]
+            assert curve(name) == expected
         assert [step for step, _ in curve("steps_per_second")] == STEPS
         metadata = events.SummaryMetadata("_hparams_/session_start_info")
         started = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
@@ -89,15 +78,9 @@ def test_tensorboard(tracked):
 
 
 def test_tensorboard_needs_a_folder():
+    how = {"steps": 1, "batch_size": 4, "callbacks": mhd.callbacks.TensorBoard()}
     with pytest.raises(mhd.ConfigError, match="give the run a workdir"):
-        mhd.simulate(
-            "ring",
-            tiny_clients(),
-            "isolated",
-            steps=1,
-            batch_size=4,
-            callbacks=mhd.callbacks.TensorBoard(),
-        )
+        mhd.simulate("ring", tiny_clients(), "isolated", **how)
 
 
 def wandb_records(path):
