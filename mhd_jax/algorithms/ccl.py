@@ -90,7 +90,7 @@ class _CCL(Gossip):
             if self.lambda_m is not None or self.lambda_d is not None
             else ({}, {})
         )
-        state = self.gossip(state, graph)
+        state = self.gossip(state, graph, batch.presence)
         gradients, stats, terms = local_gradients(state, batch, self.loss, context)
         received = exchange.along_edges(graph)
         messages = {"weights": self.gossip_rounds * received}

@@ -158,8 +158,8 @@ def fedavg(
       local_steps: the number of steps of a round.
       local_epochs: the length of a round in passes over the private data of the average client,
         instead of `local_steps`.
-      reset_momentum: whether momentum (of `mhd_jax.training.optim.SGD`) starts at 0 in each round;
-        otherwise clients keep theirs between rounds.
+      reset_momentum: whether momentum, or the moments of Adam and its kind, start at 0 in each
+        round; otherwise clients keep theirs between rounds.
       label_smoothing: label smoothing of the private cross-entropy, in [0, 1), 0 as in the
         paper. Comparisons on the command line give all algorithms 0.1.
     """
@@ -214,13 +214,9 @@ def _with_average(state: State, who: Array) -> State:
 
 
 def _without_momentum(state: State, who: Array) -> State:
-    """Sets the momentum of some clients, bool [K], to 0 if the optimizer has momentum."""
+    """Sets the momentum or the moments of some clients, bool [K], to 0, if the optimizer has any."""
     (group,) = state.groups
-    if not optim.has_momentum(group.opt_state):
-        return state
-    opt_state = optim.change_momentum(
-        group.opt_state, lambda m, own, rate: where_rows(who, jnp.zeros_like(m), m), group.params
-    )
+    opt_state = optim.without_momentum(group.opt_state, lambda m: where_rows(who, 0 * m, m))
     return dataclasses.replace(state, groups=(dataclasses.replace(group, opt_state=opt_state),))
 
 

@@ -8,6 +8,11 @@ parameters after the previous step and η_prev its learning rate (at first the b
     g_i = ∇CE_i(x_i') + weight decay · x_i'
     m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer: Nesterov's
 
+With an optimizer of Adam's kind both of its moments are quasi-global, as in the authors' code: with
+d the move of x_i' from step to step, divided by its norm over all parameters,
+
+    m_i ← β₁ m_i + (1 − β₁) d,   v_i ← β₂ v_i + (1 − β₂) d²      before Adam's own step from m_i, v_i
+
 With several gossip rounds per step, the first line is repeated with the W of the step, and r_i is
 the sum of the moves. All clients start from the same parameters. Momentum and normalisation
 statistics are not sent. A client that does not take a step does not average in it either, which
@@ -30,6 +35,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from mhd_jax import exchange
@@ -73,6 +79,10 @@ _REGULAR = (
 )
 
 
+_BETA_1, _BETA_2 = 0.9, 0.999  # of quasi-global moments of Adam
+_EPSILON = 1e-8
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gossip:
     """The functions of both algorithms, and what they are made with, see `dsgd` and `qg_dsgd`."""
@@ -89,37 +99,42 @@ class Gossip:
         """See `Algorithm.init`: the state in which all clients have the same parameters."""
         require_one_architecture(clients, "gossip averages parameters")
         state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
-        if self.quasi_global and not optim.has_momentum(state.groups[0].opt_state):
+        opt_state, params = state.groups[0].opt_state, state.groups[0].params
+        is_adam = self.quasi_global and optim.has_moments(opt_state)
+        if self.quasi_global and not (is_adam or optim.has_momentum(opt_state)):
             raise ConfigError(
-                "quasi-global momentum needs mhd_jax.optim.SGD with momentum above 0 "
-                "(--momentum=0.9)."
+                "quasi-global momentum needs an optimizer whose state tells its momentum and its "
+                "learning rate: mhd_jax.optim.SGD with momentum above 0 (--momentum=0.9), optax.adam and "
+                "its kind, or optax.inject_hyperparams(optax.sgd)(learning_rate=..., momentum=...)."
             )
         if self.push_sum:
             return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
-        if self.mu is None:
+        if self.mu is None and not is_adam:
             return state
-        params = state.groups[0].params
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros})
+        second = {"second": zeros} if is_adam else {}
+        return dataclasses.replace(state, extra={"mixed": params, "buffer": zeros, **second})
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         """See `Algorithm.train_step`."""
-        state = self.gossip(state, graph)
-        if self.mu is not None:
-            state = _paper_momentum(state, self.mu, batch.presence)
+        state = self.gossip(state, graph, batch.presence)
         gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
         messages = {"weights": self.gossip_rounds * exchange.along_edges(graph)}
         metrics = Metrics(losses, messages, {"private_loss": losses})
         after = apply_gradients(state, gradients, stats)
         return (_step_of_sums(state, after) if self.push_sum else after), metrics
 
-    def gossip(self, state: State, graph: Array) -> State:
+    def gossip(self, state: State, graph: Array, presence: Presence | None) -> State:
         """Returns the state with averaged parameters and, if quasi-global, changed momentum."""
         rate, rounds = self.averaging_rate, self.gossip_rounds
         if self.push_sum:
             return _pushed(state, push_sum_weights(graph), rate, rounds)
         weights = MIXINGS[self.mixing](graph)
-        return _mixed(state, weights, rate, rounds, self.quasi_global and self.mu is None)
+        if "second" in state.extra:
+            state = _mixed(state, weights, rate, rounds, quasi_global=False)
+            return _adams_moments(state, _BETA_1 if self.mu is None else self.mu, presence)
+        state = _mixed(state, weights, rate, rounds, self.quasi_global and self.mu is None)
+        return state if self.mu is None else _paper_momentum(state, self.mu, presence)
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
         """See `Algorithm.message`."""
@@ -298,6 +313,29 @@ def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State
     opt_state = optim.change_momentum(group.opt_state, lambda m, new, rate: new, buffer)
     group = dataclasses.replace(group, opt_state=opt_state)
     extra = {"mixed": group.params, "buffer": buffer}
+    if presence is not None:
+        extra = where_rows(presence.trains, extra, state.extra)
+    return dataclasses.replace(state, groups=(group,), extra=extra)
+
+
+def _adams_moments(state: State, beta_1: float, presence: Presence | None) -> State:
+    """Sets the moments of the local step by the move from x^t to x^{t+1}, divided by its norm.
+
+    A client that does not train in a step keeps its moments and x^t.
+    """
+    (group,) = state.groups
+    moves = jax.tree.map(jnp.subtract, state.extra["mixed"], group.params)
+    norms = jax.vmap(optax.tree_utils.tree_norm)(moves)
+    moves = _scaled(moves, 1 / (norms + _EPSILON))
+
+    def mean(old: Array, new: Array, beta: float) -> Array:
+        return beta * old + (1 - beta) * new
+
+    first = jax.tree.map(lambda old, d: mean(old, d, beta_1), state.extra["buffer"], moves)
+    second = jax.tree.map(lambda old, d: mean(old, d * d, _BETA_2), state.extra["second"], moves)
+    opt_state = optax.tree_utils.tree_set(group.opt_state, mu=first, nu=second)
+    group = dataclasses.replace(group, opt_state=opt_state)
+    extra = {"mixed": group.params, "buffer": first, "second": second}
     if presence is not None:
         extra = where_rows(presence.trains, extra, state.extra)
     return dataclasses.replace(state, groups=(group,), extra=extra)

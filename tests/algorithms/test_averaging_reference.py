@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mhd_jax as mhd
@@ -238,6 +239,60 @@ def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
         x = following
 
 
+@pytest.mark.parametrize("name", ["qg_dsgd", "ccl"])
+def test_quasi_global_moments_of_adam(name, float64):
+    """The QGM authors' Adam: both moments follow the normalised move of parameters after mixing."""
+    weights = {"lambda_m": 0, "lambda_d": 0} if name == "ccl" else {}
+    algorithm = ALGORITHMS[name](label_smoothing=SMOOTHING, averaging_rate=0.8, **weights)
+    adam = optax.chain(optax.add_decayed_weights(DECAY), optax.adam(0.01))
+    first, found, _ = trajectory(algorithm, RING, optimizer=adam)
+    w = mixing_matrix(RING, "uniform")
+    x, m, v = first, zeros_like(first), zeros_like(first)
+    for step, batch in enumerate(batches()):
+        g = gradients(x, batch)
+        ms = [(0.9 * a + 0.1 * b) / (1 - 0.9 ** (step + 1)) for a, b in zip(m, g, strict=True)]
+        vs = [
+            (0.999 * a + 1e-3 * b * b) / (1 - 0.999 ** (step + 1))
+            for a, b in zip(v, g, strict=True)
+        ]
+        after = [a - 0.01 * b / (np.sqrt(c) + 1e-8) for a, b, c in zip(x, ms, vs, strict=True)]
+        assert_close(found[step], after)
+        following = rounds(after, w, 0.8, 1)
+        moves = [a - b for a, b in zip(x, following, strict=True)]
+        norms = [np.sqrt(sum((d[i] ** 2).sum() for d in moves)) + 1e-8 for i in range(K)]
+        moves = [np.stack([d[i] / norms[i] for i in range(K)]) for d in moves]
+        m = [0.9 * a + 0.1 * d for a, d in zip(m, moves, strict=True)]
+        v = [0.999 * a + 1e-3 * d * d for a, d in zip(v, moves, strict=True)]
+        x = following
+
+
+def test_quasi_global_momentum_of_an_optax_optimizer_that_tells_its_rate(float64):
+    rate = mhd.optim.SGD(0.1).rate(20)
+    theirs = optax.chain(
+        optax.add_decayed_weights(DECAY),
+        optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=BETA, nesterov=True),
+    )
+    algorithm = mhd.algorithms.qg_dsgd(label_smoothing=SMOOTHING)
+    first, found, _ = trajectory(algorithm, RING, start=scattered, optimizer=theirs)
+    for now, x in zip(found, gossip(first, RING, RATES, quasi_global=True), strict=True):
+        assert_close(now, x)
+    silent = tiny_clients(K, optimizer=optax.sgd(0.1, momentum=BETA))
+    with pytest.raises(mhd.ConfigError, match="inject_hyperparams"):
+        algorithm.init(jax.random.key(0), silent, batches()[0])
+
+
+def test_a_round_of_fedavg_begins_without_adams_moments(float64):
+    for reset in (True, False):
+        algorithm = mhd.algorithms.fedavg(local_steps=3, reset_momentum=reset)
+        state = algorithm.init(
+            jax.random.key(0), tiny_clients(K, optimizer=optax.adam(0.01)), batches()[0]
+        )
+        for batch in batches()[:3]:
+            state, _ = algorithm.train_step(state, batch, jnp.asarray(RING))
+        moments = [optax.tree_utils.tree_get(state.groups[0].opt_state, m) for m in ("mu", "nu")]
+        assert all((np.asarray(a) == 0).all() == reset for a in jax.tree.leaves(moments))
+
+
 @pytest.mark.parametrize(
     ("settings", "round_steps"),
     [
@@ -389,7 +444,7 @@ def test_what_cannot_be_averaged_is_refused():
         with pytest.raises(mhd.ConfigError, match="clients 0, 1: mlp; clients 2, 3: cnn"):
             mhd.simulate("ring", mixed_clients, name, steps=1)
     alike = mhd.make_clients("digits", 4)
-    with pytest.raises(mhd.ConfigError, match=r"needs mhd_jax\.optim\.SGD with momentum"):
+    with pytest.raises(mhd.ConfigError, match=r"mhd_jax\.optim\.SGD with momentum"):
         mhd.simulate("ring", alike, "qg_dsgd", optimizer=mhd.optim.SGD(momentum=0.0), steps=1)
     one_way = np.eye(4, k=1) + np.eye(4, k=-3)
     with pytest.raises(mhd.ConfigError, match="clients 0 and 1 of custom are joined one way only"):
