@@ -286,11 +286,12 @@ def test_each_algorithm_goes_without_what_it_cannot_have():
     assert "faults" not in table.results["all"][0].summary
 
 
-def test_stopped_runs_are_named():
+def test_stopped_runs_are_named(tmp_path):
     def stop(record, view):
         if view.settings["seed"] == 1:
             view.stop("enough")
 
-    table = mhd.compare(**GIVEN, seeds=[0, 1], callbacks=stop, **SIZES, progress=False)
+    table = mhd.compare(**GIVEN, seeds=[0, 1], callbacks=stop, **SIZES, **QUIET, workdir=tmp_path)
     assert table.notes == ("a, seed 1, was stopped at step 2: enough.",)
-    assert table.notes[0] in repr(table)
+    assert table.notes[0] in repr(table) and table.notes[0] in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "accuracy.png").exists()  # of the steps that both have
