@@ -106,7 +106,7 @@ def write_comparison(
       runs: the runs of each row, by the row's name (its "algorithm").
       notes: sentences that a reader must know beside the figures.
     """
-    histories = {name: [run.history for run in each] for name, each in runs.items()}
+    histories = _at_common_steps(runs)
     drawn = {
         "comparison": lambda: figures.comparison(rows),
         "accuracy": lambda: figures.comparison_curves(histories),
@@ -127,6 +127,16 @@ def write_comparison(
         environments=environments,
     )
     _write(folder, page)
+
+
+def _at_common_steps(runs: Mapping[str, Sequence[FinishedRun]]) -> figures.Histories:
+    """Returns each row's evaluations at steps that all its runs have; stopped runs have fewer."""
+    found = {}
+    for name, each in runs.items():
+        steps = set.intersection(*({record["step"] for record in run.history} for run in each))
+        if steps:
+            found[name] = [[rec for rec in run.history if rec["step"] in steps] for run in each]
+    return found
 
 
 def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:

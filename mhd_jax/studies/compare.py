@@ -46,8 +46,8 @@ def compare(
     Args:
       algorithms: the algorithms by the names of their rows; each is one from `mhd_jax.algorithms`,
         your own, or a name.
-      topology: as for `simulate`; or a function of the seed, whose argument is called `seed`, that
-        returns such a graph. The argument of a function of the step is called `step`.
+      topology: as for `simulate`; or a function of the seed that returns such a graph. If a function
+        returns weights, its argument's name, `seed` or `step`, says which it is.
       clients_by_seed: a function of the seed, or a list of one for each seed.
       seeds: the seeds of training.
       workdir: the folder that gets ALGORITHM/seed_N for each run, table.json, table.md, plots and
@@ -162,15 +162,15 @@ def _graph(topology: Any, seed: int) -> Any:
     """Returns a seed's graph: a function of the seed is called, all else is for `simulate`."""
     if isinstance(topology, Topology | nx.Graph) or not callable(topology):
         return topology
-    arguments = [*inspect.signature(topology).parameters]
-    if arguments[:1] == ["seed"]:
-        return topology(seed)
-    if arguments[:1] != ["step"]:
+    argument = next(iter(inspect.signature(topology).parameters), None)
+    if argument == "step":
+        return topology
+    found = topology(seed)
+    if argument != "seed" and not isinstance(found, Topology | nx.Graph | str):  # just weights
         raise ConfigError(
-            "a function as the topology is one of the seed or of the step; call its argument seed or "
-            "step."
+            "weights may be a function of the seed or of the step; call its argument seed or step."
         )
-    return topology
+    return found
 
 
 def _notes(results: Mapping[str, Sequence[Result]], seeds: Sequence[int]) -> list[str]:

@@ -244,7 +244,7 @@ GIVEN = {"algorithms": {"a": "isolated"}, "topology": "ring", "clients_by_seed":
         ({"seeds": 3}, "a list or a range"),
         ({"clients_by_seed": clients(0)}, "clients_by_seed is a function"),
         ({"clients_by_seed": [clients(0)]}, "clients for 1 seeds, but there are 2"),
-        ({"topology": lambda s: "ring"}, "call its argument seed or step"),
+        ({"topology": lambda s: 1 - np.eye(4)}, "call its argument seed or step"),
         ({"topology": lambda seed: "rign"}, "rign"),
         ({"seed": 1}, "compare takes no argument seed; did you mean seeds?"),
         ({"nu_aux": 1}, r"mhd\.algorithms\.mhd\(nu_aux=\.\.\.\)"),
@@ -286,11 +286,13 @@ def test_each_algorithm_goes_without_what_it_cannot_have():
     assert "faults" not in table.results["all"][0].summary
 
 
-def test_stopped_runs_are_named():
+def test_stopped_runs_are_named(tmp_path):
     def stop(record, view):
         if view.settings["seed"] == 1:
             view.stop("enough")
 
-    table = mhd.compare(**GIVEN, seeds=[0, 1], callbacks=stop, **SIZES, progress=False)
+    given = {**GIVEN, "topology": lambda s: mhd.topology.ring(4)}
+    table = mhd.compare(**given, seeds=[0, 1], callbacks=stop, **SIZES, **QUIET, workdir=tmp_path)
     assert table.notes == ("a, seed 1, was stopped at step 2: enough.",)
-    assert table.notes[0] in repr(table)
+    assert table.notes[0] in repr(table) and table.notes[0] in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "accuracy.png").exists()  # of the steps that both have
