@@ -33,6 +33,11 @@ python_use_unqualified_type_names = True
 add_module_names = False
 # What is ours must be found. What is not ours is a name: there is no index of other libraries offline.
 nitpick_ignore_regex = [(r"py:.*", r"(?s)(?!mhd_jax\.).*")]
+nitpick_ignore = [  # fields that the engine sets, in signatures alone
+    ("py:class", "mhd_jax.engine.answers.Answers"),
+    ("py:class", "mhd_jax.runs.callbacks.base.Present"),
+    ("py:class", "mhd_jax.runs.callbacks.base.Stop"),
+]
 
 html_theme = "furo"
 html_title = f"mhd_jax {release}"
