@@ -72,6 +72,7 @@ class Together:
             **first.static(),
             "parts": _parts(first.algorithm),
             "optimizers": first.optimizers,
+            "frozen": _frozen(first),
             "steps": first.steps,
         }
 
@@ -152,6 +153,11 @@ def _parts(algorithm: Algorithm) -> Any:
     return parts if parts is None or parts.train_step == algorithm.train_step else None
 
 
+def _frozen(run: Run) -> tuple[tuple[str, ...], ...]:
+    """Returns the patterns of each group's frozen parameters."""
+    return tuple(group.frozen for group in run.clients.groups)
+
+
 def _numbers(record: Any) -> dict[str, float]:
     """Returns the numbers of `Algorithm.parts` or of an `SGD`, by name; all else has none."""
     fields = dataclasses.fields(record) if dataclasses.is_dataclass(record) else ()
@@ -190,7 +196,8 @@ def _alike(one: Run, other: Run) -> bool:
         own, parts = _with_neighbours(run, None).static(), _parts(run.algorithm)
         if parts is not None:
             own["train_step"] = _shape(parts)
-        return {**own, "steps": run.steps, "optimizers": [_shape(o) for o in run.optimizers]}
+        optimizers = [_shape(optimizer) for optimizer in run.optimizers]
+        return {**own, "steps": run.steps, "optimizers": optimizers, "frozen": _frozen(run)}
 
     def shapes(run: Run) -> Any:
         data: Any = run.samples.data_shapes
@@ -296,6 +303,7 @@ def _take_steps_of_one(
     train_step: Callable[..., Any],
     parts: Any,
     optimizers: tuple[optim.Optimizer, ...],
+    frozen: tuple[tuple[str, ...], ...],
     steps: int,
     **static: Any,
 ) -> Carry:
@@ -304,9 +312,9 @@ def _take_steps_of_one(
         train_step = dataclasses.replace(parts, **numbers["algorithm"]).train_step
     common = [group.optimizer for group in carry.state.groups]
     own = [
-        settings.build(steps, differing) if differing else optimizer
-        for settings, differing, optimizer in zip(
-            optimizers, numbers["optimizers"], common, strict=True
+        optim.freezing(settings.build(steps, differing), kept) if differing else optimizer
+        for settings, kept, differing, optimizer in zip(
+            optimizers, frozen, numbers["optimizers"], common, strict=True
         )
     ]
     take: Any = functools.partial(take_steps, train_step=train_step, **static)
@@ -316,7 +324,16 @@ def _take_steps_of_one(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("train_step", "parts", "optimizers", "steps", "schedule", "spec", "execution"),
+    static_argnames=(
+        "train_step",
+        "parts",
+        "optimizers",
+        "frozen",
+        "steps",
+        "schedule",
+        "spec",
+        "execution",
+    ),
     donate_argnames=("carry",),
 )
 def _dispatch(

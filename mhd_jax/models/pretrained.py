@@ -49,10 +49,10 @@ def pretrained(
       weights: parameters of the backbone as a tree; or of a whole client, as `Client.params` holds
         them; or the path of an ``.npz`` file as `Client.save` writes it, with names like
         "backbone/Dense_0/kernel".
-      frozen: patterns of names of parameters that never change: ("backbone/*",) trains the heads
+      frozen: patterns of names of parameters that never change: `("backbone/*",)` trains the heads
         alone.
       trainable: instead of `frozen`, patterns of the only parameters that change, as for adapters:
-        ("*lora*", "heads/*").
+        `("*lora*", "heads/*")`.
 
     Raises:
       ConfigError: weights that cannot be read or hold no arrays, or `frozen` beside `trainable`.

@@ -160,6 +160,28 @@ def test_frozen_parameters_never_change(optimizer, tmp_path):
     assert result.summary["settings"]["clients"]["pretrained"][0]["frozen"] == ["backbone/first/*"]
 
 
+def test_joint_runs_freeze_alike_or_are_not_joined():
+    weights = {"Dense_0": {"bias": np.zeros(8)}}
+    nets = [mhd.pretrained("mlp_small", weights, frozen=f) for f in (("backbone/*",), ("heads/*",))]
+    who = [mhd.make_clients("digits", 2, net) for net in nets]
+    common = {"topology": "complete", "algorithm": "isolated", "steps": 2, "batch_size": 8}
+    runs = [
+        {**common, "clients": clients, "optimizer": mhd.optim.SGD(learning_rate=rate)}
+        for clients in who
+        for rate in (0.1, 0.2)
+    ]
+    found = mhd.simulate_many(runs, eval_every=2, progress=False)
+    for run, result in zip(runs, found, strict=True):
+        own = {name: value for name, value in run.items() if name not in ("topology", "clients")}
+        alone = mhd.simulate(run["topology"], run["clients"], **own, eval_every=2, progress=False)
+        start = mhd.prepare(run["topology"], run["clients"], **own).init()
+        is_first = run["clients"] is who[0]
+        for name, a in _arrays(result.state, 1).items():
+            np.testing.assert_allclose(a, _arrays(alone.state, 1)[name], atol=1e-6)
+            if name.startswith("backbone/") == is_first:
+                np.testing.assert_array_equal(a, _arrays(start, 1)[name])
+
+
 def test_only_named_parameters_are_trainable():
     weights = {"heads": {"bias": np.zeros((1, 10))}}
     net = mhd.pretrained("mlp_small", weights, trainable=("heads/bias",))
