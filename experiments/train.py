@@ -40,6 +40,9 @@ def main() -> None:
         console.print(f"{workdir} holds this run, finished; {done}.", markup=False)
     elif result.started_at:
         console.print(f"resumed at step {result.started_at}")
+    if summary["status"] == "stopped":
+        asked, reason = summary["settings"]["steps"], summary["stopped_because"]
+        console.print(f"stopped at step {summary['steps']} of {asked}: {reason}", markup=False)
     table = Table("head", "β_sh", "β_priv", title=f"{algorithm.name}, mean over clients")
     for head, value, own in report.accuracy_lines(summary):
         table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")

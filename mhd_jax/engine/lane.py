@@ -108,6 +108,7 @@ class Lane:
         self.history, self.saved_at = self.folder.rewind(step), step or None
         scores = self.folder.checkpoints.scores().values()
         self.best_score = max((score for score in scores if score is not None), default=-math.inf)
+        self.view.history = self.history
         return carry
 
     def read(self) -> Result:

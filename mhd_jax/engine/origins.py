@@ -71,6 +71,11 @@ def _require_fitting_weights(group: ClientGroup, shapes: Mapping[str, Any]) -> N
         )
 
 
+def decisive(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of an origin's record that decides a run's results, for its settings."""
+    return {name: value for name, value in origin.items() if not isinstance(value, list)}
+
+
 def _shapes(group: ClientGroup, clients: Clients, algorithm: Algorithm) -> dict[str, Any]:
     """Returns the shapes of one client's arrays by flat names."""
     model = group.client_model(algorithm.num_heads, clients.num_classes)

@@ -27,7 +27,7 @@ from mhd_jax.data.batching import BatchSpec
 from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.engine import contract, degenerate, memory
 from mhd_jax.engine.faults import Faults, require_sound
-from mhd_jax.engine.origins import starting_from
+from mhd_jax.engine.origins import decisive, starting_from
 from mhd_jax.engine.run import Run, batch_shapes
 from mhd_jax.engine.samples import Samples
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
@@ -253,7 +253,8 @@ def _prepared(
         seed=chosen.seed,
         samples=samples,
         carry=carry,
-        settings=settings | described | ({} if origin is None else {"init": origin}),
+        settings=settings | described | ({} if origin is None else {"init": decisive(origin)}),
+        origin=origin,
     )
 
 

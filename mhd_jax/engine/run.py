@@ -59,6 +59,7 @@ class Run:
       seed: the seed of training.
       samples: what clients train and are evaluated on, which is placed when first used.
       carry: shapes, types and shardings of everything that evolves.
+      origin: what the clients start from, see `mhd_jax.engine.origins`; None if they draw all.
       settings: the settings that determine the results, for `config.json`.
     """
 
@@ -78,6 +79,7 @@ class Run:
     samples: Samples
     carry: Carry
     settings: Mapping[str, Any]
+    origin: Mapping[str, Any] | None = None
 
     @property
     def data(self) -> DeviceData | Block:

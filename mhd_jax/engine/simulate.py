@@ -104,7 +104,7 @@ def simulate(
       init: what a new run starts from, at step 0: the `Result` of another run, its folder, or
         parameters (a tree for all clients, or a list with one for each architecture, with or without
         an axis of clients). What has the same name and shape is taken, of heads rank by rank, and
-        the rest is drawn; `summary["settings"]["init"]` lists both. Optimizers start anew.
+        the rest is drawn; `summary["init"]` lists both. Optimizers start anew.
       workdir: the run folder, on this machine; ~ is the home folder. A second start resumes an
         interrupted run, only reads a finished one, and is refused while the run is in progress.
       checkpoint_every: steps between checkpoints; None saves at every evaluation.
@@ -292,6 +292,7 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
     for run in runs:
         host.own_metrics.try_out(run.num_active, run.clients.num_classes)
     lanes = [Lane(*parts, host) for parts in zip(runs, folders, plans, strict=True)]
+    watch.check([lane.view for lane in lanes])
     results: dict[int, Result | DivergedError] = {}
     unfinished: list[int] = []
     with explained([folder for folder in folders if folder is not None]):

@@ -132,6 +132,7 @@ def summarize(
                 "steps_per_second": run.steps / seconds,
                 "peak_memory_bytes": _peak_memory(),
             },
+            **({} if run.origin is None else {"init": run.origin}),
             "settings": run.settings,
         }
     )

@@ -94,7 +94,7 @@ def test_one_model_serves_all_clients():
 def test_the_origin_is_recorded_and_decides(clients, first, tmp_path):
     how = {**HOW, "steps": 2, "workdir": tmp_path / "run"}
     result = mhd.simulate("ring", clients, "isolated", **how, init=first)
-    record = result.summary["settings"]["init"]
+    record = result.summary["init"]
     assert (record["algorithm"], record["steps"]) == ("mhd", 2)
     assert "backbone/Dense_0/kernel" in record["taken"] and not record["drawn"]
     again = mhd.simulate("ring", clients, "isolated", **how, init=first.folder)

@@ -184,12 +184,13 @@ def test_what_cannot_watch_is_refused(clients, given, says):
     assert "\n" not in str(raised.value)
 
 
-def test_early_stopping_needs_a_validation_set():
+def test_early_stopping_needs_a_validation_set(tmp_path):
     without = mhd.make_clients("digits", 3, "mlp_small")
+    stopping = mhd.callbacks.EarlyStopping("beta_sh/main")
+    how = {**HOW, "steps": 4, "callbacks": stopping, "workdir": tmp_path / "run"}
     with pytest.raises(mhd.ConfigError, match="set validation_fraction"):
-        mhd.simulate(
-            "ring", without, **HOW, steps=4, callbacks=mhd.callbacks.EarlyStopping("beta_sh/main")
-        )
+        mhd.simulate("ring", without, **how)
+    assert not (tmp_path / "run").exists()
 
 
 def _interrupt(record):

@@ -111,6 +111,9 @@ class Callback:
 
     may_fail: bool = False
 
+    def check(self, runs: Sequence[WatchedRun]) -> None:
+        """Called before anything is written or trained; a `ConfigError` refuses the runs."""
+
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Called when a run, or several joint runs, start or resume at `step`, before compilation.
 
@@ -157,6 +160,11 @@ class Callbacks(Callback):
                 )
         self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
         self._silent: set[int] = set()  # indices of callbacks that have failed in these runs
+
+    def check(self, runs: Sequence[WatchedRun]) -> None:
+        """Calls `check` of every callback."""
+        for callback in self._all:
+            callback.check(runs)
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Calls `on_start` of every callback, also of those that failed in earlier runs."""

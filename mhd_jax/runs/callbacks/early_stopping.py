@@ -42,14 +42,17 @@ class EarlyStopping(Callback):
         if not (math.isfinite(min_delta) and min_delta >= 0):
             raise ConfigError(f"min_delta must be at least 0, not {min_delta!r}.")
 
+    def check(self, runs: Sequence[WatchedRun]) -> None:
+        """Raises `ConfigError` if a run has no validation set to look at."""
+        if not self._of_training and not all(run.has_validation for run in runs):
+            raise ConfigError(
+                "EarlyStopping chooses on a validation set, and there is none; set "
+                "validation_fraction. Nothing is chosen on the test set."
+            )
+
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
-        """Checks that the runs have what is watched; stops those that had to stop at `step`."""
+        """Stops the runs that had to stop at `step`, where they were cut."""
         for run in runs:
-            if not self._of_training and not run.has_validation:
-                raise ConfigError(
-                    "EarlyStopping chooses on a validation set, and there is none; set "
-                    "validation_fraction. Nothing is chosen on the test set."
-                )
             self._look(run)
 
     def on_evaluation(self, record: Mapping[str, Any], view: WatchedRun) -> None:
