@@ -75,6 +75,7 @@ def test_watching():
     assert names["logits"].shape == (5, 10) and len(names["rows"]) == 4 * 4 * 10
 
 
+@pytest.mark.slow
 def test_continuing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -51,7 +51,7 @@ MODULES = {
     "mhd_jax.losses": "mhd_jax.training.losses",
     "mhd_jax.manifest": "mhd_jax.runs.manifest",
     "mhd_jax.memory": "mhd_jax.engine.memory",
-    "mhd_jax.metrics": "mhd_jax.training.metrics",
+    "mhd_jax.metrics": "mhd_jax.engine.metrics",
     "mhd_jax.modes": "mhd_jax.core.modes",
     "mhd_jax.nested": "mhd_jax.runs.settings",
     "mhd_jax.ops": "mhd_jax.models.conv",

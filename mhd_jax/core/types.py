@@ -7,6 +7,7 @@ batch, H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 import sys
 import textwrap
@@ -17,8 +18,6 @@ import jax
 import numpy as np
 import optax
 from flax import struct
-
-from mhd_jax.core.shown import html_text
 
 PyTree = Any
 Terms = dict[str, jax.Array]  # of a loss, or other numbers of a step, by name
@@ -316,7 +315,7 @@ class Algorithm:
         return "\n".join([*given, *_source(self.factory)])
 
     def _repr_html_(self) -> str:
-        return html_text(repr(self))
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     @property
     def may_augment_public(self) -> bool:

@@ -18,7 +18,21 @@ import numpy as np
 import scipy.special
 
 from mhd_jax.core.errors import ConfigError, in_a_line
-from mhd_jax.training.metrics import head_names
+from mhd_jax.training.metrics import (  # as mhd_jax.metrics had them, for one version
+    beta_priv as beta_priv,
+)
+from mhd_jax.training.metrics import (
+    beta_sh as beta_sh,
+)
+from mhd_jax.training.metrics import (
+    correct_by_class as correct_by_class,
+)
+from mhd_jax.training.metrics import (
+    head_names as head_names,
+)
+from mhd_jax.training.metrics import (
+    prediction_entropy as prediction_entropy,
+)
 
 Metric = Callable[..., float]
 _FURTHER = ("client", "everyone", "graph")

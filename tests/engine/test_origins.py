@@ -160,6 +160,7 @@ def test_frozen_parameters_never_change(optimizer, tmp_path):
     assert result.summary["settings"]["clients"]["pretrained"][0]["frozen"] == ["backbone/first/*"]
 
 
+@pytest.mark.slow
 def test_joint_runs_freeze_alike_or_are_not_joined():
     weights = {"Dense_0": {"bias": np.zeros(8)}}
     nets = [mhd.pretrained("mlp_small", weights, frozen=f) for f in (("backbone/*",), ("heads/*",))]

