@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mhd_jax.core import multihost
-from mhd_jax.core.errors import DivergedError
+from mhd_jax.core.errors import ConfigError, DivergedError
 from mhd_jax.core.types import State, Terms
 from mhd_jax.engine.answers import Answers
 from mhd_jax.engine.faults import Tally
@@ -66,6 +66,11 @@ class Lane:
 
         @functools.lru_cache(1)
         def present() -> Present:
+            if jax.process_count() > 1:  # which all would have to ask, while only the first is told
+                raise ConfigError(
+                    "a view shows a run's clients on one process alone; this run has "
+                    f"{jax.process_count()}, so look at them by mhd.load when it has finished."
+                )
             state = jax.tree.map(jnp.copy, carry.state)
             num_clients = {"num_clients": self.run.everyone.num_clients}
             return Result(num_clients, self.history, state, _answers=self._answers)
