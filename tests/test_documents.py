@@ -87,6 +87,7 @@ def test_continuing(tmp_path, monkeypatch):
     assert (frozen == names["one"].params["backbone"]["Dense_0"]["kernel"]).all()
 
 
+@pytest.mark.slow
 def test_comparing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

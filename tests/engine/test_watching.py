@@ -114,6 +114,7 @@ def test_a_stopped_run_is_finished(clients, tmp_path, how):
     np.testing.assert_array_equal(mhd.load(tmp_path / "run").predict(X), result.predict(X))
 
 
+@pytest.mark.slow
 def test_of_joint_runs_one_stops(clients, tmp_path):
     def stop(record, view):
         if view.settings["seed"] == 1 and record["step"] == 2:

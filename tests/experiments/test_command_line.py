@@ -250,6 +250,7 @@ def test_help_of_the_data_names_its_flags_alone():
     assert not {"algorithm", "steps", "model", "topology"} & flags_shown
 
 
+@pytest.mark.slow
 def test_the_imagenet_preset_at_toy_size(output, tmp_path, monkeypatch):
     """Made images of unlike sizes under its name; everything else is the preset's way."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -315,6 +316,7 @@ def test_studies_at_toy_size(output, tmp_path):
     assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
 
 
+@pytest.mark.slow
 def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     """Both quantities fall by an order of magnitude in 256 steps; the experiment goes on."""
     flags = ("--num_clients=3", "--steps=256", "--learning_rate=0.6", "--graphs=chain", "--rho=10")

@@ -9,6 +9,7 @@ from experiments import endurance
 from tests.builders import simulate_in, tiny_clients
 
 
+@pytest.mark.slow
 def test_a_run_holds_no_more_at_its_end(tmp_path):
     watch = endurance.Watch()
     clients = tiny_clients(4, validation_fraction=0.1, optimizer=mhd.optim.SGD())

@@ -123,6 +123,7 @@ def strict():
         jax.config.update(name, value)
 
 
+@pytest.mark.slow
 def test_runs_in_strict_modes(strict, tmp_path):
     def told(record):
         seen.append(jax.config.jax_numpy_rank_promotion)

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments import unchanged
 
 
+@pytest.mark.slow
 def test_a_run_is_equal_rounded_or_another(call, tmp_path):
     status, out, _ = call(unchanged, "--record=before", "--runs=isolated")
     assert status == 0 and "recorded" in out
