@@ -31,9 +31,10 @@ from mhd_jax.data.pretext import PRETEXTS, Pretext
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.exchange import adversaries as misbehaviour
-from mhd_jax.models import MODELS, ClientModel, Pretrained, build_backbone, from_nnx
+from mhd_jax.models import MODELS, ClientModel, Pretrained, build_backbone
 from mhd_jax.models.check import require_backbone
 from mhd_jax.models.client_model import backbone_name
+from mhd_jax.models.from_nnx import as_backbone
 from mhd_jax.training import optim
 from mhd_jax.training.optim import Optimizer
 
@@ -42,7 +43,7 @@ OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
 _PUBLIC_FRACTION = 0.1
 _MOST_DIGITS = 9
 _MOST_SHOWN = 100  # clients in a notebook's table
-ModelChoice = str | nn.Module | Sequence[Any] | Mapping[int, Any]
+ModelChoice = str | nn.Module | type[nnx.Module] | Sequence[Any] | Mapping[int, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,9 +346,9 @@ def make_clients(
     Args:
       data: a data set from `mhd_jax.data.load`, or an argument of that function.
       num_clients: K, the number of clients.
-      model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), a Flax module that
-        returns an embedding (of NNX: `mhd_jax.models.from_nnx`), or one of these for each
-        client, as a list or a dict by client.
+      model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), an NNX class whose
+        modules return an embedding (with arguments: `mhd_jax.models.from_nnx(MyNet, 64)`), a Linen
+        module that does, or one of these for each client, as a list or a dict by client.
       partition: the rule that deals private samples to clients: a partition, its name ("iid"), or
         a function `(labels [N], num_clients, num_classes, rng) -> owner [N]`; by default primary
         labels, 2 for each client (1 if there is only one class), with skew 100. Or an assignment:
@@ -676,18 +677,16 @@ def _groups(
     data: Dataset,
 ) -> tuple[ClientGroup, ...]:
     """Returns the groups of clients of one architecture, in the order of their first clients."""
-    choices = of_each(model, len(goals), "models", "resnet18:4,resnet34:4")
+    choices = map(as_backbone, of_each(model, len(goals), "models", "resnet18:4,resnet34:4"))
     members: dict[Any, list[int]] = {}
     for client, (choice, goal) in enumerate(zip(choices, goals, strict=True)):
-        if isinstance(choice, nnx.Module):
-            from_nnx(choice)  # raises an error that says what to give instead
         if not isinstance(
             choice.model if isinstance(choice, Pretrained) else choice, str | nn.Module
         ):
             raise ConfigError(
-                "a model is a name, a Flax module that returns an embedding, or "
-                "mhd_jax.models.from_nnx(...) of an NNX class, or one of these with weights, "
-                f"mhd_jax.pretrained(...), not {choice!r}."
+                "a model is a name, a Flax module that returns an embedding, an NNX class of such "
+                "modules or mhd_jax.models.from_nnx(...) of one with arguments, or one of these "
+                f"with weights, mhd_jax.pretrained(...), not {choice!r}."
             )
         pretext = None if isinstance(goal, str) else goal
         try:

@@ -17,6 +17,7 @@ def test_all_are_here():
     assert [path.stem for path in NOTEBOOKS] == [
         "bring_your_own",
         "colab_accelerator",
+        "open_runs",
         "quickstart",
         "your_own_algorithm",
     ]

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from mhd_jax.core import modes
 from mhd_jax.core.errors import ConfigError, in_a_line
@@ -24,6 +23,7 @@ from mhd_jax.core.types import GroupState, PyTree, State
 from mhd_jax.engine.answers import Answers, portable
 from mhd_jax.engine.result import Result
 from mhd_jax.models.client_model import ClientModel, backbone_name
+from mhd_jax.models.from_nnx import as_backbone
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints, best
 from mhd_jax.runs.finished import read_run
 
@@ -60,14 +60,14 @@ def keep_models(folder: pathlib.Path, state: State, answers: Answers) -> None:
 
 
 @modes.standard()
-def load(path: str | os.PathLike[str], models: Mapping[str, nn.Module] | None = None) -> Result:
+def load(path: str | os.PathLike[str], models: Mapping[str, Any] | None = None) -> Result:
     """Returns the result of a finished run from its folder, without building its clients again.
 
     It reads `models.pickle`, and a pickle can run code: load folders of people whom you trust.
 
     Args:
       path: a run folder.
-      models: Flax modules by the architecture's name in `summary["per_client"]`, for those that
+      models: Flax modules or NNX classes by the architecture's name in `summary["per_client"]`, for those that
         cannot be read back: defined in a notebook, for example, or in a script that has changed.
 
     Returns:
@@ -142,7 +142,7 @@ def _read(path: pathlib.Path) -> _Kept:
     return kept
 
 
-def _named(kept: Sequence[_Architecture], given: Mapping[str, nn.Module]) -> list[ClientModel]:
+def _named(kept: Sequence[_Architecture], given: Mapping[str, Any]) -> list[ClientModel]:
     """Returns each architecture, from what is given or from what was pickled."""
     unknown = sorted(given.keys() - {each.name for each in kept})
     if unknown:
@@ -152,7 +152,7 @@ def _named(kept: Sequence[_Architecture], given: Mapping[str, nn.Module]) -> lis
         )
     found = []
     for each in kept:
-        backbone = given.get(each.name, _unpickled(each.backbone))
+        backbone = as_backbone(given.get(each.name, _unpickled(each.backbone)))
         if backbone is None:
             raise ConfigError(
                 f"the model {each.name} cannot be read back, because it is defined in a notebook or "

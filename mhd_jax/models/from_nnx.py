@@ -53,9 +53,22 @@ def from_nnx(build: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> nn.
             inspect.signature(build).bind(*args, **kwargs, rngs=None)
     except TypeError as error:
         raise ConfigError(
-            f"{build.__name__} cannot be built from these arguments and `rngs`: {error}."
+            f"{build.__name__} cannot be built from these arguments and `rngs`: {error}; give what it "
+            f"needs, as in mhd_jax.models.from_nnx({build.__name__}, ...)."
         ) from error
     return FromNNX(build, args, FrozenDict(kwargs))
+
+
+def as_backbone(model: Any) -> Any:
+    """Returns an NNX class as `from_nnx` makes it a backbone, and anything else as it is.
+
+    Raises:
+      ConfigError: a class that needs more than `rngs`, or a module that already has parameters.
+    """
+    is_nnx = isinstance(model, nnx.Module) or (
+        isinstance(model, type) and issubclass(model, nnx.Module)
+    )
+    return from_nnx(model) if is_nnx else model
 
 
 class FromNNX(nn.Module):

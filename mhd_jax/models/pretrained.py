@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.types import PyTree
+from mhd_jax.models.from_nnx import as_backbone
 
 _PARTS = ("backbone", "heads", "pretext", "stats")
 
@@ -34,7 +36,7 @@ class Pretrained:
 
 
 def pretrained(
-    model: str | nn.Module,
+    model: str | nn.Module | type[nnx.Module],
     weights: PyTree | str | os.PathLike[str],
     *,
     frozen: Sequence[str] = (),
@@ -45,7 +47,7 @@ def pretrained(
     What has the name and the shape of the clients' parameters is taken; all else is drawn.
 
     Args:
-      model: a model's name or a Flax module, as for `make_clients`.
+      model: a model's name, an NNX class or a Linen module, as for `make_clients`.
       weights: parameters of the backbone as a tree; or of a whole client, as `Client.params` holds
         them; or the path of an ``.npz`` file as `Client.save` writes it, with names like
         "backbone/Dense_0/kernel".
@@ -62,7 +64,7 @@ def pretrained(
     if isinstance(frozen, str) or isinstance(trainable, str):
         raise ConfigError('frozen and trainable are lists of patterns, like ("backbone/*",).')
     kept = tuple(frozen) if trainable is None else ("!", *trainable)
-    return Pretrained(model, _arrays(weights), kept)
+    return Pretrained(as_backbone(model), _arrays(weights), kept)
 
 
 def is_frozen(name: str, frozen: Sequence[str]) -> bool:

@@ -146,7 +146,7 @@ class Net(nnx.Module):
 @pytest.mark.parametrize("optimizer", [mhd.optim.SGD(), optax.adamw(1e-2)])
 def test_frozen_parameters_never_change(optimizer, tmp_path):
     weights = {"first": {"kernel": np.random.default_rng(0).normal(size=(64, 16)) * 0.1}}
-    net = mhd.pretrained(mhd.models.from_nnx(Net), weights, frozen=("backbone/first/*",))
+    net = mhd.pretrained(Net, weights, frozen=("backbone/first/*",))
     who = mhd.make_clients("digits", 3, net)
     result = mhd.simulate("ring", who, "dsgd", **HOW, steps=4, optimizer=optimizer)
     drawn = mhd.prepare("ring", who, "dsgd", **{k: HOW[k] for k in ("batch_size",)}).init()

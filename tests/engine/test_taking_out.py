@@ -42,7 +42,7 @@ class Plain(nn.Module):
 
 @pytest.fixture(scope="module")
 def clients():
-    models = ["mlp_small", mhd.models.from_nnx(Net), Plain(), "mlp_small"]
+    models = ["mlp_small", Net, Plain(), "mlp_small"]
     return mhd.make_clients("digits", 4, models, validation_fraction=0.1)
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_cannot_be_found_is_given(result, tmp_path, monkeypatch):
     with pytest.raises(mhd.ConfigError, match=r"models=\{'plain': \.\.\.\}"):
         mhd.load(result.folder)
     plain = result.state.groups[2].model.backbone
-    loaded = mhd.load(result.folder, models={"plain": plain})
+    loaded = mhd.load(result.folder, models={"plain": plain, "net": Net})
     np.testing.assert_array_equal(loaded.predict(X), result.predict(X))
     with pytest.raises(mhd.ConfigError, match="there is no model other"):
         mhd.load(result.folder, models={"other": plain})

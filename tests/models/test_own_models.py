@@ -110,6 +110,13 @@ def test_nnx_models_are_what_they_are_made_of():
     assert clients.settings["backbones"] == ["Net(6, act=gelu)", "Net(6)", "tower(7)"]
 
 
+def test_a_class_that_needs_rngs_alone_is_a_model():
+    clients = tiny_clients(3, model=[Told, from_nnx(Told), from_nnx(tower, 6)])
+    assert [group.members for group in clients.groups] == [(0, 1), (2,)]
+    weights = {"scale": np.full(FEATURES, 2.0, np.float32)}
+    assert mhd.pretrained(Told, weights).model == from_nnx(Told)
+
+
 class Noise(nn.Module):
     """Nothing but what three streams bring."""
 
@@ -284,7 +291,8 @@ def test_probabilities_of_as_many_classes_are_warned_of():
     ("make", "sentence"),
     [
         (lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)), "this Linear has drawn its parameters"),
-        (lambda: Net, "a model is a name, a Flax module .* or mhd_jax.models.from_nnx"),
+        (lambda: Linen, "a model is a name, a Flax module .* or mhd_jax.models.from_nnx"),
+        (lambda: Net, r"give what it needs, as in mhd_jax.models.from_nnx\(Net, \.\.\.\)"),
         (lambda: from_nnx(lambda rngs: tower(6, rngs=rngs)), "a function with a name"),
         (lambda: from_nnx(Net), "Net cannot be built from these arguments and `rngs`: missing"),
         (lambda: from_nnx(len, []), "len cannot be built"),
