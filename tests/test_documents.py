@@ -9,7 +9,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.engine import prepare as preparing
 from mhd_jax.models import MODELS
-from tests.builders import ROOT
+from tests.builders import ROOT, assert_trees_equal
 
 
 def programs(document):
@@ -56,6 +56,13 @@ def test_bringing_a_model():
     found = run("docs/bringing_a_model.md", 0)
     assert [group.members for group in found["clients"].groups] == [(0, 1), (2, 3)]
     assert found["result"].summary["beta_sh"]["main"] > 0.25
+    run("docs/bringing_a_model.md", 1, found)
+    assert [found["mixed"].client(k).name for k in (1, 2)] == ["Wide", "WideLinen"]
+    run("docs/bringing_a_model.md", 2, found)
+    start = mhd.prepare("ring", found["clients"], "isolated").init().groups[0].params
+    trained = found["result"].state.groups[0].params
+    assert_trees_equal(trained["backbone"], start["backbone"])
+    assert not np.allclose(trained["heads"]["kernel"], start["heads"]["kernel"])
 
 
 def test_by_hand():
@@ -104,7 +111,7 @@ def test_every_program_is_run():
     assert {name: count for name, count in counts.items() if count} == {
         "README.md": 2,
         "docs/adding_an_algorithm.md": 1,
-        "docs/bringing_a_model.md": 2,
+        "docs/bringing_a_model.md": 3,
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
         "docs/continuing.md": 3,
