@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -105,6 +106,27 @@ def test_comparing(tmp_path, monkeypatch):
     assert (tmp_path / "comparison.pdf").exists()
 
 
+def test_cookbook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number in range(len(programs("docs/cookbook.md"))):
+        run("docs/cookbook.md", number, names)
+    assert names["result"].summary["status"] == "stopped"
+    labels, logits = names["clients"].data.test_labels, names["measured"].client(0).apply
+    losses = -jax.nn.log_softmax(logits(names["clients"].data.test_inputs))[
+        np.arange(len(labels)), labels
+    ]
+    first = names["measured"].history[-1]["per_client"]["metrics"]["log_loss"]["main"][0]
+    assert first == pytest.approx(float(losses.mean()), rel=1e-3)
+    assert names["taught"].summary["beta_sh"]["main"] > names["alone"].summary["beta_sh"]["main"]
+    assert names["losses"].shape == (50, 4)
+    with np.load("client_3.npz") as saved:
+        np.testing.assert_array_equal(saved["backbone/Dense_0/kernel"], names["kernel"])
+    sent = np.array(names["directed"].summary["communication"]["by_edge"]["predictions"])
+    assert sent.sum() == 400 and not sent.diagonal().any()
+    assert (tmp_path / "comparison.pdf").exists() and (tmp_path / "curves.pdf").exists()
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -116,6 +138,7 @@ def test_every_program_is_run():
         "docs/by_hand.md": 3,
         "docs/continuing.md": 3,
         "docs/comparing.md": 2,
+        "docs/cookbook.md": 9,
         "docs/watching.md": 2,
     }
 
