@@ -106,6 +106,7 @@ def test_comparing(tmp_path, monkeypatch):
     assert (tmp_path / "comparison.pdf").exists()
 
 
+@pytest.mark.slow
 def test_cookbook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -124,6 +125,7 @@ def test_cookbook(tmp_path, monkeypatch):
         np.testing.assert_array_equal(saved["backbone/Dense_0/kernel"], names["kernel"])
     sent = np.array(names["directed"].summary["communication"]["by_edge"]["predictions"])
     assert sent.sum() == 400 and not sent.diagonal().any()
+    assert names["table"].test("mhd", "isolated").verdict == "ahead"
     assert (tmp_path / "comparison.pdf").exists() and (tmp_path / "curves.pdf").exists()
 
 
