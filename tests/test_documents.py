@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.engine import prepare as preparing
 from mhd_jax.models import MODELS
-from tests.builders import ROOT
+from tests.builders import ROOT, assert_trees_equal
 
 
 def programs(document):
@@ -56,6 +57,13 @@ def test_bringing_a_model():
     found = run("docs/bringing_a_model.md", 0)
     assert [group.members for group in found["clients"].groups] == [(0, 1), (2, 3)]
     assert found["result"].summary["beta_sh"]["main"] > 0.25
+    run("docs/bringing_a_model.md", 1, found)
+    assert [found["mixed"].client(k).name for k in (1, 2)] == ["Wide", "WideLinen"]
+    run("docs/bringing_a_model.md", 2, found)
+    start = mhd.prepare("ring", found["clients"], "isolated").init().groups[0].params
+    trained = found["result"].state.groups[0].params
+    assert_trees_equal(trained["backbone"], start["backbone"])
+    assert not np.allclose(trained["heads"]["kernel"], start["heads"]["kernel"])
 
 
 def test_by_hand():
@@ -98,17 +106,41 @@ def test_comparing(tmp_path, monkeypatch):
     assert (tmp_path / "comparison.pdf").exists()
 
 
+@pytest.mark.slow
+def test_cookbook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number in range(len(programs("docs/cookbook.md"))):
+        run("docs/cookbook.md", number, names)
+    assert names["result"].summary["status"] == "stopped"
+    labels, logits = names["clients"].data.test_labels, names["measured"].client(0).apply
+    losses = -jax.nn.log_softmax(logits(names["clients"].data.test_inputs))[
+        np.arange(len(labels)), labels
+    ]
+    first = names["measured"].history[-1]["per_client"]["metrics"]["log_loss"]["main"][0]
+    assert first == pytest.approx(float(losses.mean()), rel=1e-3)
+    assert names["taught"].summary["beta_sh"]["main"] > names["alone"].summary["beta_sh"]["main"]
+    assert names["losses"].shape == (50, 4)
+    with np.load("client_3.npz") as saved:
+        np.testing.assert_array_equal(saved["backbone/Dense_0/kernel"], names["kernel"])
+    sent = np.array(names["directed"].summary["communication"]["by_edge"]["predictions"])
+    assert sent.sum() == 400 and not sent.diagonal().any()
+    assert names["table"].test("mhd", "isolated").verdict == "ahead"
+    assert (tmp_path / "comparison.pdf").exists() and (tmp_path / "curves.pdf").exists()
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
     assert {name: count for name, count in counts.items() if count} == {
         "README.md": 2,
         "docs/adding_an_algorithm.md": 1,
-        "docs/bringing_a_model.md": 2,
+        "docs/bringing_a_model.md": 3,
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
         "docs/continuing.md": 3,
         "docs/comparing.md": 2,
+        "docs/cookbook.md": 9,
         "docs/watching.md": 2,
     }
 
