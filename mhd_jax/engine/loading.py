@@ -67,8 +67,9 @@ def load(path: str | os.PathLike[str], models: Mapping[str, Any] | None = None) 
 
     Args:
       path: a run folder.
-      models: Flax modules or NNX classes by the architecture's name in `summary["per_client"]`, for those that
-        cannot be read back: defined in a notebook, for example, or in a script that has changed.
+      models: Flax modules or NNX classes by the architecture's name in `summary["per_client"]`, for
+        those that cannot be read back: defined in a notebook, for example, or in a script that has
+        changed.
 
     Returns:
       The result. Its states have no optimizers. If the checkpoints are gone, it has no state.
@@ -93,16 +94,12 @@ def load(path: str | os.PathLike[str], models: Mapping[str, Any] | None = None) 
     def state_at(step: int) -> State:
         return portable(_state(checkpoints.arrays(step)["state"], kept, architectures))
 
-    chosen = best(checkpoints.scores())
-    return Result(
-        summary,
-        history,
-        state_at(summary["steps"]),
-        summary["steps"],
-        None if chosen is None else state_at(chosen),
-        answers,
-        run.path,
-    )
+    last, chosen = state_at(summary["steps"]), best(checkpoints.scores())
+    if chosen is None:
+        best_state = None
+    else:
+        best_state = last if chosen == summary["steps"] else state_at(chosen)
+    return Result(summary, history, last, summary["steps"], best_state, answers, run.path)
 
 
 def _architecture(group: GroupState) -> _Architecture:

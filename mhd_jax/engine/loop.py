@@ -92,7 +92,7 @@ def _train(
     step = int(carry.state.step)
     pace = Pace(plan.per_dispatch)
     if step:  # a run that was killed when a callback had stopped it
-        _stop_where_asked(_going(lanes, program, carry))
+        _stop_where_asked(lanes, program, carry)
     while step < plan.steps and not all(lane.has_ended for lane in lanes):
         num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
         started = time.perf_counter()
@@ -115,8 +115,9 @@ def _train(
                 lane.record(part)
             carry = carry.reset()
         interrupted = bool(multihost.from_each(requests.received).any()) and step < plan.steps
-        going = _going(lanes, program, carry)
         due = plan.saves_at(step) or interrupted
+        # Parts of joint runs are copies, which only some dispatches need.
+        going = _going(lanes, program, carry) if evaluates or due else []
         if due or (evaluates and lanes[0].host.keep_best):
             for lane, part in going:
                 lane.save(step, part, due=due)
@@ -127,17 +128,22 @@ def _train(
             with lane.seen_at(part) as view:
                 watch.on_evaluation(lane.history[-1], view)
         if step < plan.steps:
-            _stop_where_asked(going)
+            _stop_where_asked(lanes, program, carry)
         if interrupted:
             _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
     return program.split(carry), compile_seconds
 
 
-def _stop_where_asked(going: Sequence[tuple[Lane, Carry]]) -> None:
+def _stop_where_asked(lanes: Sequence[Lane], program: Program, carry: Carry) -> None:
     """Stops the runs that a callback has stopped; the first process, which has them, decides."""
-    for lane, part in going:
-        if multihost.from_each(lane.view.stopping is not None)[0]:
-            lane.stop(part, "a callback of the first process")
+    asked = [
+        not lane.has_ended and bool(multihost.from_each(lane.view.stopping is not None)[0])
+        for lane in lanes
+    ]
+    if any(asked):
+        for lane, part, is_asked in zip(lanes, program.split(carry), asked, strict=True):
+            if is_asked:
+                lane.stop(part, "a callback of the first process")
 
 
 def _interrupt(

@@ -36,6 +36,8 @@ def starting_from(
     Raises:
       ConfigError: clients that have no counterpart, or nothing that fits.
     """
+    if init is None and not any(group.weights for group in clients.groups):
+        return clients, None
     known = [_shapes(group, clients, algorithm) for group in clients.groups]
     origin: dict[str, Any] = {}
     found: _Found = [{} for _ in clients.groups]

@@ -44,11 +44,8 @@ def record_of(
     }
     record["per_client"] |= _by_class(per_class)
     data = run.clients.data
-    _add_measured(record, run, carry, run.test, data.test_labels, metrics)
-    if run.clients.test_owner is not None:
-        logits = run.logits(carry.state, run.test)
-        own = accuracy_on_own(logits, data.test_labels, run.clients.test_owner)
-        _add(record, {"beta_own": own})
+    owner = run.clients.test_owner
+    _add_measured(record, run, carry, run.test, data.test_labels, metrics, owner)
     if run.validation is not None:
         record["validation"] = run.accuracies(run.per_class_accuracy(carry.state, run.validation))
         labels = data.labels[run.clients.validation]
@@ -63,21 +60,26 @@ def _add_measured(
     samples: ToEvaluate,
     labels: np.ndarray,
     metrics: OwnMetrics,
+    owner: np.ndarray | None = None,
 ) -> None:
-    """Adds own metrics on samples to a record: as means over clients, and for each client."""
-    if not metrics.functions:
+    """Adds own metrics on samples to a record, and accuracies on each client's own of them.
+
+    Both come as means over clients, and for each client. `owner` names the client of each sample;
+    None if samples have no owners.
+    """
+    if not metrics.functions and owner is None:
         return
-    graph = np.asarray(run.topology.at(carry.state.step))
-    found = metrics.of(run.logits(carry.state, samples), labels, graph)
-    record["metrics"], record["per_client"]["metrics"] = {}, {}
-    _add(record, found, below="metrics")
+    logits, each = run.logits(carry.state, samples), record["per_client"]
+    if owner is not None:
+        _add(record, each, {"beta_own": accuracy_on_own(logits, labels, owner)})
+    if metrics.functions:
+        graph = np.asarray(run.topology.at(carry.state.step))
+        record["metrics"], each["metrics"] = {}, {}
+        _add(record["metrics"], each["metrics"], metrics.of(logits, labels, graph))
 
 
-def _add(record: dict[str, Any], found: Mapping[str, np.ndarray], below: str | None = None) -> None:
-    """Adds numbers by client and head, [K, H], to a record."""
-    means, each = record, record["per_client"]
-    if below is not None:
-        means, each = means[below], each[below]
+def _add(means: dict[str, Any], each: dict[str, Any], found: Mapping[str, np.ndarray]) -> None:
+    """Adds numbers by client and head, [K, H]: means over clients, and the numbers of `each`."""
     for name, values in found.items():
         heads = head_names(values.shape[1])
         known = [column[~np.isnan(column)] for column in values.T]
