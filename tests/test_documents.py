@@ -23,6 +23,14 @@ def run(document, number, names=None):
     return names
 
 
+def run_all(document):
+    """Runs a document's programs, each after those before it."""
+    names = {}
+    for number in range(len(programs(document))):
+        run(document, number, names)
+    return names
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_readme(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -67,17 +75,13 @@ def test_bringing_a_model():
 
 
 def test_by_hand():
-    names = {}
-    for number in range(3):
-        run("docs/by_hand.md", number, names)
+    names = run_all("docs/by_hand.md")
     assert names["losses"].shape == (100, 4) and names["logits"].shape == (4, 5, 4, 10)
     assert int(names["metrics"]["messages"]["predictions"].sum()) == 4
 
 
 def test_watching():
-    names = {}
-    for number in range(2):
-        run("docs/watching.md", number, names)
+    names = run_all("docs/watching.md")
     summary = names["result"].summary
     assert 0 < summary["metrics"]["macro_f1"]["main"] < summary["metrics"]["top2"]["main"] <= 1
     assert names["logits"].shape == (5, 10) and len(names["rows"]) == 4 * 4 * 10
@@ -86,9 +90,7 @@ def test_watching():
 @pytest.mark.slow
 def test_continuing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for number in range(3):
-        run("docs/continuing.md", number, names)
+    names = run_all("docs/continuing.md")
     assert names["more"].summary["steps"] == 1000
     assert names["fedmd"].summary["beta_sh"]["main"] > 0.5
     frozen = names["tuned"].client(3).params["backbone"]["Dense_0"]["kernel"]
@@ -98,9 +100,7 @@ def test_continuing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_comparing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for number in range(2):
-        run("docs/comparing.md", number, names)
+    names = run_all("docs/comparing.md")
     assert names["difference"].verdict == "ahead" and len(names["difference"].seeds) == 3
     assert (tmp_path / "table.tex").read_text().count("mathbf") == 1
     assert (tmp_path / "comparison.pdf").exists()
@@ -109,9 +109,7 @@ def test_comparing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_cookbook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for number in range(len(programs("docs/cookbook.md"))):
-        run("docs/cookbook.md", number, names)
+    names = run_all("docs/cookbook.md")
     assert names["result"].summary["status"] == "stopped"
     labels, logits = names["clients"].data.test_labels, names["measured"].client(0).apply
     losses = -jax.nn.log_softmax(logits(names["clients"].data.test_inputs))[

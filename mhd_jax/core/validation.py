@@ -104,6 +104,15 @@ def require_clients(
         raise ConfigError(f"{demand} 0 … {num_clients - 1}; check {wrong[:10]}.")
 
 
+def require_validation(what: str, there_is: bool) -> None:
+    """Raises `ConfigError` without a validation set, by which `what` chooses."""
+    if not there_is:
+        raise ConfigError(
+            f"{what} chooses on a validation set, and there is none; set validation_fraction. "
+            "Nothing is chosen on the test set."
+        )
+
+
 def require_seed(seed: Any) -> None:
     """Raises `ConfigError` unless `seed` is in 0 … 2³² − 1, in which all of JAX's keys differ."""
     integer = isinstance(seed, numbers.Integral) and not _is_bool(seed)

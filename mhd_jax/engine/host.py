@@ -11,7 +11,7 @@ from typing import Any
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
-from mhd_jax.core.validation import require_counts
+from mhd_jax.core.validation import require_counts, require_validation
 from mhd_jax.engine.metrics import Metric, OwnMetrics
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.settings import Settings
@@ -52,11 +52,8 @@ class HostSettings:
     def folders(self, runs: Sequence[Run]) -> list[RunFolder | None]:
         """Returns the folder of each run; checking it writes nothing."""
         require_counts(keep_checkpoints=self.keep_checkpoints)
-        if self.keep_best and not all(len(run.clients.validation) for run in runs):
-            raise ConfigError(
-                "keep_best chooses on a validation set, and there is none; set validation_fraction. "
-                "Nothing is chosen on the test set."
-            )
+        if self.keep_best:
+            require_validation("keep_best", all(len(run.clients.validation) for run in runs))
         if not self.workdirs:
             if self.keep_best:
                 raise ConfigError("keep_best keeps a checkpoint in a folder; give a workdir.")

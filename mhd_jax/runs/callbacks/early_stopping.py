@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.validation import require_counts
+from mhd_jax.core.validation import require_counts, require_validation
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 
 
@@ -44,11 +44,8 @@ class EarlyStopping(Callback):
 
     def check(self, runs: Sequence[WatchedRun]) -> None:
         """Raises `ConfigError` if a run has no validation set to look at."""
-        if not self._of_training and not all(run.has_validation for run in runs):
-            raise ConfigError(
-                "EarlyStopping chooses on a validation set, and there is none; set "
-                "validation_fraction. Nothing is chosen on the test set."
-            )
+        if not self._of_training:
+            require_validation("EarlyStopping", all(run.has_validation for run in runs))
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Stops the runs that had to stop at `step`, where they were cut."""
