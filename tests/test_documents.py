@@ -127,6 +127,21 @@ def test_cookbook(tmp_path, monkeypatch):
     assert (tmp_path / "comparison.pdf").exists() and (tmp_path / "curves.pdf").exists()
 
 
+@pytest.mark.slow
+def test_coming_from():
+    names = {}
+    for number in range(3):
+        run("docs/coming_from.md", number, names)
+    assert names["fedavg"].summary["beta_sh"]["main"] > 0.7
+    own, shared = (
+        names["table"].test("local", "fedavg", metric=metric) for metric in ("beta_own", "beta_sh")
+    )
+    assert (own.verdict, shared.verdict) == ("ahead", "behind")
+    test = mhd.data.load("digits").test_labels
+    one = names["one"].summary["beta_sh"]["main"]
+    assert one > 0.85 and (names["classes"] == test).mean() == pytest.approx(one, abs=0.02)
+
+
 def test_every_program_is_run():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     counts = {path.relative_to(ROOT).as_posix(): len(programs(path)) for path in documents}
@@ -137,6 +152,7 @@ def test_every_program_is_run():
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
         "docs/continuing.md": 3,
+        "docs/coming_from.md": 3,
         "docs/comparing.md": 2,
         "docs/cookbook.md": 9,
         "docs/watching.md": 2,
