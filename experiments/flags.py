@@ -19,9 +19,11 @@ from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
+from mhd_jax.algorithms.mhd import OWN_CANDIDATES, PUBLIC_BATCHES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.engine.faults import ON_NONFINITE
 from mhd_jax.engine.settings import COMPUTE_DTYPES, DATA_PLACEMENTS
+from mhd_jax.exchange import density
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
@@ -42,6 +44,17 @@ HYPERPARAMETER_HELP = {
     "nu_naive": "Weight of naive distillation.",
     "target_selection": "Which candidate a head learns from, for each public sample.",
     "include_self": "Whether a client's own head is among its candidates.",
+    "own_candidate": "Which own head that is: the one of the teachers' rank, or the main head.",
+    "density_weight": "Weight of the loss of density ratios; by default 1 where --target_selection needs "
+    "them, which are trained and sent nowhere else.",
+    "density_weights": "What a main head counts in a mixture of teachers: clients count alike, samples by "
+    "how many labelled private ones they have.",
+    "density_clip": "The largest logarithm of a density ratio, either way, that is used.",
+    "density_divides": "Whether a teacher's density ratios are divided by max(1, their mean over the "
+    "public batch), which limits what an adversary can claim.",
+    "density_cap": "The largest density ratio that is believed: a number; shares, one over the teacher's "
+    "share of all labelled private samples; or none.",
+    "density_gradient": "What becomes of density ratios' gradient at the embedding: stopped or flowing.",
     "same_level": "Whether the neighbours' heads of the same rank are candidates too.",
     "temperature": "Temperature of the distillation's softmax.",
     "public_batch": "Whether all clients see the same public samples in a step.",
@@ -78,7 +91,10 @@ EQUAL_TERMS = {"label_smoothing": 0.1}
 _CHOICES: dict[str, Sequence[str]] = {
     "target_selection": list(TARGET_SELECTIONS),
     "embedding_projection": EMBEDDING_PROJECTIONS,
-    "public_batch": ["shared", "independent"],
+    "own_candidate": OWN_CANDIDATES,
+    "density_weights": density.WEIGHTS,
+    "density_gradient": density.GRADIENTS,
+    "public_batch": PUBLIC_BATCHES,
     "mixing": list(topologies.MIXINGS),
     "digest_loss": list(DIGEST_LOSSES),
     "norm": NORMS,
@@ -87,6 +103,10 @@ _CHOICES: dict[str, Sequence[str]] = {
     "compute_dtype": COMPUTE_DTYPES,
     "data_placement": DATA_PLACEMENTS,
     "on_nonfinite": ON_NONFINITE,
+}
+_NUMBERS_OR_WORDS: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
+    "num_targets": (int, ("all",)),
+    "density_cap": (float, ("none", "shares")),
 }
 _RUN_HELP = {
     "augmentation": "Random changes of training images: flip, crop:BORDER, resized_crop:LEAST_AREA, "
@@ -297,12 +317,14 @@ def _value(name: str) -> Any:
     value = _flag(name)
     if name == "ensembles":
         return _ensembles(value)
-    if name != "num_targets" or value == "all":
+    kind, words = _NUMBERS_OR_WORDS.get(name, (str, ()))
+    if value in words:
         return value
     try:
-        return int(value)
+        return value if kind is str else kind(value)
     except ValueError:
-        raise mhd.ConfigError(f"--num_targets is a number or 'all', not {value!r}.") from None
+        listed = " or ".join(map(repr, words))
+        raise mhd.ConfigError(f"--{name} is a number, or {listed}, not {value!r}.") from None
 
 
 def _faults() -> mhd.Faults | None:

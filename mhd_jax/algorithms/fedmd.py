@@ -86,8 +86,8 @@ class _FedMD:
         start = {"params": all_params(state), "stats": all_stats(state)}
         extra = {"start": start, "speaks": speaks}
         if clients.adversaries:
-            logits = output_shapes(state.groups[0], sample_batch).logits
-            extra["adversaries"] = adversaries.start(clients, logits)
+            outputs = output_shapes(state.groups[0], sample_batch)
+            extra["adversaries"] = adversaries.start(clients, outputs)
         return dataclasses.replace(state, extra=extra)
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
@@ -132,12 +132,11 @@ class _FedMD:
         outputs, _ = forward(
             state, start["params"], start["stats"], batch.public_inputs, shared_inputs=True
         )
-        logits = outputs.logits
         if adversary is not None:
             reachable = None if batch.presence is None else batch.presence.reachable
-            logits, adversary = adversary.sent(logits), adversary.after(logits, reachable)
+            outputs, adversary = adversary.sent(outputs), adversary.after(outputs, reachable)
         consensus, says, finite, sets = self.consensus_of(
-            logits[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
+            outputs.logits[:, :, 0], state.extra["speaks"], batch.presence, state.label_sets
         )
 
         def towards(logits: Array, label_set: Array | None) -> Array:  # of one client, [P, C]

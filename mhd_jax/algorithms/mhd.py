@@ -67,19 +67,21 @@ from mhd_jax.core.types import (
 )
 from mhd_jax.exchange import adversaries, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
+from mhd_jax.exchange import density as densities
 from mhd_jax.exchange.channel import Channel
+from mhd_jax.exchange.density import Density
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.exchange.selection import Candidates, TargetSelection, joined
-from mhd_jax.exchange.teachers import Source
+from mhd_jax.exchange.selection import Candidates, TargetSelection, Who, joined, rows
+from mhd_jax.exchange.teachers import Source, Teachers
 from mhd_jax.training import projection
 from mhd_jax.training.groups import (
     apply_gradients,
     init_state,
     output_shapes,
+    predict_density,
     start_optimizers,
 )
 from mhd_jax.training.losses import distillation, embedding_distance
-from mhd_jax.training.metrics import prediction_entropy
 from mhd_jax.training.parameter_averaging import (
     Averaging,
     Ensembles,
@@ -88,7 +90,8 @@ from mhd_jax.training.parameter_averaging import (
 )
 from mhd_jax.training.passes import evaluated, private_and_public
 
-_PUBLIC_BATCHES = ("shared", "independent")
+PUBLIC_BATCHES = ("shared", "independent")
+OWN_CANDIDATES = ("same_rank", "main")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,6 +102,8 @@ class _MHD:
       num_aux_heads, nu_aux, nu_emb, select, temperature, label_smoothing, public_updates_stats,
         same_level, embedding_projection: see `mhd`; a weight of None leaves its term out.
       own_included: whether a client's own heads are among its candidates.
+      own_candidate: which of them are.
+      density: how density ratios are trained and read; None if heads have none.
       source: where teachers come from.
       channel: what crosses an edge from a teacher.
       averaging: of parameters inside ensembles; None averages nobody.
@@ -114,6 +119,8 @@ class _MHD:
     same_level: bool
     embedding_projection: str
     own_included: bool
+    own_candidate: str
+    density: Density | None
     source: Source
     channel: Channel
     averaging: Averaging | None
@@ -135,11 +142,16 @@ class _MHD:
         if self.averaging is not None:
             mixing = mixing_matrix(self.averaging.ensembles, clients)
             extra["mixing"], same_start = jnp.asarray(mixing), first_members(mixing)
-        if self.num_aux_heads > 0 and not clients.learns_labels.all():
+        relays = self.num_aux_heads > 0 or self.density is not None
+        if relays and not clients.learns_labels.all():
             extra["unlabelled"] = jnp.asarray(~clients.learns_labels)
         num_heads = self.num_aux_heads + 1
+        if self.density is not None:
+            extra |= self.density.start(clients, num_heads)
         state = init_state(
-            key, clients, sample_batch, num_heads, same_start, starts_optimizers=False
+            *(key, clients, sample_batch, num_heads, same_start),
+            starts_optimizers=False,
+            density=None if self.density is None else self.density.gradient,
         )
         if self.nu_emb is not None and self.embedding_projection == "none":
             projection.require_equal_widths(state)
@@ -147,14 +159,16 @@ class _MHD:
             state = projection.with_projections(state)
         state = start_optimizers(state)
         if clients.adversaries:
-            logits = output_shapes(state.groups[0], sample_batch).logits
-            extra["adversaries"] = adversaries.start(clients, logits, self.source.num_snapshots)
+            outputs = output_shapes(state.groups[0], sample_batch)
+            extra["adversaries"] = adversaries.start(clients, outputs, self.source.num_snapshots)
         return self.source.start(dataclasses.replace(state, extra=extra))
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         """See `Algorithm.train_step`: L_i and its gradient, for all clients at once."""
         outputs, pull_back = private_and_public(
-            state, batch, self.label_smoothing, public_updates_stats=self.public_updates_stats
+            *(state, batch, self.label_smoothing),
+            public_updates_stats=self.public_updates_stats,
+            density_weight=None if self.density is None else self.density.weight,
         )
         sent = evaluated(state, batch, outputs)
         received = self.channel.received(state, sent, travels=batch.public_is_shared)
@@ -167,21 +181,27 @@ class _MHD:
         mapped = None
         if self._is_mapped(state):
             mapped, pull_back_all = projection.mapped(state, outputs, teachers.positions, pull_back)
+        known = sent
+        if self.density is not None:
+            known, taught = self.density.as_read(state, sent, taught, teachers)
+        who = self._who(state, teachers, graph * finite)
         # Teachers are constants: each client's gradient starts at its own outputs.
         gradient = jax.grad(self.public_loss, argnums=(0, 1), has_aux=True)
         at_outputs, (terms, seen) = over_clients(gradient)(
             outputs,
             mapped,
-            sent,
+            known,
             taught,
             understood,
             random.client_keys(state.key, Purpose.SELECTION, state.client_ids, state.step),
-            state.extra.get("unlabelled"),
+            who,
             state.label_sets,
         )
         gradients, stats, private_losses = (
             pull_back(at_outputs[0]) if mapped is None else pull_back_all(*at_outputs)
         )
+        if "counts" in seen:
+            state = densities.after(state, seen.pop("counts"), batch.presence)
         state = apply_gradients(self.channel.after(state, sent, batch.presence), gradients, stats)
         weights: dict[str, Array] = {}
         if self.averaging is not None:
@@ -206,7 +226,7 @@ class _MHD:
         taught: Outputs,
         valid: Array,
         key: Array,
-        unlabelled: Array | None,
+        who: Who,
         label_set: Array | None,
     ) -> tuple[Array, tuple[Terms, Terms]]:
         """The public terms of one client's L_i, to differentiate in its own outputs.
@@ -218,7 +238,7 @@ class _MHD:
           taught: outputs of its teachers S_i, [T, P, …].
           valid: which of the T are teachers, bool [T].
           key: of the selection.
-          unlabelled: whether it has no private labels, bool []; None where all have some.
+          who: which client it is, and who its teachers are.
           label_set: which classes it knows, bool [C]; None is all.
 
         Returns:
@@ -237,28 +257,45 @@ class _MHD:
             terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
             loss += self.nu_emb * terms["emb_loss"]
         if self.nu_aux is not None:
-            candidates = self.candidates(sent, taught, valid)
+            candidates = self.candidates(sent, taught, valid, who)
+            main_heads = self._main_heads(taught, valid, who)
             targets = jax.lax.stop_gradient(self.select(key, candidates))
             seen["followed"] = diagnostics.followed(targets, candidates)
             students = own.logits[:, self.first_student :]
             learned = distillation(students, targets, self.temperature, label_set)
             terms["aux_loss"] = jnp.where(candidates.valid.any(), learned, 0)
             loss += self.nu_aux * terms["aux_loss"]
-            if unlabelled is not None:
-                learned = self._main_head_from_others(own, taught, valid, key, label_set)
-                loss += self.nu_aux * jnp.where(unlabelled & valid.any(), learned, 0)
-        terms["public_entropy"] = prediction_entropy(sent.logits[:, -1], label_set)
+            if main_heads is not None and self.num_aux_heads > 0:
+                targets = self.select(jax.random.fold_in(key, 1), main_heads)
+                targets = jax.lax.stop_gradient(targets)
+                learned = distillation(own.logits[:, :1], targets, self.temperature, label_set)
+                relays: Array = who.unlabelled & valid.any()  # type: ignore[operator]
+                loss += self.nu_aux * jnp.where(relays, learned, 0)
+            if self.density is not None:
+                found = self.density.loss(own.density, candidates, who.unlabelled, main_heads)  # type: ignore[arg-type]
+                terms["density_loss"] = found
+                loss += self.density.weight * found
+                if self.num_aux_heads > 0:
+                    seen["counts"] = candidates.counts.sum(axis=0)  # type: ignore[union-attr]
+        terms["public_entropy"] = diagnostics.prediction_entropy(sent.logits[:, -1], label_set)
         return loss, ({"public_loss": loss, **terms}, seen)
 
-    def candidates(self, own: Outputs, taught: Outputs, valid: Array) -> Candidates:
+    def candidates(self, own: Outputs, taught: Outputs, valid: Array, who: Who) -> Candidates:
         """Candidates of one client: its teachers, itself, and its teachers' heads of the same level."""
-        parts = [(taught.logits[:, :, : self.num_ranks], taught.embeddings, valid)]
+        lower, num_ranks = slice(0, self.num_ranks), self.num_ranks
+        parts = [rows(taught, lower, valid, who.teachers, who.counts)]
         if self.own_included:
-            embeddings = None if own.embeddings is None else own.embeddings[None]
-            parts.append((own.logits[None, :, : self.num_ranks], embeddings, jnp.ones(1, bool)))
+            compared = None if taught.embeddings is None else own.embeddings
+            own = dataclasses.replace(own, embeddings=compared)
+            alone: Outputs = jax.tree.map(lambda a: a[None], own)
+            mine = None if who.own_counts is None else who.own_counts[None]
+            itself = rows(alone, lower, jnp.ones(1, bool), who.client[None], mine)
+            if self.own_candidate == "main":
+                itself = itself.only_main(num_ranks)
+            parts.append(itself)
         if self.same_level:
-            parts.append((taught.logits[:, :, 1:], taught.embeddings, valid))
-        return joined(parts, self.temperature)
+            parts.append(rows(taught, slice(1, None), valid, who.teachers, who.counts))
+        return joined(parts, self.temperature, who)
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
         """See `Algorithm.message`."""
@@ -273,13 +310,23 @@ class _MHD:
         """Whether clients map their embeddings to their teachers' widths."""
         return self.embedding_projection == "linear" and len(set(projection.widths(state))) > 1
 
-    def _main_head_from_others(
-        self, own: Outputs, taught: Outputs, valid: Array, key: Array, label_set: Array | None
-    ) -> Array:
-        """The loss by which a main head without labels learns from its teachers' main heads."""
-        main_heads = joined([(taught.logits[:, :, :1], taught.embeddings, valid)], self.temperature)
-        targets = jax.lax.stop_gradient(self.select(jax.random.fold_in(key, 1), main_heads))
-        return distillation(own.logits[:, :1], targets, self.temperature, label_set)
+    def _main_heads(self, taught: Outputs, valid: Array, who: Who) -> Candidates | None:
+        """The candidates of a main head without labels; None where all have labels."""
+        if who.unlabelled is None:
+            return None
+        parts = [rows(taught, slice(0, 1), valid, who.teachers, who.counts)]
+        return joined(parts, self.temperature, who)
+
+    def _who(self, state: State, teachers: Teachers, graph: Array) -> Who:
+        """Who learns from whom in this step, for all clients; `graph` has who can be heard."""
+        return Who(
+            client=state.client_ids,
+            step=jnp.broadcast_to(state.step, state.client_ids.shape),
+            teachers=state.client_ids[teachers.positions],
+            unlabelled=state.extra.get("unlabelled"),
+            counts=None if self.density is None else self.density.counts_of(state, teachers, graph),
+            own_counts=state.extra.get("counts"),
+        )
 
 
 @factory
@@ -290,6 +337,7 @@ def mhd(
     nu_emb: float = 0.1,
     target_selection: str | TargetSelection = "most_confident",
     include_self: bool = True,
+    own_candidate: str = "same_rank",
     same_level: bool = False,
     temperature: float = 1.0,
     public_batch: str = "shared",
@@ -302,6 +350,12 @@ def mhd(
     average_every: int = 10,
     label_smoothing: float = 0.1,
     embedding_projection: str = "none",
+    density_weight: float | None = None,
+    density_weights: str = "clients",
+    density_clip: float = 8.0,
+    density_divides: bool = True,
+    density_cap: float | str = "none",
+    density_gradient: str = "stopped",
 ) -> Algorithm:
     """Returns the algorithm Multi-Headed Distillation (MHD).
 
@@ -312,10 +366,12 @@ def mhd(
       nu_aux: ν_aux, weight of the auxiliary heads' distillation.
       nu_emb: ν_emb, weight of the embeddings' distillation; 0 sends no embeddings.
       target_selection: one of `mhd_jax.exchange.selection.TARGET_SELECTIONS` ("most_confident",
-        "random", "mean", and selections that resist false predictions, such as "robust", for
-        `num_targets="all"`), or a function of the candidates (see
+        "random", "mean"; "density_ratio", best with `num_targets="all"`; and selections that resist
+        false predictions, such as "robust", for "all"), or a function of the candidates (see
         `mhd_jax.exchange.selection.TargetSelection`).
       include_self: whether a client's own head is among its candidates (only if m > 0).
+      own_candidate: which own head that is: of the "same_rank" as the teachers', as in the paper, or
+        the "main" head for all ranks.
       same_level: whether the neighbours' heads of rank k are candidates for head k too.
       temperature: T of the student's and the targets' softmax in the distillation; candidates are
         chosen by their confidence at T = 1.
@@ -342,6 +398,18 @@ def mhd(
       embedding_projection: the comparison of embeddings of different widths: "none" refuses them,
         "linear" maps them to the teachers' widths by maps that each client learns, "shared_width"
         compares the coordinates that all clients have; see `mhd_jax.training.projection`.
+      density_weight: weight of the loss of the density ratios (`mhd_jax.exchange.density`) by which
+        some selections weight teachers. None is 1 for these, and trains and sends none for others;
+        with a number a user's own selection gets them, too.
+      density_weights: what a main head counts in a mixture: "clients" count alike, "samples" by
+        their labelled private samples.
+      density_clip: the largest logarithm of a density ratio that is used, either way.
+      density_divides: whether a teacher's ratios are divided by max(1, their mean over the public
+        batch), which limits what an adversary can claim.
+      density_cap: the largest ratio that is believed: a number, "shares" (1/π_j for a teacher with
+        the share π_j of all labelled private samples) or "none".
+      density_gradient: whether the gradient of density ratios at the embedding is "stopped", so that
+        they do not change the backbone, or "flowing".
 
     Raises:
       ConfigError: a value is out of range, or (at `init`) embedding widths differ without a
@@ -356,11 +424,29 @@ def mhd(
     require(temperature > 0, f"temperature must be positive, not {temperature}.")
     require_label_smoothing(label_smoothing)
     require(
-        public_batch in _PUBLIC_BATCHES,
+        public_batch in PUBLIC_BATCHES,
         f"public_batch must be 'shared' or 'independent', not {public_batch!r}.",
+    )
+    require(
+        own_candidate in OWN_CANDIDATES,
+        f"own_candidate must be one of {', '.join(OWN_CANDIDATES)}, not {own_candidate!r}.",
     )
     projection.require_known(embedding_projection, compares=nu_emb > 0)
     require_at_least(1, average_every=average_every)
+    density = densities.configured(
+        *(target_selection, num_targets),
+        weight=density_weight,
+        weights=density_weights,
+        clip=density_clip,
+        divides=density_divides,
+        cap=density_cap,
+        gradient=density_gradient,
+    )
+    require(
+        density is None or (nu_aux > 0 and not same_level),
+        "density ratios are of heads that learn from lower ranks, by their distillation; leave out "
+        "same_level, and let nu_aux (nu_naive) be positive.",
+    )
     parts = _MHD(
         num_aux_heads=num_aux_heads,
         nu_aux=nu_aux or None,
@@ -373,11 +459,14 @@ def mhd(
         embedding_projection=embedding_projection,
         # A main head that is its own candidate learns nothing from itself: m = 0 leaves it out.
         own_included=include_self and num_aux_heads > 0,
+        own_candidate=own_candidate,
+        density=density,
         source=teacher_sources.named(num_targets, pool_size, pool_refresh, teacher_delay),
         channel=Channel(
             compressions.named(compression),
             num_heads=max(num_aux_heads, 1) + same_level,
             embeddings=nu_emb > 0,
+            density=density is not None,
             shared_width=embedding_projection == "shared_width",
         ),
         averaging=None if ensembles is None else Averaging(ensembles, average_every),
@@ -388,6 +477,7 @@ def mhd(
         public_batch=public_batch,
         num_snapshots=parts.source.num_snapshots,
         falsifiable=True,
+        density=None if density is None else predict_density,
     )
 
 
@@ -406,6 +496,12 @@ def naive(
     ensembles: Ensembles | None = None,
     average_every: int = 10,
     label_smoothing: float = 0.1,
+    density_weight: float | None = None,
+    density_weights: str = "clients",
+    density_clip: float = 8.0,
+    density_divides: bool = True,
+    density_cap: float | str = "none",
+    density_gradient: str = "stopped",
 ) -> Algorithm:
     """Returns naive distillation: `mhd` with no auxiliary heads and no embedding term.
 

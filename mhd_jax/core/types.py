@@ -28,11 +28,13 @@ class Outputs:
     """A client's outputs on N samples: `logits` [N, H, C] and `embeddings` [N, D].
 
     Where clients of different embedding widths are stacked, D is the largest width, and narrower
-    embeddings are padded with zeros. `embeddings` is None where they are not sent.
+    embeddings are padded with zeros. `embeddings` is None where they are not sent. `density` [N, H]
+    are logarithms of density ratios (`mhd_jax.exchange.density`); None where heads have none.
     """
 
     logits: jax.Array
     embeddings: jax.Array | None
+    density: jax.Array | None = None
 
 
 class Model(Protocol):
@@ -277,6 +279,9 @@ class Algorithm:
       falsifiable: whether clients may be adversaries: their messages pass through
         `mhd_jax.exchange.adversaries`, or the algorithm sends no messages.
       pooled: whether one client holds all private data (the upper bound).
+      density: `(state, inputs [N, ...]) -> [K, N, H]`, logarithms of the density ratios by which
+        teachers are weighted (`mhd_jax.exchange.density`), in evaluation mode; None if there are
+        none.
       nesterov: whether the algorithm's paper uses Nesterov momentum, the default of
         `mhd_jax.training.optim.SGD` in its runs.
       needs_everyone: the reason why the algorithm is not sound if clients or links fail; empty if
@@ -302,6 +307,7 @@ class Algorithm:
     num_snapshots: int = 0
     falsifiable: bool = False
     pooled: bool = False
+    density: Callable[[State, PyTree], jax.Array] | None = None
     nesterov: bool = False
     needs_everyone: str = ""
     parts: Any = None

@@ -30,9 +30,6 @@ from mhd_jax.training.metrics import (
 from mhd_jax.training.metrics import (
     head_names as head_names,
 )
-from mhd_jax.training.metrics import (
-    prediction_entropy as prediction_entropy,
-)
 
 Metric = Callable[..., float]
 _FURTHER = ("client", "everyone", "graph")

@@ -1,7 +1,7 @@
 """Adversaries: clients that send false predictions while their own training continues.
 
-They falsify predictions, including those of their snapshots, but neither embeddings nor the
-parameters that ensembles average. Receivers ignore predictions outside the sender's label set,
+They falsify predictions and density ratios, including those of their snapshots, but neither
+embeddings nor the parameters that ensembles average. Receivers ignore predictions outside the sender's label set,
 false ones included. The kind of each adversary is data and not part of the program: each kind is
 one `where` over the client axis.
 
@@ -10,14 +10,21 @@ one `where` over the client axis.
 - "uniform": equal probabilities for all classes.
 - "label_flip": the class after the predicted class, with high confidence. Adversaries of this kind
   that predict the same class agree.
-- "replay": the logits of the previous step at which the adversary could be reached, which are
+- "replay": the outputs of the previous step at which the adversary could be reached, which are
   those of other samples.
+- "claim_all": the predictions of "label_flip", and the claim to know everything: the largest density
+  ratio for every sample, and any count.
+- "claim_some": the same for one half of the samples, those on which the adversary's own density ratio
+  is below its median, so that its claims are where it knows least; and none for the other half.
+
+Where heads have no density ratios, the last two are "label_flip". The other kinds send their true
+density ratios ("nan" and "inf" none that is finite).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,47 +34,62 @@ from jax import Array
 
 from mhd_jax.core.client_axis import everywhere
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Participants
+from mhd_jax.core.trees import where_rows
+from mhd_jax.core.types import Outputs, Participants
 
-KINDS = ("nan", "inf", "constant", "uniform", "label_flip", "replay")
-_HONEST = len(KINDS)
+KINDS = ("nan", "inf", "constant", "uniform", "label_flip", "replay", "claim_all", "claim_some")
+HONEST = (
+    6  # among the numbers of kinds, so that states saved before the last two keep their meaning
+)
+NUMBERS = {kind: place + (place >= HONEST) for place, kind in enumerate(KINDS)}
+_LIMIT = 1e3  # a claimed logarithm of a density ratio, above all that receivers take
 _CONFIDENT = 20.0  # next to logits 0, which each get a probability below 1e-8
 
 
 @struct.dataclass
 class Adversaries:
-    """The kind of adversary of each client, and the logits that adversaries may replay.
+    """The kind of adversary of each client, and the outputs that adversaries may replay.
 
     Attributes:
-      kinds: positions in `KINDS`, or their number for an honest client, int32 [K].
-      earlier: logits [K, P, H, C] of the previous step; None if no client replays them.
+      kinds: numbers of the kinds in `NUMBERS`, or `HONEST`, int32 [K].
+      earlier: outputs [K, P, …] of the previous step; None if no client replays them.
     """
 
     kinds: Array
-    earlier: Array | None
+    earlier: Outputs | None
 
-    def sent(self, logits: Array, senders: Array | None = None) -> Array:
-        """Returns the logits that clients send instead of their logits [K, ..., P, H, C].
+    def sent(self, outputs: Outputs, senders: Array | None = None) -> Outputs:
+        """Returns what clients send instead of their outputs [K, ..., P, …].
 
-        With `senders`, int32 [K, T], the logits [K, T, P, H, C] are those of these clients.
+        With `senders`, int32 [K, T], the outputs [K, T, P, …] are those of these clients.
         """
         kinds, earlier = self.kinds, self.earlier
         if senders is not None:  # which may be on other devices
             kinds, earlier = jax.tree.map(lambda a: a[senders], everywhere((kinds, earlier)))
-        return _falsified(kinds, logits, earlier)
+        replayed = outputs if earlier is None else earlier
+        logits = _falsified(kinds, outputs.logits, replayed.logits)
+        density = outputs.density
+        if density is not None:
+            density = _claimed(kinds, density, replayed.density)  # type: ignore[arg-type]
+        return dataclasses.replace(outputs, logits=logits, density=density)
 
-    def after(self, logits: Array, reachable: Array | None = None) -> Adversaries:
-        """Returns the adversaries after a step, which store its logits for a replay.
+    def counts(self, counts: Array) -> Array:
+        """Returns the counts of knowledge that clients send instead of theirs, [K, H]."""
+        return jnp.where(_are(["claim_all", "claim_some"], self.kinds, 2), jnp.inf, counts)
+
+    def after(self, outputs: Outputs, reachable: Array | None = None) -> Adversaries:
+        """Returns the adversaries after a step, which store its outputs for a replay.
 
         Args:
-          logits: the clients' true logits at this step, [K, P, H, C].
+          outputs: the clients' true outputs at this step, [K, P, …].
           reachable: which clients can be reached and send them, bool [K]; None is all clients.
         """
         if self.earlier is None:
             return self
+        sent = _replayable(outputs)
         if reachable is not None:
-            logits = jnp.where(reachable[:, None, None, None], logits, self.earlier)
-        return self.replace(earlier=logits)  # type: ignore[attr-defined]
+            sent = where_rows(reachable, sent, self.earlier)
+        return self.replace(earlier=sent)  # type: ignore[attr-defined]
 
 
 def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
@@ -93,12 +115,12 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
     return {int(client): given[client] for client in sorted(given)}
 
 
-def start(clients: Participants, logits: Any, num_snapshots: int = 0) -> Adversaries:
+def start(clients: Participants, outputs: Outputs, num_snapshots: int = 0) -> Adversaries:
     """Returns the adversaries before the first step.
 
     Args:
       clients: `mhd_jax.clients.Clients`, which say which clients are adversaries.
-      logits: shape and type of one client's logits, [P, H, C].
+      outputs: shapes and types of one client's outputs, [P, …].
       num_snapshots: how many earlier parameters teach in the place of each client's own.
 
     Raises:
@@ -111,16 +133,22 @@ def start(clients: Participants, logits: Any, num_snapshots: int = 0) -> Adversa
             "with pool_size or teacher_delay snapshots teach in its place; choose another kind of "
             "adversary, or leave these out."
         )
-    kinds = np.full(clients.num_clients, _HONEST, np.int32)
+    kinds = np.full(clients.num_clients, HONEST, np.int32)
     for client, kind in clients.adversaries.items():
-        kinds[client] = KINDS.index(kind)
+        kinds[client] = NUMBERS[kind]
     earlier = None
     if replaying:
-        earlier = jnp.zeros((clients.num_clients, *logits.shape), logits.dtype)
+        earlier = jax.tree.map(
+            lambda a: jnp.zeros((clients.num_clients, *a.shape), a.dtype), _replayable(outputs)
+        )
     return Adversaries(jnp.asarray(kinds), earlier)
 
 
-def _falsified(kinds: Array, logits: Array, earlier: Array | None) -> Array:
+def _replayable(outputs: Outputs) -> Outputs:
+    return dataclasses.replace(outputs, embeddings=None)
+
+
+def _falsified(kinds: Array, logits: Array, earlier: Array) -> Array:
     """Returns logits [K, ..., P, H, C] falsified by senders of these kinds, [K] or [K, T]."""
     num_classes = logits.shape[-1]
 
@@ -134,9 +162,30 @@ def _falsified(kinds: Array, logits: Array, earlier: Array | None) -> Array:
         "constant": confidently(jnp.zeros_like(predicted)),
         "uniform": jnp.zeros_like(logits),
         "label_flip": confidently((predicted + 1) % num_classes),
-        "replay": logits if earlier is None else earlier,
+        "replay": earlier,
     }
-    for number, kind in enumerate(KINDS):
-        is_kind = (kinds == number).reshape(kinds.shape + (1,) * (logits.ndim - kinds.ndim))
-        logits = jnp.where(is_kind, false[kind], logits)
+    for kind, instead in false.items():
+        of_kind = [kind, "claim_all", "claim_some"] if kind == "label_flip" else [kind]
+        logits = jnp.where(_are(of_kind, kinds, logits.ndim), instead, logits)
     return logits
+
+
+def _claimed(kinds: Array, density: Array, earlier: Array) -> Array:
+    """Returns densities [K, ..., P, H] falsified by senders of these kinds, [K] or [K, T]."""
+    knows_least = density < jnp.median(density, axis=-2, keepdims=True)
+    false = {
+        "nan": jnp.full_like(density, jnp.nan),
+        "inf": jnp.full_like(density, jnp.inf),
+        "replay": earlier,
+        "claim_all": jnp.full_like(density, _LIMIT),
+        "claim_some": jnp.where(knows_least, _LIMIT, -_LIMIT),
+    }
+    for kind, instead in false.items():
+        density = jnp.where(_are([kind], kinds, density.ndim), instead, density)
+    return density
+
+
+def _are(names: Sequence[str], kinds: Array, num_axes: int) -> Array:
+    """Returns which senders are adversaries of the named kinds, with axes added up to `num_axes`."""
+    found = jnp.isin(kinds, jnp.array([NUMBERS[name] for name in names]))
+    return found.reshape(kinds.shape + (1,) * (num_axes - kinds.ndim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax.core.client_axis import everywhere
@@ -24,12 +25,14 @@ class Channel:
       compression: how logits and embeddings are coded.
       num_heads: how many of a teacher's heads are sent, from the main head on.
       embeddings: whether embeddings are sent, too.
+      density: whether density ratios are sent, too, with one count for each head.
       shared_width: whether they are cut to the smallest width of all clients.
     """
 
     compression: Compression
     num_heads: int
     embeddings: bool
+    density: bool = False
     shared_width: bool = False
 
     def received(
@@ -55,14 +58,14 @@ class Channel:
             name: coding.arrived(values, everywhere if travels else _stay, known.get(name))
             for name, (coding, values) in self._parts(state, outputs).items()
         }
-        return Outputs(parts["logits"], parts.get("embeddings"))
+        return Outputs(parts["logits"], parts.get("embeddings"), parts.get("density"))
 
     def after(self, state: State, outputs: Outputs, presence: Presence | None) -> State:
         """The state once `outputs` [K, P, …] have been sent: adversaries may remember theirs."""
         if "adversaries" not in state.extra:
             return state
         reachable = None if presence is None else presence.reachable
-        adversaries = state.extra["adversaries"].after(outputs.logits, reachable)
+        adversaries = state.extra["adversaries"].after(outputs, reachable)
         return dataclasses.replace(state, extra={**state.extra, "adversaries": adversaries})
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Message:
@@ -73,6 +76,8 @@ class Channel:
             return {name: coding.encode(values) for name, (coding, values) in parts.items()}
 
         crossing = jax.eval_shape(encoded, output_shapes(group, batch))
+        if self.density:
+            crossing["counts"] = jax.ShapeDtypeStruct((self.num_heads,), jnp.float32)
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
         return crossing
@@ -81,16 +86,19 @@ class Channel:
         adversaries = state.extra.get("adversaries")
         if adversaries is None:
             return outputs
-        return dataclasses.replace(outputs, logits=adversaries.sent(outputs.logits, senders))
+        return adversaries.sent(outputs, senders)
 
     def _parts(self, state: State, outputs: Outputs) -> dict[str, tuple[Compression, Array]]:
-        """What is sent of outputs [..., P, H, C] and [..., P, D], and how each part is coded."""
+        """What is sent of outputs [..., P, H, C], [..., P, D] and [..., P, H], and each part's code."""
         parts = {"logits": (self.compression, outputs.logits[..., : self.num_heads, :])}
         if self.embeddings:
             embeddings: Array = outputs.embeddings  # type: ignore[assignment]
             if self.shared_width:
                 embeddings = embeddings[..., : projection.widths(state).min()]
             parts["embeddings"] = (self.compression.for_numbers, embeddings)
+        if self.density:
+            density: Array = outputs.density  # type: ignore[assignment]
+            parts["density"] = (self.compression.for_numbers, density[..., : self.num_heads])
         return parts
 
 

@@ -41,27 +41,31 @@ def checked(rule: TargetSelection) -> TargetSelection:
     def select(key: Array, candidates: Candidates) -> Array:
         embeddings = candidates.embeddings
         width = None if embeddings is None else embeddings.shape[-1]
+        has_density = candidates.density is not None
         with jax.ensure_compile_time_eval():  # evaluates the check while the step is traced
-            _try(rule, candidates.logits.shape, width)
+            _try(rule, candidates.logits.shape, width, has_density)
         return rule(key, candidates)
 
     return select
 
 
 @functools.lru_cache(maxsize=64)
-def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> None:
+def _try(
+    rule: TargetSelection, shape: tuple[int, ...], width: int | None, has_density: bool
+) -> None:
     """Raises `ConfigError` unless a selection makes valid targets from synthetic candidates.
 
     Args:
       rule: the selection.
       shape: the shape of the candidates' logits, [N, P, R, C].
       width: the width of the candidates' embeddings; None if they have none.
+      has_density: whether they have density ratios.
     """
     name = f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
     last = jnp.arange(shape[0]) == shape[0] - 1
     for number, valid in enumerate((last | True, last | True, last, last & False)):
         key = jax.random.fold_in(jax.random.key(0), number)
-        candidates = _made_candidates(key, shape, width, valid, spread=3.0**number)
+        candidates = _made_candidates(key, shape, width, has_density, valid, spread=3.0**number)
         try:
             jax.eval_shape(rule, key, candidates)  # as the step will call it
             # Without jit, because a compiler may simplify operations so that a NaN disappears.
@@ -78,11 +82,28 @@ def _try(rule: TargetSelection, shape: tuple[int, ...], width: int | None) -> No
 
 
 def _made_candidates(
-    key: Array, shape: tuple[int, ...], width: int | None, valid: Array, spread: float
+    key: Array,
+    shape: tuple[int, ...],
+    width: int | None,
+    has_density: bool,
+    valid: Array,
+    spread: float,
 ) -> Candidates:
-    logits = jnp.where(valid[:, None, None, None], spread * jax.random.normal(key, shape), 0)
-    embeddings = None if width is None else jax.random.normal(key, (*shape[:2], width))
-    return Candidates(logits, jax.nn.softmax(logits), embeddings, valid)
+    num_candidates, num_samples, num_ranks, _ = shape
+    exist = valid[:, None, None, None]
+    logits = jnp.where(exist, spread * jax.random.normal(key, shape), 0)
+    embeddings = density = counts = None
+    if width is not None:
+        embeddings = jax.random.normal(key, (num_candidates, num_samples, width))
+    if has_density:
+        density = jnp.where(exist[..., 0], logits[..., 0], 0)
+        counts = jnp.where(exist[:, 0, 0], jnp.ones((1, num_ranks)), 0)
+    return Candidates(
+        *(logits, jax.nn.softmax(logits), embeddings, valid, density, counts),
+        clients=jnp.arange(num_candidates, dtype=jnp.int32),
+        client=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def _require_probabilities(name: str, targets: Array, candidates: Candidates) -> None:

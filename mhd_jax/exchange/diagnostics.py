@@ -54,6 +54,21 @@ def confidence(own: Outputs) -> Array:
     return jax.nn.softmax(own.logits).max(axis=-1).mean(axis=0)
 
 
+def prediction_entropy(logits: Array, label_set: Array | None = None) -> Array:
+    """Returns the entropy of the mean prediction of logits [N, C], divided by its maximum log C.
+
+    A value near 0 means that a head predicts the same class for all samples: it has collapsed.
+    For a client with a label set L, bool [C], the maximum is `log |L|`; the value for a single
+    class is 1.
+    """
+    mean = jax.nn.softmax(logits).mean(axis=0)
+    entropy = jax.scipy.special.entr(mean).sum()
+    if label_set is None:
+        return entropy / jnp.log(logits.shape[-1])
+    known = label_set.sum()
+    return jnp.where(known > 1, entropy / jnp.log(jnp.maximum(known, 2)), 1)
+
+
 def by_client(slots: Array, teachers: Teachers, own_included: bool) -> Array:
     """Sums numbers [K, N, …] of each client's candidates by the clients they are from, [K, K, …].
 

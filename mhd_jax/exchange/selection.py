@@ -9,6 +9,59 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.types import Outputs
+
+
+@struct.dataclass
+class Who:
+    """One client and its teachers, in a step.
+
+    Attributes:
+      client: its id, int32 [].
+      step: the number of steps taken, int32 [].
+      teachers: the ids of its teachers, int32 [T].
+      unlabelled: whether it has no private labels, bool []; None where all have some.
+      counts: how much knowledge each head of each teacher has, [T, H]; None without density ratios.
+      own_counts: the same of its own heads, [H].
+    """
+
+    client: Array
+    step: Array
+    teachers: Array
+    unlabelled: Array | None
+    counts: Array | None
+    own_counts: Array | None
+
+
+@struct.dataclass
+class Rows:
+    """Outputs of n candidates of one kind, some of whom may not exist.
+
+    Attributes:
+      logits, embeddings, density, counts, clients: see `Candidates`.
+      exist: bool [n].
+    """
+
+    logits: Array
+    embeddings: Array | None
+    exist: Array
+    clients: Array
+    density: Array | None = None
+    counts: Array | None = None
+
+    def only_main(self, num_ranks: int) -> Rows:
+        """Returns the candidates with their main head in the place of each of their heads."""
+
+        def main(a: Array, axis: int) -> Array:
+            return jnp.repeat(jax.lax.slice_in_dim(a, 0, 1, axis=axis), num_ranks, axis=axis)
+
+        return self.replace(  # type: ignore[attr-defined]
+            logits=main(self.logits, 2),
+            density=None if self.density is None else main(self.density, 2),
+            counts=None if self.counts is None else main(self.counts, 1),
+        )
+
 
 @struct.dataclass
 class Candidates:
@@ -21,40 +74,70 @@ class Candidates:
       embeddings: [N, P, D], or None if they are not sent. Where widths differ, narrower ones are
         padded with zeros.
       valid: which of the N rows are candidates, bool [N]; the other rows are zeros.
+      density: d, logarithms of the candidates' density ratios as the client uses them, [N, P, R];
+        None if they are not sent (see `mhd_jax.exchange.density`).
+      counts: c, how much knowledge each candidate has, [N, R]; None without density ratios.
+      clients: the client that each candidate is, int32 [N].
+      client: the client that learns, int32 [].
+      step: the number of steps taken, int32 [].
     """
 
     logits: Array
     probabilities: Array
     embeddings: Array | None
     valid: Array
+    density: Array | None = None
+    counts: Array | None = None
+    clients: Array | None = None
+    client: Array | None = None
+    step: Array | None = None
+
+
+def rows(
+    outputs: Outputs, heads: slice, exist: Array, clients: Array, counts: Array | None
+) -> Rows:
+    """Returns the `heads` of n clients as candidates; outputs are [n, P, …], counts [n, H]."""
+    return Rows(
+        outputs.logits[:, :, heads],
+        outputs.embeddings,
+        exist,
+        clients,
+        None if outputs.density is None else outputs.density[:, :, heads],
+        None if counts is None else counts[:, heads],
+    )
+
+
+def joined(parts: Sequence[Rows], temperature: float, who: Who) -> Candidates:
+    """One client's candidates of several kinds; nothing of those that do not exist gets through.
+
+    Args:
+      parts: the candidates of each kind.
+      temperature: T of their probabilities.
+      who: which client learns.
+    """
+    whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+    def of_candidates(a: Array) -> Array:
+        return jnp.where(whole.exist.reshape((-1,) + (1,) * (a.ndim - 1)), a, 0)
+
+    logits, embeddings, density, counts = jax.tree.map(
+        of_candidates, (whole.logits, whole.embeddings, whole.density, whole.counts)
+    )
+    return Candidates(
+        logits=logits,
+        probabilities=jax.nn.softmax(logits / temperature),
+        embeddings=embeddings,
+        valid=whole.exist,
+        density=density,
+        counts=counts,
+        clients=whole.clients,
+        client=who.client,
+        step=who.step,
+    )
 
 
 # A target selection is a pure function (key, candidates of one client) -> targets [P, R, C],
 # which are probabilities.
-def joined(parts: Sequence[tuple[Array, Array | None, Array]], temperature: float) -> Candidates:
-    """One client's candidates of several kinds; nothing of those that do not exist gets through.
-
-    Args:
-      parts: for each kind logits [n, P, R, C], embeddings [n, P, D] (None: of no kind), and which of
-        them exist, bool [n].
-      temperature: T of their probabilities.
-    """
-    logits, embeddings, exist = zip(*parts, strict=True)
-    valid = jnp.concatenate(exist)
-
-    def join(arrays: Sequence[Array]) -> Array:
-        whole = jnp.concatenate(arrays)
-        return jnp.where(valid.reshape((-1,) + (1,) * (whole.ndim - 1)), whole, 0)
-
-    all_logits = join(logits)
-    return Candidates(
-        logits=all_logits,
-        probabilities=jax.nn.softmax(all_logits / temperature),
-        embeddings=None if embeddings[0] is None else join(embeddings),
-        valid=valid,
-    )
-
-
 TargetSelection = Callable[[Array, Candidates], Array]
 
 
@@ -133,6 +216,19 @@ def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> 
     return _normalised(jnp.where(kept, candidates.probabilities, 0).sum(axis=0))
 
 
+def density_ratio(key: Array, candidates: Candidates) -> Array:
+    """Returns the mean weighted by knowledge, c exp d: the posterior of the candidates' mixture."""
+    del key
+    return _weighted_mean(candidates, knowledge(candidates))
+
+
+def densest(key: Array, candidates: Candidates) -> Array:
+    """Selects the candidate with the most knowledge, c exp d, for each sample and head."""
+    del key
+    known = knowledge(candidates)
+    return _pick(candidates, known) * (known.sum(axis=0) > 0)[..., None]
+
+
 def robust(key: Array, candidates: Candidates) -> Array:
     """Applies `relative_confidence` to main heads and `median` to auxiliary heads.
 
@@ -140,14 +236,41 @@ def robust(key: Array, candidates: Candidates) -> Array:
     majority, which is wrong. Auxiliary heads all know all classes to some degree, and their
     majority is right.
     """
-    main, auxiliary = (
-        candidates.replace(  # type: ignore[attr-defined]
+    return _by_rank(relative_confidence, median, key, candidates)
+
+
+def density_robust(key: Array, candidates: Candidates) -> Array:
+    """Applies `density_ratio` to main heads and `median` to auxiliary heads, as `robust` does."""
+    return _by_rank(density_ratio, median, key, candidates)
+
+
+def knowledge(candidates: Candidates) -> Array:
+    """Returns c exp d of all candidates, [N, P, R]; 0 for rows that are not candidates.
+
+    Raises:
+      ConfigError: the candidates have no density ratios.
+    """
+    if candidates.density is None or candidates.counts is None:
+        raise ConfigError(
+            "these candidates have no density ratios; set density_weight, to 1.0 say."
+        )
+    return candidates.counts[:, None] * jnp.exp(candidates.density)
+
+
+def _by_rank(
+    main: TargetSelection, auxiliary: TargetSelection, key: Array, candidates: Candidates
+) -> Array:
+    """Applies one selection to main heads and another to auxiliary heads."""
+
+    def of(heads: slice) -> Candidates:
+        return candidates.replace(  # type: ignore[attr-defined]
             logits=candidates.logits[:, :, heads],
             probabilities=candidates.probabilities[:, :, heads],
+            density=None if candidates.density is None else candidates.density[:, :, heads],
+            counts=None if candidates.counts is None else candidates.counts[:, heads],
         )
-        for heads in (slice(0, 1), slice(1, None))
-    )
-    return jnp.concatenate([relative_confidence(key, main), median(key, auxiliary)], axis=1)
+
+    return jnp.concatenate([main(key, of(slice(0, 1))), auxiliary(key, of(slice(1, None)))], axis=1)
 
 
 def _weighted_mean(candidates: Candidates, weights: Array) -> Array:
@@ -195,4 +318,9 @@ TARGET_SELECTIONS: dict[str, TargetSelection] = {
     "confidence_cap": confidence_cap,
     "relative_confidence": relative_confidence,
     "robust": robust,
+    "density_ratio": density_ratio,
+    "densest": densest,
+    "density_robust": density_robust,
 }
+# The selections that cannot do without density ratios.
+NEED_DENSITY = (density_ratio, densest, density_robust)

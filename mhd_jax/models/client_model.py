@@ -37,6 +37,9 @@ class ClientModel:
         head; None learns from labels.
       initialization: the initialisation of convolutions, dense layers and heads, a name in
         `INITIALIZATIONS`; None uses the backbone's own, and LeCun's for the heads.
+      density: whether every head has one more output, the logarithm of a density ratio
+        (`mhd_jax.exchange.density`): None is none; "stopped" and "flowing" say what becomes of its
+        gradient at the embedding.
     """
 
     backbone: nn.Module
@@ -45,6 +48,7 @@ class ClientModel:
     compute_dtype: str | None = None
     pretext: Pretext | None = None
     initialization: str | None = None
+    density: str | None = None
 
     def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, PyTree]:
         """Draws the parameters of one client and makes its other variables.
@@ -55,8 +59,9 @@ class ClientModel:
 
         Returns:
           `(params, stats)`; `params["heads"]` holds `kernel` [H, D, C] and `bias` [H, C], and
-          `params["pretext"]` the head of a pretext task; `stats` are the backbone's other
-          collections by name, such as normalisation statistics.
+          `params["pretext"]` the head of a pretext task; `params["density"]` holds `kernel` [H, D]
+          and `bias` [H], zeros; `stats` are the backbone's other collections by name, such as
+          normalisation statistics.
 
         Raises:
           ConfigError: the backbone does not return floating-point numbers [N, D].
@@ -86,6 +91,11 @@ class ClientModel:
             "kernel": kernel.transpose(1, 0, 2),
             "bias": heads["bias"].reshape(self.num_heads, self.num_classes),
         }
+        if self.density is not None:
+            params["density"] = {
+                "kernel": jnp.zeros((self.num_heads, width), embeddings.dtype),
+                "bias": jnp.zeros(self.num_heads, embeddings.dtype),
+            }
         return params, {
             name: tree
             for name, tree in variables.items()
@@ -121,7 +131,11 @@ class ClientModel:
         heads = params["heads"]
         embeddings = embeddings.astype(heads["kernel"].dtype)
         logits = jnp.einsum("nd,hdc->nhc", embeddings, heads["kernel"]) + heads["bias"]
-        return Outputs(masked(logits, label_set), embeddings), stats
+        density = None
+        if self.density is not None:
+            seen = embeddings if self.density == "flowing" else jax.lax.stop_gradient(embeddings)
+            density = seen @ params["density"]["kernel"].T + params["density"]["bias"]
+        return Outputs(masked(logits, label_set), embeddings, density), stats
 
     def is_random(self, params: PyTree, inputs: PyTree) -> bool:
         """Returns whether a pass in training mode draws random numbers, as dropout does.

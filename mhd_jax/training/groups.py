@@ -22,7 +22,7 @@ from mhd_jax.core.trees import all_finite, take_rows, where_rows
 from mhd_jax.core.types import Batch, GroupState, Outputs, Participants, PyTree, State, Terms
 from mhd_jax.topology.mixing import average
 from mhd_jax.training import initial
-from mhd_jax.training.losses import pretext_cross_entropy, private_cross_entropy
+from mhd_jax.training.losses import pretext_cross_entropy, private_loss
 
 
 def take_members(tree: PyTree, members: tuple[int, ...], num_clients: int) -> PyTree:
@@ -49,6 +49,7 @@ def init_state(
     num_heads: int,
     same_start: bool | np.ndarray = False,
     starts_optimizers: bool = True,
+    density: str | None = None,
 ) -> State:
     """Returns the state before the first step.
 
@@ -63,6 +64,7 @@ def init_state(
         each client the client from whose key it draws, int [K].
       starts_optimizers: whether to initialize the optimizers; an algorithm that adds parameters
         calls `start_optimizers` afterwards instead.
+      density: what heads have beside logits, see `mhd_jax.models.ClientModel`.
     """
     client_ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
     if isinstance(same_start, bool):
@@ -74,6 +76,7 @@ def init_state(
     groups = []
     for group in clients.groups:
         model = group.client_model(num_heads, clients.num_classes)
+        model = dataclasses.replace(model, density=density)
         members = np.asarray(group.members)
         params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
         if group.start is not None:
@@ -235,11 +238,12 @@ def local_gradients(
 
 
 def private_gradients(
-    state: State, batch: Batch, label_smoothing: float
+    state: State, batch: Batch, label_smoothing: float, density_weight: float | None = None
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
     """Returns every client's gradient of CE(z^0(x), y) on its private batch.
 
-    A client with a pretext task uses the loss of that task instead.
+    A client with a pretext task uses the loss of that task instead. For the weight see
+    `mhd_jax.training.losses.private_loss`.
 
     Returns:
       The gradients and the statistics after the pass, of each group, and the losses [K].
@@ -248,8 +252,10 @@ def private_gradients(
     def loss(
         outputs: Outputs, labels: Array, mask: Array, label_set: Array | None
     ) -> tuple[Array, Terms]:
-        value = private_cross_entropy(
-            outputs.logits[:, 0], labels, mask, label_smoothing, label_set
+        value = private_loss(
+            *(outputs, labels, mask, label_set),
+            label_smoothing=label_smoothing,
+            density_weight=density_weight,
         )
         return value, {"private_loss": value}
 
@@ -358,7 +364,7 @@ def embedding_width(group: GroupState) -> int:
 
 
 def output_shapes(group: GroupState, batch: Batch) -> Outputs:
-    """Returns the shapes of a client's public outputs: logits [P, H, C], embeddings [P, D]."""
+    """Returns the shapes of a client's public outputs: logits [P, H, C], embeddings [P, D], density [P, H]."""
     kernel = group.params["heads"]["kernel"]
     _, num_heads, width, num_classes = kernel.shape
     num_samples = batch.public_indices.shape[-1]
@@ -366,7 +372,8 @@ def output_shapes(group: GroupState, batch: Batch) -> Outputs:
     def shape(*sizes: int) -> Any:
         return jax.ShapeDtypeStruct((num_samples, *sizes), kernel.dtype)
 
-    return Outputs(shape(num_heads, num_classes), shape(width))
+    density = shape(num_heads) if "density" in group.params else None
+    return Outputs(shape(num_heads, num_classes), shape(width), density)
 
 
 def apply_gradients(
@@ -416,6 +423,12 @@ def predict(state: State, inputs: PyTree) -> Array:
     """Returns logits [K, N, H, C] of all clients on inputs [N, ...], in evaluation mode."""
     outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)
     return outputs.logits
+
+
+def predict_density(state: State, inputs: PyTree) -> Array:
+    """Returns density ratios' logarithms [K, N, H] on inputs [N, ...], in evaluation mode."""
+    outputs, _ = forward(state, all_params(state), all_stats(state), inputs, shared_inputs=True)
+    return outputs.density  # type: ignore[return-value]
 
 
 def averaged(state: State, weights: Array, among: Array | None = None) -> State:

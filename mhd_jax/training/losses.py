@@ -7,7 +7,35 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mhd_jax.core.types import Outputs
+
 EMBEDDING_EPSILON = 1e-6
+
+
+def private_loss(
+    outputs: Outputs,
+    labels: Array,
+    mask: Array,
+    label_set: Array | None = None,
+    *,
+    label_smoothing: float,
+    density_weight: float | None = None,
+) -> Array:
+    """Returns one client's loss on its private batch: `private_cross_entropy` of its main head.
+
+    With a `density_weight` its density ratio d^0 (`mhd_jax.exchange.density`) is trained, too: the
+    loss has the private half of a logistic regression, mean softplus(−d^0(x)), with this weight.
+
+    Args:
+      outputs: logits [B, H, C], and densities [B, H] if there is a weight.
+      labels, mask, label_set, label_smoothing: see `private_cross_entropy`.
+      density_weight: see above.
+    """
+    loss = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing, label_set)
+    if density_weight is not None:
+        own: Array = outputs.density[:, 0]  # type: ignore[index]
+        loss += density_weight * masked_mean(jax.nn.softplus(-own), mask)
+    return loss
 
 
 def private_cross_entropy(

@@ -26,21 +26,6 @@ def head_names(num_heads: int) -> list[str]:
     return ["main", *(f"aux_{rank}" for rank in range(1, num_heads))]
 
 
-def prediction_entropy(logits: Array, label_set: Array | None = None) -> Array:
-    """Returns the entropy of the mean prediction of logits [N, C], divided by its maximum log C.
-
-    A value near 0 means that a head predicts the same class for all samples: it has collapsed.
-    For a client with a label set L, bool [C], the maximum is `log |L|`; the value for a single
-    class is 1.
-    """
-    mean = jax.nn.softmax(logits).mean(axis=0)
-    entropy = jax.scipy.special.entr(mean).sum()
-    if label_set is None:
-        return entropy / jnp.log(logits.shape[-1])
-    known = label_set.sum()
-    return jnp.where(known > 1, entropy / jnp.log(jnp.maximum(known, 2)), 1)
-
-
 def correct_by_class(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:
     """Returns the number of correct predictions by client, head and class.
 

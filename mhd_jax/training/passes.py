@@ -20,7 +20,7 @@ from mhd_jax.core.random import Purpose
 from mhd_jax.core.trees import of_one_client
 from mhd_jax.core.types import Batch, Outputs, PyTree, State
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
-from mhd_jax.training.losses import private_cross_entropy
+from mhd_jax.training.losses import private_loss
 
 Gradients = tuple[PyTree, ...]
 PullBack = Callable[[Outputs], tuple[Gradients, tuple[PyTree, ...], Array]]
@@ -33,6 +33,7 @@ def private_and_public(
     *,
     public_updates_stats: bool = False,
     evaluates: bool = False,
+    density_weight: float | None = None,
 ) -> tuple[Outputs, PullBack]:
     """Returns the clients' outputs on the public batch, and a function that computes gradients.
 
@@ -42,6 +43,8 @@ def private_and_public(
       label_smoothing: label smoothing of the private cross-entropy.
       public_updates_stats: whether public samples update normalisation statistics too.
       evaluates: whether the public pass, gradients included, is made in evaluation mode.
+      density_weight: of the private half of the density ratios' loss, see
+        `mhd_jax.training.losses.private_loss`; None trains none.
 
     Returns:
       `Outputs` with logits [K, P, H, C] and embeddings [K, P, D] (narrower ones are padded with
@@ -50,8 +53,9 @@ def private_and_public(
       statistics after the step, and the private losses [K].
     """
     if _are_one(state, batch):
-        return _jointly(state, batch, label_smoothing)
-    return _apart(state, batch, label_smoothing, public_updates_stats, evaluates)
+        return _jointly(state, batch, label_smoothing, density_weight)
+    private = private_gradients(state, batch, label_smoothing, density_weight)
+    return _apart(state, batch, private, public_updates_stats, evaluates)
 
 
 def evaluated(state: State, batch: Batch, public_outputs: Outputs) -> Outputs:
@@ -81,7 +85,9 @@ def _has_modes(state: State, batch: Batch) -> bool:
     )
 
 
-def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Outputs, PullBack]:
+def _jointly(
+    state: State, batch: Batch, label_smoothing: float, density_weight: float | None
+) -> tuple[Outputs, PullBack]:
     num_private = batch.labels.shape[1]
 
     def join(private: Array, public: Array) -> Array:  # [K, B, ...] and [(K,) P, ...]
@@ -95,7 +101,9 @@ def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Output
         all_params(state),
     )
     public_outputs = jax.tree.map(lambda a: a[:, num_private:], outputs)
-    loss = functools.partial(_private_loss, label_smoothing=label_smoothing)
+    loss = functools.partial(
+        private_loss, label_smoothing=label_smoothing, density_weight=density_weight
+    )
 
     def back(at_public: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
         own = jax.tree.map(lambda a: a[:, :num_private], outputs)
@@ -112,11 +120,11 @@ def _jointly(state: State, batch: Batch, label_smoothing: float) -> tuple[Output
 def _apart(
     state: State,
     batch: Batch,
-    label_smoothing: float,
+    of_private_batch: tuple[Gradients, tuple[PyTree, ...], Array],
     public_updates_stats: bool,
     evaluates: bool,
 ) -> tuple[Outputs, PullBack]:
-    private, stats, losses = private_gradients(state, batch, label_smoothing)
+    private, stats, losses = of_private_batch
 
     def on_public_samples(params: Gradients) -> tuple[Outputs, tuple[PyTree, ...]]:
         return forward(
@@ -138,9 +146,3 @@ def _apart(
         return gradients, public_stats if public_updates_stats else stats, losses
 
     return public_outputs, back
-
-
-def _private_loss(
-    own: Outputs, labels: Array, mask: Array, label_set: Array | None, label_smoothing: float
-) -> Array:
-    return private_cross_entropy(own.logits[:, 0], labels, mask, label_smoothing, label_set)

@@ -72,19 +72,72 @@ def spread_out(probabilities, known):
     return whole
 
 
+def densities_of(params, embedding):
+    """d [N, H] of one client."""
+    return embedding @ params["density"]["kernel"].T + params["density"]["bias"]
+
+
+def as_it_is_read(density, settings, most=np.inf):
+    """d [P, H] of one sender: clipped, divided by its mean over the samples, capped."""
+    ratio = np.exp(np.clip(density, -settings["density_clip"], settings["density_clip"]))
+    if settings["density_divides"]:
+        ratio /= np.maximum(ratio.mean(axis=0), 1)
+    return np.log(np.minimum(ratio, most))
+
+
+def known_by(i, params, xs, neighbours, settings):
+    """c exp d and c of client j's head, as client i takes them: functions of (j, rank)."""
+
+    def ratios(j, rank):
+        density = densities_of(params[j], outputs_of(params[j], xs)[0])
+        if j != i:
+            heads = max(settings["num_aux_heads"], 1)
+            coded = [as_it_arrives(d, settings["compression"]) for d in density[:, :heads]]
+            density = np.stack(coded)
+        return np.exp(as_it_is_read(density, settings, settings["most"][j]))[:, rank]
+
+    def counts(j, rank):
+        drawn = settings["num_targets"] != "all" and j != i
+        times = GRAPH[i].sum() / len(neighbours) if drawn else 1
+        return times * settings["counts"][j, rank]
+
+    return ratios, counts
+
+
+def candidates_of(i, neighbours, head, rank, settings):
+    """The candidates (j, rank) from which a head of client i learns."""
+    found = [(j, rank) for j in neighbours]
+    if settings["include_self"] and head:
+        found.append((i, 0 if settings["own_candidate"] == "main" else rank))
+    if settings["same_level"] and head:
+        found += [(j, head) for j in neighbours]
+    return found
+
+
+def reference_mixtures(i, params, xs, neighbours, settings):
+    """log(Σ c exp d / Σ c) [P] over the candidates of each head of client i that learns from some."""
+    ratios, counts = known_by(i, params, xs, neighbours, settings)
+    found = {}
+    for head in range(settings["num_aux_heads"] + 1):
+        candidates = candidates_of(i, neighbours, head, max(head - 1, 0), settings)
+        total = sum(counts(*one) for one in candidates)
+        if total > 0:
+            found[head] = np.log(sum(counts(*one) * ratios(*one) for one in candidates) / total)
+    return found
+
+
 def reference_targets(i, params, xs, neighbours, settings):
     """Targets [P, C] of each of client i's heads that learns: a loop over samples and candidates."""
     m, t, sets = (settings[name] for name in ("num_aux_heads", "temperature", "sets"))
     ranks = {head: head - 1 for head in range(1, m + 1)}  # whose teachers are the heads before
     if not m or i in settings["unlabelled"]:
         ranks[0] = 0
+    by_density = settings["target_selection"] in ("density_ratio", "densest")
+    if by_density:
+        ratios, counts = known_by(i, params, xs, neighbours, settings)
     targets = {}
-    for (head, rank), x in itertools.product(ranks.items(), xs):
-        candidates = [(j, rank) for j in neighbours]
-        if settings["include_self"] and head:
-            candidates.append((i, rank))
-        if settings["same_level"] and head:
-            candidates += [(j, head) for j in neighbours]
+    for (head, rank), (p, x) in itertools.product(ranks.items(), enumerate(xs)):
+        candidates = candidates_of(i, neighbours, head, rank, settings)
         if not candidates:
             continue
         logits = [
@@ -100,6 +153,11 @@ def reference_targets(i, params, xs, neighbours, settings):
         ]
         if settings["target_selection"] == "mean":
             target = np.mean(said, axis=0)
+        elif by_density:
+            weights = np.array([counts(*one) * ratios(*one)[p] for one in candidates])
+            if settings["target_selection"] == "densest":
+                weights = (weights == weights.max()) * weights
+            target = weights @ np.array(said) / max(weights.sum(), 1e-300)
         else:
             target = said[int(np.argmax([softmax(z).max() for z in logits]))]
         targets.setdefault(head, []).append(target)
@@ -108,6 +166,22 @@ def reference_targets(i, params, xs, neighbours, settings):
 
 def unit(e):
     return e / np.sqrt((e**2).sum(-1, keepdims=True) + 1e-6)
+
+
+def density_loss(own, frozen, batch, i, xs, mixtures, settings):
+    """The loss of client i's density ratios, whose embeddings are those of `frozen` parameters."""
+    softplus = lambda a: np.logaddexp(0, a)
+    of_samples = lambda x: densities_of(own, outputs_of(frozen, x)[0])
+    public, mask = of_samples(xs), batch.mask[i]
+    if settings["num_targets"] == "all":
+        towards = lambda d, mixture: 0.1 * ((d - mixture) ** 2).mean()
+    else:
+        towards = lambda d, mixture: (np.exp(mixture) * softplus(-d) + softplus(d)).mean()
+    loss = sum(towards(public[:, head], mixture) for head, mixture in mixtures.items() if head)
+    if i in settings["unlabelled"]:
+        return loss + (towards(public[:, 0], mixtures[0]) if 0 in mixtures else 0)
+    private = of_samples(batch.inputs[i])[:, 0]
+    return loss + softplus(public[:, 0]).mean() + (softplus(-private) * mask).sum() / mask.sum()
 
 
 def reference_loss(own, batch, i, xs, targets, teacher_embeddings, settings, factors):
@@ -149,6 +223,13 @@ def numeric_gradient(function, tree, step=1e-6):
 
 
 DEFAULTS = {
+    "own_candidate": "same_rank",
+    "density_weight": None,
+    "density_weights": "clients",
+    "density_clip": 8.0,
+    "density_divides": True,
+    "density_cap": "none",
+    "density_gradient": "stopped",
     "num_aux_heads": 2,
     "num_targets": "all",
     "nu_aux": 0.7,
@@ -169,6 +250,7 @@ SETS = {
     "temperature": 2.0,
     "nu_emb": 0.0,
 }
+DENSITY = {"target_selection": "density_ratio", "density_weight": 0.6}
 # Every case compiles a program of its own, so most bring two options that do not meet elsewhere.
 CASES = {
     "defaults": {},
@@ -197,6 +279,22 @@ CASES = {
     },
     "label sets, independent public batches": {**SETS, **INDEPENDENT, "num_targets": 2},
     "label sets, unlabelled": {**SETS, "num_aux_heads": 1, "unlabelled": [1]},
+    "own main head a candidate": {"own_candidate": "main"},
+    "density ratio": {**DENSITY, "num_aux_heads": 3},
+    "density ratio, label sets, unlabelled": {**SETS, **DENSITY, "unlabelled": [1]},
+    "density ratio, own main head, flowing, eight bits": {
+        **DENSITY,
+        **{"own_candidate": "main", "density_gradient": "flowing", "compression": "int8"},
+    },
+    "density ratio, two teachers, independent public batches, capped": {
+        **{**DENSITY, **INDEPENDENT, "num_targets": 2, "density_cap": 1.3},
+        **{"density_divides": False, "density_clip": 0.7},
+    },
+    "densest, of snapshots, by samples": {
+        **{"target_selection": "densest", "density_weights": "samples", "teacher_delay": 1},
+        "density_cap": "shares",
+    },
+    "naive, weighted by density": {**DENSITY, "num_aux_heads": 0, "nu_emb": 0.0, "unlabelled": [2]},
 }
 
 
@@ -227,11 +325,47 @@ def assert_step_is_of_the_equations(state, batch, new_state, metrics, settings, 
             settings=settings,
             factors=(1.0, 1.0) if factors is None else [of_all[i] for of_all in factors],
         )
+        if "density" in own:
+            loss = with_density(loss, own, params, batch, i, xs, neighbours, settings)
         np.testing.assert_allclose(metrics["loss"][i], loss(), rtol=1e-9)
         moved = jax.tree.map(np.subtract, own, of_client(new_state, i))
         assert not moved["heads"]["kernel"][..., ~settings["sets"][i]].any()
         assert_trees_close(moved, numeric_gradient(loss, own), atol=2e-8)
     assert int(metrics["messages"]["predictions"].sum()) == int(valid.sum())
+
+
+def with_density(loss, own, params, batch, i, xs, neighbours, settings):
+    """The loss and that of the density ratios, whose gradient may stop at the embedding."""
+    mixtures = reference_mixtures(i, params, xs, neighbours, settings)
+    stops = settings["density_gradient"] == "stopped"
+    frozen = jax.tree.map(np.copy, own) if stops else own
+    weight = 1.0 if settings["density_weight"] is None else settings["density_weight"]
+    of_density = functools.partial(density_loss, own, frozen, batch, i, xs, mixtures, settings)
+    return lambda: loss() + weight * of_density()
+
+
+def with_knowledge(state, clients, settings):
+    """A state with density ratios and counts that differ, and settings that tell them."""
+    rng = np.random.default_rng(2)
+    (group,) = state.groups
+    density = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), group.params["density"])
+    group = dataclasses.replace(group, params={**group.params, "density": density})
+    if settings["teacher_delay"]:  # whose snapshots are the clients as they are
+        kept = jax.tree.map(lambda a: a[:, None], group.params)
+        group = dataclasses.replace(group, snapshots=(kept, group.snapshots[1]))
+    counts = np.array(state.extra["counts"])
+    samples = clients.labelled_counts().sum(axis=1)
+    np.testing.assert_array_equal(
+        counts[:, 0], samples if settings["density_weights"] == "samples" else samples > 0
+    )
+    counts[:, 1:] = rng.integers(1, 9, counts[:, 1:].shape)
+    cap = settings["density_cap"]
+    most = {"none": np.full(K, np.inf), "shares": samples.sum() / np.maximum(samples, 1)}
+    settings |= {"counts": counts, "most": most[cap] if cap in most else np.full(K, cap)}
+    state = state.replace(
+        groups=(group,), extra={**state.extra, "counts": jnp.asarray(counts, jnp.float64)}
+    )
+    return state, settings
 
 
 def started(case, model=None):
@@ -253,6 +387,8 @@ def started(case, model=None):
     state = algorithm.init(jax.random.key(3), clients, batch)
     if "sets" in case:  # heads that are sure of something tell candidates apart
         state = jax.tree.map(lambda a: 3 * a if a.dtype == jnp.float64 else a, state)
+    if "counts" in state.extra:
+        state, settings = with_knowledge(state, clients, settings)
     return algorithm, state, batch, settings
 
 

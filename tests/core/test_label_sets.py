@@ -14,8 +14,8 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.core.label_sets import IMPOSSIBLE
 from mhd_jax.core.types import Presence
-from mhd_jax.exchange import compression
-from mhd_jax.training import groups, losses, metrics
+from mhd_jax.exchange import compression, diagnostics
+from mhd_jax.training import groups, losses
 from tests.builders import (
     NUM_CLASSES,
     assert_trees_equal,
@@ -100,9 +100,9 @@ def test_compression_spends_nothing_on_other_classes(name):
 
 def test_the_entropy_of_few_classes_is_over_their_own_maximum():
     logits = jnp.where(jnp.array([True, False, True]), jnp.zeros((4, 3)), IMPOSSIBLE)
-    assert metrics.prediction_entropy(logits, logits[0] == 0) == pytest.approx(1)
+    assert diagnostics.prediction_entropy(logits, logits[0] == 0) == pytest.approx(1)
     single = jnp.array([False, True, False])
-    assert metrics.prediction_entropy(jnp.where(single, logits, IMPOSSIBLE), single) == 1
+    assert diagnostics.prediction_entropy(jnp.where(single, logits, IMPOSSIBLE), single) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import scipy.stats
 
 import mhd_jax as mhd
 from mhd_jax import exchange
-from mhd_jax.core.types import Presence
+from mhd_jax.core.types import Outputs, Presence
 from mhd_jax.engine.prepare import prepare
-from mhd_jax.exchange.adversaries import KINDS, Adversaries
+from mhd_jax.exchange.adversaries import HONEST, KINDS, NUMBERS, Adversaries
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.training.groups import all_params
 from tests.builders import (
@@ -31,7 +31,6 @@ from tests.builders import (
 K = 4
 COMPLETE = 1 - jnp.eye(K)
 ONLY_1_TEACHES_0 = jnp.zeros((K, K)).at[0, 1].set(1)
-HONEST = len(KINDS)
 SIZES = {"eval_every": 3, "batch_size": 4, "public_batch_size": 5}
 
 
@@ -52,22 +51,41 @@ def batches_of(shared):
 
 def test_what_each_kind_sends():
     rng = np.random.default_rng(0)
-    logits, earlier = rng.normal(size=(2, len(KINDS) + 1, 5, 2, NUM_CLASSES)).astype(np.float32)
-    liars = Adversaries(jnp.arange(len(KINDS) + 1), jnp.asarray(earlier))
-    sent = dict(zip((*KINDS, "honest"), np.asarray(liars.sent(jnp.asarray(logits))), strict=True))
+    kinds = {**NUMBERS, "honest": HONEST}
+    logits, earlier = rng.normal(size=(2, len(kinds), 5, 2, NUM_CLASSES)).astype(np.float32)
+    density, denser = rng.normal(size=(2, len(kinds), 5, 2)).astype(np.float32)
+    outputs = jax.tree.map(jnp.asarray, Outputs(logits, None, density))
+    replayed = jax.tree.map(jnp.asarray, Outputs(earlier, None, denser))
+    liars = Adversaries(jnp.array(list(kinds.values())), replayed)
+    found = liars.sent(outputs)
+    sent = dict(zip(kinds, np.asarray(found.logits), strict=True))
     assert np.isnan(sent["nan"]).all() and np.isinf(sent["inf"]).all()
     np.testing.assert_array_equal(sent["constant"].argmax(-1), 0)
     flipped = (logits[KINDS.index("label_flip")].argmax(-1) + 1) % NUM_CLASSES
     np.testing.assert_array_equal(sent["label_flip"].argmax(-1), flipped)
-    for kind in ("constant", "label_flip"):
+    for kind in ("claim_all", "claim_some"):
+        flipped = (logits[KINDS.index(kind)].argmax(-1) + 1) % NUM_CLASSES
+        np.testing.assert_array_equal(sent[kind].argmax(-1), flipped)
+    for kind in ("constant", "label_flip", "claim_all", "claim_some"):
         assert softmax(sent[kind]).max(-1).min() > 1 - 1e-7
     np.testing.assert_allclose(softmax(sent["uniform"]), 1 / NUM_CLASSES)
     np.testing.assert_array_equal(sent["replay"], earlier[KINDS.index("replay")])
-    np.testing.assert_array_equal(sent["honest"], logits[HONEST])
-    senders = jnp.array([[3, 0], [4, 5], [6, 1]])  # [students, slots]
-    np.testing.assert_array_equal(
-        liars.sent(jnp.asarray(logits)[senders], senders),
-        liars.sent(jnp.asarray(logits))[senders],
+    np.testing.assert_array_equal(sent["honest"], logits[-1])
+    claimed = dict(zip(kinds, np.asarray(found.density), strict=True))
+    for kind in ("honest", "constant", "uniform", "label_flip"):
+        np.testing.assert_array_equal(claimed[kind], density[list(kinds).index(kind)])
+    np.testing.assert_array_equal(claimed["replay"], denser[KINDS.index("replay")])
+    assert not np.isfinite(claimed["nan"]).any() and not np.isfinite(claimed["inf"]).any()
+    assert claimed["claim_all"].min() > 100
+    known_least = np.argsort(density[KINDS.index("claim_some")], axis=0)[:2]  # of 5 samples
+    claims = np.zeros((5, 2), bool)
+    np.put_along_axis(claims, known_least, True, axis=0)
+    np.testing.assert_array_equal(claimed["claim_some"] > 100, claims)
+    np.testing.assert_array_equal(claimed["claim_some"] < -100, ~claims)
+    senders = jnp.array([[3, 0], [4, 5], [6, 1], [7, 8]])  # [students, slots]
+    of_senders = jax.tree.map(lambda a: a[senders], outputs)
+    assert_trees_equal(
+        liars.sent(of_senders, senders), jax.tree.map(lambda a: a[senders], liars.sent(outputs))
     )
 
 
@@ -303,9 +321,10 @@ def test_fedmd_counts_and_hears_who_can_be_reached(away, sets):
 
 def test_who_is_away_says_nothing_that_could_be_replayed():
     """And faults do not hide what was not finite."""
-    liars = Adversaries(jnp.array([HONEST, KINDS.index("replay")]), jnp.zeros((2, 1, 1, 2)))
-    said = jnp.ones((2, 1, 1, 2))
-    away = liars.after(said, jnp.array([True, False])).sent(said)
+    kinds = jnp.array([HONEST, NUMBERS["replay"]])
+    liars = Adversaries(kinds, Outputs(jnp.zeros((2, 1, 1, 2)), None))
+    said = Outputs(jnp.ones((2, 1, 1, 2)), None)
+    away = liars.after(said, jnp.array([True, False])).sent(said).logits
     assert away[0].all() and not away[1].any()
     who = tiny_clients(K, public_fraction=0.3, adversaries={1: "nan"})
     algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)

@@ -109,7 +109,9 @@ def target_rules(case):
 
     key = jax.random.key(0)
     logits = jax.random.normal(key, shape)
-    candidates = Candidates(logits, jax.nn.softmax(logits), None, jnp.ones(shape[0], bool))
+    density, counts = logits[..., 0], jnp.ones((shape[0], shape[2]))
+    valid = jnp.ones(shape[0], bool)
+    candidates = Candidates(logits, jax.nn.softmax(logits), None, valid, density, counts)
     targets, why = attempt(lambda: jax.jit(contract.checked(rule))(key, candidates))
     taken = edit in (SOUND, "mixed", "sharper")
     assert (why is None) == taken, (base, shape, edit, why)

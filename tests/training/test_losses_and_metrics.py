@@ -10,6 +10,7 @@ import mhd_jax as mhd
 from mhd_jax.data.preprocessing import PLAIN
 from mhd_jax.engine.evaluation import evaluation_set
 from mhd_jax.engine.steps import count_correct
+from mhd_jax.exchange import diagnostics
 from mhd_jax.training import losses, metrics
 
 RNG = np.random.default_rng(0)
@@ -50,8 +51,8 @@ def test_embedding_distance_of_opposite_directions_is_four():
 def test_entropy_of_the_mean_prediction():
     constant = jnp.tile(jnp.array([50.0, 0, 0, 0]), (5, 1))
     spread = 50 * jnp.eye(4)
-    np.testing.assert_allclose(metrics.prediction_entropy(constant), 0, atol=1e-6)
-    np.testing.assert_allclose(metrics.prediction_entropy(spread), 1, rtol=1e-6)
+    np.testing.assert_allclose(diagnostics.prediction_entropy(constant), 0, atol=1e-6)
+    np.testing.assert_allclose(diagnostics.prediction_entropy(spread), 1, rtol=1e-6)
 
 
 def test_betas_by_their_definition():
