@@ -442,6 +442,22 @@ def mhd_overhead() -> Found:
     return _compared({"mhd": together, "isolated": alone}, steps=1, repetitions=5)
 
 
+@row("times the time", at_most=1.05)
+def density_overhead() -> Found:
+    """Compares MHD weighted by density ratios with MHD that follows the most confident teacher.
+
+    8 clients have ResNet-20 with GroupNorm, on a complete graph, and learn from all neighbours.
+    """
+    clients = images_of_clients(8)
+
+    def choosing(selection: str) -> Run:
+        algorithm = mhd.algorithms.mhd(num_targets="all", target_selection=selection)
+        return prepare("complete", clients, algorithm, **_MHD_SETTINGS)
+
+    runs = {name: choosing(name) for name in ("density_ratio", "most_confident")}
+    return _compared(runs, steps=1, repetitions=7)
+
+
 @row("times the time", at_most=1.1)
 def mixed() -> Found:
     """Compares a step of MHD of 4 small CNNs and 4 ResNet-8 with the sum of separate steps."""

@@ -28,10 +28,9 @@ def main() -> None:
     names = [name.strip() for name in _ALGORITHMS.value]
     if not names or len(set(names)) < len(names):
         raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")
-    algorithms, notes = [], []
+    algorithms, notes = {}, []
     for name in names:
-        algorithm, unused = run_flags.algorithm(name, strict=False)
-        algorithms.append(algorithm)
+        algorithms[name], unused = run_flags.algorithm(name, strict=False)
         if unused:
             notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
     settings = run_flags.settings()

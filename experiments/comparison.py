@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -23,7 +23,7 @@ _CHANGE_NO_RESULT = ("data_dir", "keep_checkpoints", "keep_best", "fall_back")
 
 def compare(
     settings: RunSettings,
-    algorithms: Sequence[mhd.Algorithm],
+    algorithms: Mapping[str, mhd.Algorithm],
     seeds: Sequence[int],
     workdir: pathlib.Path,
     notes: Sequence[str] = (),
@@ -32,9 +32,9 @@ def compare(
 
     Args:
       settings: the settings that all runs share.
-      algorithms: the algorithms, with their hyperparameters.
+      algorithms: the algorithms, with their hyperparameters, by name.
       seeds: seeds of data split and training.
-      workdir: the folder that gets ALGORITHM/seed_N for each run, table.json, table.md, plots and
+      workdir: the folder that gets NAME/seed_N for each run, table.json, table.md, plots and
         report.html.
       notes: sentences to print below the table.
 
@@ -49,9 +49,8 @@ def compare(
         del described[name]
     if split_files.is_whole(settings.partition):  # the file determines these sets
         del described["public_fraction"], described["validation_fraction"]
-    names = [algorithm.name for algorithm in algorithms]
-    comparison_folder.require_own(workdir, names, seeds, described)
-    cases = [study.Case(each.name, each.name, settings, each) for each in algorithms]
+    comparison_folder.require_own(workdir, list(algorithms), seeds, described)
+    cases = [study.Case(name, name, settings, each) for name, each in algorithms.items()]
     found = study.run(cases, seeds, workdir)
     rows = [summarise(name, summaries) for name, summaries in found.items()]
     if multihost.is_main():

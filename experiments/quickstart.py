@@ -1,5 +1,7 @@
 """A demo of under two minutes: isolated training, naive distillation and MHD on real digits.
 
+MHD learns from the most confident teacher, as in its paper, or from all by who is fit to teach.
+
 Eight clients hold scikit-learn's handwritten digits, each mostly two of the ten classes.
 They learn on a complete graph by sharing predictions on a tenth of the data, without labels.
 """
@@ -20,14 +22,21 @@ flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
 def main() -> None:
     """Runs the demo and prints its table."""
     launch.console().print(__doc__, markup=False)
-    algorithms = [mhd.algorithms.isolated(), mhd.algorithms.naive(), mhd.algorithms.mhd()]
+    by_density = mhd.algorithms.mhd(num_targets="all", target_selection="density_ratio")
+    algorithms = {
+        "isolated": mhd.algorithms.isolated(),
+        "naive": mhd.algorithms.naive(),
+        "mhd": mhd.algorithms.mhd(),
+        "mhd_density_ratio": by_density,
+    }
     workdir = study.workdir("runs/demo")
     settings = RunSettings(steps=_STEPS.value)
     rows = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
     note = (
         "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
         "digits. Auxiliary heads learn from the heads one rank below, the main head from the "
-        "client's own labels."
+        "client's own labels. mhd_density_ratio weighs teachers by how dense samples like x are "
+        "where each has its knowledge from (docs/density_ratio.md)."
     )
     comparison.show(rows, "mean over 8 clients", workdir, [note])
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     """A comparison and its runs."""
     folder = tmp_path_factory.mktemp("runs") / "compare"
     settings = RunSettings(num_clients=3, steps=6, eval_every=2, batch_size=4)
-    algorithms = [mhd.algorithms.isolated(), mhd.algorithms.mhd(num_aux_heads=2)]
+    algorithms = {"isolated": mhd.algorithms.isolated(), "mhd": mhd.algorithms.mhd(num_aux_heads=2)}
     flags.FLAGS(["compare"])  # which say who watches
     compare(settings, algorithms, [0, 1], folder)
     return folder
