@@ -291,7 +291,8 @@ def test_quickstart_at_toy_size(tmp_path):
     done = python("-m", "experiments.quickstart", "--steps=4", "--seeds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / "runs" / "demo" / "table.json")["rows"]
-    assert [row["algorithm"] for row in rows] == ["isolated", "naive", "mhd"]
+    names = ["isolated", "naive", "mhd", "mhd_density_ratio"]
+    assert [row["algorithm"] for row in rows] == names
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
