@@ -89,6 +89,7 @@ from mhd_jax.training.parameter_averaging import (
 from mhd_jax.training.passes import evaluated, private_and_public
 
 _PUBLIC_BATCHES = ("shared", "independent")
+_OTHER_WIDTHS = "set embedding_projection to 'linear' or 'shared_width', or nu_emb to 0, or "
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ class _MHD:
             key, clients, sample_batch, num_heads, same_start, starts_optimizers=False
         )
         if self.nu_emb is not None and self.embedding_projection == "none":
-            projection.require_equal_widths(state)
+            projection.require_equal_widths(state, "nu_emb > 0 compares embeddings", _OTHER_WIDTHS)
         if self.embedding_projection == "linear":
             state = projection.with_projections(state)
         state = start_optimizers(state)
