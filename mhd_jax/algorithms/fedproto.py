@@ -25,8 +25,8 @@ that prototypes differ. A round is an epoch in the paper, so that a prototype is
 a class; here it is `local_steps` steps. Clients predict by their heads, not by the nearest
 prototype.
 
-A client that does not train in a step keeps its sums and prototypes. Sums that are not finite are
-counted, and nobody learns from them.
+A client that does not train in a step keeps its sums and prototypes. A batch whose embeddings are
+not finite is left out of the sums, so that nobody learns from it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from mhd_jax.algorithms.base import (
     require_label_smoothing,
 )
 from mhd_jax.algorithms.ccl import sums_by_class
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import (
     Algorithm,
@@ -65,7 +66,6 @@ from mhd_jax.training.groups import (
     init_state,
     local_gradients,
     private_gradients,
-    require_labels,
 )
 from mhd_jax.training.losses import masked_mean, private_cross_entropy
 from mhd_jax.training.projection import require_equal_widths
@@ -88,7 +88,7 @@ class _FedProto:
     label_smoothing: float
 
     def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
-        require_labels(clients, "fedproto exchanges means of labelled samples")
+        _require_no_pretext(clients)
         state = init_state(key, clients, sample_batch, num_heads=1)
         if self.lambda_p is None:
             return state
@@ -112,18 +112,18 @@ class _FedProto:
         before = state.extra
         context = (before["prototypes"], before["known"])
         gradients, stats, terms = local_gradients(state, batch, self.loss, context)
-        sums = {name: before[name] + terms.pop(name) for name in ("sums", "counts")}
-        ends = (state.step + 1) % self.local_steps == 0
-        after, received, non_finite = jax.lax.cond(
-            ends,
+        known_sums = {name: before[name] for name in ("sums", "counts")}
+        sums = {name: value + terms.pop(name) for name, value in known_sums.items()}
+        sums = where_rows(exchange.all_finite(sums), sums, known_sums)
+        after, received = jax.lax.cond(
+            (state.step + 1) % self.local_steps == 0,
             lambda: self.exchanged({**before, **sums}, graph),
-            lambda: ({**before, **sums}, *_nothing(state.num_clients)),
+            lambda: ({**before, **sums}, jnp.zeros((state.num_clients,) * 2, jnp.int32)),
         )
         if batch.presence is not None:
             after = where_rows(batch.presence.trains, after, before)
         state = dataclasses.replace(apply_gradients(state, gradients, stats), extra=after)
-        messages = {"prototypes": received}
-        return state, Metrics(terms.pop("loss"), messages, terms, non_finite=non_finite)
+        return state, Metrics(terms.pop("loss"), {"prototypes": received}, terms)
 
     def loss(
         self,
@@ -146,24 +146,19 @@ class _FedProto:
         terms = {"loss": total, "private_loss": private, "prototype_loss": distance}
         return total, {**terms, **seen}
 
-    def exchanged(
-        self, extra: dict[str, Array], graph: Array
-    ) -> tuple[dict[str, Array], Array, Array]:
+    def exchanged(self, extra: dict[str, Array], graph: Array) -> tuple[dict[str, Array], Array]:
         """Ends a round.
 
         Returns:
-          `State.extra` with new prototypes C̄_i and no sums; the number of class means that i
-          receives from j, int32 [K, K]; and from how many neighbours the means are not finite, [K].
+          `State.extra` with new prototypes C̄_i and no sums, and the number of class means that i
+          receives from j, int32 [K, K].
         """
         own = {"sums": extra["sums"], "counts": extra["counts"]}
-        finite = exchange.all_finite(own)
         has_class = own["counts"] > 0
         if self.weighting == "clients":  # each mean counts as one sample
             means = own["sums"] / jnp.maximum(own["counts"], 1)[..., None]
             own = {"sums": means, "counts": has_class.astype(means.dtype)}
-        linked = links(graph)
-        sent = where_rows(finite, own, jax.tree.map(jnp.zeros_like, own))
-        total = exchange.average_neighbours(sent, linked + jnp.eye(len(linked)))
+        total = exchange.average_neighbours(own, links(graph) + jnp.eye(len(graph)))
         is_new = total["counts"] > 0
         means = total["sums"] / jnp.maximum(total["counts"], 1)[..., None]
         after = {
@@ -173,7 +168,7 @@ class _FedProto:
             "known": extra["known"] | is_new,
         }
         received = exchange.along_edges(graph) * has_class.sum(axis=1, dtype=jnp.int32)
-        return after, received, ((linked > 0) & ~finite).sum(axis=1, dtype=jnp.int32)
+        return after, received
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
         del batch, group
@@ -217,6 +212,12 @@ def fedproto(
     return algorithm_of(_FedProto(lambda_p or None, local_steps, weighting, label_smoothing))
 
 
-def _nothing(num_clients: int) -> tuple[Array, Array]:
-    """Returns what is received, and what is not finite, in a step that does not end a round."""
-    return jnp.zeros((num_clients,) * 2, jnp.int32), jnp.zeros(num_clients, jnp.int32)
+def _require_no_pretext(clients: Participants) -> None:
+    """Raises `ConfigError` if a client learns a pretext task, whose samples have no classes."""
+    for group in clients.groups:
+        if group.pretext is not None:
+            listed = ", ".join(map(str, group.members))
+            raise ConfigError(
+                f"fedproto exchanges the means of classes, but client {listed} has the objective "
+                f"{group.pretext.name}; make it supervised, or unlabelled."
+            )

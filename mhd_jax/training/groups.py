@@ -113,22 +113,6 @@ def require_one_architecture(
     label_sets.require_equal(clients.label_sets, why, among)
 
 
-def require_labels(clients: Participants, why: str) -> None:
-    """Raises `ConfigError` if a client learns a pretext task instead of labels.
-
-    Args:
-      clients: all clients.
-      why: the beginning of the message, which says what needs labels.
-    """
-    for group in clients.groups:
-        if group.pretext is not None:
-            listed = ", ".join(map(str, group.members))
-            raise ConfigError(
-                f"{why}, but client {listed} has the objective {group.pretext.name}; make it "
-                "supervised, or unlabelled."
-            )
-
-
 def all_params(state: State) -> tuple[PyTree, ...]:
     """Returns the parameters of each group, the argument by which losses are differentiated."""
     return tuple(group.params for group in state.groups)
