@@ -16,10 +16,10 @@ A step estimates it from its private batch and its public batch, M_i as M times 
 public batch that has labels. Neighbours exchange the labels of x at the first step from E on at
 which i draws x, by the models of step E, which are kept; i stores t_i(x) for all later draws.
 
-Departures. The paper labels the whole public set in step E and draws batches from the union. Its
-threshold τ_i is calibrated for each client on validation samples, where the ROC curve of private
-against public samples has the largest TPR − FPR; its text could not be read in full, and the
-released code trains with a fixed τ = 0.98, as here. Also in the code, a sample's label is that of
+Departures. The paper labels the whole public set in step E and draws batches from the union. It
+calibrates τ; how, could not be read in its text. A helper of the released code takes the τ with the
+largest TPR − FPR on the ROC curve of private against public validation samples, but the code trains
+with a fixed τ = 0.98, and here τ is fixed too. Also in the code, a sample's label is that of
 the neighbour with the most private samples of the class it predicts (`label_choice`), here only
 among those who have labelled it, and clients pass labels on every few epochs, one hop further each
 time; here labels go one hop, from the client whose model made them.
