@@ -18,7 +18,8 @@ Heads are local and architectures may differ, but embeddings have one width D. T
 of the released code, the squared difference averaged over the D coordinates; the paper's text has
 the L2 distance between prototypes, and its analysis λ ‖φ(x) − C̄‖² without 1/D. The weights are
 those of that analysis; the paper's equation of the aggregation divides by the number of clients
-once more, which shrinks all prototypes, and the released code gives all clients one weight (`weighting="clients"`).
+once more, which shrinks all prototypes, and the released code gives all clients one weight
+(`weighting="clients"`).
 
 Departures. A server averages over all clients; here each client does over its neighbourhood, so
 that prototypes differ. A round is an epoch in the paper, so that a prototype is over all samples of
