@@ -19,6 +19,8 @@ from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
+from mhd_jax.algorithms.fedproto import WEIGHTINGS
+from mhd_jax.algorithms.idkd import LABEL_CHOICES
 from mhd_jax.algorithms.mhd import OWN_CANDIDATES, PUBLIC_BATCHES
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.engine.faults import ON_NONFINITE
@@ -71,11 +73,17 @@ HYPERPARAMETER_HELP = {
     "gossip_rounds": "How often neighbours average in a step.",
     "push_sum": "Whether gossip averages by push-sum, which serves directed graphs.",
     "mu": "μ of the quasi-global momentum paper's Algorithm 1; left out, the CCL authors' form.",
+    "start_step": "E, the step from which neighbours label public samples.",
+    "threshold": "τ, the least confidence of a label.",
+    "label_choice": "What becomes of several labels of a sample: their mean, or the label of who has "
+    "the most private samples of the class.",
+    "lambda_p": "λ, weight of the distance to class prototypes; 0 sends none.",
+    "weighting": "Whether a prototype weighs the means of a class by samples, or all clients alike.",
     "rho": "ρ, weight of the pull towards the network's average decisions.",
     "digest_steps": "Steps of a round that learn from the consensus.",
     "revisit_steps": "Steps of a round that learn from private data.",
     "digest_loss": "How a client learns from the consensus.",
-    "local_steps": "Steps of a round, after which all take the average.",
+    "local_steps": "Steps of a round, after which clients take the average of parameters, or of prototypes.",
     "local_epochs": "Length of a round in passes over the average client's data, instead of --local_steps.",
     "reset_momentum": "Whether each round starts with momentum 0, or it stays at home from round to round.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
@@ -97,6 +105,8 @@ _CHOICES: dict[str, Sequence[str]] = {
     "public_batch": PUBLIC_BATCHES,
     "mixing": list(topologies.MIXINGS),
     "digest_loss": list(DIGEST_LOSSES),
+    "label_choice": LABEL_CHOICES,
+    "weighting": WEIGHTINGS,
     "norm": NORMS,
     "initialization": list(INITIALIZATIONS),
     "schedule": SCHEDULES,
@@ -127,7 +137,7 @@ _RUN_HELP = {
     "probability 0.",
     "adversaries": "Clients that send false predictions, and which, like 3:constant,7:label_flip "
     f"(client 3's and client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, "
-    "naive, fedmd.",
+    "naive, fedmd, idkd.",
     "norm": "Normalisation of the backbone; by default the model's own.",
     "initialization": "How the model and its heads start; by default its own way. pytorch is "
     "PyTorch's default (the CCL authors' LeNet-5 and MobileNetV2), he_fan_out He's for convolutions "

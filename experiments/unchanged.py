@@ -175,6 +175,18 @@ def _of_others() -> dict[str, dict[str, Any]]:
             "clients": clients(6, "cnn", norm="evonorm", initialization="he_fan_out"),
             "topology": mhd.topology.circulant(6, (1, 2)),
         },
+        "idkd, early": {"algorithm": algorithm("idkd", start_step=8, threshold=0.3)},
+        "idkd, liars, most samples": {
+            "algorithm": algorithm(
+                "idkd",
+                start_step=4,
+                threshold=0.0,
+                label_choice="most_samples",
+                mixing="metropolis_hastings",
+            ),
+            "clients": clients(adversaries={0: "label_flip", 4: "replay"}),
+            "faults": faulty(),
+        },
         "fedavg, epochs": {
             "algorithm": algorithm("fedavg", local_epochs=0.2, reset_momentum=False),
         },

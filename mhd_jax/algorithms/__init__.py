@@ -5,7 +5,9 @@ from mhd_jax.algorithms.ccl import ccl
 from mhd_jax.algorithms.distributed_distillation import distributed_distillation
 from mhd_jax.algorithms.fedavg import fedavg
 from mhd_jax.algorithms.fedmd import fedmd
+from mhd_jax.algorithms.fedproto import fedproto
 from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
+from mhd_jax.algorithms.idkd import idkd
 from mhd_jax.algorithms.isolated import isolated, supervised
 from mhd_jax.algorithms.mhd import mhd, naive
 
@@ -16,6 +18,8 @@ ALGORITHMS = {
     "ccl": ccl,
     "dsgd": dsgd,
     "qg_dsgd": qg_dsgd,
+    "idkd": idkd,
+    "fedproto": fedproto,
     "fedavg": fedavg,
     "fedmd": fedmd,
     "isolated": isolated,
@@ -29,7 +33,9 @@ __all__ = [
     "dsgd",
     "fedavg",
     "fedmd",
+    "fedproto",
     "hyperparameters",
+    "idkd",
     "isolated",
     "mhd",
     "naive",

@@ -75,7 +75,7 @@ class _CCL(Gossip):
             total += self.lambda_m * terms["model_variant_loss"]
         if self.lambda_d is not None:
             num_classes = outputs.logits.shape[-1]
-            own = _by_class(jax.lax.stop_gradient(features), labels, mask, num_classes)
+            own = sums_by_class(jax.lax.stop_gradient(features), labels, mask, num_classes)
             pooled = jax.tree.map(jnp.add, own, received)
             centres = pooled["sums"] / jnp.maximum(pooled["counts"], 1)[:, None]
             squares = jnp.square(features - centres[labels])
@@ -129,7 +129,7 @@ class _CCL(Gossip):
             met = {"count": taken.astype(found.dtype), "sum": found, "squares": jnp.square(found)}
             if self.lambda_d is None:
                 return met, {}
-            sent = over_clients(functools.partial(_by_class, num_classes=num_classes))(
+            sent = over_clients(functools.partial(sums_by_class, num_classes=num_classes))(
                 found, batch.labels, batch.mask
             )
             to = jax.nn.one_hot(who, num_clients, axis=0) * taken  # [receiver, sender]
@@ -190,7 +190,9 @@ def ccl(
     )
 
 
-def _by_class(features: Array, labels: Array, mask: Array, num_classes: int) -> dict[str, Array]:
+def sums_by_class(
+    features: Array, labels: Array, mask: Array, num_classes: int
+) -> dict[str, Array]:
     """Returns the sums [C, D] of one client's features [B, D] by class, and sample counts [C]."""
     classes = jax.nn.one_hot(labels, num_classes, dtype=features.dtype) * mask[:, None]
     return {

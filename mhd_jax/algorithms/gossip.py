@@ -32,6 +32,7 @@ Push-sum averaging preserves Σ x_i / Σ w_i, the consensus model.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -196,8 +197,12 @@ def qg_dsgd(
     )
 
 
-def gossip_with(parts: Gossip) -> Algorithm:
+def gossip_with(parts: Gossip, **declared: Any) -> Algorithm:
     """Returns the algorithm whose functions are methods of `parts`.
+
+    Args:
+      parts: the functions, with their settings.
+      **declared: what an algorithm that extends gossip declares besides, see `Algorithm`.
 
     Raises:
       ConfigError: a setting of gossip is out of range.
@@ -218,6 +223,7 @@ def gossip_with(parts: Gossip) -> Algorithm:
         consensus=_push_weights if push_sum else _equal_weights,
         nesterov=True,
         needs_everyone=_WAYS_BACK if push_sum else needs,
+        **declared,
     )
 
 
@@ -312,10 +318,8 @@ def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State
     )
     opt_state = optim.change_momentum(group.opt_state, lambda m, new, rate: new, buffer)
     group = dataclasses.replace(group, opt_state=opt_state)
-    extra = {"mixed": group.params, "buffer": buffer}
-    if presence is not None:
-        extra = where_rows(presence.trains, extra, state.extra)
-    return dataclasses.replace(state, groups=(group,), extra=extra)
+    state = _remembering(state, presence, {"mixed": group.params, "buffer": buffer})
+    return dataclasses.replace(state, groups=(group,))
 
 
 def _adams_moments(state: State, beta_1: float, presence: Presence | None) -> State:
@@ -335,10 +339,17 @@ def _adams_moments(state: State, beta_1: float, presence: Presence | None) -> St
     second = jax.tree.map(lambda old, d: mean(old, d * d, _BETA_2), state.extra["second"], moves)
     opt_state = optax.tree_utils.tree_set(group.opt_state, mu=first, nu=second)
     group = dataclasses.replace(group, opt_state=opt_state)
-    extra = {"mixed": group.params, "buffer": first, "second": second}
+    remembered = {"mixed": group.params, "buffer": first, "second": second}
+    state = _remembering(state, presence, remembered)
+    return dataclasses.replace(state, groups=(group,))
+
+
+def _remembering(state: State, presence: Presence | None, changed: dict[str, PyTree]) -> State:
+    """Returns the state with changed entries of `extra`, for the clients that train."""
     if presence is not None:
-        extra = where_rows(presence.trains, extra, state.extra)
-    return dataclasses.replace(state, groups=(group,), extra=extra)
+        before = {name: state.extra[name] for name in changed}
+        changed = where_rows(presence.trains, changed, before)
+    return dataclasses.replace(state, extra={**state.extra, **changed})
 
 
 def _scaled(tree: PyTree, by: Array) -> PyTree:

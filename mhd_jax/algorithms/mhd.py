@@ -92,6 +92,7 @@ from mhd_jax.training.passes import evaluated, private_and_public
 
 PUBLIC_BATCHES = ("shared", "independent")
 OWN_CANDIDATES = ("same_rank", "main")
+_OTHER_WIDTHS = "set embedding_projection to 'linear' or 'shared_width', or nu_emb to 0, or "
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ class _MHD:
             density=None if self.density is None else self.density.gradient,
         )
         if self.nu_emb is not None and self.embedding_projection == "none":
-            projection.require_equal_widths(state)
+            projection.require_equal_widths(state, "nu_emb > 0 compares embeddings", _OTHER_WIDTHS)
         if self.embedding_projection == "linear":
             state = projection.with_projections(state)
         state = start_optimizers(state)

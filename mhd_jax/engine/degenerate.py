@@ -106,6 +106,7 @@ def _of_intervals(
             "nobody averages",
         ),
         ("local_steps", local_steps, steps + 1, "nobody averages"),
+        ("start_step", hyperparameters.get("start_step", 0), steps, "nobody labels samples"),
         ("a round of local_epochs", of_epochs, steps + 1, "nobody averages"),
         ("warmup_steps", warmup, steps, "the schedule after the warm-up never begins"),
     )

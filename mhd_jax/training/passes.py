@@ -85,17 +85,22 @@ def _has_modes(state: State, batch: Batch) -> bool:
     )
 
 
-def _jointly(
-    state: State, batch: Batch, label_smoothing: float, density_weight: float | None
-) -> tuple[Outputs, PullBack]:
-    num_private = batch.labels.shape[1]
+def joined_inputs(state: State, batch: Batch) -> PyTree:
+    """Returns each client's private and then public samples as one batch, [K, B + P, ...]."""
 
     def join(private: Array, public: Array) -> Array:  # [K, B, ...] and [(K,) P, ...]
         if batch.public_is_shared:
             public = jnp.broadcast_to(public, (state.num_clients, *public.shape))
         return jnp.concatenate([private, public], axis=1)
 
-    inputs = jax.tree.map(join, batch.inputs, batch.public_inputs)
+    return jax.tree.map(join, batch.inputs, batch.public_inputs)
+
+
+def _jointly(
+    state: State, batch: Batch, label_smoothing: float, density_weight: float | None
+) -> tuple[Outputs, PullBack]:
+    num_private = batch.labels.shape[1]
+    inputs = joined_inputs(state, batch)
     outputs, pull_back = jax.vjp(
         lambda params: forward(state, params, all_stats(state), inputs, train=Purpose.DROPOUT)[0],
         all_params(state),

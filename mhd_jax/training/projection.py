@@ -61,17 +61,22 @@ def widths(state: State) -> np.ndarray:
     return found
 
 
-def require_equal_widths(state: State) -> None:
-    """Raises `ConfigError`, which lists the clients, if their embedding widths differ."""
+def require_equal_widths(state: State, why: str, instead: str) -> None:
+    """Raises `ConfigError`, which lists the clients, if their embedding widths differ.
+
+    Args:
+      state: gives the widths.
+      why: the beginning of the message, which says what needs one width.
+      instead: what else may be done than to give the clients backbones of one width; may be empty.
+    """
     if len(set(widths(state))) > 1:
         listed = "; ".join(
             f"clients {', '.join(map(str, group.members))}: {embedding_width(group)}"
             for group in state.groups
         )
         raise ConfigError(
-            f"nu_emb > 0 compares embeddings, which must have one width, but they have {listed}. "
-            "Set embedding_projection to 'linear' or 'shared_width', or nu_emb to 0, or give the "
-            "clients backbones of one embedding width."
+            f"{why}, which must have one width, but they have {listed}; {instead}give the clients "
+            "backbones of one embedding width."
         )
 
 

@@ -627,3 +627,149 @@ def test_what_ccl_sends():
     assert bytes_by_type(sent["features"]) == {"class features": 4 * (3 * 5 + 3)}
     no_data_variant = mhd.algorithms.ccl(lambda_d=0.0)
     assert no_data_variant.message(state, batch, group).keys() == {"weights"}
+
+
+# IDKD.
+
+UNEQUAL = mhd.partition.primary_labels(1, 5.0)
+
+
+def labels_by(x, inputs, threshold, temperature):
+    """The soft labels of all clients [K, P, C], 0 where one is not sure enough."""
+    s = np.stack([softmax(logits_of(of(x, i), inputs) / temperature) for i in range(K)])
+    return np.where(s.max(axis=2, keepdims=True) > threshold, s, 0)
+
+
+def combined_label(labels, samples, choice):
+    """The label [C] of a sample from those [n, C] of clients with so many samples by class [n, C]."""
+    has = labels.any(axis=1)
+    if not has.any():
+        return np.zeros(NUM_CLASSES)
+    if choice == "mean":
+        return labels[has].mean(axis=0)
+    of_class = [n[label.argmax()] for n, label in zip(samples[has], labels[has], strict=True)]
+    return labels[has][np.argmax(of_class)]
+
+
+def union_gradient(x, private, inputs, targets, num_samples, num_public):
+    """Of the mean loss over private samples and labelled public ones, as a step estimates it."""
+    has = targets.any(axis=1)
+    public = num_public * has.mean()
+    w = public / (num_samples + public)
+    g = [(1 - w) * a for a in loss_gradient(x, *private)]
+    if not has.any():
+        return g
+    dz = (softmax(logits_of(x, inputs[has])) - targets[has]) / has.sum()
+    return [a + w * b for a, b in zip(g, through_model(x, inputs[has], dz), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings"),
+    [
+        (RING, {"threshold": 0.7}),
+        (STAR, {"threshold": 0.6, "temperature": 2.0, "label_choice": "most_samples"}),
+        (STAR, {"threshold": 0.0, "averaging_rate": 0.5, "mixing": "metropolis_hastings"}),
+    ],
+)
+def test_idkd_follows_the_equations(graph, settings, float64):
+    clients = tiny_clients(K, optimizer=OPTIMIZER, public_fraction=0.3, partition=UNEQUAL)
+    everything = clients.data.inputs[clients.public].astype(np.float64)
+    batches_seen, start = list(on_public_set(everything)), 2
+    algorithm = mhd.algorithms.idkd(label_smoothing=SMOOTHING, start_step=start, **settings)
+    begun = scattered(algorithm.init(jax.random.key(0), clients, batches_seen[0]))
+    states, metrics = take_steps(algorithm, clients, jnp.asarray(graph), batches_seen, begun)
+    how = {"threshold": 0.8, "temperature": 1.0, "label_choice": "mean", **settings}
+    choice, sure = how["label_choice"], (how["threshold"], how["temperature"])
+    w, rate = mixing_matrix(graph, how.get("mixing", "uniform")), how.get("averaging_rate", 1.0)
+    samples = clients.label_counts()
+    x = parameters(begun)
+    m, known = zeros_like(x), np.zeros((K, len(everything), NUM_CLASSES))
+    drawn, sent_in_all = set(), 0
+    for step, batch in enumerate(batches_seen):
+        rows, inputs = np.asarray(batch.public_indices), np.asarray(batch.public_inputs)
+        sent = np.zeros((K, K), int)
+        if step == start:
+            labellers = x
+        if step >= start:
+            labels = labels_by(labellers, inputs, *sure)
+            for p in [p for p, row in enumerate(rows) if row not in drawn]:
+                for i in range(K):
+                    near = [i, *np.flatnonzero(graph[i])]
+                    known[i, rows[p]] = combined_label(labels[near, p], samples[near], choice)
+                sent += (graph * labels[:, p].any(axis=1)).astype(int)
+            drawn |= set(rows)
+        before, x = x, rounds(x, w, rate, 1)
+        previous = RATES[max(step - 1, 0)]
+        m = [b - (a - old) / previous for b, a, old in zip(m, x, before, strict=True)]
+        g = gradients(x, batch)
+        if step >= start:
+            privates = [
+                [np.asarray(a[i]) for a in (batch.inputs, batch.labels, batch.mask)]
+                for i in range(K)
+            ]
+            g = [
+                union_gradient(
+                    of(x, i), privates[i], inputs, known[i, rows], samples[i].sum(), len(everything)
+                )
+                for i in range(K)
+            ]
+            g = decayed(g, x)
+        x, m = nesterov_step(x, m, g, RATES[step])
+        assert_close(parameters(states[step + 1]), x)
+        np.testing.assert_array_equal(metrics[step]["messages"]["labels"], sent)
+        np.testing.assert_array_equal(metrics[step]["messages"]["weights"], graph)
+        sent_in_all += sent.sum()
+    np.testing.assert_allclose(states[-1].extra["labels"], known, atol=1e-6)
+    whole = len(drawn) * graph.sum()
+    assert sent_in_all == whole if how["threshold"] == 0 else 0 < sent_in_all < whole
+
+
+# FedProto.
+
+
+def prototype_gradient(x, inputs, labels, mask, prototypes, weight):
+    """∇ λ mean_x ‖φ(x) − C̄[y]‖² / D by hand, over samples of classes with a prototype."""
+    features = inputs @ x[0]
+    has = mask * ~np.isnan(prototypes[labels]).any(axis=1)
+    gaps = np.where(has[:, None] > 0, features - prototypes[labels], 0)
+    dh = weight * 2 * gaps / (features.shape[1] * mask.sum())
+    return [inputs.T @ dh, np.zeros_like(x[1]), np.zeros_like(x[2])]
+
+
+@pytest.mark.parametrize("weighting", ["samples", "clients"])
+@pytest.mark.parametrize("graph", [RING, ONE_WAY], ids=["ring", "uneven"])
+def test_fedproto_follows_the_equations(graph, weighting, float64):
+    """Three rounds of two steps, the first of which has no prototypes."""
+    algorithm = mhd.algorithms.fedproto(
+        label_smoothing=SMOOTHING, local_steps=2, lambda_p=0.7, weighting=weighting
+    )
+    x, found, metrics = trajectory(algorithm, graph)
+    m = zeros_like(x)
+    prototypes = np.full((K, NUM_CLASSES, 5), np.nan)
+    for step, batch in enumerate(batches()):
+        if step % 2 == 0:
+            sums, counts = np.zeros_like(prototypes), np.zeros((K, NUM_CLASSES))
+        privates = [
+            [np.asarray(a[i]) for a in (batch.inputs, batch.labels, batch.mask)] for i in range(K)
+        ]
+        pulls = [prototype_gradient(of(x, i), *privates[i], prototypes[i], 0.7) for i in range(K)]
+        for i, (inputs, labels, mask) in enumerate(privates):
+            more = class_sums(inputs @ x[0][i], labels, mask)
+            sums[i], counts[i] = sums[i] + more[0], counts[i] + more[1]
+        own = gradients(x, batch)
+        g = [a + b for a, b in zip(own, stacked(pulls), strict=True)]
+        x, m = nesterov_step(x, m, g, RATES[step])
+        assert_close(found[step], x)
+        sent = np.zeros((K, K), int)
+        if step % 2 == 1:
+            sent = (graph * (counts > 0).sum(axis=1)).astype(int)
+            for i in range(K):
+                near = [i, *np.flatnonzero(graph[i])]
+                for c in range(NUM_CLASSES):
+                    have = [j for j in near if counts[j, c] > 0]
+                    if have:
+                        means = [sums[j, c] / counts[j, c] for j in have]
+                        by = counts[have, c] if weighting == "samples" else None
+                        prototypes[i, c] = np.average(means, axis=0, weights=by)
+        np.testing.assert_array_equal(metrics[step]["messages"]["prototypes"], sent)
+    assert not np.isnan(prototypes).any()

@@ -12,7 +12,7 @@ from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.engine.prepare import prepare
 from tests.builders import tiny_clients
 
-NESTEROV = {"dsgd", "qg_dsgd", "ccl"}  # DSGDm-N, QG-DSGDm-N, and what stands on them
+NESTEROV = {"dsgd", "qg_dsgd", "ccl", "idkd"}  # DSGDm-N, QG-DSGDm-N, and what stands on them
 
 
 def clients(optimizer=None):

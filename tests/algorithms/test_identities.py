@@ -64,6 +64,7 @@ def main_path(state):
         ("naive", COMPLETE, {"nu_naive": 0.0}),
         ("dsgd", EMPTY, {}),
         ("qg_dsgd", EMPTY, {}),
+        ("fedproto", COMPLETE, {"lambda_p": 0.0}),
     ],
 )
 def test_what_neighbours_do_not_reach_trains_as_if_alone(name, graph, settings):

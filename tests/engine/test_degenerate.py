@@ -50,6 +50,7 @@ def test_the_largest_sound_settings_are_told_nothing_of():
     assert told(algorithm=A.mhd(ensembles=TWO, average_every=100, teacher_delay=99)) == []
     assert told(algorithm=A.fedavg(local_steps=100)) == []
     assert told(algorithm=A.fedavg(local_epochs=100.0)) == []
+    assert told(algorithm=A.idkd(start_step=99)) == []
     assert told(algorithm=A.fedavg(local_epochs=5.0), steps=5) == []
     assert told(optimizer=mhd.optim.SGD(warmup_steps=99)) == []
     assert told(algorithm="supervised", batch_size=30) == []  # 90 of all 90
@@ -73,6 +74,7 @@ def test_the_largest_sound_settings_are_told_nothing_of():
         ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
         ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
         ({"algorithm": A.fedavg(local_epochs=101.0)}, "local_epochs is 101, .* nobody averages"),
+        ({"algorithm": A.idkd(start_step=100)}, "start_step is 100, .* nobody labels samples"),
         ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* never begins"),
     ],
 )

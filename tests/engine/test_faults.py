@@ -40,10 +40,21 @@ OWN = {
     "dsgd": SYMMETRIC,
     "qg_dsgd": {**SYMMETRIC, "mu": 0.9},
     "ccl": SYMMETRIC,
+    "idkd": {**SYMMETRIC, "start_step": 4, "threshold": 0.4},
+    "fedproto": {"local_steps": 3},
     "fedavg": {"local_steps": 3},
     "fedmd": {"digest_steps": 2, "revisit_steps": 2},
 }
-COPING = ["mhd", "distributed_distillation", "ccl", "qg_dsgd", "fedavg", "fedmd"]
+COPING = [
+    "mhd",
+    "distributed_distillation",
+    "ccl",
+    "qg_dsgd",
+    "idkd",
+    "fedproto",
+    "fedavg",
+    "fedmd",
+]
 MANY = Faults(
     offline=0.3, offline_steps=3, stragglers={1: 2}, joins={0: 3}, leaves={3: 9}, participation=0.75
 )

@@ -278,6 +278,8 @@ def first_candidate(key, candidates):
         ("dsgd", {}, {"averaging_rate": 0.5}),
         ("dsgd", {"push_sum": True}, {"averaging_rate": 0.5}),
         ("qg_dsgd", {"mu": 0.9}, {"mu": 0.8, "averaging_rate": 0.5}),
+        ("idkd", {"start_step": 4}, {"threshold": 0.5, "temperature": 2.0}),
+        ("fedproto", {}, {"lambda_p": 0.5}),
         ("fedavg", {"local_epochs": 1.0}, {"local_epochs": 2.0}),
     ],
 )

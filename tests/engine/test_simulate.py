@@ -366,7 +366,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
 
 def test_the_consensus_model_is_the_mean_of_the_clients_parameters():
     having = {name for name, build in ALGORITHMS.items() if build().consensus is not None}
-    assert having == {"dsgd", "qg_dsgd", "ccl"}
+    assert having == {"dsgd", "qg_dsgd", "ccl", "idkd"}
     assert "consensus" not in run("isolated").summary
     result = run("dsgd")
     (group,) = result.state.groups

@@ -88,7 +88,9 @@ RECORDS = {
 HYPERPARAMETERS = {
     "num_aux_heads": whole,
     "num_targets": lambda v: (isinstance(v, str) and v == "all") or count(v),
-    **dict.fromkeys(["nu_aux", "nu_emb", "nu_naive", "lambda_m", "lambda_d", "rho"], natural),
+    **dict.fromkeys(
+        ["nu_aux", "nu_emb", "nu_naive", "lambda_m", "lambda_d", "lambda_p", "rho"], natural
+    ),
     "target_selection": lambda v: callable(v) or among(*TARGET_SELECTIONS)(v),
     **dict.fromkeys(["include_self", "same_level", "public_updates_stats", "quasi_global"], truth),
     **dict.fromkeys(["reset_momentum", "push_sum"], truth),
@@ -114,6 +116,10 @@ HYPERPARAMETERS = {
     "mixing": among("uniform", "metropolis_hastings"),
     "mu": optional(share),
     "digest_loss": among("mae", "kl"),
+    "start_step": whole,
+    "threshold": lambda v: number(v) and 0 <= v <= 1,
+    "label_choice": among("mean", "most_samples"),
+    "weighting": among("samples", "clients"),
 }
 LIKELY = {
     whole: st.integers(0, 5),

@@ -26,7 +26,7 @@ from tests.builders import (
 
 SETTINGS = {"steps": 12, "eval_every": 6, "batch_size": 4, "public_batch_size": 8}
 SGD = mhd.optim.SGD()
-AVERAGING = ["dsgd", "qg_dsgd", "ccl", "distributed_distillation"]
+AVERAGING = ["dsgd", "qg_dsgd", "ccl", "idkd", "distributed_distillation"]
 
 
 matched = functools.partial(mhd.topology.random_matching, 4)
