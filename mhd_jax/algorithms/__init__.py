@@ -3,11 +3,13 @@
 from mhd_jax.algorithms.base import hyperparameters
 from mhd_jax.algorithms.ccl import ccl
 from mhd_jax.algorithms.distributed_distillation import distributed_distillation
+from mhd_jax.algorithms.ds_fl import ds_fl
 from mhd_jax.algorithms.fedavg import fedavg
 from mhd_jax.algorithms.fedmd import fedmd
 from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
 from mhd_jax.algorithms.isolated import isolated, supervised
 from mhd_jax.algorithms.mhd import mhd, naive
+from mhd_jax.algorithms.selective_fd import selective_fd
 
 ALGORITHMS = {
     "mhd": mhd,
@@ -18,6 +20,8 @@ ALGORITHMS = {
     "qg_dsgd": qg_dsgd,
     "fedavg": fedavg,
     "fedmd": fedmd,
+    "selective_fd": selective_fd,
+    "ds_fl": ds_fl,
     "isolated": isolated,
     "supervised": supervised,
 }
@@ -26,6 +30,7 @@ __all__ = [
     "ALGORITHMS",
     "ccl",
     "distributed_distillation",
+    "ds_fl",
     "dsgd",
     "fedavg",
     "fedmd",
@@ -34,5 +39,6 @@ __all__ = [
     "mhd",
     "naive",
     "qg_dsgd",
+    "selective_fd",
     "supervised",
 ]
