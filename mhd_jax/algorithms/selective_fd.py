@@ -82,11 +82,17 @@ class _SelectiveFD(DistillationRounds):
         _require_distances(clients)
         prepare, size = clients.data.preparation, clients.num_public
         rows = np.linspace(0, size - 1, min(self.density_samples, size)).astype(int)
-        some = features(prepare(jax.tree.map(jnp.asarray, take(clients.public_inputs, rows))))
+        samples = (
+            take(clients.public_inputs, rows),
+            in_parts(clients.public_inputs, _AT_ONCE),
+            *clients.private_inputs(2 * self.density_samples),
+        )
+        # All that follows is constant: without a barrier, the compiler computes it, and slowly.
+        some, public, private, there = jax.lax.optimization_barrier(
+            jax.tree.map(jnp.asarray, samples)
+        )
+        some = features(prepare(some))
         denominator = Denominator.of(some, self.kernel_width * median_distance(some))
-        public = in_parts(clients.public_inputs, _AT_ONCE)
-        private, there = clients.private_inputs(2 * self.density_samples)
-        private, there, public = jax.tree.map(jnp.asarray, (private, there, public))
 
         def of_one(stored: PyTree, there: Array, public: PyTree) -> Array:
             own = features(prepare(stored))
@@ -110,7 +116,6 @@ class _SelectiveFD(DistillationRounds):
         answered = exchange.average(predictions.probabilities * given[..., None], averaged)
         mean = answered / jnp.maximum(count, 1)[..., None]
         ambiguity = 2 * (mean.sum(axis=-1) - mean.max(axis=-1))
-        # Ambiguity 2 is that of no average; all others have less.
         exist = (exchange.average(given, heard) > 0) & (ambiguity < self.most_ambiguous)
         crossing = predictions.asked * answers.sum(axis=1, dtype=jnp.int32)
         return state.extra, Targets(mean, exist, crossing)

@@ -42,8 +42,19 @@ OWN = {
     "ccl": SYMMETRIC,
     "fedavg": {"local_steps": 3},
     "fedmd": {"digest_steps": 2, "revisit_steps": 2},
+    "selective_fd": {"private_steps": 1, "distill_steps": 2},
+    "ds_fl": {"private_steps": 1, "distill_steps": 2, "cache_steps": 4},
 }
-COPING = ["mhd", "distributed_distillation", "ccl", "qg_dsgd", "fedavg", "fedmd"]
+COPING = [
+    "mhd",
+    "distributed_distillation",
+    "ccl",
+    "qg_dsgd",
+    "fedavg",
+    "fedmd",
+    "selective_fd",
+    "ds_fl",
+]
 MANY = Faults(
     offline=0.3, offline_steps=3, stragglers={1: 2}, joins={0: 3}, leaves={3: 9}, participation=0.75
 )
