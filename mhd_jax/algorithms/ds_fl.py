@@ -18,8 +18,9 @@ public sample for D steps, the step at which it was made included: until then it
 about the sample, and learns the kept target. A message is the prediction for one sample, with the
 index by which the receiver has asked for it.
 
-Departures from the papers, whose texts could be read in part only (defaults and the rule by which
-cached labels expire are those of SCARLET's public code; DS-FL's own is not public):
+Departures from the papers, of which only the abstracts could be read. The rest, T = 0.1 and the
+rule by which cached labels expire included, is from SCARLET's public code, which has DS-FL too; no
+code of DS-FL's authors was found. β = 2 is a choice: the code's settings have 1, no sharpening.
 
 - In a round, the papers' clients go through a set of public samples several times; here each step
   draws a new public minibatch, and predictions for it cross edges in that step. The cached labels

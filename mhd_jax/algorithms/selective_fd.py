@@ -20,7 +20,7 @@ for the estimate, as many others for the quantile and as many public samples, ev
 order; time is linear in the public set, and memory does not grow with it beyond one bit a sample
 and client. A client with a single private sample, or without labels, never answers.
 
-Departures from the authors' code, and choices (the paper's text could be read in part only):
+Departures from the authors' code, and choices (of the paper only the abstract could be read):
 
 - The code multiplies by K/n + λ where the closed form needs its inverse; here it is the inverse.
 - The code's denominator is uniform noise in the range of the pixels, which makes r_j an estimate of
