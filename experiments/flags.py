@@ -18,6 +18,7 @@ from experiments.field_flags import defaults, define, define_fields
 from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.algorithms.ds_fl import AGGREGATIONS
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.algorithms.fedproto import WEIGHTINGS
 from mhd_jax.algorithms.idkd import LABEL_CHOICES
@@ -84,6 +85,18 @@ HYPERPARAMETER_HELP = {
     "revisit_steps": "Steps of a round that learn from private data.",
     "digest_loss": "How a client learns from the consensus.",
     "local_steps": "Steps of a round, after which clients take the average of parameters, or of prototypes.",
+    "private_steps": "Steps of a round that learn from private data.",
+    "distill_steps": "Steps of a round that learn from averages of predictions on public samples.",
+    "ratio_quantile": "Share of its held-out private samples below whose density ratio a client does not answer "
+    "for a public sample.",
+    "most_ambiguous": "L1 distance from a one-hot label at which averages are left out; 2 leaves out none.",
+    "kernel_width": "Width of the density ratio's kernel, relative to the median distance of public samples.",
+    "density_samples": "Most private samples of a client, and public samples, from which its density ratio is "
+    "estimated.",
+    "aggregation": "How averages of predictions are sharpened.",
+    "era_temperature": "T of the softmax that sharpens averages; the smaller, the sharper.",
+    "era_exponent": "β, the power that sharpens averages; 1 does not.",
+    "cache_steps": "Steps for which a client keeps a public sample's target and does not ask for it; 0 keeps none.",
     "local_epochs": "Length of a round in passes over the average client's data, instead of --local_steps.",
     "reset_momentum": "Whether each round starts with momentum 0, or it stays at home from round to round.",
     "compression": "What becomes of predictions on their way: none, float16, int8 or top_K classes.",
@@ -107,6 +120,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "digest_loss": list(DIGEST_LOSSES),
     "label_choice": LABEL_CHOICES,
     "weighting": WEIGHTINGS,
+    "aggregation": list(AGGREGATIONS),
     "norm": NORMS,
     "initialization": list(INITIALIZATIONS),
     "schedule": SCHEDULES,
@@ -137,7 +151,7 @@ _RUN_HELP = {
     "probability 0.",
     "adversaries": "Clients that send false predictions, and which, like 3:constant,7:label_flip "
     f"(client 3's and client 7's): {', '.join(KINDS)}. Their own training goes on. Algorithms mhd, "
-    "naive, fedmd, idkd.",
+    "naive, fedmd, idkd, selective_fd, ds_fl.",
     "norm": "Normalisation of the backbone; by default the model's own.",
     "initialization": "How the model and its heads start; by default its own way. pytorch is "
     "PyTorch's default (the CCL authors' LeNet-5 and MobileNetV2), he_fan_out He's for convolutions "
@@ -188,7 +202,7 @@ _FAULT_HELP = {
     "participation": "Share of the clients that take part in a round, drawn anew for each; the others "
     "neither train nor teach.",
     "participation_steps": "Steps of a round of --participation; for fedavg best its --local_steps, "
-    "for fedmd those of its round.",
+    "for fedmd, selective_fd and ds_fl those of its round.",
 }
 _BY_CLIENT_HELP = {
     "stragglers": "Clients that take only every n-th step, like 0:4,3:2 for client:n.",

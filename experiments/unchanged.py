@@ -159,6 +159,17 @@ def _of_others() -> dict[str, dict[str, Any]]:
                 partition=mhd.partition.primary_labels(5, skew=math.inf), label_sets="own"
             ),
         },
+        "selective_fd, faults, liars": {
+            "algorithm": algorithm("selective_fd", private_steps=2, distill_steps=2),
+            "clients": clients(adversaries={0: "label_flip", 2: "nan", 4: "replay"}),
+            "faults": faulty(),
+        },
+        "ds_fl, cache, label sets": {
+            "algorithm": algorithm(
+                "ds_fl", private_steps=2, distill_steps=2, cache_steps=6, compression="int8"
+            ),
+            "clients": clients(partition=mhd.partition.primary_labels(4), label_sets="own"),
+        },
         "distributed_distillation, 8 bits": {
             "algorithm": algorithm("distributed_distillation", compression="int8"),
         },

@@ -23,7 +23,7 @@ from mhd_jax.core.label_sets import LabelSets, resolved
 from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.data import split_files
-from mhd_jax.data.dataset import Dataset, select
+from mhd_jax.data.dataset import Dataset, select, take
 from mhd_jax.data.kinds import require_alike
 from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
@@ -191,6 +191,23 @@ class Clients:
         owned = self.owner >= 0
         np.add.at(counts, (self.owner[owned], self.data.labels[owned]), 1)
         return counts
+
+    def private_inputs(self, most: int) -> tuple[PyTree, np.ndarray]:
+        """Returns up to `most` private samples of each client, evenly spaced in their order.
+
+        Returns:
+          The samples as stored, before preparation, arrays [K, S, ...], and which of the S each
+          client has, bool [K, S]; S ≥ 2 is `most`, or the size of the largest private set.
+        """
+        sizes = self.label_counts().sum(axis=1)
+        by_client = np.argsort(self.owner, kind="stable")[np.count_nonzero(self.owner < 0) :]
+        count = max(min(most, int(sizes.max())), 2)
+        rows = np.zeros((self.num_clients, count), int)
+        for client, own in enumerate(np.split(by_client, np.cumsum(sizes)[:-1])):
+            spaced = np.linspace(0, max(len(own) - 1, 0), min(len(own), count)).astype(int)
+            rows[client, : len(spaced)] = own[spaced]
+        there = np.arange(count) < np.minimum(sizes, count)[:, None]
+        return take(self.data.inputs, rows), there
 
     def labelled_counts(self) -> np.ndarray:
         """Returns `label_counts`, but zeros for clients that do not learn from labels."""

@@ -3,6 +3,7 @@
 from mhd_jax.algorithms.base import hyperparameters
 from mhd_jax.algorithms.ccl import ccl
 from mhd_jax.algorithms.distributed_distillation import distributed_distillation
+from mhd_jax.algorithms.ds_fl import ds_fl
 from mhd_jax.algorithms.fedavg import fedavg
 from mhd_jax.algorithms.fedmd import fedmd
 from mhd_jax.algorithms.fedproto import fedproto
@@ -10,6 +11,7 @@ from mhd_jax.algorithms.gossip import dsgd, qg_dsgd
 from mhd_jax.algorithms.idkd import idkd
 from mhd_jax.algorithms.isolated import isolated, supervised
 from mhd_jax.algorithms.mhd import mhd, naive
+from mhd_jax.algorithms.selective_fd import selective_fd
 
 ALGORITHMS = {
     "mhd": mhd,
@@ -22,6 +24,8 @@ ALGORITHMS = {
     "fedproto": fedproto,
     "fedavg": fedavg,
     "fedmd": fedmd,
+    "selective_fd": selective_fd,
+    "ds_fl": ds_fl,
     "isolated": isolated,
     "supervised": supervised,
 }
@@ -30,6 +34,7 @@ __all__ = [
     "ALGORITHMS",
     "ccl",
     "distributed_distillation",
+    "ds_fl",
     "dsgd",
     "fedavg",
     "fedmd",
@@ -40,5 +45,6 @@ __all__ = [
     "mhd",
     "naive",
     "qg_dsgd",
+    "selective_fd",
     "supervised",
 ]

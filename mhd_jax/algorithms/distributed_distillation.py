@@ -34,7 +34,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from mhd_jax import exchange
@@ -48,7 +47,7 @@ from mhd_jax.algorithms.base import (
 from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Outputs, Participants, State
-from mhd_jax.data.dataset import take
+from mhd_jax.data.dataset import in_parts
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange.compression import Compression
 from mhd_jax.exchange.messages import Messages
@@ -169,9 +168,9 @@ def _decisions(state: State, batch: Batch) -> Array:
 def _decisions_on_reference_set(state: State, clients: Participants) -> Array:
     """Returns s_i(x) for every x of the reference set, [K, M, C], computed in parts."""
     size = clients.num_public
-    parts = np.resize(np.arange(size), (-(-size // _AT_ONCE), min(_AT_ONCE, size)))
-    inputs = jax.tree.map(jnp.asarray, take(clients.public_inputs, parts))
+    inputs = jax.tree.map(jnp.asarray, in_parts(clients.public_inputs, _AT_ONCE))
     prepare = clients.data.preparation
     logits = jax.lax.map(lambda part: predict(state, prepare(part)), inputs)  # [n, K, N, 1, C]
-    joined = jnp.moveaxis(logits[:, :, :, 0], 0, 1).reshape(state.num_clients, parts.size, -1)
+    joined = jnp.moveaxis(logits[:, :, :, 0], 0, 1)
+    joined = joined.reshape(state.num_clients, -1, clients.num_classes)
     return jax.nn.softmax(joined[:, :size])

@@ -107,6 +107,9 @@ class Participants(Protocol):
     def label_counts(self) -> np.ndarray:
         """Returns the number of private samples by client and class, int [K, C]."""
 
+    def private_inputs(self, most: int) -> tuple[PyTree, np.ndarray]:
+        """Returns up to `most` private samples of each client as stored, and which there are."""
+
     def labelled_counts(self) -> np.ndarray:
         """Returns `label_counts`, but zeros for clients that do not learn from labels."""
 

@@ -299,6 +299,15 @@ def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
     return jax.tree.map(lambda a: a[rows], inputs)
 
 
+def in_parts(inputs: PyTree, at_once: int) -> PyTree:
+    """Returns samples [N, ...] in parts of `at_once`, [parts, at_once, ...], on the host.
+
+    Samples from the first on fill up the last part; there are no more parts than it takes.
+    """
+    size = len(jax.tree.leaves(inputs)[0])
+    return take(inputs, np.resize(np.arange(size), (-(-size // at_once), min(at_once, size))))
+
+
 def select(inputs: PyTree, rows: np.ndarray) -> PyTree:
     """Returns the samples of the given rows like `take`, but leaves lazy images unread."""
     return jax.tree.map(lambda a: a.select(rows) if isinstance(a, LazyImages) else a[rows], inputs)

@@ -134,7 +134,7 @@ def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Setting
         raise ConfigError(
             f"{algorithm.name} does not know adversaries (client "
             f"{', '.join(map(str, clients.adversaries))}), who falsify predictions; leave them out, "
-            "or choose mhd, naive, fedmd or idkd."
+            "or choose mhd, naive, fedmd, idkd, selective_fd or ds_fl."
         )
     return dataclasses.replace(
         given,

@@ -44,6 +44,8 @@ OWN = {
     "fedproto": {"local_steps": 3},
     "fedavg": {"local_steps": 3},
     "fedmd": {"digest_steps": 2, "revisit_steps": 2},
+    "selective_fd": {"private_steps": 1, "distill_steps": 2},
+    "ds_fl": {"private_steps": 1, "distill_steps": 2, "cache_steps": 4},
 }
 COPING = [
     "mhd",
@@ -54,6 +56,8 @@ COPING = [
     "fedproto",
     "fedavg",
     "fedmd",
+    "selective_fd",
+    "ds_fl",
 ]
 MANY = Faults(
     offline=0.3, offline_steps=3, stragglers={1: 2}, joins={0: 3}, leaves={3: 9}, participation=0.75

@@ -120,6 +120,12 @@ HYPERPARAMETERS = {
     "threshold": lambda v: number(v) and 0 <= v <= 1,
     "label_choice": among("mean", "most_samples"),
     "weighting": among("samples", "clients"),
+    **dict.fromkeys(["private_steps", "distill_steps", "density_samples"], count),
+    "ratio_quantile": lambda v: number(v) and 0 <= v <= 1,
+    "most_ambiguous": lambda v: number(v) and 0 < v <= 2,
+    **dict.fromkeys(["kernel_width", "era_temperature", "era_exponent"], positive),
+    "aggregation": among("era", "enhanced_era", "mean"),
+    "cache_steps": whole,
 }
 LIKELY = {
     whole: st.integers(0, 5),
