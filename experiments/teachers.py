@@ -6,7 +6,8 @@ Isolated training, naive distillation and MHD learn the digits with several targ
 graph and with every skew; seeds are the same for all. The table has β_sh and β_priv of the last head,
 and the difference of β_sh to --reference, seed by seed, with its 95 % confidence interval. Where classes
 are held by few clients (--skews=inf), a second table has the last head's accuracy by hops to a client
-that holds the class. Flags are those of experiments.train, with other defaults: no embedding
+that holds the class. Algorithms that alternate between private and public steps take twice as many, so
+that all see as many private samples. Flags are those of experiments.train, with other defaults: no embedding
 distillation. The same command again resumes an interrupted study.
 """
 
@@ -22,6 +23,7 @@ import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import launch, seed_flags, study
 from experiments.settings import RunSettings
+from mhd_jax.engine.settings import DEFAULT_STEPS
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import accuracy_axis, legend_beside, line_styles
 from mhd_jax.studies import over_seeds
@@ -44,8 +46,14 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "density ratio, Δ = 1": ("mhd", {"target_selection": "density_ratio"}),
     "densest": ("mhd", {**_ALL, "target_selection": "densest"}),
+    "fedmd": ("fedmd", {}),
+    "idkd": ("idkd", {}),
+    "selective_fd": ("selective_fd", {}),
+    "ds_fl": ("ds_fl", {}),
+    "ds_fl, mean": ("ds_fl", {"aggregation": "mean"}),
 }
-_DEFAULT = [name for name in RULES if name not in ("mean", "density ratio, Δ = 1", "densest")]
+_DEFAULT = list(RULES)[:6] + ["density ratio", "density ratio, own main head"]
+_IN_ROUNDS = ("fedmd", "selective_fd", "ds_fl")  # half of whose steps are on private samples
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["complete", "ring"], "Graphs to compare.")
 _SKEWS = flags.DEFINE_list("skews", ["100"], "Skews of the private labels, like 10,100,inf.")
 _RULES = flags.DEFINE_string(
@@ -107,7 +115,14 @@ def _case(settings: RunSettings, place: Place, rule: str) -> study.Case:
         labels = mhd.partition.primary_labels(flags.FLAGS.labels_per_client, skew=float(skew))
     except ValueError:
         raise mhd.ConfigError(f"--skews are numbers or inf, not {skew!r}.") from None
-    own = dataclasses.replace(settings, topology=graph, partition=labels)
+    times = 2 if name in _IN_ROUNDS else 1
+    own = dataclasses.replace(
+        settings,
+        topology=graph,
+        partition=labels,
+        steps=times * (settings.steps or DEFAULT_STEPS),
+        eval_every=times * settings.eval_every,
+    )
     folder = f"{graph}/skew_{skew}/{rule.replace(' ', '_').replace(',', '').replace('=', '')}"
     return study.Case(f"{graph}, skew {skew}, {rule}", folder, own, algorithm)
 
