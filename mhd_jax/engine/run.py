@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from mhd_jax.core.client_axis import Execution, everywhere, under
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import memory, programs
+from mhd_jax.engine import densities, memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.engine.origins import starting_from
 from mhd_jax.engine.samples import Samples, ToEvaluate
@@ -314,8 +314,29 @@ class Run:
 
     def logits(self, state: State, samples: ToEvaluate) -> np.ndarray:
         """Returns the logits of all clients on samples, [K, N, H, C], on the host."""
+        return self._answers(state, samples, self.algorithm.predict)
+
+    def density(self, state: State) -> dict[str, Any]:
+        """Returns what density outputs have learned, for a summary; {} if the algorithm has none."""
+        if self.algorithm.density is None:
+            return {}
+        clients = self.clients
+        found = self._answers(state, self.test, self.algorithm.density)
+        public = None
+        if len(clients.public):  # else it is another data set, whose labels are not ours
+            rows = clients.data.labels[clients.public]
+            public = np.bincount(rows, minlength=clients.num_classes) / len(rows)
+        counts = clients.labelled_counts()[: self.num_active].astype(float)
+        private = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        labels = clients.data.test_labels
+        return {"density": densities.summarized(found, labels, private, public)}
+
+    def _answers(
+        self, state: State, samples: ToEvaluate, function: Callable[[State, PyTree], Array]
+    ) -> np.ndarray:
+        """Returns a function of inputs, [K, N, …], for all samples, on the host."""
         static = {
-            "predict": self.algorithm.predict,
+            "predict": function,
             "preparation": self.spec.preparation,
             "execution": self.execution,
         }

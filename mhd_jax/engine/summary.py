@@ -127,6 +127,7 @@ def summarize(
             "topology": topologies.describe(run.topology, run.steps),
             "communication": _communication(run, carry, history),
             **(run.diagnostics(carry) if few else {}),
+            **(run.density(carry.state) if few else {}),
             **run.faults(carry),
             "timing": {
                 "compile_seconds": compile_seconds,

@@ -122,6 +122,25 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
     return figure
 
 
+def density(summary: Record, class_names: Sequence[str]) -> Figure:
+    """Plots d, who is fit to teach which class: the true ratio, the main head, and the last head."""
+    found = summary["density"]
+    panels = {"true ratio": found["log_ratio"]} if "log_ratio" in found else {}
+    for head in first_and_last(list(found["by_class"])):
+        panels[f"{head} head"] = found["by_class"][head]
+    values = {title: _numbers(panel) for title, panel in panels.items()}
+    most = max(max(np.nanmax(np.abs(panel)) for panel in values.values()), 1e-6)
+    width, height = _heat_map_size(next(iter(values.values())), class_names)
+    figure = Figure(figsize=(width, height * len(values)), layout="constrained")
+    axes = figure.subplots(len(values), 1, squeeze=False)[:, 0]
+    for axis, (title, panel) in zip(axes, values.items(), strict=True):
+        image = _heat_map(axis, panel, class_names, "{:.1f}", "RdBu_r", Normalize(-most, most))
+        axis.set_title(title)
+    label = "log density ratio, mean over test samples"
+    figure.colorbar(image, ax=axes, label=label, fraction=0.05, aspect=30)
+    return figure
+
+
 def per_class_over_time(history: Sequence[Record]) -> Figure:
     """Plots test accuracy by client and class at a few evaluations, with a row for each head."""
     chosen = np.unique(np.linspace(0, len(history) - 1, _MOST_MOMENTS).round().astype(int))

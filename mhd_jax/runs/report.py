@@ -67,6 +67,8 @@ def write(run: FinishedRun) -> None:
     }
     if by_edge:
         drawn["edges"] = lambda: figures.edges(by_edge)
+    if "density" in summary:
+        drawn["density"] = lambda: figures.density(summary, names)
     if "diagnostics" in summary:
         drawn["followed"] = lambda: figures.followed(summary)
     described = None
