@@ -48,6 +48,8 @@ HYPERPARAMETER_HELP = {
     "target_selection": "Which candidate a head learns from, for each public sample.",
     "include_self": "Whether a client's own head is among its candidates.",
     "own_candidate": "Which own head that is: the one of the teachers' rank, or the main head.",
+    "calibrate_every": "Steps after which each head's confidence is calibrated anew, by a temperature fitted "
+    "on the validation set (--validation_fraction); 0 takes confidence as it is.",
     "density_weight": "Weight of the loss of density ratios; by default 1 where --target_selection needs "
     "them, which are trained and sent nowhere else.",
     "density_weights": "What a main head counts in a mixture of teachers: clients count alike, samples by "

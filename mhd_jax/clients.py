@@ -209,6 +209,16 @@ class Clients:
         there = np.arange(count) < np.minimum(sizes, count)[:, None]
         return take(self.data.inputs, rows), there
 
+    def calibration_samples(self, most: int) -> tuple[PyTree, np.ndarray]:
+        """Returns up to `most` validation samples, evenly spaced in their order.
+
+        Returns:
+          The samples as models take them, arrays [V, ...], and their labels, int [V].
+        """
+        count = len(self.validation)
+        rows = self.validation[np.linspace(0, count - 1, min(count, most)).astype(int)]
+        return self.data.preparation(take(self.data.inputs, rows)), self.data.labels[rows]
+
     def labelled_counts(self) -> np.ndarray:
         """Returns `label_counts`, but zeros for clients that do not learn from labels."""
         return self.label_counts() * self.learns_labels[:, None]

@@ -65,13 +65,13 @@ from mhd_jax.core.types import (
     State,
     Terms,
 )
-from mhd_jax.exchange import adversaries, contract, diagnostics, teacher_sources
+from mhd_jax.exchange import adversaries, calibration, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange import density as densities
 from mhd_jax.exchange.channel import Channel
 from mhd_jax.exchange.density import Density
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.exchange.selection import Candidates, TargetSelection, Who, joined, rows
+from mhd_jax.exchange.selection import About, Candidates, TargetSelection, Who, joined, rows
 from mhd_jax.exchange.teachers import Source, Teachers
 from mhd_jax.training import projection
 from mhd_jax.training.groups import (
@@ -105,6 +105,7 @@ class _MHD:
       own_included: whether a client's own heads are among its candidates.
       own_candidate: which of them are.
       density: how density ratios are trained and read; None if heads have none.
+      calibrate_every: the number of steps between two calibrations of confidence; 0 is never.
       source: where teachers come from.
       channel: what crosses an edge from a teacher.
       averaging: of parameters inside ensembles; None averages nobody.
@@ -122,6 +123,7 @@ class _MHD:
     own_included: bool
     own_candidate: str
     density: Density | None
+    calibrate_every: int
     source: Source
     channel: Channel
     averaging: Averaging | None
@@ -149,6 +151,8 @@ class _MHD:
         num_heads = self.num_aux_heads + 1
         if self.density is not None:
             extra |= self.density.start(clients, num_heads)
+        if self.calibrate_every > 0:
+            extra["calibration"] = calibration.start(clients, num_heads)
         state = init_state(
             *(key, clients, sample_batch, num_heads, same_start),
             starts_optimizers=False,
@@ -166,6 +170,8 @@ class _MHD:
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         """See `Algorithm.train_step`: L_i and its gradient, for all clients at once."""
+        if self.calibrate_every > 0:
+            state = calibration.renewed(state, self.calibrate_every)
         outputs, pull_back = private_and_public(
             *(state, batch, self.label_smoothing),
             public_updates_stats=self.public_updates_stats,
@@ -283,19 +289,18 @@ class _MHD:
 
     def candidates(self, own: Outputs, taught: Outputs, valid: Array, who: Who) -> Candidates:
         """Candidates of one client: its teachers, itself, and its teachers' heads of the same level."""
-        lower, num_ranks = slice(0, self.num_ranks), self.num_ranks
-        parts = [rows(taught, lower, valid, who.teachers, who.counts)]
+        lower = slice(0, self.num_ranks)
+        parts = [rows(taught, lower, valid, who.teachers)]
         if self.own_included:
             compared = None if taught.embeddings is None else own.embeddings
             own = dataclasses.replace(own, embeddings=compared)
-            alone: Outputs = jax.tree.map(lambda a: a[None], own)
-            mine = None if who.own_counts is None else who.own_counts[None]
-            itself = rows(alone, lower, jnp.ones(1, bool), who.client[None], mine)
+            alone, itself = jax.tree.map(lambda a: a[None], (own, who.own))
+            mine = rows(alone, lower, jnp.ones(1, bool), itself)
             if self.own_candidate == "main":
-                itself = itself.only_main(num_ranks)
-            parts.append(itself)
+                mine = mine.only_main(self.num_ranks)
+            parts.append(mine)
         if self.same_level:
-            parts.append(rows(taught, slice(1, None), valid, who.teachers, who.counts))
+            parts.append(rows(taught, slice(1, None), valid, who.teachers))
         return joined(parts, self.temperature, who)
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
@@ -315,18 +320,24 @@ class _MHD:
         """The candidates of a main head without labels; None where all have labels."""
         if who.unlabelled is None:
             return None
-        parts = [rows(taught, slice(0, 1), valid, who.teachers, who.counts)]
+        parts = [rows(taught, slice(0, 1), valid, who.teachers)]
         return joined(parts, self.temperature, who)
 
     def _who(self, state: State, teachers: Teachers, graph: Array) -> Who:
         """Who learns from whom in this step, for all clients; `graph` has who can be heard."""
+        kept, drawn = state.extra, teachers.positions
+        calibrated = kept.get("calibration")
+        temperatures = None if calibrated is None else calibrated.temperatures
+        counts = None if self.density is None else self.density.counts_of(state, teachers, graph)
         return Who(
-            client=state.client_ids,
+            own=About(state.client_ids, kept.get("counts"), temperatures),
+            teachers=About(
+                state.client_ids[drawn],
+                counts,
+                None if temperatures is None else temperatures[drawn],
+            ),
             step=jnp.broadcast_to(state.step, state.client_ids.shape),
-            teachers=state.client_ids[teachers.positions],
-            unlabelled=state.extra.get("unlabelled"),
-            counts=None if self.density is None else self.density.counts_of(state, teachers, graph),
-            own_counts=state.extra.get("counts"),
+            unlabelled=kept.get("unlabelled"),
         )
 
 
@@ -351,6 +362,7 @@ def mhd(
     average_every: int = 10,
     label_smoothing: float = 0.1,
     embedding_projection: str = "none",
+    calibrate_every: int = 0,
     density_weight: float | None = None,
     density_weights: str = "clients",
     density_clip: float = 8.0,
@@ -399,6 +411,8 @@ def mhd(
       embedding_projection: the comparison of embeddings of different widths: "none" refuses them,
         "linear" maps them to the teachers' widths by maps that each client learns, "shared_width"
         compares the coordinates that all clients have; see `mhd_jax.training.projection`.
+      calibrate_every: the number of steps after which each head's confidence is calibrated anew on
+        the validation set (`mhd_jax.exchange.calibration`); 0 compares confidence as it is.
       density_weight: weight of the loss of the density ratios (`mhd_jax.exchange.density`) by which
         some selections weight teachers. None is 1 for these, and trains and sends none for others;
         with a number a user's own selection gets them, too.
@@ -434,6 +448,7 @@ def mhd(
     )
     projection.require_known(embedding_projection, compares=nu_emb > 0)
     require_at_least(1, average_every=average_every)
+    require_at_least(0, calibrate_every=calibrate_every)
     density = densities.configured(
         *(target_selection, num_targets),
         weight=density_weight,
@@ -462,12 +477,14 @@ def mhd(
         own_included=include_self and num_aux_heads > 0,
         own_candidate=own_candidate,
         density=density,
+        calibrate_every=calibrate_every,
         source=teacher_sources.named(num_targets, pool_size, pool_refresh, teacher_delay),
         channel=Channel(
             compressions.named(compression),
             num_heads=max(num_aux_heads, 1) + same_level,
             embeddings=nu_emb > 0,
             density=density is not None,
+            calibrated=calibrate_every > 0,
             shared_width=embedding_projection == "shared_width",
         ),
         averaging=None if ensembles is None else Averaging(ensembles, average_every),
@@ -497,6 +514,7 @@ def naive(
     ensembles: Ensembles | None = None,
     average_every: int = 10,
     label_smoothing: float = 0.1,
+    calibrate_every: int = 0,
     density_weight: float | None = None,
     density_weights: str = "clients",
     density_clip: float = 8.0,

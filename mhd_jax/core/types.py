@@ -92,6 +92,9 @@ class Participants(Protocol):
     def public_inputs(self) -> PyTree:
         """The public set, arrays [M, ...] as stored, before preparation."""
 
+    def calibration_samples(self, most: int) -> tuple[PyTree, np.ndarray]:
+        """Returns up to `most` validation samples as models take them, [V, ...], and labels [V]."""
+
     @property
     def learns_labels(self) -> np.ndarray:
         """Which clients learn from private labels, bool [K]."""

@@ -26,6 +26,7 @@ class Channel:
       num_heads: how many of a teacher's heads are sent, from the main head on.
       embeddings: whether embeddings are sent, too.
       density: whether density ratios are sent, too, with one count for each head.
+      calibrated: whether a temperature is sent for each head.
       shared_width: whether they are cut to the smallest width of all clients.
     """
 
@@ -33,6 +34,7 @@ class Channel:
     num_heads: int
     embeddings: bool
     density: bool = False
+    calibrated: bool = False
     shared_width: bool = False
 
     def received(
@@ -76,8 +78,9 @@ class Channel:
             return {name: coding.encode(values) for name, (coding, values) in parts.items()}
 
         crossing = jax.eval_shape(encoded, output_shapes(group, batch))
-        if self.density:
-            crossing["counts"] = jax.ShapeDtypeStruct((self.num_heads,), jnp.float32)
+        for name, are_sent in (("counts", self.density), ("temperatures", self.calibrated)):
+            if are_sent:
+                crossing[name] = jax.ShapeDtypeStruct((self.num_heads,), jnp.float32)
         if not batch.public_is_shared:
             crossing["indices"] = of_one_client(batch.public_indices)
         return crossing

@@ -42,8 +42,9 @@ def checked(rule: TargetSelection) -> TargetSelection:
         embeddings = candidates.embeddings
         width = None if embeddings is None else embeddings.shape[-1]
         has_density = candidates.density is not None
+        calibrated = candidates.temperatures is not None
         with jax.ensure_compile_time_eval():  # evaluates the check while the step is traced
-            _try(rule, candidates.logits.shape, width, has_density)
+            _try(rule, candidates.logits.shape, width, has_density, calibrated)
         return rule(key, candidates)
 
     return select
@@ -51,7 +52,11 @@ def checked(rule: TargetSelection) -> TargetSelection:
 
 @functools.lru_cache(maxsize=64)
 def _try(
-    rule: TargetSelection, shape: tuple[int, ...], width: int | None, has_density: bool
+    rule: TargetSelection,
+    shape: tuple[int, ...],
+    width: int | None,
+    has_density: bool,
+    calibrated: bool,
 ) -> None:
     """Raises `ConfigError` unless a selection makes valid targets from synthetic candidates.
 
@@ -60,12 +65,15 @@ def _try(
       shape: the shape of the candidates' logits, [N, P, R, C].
       width: the width of the candidates' embeddings; None if they have none.
       has_density: whether they have density ratios.
+      calibrated: whether they have temperatures.
     """
     name = f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
     last = jnp.arange(shape[0]) == shape[0] - 1
     for number, valid in enumerate((last | True, last | True, last, last & False)):
         key = jax.random.fold_in(jax.random.key(0), number)
         candidates = _made_candidates(key, shape, width, has_density, valid, spread=3.0**number)
+        if calibrated:
+            candidates = candidates.replace(temperatures=jnp.ones((shape[0], shape[2])))  # type: ignore[attr-defined]
         try:
             jax.eval_shape(rule, key, candidates)  # as the step will call it
             # Without jit, because a compiler may simplify operations so that a NaN disappears.

@@ -14,24 +14,35 @@ from mhd_jax.core.types import Outputs
 
 
 @struct.dataclass
+class About:
+    """What is known of clients beside their outputs: arrays [...], or [..., H] for their heads.
+
+    Attributes:
+      clients: their ids, int32 [...].
+      counts: how much knowledge each head has, c; None without density ratios.
+      temperatures: by which confidence is calibrated; None without calibration.
+    """
+
+    clients: Array
+    counts: Array | None
+    temperatures: Array | None
+
+
+@struct.dataclass
 class Who:
     """One client and its teachers, in a step.
 
     Attributes:
-      client: its id, int32 [].
+      own: about the client.
+      teachers: about its T teachers.
       step: the number of steps taken, int32 [].
-      teachers: the ids of its teachers, int32 [T].
       unlabelled: whether it has no private labels, bool []; None where all have some.
-      counts: how much knowledge each head of each teacher has, [T, H]; None without density ratios.
-      own_counts: the same of its own heads, [H].
     """
 
-    client: Array
+    own: About
+    teachers: About
     step: Array
-    teachers: Array
     unlabelled: Array | None
-    counts: Array | None
-    own_counts: Array | None
 
 
 @struct.dataclass
@@ -39,7 +50,7 @@ class Rows:
     """Outputs of n candidates of one kind, some of whom may not exist.
 
     Attributes:
-      logits, embeddings, density, counts, clients: see `Candidates`.
+      logits, embeddings, density, counts, temperatures, clients: see `Candidates`.
       exist: bool [n].
     """
 
@@ -49,6 +60,7 @@ class Rows:
     clients: Array
     density: Array | None = None
     counts: Array | None = None
+    temperatures: Array | None = None
 
     def only_main(self, num_ranks: int) -> Rows:
         """Returns the candidates with their main head in the place of each of their heads."""
@@ -60,6 +72,7 @@ class Rows:
             logits=main(self.logits, 2),
             density=None if self.density is None else main(self.density, 2),
             counts=None if self.counts is None else main(self.counts, 1),
+            temperatures=None if self.temperatures is None else main(self.temperatures, 1),
         )
 
 
@@ -80,6 +93,8 @@ class Candidates:
       clients: the client that each candidate is, int32 [N].
       client: the client that learns, int32 [].
       step: the number of steps taken, int32 [].
+      temperatures: by which the candidates' confidence is calibrated, [N, R]; None without
+        calibration (see `mhd_jax.exchange.calibration` and `confidence`).
     """
 
     logits: Array
@@ -91,19 +106,19 @@ class Candidates:
     clients: Array | None = None
     client: Array | None = None
     step: Array | None = None
+    temperatures: Array | None = None
 
 
-def rows(
-    outputs: Outputs, heads: slice, exist: Array, clients: Array, counts: Array | None
-) -> Rows:
-    """Returns the `heads` of n clients as candidates; outputs are [n, P, …], counts [n, H]."""
+def rows(outputs: Outputs, heads: slice, exist: Array, about: About) -> Rows:
+    """Returns the `heads` of n clients as candidates, from outputs [n, P, …]."""
     return Rows(
         outputs.logits[:, :, heads],
         outputs.embeddings,
         exist,
-        clients,
+        about.clients,
         None if outputs.density is None else outputs.density[:, :, heads],
-        None if counts is None else counts[:, heads],
+        None if about.counts is None else about.counts[:, heads],
+        None if about.temperatures is None else about.temperatures[:, heads],
     )
 
 
@@ -131,8 +146,9 @@ def joined(parts: Sequence[Rows], temperature: float, who: Who) -> Candidates:
         density=density,
         counts=counts,
         clients=whole.clients,
-        client=who.client,
+        client=who.own.clients,
         step=who.step,
+        temperatures=whole.temperatures,
     )
 
 
@@ -141,10 +157,18 @@ def joined(parts: Sequence[Rows], temperature: float, who: Who) -> Candidates:
 TargetSelection = Callable[[Array, Candidates], Array]
 
 
+def confidence(candidates: Candidates) -> Array:
+    """Returns Λ(z) = max_c softmax(z)_c of all candidates, [N, P, R], calibrated if they are."""
+    logits = candidates.logits
+    if candidates.temperatures is not None:
+        logits = logits / candidates.temperatures[:, None, :, None]
+    return jax.nn.softmax(logits).max(axis=-1)
+
+
 def most_confident(key: Array, candidates: Candidates) -> Array:
     """Selects the candidate with the largest Λ(z) = max_c softmax(z)_c for each sample and head."""
     del key
-    return _pick(candidates, jax.nn.softmax(candidates.logits).max(axis=-1))
+    return _pick(candidates, confidence(candidates))
 
 
 def random_candidate(key: Array, candidates: Candidates) -> Array:
@@ -160,6 +184,12 @@ def mean_of_candidates(key: Array, candidates: Candidates) -> Array:
     return jnp.einsum("n,nprc->prc", weights.astype(probabilities.dtype), probabilities)
 
 
+def confidence_weighted(key: Array, candidates: Candidates) -> Array:
+    """Returns the mean weighted by confidence, which MHD's authors suggest as another choice."""
+    del key
+    return _weighted_mean(candidates, confidence(candidates))
+
+
 def confidence_cap(key: Array, candidates: Candidates, cap: float = 0.95) -> Array:
     """Selects the most confident candidate with Λ(z) ≤ `cap`, or the least confident if none has.
 
@@ -167,8 +197,8 @@ def confidence_cap(key: Array, candidates: Candidates, cap: float = 0.95) -> Arr
     below it too.
     """
     del key
-    confidence = jax.nn.softmax(candidates.logits).max(axis=-1)
-    return _pick(candidates, jnp.where(confidence <= cap, confidence, -confidence))
+    sure = confidence(candidates)
+    return _pick(candidates, jnp.where(sure <= cap, sure, -sure))
 
 
 def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) -> Array:
@@ -179,9 +209,9 @@ def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) 
     all samples, so that one that is always confident gets little weight.
     """
     del key
-    confidence = jax.nn.softmax(candidates.logits).max(axis=-1)  # [N, P, R]
-    here, there = confidence[:, :, None], confidence[:, None]
-    kind = confidence.dtype
+    sure = confidence(candidates)  # [N, P, R]
+    here, there = sure[:, :, None], sure[:, None]
+    kind = sure.dtype
     share = ((here > there).mean(axis=2, dtype=kind) + (here >= there).mean(axis=2, dtype=kind)) / 2
     return _weighted_mean(candidates, share**power)
 
@@ -268,6 +298,9 @@ def _by_rank(
             probabilities=candidates.probabilities[:, :, heads],
             density=None if candidates.density is None else candidates.density[:, :, heads],
             counts=None if candidates.counts is None else candidates.counts[:, heads],
+            temperatures=None
+            if candidates.temperatures is None
+            else candidates.temperatures[:, heads],
         )
 
     return jnp.concatenate([main(key, of(slice(0, 1))), auxiliary(key, of(slice(1, None)))], axis=1)
@@ -312,6 +345,7 @@ TARGET_SELECTIONS: dict[str, TargetSelection] = {
     "most_confident": most_confident,
     "random": random_candidate,
     "mean": mean_of_candidates,
+    "confidence_weighted": confidence_weighted,
     "median": median,
     "trimmed_mean": trimmed_mean,
     "agreement": agreement,

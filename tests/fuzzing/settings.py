@@ -95,6 +95,7 @@ HYPERPARAMETERS = {
     **dict.fromkeys(["include_self", "same_level", "public_updates_stats", "quasi_global"], truth),
     **dict.fromkeys(["reset_momentum", "push_sum"], truth),
     "own_candidate": among("same_rank", "main"),
+    "calibrate_every": whole,
     "density_weight": optional(positive),
     "density_weights": among("clients", "samples"),
     "density_clip": lambda v: number(v) and 0 < v <= 30,
