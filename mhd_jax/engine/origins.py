@@ -41,8 +41,7 @@ def starting_from(
     known = [_shapes(group, clients, algorithm) for group in clients.groups]
     origin: dict[str, Any] = {}
     found: _Found = [{} for _ in clients.groups]
-    if isinstance(init, str | os.PathLike):
-        init = load(init)
+    init = opened(init)
     if isinstance(init, Result):
         found = _of_result(init, clients)
         origin = {"algorithm": init.summary["algorithm"], "steps": init.summary["steps"]}
@@ -58,6 +57,11 @@ def starting_from(
         }
         groups.append(dataclasses.replace(group, start={**weights, **own} or None))
     return dataclasses.replace(clients, groups=tuple(groups)), origin or None
+
+
+def opened(init: Any) -> Any:
+    """Returns the result of a run folder, and anything else as it is."""
+    return load(init) if isinstance(init, str | os.PathLike) else init
 
 
 def _require_fitting_weights(group: ClientGroup, shapes: Mapping[str, Any]) -> None:

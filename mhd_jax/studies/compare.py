@@ -16,6 +16,7 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.core.types import Algorithm
 from mhd_jax.core.validation import require_seed
+from mhd_jax.engine.origins import opened
 from mhd_jax.engine.prepare import of_an_algorithm, resolved_algorithm
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.simulate import simulate, simulate_many
@@ -72,6 +73,7 @@ def compare(
     cases = [(name, place) for name in algorithms for place in range(len(seeds))]
     clients = _one_for_each(clients_by_seed, seeds)
     graphs = [_graph(topology, seed) for seed in seeds]
+    settings["init"] = opened(settings.get("init"))  # once for all runs
     of_host = {name: settings.pop(name) for name in [*settings] if name in _OF_THE_HOST}
     found = simulate_many(
         [

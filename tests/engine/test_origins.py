@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import mhd_jax as mhd
+from experiments.settings import RunSettings
 from mhd_jax.training import initial
 
 X = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
@@ -54,6 +55,15 @@ def test_a_new_run_starts_where_another_has_ended(clients, first, by):
     assert int(state.step) == 0
     momentum = optax.tree_utils.tree_get(state.groups[0].opt_state, "trace")
     assert all((np.asarray(a) == 0).all() for a in jax.tree.leaves(momentum))
+
+
+def test_all_seeds_of_a_command_continue_the_run_that_is_loaded_once(first):
+    flags = {"model": "mlp_small:3,cnn:1", "num_clients": 4, "continue_from": str(first.folder)}
+    one, other = (RunSettings(**flags).arguments(mhd.algorithms.mhd(), seed) for seed in (0, 1))
+    assert one["init"] is other["init"]
+    state = mhd.prepare(**other).init()
+    for name, a in _arrays(first.state, 3).items():
+        np.testing.assert_array_equal(_arrays(state, 3)[name], a)
 
 
 def test_what_an_algorithm_remembers_comes_from_where_it_starts():
