@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -202,16 +202,20 @@ def _in_words(params: Any) -> Iterator[None]:
 def freezing(
     optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Returns the optimizer without updates of the parameters that the patterns `frozen` name."""
+    """Returns the optimizer of all parameters but those that the patterns `frozen` name.
+
+    These are not updated, have no optimizer state, and do not count in norms of gradients.
+    """
     if not frozen:
         return optimizer
 
-    def is_kept(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: is_frozen(
-                jax.tree_util.keystr(path, simple=True, separator="/"), frozen
-            ),
-            params,
-        )
+    def where(is_kept: bool) -> Callable[[Any], Any]:
+        def is_so(path: Any, _: Any) -> bool:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return is_frozen(name, frozen) == is_kept
 
-    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_kept))
+        return lambda params: jax.tree_util.tree_map_with_path(is_so, params)
+
+    return optax.chain(
+        optax.masked(optimizer, where(False)), optax.masked(optax.set_to_zero(), where(True))
+    )
