@@ -17,7 +17,7 @@ from mhd_jax.core.files import folder_here
 from mhd_jax.core.types import Algorithm
 from mhd_jax.core.validation import require_seed
 from mhd_jax.engine.origins import opened
-from mhd_jax.engine.prepare import of_an_algorithm, resolved_algorithm
+from mhd_jax.engine.prepare import of_another, resolved_algorithm
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.simulate import simulate, simulate_many
 from mhd_jax.runs.finished import read_run
@@ -64,7 +64,7 @@ def compare(
       ConfigError: settings that cannot work, or a workdir with other content; and as `simulate`.
     """
     known = [*_OF_SIMULATE, *inspect.signature(compare).parameters]
-    require_known("compare", settings, known, of_an_algorithm)
+    require_known("compare", settings, known, of_another)
     seeds = _checked_seeds(seeds)
     resolved = _checked_algorithms(algorithms)
     path = None if workdir is None else folder_here(workdir, "workdir")

@@ -79,7 +79,7 @@ class WatchedRun:
         """Returns one client, see `Result.client`."""
         return self._now().client(number)
 
-    def stop(self, reason: str, best_step: int | None = None) -> None:
+    def stop(self, reason: str = "a callback", best_step: int | None = None) -> None:
         """Stops the run at its present step, where it counts as finished.
 
         Args:
@@ -154,10 +154,7 @@ class Callbacks(Callback):
 
     def __init__(self, callbacks: Sequence[Callback | Callable[..., None]]):
         for each in callbacks:
-            if not (isinstance(each, Callback) or callable(each)):
-                raise ConfigError(
-                    f"a callback is a function of the record, or a mhd_jax.Callback, not {each!r}."
-                )
+            _require_callback(each)
         self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
         self._silent: set[int] = set()  # indices of callbacks that have failed in these runs
 
@@ -212,6 +209,29 @@ class Callbacks(Callback):
                     told = True
                 if not told:
                     self._silent.add(place)
+
+
+def _require_callback(given: Any) -> None:
+    """Raises `ConfigError` unless something can watch a run."""
+    if isinstance(given, type):
+        raise ConfigError(
+            f"{given.__name__} is a class, and a callback an object: give {given.__name__}(...)."
+        )
+    if not (isinstance(given, Callback) or callable(given)):
+        raise ConfigError(
+            f"a callback is a function of the record, or a mhd_jax.Callback, not {given!r}."
+        )
+    function = given.on_evaluation if isinstance(given, Callback) else given
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin without a signature
+        return
+    try:
+        signature.bind(*(("record", "view") if _takes_view(function) else ("record",)))
+    except TypeError as error:
+        raise ConfigError(
+            f"a callback takes the record, or the record and the view, not {signature}."
+        ) from error
 
 
 def _takes_view(function: Callable[..., Any]) -> bool:
