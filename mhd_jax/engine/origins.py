@@ -189,7 +189,11 @@ def _matching(
                 f"({group.described}): its arrays are {_few(shapes)}."
             )
         taken["taken"] += own
-        taken["drawn"] += [name for name in shapes if name not in own]
+        taken["drawn"] += [
+            name  # also of heads, of which fewer are taken
+            for name, shape in shapes.items()
+            if name not in own or own[name].shape[1:2] < shape.shape[:1]
+        ]
     arrays = [own[name] for own in found for name in sorted(own)]
     lists = {what: list(dict.fromkeys(names)) for what, names in taken.items()}
     return {"digest": array_digest(*arrays), **lists}

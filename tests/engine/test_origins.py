@@ -81,13 +81,18 @@ def test_what_an_algorithm_remembers_comes_from_where_it_starts():
 
 def test_heads_are_taken_rank_by_rank(clients, first):
     one = mhd.simulate("ring", clients, "isolated", **HOW, steps=2)
-    state = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2), init=one).init()
+    run = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2), init=one)
+    assert run.origin["drawn"] == ["heads/bias", "heads/kernel"]
+    assert {*run.origin["drawn"]} < {*run.origin["taken"]}  # as one head is taken, and two drawn
+    state = run.init()
     drawn = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2)).init()
     for client in range(4):
         there, here, new = (_arrays(s, client) for s in (one.state, state, drawn))
         np.testing.assert_array_equal(here["heads/kernel"][:1], there["heads/kernel"])
         np.testing.assert_array_equal(here["heads/kernel"][1:], new["heads/kernel"][1:])
-    less = mhd.prepare("ring", clients, "isolated", init=first).init()
+    run = mhd.prepare("ring", clients, "isolated", init=first)
+    assert not run.origin["drawn"]
+    less = run.init()
     kernel = _arrays(less, 3)["heads/kernel"]
     np.testing.assert_array_equal(kernel, _arrays(first.state, 3)["heads/kernel"][:1])
 
