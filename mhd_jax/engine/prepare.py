@@ -50,7 +50,7 @@ def of_another(name: str) -> str | None:
         return f"it belongs to the algorithm {which}: algorithm=mhd.algorithms.{having[0]}({name}=...)."
     if name in {field.name for field in dataclasses.fields(optim.SGD)}:
         return f"it belongs to the optimizer: optimizer=mhd.optim.SGD({name}=...)."
-    if name in inspect.signature(make_clients).parameters:
+    if name != "seed" and name in inspect.signature(make_clients).parameters:  # runs have seeds
         return f"it belongs to the clients: mhd.make_clients(..., {name}=...)."
     return None
 

@@ -11,7 +11,7 @@ import networkx as nx
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
-from mhd_jax.core.calls import require_known
+from mhd_jax.core.calls import require_known, takes
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.core.types import Algorithm
@@ -144,6 +144,11 @@ def _checked_algorithms(algorithms: Any) -> dict[str, Algorithm]:
 def _one_for_each(clients_by_seed: Any, seeds: Sequence[int]) -> list[Clients]:
     """Returns the clients of each seed."""
     if callable(clients_by_seed):
+        if not takes(clients_by_seed, "seed"):
+            raise ConfigError(
+                "clients_by_seed is called with the seed: lambda seed: mhd.make_clients(..., "
+                "seed=seed)."
+            )
         found = [clients_by_seed(seed) for seed in seeds]
     elif isinstance(clients_by_seed, Sequence):
         found = list(clients_by_seed)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mhd_jax.core.calls import takes
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import PyTree, State
 from mhd_jax.runs.decoration import decoration
@@ -222,16 +223,11 @@ def _require_callback(given: Any) -> None:
             f"a callback is a function of the record, or a mhd_jax.Callback, not {given!r}."
         )
     function = given.on_evaluation if isinstance(given, Callback) else given
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # a builtin without a signature
-        return
-    try:
-        signature.bind(*(("record", "view") if _takes_view(function) else ("record",)))
-    except TypeError as error:
+    if not takes(function, *(("record", "view") if _takes_view(function) else ("record",))):
         raise ConfigError(
-            f"a callback takes the record, or the record and the view, not {signature}."
-        ) from error
+            "a callback takes the record, or the record and the view, not "
+            f"{inspect.signature(function)}."
+        )
 
 
 def _takes_view(function: Callable[..., Any]) -> bool:
