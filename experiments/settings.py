@@ -14,6 +14,7 @@ from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
+from mhd_jax.engine.origins import opened
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.settings import Settings
 from mhd_jax.studies.compare import settings_for
@@ -37,7 +38,9 @@ _DATA_OPTIONS = (
     "pixels",
     "test_fraction",
 )
-_load = functools.lru_cache(maxsize=2)(mhd.data.load)  # seeds share the loaded data
+# Cases and seeds share loaded data, and the run that they continue.
+_load = functools.lru_cache(maxsize=2)(mhd.data.load)
+_opened = functools.lru_cache(maxsize=1)(opened)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,7 @@ class RunSettings:
             "topology": self._topology(seed),
             "algorithm": algorithm,
             "seed": seed,
-            "init": self.continue_from,
+            "init": _opened(self.continue_from),
             **settings_for(algorithm, {name: getattr(self, name) for name in _OF_A_RUN}),
         }
 

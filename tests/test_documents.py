@@ -95,6 +95,11 @@ def test_continuing(tmp_path, monkeypatch):
     assert names["fedmd"].summary["beta_sh"]["main"] > 0.5
     frozen = names["tuned"].client(3).params["backbone"]["Dense_0"]["kernel"]
     assert (frozen == names["one"].params["backbone"]["Dense_0"]["kernel"]).all()
+    before, after = (dict(names[name].params["backbone"]) for name in ("before", "after"))
+    for layer in ("first", "second"):
+        lora = after[layer].pop("lora")
+        assert_trees_equal(after[layer], before[layer])
+        assert lora["lora_b"].any()  # which begins as 0
 
 
 @pytest.mark.slow
@@ -139,7 +144,9 @@ def test_coming_from():
     assert (own.verdict, shared.verdict) == ("ahead", "behind")
     test = mhd.data.load("digits").test_labels
     one = names["one"].summary["beta_sh"]["main"]
-    assert one > 0.85 and (names["classes"] == test).mean() == pytest.approx(one, abs=0.02)
+    four = names["four"].summary["beta_sh"]
+    assert one > four["aux_3"] > four["main"] > 0.85
+    assert (names["classes"] == test).mean() == pytest.approx(one, abs=0.02)
 
 
 def test_every_program_is_run():
@@ -151,7 +158,7 @@ def test_every_program_is_run():
         "docs/bringing_a_model.md": 3,
         "docs/bringing_data.md": 1,
         "docs/by_hand.md": 3,
-        "docs/continuing.md": 3,
+        "docs/continuing.md": 4,
         "docs/coming_from.md": 3,
         "docs/comparing.md": 2,
         "docs/cookbook.md": 9,

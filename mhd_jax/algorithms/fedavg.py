@@ -45,7 +45,7 @@ from mhd_jax.core.types import (
     State,
 )
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.training import optim
+from mhd_jax.training import momentum
 from mhd_jax.training.groups import (
     apply_gradients,
     averaged,
@@ -216,7 +216,7 @@ def _with_average(state: State, who: Array) -> State:
 def _without_momentum(state: State, who: Array) -> State:
     """Sets the momentum or the moments of some clients, bool [K], to 0, if the optimizer has any."""
     (group,) = state.groups
-    opt_state = optim.without_momentum(group.opt_state, lambda m: where_rows(who, 0 * m, m))
+    opt_state = momentum.emptied(group.opt_state, lambda m: where_rows(who, 0 * m, m))
     return dataclasses.replace(state, groups=(dataclasses.replace(group, opt_state=opt_state),))
 
 

@@ -9,9 +9,12 @@ parameters after the previous step and η_prev its learning rate (at first the b
     m_i ← β m_i + g_i,   x_i ← x_i' − η (g_i + β m_i)          the clients' optimizer: Nesterov's
 
 With an optimizer of Adam's kind both of its moments are quasi-global, as in the authors' code: with
-d the move of x_i' from step to step, divided by its norm over all parameters,
+d the move of x_i' from step to step, divided by its norm over all parameters that have moments,
 
     m_i ← β₁ m_i + (1 − β₁) d,   v_i ← β₂ v_i + (1 − β₂) d²      before Adam's own step from m_i, v_i
+
+Where parts of the parameters have optimizers of their own, each momentum is that of its own
+parameters, with their η; parameters without momentum are only averaged.
 
 With several gossip rounds per step, the first line is repeated with the W of the step, and r_i is
 the sum of the moves. All clients start from the same parameters. Momentum and normalisation
@@ -47,8 +50,7 @@ from mhd_jax.algorithms.base import (
     require_at_least,
     require_label_smoothing,
 )
-from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.trees import of_one_client, where_rows
+from mhd_jax.core.trees import of_one_client, scaled, where_rows
 from mhd_jax.core.types import (
     Algorithm,
     Batch,
@@ -61,7 +63,7 @@ from mhd_jax.core.types import (
 )
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.topology.mixing import MIXINGS, push_sum_weights
-from mhd_jax.training import optim
+from mhd_jax.training import momentum
 from mhd_jax.training.groups import (
     apply_gradients,
     init_state,
@@ -101,13 +103,9 @@ class Gossip:
         require_one_architecture(clients, "gossip averages parameters")
         state = init_state(key, clients, sample_batch, num_heads=1, same_start=True)
         opt_state, params = state.groups[0].opt_state, state.groups[0].params
-        is_adam = self.quasi_global and optim.has_moments(opt_state)
-        if self.quasi_global and not (is_adam or optim.has_momentum(opt_state)):
-            raise ConfigError(
-                "quasi-global momentum needs an optimizer whose state tells its momentum and its "
-                "learning rate: mhd_jax.optim.SGD with momentum above 0 (--momentum=0.9), optax.adam and "
-                "its kind, or optax.inject_hyperparams(optax.sgd)(learning_rate=..., momentum=...)."
-            )
+        if self.quasi_global:
+            momentum.require_own_momentum(opt_state, params)
+        is_adam = self.quasi_global and momentum.has_moments(opt_state)
         if self.push_sum:
             return dataclasses.replace(state, extra={"push_weights": jnp.ones(state.num_clients)})
         if self.mu is None and not is_adam:
@@ -256,9 +254,8 @@ def _mixed(
     params, moves = _rounds(group.params, weights, averaging_rate, rounds)
     opt_state = group.opt_state
     if quasi_global:
-        opt_state = optim.change_momentum(
-            opt_state, lambda m, move, rate: m - _scaled(move, 1 / rate), moves
-        )
+        steps = momentum.over_rates(opt_state, moves)
+        opt_state = momentum.change(opt_state, "trace", jnp.subtract, steps)
     group = dataclasses.replace(group, params=params, opt_state=opt_state)
     return dataclasses.replace(state, groups=(group,))
 
@@ -288,9 +285,9 @@ def _pushed(state: State, shares: Array, averaging_rate: float, rounds: int) -> 
     """
     (group,) = state.groups
     weights = state.extra["push_weights"]
-    sums = _scaled(group.params, weights)
+    sums = scaled(group.params, weights)
     (sums, weights), _ = _rounds((sums, weights), shares, averaging_rate, rounds)
-    group = dataclasses.replace(group, params=_scaled(sums, 1 / weights))
+    group = dataclasses.replace(group, params=scaled(sums, 1 / weights))
     return dataclasses.replace(state, groups=(group,), extra={"push_weights": weights})
 
 
@@ -298,7 +295,7 @@ def _step_of_sums(before: State, after: State) -> State:
     """Applies the optimizer's step Δ to the sums x = w z, so that the quotients z move by Δ / w."""
     (old,), (group,) = before.groups, after.groups
     steps = jax.tree.map(jnp.subtract, group.params, old.params)
-    steps = _scaled(steps, 1 / before.extra["push_weights"])
+    steps = scaled(steps, 1 / before.extra["push_weights"])
     group = dataclasses.replace(group, params=jax.tree.map(jnp.add, old.params, steps))
     return dataclasses.replace(after, groups=(group,))
 
@@ -309,14 +306,10 @@ def _paper_momentum(state: State, mu: float, presence: Presence | None) -> State
     A client that does not train in a step keeps its m̂ and x^t.
     """
     (group,) = state.groups
-    rate = optim.learning_rate(group.opt_state)
-    buffer = jax.tree.map(
-        lambda old, before, now: mu * old + (1 - mu) * _scaled(before - now, 1 / rate),
-        state.extra["buffer"],
-        state.extra["mixed"],
-        group.params,
-    )
-    opt_state = optim.change_momentum(group.opt_state, lambda m, new, rate: new, buffer)
+    moves = jax.tree.map(jnp.subtract, state.extra["mixed"], group.params)
+    steps = momentum.over_rates(group.opt_state, moves)
+    buffer = jax.tree.map(lambda old, d: mu * old + (1 - mu) * d, state.extra["buffer"], steps)
+    opt_state = momentum.change(group.opt_state, "trace", _replaced, buffer)
     group = dataclasses.replace(group, opt_state=opt_state)
     state = _remembering(state, presence, {"mixed": group.params, "buffer": buffer})
     return dataclasses.replace(state, groups=(group,))
@@ -329,15 +322,17 @@ def _adams_moments(state: State, beta_1: float, presence: Presence | None) -> St
     """
     (group,) = state.groups
     moves = jax.tree.map(jnp.subtract, state.extra["mixed"], group.params)
+    moves = momentum.owned(group.opt_state, moves)
     norms = jax.vmap(optax.tree_utils.tree_norm)(moves)
-    moves = _scaled(moves, 1 / (norms + _EPSILON))
+    moves = scaled(moves, 1 / (norms + _EPSILON))
 
     def mean(old: Array, new: Array, beta: float) -> Array:
         return beta * old + (1 - beta) * new
 
     first = jax.tree.map(lambda old, d: mean(old, d, beta_1), state.extra["buffer"], moves)
     second = jax.tree.map(lambda old, d: mean(old, d * d, _BETA_2), state.extra["second"], moves)
-    opt_state = optax.tree_utils.tree_set(group.opt_state, mu=first, nu=second)
+    opt_state = momentum.change(group.opt_state, "mu", _replaced, first)
+    opt_state = momentum.change(opt_state, "nu", _replaced, second)
     group = dataclasses.replace(group, opt_state=opt_state)
     remembered = {"mixed": group.params, "buffer": first, "second": second}
     state = _remembering(state, presence, remembered)
@@ -352,6 +347,6 @@ def _remembering(state: State, presence: Presence | None, changed: dict[str, PyT
     return dataclasses.replace(state, extra={**state.extra, **changed})
 
 
-def _scaled(tree: PyTree, by: Array) -> PyTree:
-    """Multiplies arrays [K, …] by a number for each client, [K]."""
-    return jax.tree.map(lambda a: a * by.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype), tree)
+def _replaced(old: Array, new: Array) -> Array:
+    del old
+    return new

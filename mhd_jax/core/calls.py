@@ -49,3 +49,16 @@ def require_known(
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else "see its help()."
             raise ConfigError(f"{function} takes no argument {name}; {elsewhere(name) or hint}")
+
+
+def takes(function: Callable[..., Any], *arguments: str) -> bool:
+    """Returns whether a function can be called with these arguments, named here, by position."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin without a signature
+        return True
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True

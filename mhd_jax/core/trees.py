@@ -26,6 +26,11 @@ def where_rows(which: Array, ones: PyTree, others: PyTree) -> PyTree:
     return jax.tree.map(choose, ones, others)
 
 
+def scaled(tree: PyTree, by: Array) -> PyTree:
+    """Multiplies arrays [K, …] by a number for each client, [K]."""
+    return jax.tree.map(lambda a: a * by.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype), tree)
+
+
 def all_finite(tree: PyTree, axes: int = 1) -> Array:
     """Returns which clients' outputs, or which messages, contain finite numbers only.
 

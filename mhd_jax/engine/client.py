@@ -100,10 +100,18 @@ class Client:
         """Saves the parameters as ``.npz``, by flat names like "backbone/Dense_0/kernel".
 
         Other variables have names like "stats/batch_stats/BatchNorm_0/mean".
+
+        Raises:
+          ConfigError: the file cannot be written.
         """
         arrays: Any = initial.named(self.params, self.stats)
-        with written_whole(expanded(path)) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+        try:
+            with written_whole(expanded(path)) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written ({error.strerror}); give a file in a folder that is there."
+            ) from error
 
     @property
     def name(self) -> str:

@@ -261,5 +261,6 @@ def _called(
     except Exception as error:  # users' code may raise any exception
         raise ConfigError(f"{who} failed ({in_a_line(error)}).") from error
     if not isinstance(value, numbers.Real | np.ndarray) or np.ndim(value) != 0:
-        raise ConfigError(f"{who} must be a number, not {value!r}.")
+        shape = f" of shape {list(np.shape(value))}" if isinstance(value, np.ndarray) else ""
+        raise ConfigError(f"{who} must be a number, not of type {type(value).__name__}{shape}.")
     return float(value)

@@ -17,6 +17,7 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, PyTree, State
 from mhd_jax.engine.loading import load
 from mhd_jax.engine.result import Result
+from mhd_jax.models.pretrained import unmatched
 from mhd_jax.training import initial
 
 _Found = list[dict[str, np.ndarray]]  # of each group its arrays [k, ...], by flat names
@@ -41,8 +42,7 @@ def starting_from(
     known = [_shapes(group, clients, algorithm) for group in clients.groups]
     origin: dict[str, Any] = {}
     found: _Found = [{} for _ in clients.groups]
-    if isinstance(init, str | os.PathLike):
-        init = load(init)
+    init = opened(init)
     if isinstance(init, Result):
         found = _of_result(init, clients)
         origin = {"algorithm": init.summary["algorithm"], "steps": init.summary["steps"]}
@@ -52,7 +52,7 @@ def starting_from(
         origin |= _matching(found, known, clients, is_exact=not isinstance(init, Result))
     groups = []
     for group, own, shapes in zip(clients.groups, found, known, strict=True):
-        _require_fitting_weights(group, shapes)
+        _require_fitting(group, shapes)
         weights = {
             name: _repeated(a, len(group.members)) for name, a in (group.weights or {}).items()
         }
@@ -60,16 +60,29 @@ def starting_from(
     return dataclasses.replace(clients, groups=tuple(groups)), origin or None
 
 
-def _require_fitting_weights(group: ClientGroup, shapes: Mapping[str, Any]) -> None:
+def opened(init: Any) -> Any:
+    """Returns the result of a run folder, and anything else as it is."""
+    return load(init) if isinstance(init, str | os.PathLike) else init
+
+
+def _require_fitting(group: ClientGroup, shapes: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if no pretrained weight, or nothing of a pattern, is a client's."""
     weights = group.weights or {}
     fitting = [
         n for n in weights if n in shapes and initial.fits(n, weights[n].shape, shapes[n].shape)
     ]
+    who = f"clients {', '.join(map(str, group.members[:10]))} ({group.described})"
     if weights and not fitting:
         given = ", ".join(f"{name} {list(a.shape)}" for name, a in list(weights.items())[:3])
         raise ConfigError(
-            f"none of the pretrained weights ({given}) fits an array of clients "
-            f"{', '.join(map(str, group.members[:10]))} ({group.described}): {_few(shapes)}."
+            f"none of the pretrained weights ({given}) fits an array of {who}: {_few(shapes)}."
+        )
+    params = {name: shape for name, shape in shapes.items() if not name.startswith("stats/")}
+    unused = unmatched(group.frozen, params)
+    if unused:
+        raise ConfigError(
+            f"no parameter of {who} is named like {', '.join(map(repr, unused))}; frozen and "
+            f"trainable are patterns of names of {_few(params)}."
         )
 
 
@@ -176,7 +189,11 @@ def _matching(
                 f"({group.described}): its arrays are {_few(shapes)}."
             )
         taken["taken"] += own
-        taken["drawn"] += [name for name in shapes if name not in own]
+        taken["drawn"] += [
+            name  # also of heads, of which fewer are taken
+            for name, shape in shapes.items()
+            if name not in own or own[name].shape[1:2] < shape.shape[:1]
+        ]
     arrays = [own[name] for own in found for name in sorted(own)]
     lists = {what: list(dict.fromkeys(names)) for what, names in taken.items()}
     return {"digest": array_digest(*arrays), **lists}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.algorithms.base import hyperparameters
-from mhd_jax.clients import Clients
+from mhd_jax.clients import Clients, make_clients
 from mhd_jax.core import modes
 from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
@@ -41,16 +42,20 @@ _MOST_FOR_DATA = 0.4  # of the memory that steps may take
 _FEW_CLIENTS = 64  # up to so many clients, each has slots for all others as neighbours
 
 
-def of_an_algorithm(name: str) -> str | None:
-    """Says which algorithms have a hyperparameter of this name; None if there is none."""
+def of_another(name: str) -> str | None:
+    """Says what has an argument of this name: algorithms, the optimizer or the clients, if any."""
     having = [each for each, build in ALGORITHMS.items() if name in hyperparameters(build)]
-    if not having:
-        return None
-    which = " or ".join(having[:3])
-    return f"it belongs to the algorithm {which}: algorithm=mhd.algorithms.{having[0]}({name}=...)."
+    if having:
+        which = " or ".join(having[:3])
+        return f"it belongs to the algorithm {which}: algorithm=mhd.algorithms.{having[0]}({name}=...)."
+    if name in {field.name for field in dataclasses.fields(optim.SGD)}:
+        return f"it belongs to the optimizer: optimizer=mhd.optim.SGD({name}=...)."
+    if name != "seed" and name in inspect.signature(make_clients).parameters:  # runs have seeds
+        return f"it belongs to the clients: mhd.make_clients(..., {name}=...)."
+    return None
 
 
-known_arguments = with_known_arguments(of_an_algorithm)
+known_arguments = with_known_arguments(of_another)
 
 
 @known_arguments

@@ -88,7 +88,7 @@ class FromNNX(nn.Module):
         if self.is_initializing():
             module = _built(self.build, self.args, self.kwargs, nnx.Rngs(self.make_rng("params")))
             self._keep(module, "params", nnx.Param)
-            self._keep(module, "batch_stats", _STATISTICS)
+            self._keep(module, "batch_stats", STATISTICS)
         else:
             module = self.module_with(
                 self.variables.get("params", {}),
@@ -103,7 +103,7 @@ class FromNNX(nn.Module):
             options["rngs"] = nnx.Rngs(self._key(train))
         outputs = module(inputs, **options)
         if train and self.is_mutable_collection("batch_stats"):
-            self._keep(module, "batch_stats", _STATISTICS)
+            self._keep(module, "batch_stats", STATISTICS)
         return outputs
 
     @nn.nowrap
@@ -138,7 +138,7 @@ class FromNNX(nn.Module):
             self.put_variable(collection, name, tree)
 
 
-_STATISTICS = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState))
+STATISTICS = nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flax import linen as nn
@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.types import PyTree
-from mhd_jax.models.from_nnx import as_backbone
+from mhd_jax.models.from_nnx import STATISTICS, as_backbone
 
 _PARTS = ("backbone", "heads", "pretext", "stats")
 
@@ -37,7 +37,7 @@ class Pretrained:
 
 def pretrained(
     model: str | nn.Module | type[nnx.Module],
-    weights: PyTree | str | os.PathLike[str],
+    weights: PyTree | nnx.Module | str | os.PathLike[str],
     *,
     frozen: Sequence[str] = (),
     trainable: Sequence[str] | None = None,
@@ -48,11 +48,11 @@ def pretrained(
 
     Args:
       model: a model's name, an NNX class or a Linen module, as for `make_clients`.
-      weights: parameters of the backbone as a tree; or of a whole client, as `Client.params` holds
-        them; or the path of an ``.npz`` file as `Client.save` writes it, with names like
-        "backbone/Dense_0/kernel".
-      frozen: patterns of names of parameters that never change: `("backbone/*",)` trains the heads
-        alone.
+      weights: parameters of the backbone as a tree, or an NNX module that holds them; those of a
+        whole client, as `Client.params`; or the path of an ``.npz`` file as `Client.save` writes it,
+        with names like "backbone/Dense_0/kernel".
+      frozen: patterns of names of parameters that are not trained: `("backbone/*",)` trains the
+        heads alone. Optimizers keep nothing of them.
       trainable: instead of `frozen`, patterns of the only parameters that change, as for adapters:
         `("*lora*", "heads/*")`.
 
@@ -69,9 +69,26 @@ def pretrained(
 
 def is_frozen(name: str, frozen: Sequence[str]) -> bool:
     """Returns whether a parameter is frozen by patterns; after "!" those of trainable ones come."""
-    if frozen and frozen[0] == "!":
-        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen[1:])
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen)
+    named = any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen)
+    return named != _names_trainable(frozen)
+
+
+def unmatched(frozen: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Returns the patterns that match none of the parameters' names.
+
+    Parameters of learned maps between embeddings are not among the names; an algorithm adds them.
+    """
+    patterns = frozen[1:] if _names_trainable(frozen) else frozen
+    known = [*names]
+    return [
+        pattern
+        for pattern in patterns
+        if not pattern.startswith("projections") and not fnmatch.filter(known, pattern)
+    ]
+
+
+def _names_trainable(frozen: Sequence[str]) -> bool:
+    return bool(frozen) and frozen[0] == "!"
 
 
 def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -85,13 +102,15 @@ def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 f"the weights {str(path)!r} cannot be read ({in_a_line(error)}); give an .npz file "
                 "as Client.save writes it."
             ) from error
+    elif isinstance(weights, nnx.Module | nnx.State):
+        found = _arrays(_of_nnx(weights))
     elif isinstance(weights, Mapping):
         tree = weights if set(weights) & set(_PARTS) else {"backbone": weights}
         paths = flatten_dict(dict(tree))
         found = {"/".join(map(str, path)): np.asarray(a) for path, a in paths.items()}
     else:
         raise ConfigError(
-            "weights are a tree of arrays, or the path of an .npz file, not of type "
+            "weights are a tree of arrays, an NNX module, or the path of an .npz file, not of type "
             f"{type(weights).__name__}."
         )
     if not found or any(a.dtype.kind not in "fiu" for a in found.values()):
@@ -99,3 +118,12 @@ def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "weights must be arrays of numbers, with names like backbone/Dense_0/kernel."
         )
     return found
+
+
+def _of_nnx(module: nnx.Module | nnx.State) -> PyTree:
+    """Returns the variables of an NNX module, or of its state, as those of a client's backbone."""
+    params, stats, _ = nnx.split_state(nnx.state(module), nnx.Param, STATISTICS, ...)
+    return {
+        "backbone": nnx.to_pure_dict(params),
+        "stats": {"batch_stats": nnx.to_pure_dict(stats)},
+    }

@@ -11,12 +11,13 @@ import networkx as nx
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
-from mhd_jax.core.calls import require_known
+from mhd_jax.core.calls import require_known, takes
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.core.types import Algorithm
 from mhd_jax.core.validation import require_seed
-from mhd_jax.engine.prepare import of_an_algorithm, resolved_algorithm
+from mhd_jax.engine.origins import opened
+from mhd_jax.engine.prepare import of_another, resolved_algorithm
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.simulate import simulate, simulate_many
 from mhd_jax.runs.finished import read_run
@@ -63,7 +64,7 @@ def compare(
       ConfigError: settings that cannot work, or a workdir with other content; and as `simulate`.
     """
     known = [*_OF_SIMULATE, *inspect.signature(compare).parameters]
-    require_known("compare", settings, known, of_an_algorithm)
+    require_known("compare", settings, known, of_another)
     seeds = _checked_seeds(seeds)
     resolved = _checked_algorithms(algorithms)
     path = None if workdir is None else folder_here(workdir, "workdir")
@@ -72,6 +73,7 @@ def compare(
     cases = [(name, place) for name in algorithms for place in range(len(seeds))]
     clients = _one_for_each(clients_by_seed, seeds)
     graphs = [_graph(topology, seed) for seed in seeds]
+    settings["init"] = opened(settings.get("init"))  # once for all runs
     of_host = {name: settings.pop(name) for name in [*settings] if name in _OF_THE_HOST}
     found = simulate_many(
         [
@@ -142,6 +144,11 @@ def _checked_algorithms(algorithms: Any) -> dict[str, Algorithm]:
 def _one_for_each(clients_by_seed: Any, seeds: Sequence[int]) -> list[Clients]:
     """Returns the clients of each seed."""
     if callable(clients_by_seed):
+        if not takes(clients_by_seed, "seed"):
+            raise ConfigError(
+                "clients_by_seed is called with the seed: lambda seed: mhd.make_clients(..., "
+                "seed=seed)."
+            )
         found = [clients_by_seed(seed) for seed in seeds]
     elif isinstance(clients_by_seed, Sequence):
         found = list(clients_by_seed)

@@ -21,7 +21,6 @@ from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.validation import require_kinds
 from mhd_jax.models.pretrained import is_frozen
 
-_MOMENTS = ("trace", "mu", "nu")  # in the states of optax's optimizers
 SCHEDULES = ("cosine", "constant", "step", "decreasing")
 
 
@@ -203,68 +202,20 @@ def _in_words(params: Any) -> Iterator[None]:
 def freezing(
     optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Returns the optimizer without updates of the parameters that the patterns `frozen` name."""
+    """Returns the optimizer of all parameters but those that the patterns `frozen` name.
+
+    These are not updated, have no optimizer state, and do not count in norms of gradients.
+    """
     if not frozen:
         return optimizer
 
-    def is_kept(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: is_frozen(
-                jax.tree_util.keystr(path, simple=True, separator="/"), frozen
-            ),
-            params,
-        )
+    def where(is_kept: bool) -> Callable[[Any], Any]:
+        def is_so(path: Any, _: Any) -> bool:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return is_frozen(name, frozen) == is_kept
 
-    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_kept))
+        return lambda params: jax.tree_util.tree_map_with_path(is_so, params)
 
-
-def has_momentum(opt_state: Any) -> bool:
-    """Returns whether an optimizer's state tells one momentum and its learning rate.
-
-    That of `SGD` does, and that of optax.inject_hyperparams(optax.sgd).
-    """
-    return len(_entries(opt_state, "trace")) == 1 and len(_rates(opt_state)) == 1
-
-
-def has_moments(opt_state: Any) -> bool:
-    """Returns whether an optimizer's state holds the two moments of Adam and its kind."""
-    return all(len(_entries(opt_state, name)) == 1 for name in ("mu", "nu"))
-
-
-def learning_rate(opt_state: Any) -> Any:
-    """Returns the learning rate of the last step; before the first step, that of the first."""
-    (rate,) = _rates(opt_state)
-    return rate
-
-
-def without_momentum(opt_state: Any, emptied: Callable[[Any], Any]) -> Any:
-    """Returns an optimizer's state with `emptied` applied to its momentum and its moments, if any."""
-    buffers = {name: _entries(opt_state, name) for name in _MOMENTS}
-    changed = {
-        name: jax.tree.map(emptied, own[0]) for name, own in buffers.items() if len(own) == 1
-    }
-    return optax.tree_utils.tree_set(opt_state, **changed)
-
-
-def _entries(opt_state: Any, name: str) -> list[Any]:
-    return [value for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, name)]
-
-
-def _rates(opt_state: Any) -> list[Any]:
-    # Beside a rate, inject_hyperparams keeps the state of its schedule under the same name.
-    return [value for value in _entries(opt_state, "learning_rate") if hasattr(value, "dtype")]
-
-
-def change_momentum(opt_state: Any, change: Callable[[Any, Any, Any], Any], tree: Any) -> Any:
-    """Returns `SGD`'s state with its momentum replaced, leaf by leaf.
-
-    Args:
-      opt_state: the state of an `SGD` with momentum.
-      change: maps a leaf of the momentum, the same leaf of `tree` and the last learning rate to
-        the new momentum.
-      tree: a tree like the parameters.
-    """
-    rate = learning_rate(opt_state)
-    momentum = optax.tree_utils.tree_get(opt_state, "trace")
-    changed = jax.tree.map(lambda m, entry: change(m, entry, rate), momentum, tree)
-    return optax.tree_utils.tree_set(opt_state, trace=changed)
+    return optax.chain(
+        optax.masked(optimizer, where(False)), optax.masked(optax.set_to_zero(), where(True))
+    )

@@ -239,26 +239,45 @@ def test_the_papers_quasi_global_momentum(mu, gossip_rounds, float64):
         x = following
 
 
-@pytest.mark.parametrize("name", ["qg_dsgd", "ccl"])
-def test_quasi_global_moments_of_adam(name, float64):
-    """The QGM authors' Adam: both moments follow the normalised move of parameters after mixing."""
+RATE = mhd.optim.SGD(0.1).rate(20)
+PARTS = {"backbone": "w", "heads": {"kernel": "v", "bias": "b"}}  # labels of W, V and b
+ADAM_AND_SGD = {"w": optax.adam(0.01), "v": optax.adam(0.03), "b": optax.sgd(0.05)}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "etas"),
+    [
+        ("qg_dsgd", optax.adam(0.01), [0.01, 0.01, 0.01]),
+        ("ccl", optax.adam(0.01), [0.01, 0.01, 0.01]),
+        ("qg_dsgd", optax.partition(ADAM_AND_SGD, PARTS), [0.01, 0.03]),
+    ],
+    ids=["qg_dsgd", "ccl", "parts"],
+)
+def test_quasi_global_moments_of_adam(name, optimizer, etas, float64):
+    """The QGM authors' Adam: both moments follow the normalised move of parameters after mixing.
+
+    The norm is over the parameters that have moments, of which b has none in parts.
+    """
     weights = {"lambda_m": 0, "lambda_d": 0} if name == "ccl" else {}
     algorithm = ALGORITHMS[name](label_smoothing=SMOOTHING, averaging_rate=0.8, **weights)
-    adam = optax.chain(optax.add_decayed_weights(DECAY), optax.adam(0.01))
+    adam, n = optax.chain(optax.add_decayed_weights(DECAY), optimizer), len(etas)
     first, found, _ = trajectory(algorithm, RING, optimizer=adam)
     w = mixing_matrix(RING, "uniform")
-    x, m, v = first, zeros_like(first), zeros_like(first)
+    x, m, v = first, zeros_like(first[:n]), zeros_like(first[:n])
     for step, batch in enumerate(batches()):
         g = gradients(x, batch)
-        ms = [(0.9 * a + 0.1 * b) / (1 - 0.9 ** (step + 1)) for a, b in zip(m, g, strict=True)]
+        ms = [(0.9 * a + 0.1 * b) / (1 - 0.9 ** (step + 1)) for a, b in zip(m, g[:n], strict=True)]
         vs = [
             (0.999 * a + 1e-3 * b * b) / (1 - 0.999 ** (step + 1))
-            for a, b in zip(v, g, strict=True)
+            for a, b in zip(v, g[:n], strict=True)
         ]
-        after = [a - 0.01 * b / (np.sqrt(c) + 1e-8) for a, b, c in zip(x, ms, vs, strict=True)]
+        after = [
+            a - eta * b / (np.sqrt(c) + 1e-8)
+            for eta, a, b, c in zip(etas, x[:n], ms, vs, strict=True)
+        ] + [a - 0.05 * b for a, b in zip(x[n:], g[n:], strict=True)]
         assert_close(found[step], after)
         following = rounds(after, w, 0.8, 1)
-        moves = [a - b for a, b in zip(x, following, strict=True)]
+        moves = [a - b for a, b in zip(x[:n], following[:n], strict=True)]
         norms = [np.sqrt(sum((d[i] ** 2).sum() for d in moves)) + 1e-8 for i in range(K)]
         moves = [np.stack([d[i] / norms[i] for i in range(K)]) for d in moves]
         m = [0.9 * a + 0.1 * d for a, d in zip(m, moves, strict=True)]
@@ -266,31 +285,103 @@ def test_quasi_global_moments_of_adam(name, float64):
         x = following
 
 
-def test_quasi_global_momentum_of_an_optax_optimizer_that_tells_its_rate(float64):
-    rate = mhd.optim.SGD(0.1).rate(20)
-    theirs = optax.chain(
-        optax.add_decayed_weights(DECAY),
-        optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=BETA, nesterov=True),
+def told_sgd(rate, momentum, nesterov=True):
+    """An optimizer of optax whose state tells its learning rate."""
+    return optax.inject_hyperparams(optax.sgd)(
+        learning_rate=rate, momentum=momentum, nesterov=nesterov
     )
+
+
+def where_backbone(is_it):
+    return lambda params: {name: (name == "backbone") == is_it for name in params}
+
+
+SPLIT_BUFFERS = [
+    optax.masked(optax.trace(BETA, nesterov=True), where_backbone(is_it)) for is_it in (True, False)
+]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        [told_sgd(RATE, BETA)],
+        [*SPLIT_BUFFERS, optax.inject_hyperparams(optax.scale_by_learning_rate)(RATE)],
+    ],
+    ids=["whole", "split"],
+)
+def test_quasi_global_momentum_of_an_optax_optimizer_that_tells_its_rate(theirs, float64):
     algorithm = mhd.algorithms.qg_dsgd(label_smoothing=SMOOTHING)
+    theirs = optax.chain(optax.add_decayed_weights(DECAY), *theirs)
     first, found, _ = trajectory(algorithm, RING, start=scattered, optimizer=theirs)
     for now, x in zip(found, gossip(first, RING, RATES, quasi_global=True), strict=True):
         assert_close(now, x)
-    silent = tiny_clients(K, optimizer=optax.sgd(0.1, momentum=BETA))
-    with pytest.raises(mhd.ConfigError, match="inject_hyperparams"):
-        algorithm.init(jax.random.key(0), silent, batches()[0])
 
 
-def test_a_round_of_fedavg_begins_without_adams_moments(float64):
-    for reset in (True, False):
-        algorithm = mhd.algorithms.fedavg(local_steps=3, reset_momentum=reset)
-        state = algorithm.init(
-            jax.random.key(0), tiny_clients(K, optimizer=optax.adam(0.01)), batches()[0]
-        )
-        for batch in batches()[:3]:
-            state, _ = algorithm.train_step(state, batch, jnp.asarray(RING))
-        moments = [optax.tree_utils.tree_get(state.groups[0].opt_state, m) for m in ("mu", "nu")]
-        assert all((np.asarray(a) == 0).all() == reset for a in jax.tree.leaves(moments))
+@pytest.mark.parametrize("mu", [None, 0.8])
+def test_each_part_of_the_parameters_has_its_own_quasi_global_momentum(mu, float64):
+    """W and V have optimizers with momentum of their own; b has one without, and is averaged."""
+    parts = {"w": told_sgd(RATE, BETA), "v": told_sgd(0.02, 0.5), "b": optax.sgd(0.05)}
+    theirs = optax.chain(optax.add_decayed_weights(DECAY), optax.partition(parts, PARTS))
+    algorithm = mhd.algorithms.qg_dsgd(label_smoothing=SMOOTHING, averaging_rate=0.7, mu=mu)
+    first, found, _ = trajectory(algorithm, RING, optimizer=theirs)
+    w, betas, last = mixing_matrix(RING, "uniform"), [BETA, 0.5, 0.0], [RATES[0], 0.02, 0.05]
+    x, mixed_before, m, buffer = first, first, zeros_like(first), zeros_like(first)
+    for batch, rate, now in zip(batches(), RATES, found, strict=True):
+        start, x = x, rounds(x, w, 0.7, 1)
+        if mu is None:
+            m = [b - (a - old) / eta for b, a, old, eta in zip(m, x, start, last, strict=True)]
+        else:
+            moves = [(old - a) / eta for old, a, eta in zip(mixed_before, x, last, strict=True)]
+            m = buffer = [mu * b + (1 - mu) * d for b, d in zip(buffer, moves, strict=True)]
+        mixed_before, last = x, [rate, 0.02, 0.05]
+        each = list(zip(x, m, gradients(x, batch), betas, last, strict=True))
+        m = [beta * b + g for _, b, g, beta, _ in each]
+        x = [a - eta * (g + beta * (beta * b + g)) for a, b, g, beta, eta in each]
+        assert_close(now, x)
+
+
+UNCLEAR = {
+    "inject_hyperparams": optax.sgd(0.1, momentum=BETA),
+    "its momentum and its": optax.partition(  # W's rate is unknown, and is not V's
+        {"w": optax.sgd(0.1, momentum=BETA), "v": told_sgd(0.1, BETA), "b": optax.sgd(0.1)}, PARTS
+    ),
+    "tells its momentum": optax.lion(1e-3),  # one moment
+    "a larger batch_size": optax.MultiSteps(told_sgd(0.1, BETA), 2).gradient_transformation(),
+    "several.*apply_every": optax.chain(told_sgd(0.1, BETA), optax.apply_every(2)),
+    "one momentum of each": optax.chain(optax.trace(0.5), told_sgd(0.1, BETA)),
+    "all of Adam's": optax.partition(
+        {"w": optax.adam(0.1), "v": told_sgd(0.1, BETA), "b": optax.set_to_zero()}, PARTS
+    ),
+    "the parameter's shape": optax.flatten(told_sgd(0.1, BETA)),
+}
+
+
+@pytest.mark.parametrize("says", UNCLEAR)
+def test_optimizers_whose_momentum_is_unclear_are_refused(says):
+    clients = tiny_clients(K, optimizer=UNCLEAR[says])
+    with pytest.raises(mhd.ConfigError, match=says) as raised:
+        mhd.algorithms.qg_dsgd().init(jax.random.key(0), clients, tiny_batch(K))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_round_of_fedavg_begins_without_momentum_in_any_part(float64):
+    """Whether Adam's moments or the buffers of several optimizers."""
+    parts = {"w": optax.adam(0.01), "v": told_sgd(0.1, BETA), "b": optax.sgd(0.1, momentum=BETA)}
+    for optimizer, count in ((optax.adam(0.01), 6), (optax.partition(parts, PARTS), 4)):
+        for reset in (True, False):
+            algorithm = mhd.algorithms.fedavg(local_steps=3, reset_momentum=reset)
+            clients = tiny_clients(K, optimizer=optimizer)
+            states, _ = take_steps(algorithm, clients, jnp.asarray(RING), batches()[:3])
+            found = [
+                np.asarray(array)
+                for name in ("mu", "nu", "trace")
+                for _, tree in optax.tree_utils.tree_get_all_with_path(
+                    states[-1].groups[0].opt_state, name
+                )
+                for array in jax.tree.leaves(tree)
+            ]
+            assert len(found) == count
+            assert all((array == 0).all() == reset for array in found)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import mhd_jax as mhd
+from experiments.settings import RunSettings
 from mhd_jax.training import initial
 
 X = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
@@ -56,6 +57,15 @@ def test_a_new_run_starts_where_another_has_ended(clients, first, by):
     assert all((np.asarray(a) == 0).all() for a in jax.tree.leaves(momentum))
 
 
+def test_all_seeds_of_a_command_continue_the_run_that_is_loaded_once(first):
+    flags = {"model": "mlp_small:3,cnn:1", "num_clients": 4, "continue_from": str(first.folder)}
+    one, other = (RunSettings(**flags).arguments(mhd.algorithms.mhd(), seed) for seed in (0, 1))
+    assert one["init"] is other["init"]
+    state = mhd.prepare(**other).init()
+    for name, a in _arrays(first.state, 3).items():
+        np.testing.assert_array_equal(_arrays(state, 3)[name], a)
+
+
 def test_what_an_algorithm_remembers_comes_from_where_it_starts():
     """FedMD's copy, gossip's and the decisions of Distributed Distillation are of the given start."""
     who = mhd.make_clients("digits", 3, "mlp_small")
@@ -71,13 +81,18 @@ def test_what_an_algorithm_remembers_comes_from_where_it_starts():
 
 def test_heads_are_taken_rank_by_rank(clients, first):
     one = mhd.simulate("ring", clients, "isolated", **HOW, steps=2)
-    state = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2), init=one).init()
+    run = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2), init=one)
+    assert run.origin["drawn"] == ["heads/bias", "heads/kernel"]
+    assert {*run.origin["drawn"]} < {*run.origin["taken"]}  # as one head is taken, and two drawn
+    state = run.init()
     drawn = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2)).init()
     for client in range(4):
         there, here, new = (_arrays(s, client) for s in (one.state, state, drawn))
         np.testing.assert_array_equal(here["heads/kernel"][:1], there["heads/kernel"])
         np.testing.assert_array_equal(here["heads/kernel"][1:], new["heads/kernel"][1:])
-    less = mhd.prepare("ring", clients, "isolated", init=first).init()
+    run = mhd.prepare("ring", clients, "isolated", init=first)
+    assert not run.origin["drawn"]
+    less = run.init()
     kernel = _arrays(less, 3)["heads/kernel"]
     np.testing.assert_array_equal(kernel, _arrays(first.state, 3)["heads/kernel"][:1])
 
@@ -160,6 +175,19 @@ def test_frozen_parameters_never_change(optimizer, tmp_path):
     assert result.summary["settings"]["clients"]["pretrained"][0]["frozen"] == ["backbone/first/*"]
 
 
+def test_gradients_are_clipped_without_those_of_frozen_parameters():
+    """A step of length 1 from gradients that are clipped to 1e-3, and so to that change."""
+    net = mhd.pretrained(Net, Net(rngs=nnx.Rngs(0)), frozen=("backbone/first/*",))
+    who = mhd.make_clients("digits", 3, net)
+    clipped = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+    run = mhd.prepare("ring", who, "isolated", batch_size=8, optimizer=clipped)
+    start = run.init()
+    after, _ = jax.jit(run.train_step)(start, run.batch(start), run.graph(0))
+    moves = jax.tree.map(jnp.subtract, after.groups[0].params, start.groups[0].params)
+    assert not any(a.any() for a in jax.tree.leaves(moves["backbone"]["first"]))
+    np.testing.assert_allclose(jax.vmap(optax.tree_utils.tree_norm)(moves), 1e-3, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_joint_runs_freeze_alike_or_are_not_joined():
     weights = {"Dense_0": {"bias": np.zeros(8)}}
@@ -191,6 +219,29 @@ def test_only_named_parameters_are_trainable():
     result = mhd.simulate("ring", who, "isolated", **HOW, steps=4)
     for name, a in _arrays(result.state, 1).items():
         assert np.array_equal(a, _arrays(start, 1)[name]) == (name != "heads/bias")
+
+
+class Normed(nnx.Module):
+    """A layer in a list, statistics, and a random stream."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(64, 16, rngs=rngs)])
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.dropout(self.norm(self.layers[0](x.reshape(len(x), -1)))))
+
+
+@pytest.mark.parametrize("given", [lambda net: net, nnx.state], ids=["module", "state"])
+def test_an_nnx_module_holds_weights_and_statistics(given):
+    net = Normed(rngs=nnx.Rngs(3))
+    net.norm.mean[...] += np.arange(16)
+    who = mhd.make_clients("digits", 2, mhd.pretrained(Normed, given(net)))
+    found = _arrays(mhd.prepare("complete", who, "isolated").init(), 1)
+    np.testing.assert_array_equal(found["stats/batch_stats/norm/mean"], np.arange(16))
+    np.testing.assert_array_equal(found["backbone/layers/0/kernel"], net.layers[0].kernel[...])
+    np.testing.assert_array_equal(found["backbone/norm/scale"], net.norm.scale[...])
 
 
 def test_a_saved_client_is_a_pretrained_model(first, tmp_path):
@@ -227,6 +278,16 @@ class WithWeights(nn.Module):
         (lambda: mhd.pretrained("mlp", {"w": [1.0]}, frozen=("a",), trainable=("b",)), "not both"),
         (lambda: mhd.pretrained("mlp", {"w": [1.0]}, frozen="a"), "lists of patterns"),
         (lambda: mhd.pretrained("mlp_small", {"w": np.ones(3)}), "fits an array of clients 0, 1"),
+        (
+            lambda: mhd.pretrained(
+                "mlp_small", {"Dense_0": {"bias": np.zeros(8)}}, trainable=("*lroa*", "heads/*")
+            ),
+            r"no parameter of clients 0, 1 \(mlp_small\) is named like '\*lroa\*'; frozen and",
+        ),
+        (
+            lambda: mhd.pretrained(Normed, Normed(rngs=nnx.Rngs(0)), frozen=("stats/*",)),
+            r"is named like 'stats/\*'",
+        ),
     ],
 )
 def test_weights_that_cannot_be(make, says):

@@ -1,4 +1,4 @@
-"""One run on two processes: the same results, and an orderly end when one of them dies."""
+"""One run on two processes: the same results and stop, and an orderly end when one of them dies."""
 
 import contextlib
 import json
@@ -14,10 +14,12 @@ import pytest
 from experiments import train
 from tests.builders import python, start_python, tiny_dataset, wait_until
 
-STEPS = 100  # some of which are left when a process dies
+STEPS = 1000
+STOPPED_AT = 100  # by the rule; some of these steps are left when a process dies
 FLAGS = ["--topology=ring", "--num_clients=5", "--batch_size=8", "--public_batch_size=16"]
 FLAGS += ["--model=mlp_small", "--num_aux_heads=1", "--schedule=constant", "--eval_every=10"]
 FLAGS += ["--partition=iid", "--public_fraction=0.2"]
+STOPPING = [f"--steps={STEPS}", "--early_stopping=train/aux_loss", "--patience=7"]
 
 
 def free_port():
@@ -55,7 +57,7 @@ def start_two(workdir, *flags):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    process = start(workdir, f"--steps={STEPS}")
+    process = start(workdir, *STOPPING)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return workdir
@@ -106,11 +108,17 @@ def wait_for_lines(count, processes, folder):
     wait_until(lambda: there() and len(lines(folder)) >= count, *processes)
 
 
-def test_a_process_that_dies_ends_the_run_which_then_resumes_and_equals_that_of_one(
+def stop_of(folder):
+    """What a run's summary says of its end."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {name: summary[name] for name in ("status", "stopped_because", "best_step", "steps")}
+
+
+def test_a_process_that_dies_ends_the_run_which_then_resumes_and_stops_as_that_of_one(
     alone, tmp_path
 ):
     """Samples come as streams before, and are on the devices after."""
-    folder, flags = tmp_path / "two", [f"--steps={STEPS}", "--steps_per_dispatch=1"]
+    folder, flags = tmp_path / "two", [*STOPPING, "--steps_per_dispatch=1"]
     processes = start_two(folder, *flags, "--data_placement=host")
     wait_for_lines(1, processes, folder)
     processes[1].send_signal(signal.SIGKILL)
@@ -124,8 +132,10 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes_and_equals_that_of_
     outputs = [process.communicate(timeout=120) for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
     assert ["mean over clients" in printed for printed, _ in outputs] == [True, False]
-    assert 10 <= cut_at < STEPS
+    assert 10 <= cut_at < STOPPED_AT
     assert_same_lines(lines(alone), lines(folder))  # none lost, none repeated
+    assert stop_of(folder) == stop_of(alone)
+    assert stop_of(alone)["status"] == "stopped" and stop_of(alone)["steps"] == STOPPED_AT
 
 
 @pytest.mark.slow

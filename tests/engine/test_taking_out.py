@@ -210,6 +210,12 @@ def test_objects_are_shown_in_notebooks(result, clients):
         (lambda c: mhd.simulate("ring", c, step=3), "did you mean steps?"),
         (lambda c: mhd.prepare("ring", c, lambda_m=3), "ccl"),
         (lambda c: mhd.make_clients("digits", clients=3), "did you mean num_clients?"),
+        (
+            lambda c: mhd.simulate("ring", c, learning_rate=0.1),
+            r"optim\.SGD\(learning_rate=\.\.\.\)",
+        ),
+        (lambda c: mhd.simulate("ring", c, partition="iid"), r"make_clients\(\.\.\., partition="),
+        (lambda c: mhd.compare({"a": "mhd"}, "ring", [c], momentum=0), "SGD"),
         (lambda c: mhd.simulate("ring", c, zzz=3), r"see its help\(\)"),
     ],
 )
@@ -217,6 +223,11 @@ def test_wrong_calls_are_answered_in_a_sentence(clients, call, says):
     with pytest.raises(mhd.ConfigError, match=says) as raised:
         call(clients)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_written_is_named(result, tmp_path):
+    with pytest.raises(mhd.ConfigError, match=r"client\.npz cannot be written"):
+        result.client(0).save(tmp_path / "there is none" / "client.npz")
 
 
 def test_one_sample_is_refused(result):

@@ -174,8 +174,13 @@ def test_a_loss_is_to_fall(clients):
         (lambda: mhd.callbacks.EarlyStopping("beta_sh"), "like 'beta_sh/main'"),
         (lambda: mhd.callbacks.EarlyStopping("beta_sh/main", patience=0), "patience"),
         (lambda: mhd.callbacks.EarlyStopping("beta_sh/main", min_delta=-1), "min_delta"),
+        (lambda: mhd.callbacks.EarlyStopping("beta_sh/main", min_delta="1"), "min_delta"),
         (lambda: mhd.callbacks.EarlyStopping("beta_sh/aux_9"), "beta_sh/aux_3"),
+        (lambda: mhd.callbacks.EarlyStopping("val_accuracy/main"), "no val_accuracy/main to watch"),
+        (lambda: mhd.callbacks.EarlyStopping, r"give EarlyStopping\(\.\.\.\)"),
         (lambda: 3, "a callback is a function of the record"),
+        (lambda: lambda: None, r"the record and the view, not \(\)"),
+        (lambda: lambda record, view, more: None, r"not \(record, view, more\)"),
     ],
 )
 def test_what_cannot_watch_is_refused(clients, given, says):
@@ -273,18 +278,25 @@ def test_metrics_do_not_change_a_run(clients, tmp_path):
     assert json.dumps(plain.history[-1]["beta_sh"]) == json.dumps(measured.history[-1]["beta_sh"])
 
 
-def test_a_metric_that_fails_does_so_before_training(clients):
+@pytest.mark.parametrize(
+    "metric, says",
+    [
+        (lambda logits, labels: 1 / 0, r"failed \(ZeroDivisionError"),
+        (lambda logits, labels: logits, r"must be a number, not of type ndarray of shape \[40, 10"),
+    ],
+)
+def test_a_metric_that_fails_does_so_before_training(clients, metric, says):
     seen = []
-    with pytest.raises(mhd.ConfigError, match="the metric mine of client 0, head main, failed"):
+    with pytest.raises(mhd.ConfigError, match=f"mine of client 0, head main, {says}") as raised:
         mhd.simulate(
             "ring",
             clients,
             **HOW,
             steps=4,
             callbacks=seen.append,
-            metrics={"mine": lambda logits, labels: 1 / 0},
+            metrics={"mine": metric},
         )
-    assert not seen
+    assert not seen and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

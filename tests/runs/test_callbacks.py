@@ -194,3 +194,13 @@ def test_where_lines_stay_none_says_nothing_for_long(silence, monkeypatch, capsy
     lines = capsys.readouterr().err
     assert ("step 2 of 6" in lines) == ("step 4 of 6" in lines) == (silence == 0)
     assert "step 6 of 6" in lines and "β_sh main" in lines
+
+
+def test_a_run_that_is_stopped_says_so_at_the_end(capsys):
+    def stop(record, view):
+        if record["step"] == 2:
+            view.stop("enough")
+
+    settings = {"steps": 6, "eval_every": 2, "batch_size": 4, "callbacks": stop}
+    mhd.simulate("ring", tiny_clients(3), "isolated", **settings, progress=True)
+    assert capsys.readouterr().err.splitlines()[-1] == "isolated: stopped at step 2 of 6: enough"

@@ -244,6 +244,7 @@ GIVEN = {"algorithms": {"a": "isolated"}, "topology": "ring", "clients_by_seed":
         ({"seeds": 3}, "a list or a range"),
         ({"clients_by_seed": clients(0)}, "clients_by_seed is a function"),
         ({"clients_by_seed": [clients(0)]}, "clients for 1 seeds, but there are 2"),
+        ({"clients_by_seed": lambda: clients(0)}, "is called with the seed: lambda seed"),
         ({"topology": lambda s: 1 - np.eye(4)}, "call its argument seed or step"),
         ({"topology": lambda seed: "rign"}, "rign"),
         ({"seed": 1}, "compare takes no argument seed; did you mean seeds?"),

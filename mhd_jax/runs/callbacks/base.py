@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mhd_jax.core.calls import takes
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import PyTree, State
 from mhd_jax.runs.decoration import decoration
@@ -79,7 +80,7 @@ class WatchedRun:
         """Returns one client, see `Result.client`."""
         return self._now().client(number)
 
-    def stop(self, reason: str, best_step: int | None = None) -> None:
+    def stop(self, reason: str = "a callback", best_step: int | None = None) -> None:
         """Stops the run at its present step, where it counts as finished.
 
         Args:
@@ -154,10 +155,7 @@ class Callbacks(Callback):
 
     def __init__(self, callbacks: Sequence[Callback | Callable[..., None]]):
         for each in callbacks:
-            if not (isinstance(each, Callback) or callable(each)):
-                raise ConfigError(
-                    f"a callback is a function of the record, or a mhd_jax.Callback, not {each!r}."
-                )
+            _require_callback(each)
         self._all = [c if isinstance(c, Callback) else _Function(c) for c in callbacks]
         self._silent: set[int] = set()  # indices of callbacks that have failed in these runs
 
@@ -212,6 +210,24 @@ class Callbacks(Callback):
                     told = True
                 if not told:
                     self._silent.add(place)
+
+
+def _require_callback(given: Any) -> None:
+    """Raises `ConfigError` unless something can watch a run."""
+    if isinstance(given, type):
+        raise ConfigError(
+            f"{given.__name__} is a class, and a callback an object: give {given.__name__}(...)."
+        )
+    if not (isinstance(given, Callback) or callable(given)):
+        raise ConfigError(
+            f"a callback is a function of the record, or a mhd_jax.Callback, not {given!r}."
+        )
+    function = given.on_evaluation if isinstance(given, Callback) else given
+    if not takes(function, *(("record", "view") if _takes_view(function) else ("record",))):
+        raise ConfigError(
+            "a callback takes the record, or the record and the view, not "
+            f"{inspect.signature(function)}."
+        )
 
 
 def _takes_view(function: Callable[..., Any]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.validation import require_counts, require_validation
+from mhd_jax.core.validation import is_number, require_counts, require_validation
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 
 
@@ -39,7 +39,7 @@ class EarlyStopping(Callback):
             raise ConfigError(
                 f"EarlyStopping watches a quantity like 'beta_sh/main', not {quantity!r}."
             )
-        if not (math.isfinite(min_delta) and min_delta >= 0):
+        if not (is_number(min_delta) and 0 <= min_delta < math.inf):
             raise ConfigError(f"min_delta must be at least 0, not {min_delta!r}.")
 
     def check(self, runs: Sequence[WatchedRun]) -> None:
@@ -79,19 +79,17 @@ class EarlyStopping(Callback):
 
     def _value(self, record: Mapping[str, Any]) -> float:
         """Returns the watched value, with the sign by which larger is better; −∞ if unknown."""
-        name, part = self.quantity.split("/")
-        if self._of_training:
-            found = record["train"].get(part)
-        else:
+        values = {f"train/{part}": value for part, value in record["train"].items()}
+        if not self._of_training:
             on = record["validation"]
-            found = {**on, **on.get("metrics", {})}.get(name, {}).get(part)
+            accuracies = {name: on[name] for name in on if name not in ("per_client", "metrics")}
+            for name, by_head in {**accuracies, **on.get("metrics", {})}.items():
+                values |= {f"{name}/{head}": value for head, value in by_head.items()}
+        if self.quantity not in values:
+            raise ConfigError(
+                f"there is no {self.quantity} to watch; choose one of {', '.join(values)}."
+            )
+        found = values[self.quantity]
         if found is None:
-            known = [f"train/{each}" for each in record["train"]]
-            known += [f"beta_sh/{head}" for head in record["beta_sh"]]
-            if self._of_training or part not in record["beta_sh"]:
-                raise ConfigError(
-                    f"there is no {self.quantity} to watch; choose for example one of "
-                    f"{', '.join(known)}."
-                )
             return -math.inf
         return -found if self._of_training else found

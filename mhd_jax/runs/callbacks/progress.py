@@ -100,10 +100,19 @@ class ShowProgress(Callback):
         self._say(f"{self._state}, {self._accuracy(view)}")
 
     def on_end(self, status: str) -> None:
-        """Closes the bar."""
+        """Closes the bar, and says which runs were stopped, and why."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        stops = [
+            f"{self._prefix(run)}stopped at step {run.step} of {self._steps}: {run.stopping.reason}"
+            for run in self._runs
+            if run.stopping is not None
+        ]
+        if stops and len(self._runs) == 1:
+            self._state = stops[0]
+        for line in stops:
+            self._say(line)
 
     def _say(self, state: str) -> None:
         """Prints a line, or updates the notebook's; a bar needs no lines."""
