@@ -120,6 +120,7 @@ def _case(settings: RunSettings, place: Place, rule: str) -> study.Case:
         settings,
         topology=graph,
         partition=labels,
+        augment_public=settings.augment_public and algorithm.may_augment_public,
         steps=times * (settings.steps or DEFAULT_STEPS),
         eval_every=times * settings.eval_every,
     )

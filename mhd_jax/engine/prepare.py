@@ -353,6 +353,11 @@ def _augmentation(
         raise ConfigError("augment_public needs an augmentation; give one, or leave it out.")
     if augment_public and not algorithm.public_batch:
         raise ConfigError(f"augment_public is not used by {algorithm.name}; leave it out.")
+    if augmentation is not None and algorithm.density is not None and not augment_public:
+        raise ConfigError(
+            "density ratios tell private samples from public ones, and would learn which of them are "
+            "augmented; set augment_public, or leave the augmentation out."
+        )
     if augment_public and algorithm.remembers_public:
         raise ConfigError(
             f"{algorithm.name} remembers what was said about each public sample, which must look "

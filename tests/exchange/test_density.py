@@ -262,6 +262,17 @@ def test_users_rules_are_told_who_the_candidates_are():
         stepped(blind, CHAIN, 1, clients)
 
 
+def test_private_samples_alone_are_not_augmented():
+    """Density ratios would tell samples by that."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    data = mhd.data.arrays(images, np.arange(40) % 4)
+    clients = mhd.make_clients(data, 2, "mlp_small", partition="iid", public_fraction=0.3)
+    how = {"algorithm": weighted(), "augmentation": "flip", **SIZES}
+    with pytest.raises(mhd.ConfigError, match="set augment_public"):
+        mhd.simulate("complete", clients, **how)
+    mhd.simulate("complete", clients, augment_public=True, **how)
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
