@@ -34,10 +34,13 @@ _NAIVE: dict[str, Any] = {"nu_naive": 1.0}
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "isolated": ("isolated", {}),
     "naive, confident, Δ = 1": ("naive", _NAIVE),
+    "naive, confident": ("naive", {**_NAIVE, **_ALL}),
     "naive, mean": ("naive", {**_NAIVE, **_ALL, "target_selection": "mean"}),
     "naive, density ratio": ("naive", {**_NAIVE, **_ALL, "target_selection": "density_ratio"}),
     "confident, Δ = 1": ("mhd", {}),
     "confident": ("mhd", _ALL),
+    "confident, calibrated": ("mhd", {**_ALL, "calibrate_every": 50}),
+    "confidence-weighted": ("mhd", {**_ALL, "target_selection": "confidence_weighted"}),
     "mean": ("mhd", {**_ALL, "target_selection": "mean"}),
     "density ratio": ("mhd", {**_ALL, "target_selection": "density_ratio"}),
     "density ratio, own main head": (
@@ -52,7 +55,17 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "ds_fl": ("ds_fl", {}),
     "ds_fl, mean": ("ds_fl", {"aggregation": "mean"}),
 }
-_DEFAULT = list(RULES)[:6] + ["density ratio", "density ratio, own main head"]
+_DEFAULT = [
+    "isolated",
+    "naive, confident, Δ = 1",
+    "naive, confident",
+    "naive, mean",
+    "naive, density ratio",
+    "confident, Δ = 1",
+    "confident",
+    "density ratio",
+    "density ratio, own main head",
+]
 _IN_ROUNDS = ("fedmd", "selective_fd", "ds_fl")  # half of whose steps are on private samples
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["complete", "ring"], "Graphs to compare.")
 _SKEWS = flags.DEFINE_list("skews", ["100"], "Skews of the private labels, like 10,100,inf.")
