@@ -26,6 +26,10 @@ fail, the present clients of an ensemble are averaged; links inside ensembles do
 With a pool (N_P > 0), S_i is drawn from earlier models of neighbours, see
 `mhd_jax.exchange.teacher_pools`.
 
+Other rules take the place of the most confident candidate (`target_selection`), among them means
+weighted by density ratios, which heads learn beside their predictions: see
+`mhd_jax.exchange.density` and docs/density_ratio.md.
+
 Targets, including those from the client's own heads, are outputs in evaluation mode; the student
 learns with its outputs in training mode.
 

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
@@ -142,7 +143,7 @@ class RunFolder:
                 f"{config.get('format')}, this version's {FORMAT}). Finish the run with that version, "
                 "or choose another workdir."
             )
-        differing = list(_differences(stored, self._settings))
+        differing = list(_differences(_completed(stored), self._settings))
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
@@ -297,6 +298,15 @@ def _fields(carry: Any) -> dict[str, Any]:
     """Returns the fields of a carry by name, without those that are None."""
     found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns stored settings with hyperparameters that their version did not have, at the defaults."""
+    build = ALGORITHMS.get(stored.get("algorithm", ""))
+    known = stored.get("hyperparameters")
+    if build is None or not isinstance(known, Mapping):
+        return stored
+    return {**stored, "hyperparameters": {**jsonable(hyperparameters(build)), **known}}
 
 
 def _differences(

@@ -130,6 +130,18 @@ def test_another_version_of_the_folder_is_refused(cut):
         run(cut)
 
 
+def test_hyperparameters_that_a_folder_does_not_know_are_at_their_defaults(cut):
+    """Those of a later version: at the default a run goes on, at another value it is another run."""
+    config = json.loads((cut / "config.json").read_text())
+    (name,) = config["settings"]["hyperparameters"]
+    del config["settings"]["hyperparameters"][name]
+    (cut / "config.json").write_text(json.dumps(config))
+    assert run(cut).started_at == 20
+    (cut / "summary.json").unlink()
+    with pytest.raises(mhd.ConfigError, match=f"hyperparameters.{name} is 0.1 there and 0.2 now"):
+        run(cut, mhd.algorithms.isolated(label_smoothing=0.2))
+
+
 def test_other_packages_are_told_of_and_other_contents_refused(cut):
     folder = cut / "checkpoints" / "20"
     about = manifest.read(folder)["about"]
