@@ -60,7 +60,7 @@ class Density:
     Attributes:
       weight: weight of the density ratios' loss.
       weights: what a main head counts: "clients", one each, or "samples", their number.
-      clip: the largest |d| that is used.
+      clip: the largest absolute value of d that is used.
       divides: whether a sender's ratios are divided by max(1, their mean over the public batch).
       cap: the largest ratio that is believed: a number, "shares" for 1/π_j with client j's share
         π_j of all labelled private samples, or "none".
