@@ -350,7 +350,7 @@ def _value(name: str) -> Any:
         return value if kind is str else kind(value)
     except ValueError:
         listed = " or ".join(map(repr, words))
-        raise mhd.ConfigError(f"--{name} is a number, or {listed}, not {value!r}.") from None
+        raise mhd.ConfigError(f"--{name} is a number or {listed}, not {value!r}.") from None
 
 
 def _faults() -> mhd.Faults | None:
