@@ -21,7 +21,7 @@ def selection(given: str | TargetSelection) -> TargetSelection:
     """
     if callable(given):
         return checked(given)
-    if given not in TARGET_SELECTIONS:
+    if not isinstance(given, str) or given not in TARGET_SELECTIONS:
         raise ConfigError(
             f"unknown target_selection {given!r}; choose one of {', '.join(TARGET_SELECTIONS)}, or "
             "give a function."

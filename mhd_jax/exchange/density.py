@@ -223,9 +223,6 @@ def configured(
     Raises:
       ConfigError: a value is out of range.
     """
-    rule = TARGET_SELECTIONS.get(selection) if isinstance(selection, str) else selection
-    if weight is None and rule not in NEED_DENSITY:
-        return None
     for name, value, choices in (
         ("density_weights", weights, WEIGHTS),
         ("density_gradient", gradient, GRADIENTS),
@@ -243,6 +240,9 @@ def configured(
         raise ConfigError(
             f"density_cap must be 'none', 'shares' or a number of at least 1, not {cap!r}."
         )
+    rule = TARGET_SELECTIONS.get(selection) if isinstance(selection, str) else selection
+    if weight is None and not any(rule is one for one in NEED_DENSITY):
+        return None
     every = num_targets == "all"
     return Density(
         *(1.0 if weight is None else weight, weights, clip, divides, cap, gradient, not every)

@@ -191,6 +191,13 @@ def hyperparameters_of_algorithms(case):
         sound &= not (now.get("num_aux_heads") == 0 and now.get("same_level"))
         sound &= not (now.get("pool_size", 0) > 0 and now.get("teacher_delay", 0) > 0)
         sound &= now.get("nu_emb", 1) > 0 or now.get("embedding_projection", "none") == "none"
+        by_density = now.get("density_weight") is not None or now.get("target_selection") in (
+            "density_ratio",
+            "densest",
+            "density_robust",
+        )
+        distills = now.get("nu_aux", now.get("nu_naive", 1)) > 0
+        sound &= not by_density or (distills and not now.get("same_level"))
         sound &= now.get("local_epochs") is None or now["local_steps"] == LOCAL_STEPS
         sound &= not now.get("push_sum") or now["mixing"] == "uniform"
         top = str(now.get("compression")).startswith("top")
