@@ -38,8 +38,10 @@ from mhd_jax.training.groups import (
     apply_gradients,
     forward,
     init_state,
+    models,
     output_shapes,
     private_gradients,
+    with_start,
 )
 from mhd_jax.training.losses import distillation
 
@@ -103,23 +105,16 @@ class DistillationRounds:
         """See `Algorithm.init`."""
         state = init_state(key, clients, sample_batch, num_heads=1)
         extra = {
-            "start": {"params": all_params(state), "stats": all_stats(state)},
+            "start": models(state),
             "teaches": jnp.asarray(clients.labelled_counts().sum(axis=1) > 0),
         }
-        if clients.adversaries:
-            outputs = output_shapes(state.groups[0], sample_batch)
-            extra["adversaries"] = adversaries.start(clients, outputs)
+        extra |= adversaries.start(clients, output_shapes(state.groups[0], sample_batch))
         return dataclasses.replace(state, extra=extra)
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         """See `Algorithm.train_step`."""
         phase = state.step % (self.private_steps + self.distill_steps)
-        now = {"params": all_params(state), "stats": all_stats(state)}
-        begins = phase == self.private_steps
-        start = jax.tree.map(
-            lambda new, old: jnp.where(begins, new, old), now, state.extra["start"]
-        )
-        state = dataclasses.replace(state, extra={**state.extra, "start": start})
+        state = with_start(state, phase == self.private_steps)
         gradients, stats, extra, metrics = jax.lax.cond(
             phase < self.private_steps,
             lambda: self.on_private_samples(state, batch),

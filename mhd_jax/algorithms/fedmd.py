@@ -57,8 +57,10 @@ from mhd_jax.training.groups import (
     apply_gradients,
     forward,
     init_state,
+    models,
     output_shapes,
     private_gradients,
+    with_start,
 )
 from mhd_jax.training.losses import absolute_difference, distillation
 
@@ -83,22 +85,15 @@ class _FedMD:
     def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)
         speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
-        start = {"params": all_params(state), "stats": all_stats(state)}
-        extra = {"start": start, "speaks": speaks}
-        if clients.adversaries:
-            outputs = output_shapes(state.groups[0], sample_batch)
-            extra["adversaries"] = adversaries.start(clients, outputs)
+        extra = {"start": models(state), "speaks": speaks}
+        extra |= adversaries.start(clients, output_shapes(state.groups[0], sample_batch))
         return dataclasses.replace(state, extra=extra)
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
         phase = state.step % self.round_steps
-        now = {"params": all_params(state), "stats": all_stats(state)}
-        start = jax.tree.map(
-            lambda new, old: jnp.where(phase == 0, new, old), now, state.extra["start"]
-        )
-        extra = {**state.extra, "start": start}
-        state = dataclasses.replace(state, extra=extra)
+        state = with_start(state, phase == 0)
+        extra = state.extra
         has_data = extra["speaks"] > 0
         digests = phase < self.digest_steps
         gradients, stats, losses, finite, adversary = jax.lax.cond(

@@ -90,8 +90,7 @@ class _IDKD(Gossip):
             "samples": jnp.asarray(clients.labelled_counts(), jnp.int32),
             **(state.extra or {}),
         }
-        if clients.adversaries:
-            extra["adversaries"] = adversaries.start(clients, outputs)
+        extra |= adversaries.start(clients, outputs)
         return dataclasses.replace(state, extra=extra)
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:

@@ -167,9 +167,8 @@ class _MHD:
         if self.embedding_projection == "linear":
             state = projection.with_projections(state)
         state = start_optimizers(state)
-        if clients.adversaries:
-            outputs = output_shapes(state.groups[0], sample_batch)
-            extra["adversaries"] = adversaries.start(clients, outputs, self.source.num_snapshots)
+        outputs = output_shapes(state.groups[0], sample_batch)
+        extra |= adversaries.start(clients, outputs, self.source.num_snapshots)
         return self.source.start(dataclasses.replace(state, extra=extra))
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:

@@ -326,10 +326,9 @@ class Run:
         if len(clients.public):  # else it is another data set, whose labels are not ours
             rows = clients.data.labels[clients.public]
             public = np.bincount(rows, minlength=clients.num_classes) / len(rows)
-        counts = clients.labelled_counts()[: self.num_active].astype(float)
-        private = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        labels = clients.data.test_labels
-        return {"density": densities.summarized(found, labels, private, public)}
+        private = clients.label_distributions * clients.learns_labels[:, None]
+        own, labels = private[: self.num_active], clients.data.test_labels
+        return {"density": densities.summarized(found, labels, own, public)}
 
     def _answers(
         self, state: State, samples: ToEvaluate, function: Callable[[State, PyTree], Array]

@@ -1,9 +1,9 @@
 """Adversaries: clients that send false predictions while their own training continues.
 
 They falsify predictions and density ratios, including those of their snapshots, but neither
-embeddings nor the parameters that ensembles average. Receivers ignore predictions outside the sender's label set,
-false ones included. The kind of each adversary is data and not part of the program: each kind is
-one `where` over the client axis.
+embeddings nor the parameters that ensembles average. Receivers ignore predictions outside the
+sender's label set, false ones included. The kind of each adversary is data and not part of the
+program: each kind is one `where` over the client axis.
 
 - "nan", "inf": all logits are NaN or infinity.
 - "constant": the first class with high confidence, for every sample.
@@ -38,9 +38,9 @@ from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Outputs, Participants
 
 KINDS = ("nan", "inf", "constant", "uniform", "label_flip", "replay", "claim_all", "claim_some")
-HONEST = (
-    6  # among the numbers of kinds, so that states saved before the last two keep their meaning
-)
+# The honest have a number among those of kinds, so that states saved before the last two kinds keep
+# their meaning.
+HONEST = 6
 NUMBERS = {kind: place + (place >= HONEST) for place, kind in enumerate(KINDS)}
 _LIMIT = 1e3  # a claimed logarithm of a density ratio, above all that receivers take
 _CONFIDENT = 20.0  # next to logits 0, which each get a probability below 1e-8
@@ -115,8 +115,10 @@ def checked(given: Mapping[int, str], num_clients: int) -> dict[int, str]:
     return {int(client): given[client] for client in sorted(given)}
 
 
-def start(clients: Participants, outputs: Outputs, num_snapshots: int = 0) -> Adversaries:
-    """Returns the adversaries before the first step.
+def start(
+    clients: Participants, outputs: Outputs, num_snapshots: int = 0
+) -> dict[str, Adversaries]:
+    """Returns the entry "adversaries" of `State.extra` before the first step; {} if all are honest.
 
     Args:
       clients: `mhd_jax.clients.Clients`, which say which clients are adversaries.
@@ -126,6 +128,8 @@ def start(clients: Participants, outputs: Outputs, num_snapshots: int = 0) -> Ad
     Raises:
       ConfigError: a client replays its messages, where snapshots teach in its place.
     """
+    if not clients.adversaries:
+        return {}
     replaying = [client for client, kind in clients.adversaries.items() if kind == "replay"]
     if num_snapshots > 0 and replaying:
         raise ConfigError(
@@ -141,7 +145,7 @@ def start(clients: Participants, outputs: Outputs, num_snapshots: int = 0) -> Ad
         earlier = jax.tree.map(
             lambda a: jnp.zeros((clients.num_clients, *a.shape), a.dtype), _replayable(outputs)
         )
-    return Adversaries(jnp.asarray(kinds), earlier)
+    return {"adversaries": Adversaries(jnp.asarray(kinds), earlier)}
 
 
 def _replayable(outputs: Outputs) -> Outputs:

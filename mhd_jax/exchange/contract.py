@@ -71,9 +71,8 @@ def _try(
     last = jnp.arange(shape[0]) == shape[0] - 1
     for number, valid in enumerate((last | True, last | True, last, last & False)):
         key = jax.random.fold_in(jax.random.key(0), number)
-        candidates = _made_candidates(key, shape, width, has_density, valid, spread=3.0**number)
-        if calibrated:
-            candidates = candidates.replace(temperatures=jnp.ones((shape[0], shape[2])))  # type: ignore[attr-defined]
+        kinds = (width, has_density, calibrated)
+        candidates = _made_candidates(key, shape, *kinds, valid, spread=3.0**number)
         try:
             jax.eval_shape(rule, key, candidates)  # as the step will call it
             # Without jit, because a compiler may simplify operations so that a NaN disappears.
@@ -94,6 +93,7 @@ def _made_candidates(
     shape: tuple[int, ...],
     width: int | None,
     has_density: bool,
+    calibrated: bool,
     valid: Array,
     spread: float,
 ) -> Candidates:
@@ -111,6 +111,7 @@ def _made_candidates(
         clients=jnp.arange(num_candidates, dtype=jnp.int32),
         client=jnp.zeros((), jnp.int32),
         step=jnp.zeros((), jnp.int32),
+        temperatures=jnp.ones((num_candidates, num_ranks)) if calibrated else None,
     )
 
 

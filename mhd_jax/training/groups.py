@@ -126,6 +126,19 @@ def all_stats(state: State) -> tuple[PyTree, ...]:
     return tuple(group.stats for group in state.groups)
 
 
+def models(state: State) -> dict[str, PyTree]:
+    """Returns all parameters and statistics, as algorithms keep them from the start of a round."""
+    return {"params": all_params(state), "stats": all_stats(state)}
+
+
+def with_start(state: State, begins: Array) -> State:
+    """Returns the state in which `extra["start"]` has the models of this step if a round `begins`."""
+    start = jax.tree.map(
+        lambda new, old: jnp.where(begins, new, old), models(state), state.extra["start"]
+    )
+    return dataclasses.replace(state, extra={**state.extra, "start": start})
+
+
 def forward(
     state: State,
     params: tuple[PyTree, ...],
