@@ -69,11 +69,11 @@ def test_a_run_fits_its_temperatures_every_few_steps(float64):
     algorithm = mhd.algorithms.mhd(num_aux_heads=1, calibrate_every=3, num_targets="all")
     sizes = {name: size for name, size in SIZES.items() if name != "progress"}
     run = mhd.prepare("ring", clients, algorithm, **sizes)
-    state = run.init()
+    state, step_of = run.init(), jax.jit(run.train_step)
     for step in range(5):
         if step == 3:
             logits = np.asarray(groups.predict(state, state.extra["calibration"].inputs[0]))
-        state, _ = run.train_step(state, run.batch(state), run.graph(step))
+        state, _ = step_of(state, run.batch(state), run.graph(step))
     kept = state.extra["calibration"]
     samples, labels = clients.calibration_samples(512)
     np.testing.assert_array_equal(kept.inputs[0], samples)

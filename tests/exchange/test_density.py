@@ -207,6 +207,7 @@ def test_bytes_of_densities_and_counts_are_counted():
     assert communication["by_type"] == {kind: 4 * n * edges for kind, n in numbers.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
