@@ -114,6 +114,7 @@ def stop_of(folder):
     return {name: summary[name] for name in ("status", "stopped_because", "best_step", "steps")}
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_which_then_resumes_and_stops_as_that_of_one(
     alone, tmp_path
 ):

@@ -287,6 +287,7 @@ def test_interrupt_and_resume(tmp_path):
     assert f"stopped at step {saved} of 1000000" in err
 
 
+@pytest.mark.slow
 def test_quickstart_at_toy_size(tmp_path):
     done = python("-m", "experiments.quickstart", "--steps=4", "--seeds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

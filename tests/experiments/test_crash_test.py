@@ -13,11 +13,12 @@ RUN = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "seed"),
     [
         (2, 376),  # as soon as a save has begun, and as a manifest is in its place
-        pytest.param(12, 63, marks=pytest.mark.slow),  # the first at a random time
+        (12, 63),  # the first at a random time
     ],
 )
 def test_a_run_that_is_killed_ends_as_one_left_alone(kills, seed, tmp_path):

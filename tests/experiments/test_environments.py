@@ -225,6 +225,7 @@ def test_matplotlib_is_imported_in_one_place():
             assert not re.search(r"^\s*(from|import) matplotlib", path.read_text(), re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_run_ends_whatever_surrounds_it(tmp_path):
     """Nobody reads it, its cache cannot be written, its home is not there, its terminal has no Greek."""
     program = (
