@@ -304,6 +304,7 @@ def elsewhere(tmp_path_factory):
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANOTHER_PROCESS)
 def test_another_process_finds_the_same_bit_for_bit(name, elsewhere):
     found = elsewhere(name, "one device")
@@ -313,6 +314,7 @@ def test_another_process_finds_the_same_bit_for_bit(name, elsewhere):
     assert without(found["summary"], "timing") == without(whole(name).summary, "timing")
 
 
+@pytest.mark.slow
 def test_programs_have_one_text_whatever_the_hash_seed(elsewhere):
     """A second start compiles nothing anew."""
     assert json.loads((elsewhere.folder / "texts.json").read_text()) == texts()
@@ -336,6 +338,7 @@ def assert_rounded(found, expected, rounding=ROUNDING):
             assert found["summary"]["consensus"][of] == pytest.approx(consensus, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "name"), [(way, name) for way, (_, names) in OTHER_DEVICES.items() for name in names]
 )
@@ -349,6 +352,7 @@ def test_other_devices_and_company_only_round(way, name, elsewhere):
     assert found["places"] == shared.get(name, [devices, [devices]])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_to_another_number_of_devices(elsewhere, tmp_path):
     """Stopped on five devices, where seven clients are padded to ten."""
     found = elsewhere(POOLS, MOVED)
