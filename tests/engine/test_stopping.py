@@ -53,6 +53,7 @@ def writes_its_report(process):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="sees a process in /proc")
+@pytest.mark.slow
 def test_a_run_that_is_stopped_outside_of_training_or_started_twice(call, tmp_path):
     with started(has_parsed_its_flags) as process:
         assert end(process) == "interrupted; the same command goes on from what was saved"

@@ -94,6 +94,7 @@ def test_without_validation_samples_there_is_nothing_to_calibrate_on():
         mhd.simulate("ring", tiny_clients(4, public_fraction=0.2), algorithm, **SIZES)
 
 
+@pytest.mark.slow
 def test_chunks_and_joint_runs_calibrate_alike():
     clients = tiny_clients(4, public_fraction=0.2, validation_fraction=0.3, num_samples=200)
     algorithm = mhd.algorithms.mhd(num_aux_heads=1, calibrate_every=2)

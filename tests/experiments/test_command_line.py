@@ -140,6 +140,7 @@ def test_flags_that_do_not_parse(call, argument, sentence):
     assert status == 1 and sentence in err
 
 
+@pytest.mark.slow
 def test_compare_puts_all_in_one_table(output, refused):
     arguments = [*SMALL, "--algorithms=isolated,mhd", "--seeds=2", "--num_aux_heads=1"]
     arguments += ["--eval_every=6"]
@@ -297,6 +298,7 @@ def test_quickstart_at_toy_size(tmp_path):
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
+@pytest.mark.slow
 def test_studies_at_toy_size(output, tmp_path):
     """Who gains from whom, and who knows what at which distance."""
     toy = ("--steps=2", "--seeds=1", "--eval_every=2", "--num_aux_heads=1", "--public_batch_size=4")

@@ -113,6 +113,7 @@ def test_options_of_one_graph_stand_beside_others():
             cases.read(cases.grid(axes))
 
 
+@pytest.mark.slow
 def test_an_ablation(output, programs):
     arguments = [*SMALL, "--steps=2", "--eval_every=2", "--seeds=2", "--workdir=w"]
     arguments += ["--num_aux_heads=1", "--nu_emb=0"]
