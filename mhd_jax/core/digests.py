@@ -86,18 +86,29 @@ def jaxpr_digest(closed: ClosedJaxpr) -> str:
     return _Digests().of_closed(closed)
 
 
+def form_digest(closed: ClosedJaxpr) -> str:
+    """Returns the digest, in this process, of a traced function without its constants' values.
+
+    Constants of functions inside of it count, as do the functions of the host that it calls.
+    """
+    digests = _Digests()
+    form = digests.of_jaxpr(closed.jaxpr)
+    return _short(f"{form}{list(map(id, digests.on_host))}")
+
+
 class _Digests:
     """Computes digests of jaxprs; a jaxpr that occurs in several places is digested once."""
 
     def __init__(self) -> None:
         # By id; the jaxpr is kept so that its id is not reused.
         self._known: dict[int, tuple[Jaxpr, str]] = {}
+        self.on_host: list[Any] = []  # functions of the host that the programs call
 
     def of_closed(self, closed: ClosedJaxpr) -> str:
         constants = ",".join(map(self._value, closed.consts))
-        return _short(f"{self._of_jaxpr(closed.jaxpr)}({constants})")
+        return _short(f"{self.of_jaxpr(closed.jaxpr)}({constants})")
 
-    def _of_jaxpr(self, jaxpr: Jaxpr) -> str:
+    def of_jaxpr(self, jaxpr: Jaxpr) -> str:
         if id(jaxpr) not in self._known:
             self._known[id(jaxpr)] = (jaxpr, _short("\n".join(self._lines(jaxpr))))
         return self._known[id(jaxpr)][1]
@@ -120,6 +131,8 @@ class _Digests:
 
         lines = [made(jaxpr.constvars), made(jaxpr.invars)]
         for equation in _live(jaxpr):
+            if "callback" in equation.primitive.name:
+                self.on_host.append(equation.params["callback"])
             parameters = " ".join(
                 f"{name}={self._value(value)}"
                 for name, value in sorted(equation.params.items())
@@ -134,7 +147,7 @@ class _Digests:
         if isinstance(value, ClosedJaxpr):
             return self.of_closed(value)
         if isinstance(value, Jaxpr):
-            return self._of_jaxpr(value)
+            return self.of_jaxpr(value)
         if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"key {array_digest(jax.random.key_data(value))}"
         if isinstance(value, jax.Array | np.ndarray):

@@ -32,7 +32,8 @@ from mhd_jax.engine.origins import decisive, starting_from
 from mhd_jax.engine.run import Run, batch_shapes
 from mhd_jax.engine.samples import Samples
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
-from mhd_jax.engine.steps import Carry, initial_carry
+from mhd_jax.engine.start import initial_carry
+from mhd_jax.engine.steps import Carry
 from mhd_jax.topology import distances
 from mhd_jax.topology.graphs import Topology
 from mhd_jax.topology.schedules import cycle

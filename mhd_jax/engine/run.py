@@ -22,13 +22,13 @@ from mhd_jax.engine import densities, memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.engine.origins import starting_from
 from mhd_jax.engine.samples import Samples, ToEvaluate
+from mhd_jax.engine.start import initial_carry
 from mhd_jax.engine.steps import (
     Carry,
     answers,
     carry_shardings,
     count_correct,
     dispatch,
-    initial_carry,
 )
 from mhd_jax.engine.stream import Block, Stream
 from mhd_jax.exchange import diagnostics

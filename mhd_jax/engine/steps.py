@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,10 @@ from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
 from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, under
-from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
+from mhd_jax.core.types import Batch, Metrics, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.preprocessing import Preparation
-from mhd_jax.engine import contract, faults
+from mhd_jax.engine import faults
 from mhd_jax.engine.evaluation import EvaluationSet
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.engine.placing import held, place, rows_of
@@ -92,60 +91,6 @@ def unplaced_data(clients: Clients, num_shards: int) -> DeviceData:
         "public_inputs": rows_of(clients.public_inputs, np.arange(clients.num_public), None),
     }
     return DeviceData(**found)
-
-
-def initial_carry(
-    algorithm: Algorithm,
-    clients: Clients,
-    data: Data,
-    spec: BatchSpec,
-    seed: int,
-    execution: Execution = AT_ONCE,
-    *,
-    may_fail: bool = False,
-    quarantine: bool = False,
-    abstract: bool = False,
-) -> Carry:
-    """Returns the carry of a new run or, if `abstract`, only its shapes, types and shardings.
-
-    For these, `data` may be shapes only. `may_fail` is whether clients or links may fail, `quarantine` whether clients that diverge are
-    removed instead of stopping the run.
-    """
-
-    tally = None
-    if may_fail or quarantine:
-        tally = Tally.start(clients.num_clients, quarantine=quarantine)
-
-    def init(key: Array, data: Data, starts: list[PyTree]) -> Carry:
-        who = clients.with_starts(starts)
-        with under(execution):
-            ids = jnp.arange(clients.num_clients, dtype=jnp.int32)
-            batch = draw_batch(data, key, ids, jnp.zeros((), jnp.int32), spec)
-            if tally is not None:
-                everyone = jnp.ones(clients.num_clients, bool)
-                batch = dataclasses.replace(batch, presence=Presence(everyone, everyone))
-            state = algorithm.init(key, who, batch)
-            graph = jax.ShapeDtypeStruct((clients.num_clients,) * 2, jnp.float32)
-            _, metrics = contract.shapes_of_step(algorithm, state, batch, graph)
-        nothing: Metrics = jax.tree.map(jnp.zeros_like, metrics)
-        count = jnp.zeros((), jnp.int32)
-        sums = nothing.numbers()
-        return Carry(state, sums, count, nothing.messages, tally, nothing.diagnostics)
-
-    key = jax.random.key(seed)
-    starts = [group.start for group in clients.groups]  # arguments, not constants of the program
-    shapes = jax.eval_shape(init, key, data, starts)
-    places = carry_shardings(shapes, execution)
-    if abstract:
-        return jax.tree.map(
-            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
-        )
-    # The many random draws that initialise a model run only once, but XLA's CPU backend optimises
-    # them for long (ResNet-20: 12 s against 2 s). A level that XLA_FLAGS sets is respected.
-    level, options = "xla_backend_optimization_level", {}
-    if execution.platform == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
-        options = {level: 1}
-    return jax.jit(init, out_shardings=places, compiler_options=options)(key, data, starts)
 
 
 def carry_shardings(carry: Carry, execution: Execution) -> Carry:

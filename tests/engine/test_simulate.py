@@ -19,7 +19,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.data.partition_statistics import label_entropy
-from mhd_jax.engine import steps
+from mhd_jax.engine import start, steps
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.runs.folder import RunFolder
 from tests.builders import (
@@ -403,10 +403,23 @@ def test_graphs_and_seeds_share_one_program():
     assert steps.dispatch._cache_size() == compiled
 
 
+def test_seeds_and_splits_share_the_program_of_their_start():
+    first = mhd.prepare("ring", clients(), "mhd", seed=0).init()
+    compiled = start._compiled.cache_info().misses
+    second = mhd.prepare("complete", clients(seed=3), "mhd", seed=1).init()
+    assert start._compiled.cache_info().misses == compiled
+    kernels = [state.groups[0].params["heads"]["kernel"] for state in (first, second)]
+    assert not np.allclose(*kernels)
+    owned = [clients(partition=mhd.partition.iid(), public_fraction=f) for f in (0.3, 0.31)]
+    for who in owned:  # sizes of clients are constants of the start
+        found = mhd.prepare("ring", who, "fedavg").init().extra["sizes"]
+        np.testing.assert_array_equal(found, who.labelled_counts().sum(axis=1))
+
+
 def test_the_hot_loop_moves_nothing_to_the_host():
     who, topology, spec = clients(), mhd.topology.ring(4), BatchSpec(4, 8)
     algorithm, data = mhd.algorithms.mhd(), steps.device_data(who)
-    carry = steps.initial_carry(algorithm, who.with_defaults(optax.sgd(0.1)), data, spec, seed=0)
+    carry = start.initial_carry(algorithm, who.with_defaults(optax.sgd(0.1)), data, spec, seed=0)
     num_steps = jnp.int32(3)
     with jax.transfer_guard("disallow"):
         carry = steps.dispatch(
