@@ -7,20 +7,25 @@ no folder of the machine.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import pathlib
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import mhd_jax as mhd
 from experiments.launch import num_cores
+from experiments.settings import RunSettings
+from mhd_jax.clients import of_each
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.environment import environment
 from mhd_jax.runs.folder import differing_settings
 from mhd_jax.runs.records import jsonable, read_json, write_text
-from mhd_jax.runs.settings import seedless
+from mhd_jax.runs.settings import flat
 
 Record = Mapping[str, Any]
 
@@ -81,31 +86,27 @@ def read(file: pathlib.Path, settings: Mapping[str, Any]) -> Record | None:
     if not file.exists():
         return None
     found = read_json(file)
-    if differing := differing_settings(found.get("settings", {}), settings):
-        raise mhd.ConfigError(
-            f"{file} is of a run with other settings: {'; '.join(differing)}. Choose another folder of "
-            "records, or remove this one."
-        )
+    _require_same(file, found.get("settings", {}), settings)
     return found
 
 
-def stored(records: pathlib.Path, case: str) -> list[Record]:
+def stored(
+    records: pathlib.Path, case: str, settings: RunSettings, algorithm: mhd.Algorithm
+) -> list[Record]:
     """Returns the records of a case, by seed.
 
     Raises:
-      mhd.ConfigError: a record is damaged, or its settings differ from the first one's.
+      mhd.ConfigError: a record is damaged, or of a run with other settings, as far as these are known
+        without data.
     """
-    files = list((records / case).glob("seed_*.json"))
-    found = {file: read_json(file) for file in files}
-    files.sort(key=lambda file: found[file]["seed"])
-    for file in files:
-        of_first, own = (seedless(found[each]["settings"]) for each in (files[0], file))
-        if differing := differing_settings(of_first, own):
-            raise mhd.ConfigError(
-                f"{files[0]} and {file.name} are of runs with unlike settings: "
-                f"{'; '.join(differing)}. Remove one of them."
-            )
-    return [found[file] for file in files]
+    expected = flat(known_without_data(settings, algorithm))
+    found = []
+    for file in (records / case).glob("seed_*.json"):
+        content = read_json(file)
+        there = flat(content.get("settings", {}))
+        _require_same(file, {name: there.get(name) for name in expected}, expected)
+        found.append(content)
+    return sorted(found, key=lambda each: each["seed"])
 
 
 def write(file: pathlib.Path, record: Record) -> Record:
@@ -116,8 +117,43 @@ def write(file: pathlib.Path, record: Record) -> Record:
 
 
 def without_folders(command: str) -> str:
-    """Returns a command in which only the last parts of absolute paths remain."""
-    return re.sub(r"(?<![^\s='\"])[/~][^\s'\"]*/(?=[^\s/])", "…/", command)
+    """Returns a command in which DIR stands for the folders of absolute paths."""
+    arguments = shlex.split(command)
+    return shlex.join(re.sub(r"^(--?\w+=)?[/~].*/(?=.)", r"\1DIR/", each) for each in arguments)
+
+
+def _require_same(
+    file: pathlib.Path, there: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    if differing := differing_settings(there, settings):
+        raise mhd.ConfigError(
+            f"{file} is of a run with other settings: {'; '.join(differing)}; choose another folder "
+            "of records, or remove this one."
+        )
+
+
+def known_without_data(settings: RunSettings, algorithm: mhd.Algorithm) -> dict[str, Any]:
+    """Returns those settings of a run, as in its `config.json`, that are known without its data."""
+    models = collections.Counter(
+        of_each(settings.model, settings.num_clients, "models", "resnet18:4,resnet34:4")
+    )
+    optimizer = dataclasses.asdict(settings.optimizer)
+    del optimizer["nesterov"]  # the algorithm may decide
+    return jsonable(
+        {
+            "algorithm": algorithm.name,
+            "hyperparameters": algorithm.hyperparameters,
+            "clients": {
+                "dataset": settings.dataset,
+                "num_clients": settings.num_clients,
+                "models": [f"{name}:{count}" for name, count in models.items()],
+                "partition": str(settings.partition),
+                "validation_fraction": settings.validation_fraction,
+            },
+            "optimizer": optimizer,
+            **{name: getattr(settings, name) for name in ("steps", "batch_size", "compute_dtype")},
+        }
+    )
 
 
 def _lines(value: Any, indent: int = 0) -> str:

@@ -24,7 +24,7 @@ Other flags are those of experiments.train.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
@@ -78,7 +78,7 @@ def _seeds(question: str) -> list[int]:
 
 
 def _runs(
-    questions: dict[str, dict[str, dict[str, study.Case]]], seeds: dict[str, Sequence[int]]
+    questions: Mapping[str, paper_tables.Groups], seeds: Mapping[str, Sequence[int]]
 ) -> list[tuple[study.Case, int]]:
     """Returns the runs that the flags choose, in their order."""
     unknown = [name for name in _QUESTIONS.value if name not in questions]

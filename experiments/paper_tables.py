@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from experiments import kept, study
 from experiments.kept import Record
 from experiments.paper_cases import ASKED
 from mhd_jax.core.files import make_folder
-from mhd_jax.runs.drawing import Figure
+from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator
 from mhd_jax.runs.figures import METRICS, accuracy_axis, legend_beside, line_styles
 from mhd_jax.studies import over_seeds
 
@@ -51,12 +52,12 @@ def publish(
         if question == "main":
             elsewhere = {case.folder for group in groups.values() for case in group.values()}
         shown.append(_table(question, found, _missing(records, groups, seeds[question])))
-        figures[f"{FIGURES}/{question}_heads"] = lambda found=found: by_head(found)
+        figures[f"{FIGURES}/{question}_heads"] = partial(by_head, found)
         if question == "graphs":
             # Isolated clients, which all graphs are compared with, have no graph.
             far = [row for row in found if row["topology"] == row["group"]]
             shown.append(_table_by_hops(question, far))
-            figures[f"{FIGURES}/{question}_hops"] = lambda far=far: by_hops(far)
+            figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
     make_folder(records / FIGURES, "folder of figures")
     study.publish(records, rows, shown, figures, name="tables")
 
@@ -68,7 +69,7 @@ def _rows(
     of_case = {
         name: finished
         for name, case in cases.items()
-        if (finished := _finished(kept.stored(records, case.folder)))
+        if (finished := _finished(_stored(records, case)))
     }
     part = "validation" if question == "pilots" else "test"
     isolated = next((n for n in of_case if cases[n].algorithm.name == "isolated"), None)
@@ -87,6 +88,10 @@ def _rows(
                 for row, values in _by_head(own, model, part)
             ]
     return rows
+
+
+def _stored(records: pathlib.Path, case: study.Case) -> list[Record]:
+    return kept.stored(records, case.folder, case.settings, case.algorithm)
 
 
 def _finished(found: Iterable[Record]) -> list[Record]:
@@ -181,7 +186,7 @@ def _missing(records: pathlib.Path, groups: Groups, seeds: Sequence[int]) -> lis
     for name, case in {
         name: case for group in groups.values() for name, case in group.items()
     }.items():
-        found = {record["seed"]: record for record in kept.stored(records, case.folder)}
+        found = {record["seed"]: record for record in _stored(records, case)}
         absent = [seed for seed in seeds if seed not in found]
         if absent:
             notes.append(f"{name} has not been run with seed {', '.join(map(str, absent))}.")
@@ -213,8 +218,9 @@ def _table(question: str, rows: Sequence[Row], missing: Sequence[str]) -> study.
     named = [f"The best naive{f' of {group}' if group else ''}: {n}." for group, n in best.items()]
     notes = [f"{question}: {ASKED[question]}", *on, _EXPLAINED, *named, *missing]
     columns = zip([question, *_HEADINGS], *lines, strict=True)
-    headings, *lines = zip(*(column for column in columns if any(column[1:])), strict=True)
-    return study.Table(headings, lines, question, notes)
+    filled = [column for column in columns if any(column[1:])]
+    headings, *cells = zip(*filled, strict=True)
+    return study.Table(headings, cells, question, notes)
 
 
 def _difference(value: over_seeds.Statistic) -> str:
@@ -238,7 +244,7 @@ def _table_by_hops(question: str, rows: Sequence[Row]) -> study.Table:
     return study.Table(headings, lines, f"{question}, by hops", [note])
 
 
-def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _lines(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Returns rows by the name of a figure's line: a case, and its model if it has several."""
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -251,13 +257,15 @@ def by_head(rows: Sequence[Row]) -> Figure:
     """Plots β_sh and β_priv over the heads' ranks, with intervals; a line for each case."""
     drawn = Figure(figsize=(12, 4.5), layout="constrained")
     series = _lines({(row["case"], row["model"], row["head"]): row for row in rows}.values())
-    heads = max((each for each in series.values()), key=len)
+    heads = [row["head"] for row in max(series.values(), key=len)]
     for axis, (metric, label) in zip(drawn.subplots(1, 2), METRICS.items(), strict=True):
-        for (name, own), style in zip(series.items(), line_styles(len(series)), strict=True):
-            values = [row[metric] for row in own]
-            over_seeds.draw_line(axis, range(len(own)), values, **style, label=name)
-        axis.set_xticks(range(len(heads)), [row["head"] for row in heads])
-        accuracy_axis(axis, label)
+        styles = line_styles(len(series))
+        for number, ((name, own), style) in enumerate(zip(series.items(), styles, strict=True)):
+            beside = (number - (len(series) - 1) / 2) * 0.03
+            places = [rank + beside for rank in range(len(own))]
+            over_seeds.draw_line(axis, places, [row[metric] for row in own], **style, label=name)
+        axis.set_xticks(range(len(heads)), heads)
+        _fitted_axis(axis, label)
     legend_beside(drawn)
     return drawn
 
@@ -278,9 +286,17 @@ def by_hops(rows: Sequence[Row]) -> Figure:
             over_seeds.draw_line(axis, hops, values, **styles[name], label=name)
         axis.set_title(group)
         axis.set_xlabel("hops")
-        accuracy_axis(axis, "accuracy of the last head")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _fitted_axis(axis, "accuracy of the last head")
     legend_beside(drawn)
     return drawn
+
+
+def _fitted_axis(axis: Axes, label: str) -> None:
+    """Lets a vertical axis of accuracies end at the highest: of many classes, all may be low."""
+    accuracy_axis(axis, label)
+    axis.autoscale(axis="y")
+    axis.set_ylim(bottom=0)
 
 
 def _method(row: Row) -> str:
