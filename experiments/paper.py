@@ -43,7 +43,7 @@ from mhd_jax.core.files import folder_here
 _QUESTIONS = flags.DEFINE_list(
     "questions", ["main"], f"What to ask, in this order: {', '.join(paper_cases.ASKED)}."
 )
-_CASES = flags.DEFINE_list("cases", [], "Which cases of these questions to run; by default all.")
+_ONLY = flags.DEFINE_list("only", [], "Which cases of these questions to run; by default all.")
 _OTHER_SEEDS = flags.DEFINE_integer(
     "other_seeds",
     1,
@@ -91,15 +91,15 @@ def _runs(
         for question in _QUESTIONS.value
     }
     names = list(dict.fromkeys(name for cases in chosen.values() for name in cases))
-    unknown = [name for name in _CASES.value if name not in names]
+    unknown = [name for name in _ONLY.value if name not in names]
     if unknown:
-        raise mhd.ConfigError(f"--cases are some of {', '.join(names)}, not {', '.join(unknown)}.")
+        raise mhd.ConfigError(f"--only takes some of {', '.join(names)}, not {', '.join(unknown)}.")
     runs = {
         (case.folder, seed): (case, seed)
         for question, cases in chosen.items()
         for seed in seeds[question]
         for name, case in cases.items()
-        if name in (_CASES.value or names)
+        if name in (_ONLY.value or names)
     }
     return list(runs.values())
 

@@ -20,7 +20,7 @@ SMALL = (
     *("--num_clients=4", "--model=mlp_small", "--larger_model=mlp", "--nu_emb=0"),
     *("--steps=4", "--eval_every=4", "--batch_size=4", "--public_batch_size=4", "--results=kept"),
 )
-FEW = "--cases=isolated,naive"
+FEW = "--only=isolated,naive"
 
 
 def records(folder="kept"):
@@ -74,7 +74,7 @@ def test_a_study_that_is_cut_loses_no_run_and_repeats_none(call, output, refused
 
 
 def test_a_record_says_what_the_run_was(output):
-    output(paper, *SMALL, "--cases=naive", "--seeds=1", f"--workdir={pathlib.Path('w').resolve()}")
+    output(paper, *SMALL, "--only=naive", "--seeds=1", f"--workdir={pathlib.Path('w').resolve()}")
     text = records()["naive/seed_0.json"]
     found = json.loads(text)
     summary = json.loads(pathlib.Path("w/naive/seed_0/summary.json").read_text())
@@ -115,7 +115,7 @@ def test_a_run_that_diverges_is_kept_as_such_and_the_others_go_on(output):
     ("arguments", "said"),
     [
         (["--questions=main,what"], "not what"),
-        (["--cases=mhd_m=2"], "--cases are some of isolated"),  # which is a case of heads
+        (["--only=mhd_m=2"], "--only takes some of isolated"),  # which is a case of heads
         (["--algorithm=mhd"], "--algorithm is the study's own choice"),
     ],
 )
