@@ -83,9 +83,8 @@ def read(assignments: Sequence[Assignment]) -> tuple[list[Case], list[str]]:
     """
     cases: dict[str, Case] = {}
     for given in assignments:
-        case = _read_one(given)
-        content = repr((case.settings, case.algorithm.name, case.algorithm.hyperparameters))
-        cases.setdefault(content, case)
+        case = read_one(given)
+        cases.setdefault(content(case), case)
     named = {name for given in assignments for name, _ in given}
     used = {name for case in cases.values() for name, _ in case.settings.topology_options}
     for name in run_flags.TOPOLOGY_FLAGS:
@@ -96,7 +95,17 @@ def read(assignments: Sequence[Assignment]) -> tuple[list[Case], list[str]]:
     return list(cases.values()), notes
 
 
-def _read_one(given: Assignment) -> Case:
+def content(case: Case) -> str:
+    """Returns a text that is equal for cases whose runs are equal."""
+    return repr((case.settings, case.algorithm.name, case.algorithm.hyperparameters))
+
+
+def read_one(given: Assignment) -> Case:
+    """Returns the case of the command line's flags with those that are given in their places.
+
+    Raises:
+      mhd.ConfigError: a value that a flag does not take.
+    """
     with flagsaver.flagsaver():
         for name, text in given:
             flag = flags.FLAGS[name]

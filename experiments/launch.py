@@ -143,7 +143,7 @@ def _configure_jax() -> None:
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX has started already
-            jax.config.update("jax_num_cpu_devices", _num_cores())
+            jax.config.update("jax_num_cpu_devices", num_cores())
     cache = os.path.expanduser(_CACHE.value)
     if cache and not cache.startswith("~"):  # "~" remains if the user has no home folder
         jax.config.update("jax_compilation_cache_dir", cache)
@@ -151,7 +151,7 @@ def _configure_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Returns the number of cores that this process may use (on macOS, all of the machine)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -16,7 +16,8 @@ from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
 from mhd_jax.engine.origins import opened
 from mhd_jax.engine.prepare import prepare
-from mhd_jax.engine.settings import Settings
+from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
+from mhd_jax.runs.records import jsonable
 from mhd_jax.studies.compare import settings_for
 from mhd_jax.training.optim import SGD
 
@@ -30,6 +31,7 @@ _OF_THE_HOST = (
     "keep_best",
     "fall_back",
 )
+_IN_ROUNDS = ("fedmd", "selective_fd", "ds_fl")  # half of whose steps are on private samples
 _DATA_OPTIONS = (
     "data_dir",
     "train_split",
@@ -41,6 +43,14 @@ _DATA_OPTIONS = (
 # Cases and seeds share loaded data, and the run that they continue.
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)
 _opened = functools.lru_cache(maxsize=1)(opened)
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(
+    dataset: str, crop_size: int | None, standardize: bool, **options: Any
+) -> mhd.data.Dataset:
+    """Returns loaded data with its preparation; channels of large data take seconds to measure."""
+    return _load(dataset, **options).prepared(crop_size=crop_size, standardize=standardize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +108,15 @@ class RunSettings:
     metrics: str | None = None
     test_partition: str | None = None
 
+    def of_equal_budget(self, algorithm: mhd.Algorithm) -> RunSettings:
+        """Returns the settings with which an algorithm sees as many private samples as others.
+
+        Algorithms that alternate between private and public steps take twice as many.
+        """
+        times = 2 if algorithm.name in _IN_ROUNDS else 1
+        steps = times * (self.steps or DEFAULT_STEPS)
+        return dataclasses.replace(self, steps=steps, eval_every=times * self.eval_every)
+
     def clients(self, seed: int) -> mhd.Clients:
         """Makes the clients; the data split derives from the seed."""
         return mhd.make_clients(
@@ -131,9 +150,14 @@ class RunSettings:
         found = simulate_cases([(self, algorithm, seed) for seed in seeds], workdirs, callbacks)
         return [result for result in found if isinstance(result, mhd.Result)]
 
-    def check(self, algorithm: mhd.Algorithm, seed: int) -> None:
-        """Raises `mhd.ConfigError` if a run with these settings could not start."""
-        prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
+    def check(self, algorithm: mhd.Algorithm, seed: int) -> dict[str, Any]:
+        """Returns the settings of a run as in its `config.json`.
+
+        Raises:
+          mhd.ConfigError: the run could not start.
+        """
+        run = prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
+        return jsonable(run.settings)
 
     def data_bytes(self) -> int:
         """Returns the bytes of the training data in memory."""
@@ -200,12 +224,10 @@ class RunSettings:
         given = self._data_options()
         own = options_of(self.dataset, given)
         public = () if self.public_dataset is None else options_of(self.public_dataset, given)
-        data = _load(
-            self.dataset, **{k: v for k, v in given.items() if k in own or k not in public}
-        )
+        options = {k: v for k, v in given.items() if k in own or k not in public}
         if self.crop_size is None and not self.standardize:
-            return data
-        return data.prepared(crop_size=self.crop_size, standardize=self.standardize)
+            return _load(self.dataset, **options)
+        return _prepared(self.dataset, self.crop_size, self.standardize, **options)
 
     def _public_data(self) -> mhd.data.Dataset | None:
         if self.public_dataset is None:

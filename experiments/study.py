@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch
+from experiments import kept, launch
 from experiments.settings import RunSettings, simulate_cases
 from experiments.watching import watchers
 from mhd_jax.core import multihost
@@ -129,6 +129,52 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
     for outcome in _simulated(batches, workdir, keep_going=True, write_reports=False):
         outcomes[outcome.case.name, outcome.seed] = outcome
     return [outcomes[case.name, seed] for case in cases for seed in seeds]
+
+
+def keep(
+    runs: Sequence[tuple[Case, int]], workdir: pathlib.Path, records: pathlib.Path
+) -> list[Outcome]:
+    """Runs each case with its seed by itself, and keeps a small record as soon as it has ended.
+
+    A run that has a record is not run again, whatever the workdir holds. The other runs go on after
+    one that diverges, whose record says so. Runs have no reports of their own.
+
+    Args:
+      runs: cases and their seeds, in the order in which they run.
+      workdir: the folder that gets CASE/seed_N for each run.
+      records: the folder of the records, see `experiments.kept`.
+
+    Returns:
+      The runs' outcomes; a summary is a part of the run's own, see `kept.record`.
+
+    Raises:
+      mhd.ConfigError: a case that cannot work, or a record of a run with other settings; both
+        before the first run trains.
+    """
+    files = [kept.path(records, case.folder, seed) for case, seed in runs]
+    settings = [case.settings.check(case.algorithm, seed) for case, seed in runs]
+    found = {file: kept.read(file, own) for file, own in zip(files, settings, strict=True)}
+    left = [place for place, file in enumerate(files) if found[file] is None]
+    batches = [[runs[place]] for place in left]
+    outcomes = _simulated(batches, workdir, keep_going=True, write_reports=False)
+    for place, outcome in zip(left, outcomes, strict=True):
+        record = kept.record(
+            outcome.case.name, outcome.seed, settings[place], outcome.summary, outcome.reason
+        )
+        found[files[place]] = kept.write(files[place], record)
+    return [
+        _kept(case, seed, workdir, found[file])
+        for (case, seed), file in zip(runs, files, strict=True)
+    ]
+
+
+def _kept(case: Case, seed: int, workdir: pathlib.Path, record: Summary | None) -> Outcome:
+    """Returns the outcome that a record tells."""
+    assert record is not None
+    folder = case.run_folder(workdir, seed)
+    if record["status"] == "diverged":
+        return Outcome(case, seed, folder, None, "diverged", record["reason"])
+    return Outcome(case, seed, folder, record)
 
 
 def _simulated(

@@ -23,7 +23,6 @@ import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import launch, seed_flags, study
 from experiments.settings import RunSettings
-from mhd_jax.engine.settings import DEFAULT_STEPS
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import accuracy_axis, legend_beside, line_styles
 from mhd_jax.studies import over_seeds
@@ -66,7 +65,6 @@ _DEFAULT = [
     "density ratio",
     "density ratio, own main head",
 ]
-_IN_ROUNDS = ("fedmd", "selective_fd", "ds_fl")  # half of whose steps are on private samples
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["complete", "ring"], "Graphs to compare.")
 _SKEWS = flags.DEFINE_list("skews", ["100"], "Skews of the private labels, like 10,100,inf.")
 _RULES = flags.DEFINE_string(
@@ -128,14 +126,11 @@ def _case(settings: RunSettings, place: Place, rule: str) -> study.Case:
         labels = mhd.partition.primary_labels(flags.FLAGS.labels_per_client, skew=float(skew))
     except ValueError:
         raise mhd.ConfigError(f"--skews are numbers or inf, not {skew!r}.") from None
-    times = 2 if name in _IN_ROUNDS else 1
     own = dataclasses.replace(
-        settings,
+        settings.of_equal_budget(algorithm),
         topology=graph,
         partition=labels,
         augment_public=settings.augment_public and algorithm.may_augment_public,
-        steps=times * (settings.steps or DEFAULT_STEPS),
-        eval_every=times * settings.eval_every,
     )
     folder = f"{graph}/skew_{skew}/{rule.replace(' ', '_').replace(',', '').replace('=', '')}"
     return study.Case(f"{graph}, skew {skew}, {rule}", folder, own, algorithm)

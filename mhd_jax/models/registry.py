@@ -12,7 +12,7 @@ from mhd_jax.data.kinds import wrong_layout
 from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.resnet import ResNet
-from mhd_jax.models.small import CNN, MLP, LeNet5
+from mhd_jax.models.small import CNN, MLP, LeNet5, StridedCNN
 from mhd_jax.models.vgg import VGG
 from mhd_jax.models.vit import ViT
 
@@ -83,6 +83,7 @@ MODELS: dict[str, ModelSpec] = {
         lambda norm, shape: MLP((512, 64), norm), ("layer", "none", "batch"), images=False
     ),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
+    "cnn_strided": ModelSpec(lambda norm, shape: StridedCNN(norm=norm), CONV_NORMS),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
     "resnet20": ModelSpec(_cifar_resnet(3), CONV_NORMS),

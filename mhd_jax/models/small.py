@@ -1,4 +1,4 @@
-"""Small backbones: an MLP, a convolutional network for tiny images, and LeNet-5."""
+"""Small backbones: an MLP, convolutional networks for images of 8 and of 32 pixels, and LeNet-5."""
 
 from __future__ import annotations
 
@@ -55,6 +55,25 @@ class CNN(nn.Module):
             x = normalise(self.norm, train)(x)
             x = halve(x)
         return nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
+
+
+class StridedCNN(nn.Module):
+    """3×3 convolutions of stride 2, and a mean over positions, for images like CIFAR's.
+
+    Each layer is wider where the resolution is lower: a sample of 32×32×3 takes 2.6 million
+    multiplications, a fifth of resnet8's.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    norm: str = "group"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Maps images [N, h, w, c] to embeddings [N, channels[-1]]."""
+        for channels in self.channels:
+            x = Conv(channels, (3, 3), (2, 2), padding=1, use_bias=False)(x)
+            x = normalise(self.norm, train)(x)
+        return x.mean(axis=(1, 2))
 
 
 class LeNet5(nn.Module):

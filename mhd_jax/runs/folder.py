@@ -143,7 +143,7 @@ class RunFolder:
                 f"{config.get('format')}, this version's {FORMAT}). Finish the run with that version, "
                 "or choose another workdir."
             )
-        differing = list(_differences(_completed(stored), self._settings))
+        differing = differing_settings(stored, self._settings)
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
@@ -298,6 +298,11 @@ def _fields(carry: Any) -> dict[str, Any]:
     """Returns the fields of a carry by name, without those that are None."""
     found = {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def differing_settings(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each setting that differs between a stored run and one of now."""
+    return list(_differences(_completed(stored), now))
 
 
 def _completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import cases, sweep
+from experiments import cases, paper_cases, sweep
 from experiments import flags as run_flags
 from tests.builders import ROOT
 
@@ -32,6 +32,9 @@ def test_preset(preset):
             if settings.dataset == "digits":
                 for case in found:
                     case.settings.check(case.algorithm, seed=0)
+        elif binary == "paper":
+            questions = paper_cases.questions(settings, flags.FLAGS.larger_model, 10)
+            assert questions.keys() >= set(flags.FLAGS.questions)
         elif binary == "compare":
             for name in flags.FLAGS.algorithms:
                 run_flags.algorithm(name, strict=False)

@@ -37,6 +37,7 @@ EMBEDDINGS = {
     "mlp_small": 64,
     "mlp_large": 64,
     "cnn": 64,
+    "cnn_strided": 128,
     "lenet5": 84,
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), 64),
     **dict.fromkeys(("resnet18", "resnet34", "vgg11"), 512),
@@ -52,6 +53,8 @@ EMBEDDINGS = {
     [
         # 64·128 + 128 and 128·64 + 64, two layer norms of 2·128 and 2·64, 64·10 + 10.
         ("mlp", "layer", (8, 8, 1), 10, 8320 + 8256 + 384 + 650),
+        # 9·(3·32 + 32·64 + 64·128) weights, 224 scales and shifts, 128·10 + 10.
+        ("cnn_strided", "group", (32, 32, 3), 10, 9 * 10_336 + 2 * 224 + 1290),
         ("lenet5", None, (28, 28, 1), 10, 61_706),  # the CCL paper's count
         ("resnet20", "evonorm", (32, 32, 3), 10, 272_474),  # the CCL paper's count
         # 3×3 convolutions 432 + 4608 + 13824 + 55296, shortcuts 512 + 2048, 336 channels' norms, 650.
