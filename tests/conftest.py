@@ -28,6 +28,8 @@ from absl.testing import flagsaver
 
 from experiments import launch
 
+# A small program takes longer to disk and back than to compile; processes that tests start do share.
+jax.config.update("jax_enable_compilation_cache", False)
 gc.set_threshold(10_000)  # tracing makes many objects and little garbage
 
 

@@ -308,7 +308,9 @@ class Run:
             )
             for part in samples.parts()
         ]
-        correct, total = multihost.fetch(jax.tree.map(lambda *n: sum(n), *counts))
+        correct, total = multihost.fetch(
+            jax.tree.map(lambda first, *others: sum(others, first), *counts)
+        )
         correct = correct[: self.num_active]
         return np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from mhd_jax.data.batching import BatchSpec, Data, draw_batch
 from mhd_jax.engine import contract
 from mhd_jax.engine.faults import Tally
 from mhd_jax.engine.steps import Carry, carry_shardings
+
+_How = tuple[Algorithm, BatchSpec, Execution, bool, bool]  # see `initial_carry`
 
 
 def initial_carry(
@@ -45,6 +48,44 @@ def initial_carry(
     For these, `data` may be shapes only. `may_fail` is whether clients or links may fail,
     `quarantine` whether clients that diverge are removed instead of stopping the run.
     """
+    arguments = (jax.random.key(seed), data, [group.start for group in clients.groups])
+    how = (algorithm, spec, execution, may_fail, quarantine)
+    traced, shapes = _traced(clients, how, arguments)
+    places = carry_shardings(shapes, execution)
+    if abstract:
+        return jax.tree.map(
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
+        )
+    program = _compiled(
+        _Program(form_digest(traced), execution.platform, tuple(jax.tree.leaves(places)), traced)
+    )
+    arrays = program(traced.consts, jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
+
+
+# By clients, and for as long as they live: a run is traced when it is checked and when it starts.
+_traces: weakref.WeakKeyDictionary[Clients, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _traced(clients: Clients, how: _How, arguments: PyTree) -> tuple[ClosedJaxpr, Carry]:
+    """Returns the traced program of `arguments`, arrays or their shapes, and its results' shapes."""
+    leaves, structure = jax.tree.flatten(arguments)
+    known = _traces.setdefault(clients, {})
+    key = (*how, structure, tuple(jax.typeof(leaf) for leaf in leaves))
+    if key not in known:
+        known[key] = jax.make_jaxpr(_start(clients, *how), return_shape=True)(*arguments)
+    return known[key]
+
+
+def _start(
+    clients: Clients,
+    algorithm: Algorithm,
+    spec: BatchSpec,
+    execution: Execution,
+    may_fail: bool,
+    quarantine: bool,
+) -> Callable[[Array, Data, list[PyTree]], Carry]:
+    """Returns the function of a key, data and arrays to start from that is the start of a run."""
     tally = None
     if may_fail or quarantine:
         tally = Tally.start(clients.num_clients, quarantine=quarantine)
@@ -65,19 +106,7 @@ def initial_carry(
         sums = nothing.numbers()
         return Carry(state, sums, count, nothing.messages, tally, nothing.diagnostics)
 
-    starts = [group.start for group in clients.groups]
-    arguments = (jax.random.key(seed), data, starts)
-    traced, shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
-    places = carry_shardings(shapes, execution)
-    if abstract:
-        return jax.tree.map(
-            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
-        )
-    program = _compiled(
-        _Program(form_digest(traced), execution.platform, tuple(jax.tree.leaves(places)), traced)
-    )
-    arrays = program(traced.consts, jax.tree.leaves(arguments))
-    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
+    return init
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,18 +96,15 @@ def describe(topology: Topology, steps: int) -> dict[str, Any]:
       each kind of mixing matrix; for a time-varying graph, "edges_per_step", the mean over the
       steps of the run, and "spectral_gap_of_mean", the gap of the mean mixing matrix over them.
     """
-    if topology.schedule is cycle and len(topology.adjacency) == 1:
-        graph = topology.at(0)
-        return {
-            "name": topology.name,
-            "edges": int((graph > 0).sum()),
-            "spectral_gap": {name: spectral_gap(of(graph)) for name, of in MIXINGS.items()},
-        }
-    edges, mixing = _means(topology.adjacency, steps, schedule=topology.schedule)
+    static = topology.schedule is cycle and len(topology.adjacency) == 1
+    edges, mixing = _means(topology.adjacency, 1 if static else steps, schedule=topology.schedule)
+    gaps = {name: spectral_gap(mixing[name]) for name in MIXINGS}
+    if static:
+        return {"name": topology.name, "edges": int(edges), "spectral_gap": gaps}
     return {
         "name": topology.name,
         "edges_per_step": round(float(edges), 3),
-        "spectral_gap_of_mean": {name: spectral_gap(mixing[name]) for name in MIXINGS},
+        "spectral_gap_of_mean": gaps,
     }
 
 
