@@ -1,4 +1,4 @@
-"""How all tests run: small programs, compiled fast and kept."""
+"""How all tests run: small programs, compiled fast."""
 
 import atexit
 import gc
@@ -7,9 +7,8 @@ import shutil
 import sys
 import tempfile
 
-# Many small programs of few steps: compiling them well would take longer than running them badly,
-# and the suite's processes share what they compile. Fusion emitters alone triple the time, and
-# code in parts for several threads costs a fifth more.
+# Many small programs of few steps: compiling them well would take longer than running them badly.
+# Fusion emitters alone triple the time, and code in parts for several threads costs a fifth more.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -28,7 +27,7 @@ from absl.testing import flagsaver
 
 from experiments import launch
 
-# A small program takes longer to disk and back than to compile; processes that tests start do share.
+# Small programs are compiled faster than they are written and read. Processes that tests start share.
 jax.config.update("jax_enable_compilation_cache", False)
 gc.set_threshold(10_000)  # tracing makes many objects and little garbage
 

@@ -42,6 +42,7 @@ def test_readme(number, tmp_path, monkeypatch):
         assert (tmp_path / "accuracy.png").exists()
 
 
+@pytest.mark.slow
 def test_adding_an_algorithm():
     names = run("docs/adding_an_algorithm.md", 0)
     summary = names["result"].summary
@@ -55,12 +56,14 @@ def test_adding_an_algorithm():
     assert len(whole.splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_bringing_data():
     found = run("docs/bringing_data.md", 0)
     assert found["data"].inputs["tokens"].dtype == np.int32
     assert found["result"].summary["beta_sh"]["main"] > 0.5
 
 
+@pytest.mark.slow
 def test_bringing_a_model():
     found = run("docs/bringing_a_model.md", 0)
     assert [group.members for group in found["clients"].groups] == [(0, 1), (2, 3)]
@@ -74,12 +77,14 @@ def test_bringing_a_model():
     assert not np.allclose(trained["heads"]["kernel"], start["heads"]["kernel"])
 
 
+@pytest.mark.slow
 def test_by_hand():
     names = run_all("docs/by_hand.md")
     assert names["losses"].shape == (100, 4) and names["logits"].shape == (4, 5, 4, 10)
     assert int(names["metrics"]["messages"]["predictions"].sum()) == 4
 
 
+@pytest.mark.slow
 def test_watching():
     names = run_all("docs/watching.md")
     summary = names["result"].summary

@@ -10,6 +10,8 @@ import pytest
 
 from tests.builders import python
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, re
 import jax

@@ -102,6 +102,7 @@ def test_together_equals_apart(name, programs):
             assert one["beta_sh"] == pytest.approx(other["beta_sh"], abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
     """Resumed bit for bit; a run that has finished is read, and one at another step goes alone."""
     folders = [tmp_path / str(seed) for seed in SEEDS]
@@ -186,6 +187,7 @@ def settings(name="mhd", learning_rate=0.1, **how):
     return arguments(name, learning_rate=learning_rate, **{"graph_of": 0} | how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "several",
     [
@@ -217,6 +219,7 @@ def test_numbers_that_differ(several, programs):
     assert all(np.abs(first - other).max() > 1e-3 for other in others)
 
 
+@pytest.mark.slow
 def test_a_number_that_decides_makes_another_program(programs):
     """0 is without; and what an algorithm asks about a number must have one answer."""
     runs = [settings(nu_emb=0.0), settings(nu_emb=0.1), settings(nu_emb=0.2)]

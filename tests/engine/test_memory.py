@@ -69,6 +69,7 @@ def test_chunks_become_as_small_as_they_must(monkeypatch):
         mhd.simulate("ring", many, "isolated", **settings, data_placement="device", client_chunk=12)
 
 
+@pytest.mark.slow
 def test_as_many_samples_are_evaluated_at_once_as_fit(monkeypatch):
     settings = {"steps": 1, "num_devices": 1, "data_placement": "device"}
     run = prepare("ring", clients(), "mhd", **settings)

@@ -77,6 +77,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_a_run_records_repeats_it(alone, tmp_path):
     """The command of `config.json`, in another folder and another process: the same, bit for bit."""
     found = json.loads((alone / "config.json").read_text())["environment"]

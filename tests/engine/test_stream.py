@@ -40,6 +40,7 @@ def test_the_same_batches_come_from_the_host(independent):
         assert_trees_equal(draw_batch(block, key, ids, jnp.int32(step), spec), drawn)
 
 
+@pytest.mark.slow
 def test_blocks_of_any_length_give_the_same_run(monkeypatch):
     whole = mhd.simulate("complete", clients(), data_placement="host", **SETTINGS)
     monkeypatch.setattr("mhd_jax.engine.stream._BLOCK_BYTES", 1)

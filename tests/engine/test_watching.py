@@ -143,6 +143,7 @@ def test_of_joint_runs_one_stops(clients, tmp_path):
     np.testing.assert_allclose(found[1].predict(X), alone.predict(X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_is_a_function_of_the_history(clients, tmp_path):
     still = mhd.optim.SGD(learning_rate=1e-9)
     how = {**HOW, "steps": 40, "optimizer": still}

@@ -63,6 +63,7 @@ def test_confidence_is_compared_at_each_candidates_temperature(float64):
     np.testing.assert_allclose(weighted(None, c), mean, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_fits_its_temperatures_every_few_steps(float64):
     """At step 3 of 5 for the last time, on samples with the client's own label frequencies."""
     clients = tiny_clients(4, public_fraction=0.2, validation_fraction=0.3, num_samples=200)

@@ -68,6 +68,7 @@ def learned():
     )
 
 
+@pytest.mark.slow
 def test_density_outputs_learn_the_ratios(learned):
     """Within 0.1 in the mean over fresh samples: of a client's mixture, and of its neighbours'."""
     x = np.random.default_rng(1).normal(np.repeat(MEANS, 300)).astype(np.float32)

@@ -161,6 +161,7 @@ def test_settings_that_cannot_be_are_refused(settings, why):
         mhd.algorithms.mhd(**settings)
 
 
+@pytest.mark.slow
 def test_seeds_that_go_together_have_their_own_pools():
     """And a branch of theirs is taken where any of them has something to renew."""
     who = tiny_clients(K, optimizer=mhd.optim.SGD(), public_fraction=0.3)

@@ -33,6 +33,7 @@ def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, refused):
     assert "w holds a single run" in refused(compare, "--workdir=w")
 
 
+@pytest.mark.slow
 def test_graphs_that_change(output, refused):
     arguments = ["--topology=random_regular@0,ring@3", "--degree=2", "--redraw_every=2"]
     arguments.append("--directed")
@@ -218,6 +219,7 @@ def test_data_is_seen_before_training_and_trained_on(output, refused):
     assert "by_rule exists and holds no statistics.json" in said
 
 
+@pytest.mark.slow
 def test_a_comparison_on_a_saved_split_of_the_home_folder(output, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))  # where this is
     output(inspect_data, "--num_clients=3", "--output=~/seen")

@@ -62,6 +62,7 @@ def of_a_job(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
 
 
+@pytest.mark.slow
 def test_python_by_itself_in_an_allocation_is_alone(call, of_a_job, monkeypatch):
     status, _, err = call(inspect_data, "--num_clients=3", "--output=i")
     assert (status, err) == (0, "")
