@@ -28,7 +28,10 @@ def settings(name, **how):
     return {"clients": clients, **SIZES, "steps": STEPS, **given}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "mhd" else [pytest.mark.slow]) for name in RUNS],
+)
 def test_a_users_own_scan_is_what_simulate_computes(name):
     run = mhd.prepare(**settings(name), num_devices=1)
 

@@ -132,6 +132,7 @@ def test_target_selections_are_told_what_they_break(sentence, how):
         prepared(algorithm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGET_SELECTIONS)
 def test_the_librarys_own_selections_pass_as_users(name):
     """And are the same program under either name."""

@@ -99,6 +99,14 @@ RUNS = {name: {"algorithm": name} for name in ALGORITHMS} | {
     "idkd": {"algorithm": mhd.algorithms.idkd(start_step=4, threshold=0.4)},
     "fedproto": {"algorithm": mhd.algorithms.fedproto(local_steps=5)},
 }
+# The others are in the long form of the suite.
+OF_EACH_KIND = ("mhd", "distributed_distillation", "fedmd", "fedavg", "qg_dsgd", "idkd", "ds_fl")
+ALL_RUNS = [
+    pytest.param(
+        name, marks=[pytest.mark.slow] if name in ALGORITHMS.keys() - {*OF_EACH_KIND} else []
+    )
+    for name in RUNS
+]
 TWO = "two clients, whose samples devices share"
 ON_DEVICES = {
     TWO: {"algorithm": "naive", "topology": "complete", "clients": clients(num_clients=2)}
@@ -173,7 +181,7 @@ TELLS_OF_CLIENT_2 = pytest.mark.filterwarnings("ignore:the loss or the parameter
 
 @TELLS_OF_CLIENT_2
 @pytest.mark.parametrize("way", [one_at_a_time, watched_and_saved, cut_and_resumed])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ALL_RUNS)
 def test_one_seed_one_result(name, way, tmp_path):
     result = way(name, tmp_path / "run")
     assert_trees_equal(result.state, whole(name).state)

@@ -269,6 +269,7 @@ def first_candidate(key, candidates):
     return candidates.probabilities[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "numbers"),
     [

@@ -102,6 +102,7 @@ def test_a_function_of_the_step_does_not_tell_its_largest_neighbourhood():
     assert prepare(own, clients(), "mhd", **SETTINGS).execution.most_neighbours is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
     [

@@ -79,6 +79,7 @@ def test_programs_that_are_one_process_do_not_join_others(refused):
     assert "this program is one process" in refused(inspect_data, *flags)
 
 
+@pytest.mark.slow
 def test_a_process_whose_fellow_never_comes_says_so():
     program = (
         "import sys; from experiments import launch, train; launch._PATIENCE = 1; "
@@ -183,6 +184,7 @@ def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_binaries_take_folders_of_this_machine(call, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     status, out, err = call(train, *ALONE, "--workdir=~/runs/a")

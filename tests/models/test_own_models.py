@@ -304,6 +304,7 @@ def test_nnx_models_that_cannot_be_are_refused(make, sentence):
         mhd.make_clients(tiny_dataset(), 2, make())
 
 
+@pytest.mark.slow
 def test_embeddings_of_unlike_modules_weigh_what_they_are_wide():
     models = [from_nnx(Net, 4), Streams(), from_nnx(Net, 4)]
     clients = tiny_clients(3, model=models, public_fraction=0.3)

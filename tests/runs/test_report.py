@@ -304,6 +304,7 @@ def binary(*arguments):
     return done.returncode, done.stderr, done.stdout
 
 
+@pytest.mark.slow
 def test_one_folder_is_written_again(folders, tmp_path):
     run = tmp_path / "w"
     shutil.copytree(folders / "supervised", run, ignore=shutil.ignore_patterns("checkpoints"))
