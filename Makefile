@@ -19,7 +19,7 @@ test: $(VENV)/installed  ## The test suite, in six minutes on two cores; ARGS=te
 	  -m "not slow and not notebooks and not trackers" $(ARGS)
 
 slow: $(VENV)/installed  ## Longer forms of some tests, which the suite leaves out.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 fuzz: $(VENV)/installed  ## 10,000 made inputs of every kind: taken or refused, never anything else.
 	$(BIN)/python -m tests.fuzzing --inputs=10000 --seed=0
