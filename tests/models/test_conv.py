@@ -27,6 +27,9 @@ CASES = {
     "depthwise, stride 2": ((3, 3), (2, 2), "SAME", (1, 1), 4, (6, 6), 4, 4),
     "depthwise, many channels": ((3, 3), (1, 1), ((1, 1), (0, 2)), (2, 1), 64, (6, 5), 64, 64),
     "depthwise, two features a channel": ((3, 3), (1, 1), "SAME", (1, 1), 4, (6, 6), 4, 8),
+    "columns in pairs": ((3, 3), (1, 1), "SAME", (1, 1), 1, (4, 6), 16, 5),
+    "many samples": ((3, 3), (1, 1), "SAME", (1, 1), 1, (8, 8), 4, 30),
+    "many samples, stride 2": ((3, 2), (2, 1), "SAME", (1, 1), 1, (10, 12), 3, 33),
     "more padding than kernel": ((2, 2), (1, 1), ((3, 2), (0, 3)), (1, 1), 1, (4, 4), 2, 3),
 }
 # Many clients on CPUs are a loop over one, so one alone, and what clients share (folded into one
@@ -44,7 +47,8 @@ def functions(case):
         return lambda x, w: conv(x, w, strides, padding, **form)
 
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(K, N, *size, channels)))
+    samples = 36 if case.startswith("many samples") else N
+    x = jnp.asarray(rng.normal(size=(K, samples, *size, channels)))
     w = jnp.asarray(rng.normal(size=(K, *kernel, channels // groups, features)))
     return call(conv_general_dilated), call(lax.conv_general_dilated), x, w
 

@@ -13,7 +13,7 @@ from scipy import stats
 import mhd_jax as mhd
 from mhd_jax.models import CNN, MODELS, VGG, ClientModel, MobileNetV2, ResNet, ViT, build_backbone
 from mhd_jax.models.mobilenet import InvertedResidual
-from mhd_jax.models.norms import EvoNormS0
+from mhd_jax.models.norms import EvoNormS0, GroupNorm
 from mhd_jax.models.resnet import Block
 from mhd_jax.models.small import halve
 from tests.builders import assert_trees_close
@@ -157,6 +157,29 @@ def test_evonorm_equals_its_equation(gate):
     variance = x.reshape(2, 3, 5, 4, 2).var(axis=(1, 2, 4)).repeat(2, axis=1)[:, None, None]
     expected = gated / np.sqrt(variance + 1e-5) * scale + bias
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 4, 5, 8), "float32"), ((3, 8), "bfloat16")])
+def test_group_norm_is_flaxs(shape, dtype):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(1, 2, size=shape), dtype) for _ in range(2))
+    scale, bias = (jnp.asarray(rng.normal(size=8), dtype) for _ in range(2))
+
+    def all_of(module):
+        def function(x, scale, bias):
+            return module.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+        y, pull_back = jax.vjp(function, x, scale, bias)
+        return y, *pull_back(cotangent)
+
+    own, theirs = all_of(GroupNorm(num_groups=4)), all_of(nn.GroupNorm(num_groups=4))
+    tolerance = 2e-5 if dtype == "float32" else 3e-2
+    for found, expected in zip(own, theirs, strict=True):
+        assert found.dtype == expected.dtype
+        scale = jnp.abs(expected).max().astype("float32")
+        np.testing.assert_allclose(
+            *(a.astype("float32") for a in (found, expected)), atol=tolerance * scale
+        )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2"])

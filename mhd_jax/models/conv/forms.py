@@ -5,6 +5,8 @@ JAX's own transposes are the reference, and the form for accelerators.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -51,7 +53,7 @@ def _spread(geometry: Geometry, g: Array) -> Array:
     return lax.pad(g, jnp.zeros((), g.dtype), [*config, (0, 0, 0)])
 
 
-def _dx_plain(geometry: Geometry, g: Array, w: Array) -> Array:
+def _dx_flipped(geometry: Geometry, g: Array, w: Array) -> Array:
     """Computes the input's gradient as one convolution with a flipped kernel."""
     # [h, w, C / groups, O] -> [h, w, O / groups, C]: input and output channels swap by group.
     height, width, fan_in, features = geometry.kernel
@@ -60,20 +62,21 @@ def _dx_plain(geometry: Geometry, g: Array, w: Array) -> Array:
     flipped = flipped.transpose(0, 1, 4, 3, 2).reshape(
         height, width, features // groups, groups * fan_in
     )
+    spread = _spread(geometry, g)
     rims = [geometry.span(i) - 1 for i in (0, 1)]
-    return lax.conv_general_dilated(
-        _spread(geometry, g),
-        flipped,
-        (1, 1),
-        [(rim - low, rim - high) for rim, (low, high) in zip(rims, geometry.padding, strict=True)],
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=NHWC,
-        feature_group_count=groups,
-        precision=geometry.precision,
+    backwards = dataclasses.replace(
+        geometry,
+        strides=(1, 1),
+        padding=tuple(
+            (rim - low, rim - high) for rim, (low, high) in zip(rims, geometry.padding, strict=True)
+        ),
+        inputs=spread.shape[1:],
+        kernel=flipped.shape,
     )
+    return _y_cpu(backwards, spread, flipped)
 
 
-def _dw_plain(geometry: Geometry, x: Array, g: Array) -> Array:
+def _dw_swapped(geometry: Geometry, x: Array, g: Array) -> Array:
     """Computes the kernel's gradient as one convolution with samples and channels swapped."""
     if geometry.groups > 1:
         return _dw_transposed(geometry, x, g)
@@ -95,16 +98,40 @@ def _dw_product(geometry: Geometry, x: Array, g: Array) -> Array:
     )
 
 
-def _blocks(geometry: Geometry) -> Blocks:
-    return Blocks(geometry, (1, 1) if geometry.strides != (1, 1) else (2, 2))
+def _dw_in_parts(geometry: Geometry, x: Array, g: Array) -> Array:
+    """Computes the kernel's gradient of a few samples at a time, whose copies stay in the cache."""
+    floats = math.prod(geometry.output()) * max(geometry.kernel[2:])  # of one sample
+    most = min(16, max(_CACHED // floats, 1))
+    part = max(n for n in range(1, most + 1) if x.shape[0] % n == 0)
+    form = _dw_product if geometry.strides != (1, 1) else _dw_swapped
+    small = _CACHED if x.shape[0] <= 32 else _SMALL  # so few numbers gain nothing
+    if x.shape[0] * floats <= small or max(geometry.kernel[:2]) == 1 or part == x.shape[0]:
+        return form(geometry, x, g)
+    parts = [a.reshape(-1, part, *a.shape[1:]) for a in (x, g)]
+    return lax.map(lambda xg: form(geometry, *xg), parts).sum(axis=0)
+
+
+def _y_pairs(geometry: Geometry, x: Array, w: Array) -> Array:
+    """Computes neighbouring columns of the output together, as channels of one wider kernel."""
+    stride = geometry.strides[1]
+    shifted = [
+        lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0), (left, stride - left, 0), *[(0, 0, 0)] * 2])
+        for left in (0, stride)
+    ]
+    height, width, fan_in, features = geometry.kernel
+    kernel = (height, width + stride, fan_in, 2 * features)
+    pairs = dataclasses.replace(geometry, strides=(geometry.strides[0], 2 * stride), kernel=kernel)
+    y = _y(pairs, x, jnp.stack(shifted, axis=3).reshape(kernel))
+    return y.reshape(x.shape[0], *geometry.output(), features)
 
 
 def _y_blocks(geometry: Geometry, x: Array, w: Array) -> Array:
-    return _blocks(geometry).y(_y, x, w)
+    return Blocks(geometry, (2, 2)).y(_y, x, w)
 
 
 def _dx_blocks(geometry: Geometry, g: Array, w: Array) -> Array:
-    return _blocks(geometry).dx(_dx_plain, g, w)
+    size = (1, 1) if geometry.strides != (1, 1) else (2, 2)
+    return Blocks(geometry, size).dx(_dx_flipped, g, w)
 
 
 # Depthwise convolutions on CPUs as sums of shifted inputs over the kernel's taps: XLA's own run
@@ -144,12 +171,14 @@ def _dw_depthwise(geometry: Geometry, x: Array, g: Array) -> Array:
 
 TRANSPOSED: dict[str, Form] = {"y": _y, "dx": _dx_transposed, "dw": _dw_transposed}
 
-# The form for each shape on CPUs, by measurement (one core, inside a loop, batch 32).
+# The form for each shape on CPUs, by measurement (one core, inside a loop, 16 to 64 samples).
 
 _FEW_CHANNELS = 64  # with fewer channels, XLA's gradient is faster than sums over positions
-_THIN = 16  # with fewer input channels, blocks of pixels are faster
+_THIN = 16  # with about as many channels, blocks or pairs of pixels are faster
+_CACHED = 2**18  # numbers of one array that should stay in the cache
+_SMALL = 2**16
 _DEPTHWISE = {"y": _y_depthwise, "dx": _dx_depthwise, "dw": _dw_depthwise}
-_PLAIN: dict[str, Form] = {"y": _y, "dx": _dx_plain, "dw": _dw_plain}
+_PLAIN: dict[str, Form] = {"y": _y, "dx": _dx_flipped, "dw": _dw_swapped}
 
 
 def cpu_form(kind: str, geometry: Geometry) -> Form:
@@ -158,12 +187,26 @@ def cpu_form(kind: str, geometry: Geometry) -> Form:
         return _DEPTHWISE[kind]
     if geometry.groups > 1 or geometry.dilation != (1, 1) or not geometry.has_outputs:
         return _PLAIN[kind]
+    return {"y": _y_cpu, "dx": _dx_cpu, "dw": _dw_in_parts}[kind]
+
+
+def _y_cpu(geometry: Geometry, x: Array, w: Array) -> Array:
+    height, width = geometry.output()
+    fan_in, features = geometry.kernel[2:]
+    thin = fan_in < _THIN
+    plain = geometry.groups > 1 or geometry.dilation != (1, 1) or max(geometry.kernel[:2]) == 1
+    if plain or width % 2:
+        return _y(geometry, x, w)
+    if thin and geometry.strides == (1, 1) and height % 2 == 0:
+        return _y_blocks(geometry, x, w)
+    if features <= (2 * _THIN if thin else _THIN) and fan_in < 2 * _THIN:
+        return _y_pairs(geometry, x, w)
+    return _y(geometry, x, w)
+
+
+def _dx_cpu(geometry: Geometry, g: Array, w: Array) -> Array:
     strided, wide = geometry.strides != (1, 1), max(geometry.kernel[:2]) > 1
-    if strided and kind == "dw":
-        return _dw_product
-    if strided and wide and kind == "dx":
-        return _dx_blocks
-    thin = geometry.inputs[2] < _THIN and all(size % 2 == 0 for size in geometry.output())
-    if thin and wide and not strided:
-        return {"y": _y_blocks, "dx": _dx_blocks, "dw": _dw_plain}[kind]
-    return _PLAIN[kind]
+    even = all(size % 2 == 0 for size in geometry.output())
+    if wide and (strided or (geometry.inputs[2] < _THIN and even)):
+        return _dx_blocks(geometry, g, w)
+    return _dx_flipped(geometry, g, w)
