@@ -56,6 +56,8 @@ from mhd_jax.engine.memory import estimate
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.run import Run
 from mhd_jax.models import ClientModel, build_backbone, resnet
+from mhd_jax.models.conv import Conv
+from mhd_jax.models.small import halve
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
 from mhd_jax.training.losses import private_cross_entropy
@@ -253,13 +255,13 @@ def _ceiling(dtype: str = "float32") -> tuple[Callable[[], Any], float]:
     return lambda: product(a), 2.0 * size**3
 
 
-def _against_the_ceiling(two_steps: Callable[[], Any], flops: float) -> Found:
-    """Returns the ratio of the FLOP rate of a call of two steps to that of the matmul ceiling.
+def _against_the_ceiling(steps: Callable[[], Any], flops: float, num_steps: int = 2) -> Found:
+    """Returns the ratio of the FLOP rate of a call of some steps to that of the matmul ceiling.
 
     Both rates are per processor second.
     """
     product, flops_of_product = _ceiling()
-    times = in_turn(two_steps, product, repetitions=7, steps=(2, 1))
+    times = in_turn(steps, product, repetitions=7, steps=(num_steps, 1))
     each = times.processors / np.array([flops, flops_of_product])  # per FLOP
     seconds, product_seconds = times.medians()
     ceiling = flops_of_product / product_seconds
@@ -325,6 +327,39 @@ def _on_a_ring(algorithm: str, forward_passes: int) -> Found:
     run = prepare("ring", clients, algorithm, batch_size=_BATCH, steps=1000)
     step, forward = map(_flops, _one_resnet20())
     return _against_the_ceiling(dispatches(run, 2), _CLIENTS * (step + forward_passes * forward))
+
+
+class _TutorialCNN(nn.Module):
+    """The network of PyTorch's tutorial on CIFAR-10, with 62,006 parameters for 10 classes."""
+
+    conv: Any = Conv
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images [N, 32, 32, 3] to embeddings [N, 84]."""
+        for channels in (6, 16):
+            x = nn.relu(halve(self.conv(channels, (5, 5), padding="VALID")(x)))
+        x = x.reshape(len(x), -1)
+        for width in (120, 84):
+            x = nn.relu(nn.Dense(width)(x))
+        return x
+
+
+@row("of the ceiling", at_least=0.4, platform="cpu")
+def cpu_cnn() -> Found:
+    """Returns the fraction of the matmul ceiling of FedMD's rounds with small plain CNNs.
+
+    10 clients take a digest step and a revisit step a round, each of 50 images of 32 × 32 pixels.
+    A digest step has one more forward pass, whose logits are averaged.
+    """
+    clients = images_of_clients(10, _TutorialCNN(), norm=None)
+    algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
+    run = prepare("complete", clients, algorithm, batch_size=50, public_batch_size=50, steps=10**4)
+    one = _Learners.made(ClientModel(_TutorialCNN(nn.Conv), 1, 10), 1, 50, (32, 32, 3))
+    params, inputs, _ = one.each()[0]
+    forward = jax.jit(lambda p, x: one.model.apply(p, {}, x)[0]).lower(params, inputs).compile()
+    flops = 10 * (2 * one.flops() + _flops(forward))
+    return _against_the_ceiling(dispatches(run, 40), flops, num_steps=20)
 
 
 def _small_clients(model_name: str, shape: tuple[int, ...]) -> tuple[Any, Any, float]:

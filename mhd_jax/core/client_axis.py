@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
 from jax.sharding import (
     AxisType,
     Mesh,
@@ -147,7 +148,11 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
     def mapped(*arguments: Any) -> Any:
         axes = [in_axes] * len(arguments) if isinstance(in_axes, int) else list(in_axes)
         execution = _current.get()
-        one_client = jax.checkpoint(fn) if execution.recompute else fn
+        one_client = fn
+        if execution.recompute:
+            one_client = jax.checkpoint(fn)
+        elif execution.chunk is not None:
+            one_client = jax.checkpoint(fn, prevent_cse=False, policy=_are_products)
 
         def on_one_device(*local: Any) -> Any:
             own = [
@@ -171,6 +176,15 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
         )(*arguments)
 
     return mapped
+
+
+def _are_products(primitive: Primitive, *_: Any, **__: Any) -> bool:
+    """Returns whether a result is kept for the backward pass of a loop over chunks of clients.
+
+    The loop stores what it keeps for all clients, in slow memory; all that lies between products
+    and convolutions is computed again sooner than it is read.
+    """
+    return primitive.name in ("dot_general", "conv_general_dilated", "custom_vjp_call")
 
 
 def _in_chunks(

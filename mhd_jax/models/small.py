@@ -90,10 +90,9 @@ class LeNet5(nn.Module):
         height, width = max(x.shape[1], 28), max(x.shape[2], 28)
         if x.shape[1:3] != (height, width):
             x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear")
-        x = nn.relu(Conv(6, (5, 5), padding="SAME")(x))
-        x = halve(x)
-        x = nn.relu(Conv(16, (5, 5), padding="VALID")(x))
-        x = halve(x)
+        # The activation of maxima is the maximum of activations, of which there are four times as many.
+        x = nn.relu(halve(Conv(6, (5, 5), padding="SAME")(x)))
+        x = nn.relu(halve(Conv(16, (5, 5), padding="VALID")(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(120)(x))
         return nn.relu(nn.Dense(84)(x))
