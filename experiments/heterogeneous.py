@@ -21,8 +21,9 @@ import mhd_jax as mhd
 from experiments import flags as run_flags
 from experiments import launch, seed_flags, study
 from experiments.settings import RunSettings
+from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import METRICS, head_colours
+from mhd_jax.runs.figures import head_colours
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.over_seeds import as_cell, spread
 

@@ -11,8 +11,9 @@ from experiments import kept, study
 from experiments.kept import Record
 from experiments.paper_cases import ASKED
 from mhd_jax.core.files import make_folder
+from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator
-from mhd_jax.runs.figures import METRICS, accuracy_axis, legend_beside, line_styles
+from mhd_jax.runs.figures import accuracy_axis, legend_beside, line_styles
 from mhd_jax.studies import over_seeds
 
 Row = dict[str, Any]

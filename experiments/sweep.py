@@ -24,9 +24,9 @@ from experiments import cases, launch, seed_flags, study, train  # noqa: F401  #
 from experiments import flags as run_flags
 from experiments.cases import Assignment, Axis, Row
 from mhd_jax.core import multihost
+from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import (
-    METRICS,
     accuracy_axis,
     first_and_last,
     head_colours,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import (
     Axes,
     AxesImage,
@@ -22,7 +23,6 @@ from mhd_jax.runs.drawing import (
 )
 from mhd_jax.training.metrics import first_and_last
 
-METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which fades on white.
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":")

@@ -17,8 +17,9 @@ from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
 from mhd_jax.runs import figures
 from mhd_jax.runs import settings as dotted
+from mhd_jax.runs.accuracies import METRICS, accuracy_lines
 from mhd_jax.runs.drawing import Figure, save_figure, to_hex
-from mhd_jax.runs.figures import METRICS, Record
+from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
 from mhd_jax.training.metrics import SYMBOLS
 
@@ -139,19 +140,6 @@ def _at_common_steps(runs: Mapping[str, Sequence[FinishedRun]]) -> figures.Histo
         if steps:
             found[name] = [[rec for rec in run.history if rec["step"] in steps] for run in each]
     return found
-
-
-def accuracy_lines(record: Record) -> list[tuple[Any, ...]]:
-    """Returns lines (head, β_sh, β_priv) for a table from a summary or a comparison's row.
-
-    Lines for honest clients alone, in runs with adversaries, and for the consensus model follow.
-    """
-    lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
-    for head in record.get("honest", {}).get("beta_sh", ()):
-        lines.append((f"{head}, honest", *(record["honest"][metric][head] for metric in METRICS)))
-    if "consensus" in record:
-        lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
-    return lines
 
 
 def in_words(summary: Record) -> list[str]:

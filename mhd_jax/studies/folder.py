@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.runs import report
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.finished import FinishedRun
@@ -84,4 +83,6 @@ def write(
     write_text(folder / "table.md", table.markdown(rows, notes))
     again = "The tables are there; the same command tries again."
     with decoration(f"the report of {folder}", again):
+        from mhd_jax.runs import report  # importing matplotlib is slow, and only reports need it
+
         report.write_comparison(folder, rows, runs, notes)

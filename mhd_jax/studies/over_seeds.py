@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from mhd_jax.training.metrics import SYMBOLS
 
@@ -41,7 +41,7 @@ def interval(values: Sequence[float | None]) -> Statistic:
     found, count = spread(values), sum(value is not None for value in values)
     half_width = None
     if found["std"] is not None:
-        quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+        quantile = scipy.special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)
         half_width = float(quantile * found["std"] / np.sqrt(count))
     return {**found, "half_width": half_width}
 
@@ -63,7 +63,7 @@ def p_value(value: Mapping[str, float | None], count: int) -> float:
     assert mean is not None and std is not None
     if std == 0:
         return float(mean == 0)
-    return float(2 * scipy.stats.t.sf(abs(mean) / (std / np.sqrt(count)), count - 1))
+    return float(2 * scipy.special.stdtr(count - 1, -abs(mean) / (std / np.sqrt(count))))
 
 
 def by_head(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mhd_jax.runs.report import accuracy_lines
+from mhd_jax.runs.accuracies import accuracy_lines
 from mhd_jax.studies import tables
 from mhd_jax.studies.over_seeds import accuracies, as_cell
 

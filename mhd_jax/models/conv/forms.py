@@ -64,14 +64,14 @@ def _dx_flipped(geometry: Geometry, g: Array, w: Array) -> Array:
     )
     spread = _spread(geometry, g)
     rims = [geometry.span(i) - 1 for i in (0, 1)]
-    backwards = dataclasses.replace(
+    backwards: Geometry = dataclasses.replace(
         geometry,
         strides=(1, 1),
         padding=tuple(
             (rim - low, rim - high) for rim, (low, high) in zip(rims, geometry.padding, strict=True)
-        ),
-        inputs=spread.shape[1:],
-        kernel=flipped.shape,
+        ),  # type: ignore[arg-type]
+        inputs=spread.shape[1:],  # type: ignore[arg-type]
+        kernel=flipped.shape,  # type: ignore[arg-type]
     )
     return _y_cpu(backwards, spread, flipped)
 

@@ -1,0 +1,21 @@
+"""The two accuracies of the paper as tables show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
+
+
+def accuracy_lines(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Returns lines (head, β_sh, β_priv) for a table from a summary or a comparison's row.
+
+    Lines for honest clients alone, in runs with adversaries, and for the consensus model follow.
+    """
+    lines = [(head, *(record[metric][head] for metric in METRICS)) for head in record["beta_sh"]]
+    for head in record.get("honest", {}).get("beta_sh", ()):
+        lines.append((f"{head}, honest", *(record["honest"][metric][head] for metric in METRICS)))
+    if "consensus" in record:
+        lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
+    return lines
