@@ -1,6 +1,7 @@
 """Measures speed as ratios of times in one process, and compares each ratio with its target.
 
   python -m experiments.benchmark --rows=cpu_vs_loop,cpu_floor --output=bench.json
+  python -m experiments.benchmark --record --compare=experiments/results/bench/OLD.json
 
 Both sides of a ratio are timed in turn, after warm-up and compilation: a, b, a, b, …. Each pair
 gives a ratio; a row's value is the median of the ratios, and its spread their quartiles. Thus
@@ -39,7 +40,7 @@ from absl import flags
 from flax import linen as nn
 
 import mhd_jax as mhd
-from experiments import launch, timing
+from experiments import launch, speed, timing
 from experiments.timing import Processors, Ratio, Times, in_turn
 from mhd_jax.core.client_axis import (
     AT_ONCE,
@@ -745,6 +746,14 @@ def no_compilation_cache() -> Iterator[None]:
 
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "Rows to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the rows as JSON.")
+_RECORD = flags.DEFINE_bool(
+    "record",
+    False,
+    "Whether to keep the rows in experiments/results/bench, by version and machine.",
+)
+_COMPARE = flags.DEFINE_string(
+    "compare", None, "Earlier rows, of --output or --record: tells what moved beyond its spread."
+)
 
 
 def main() -> None:
@@ -753,14 +762,21 @@ def main() -> None:
     if unknown or not _ROWS.value:
         raise mhd.ConfigError(f"--rows takes {', '.join(ROWS)}; unknown: {', '.join(unknown)}.")
     output = folder_here(_OUTPUT.value, "--output") if _OUTPUT.value else None
+    earlier = speed.read(pathlib.Path(_COMPARE.value)) if _COMPARE.value else None
     rows: list[Row] = []
     for name in _ROWS.value:
         rows.append(ROWS[name]())
+        measured = [dataclasses.asdict(each) for each in rows]
         if output is not None:  # after every row, so that none is lost
-            write_json(output, [dataclasses.asdict(each) for each in rows])
+            write_json(output, measured)
+        if _RECORD.value:
+            speed.keep(measured, speed.path_here())
     headings = ("row", "value", "spread", "unit", "target", "met", "others")
-    title = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-    launch.console().print(tables.rich(headings, [_cells(each) for each in rows], title))
+    cells = [_cells(each) for each in rows]
+    launch.console().print(tables.rich(headings, cells, speed.machine()))
+    if earlier is not None:
+        lines = speed.compared(earlier, [dataclasses.asdict(each) for each in rows])
+        launch.console().print(tables.rich(speed.HEADINGS, lines, f"against {_COMPARE.value}"))
 
 
 def _cells(found: Row) -> list[str]:
