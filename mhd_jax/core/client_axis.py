@@ -45,6 +45,8 @@ class Execution:
       most_neighbours: the largest number of neighbours of any client at any step; None is K − 1.
       platform: the platform that programs are compiled for, "cpu", "gpu" or "tpu"; None is the
         platform on which JAX runs.
+      part: the most private samples of a client whose gradient is computed at once, where a loss
+        is a mean over samples; None is the whole batch.
     """
 
     chunk: int | None = None
@@ -52,6 +54,7 @@ class Execution:
     mesh: Mesh | None = None
     most_neighbours: int | None = None
     platform: str | None = None
+    part: int | None = None
 
     @property
     def num_shards(self) -> int:
@@ -98,6 +101,12 @@ def computes_at_once() -> bool:
     execution = _current.get()
     shares = execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1
     return execution.chunk is None and not execution.recompute and not shares
+
+
+def part_of(num_samples: int) -> int:
+    """Returns how many of a client's samples are computed at once: a divisor of their number."""
+    most = _current.get().part or num_samples
+    return max((n for n in range(1, most + 1) if num_samples % n == 0), default=num_samples)
 
 
 def default_platform() -> str:

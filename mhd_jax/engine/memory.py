@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _USABLE = 0.8  # of the memory; the rest is a margin for what the estimate leaves out
 _CONTAINER = pathlib.Path("/sys/fs/cgroup/memory.max")  # a number, or "max" for no limit
+_PART = 8  # samples
+_LEAVES_THE_CACHE = 2**25  # bytes
 _WORTH_NAMING = 0.05  # of the run's total
 _OF_THE_STATE = "num_clients, pool_size, teacher_delay or a smaller model"
 _STEP = "a step (batch_size, public_batch_size or client_chunk)"
@@ -68,6 +70,16 @@ class Estimate:
         """Returns how many clients fit at once if activations are recomputed; at least 1."""
         left = capacity - self.step(num_clients, 0, recompute=True)
         return max(1, min(num_clients, left // max(self.private, self.public, 1)))
+
+    def part(self, num_private: int) -> int | None:
+        """Returns how many private samples a CPU computes at once; None is the whole batch.
+
+        By measurement, parts pay where a batch leaves the cache by far, and where their gradients,
+        which are added up, are small beside their activations.
+        """
+        of_a_part = self.private // max(num_private, 1) * _PART
+        leaves = self.private > _LEAVES_THE_CACHE and of_a_part > 2 * self.gradients
+        return _PART if leaves else None
 
     def largest_evaluation(self, num_private: int, at_once: int, capacity: int) -> int:
         """Returns how many samples `at_once` clients can evaluate at once within `capacity`.

@@ -434,7 +434,8 @@ def _execution(
     """Returns how to compute the client axis, following measurements (docs/performance.md).
 
     CPUs compute clients with convolutions one after the other on each device, which keeps one
-    client's activations in the cache. In all other cases a device computes all of its clients at
+    client's activations in the cache, and a few of its samples after the other if these have many.
+    In all other cases a device computes all of its clients at
     once, as long as their activations fit in memory.
     """
     available = jax.device_count()
@@ -462,7 +463,8 @@ def _execution(
     chunk = 1 if serial else on_device
     needs, capacity = memory.estimate(clients, algorithm, spec), memory.capacity_bytes()
     if needs.step(on_device, chunk, recompute=False) <= capacity:
-        return Execution(chunk if serial else None, mesh=mesh, platform=platform)
+        part = needs.part(spec.private) if serial else None
+        return Execution(chunk if serial else None, mesh=mesh, platform=platform, part=part)
     chunk = min(chunk, needs.largest_chunk(on_device, capacity))
     return Execution(chunk, recompute=True, mesh=mesh, platform=platform)
 

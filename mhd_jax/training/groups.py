@@ -16,9 +16,9 @@ import optax
 from jax import Array
 
 from mhd_jax.core import label_sets, random
-from mhd_jax.core.client_axis import over_clients
+from mhd_jax.core.client_axis import over_clients, part_of
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.trees import all_finite, take_rows, where_rows
+from mhd_jax.core.trees import all_finite, of_one_client, take_rows, where_rows
 from mhd_jax.core.types import Batch, GroupState, Outputs, Participants, PyTree, State, Terms
 from mhd_jax.topology.mixing import average
 from mhd_jax.training import initial
@@ -189,6 +189,7 @@ def local_gradients(
     batch: Batch,
     loss: Callable[..., tuple[Array, Terms]],
     context: tuple[PyTree, ...] = (),
+    is_mean: bool = False,
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Terms]:
     """Returns every client's gradient of a loss on its private batch, from one pass per client.
 
@@ -200,6 +201,8 @@ def local_gradients(
         training mode, and `label_set` is None if all clients have all classes. A client with a
         pretext task uses the loss of that task instead, and has one term, "private_loss".
       context: further arguments of the loss, trees of arrays [K, ...].
+      is_mean: whether the loss and its terms are means over the samples that the mask keeps, and
+        `context` is empty. Then a pass may be made of several, over parts of the batch.
 
     Returns:
       The gradients and the statistics after the pass, of each group, and the terms, [K].
@@ -238,6 +241,13 @@ def local_gradients(
             gradient, (parts, updated) = jax.grad(value, has_aux=True)(params)
             return gradient, updated, parts
 
+        part = part_of(batch.labels.shape[1])
+        has_modes = jax.tree.leaves(group.stats) or group.model.is_random(
+            *of_one_client((group.params, batch.inputs))
+        )
+        if is_mean and part < batch.labels.shape[1] and not has_modes and not group.model.pretext:
+            one_client = _in_parts(one_client, part)
+
         own = take_members(
             (batch.inputs, batch.labels, batch.mask, keys, state.label_sets, *context),
             group.members,
@@ -248,6 +258,38 @@ def local_gradients(
         new_stats.append(updated)
         terms.append(parts)
     return tuple(gradients), tuple(new_stats), in_client_order(terms, state.groups)
+
+
+def _in_parts(one_client: Callable, part: int) -> Callable:
+    """Returns `one_client` of `local_gradients` computed on `part` samples after the other.
+
+    The gradient of a mean over samples is the mean of the parts' gradients, each weighted by its
+    share of the samples that the mask keeps.
+    """
+
+    def accumulated(
+        params: PyTree, stats: PyTree, inputs: PyTree, labels: Array, mask: Array, *rest: Any
+    ) -> tuple[PyTree, PyTree, Terms]:
+        samples = jax.tree.map(lambda a: a.reshape(-1, part, *a.shape[1:]), (inputs, labels, mask))
+        shares = samples[2].sum(axis=1) / jnp.maximum(mask.sum(), 1)
+
+        def gradient(*samples: PyTree) -> tuple[PyTree, Terms]:
+            found, _, terms = one_client(params, stats, *samples, *rest)
+            return found, terms
+
+        def add(total: PyTree, own: tuple[PyTree, Array]) -> tuple[PyTree, None]:
+            samples, share = own
+            found = gradient(*samples)
+            return jax.tree.map(lambda t, f: t + (share * f).astype(t.dtype), total, found), None
+
+        first = jax.tree.map(lambda a: a[0], samples)
+        nothing = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, *first)
+        )
+        total, terms = jax.lax.scan(add, nothing, (samples, shares))[0]
+        return total, stats, terms
+
+    return accumulated
 
 
 def private_gradients(
@@ -272,7 +314,7 @@ def private_gradients(
         )
         return value, {"private_loss": value}
 
-    gradients, stats, terms = local_gradients(state, batch, loss)
+    gradients, stats, terms = local_gradients(state, batch, loss, is_mean=True)
     return gradients, stats, terms["private_loss"]
 
 
