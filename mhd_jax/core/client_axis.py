@@ -105,8 +105,10 @@ def computes_at_once() -> bool:
 
 def part_of(num_samples: int) -> int:
     """Returns how many of a client's samples are computed at once: a divisor of their number."""
-    most = _current.get().part or num_samples
-    return max((n for n in range(1, most + 1) if num_samples % n == 0), default=num_samples)
+    most = _current.get().part
+    if most is None:
+        return num_samples
+    return max(n for n in range(1, most + 1) if num_samples % n == 0)
 
 
 def default_platform() -> str:
