@@ -73,7 +73,7 @@ def record(
         found["communication"] = {name: sent[name] for name in _OF_MESSAGES}
         found["timing"] = _shortened(summary["timing"])
     machine = {name: here[name] for name in _OF_THE_MACHINE}
-    found["machine"] = {"processor": _processor(), "cores": num_cores(), **machine}
+    found["machine"] = {"processor": processor(), "cores": num_cores(), **machine}
     return jsonable({**found, "settings": settings})
 
 
@@ -181,7 +181,7 @@ def _shortened(value: Any) -> Any:
     return [_shortened(each) for each in value] if isinstance(value, list) else value
 
 
-def _processor() -> str:
+def processor() -> str:
     """Returns the name of this machine's processor."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -6,9 +6,7 @@ A record is {"machine", "versions", "git_commit", "rows"}; rows measured again r
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +14,14 @@ from typing import Any
 import jax
 
 import mhd_jax as mhd
+from experiments import kept, launch
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs import environment
-from mhd_jax.runs.records import read_json, write_json
+from mhd_jax.runs.records import write_json
 from mhd_jax.version import __version__
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "bench"
 HEADINGS = ("row", "then", "now", "now / then", "moved")
-_CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
 def machine() -> str:
@@ -31,12 +29,7 @@ def machine() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{jax.device_count()} × {device.device_kind}"
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    kind = found[1] if found else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} × {' '.join(kind.split())}"
+    return f"{launch.num_cores()} × {kept.processor()}"
 
 
 def path_here() -> pathlib.Path:
@@ -66,7 +59,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = content if isinstance(content, list) else read_json(path)["rows"]
+        rows = content if isinstance(content, list) else content["rows"]
         if not all({"row", "value", "spread"} <= row.keys() for row in rows):
             raise KeyError("rows without name, value or spread")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

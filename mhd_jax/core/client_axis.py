@@ -106,9 +106,13 @@ def computes_at_once() -> bool:
 def part_of(num_samples: int) -> int:
     """Returns how many of a client's samples are computed at once: a divisor of their number."""
     most = _current.get().part
-    if most is None:
-        return num_samples
-    return max(n for n in range(1, most + 1) if num_samples % n == 0)
+    return num_samples if most is None else even_part(num_samples, most)
+
+
+def even_part(count: int, most: int) -> int:
+    """Returns the largest divisor of `count` up to `most`; all, if it is less than half of `most`."""
+    part = max(n for n in range(1, most + 1) if count % n == 0)
+    return part if 2 * part >= most else count
 
 
 def default_platform() -> str:

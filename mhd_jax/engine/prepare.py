@@ -435,8 +435,8 @@ def _execution(
 
     CPUs compute clients with convolutions one after the other on each device, which keeps one
     client's activations in the cache, and a few of its samples after the other if these have many.
-    In all other cases a device computes all of its clients at
-    once, as long as their activations fit in memory.
+    In all other cases a device computes all of its clients at once, as long as their activations
+    fit in memory.
     """
     available = jax.device_count()
     if num_devices is not None and num_devices > available:

@@ -6,6 +6,7 @@ Each group is computed in one vectorized program; results of all groups are join
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,6 +185,13 @@ def forward(
     return in_client_order(of_one_width(outputs), state.groups), tuple(new_stats)
 
 
+def has_modes(group: GroupState, batch: Batch) -> bool:
+    """Returns whether training and evaluation mode differ, by batch statistics or by dropout."""
+    return bool(jax.tree.leaves(group.stats)) or group.model.is_random(
+        *of_one_client((group.params, batch.inputs))
+    )
+
+
 def local_gradients(
     state: State,
     batch: Batch,
@@ -242,10 +250,8 @@ def local_gradients(
             return gradient, updated, parts
 
         part = part_of(batch.labels.shape[1])
-        has_modes = jax.tree.leaves(group.stats) or group.model.is_random(
-            *of_one_client((group.params, batch.inputs))
-        )
-        if is_mean and part < batch.labels.shape[1] and not has_modes and not group.model.pretext:
+        splits = is_mean and part < batch.labels.shape[1] and not group.model.pretext
+        if splits and not has_modes(group, batch):
             one_client = _in_parts(one_client, part)
 
         own = take_members(
@@ -273,21 +279,9 @@ def _in_parts(one_client: Callable, part: int) -> Callable:
         samples = jax.tree.map(lambda a: a.reshape(-1, part, *a.shape[1:]), (inputs, labels, mask))
         shares = samples[2].sum(axis=1) / jnp.maximum(mask.sum(), 1)
 
-        def gradient(*samples: PyTree) -> tuple[PyTree, Terms]:
-            found, _, terms = one_client(params, stats, *samples, *rest)
-            return found, terms
-
-        def add(total: PyTree, own: tuple[PyTree, Array]) -> tuple[PyTree, None]:
-            samples, share = own
-            found = gradient(*samples)
-            return jax.tree.map(lambda t, f: t + (share * f).astype(t.dtype), total, found), None
-
-        first = jax.tree.map(lambda a: a[0], samples)
-        nothing = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, *first)
-        )
-        total, terms = jax.lax.scan(add, nothing, (samples, shares))[0]
-        return total, stats, terms
+        found, _, terms = jax.lax.map(lambda part: one_client(params, stats, *part, *rest), samples)
+        mean = functools.partial(jnp.tensordot, shares, axes=1)
+        return jax.tree.map(mean, found), stats, jax.tree.map(mean, terms)
 
     return accumulated
 

@@ -17,9 +17,8 @@ from jax import Array
 
 from mhd_jax.core.client_axis import computes_at_once, over_clients
 from mhd_jax.core.random import Purpose
-from mhd_jax.core.trees import of_one_client
 from mhd_jax.core.types import Batch, Outputs, PyTree, State
-from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
+from mhd_jax.training.groups import all_params, all_stats, forward, has_modes, private_gradients
 from mhd_jax.training.losses import private_loss
 
 Gradients = tuple[PyTree, ...]
@@ -77,12 +76,7 @@ def _are_one(state: State, batch: Batch) -> bool:
 
 
 def _has_modes(state: State, batch: Batch) -> bool:
-    """Returns whether training and evaluation mode differ, by batch statistics or by dropout."""
-    return any(
-        jax.tree.leaves(group.stats)
-        or group.model.is_random(*of_one_client((group.params, batch.inputs)))
-        for group in state.groups
-    )
+    return any(has_modes(group, batch) for group in state.groups)
 
 
 def joined_inputs(state: State, batch: Batch) -> PyTree:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from mhd_jax.core.client_axis import even_part
 from mhd_jax.models.conv.blocks import Blocks
 from mhd_jax.models.conv.geometry import Geometry
 
@@ -102,7 +103,7 @@ def _dw_in_parts(geometry: Geometry, x: Array, g: Array) -> Array:
     """Computes the kernel's gradient of a few samples at a time, whose copies stay in the cache."""
     floats = math.prod(geometry.output()) * max(geometry.kernel[2:])  # of one sample
     most = min(16, max(_CACHED // floats, 1))
-    part = max(n for n in range(1, most + 1) if x.shape[0] % n == 0)
+    part = even_part(x.shape[0], most)
     form = _dw_product if geometry.strides != (1, 1) else _dw_swapped
     small = _CACHED if x.shape[0] <= 32 else _SMALL  # so few numbers gain nothing
     if x.shape[0] * floats <= small or max(geometry.kernel[:2]) == 1 or part == x.shape[0]:
