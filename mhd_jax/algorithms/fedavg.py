@@ -49,7 +49,6 @@ from mhd_jax.exchange.messages import Messages
 from mhd_jax.training import momentum
 from mhd_jax.training.groups import (
     apply_gradients,
-    averaged,
     finite_params,
     init_state,
     keep_others,
@@ -114,8 +113,14 @@ class _FedAvg:
     def exchange(self, state: State) -> tuple[State, dict[str, Array]]:
         """Ends a round: returns the state of averaged clients, and the messages."""
         sizes = state.extra["sizes"]
-        weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
-        state = self.restarted(averaged(state, weights), jnp.ones(state.num_clients, bool))
+        (group,) = state.groups
+        models = group.params, group.stats
+        average = jax.tree.map(
+            lambda mean, own: jnp.broadcast_to(mean, own.shape),
+            exchange.average(models, (sizes / sizes.sum())[None]),
+            models,
+        )
+        state = self.restarted(_with_models(state, average), jnp.ones(state.num_clients, bool))
         # One message from every client with labels to the server, and one back to every client.
         return state, {"weights": state.extra["takes_part"] + (sizes > 0)}
 

@@ -14,19 +14,34 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.core.client_axis import BATCH_AXIS, BY_DEVICE, Execution, over_clients, under
+from mhd_jax.core.client_axis import (
+    BATCH_AXIS,
+    BY_DEVICE,
+    Execution,
+    over_clients,
+    under,
+)
+from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Batch, GroupState, Metrics, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
 from mhd_jax.training.groups import in_client_order, take_members
 
+_LARGE = 2**19  # bytes of a client's parameters and optimizer state
 
-def pay_off(execution: Execution) -> bool:
-    """Returns whether clients should take local steps one after the other: on CPUs.
 
-    Elsewhere, and where several devices share a client or memory is short, they do not.
+def pay_off(execution: Execution, state: State) -> bool:
+    """Returns whether clients should take local steps one after the other.
+
+    On CPUs clients that are large enough should. Where clients are small, the many short operations
+    of each cost more than reading its parameters; clients with convolutions, of which a device
+    computes one after the other at every step, gain nothing.
     """
-    shares = execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1
-    return execution.platform == "cpu" and not execution.recompute and not shares
+    if execution.platform != "cpu" or execution.chunk is not None:
+        return False
+    if execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1:  # devices share clients
+        return False
+    num_clients, size = state.num_clients, num_bytes([_models(group) for group in state.groups])
+    return num_clients > execution.num_shards and size >= _LARGE * num_clients
 
 
 def take_local_steps(
@@ -51,7 +66,7 @@ def take_local_steps(
       The state after them, and `sums` with their metrics.
     """
     spec = dataclasses.replace(spec, public=0)
-    alone = dataclasses.replace(execution, chunk=1, mesh=None)
+    alone = dataclasses.replace(execution, mesh=None)
     groups, new_sums = [], []
     for group in state.groups:
 

@@ -225,10 +225,10 @@ class Run:
     @property
     def local(self) -> LocalSteps | None:
         """The steps that each client takes ahead of the next; None where all step together."""
-        fails = self.carry.tally is not None
-        if fails or self.samples.on_host or not local_steps.pay_off(self.execution):
+        if self.carry.tally is not None or self.samples.on_host:
             return None
-        return self.algorithm.local
+        pays_off = local_steps.pay_off(self.execution, self.carry.state)
+        return self.algorithm.local if pays_off else None
 
     def static(self) -> dict[str, Any]:
         """Returns the static arguments of the program of `advance`."""
