@@ -38,8 +38,11 @@ def pay_off(execution: Execution, state: State) -> bool:
     """
     if execution.platform != "cpu" or execution.chunk is not None:
         return False
-    if execution.mesh is not None and execution.mesh.shape[BATCH_AXIS] > 1:  # devices share clients
-        return False
+    if execution.mesh is not None:
+        shares_clients = execution.mesh.shape[BATCH_AXIS] > 1
+        # Samples are where a client is by its number, which in one of several groups is elsewhere.
+        if shares_clients or len(state.groups) > 1:
+            return False
     num_clients, size = state.num_clients, num_bytes([_models(group) for group in state.groups])
     return num_clients > execution.num_shards and size >= _LARGE * num_clients
 
@@ -74,11 +77,11 @@ def take_local_steps(
             own: PyTree, inputs: PyTree, labels: Array, common: PyTree, group: GroupState = group
         ) -> PyTree:
             models, client_id, label_set, sums, rows = jax.tree.map(lambda a: a[None], own)
-            samples = jax.tree.map(lambda a: a[None], (inputs, labels))
+            inputs, labels = jax.tree.map(lambda a: a[None], (inputs, labels))
             key, first, num_steps, public_inputs = common
             mine = dataclasses.replace(group, **models, members=(0,))
             before = State(first, key, client_id, (mine,), label_set)
-            data = DeviceData(*samples, **rows, public_inputs=public_inputs)
+            data = DeviceData(inputs=inputs, labels=labels, public_inputs=public_inputs, **rows)
 
             def one_step(_: Array, taken: tuple[State, Terms]) -> tuple[State, Terms]:
                 state, sums = taken

@@ -165,7 +165,13 @@ def take_steps(
         ahead, left = local.until_exchange(carry.state), end - carry.state.step
         count = jnp.minimum(ahead, left)
         state, sums = take_local_steps(
-            carry.state, carry.sums, data, count, local.step, spec, execution
+            carry.state,
+            carry.sums,
+            data,  # type: ignore[arg-type]  # `DeviceData`
+            count,
+            local.step,
+            spec,
+            execution,
         )
         carry = dataclasses.replace(carry, state=state, sums=sums, count=carry.count + count)
 

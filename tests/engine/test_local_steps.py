@@ -1,4 +1,4 @@
-"""Clients that take local steps one after the other learn what they learn when all step together."""
+"""Clients that take local steps one after the other learn what they learn if all step together."""
 
 import functools
 
@@ -12,16 +12,18 @@ from tests.builders import Linear, assert_trees_equal, python, tiny_dataset
 
 K = 4
 LARGE, LARGER = Linear(20_000), Linear(24_000)  # small ones step together
+UNLIKE = "isolated, two architectures"
 ALGORITHMS = {
     "fedavg": mhd.algorithms.fedavg(local_steps=3),
     "fedavg, epochs": mhd.algorithms.fedavg(local_epochs=0.5, reset_momentum=False),
     "isolated": mhd.algorithms.isolated(),
+    UNLIKE: mhd.algorithms.isolated(),
 }
 
 
 @functools.cache
 def prepared(algorithm, devices=1, **how):
-    models = [LARGE, LARGE, LARGER, LARGER] if algorithm == "isolated" else LARGE
+    models = [LARGE, LARGE, LARGER, LARGER] if algorithm == UNLIKE else LARGE
     how = {"steps": 8, "batch_size": 4, "num_devices": devices, **how}
     who = mhd.make_clients(tiny_dataset(100), K, models, partition="iid", seed=1)
     return prepare("empty", who, ALGORITHMS[algorithm], **how)
@@ -76,8 +78,10 @@ def test_local_steps_on_two_devices():
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from tests.engine import test_local_steps
-for algorithm in test_local_steps.ALGORITHMS:
+for algorithm in ("fedavg", "isolated"):
     test_local_steps.check(algorithm, devices=2)
+unlike = test_local_steps.prepared(test_local_steps.UNLIKE, devices=2)
+assert unlike.local is None  # as not every client is where its samples are
 """
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
