@@ -38,6 +38,7 @@ from mhd_jax.core.types import (
     Algorithm,
     Batch,
     GroupState,
+    LocalSteps,
     Metrics,
     Participants,
     Presence,
@@ -48,7 +49,6 @@ from mhd_jax.exchange.messages import Messages
 from mhd_jax.training import momentum
 from mhd_jax.training.groups import (
     apply_gradients,
-    averaged,
     finite_params,
     init_state,
     keep_others,
@@ -93,21 +93,36 @@ class _FedAvg:
         del graph
         if batch.presence is not None:
             return self.step_of_some(state, batch, batch.presence)
-        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
-        state = apply_gradients(state, gradients, stats)
-        averages = state.step % self.steps_of_round(state) == 0
-        sizes = state.extra["sizes"]
-        # One message from every client with labels to the server, and one back to every client.
-        each = state.extra["takes_part"] + (sizes > 0)
-        messages = {"weights": jnp.where(averages, each, 0)}
-        metrics = Metrics(losses, messages, {"private_loss": losses})
-        weights = jnp.broadcast_to(sizes / sizes.sum(), (state.num_clients,) * 2)
-        after = jax.lax.cond(averages, self.next_round, lambda state, _: state, state, weights)
-        return after, metrics
+        state, metrics = self.local_step(state, batch)
+        ends = state.step % self.steps_of_round(state) == 0
+        nothing = {"weights": jnp.zeros(state.num_clients, jnp.int32)}
+        state, messages = jax.lax.cond(ends, self.exchange, lambda state: (state, nothing), state)
+        return state, dataclasses.replace(metrics, messages=messages)
 
-    def next_round(self, state: State, weights: Array) -> State:
-        state = averaged(state, weights)
-        return self.restarted(state, jnp.ones(state.num_clients, bool))
+    def local_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """See `LocalSteps.step`."""
+        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
+        metrics = Metrics(losses, {}, {"private_loss": losses})
+        return apply_gradients(state, gradients, stats), metrics
+
+    def until_exchange(self, state: State) -> Array:
+        """See `LocalSteps.until_exchange`."""
+        round_steps = self.steps_of_round(state)
+        return round_steps - state.step % round_steps
+
+    def exchange(self, state: State) -> tuple[State, dict[str, Array]]:
+        """Ends a round: returns the state of averaged clients, and the messages."""
+        sizes = state.extra["sizes"]
+        (group,) = state.groups
+        models = group.params, group.stats
+        average = jax.tree.map(
+            lambda mean, own: jnp.broadcast_to(mean, own.shape),
+            exchange.average(models, (sizes / sizes.sum())[None]),
+            models,
+        )
+        state = self.restarted(_with_models(state, average), jnp.ones(state.num_clients, bool))
+        # One message from every client with labels to the server, and one back to every client.
+        return state, {"weights": state.extra["takes_part"] + (sizes > 0)}
 
     def step_of_some(self, state: State, batch: Batch, presence: Presence) -> tuple[State, Metrics]:
         """Returns the state and metrics after a step of the clients that are present."""
@@ -173,7 +188,9 @@ def fedavg(
         "give local_steps or local_epochs, not both.",
     )
     require_label_smoothing(label_smoothing)
-    return algorithm_of(_FedAvg(local_steps, local_epochs, reset_momentum, label_smoothing))
+    parts = _FedAvg(local_steps, local_epochs, reset_momentum, label_smoothing)
+    local = LocalSteps(parts.local_step, parts.until_exchange, parts.exchange)
+    return algorithm_of(parts, local=local)
 
 
 def steps_of_epochs(epochs: float, clients: Participants, batch_size: int) -> int:

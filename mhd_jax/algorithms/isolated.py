@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mhd_jax.algorithms.base import algorithm_of, factory, require_label_smoothing
-from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Participants, State
+from mhd_jax.core.types import (
+    Algorithm,
+    Batch,
+    GroupState,
+    LocalSteps,
+    Metrics,
+    Participants,
+    State,
+)
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.training.groups import apply_gradients, init_state, private_gradients
 
@@ -26,9 +36,19 @@ class _PrivateOnly:
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         del graph
+        return self.local_step(state, batch)
+
+    def local_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
         metrics = Metrics(losses, {}, {"private_loss": losses})
         return apply_gradients(state, gradients, stats), metrics
+
+    def until_exchange(self, state: State) -> Array:
+        del state
+        return jnp.int32(np.iinfo(np.int32).max)  # there is none
+
+    def exchange(self, state: State) -> tuple[State, dict[str, Array]]:
+        return state, {}
 
     def message(self, state: State, batch: Batch, group: GroupState) -> Messages:
         del state, batch, group
@@ -43,7 +63,9 @@ def isolated(label_smoothing: float = 0.1) -> Algorithm:
       label_smoothing: label smoothing of the private cross-entropy, in [0, 1).
     """
     require_label_smoothing(label_smoothing)
-    return algorithm_of(_PrivateOnly(label_smoothing), falsifiable=True)
+    parts = _PrivateOnly(label_smoothing)
+    local = LocalSteps(parts.local_step, parts.until_exchange, parts.exchange)
+    return algorithm_of(parts, local=local, falsifiable=True)
 
 
 @factory

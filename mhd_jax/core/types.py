@@ -253,6 +253,23 @@ class Metrics(Mapping[str, Any]):
         return {**self.numbers(), "messages": self.messages, **recorded}
 
 
+@dataclasses.dataclass(frozen=True)
+class LocalSteps:
+    """The two parts of `Algorithm.train_step`, if clients take steps alone between exchanges.
+
+    Attributes:
+      step: `(state, batch) -> (state, metrics)`, the part before the exchange. It depends on nothing
+        but the groups, the step count and private samples, as it may be called for one client,
+        without `extra` and public samples; its metrics are all numbers of `train_step`, [K].
+      until_exchange: `state -> int32 []`, how many steps from this state on end in an exchange.
+      exchange: `state -> (state, messages)`, the part after the last of these steps.
+    """
+
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    until_exchange: Callable[[State], jax.Array]
+    exchange: Callable[[State], tuple[State, dict[str, jax.Array]]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algorithm:
     """An algorithm of decentralized learning, as pure functions that are not jitted.
@@ -292,6 +309,8 @@ class Algorithm:
         `mhd_jax.training.optim.SGD` in its runs.
       needs_everyone: the reason why the algorithm is not sound if clients or links fail; empty if
         it is.
+      local: the parts of `train_step`, if clients take several steps between exchanges, which they
+        then do one client after the other where this is faster; None otherwise.
       parts: a hashable dataclass whose method is `train_step`, if runs that differ in its numbers
         (fields annotated `float` or `float | None`) may share a program: methods compute with a
         number, which may be traced, and never compare it, but with None. None if none may differ.
@@ -316,6 +335,7 @@ class Algorithm:
     density: Callable[[State, PyTree], jax.Array] | None = None
     nesterov: bool = False
     needs_everyone: str = ""
+    local: LocalSteps | None = None
     parts: Any = None
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)

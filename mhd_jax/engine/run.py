@@ -16,9 +16,9 @@ from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.client_axis import Execution, everywhere, under
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Algorithm, Batch, Metrics, Presence, PyTree, State, Terms
+from mhd_jax.core.types import Algorithm, Batch, LocalSteps, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
-from mhd_jax.engine import densities, memory, programs
+from mhd_jax.engine import densities, local_steps, memory, programs
 from mhd_jax.engine.faults import FaultPlan, Tally
 from mhd_jax.engine.origins import starting_from
 from mhd_jax.engine.samples import Samples, ToEvaluate
@@ -213,12 +213,22 @@ class Run:
     def lower(self, carry: Carry) -> jax.stages.Lowered:
         """Returns the lowered program of `advance`, not compiled; `carry` may be shapes only."""
         data, adjacency = self.samples.data_shapes, self.topology.adjacency
-        return dispatch.lower(carry, data, adjacency, jnp.int32(1), self.plan, **self.static())
+        count = jnp.int32(1)
+        return dispatch.lower(
+            carry, data, adjacency, count, self.plan, **self.static(), local=self.local
+        )
 
     def _dispatch(self, carry: Carry, data: DeviceData | Block, num_steps: int) -> Carry:
-        return dispatch(
-            carry, data, self.topology.adjacency, jnp.int32(num_steps), self.plan, **self.static()
-        )
+        adjacency, count = self.topology.adjacency, jnp.int32(num_steps)
+        return dispatch(carry, data, adjacency, count, self.plan, **self.static(), local=self.local)
+
+    @property
+    def local(self) -> LocalSteps | None:
+        """The steps that each client takes ahead of the next; None where all step together."""
+        if self.carry.tally is not None or self.samples.on_host:
+            return None
+        pays_off = local_steps.pay_off(self.execution, self.carry.state)
+        return self.algorithm.local if pays_off else None
 
     def static(self) -> dict[str, Any]:
         """Returns the static arguments of the program of `advance`."""

@@ -16,12 +16,13 @@ from jax.sharding import Sharding
 
 from mhd_jax.clients import Clients
 from mhd_jax.core.client_axis import AT_ONCE, Execution, everywhere, under
-from mhd_jax.core.types import Batch, Metrics, PyTree, State, Terms
+from mhd_jax.core.types import Batch, LocalSteps, Metrics, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, Data, DeviceData, draw_batch
 from mhd_jax.data.preprocessing import Preparation
 from mhd_jax.engine import faults
 from mhd_jax.engine.evaluation import EvaluationSet
 from mhd_jax.engine.faults import FaultPlan, Tally
+from mhd_jax.engine.local_steps import take_local_steps
 from mhd_jax.engine.placing import held, place, rows_of
 from mhd_jax.topology.schedules import Schedule
 from mhd_jax.training.metrics import correct_by_class
@@ -125,10 +126,13 @@ def take_steps(
     schedule: Schedule,
     spec: BatchSpec,
     execution: Execution = AT_ONCE,
+    local: LocalSteps | None = None,
 ) -> Carry:
     """Takes `num_steps` training steps.
 
     The number of steps, the graph and the faults are traced: a change of these compiles nothing.
+    With `local`, each client takes its steps until an exchange before the next client does; this
+    needs `DeviceData`, and that nothing fails.
     """
 
     num_clients = carry.state.num_clients
@@ -152,15 +156,47 @@ def take_steps(
             (metrics.messages, metrics.diagnostics, metrics.numbers()),
         )
         after = Carry(state, sums, carry.count + 1, messages, tally, diagnostics)
-        return after if execution.mesh is None else jax.lax.with_sharding_constraint(after, places)
+        return placed(after)
 
+    def placed(carry: Carry) -> Carry:
+        return carry if execution.mesh is None else jax.lax.with_sharding_constraint(carry, places)
+
+    def until_exchange(carry: Carry, local: LocalSteps) -> Carry:
+        ahead, left = local.until_exchange(carry.state), end - carry.state.step
+        count = jnp.minimum(ahead, left)
+        state, sums = take_local_steps(
+            carry.state,
+            carry.sums,
+            data,  # type: ignore[arg-type]  # `DeviceData`
+            count,
+            local.step,
+            spec,
+            execution,
+        )
+        carry = dataclasses.replace(carry, state=state, sums=sums, count=carry.count + count)
+
+        def exchange(_: Array, carry: Carry) -> Carry:
+            state, found = local.exchange(carry.state)
+            messages = jax.tree.map(jnp.add, carry.messages, found)
+            return placed(dataclasses.replace(carry, state=state, messages=messages))
+
+        # A loop of one turn or none: unlike a branch, it copies nothing.
+        return jax.lax.fori_loop(0, (ahead <= left).astype(jnp.int32), exchange, placed(carry))
+
+    end = carry.state.step + num_steps
     with under(execution):
-        return jax.lax.fori_loop(0, num_steps, one_step, carry)
+        if local is None:
+            return jax.lax.fori_loop(0, num_steps, one_step, carry)
+        return jax.lax.while_loop(
+            lambda carry: carry.state.step < end,
+            functools.partial(until_exchange, local=local),
+            carry,
+        )
 
 
 dispatch = jax.jit(
     take_steps,
-    static_argnames=("train_step", "schedule", "spec", "execution"),
+    static_argnames=("train_step", "schedule", "spec", "execution", "local"),
     donate_argnames=("carry",),
 )
 
