@@ -748,6 +748,32 @@ def compile_cache() -> Found:
     return Ratio.of(later, first), {"first_seconds": first, "second_seconds": later}
 
 
+@row("seconds", at_most=3.0)
+def first_step() -> Found:
+    """Measures the wait from the command `train` to its first step, where programs are cached.
+
+    It holds imports, tracing, and the loading of programs; the details tell the wait of the first
+    start of all, which compiles them.
+    """
+
+    def seconds(cache: pathlib.Path, again: int) -> float:
+        arguments = [f"--workdir={cache / str(again)}", f"--compilation_cache={cache}", "--steps=1"]
+        command = [sys.executable, "-m", "experiments.train", *arguments]
+        started = time.perf_counter()
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as train:
+            lines = iter(train.stderr or ())
+            if not any(b"compiled in" in line for line in lines):
+                raise RuntimeError("train took no step")
+            waited = time.perf_counter() - started
+            for _ in lines:  # it ends when it may
+                pass
+        return waited
+
+    with tempfile.TemporaryDirectory() as folder:
+        cold, *warm = [seconds(pathlib.Path(folder), again) for again in range(_FEW + 1)]
+    return float(np.median(warm)), {"cold_seconds": cold, "warm_seconds": warm}
+
+
 @row("of state and activations", at_most=1.3)
 def memory() -> Found:
     """Measures the memory of a step of MHD in chunks of one client, without the data.

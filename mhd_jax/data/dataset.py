@@ -25,6 +25,7 @@ from mhd_jax.data.kinds import (
 )
 from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
+from mhd_jax.data.stratified import stratified_split
 
 PyTree = Any
 _MOST_CLASSES = 2**20
@@ -248,12 +249,8 @@ def _split(
             f"class {class_names[present[counts.argmin()]]} has one sample, but a stratified test "
             "split needs at least 2 of each class; add samples, or give a test split of your own."
         )
-    from sklearn.model_selection import train_test_split  # slow to import, only needed here
-
     try:
-        train, test = train_test_split(
-            np.arange(len(labels)), test_size=test_fraction, stratify=labels, random_state=0
-        )
+        train, test = stratified_split(labels, test_fraction)
     except ValueError as error:
         raise ConfigError(
             f"cannot set aside a stratified test split: {error}; change test_fraction."

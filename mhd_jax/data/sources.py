@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterable
@@ -58,11 +59,9 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         return arrays(train, test, **options)
     if source == "digits":
         _refuse_foreign(options, "digits", *options_of(source))
-        from sklearn.datasets import load_digits  # slow to import, and only needed here
-
-        digits = load_digits()
-        images = (digits.images / 16).astype(np.float32)[..., None]
-        return arrays(images, digits.target, name="digits", **options)
+        pixels, labels = _digits()
+        images = (pixels / 16).astype(np.float32)[..., None]
+        return arrays(images, labels, name="digits", **options)
     if _is_path(source, options):
         return _from_path(expanded(source), options)
     if not isinstance(source, str) or not tfds.NAME.fullmatch(source):
@@ -74,6 +73,19 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     _refuse_foreign(options, "a prepared data set", *options_of(source, options))
     content = tfds.read(source, **{"data_dir": None, **options})
     return arrays(**content, pixels=True, name=source)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns scikit-learn's digits, [N, 8, 8] and [N], without its import of over a second."""
+    package = importlib.util.find_spec("sklearn")
+    folder = pathlib.Path(package.origin if package and package.origin else "").parent
+    try:
+        table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    except OSError:  # another version keeps them elsewhere
+        from sklearn.datasets import load_digits
+
+        return load_digits().images, load_digits().target
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 
 def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
