@@ -53,16 +53,16 @@ licences: $(VENV)/extra  ## Every installed package's licence is one that pyproj
 	$(BIN)/pip-licenses --summary
 
 lock: $(VENV)/extra  ## Requirements anew from pyproject.toml; LOCKFLAGS=--upgrade takes the newest versions.
-	$(LOCK) --extra dev --output-file requirements.txt
-	$(LOCK) --extra dev,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
+	$(LOCK) --extra dev,tfds --output-file requirements.txt
+	$(LOCK) --extra dev,tfds,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
 	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  --output-file requirements-extra.txt
 
 newest: $(VENV)/extra  ## A quick part of the suite with the newest versions that pyproject.toml allows.
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/newest
-	$(BIN)/uv pip install --quiet --python build/newest -r pyproject.toml --extra dev
+	$(BIN)/uv pip install --quiet --python build/newest -r pyproject.toml --extra dev,tfds
 	@echo "What the newest versions change in the tested set:"
-	@$(BIN)/uv pip install --dry-run --upgrade -r pyproject.toml --extra dev 2>&1 | grep "^ " || echo " nothing"
+	@$(BIN)/uv pip install --dry-run --upgrade -r pyproject.toml --extra dev,tfds 2>&1 | grep "^ " || echo " nothing"
 	build/newest/bin/python -m pytest -n 0 -k "$(QUICK)" \
 	  tests/algorithms/test_mhd_reference.py tests/runs/test_checkpoints.py tests/engine/test_stream.py tests/experiments/test_command_line.py
 

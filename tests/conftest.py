@@ -25,7 +25,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import launch
+from mhd_jax.cli import launch
 
 # Small programs are compiled faster than they are written and read. Processes that tests start share.
 jax.config.update("jax_enable_compilation_cache", False)

@@ -19,8 +19,8 @@ import jax
 from absl import app, flags, logging
 
 import mhd_jax as mhd
-from experiments import watchdog
-from experiments.fellows import Fellows, fellows
+from mhd_jax.cli import presets, watchdog
+from mhd_jax.cli.fellows import Fellows, fellows
 from mhd_jax.core import modes
 from mhd_jax.core.errors import in_a_line
 from mhd_jax.runs.consoles import Console
@@ -112,7 +112,9 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # for β in a terminal without Greek letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app.run(wrapped)
+        app.run(wrapped, argv=presets.resolved(sys.argv))
+    except mhd.ConfigError as error:  # of the command line itself
+        _exit(f"error: {error}", _STATUS[mhd.ConfigError])
     except Exception:
         traceback.print_exc()
         sys.exit(_UNFORESEEN)

@@ -13,9 +13,6 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import data_flags, watching
-from experiments.field_flags import defaults, define, define_fields
-from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.ds_fl import AGGREGATIONS
@@ -23,6 +20,9 @@ from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.algorithms.fedproto import WEIGHTINGS
 from mhd_jax.algorithms.idkd import LABEL_CHOICES
 from mhd_jax.algorithms.mhd import OWN_CANDIDATES, PUBLIC_BATCHES
+from mhd_jax.cli import data_flags, watching
+from mhd_jax.cli.field_flags import defaults, define, define_fields
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.engine.faults import ON_NONFINITE
 from mhd_jax.engine.settings import COMPUTE_DTYPES, DATA_PLACEMENTS
