@@ -22,5 +22,6 @@ moved.install(
             "watchdog",
             "watching",
         )
-    }
+    },
+    PendingDeprecationWarning,  # shown only to who asks for it: scripts of a clone are not a library
 )

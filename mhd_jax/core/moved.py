@@ -73,8 +73,8 @@ MODULES = {
 class _Finder(MetaPathFinder, Loader):
     """Finds modules by their old names, which get the new modules themselves."""
 
-    def __init__(self, places: Mapping[str, str]):
-        self.places = dict(places)
+    def __init__(self, places: Mapping[str, str], category: type[Warning]):
+        self.places, self.category = dict(places), category
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -82,20 +82,22 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(name, self) if name in self.places else None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        warn_of(module.__name__, self.places[module.__name__])
+        warn_of(module.__name__, self.places[module.__name__], self.category)
         sys.modules[module.__name__] = importlib.import_module(self.places[module.__name__])
 
 
-def warn_of(old: str, new: str, stacklevel: int = 3) -> None:
+def warn_of(old: str, new: str, category: type[Warning] = DeprecationWarning) -> None:
     """Warns that a module has a new name."""
-    warnings.warn(
-        f"{old} is {new} now; the old name will go with the next version.",
-        DeprecationWarning,
-        stacklevel=stacklevel,
-    )
+    text = f"{old} is {new} now; the old name will go with the next version."
+    warnings.warn(text, category, stacklevel=3)
 
 
-def install(places: Mapping[str, str]) -> None:
-    """Makes modules importable by their old names: those of `places`, by the new ones."""
+def install(places: Mapping[str, str], category: type[Warning] = DeprecationWarning) -> None:
+    """Makes modules importable by their old names.
+
+    Args:
+      places: the new names by the old ones.
+      category: the warning that an old name gets.
+    """
     if not any(isinstance(each, _Finder) and each.places == places for each in sys.meta_path):
-        sys.meta_path.append(_Finder(places))
+        sys.meta_path.append(_Finder(places, category))
