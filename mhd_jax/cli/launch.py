@@ -123,10 +123,14 @@ def run(
 _FILE_WIDTH = 120  # characters of a table's line in a file or a pipe
 
 
-def console() -> Console:
-    """Returns the console for a binary's results; only the first of several processes prints."""
+def console(*, alone: bool = False) -> Console:
+    """Returns the console for a binary's results; only the first of several processes prints.
+
+    Args:
+      alone: whether the binary is one process, which need not start JAX to know that it is first.
+    """
     width = None if sys.stdout.isatty() else _FILE_WIDTH
-    return Console(quiet=jax.process_index() > 0, width=width)
+    return Console(quiet=not alone and jax.process_index() > 0, width=width)
 
 
 def tell_report(folder: pathlib.Path) -> None:
