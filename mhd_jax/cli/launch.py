@@ -133,6 +133,11 @@ def console(*, alone: bool = False) -> Console:
     return Console(quiet=not alone and jax.process_index() > 0, width=width)
 
 
+def say(text: str) -> None:
+    """Prints text as it is, for a binary that is one process."""
+    console(alone=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def tell_report(folder: pathlib.Path) -> None:
     """Prints the path of a run's or a comparison's report, or that there is none."""
     page = folder / "report.html"
@@ -150,11 +155,17 @@ def _configure_jax() -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX has started already
             jax.config.update("jax_num_cpu_devices", num_cores())
-    cache = os.path.expanduser(_CACHE.value)
-    if cache and not cache.startswith("~"):  # "~" remains if the user has no home folder
-        jax.config.update("jax_compilation_cache_dir", cache)
+    cache = cache_folder()
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> pathlib.Path | None:
+    """Returns the folder of compiled programs; None if they are not kept."""
+    folder = os.path.expanduser(_CACHE.value)
+    return pathlib.Path(folder) if folder and not folder.startswith("~") else None  # ~: no home
 
 
 def num_cores() -> int:

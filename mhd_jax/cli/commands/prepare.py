@@ -10,7 +10,6 @@ data set it changes nothing.
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any
 
@@ -20,7 +19,6 @@ import mhd_jax as mhd
 from mhd_jax.cli import launch, preparation
 from mhd_jax.core.commands import typed
 from mhd_jax.data import tfds
-from mhd_jax.runs.consoles import Console
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -47,19 +45,18 @@ _OVERWRITE = flags.DEFINE_bool(
 def main() -> None:
     """Prepares the data set that the flags name."""
     name, root = _DATASET.value, tfds.root_folder(_DATA_DIR.value)
-    say = functools.partial(Console().print, markup=False, highlight=False, soft_wrap=True)
     folder = tfds.newest_version(name, root)
     if folder and not _OVERWRITE.value:
         done = f"{folder} is prepared and whole; nothing was changed."
     else:
         try:
-            folder = preparation.prepare(name, root, _MANUAL_DIR.value, _IMPORTS.value, say)
+            folder = preparation.prepare(name, root, _MANUAL_DIR.value, _IMPORTS.value, launch.say)
         except mhd.ConfigError as error:
             preparation.end(f"error: {error}", 2)
         done = f"prepared {folder}"
     builder = tfds.open_folder(folder)
     train = f"{typed('train')} --dataset={name} --data_dir={root}{_splits(builder)}"
-    say("\n".join([done, *_description(builder, folder), train]))
+    launch.say("\n".join([done, *_description(builder, folder), train]))
 
 
 def _description(builder: Any, folder: pathlib.Path) -> list[str]:

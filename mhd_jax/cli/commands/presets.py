@@ -14,7 +14,7 @@ from mhd_jax.cli import launch, presets
 def main() -> None:
     """Prints each preset's command and what it is."""
     for preset in presets.known().values():
-        print(f"mhd {preset.command} --flagfile=preset:{preset.name}\n    {preset.about}")
+        launch.say(f"mhd {preset.command} --flagfile=preset:{preset.name}\n    {preset.about}")
 
 
 def start() -> None:

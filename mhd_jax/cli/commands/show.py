@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     for number, folder in enumerate(folders):
         found = record(folder)
         if _JSON.value:
-            print(json.dumps(found, ensure_ascii=False))
+            launch.say(json.dumps(found, ensure_ascii=False))
         else:
             _print(found, after_another=number > 0)
 
@@ -74,17 +74,13 @@ def record(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _print(found: Mapping[str, Any], after_another: bool) -> None:
-    console = launch.console(alone=True)
-    if after_another:
-        console.print()
-    for line in lines(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    launch.say("\n".join([*([""] if after_another else []), *lines(found)]))
     if "beta_sh" in found:
         cells = [
             [head, *("–" if value is None else f"{value:.3f}" for value in values)]
             for head, *values in accuracy_lines(found)
         ]
-        console.print(tables.rich(["head", "β_sh", "β_priv"], cells))
+        launch.console(alone=True).print(tables.rich(["head", "β_sh", "β_priv"], cells))
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
