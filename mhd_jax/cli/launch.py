@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import errno
 import io
 import os
@@ -13,15 +14,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 
 import mhd_jax as mhd
-from mhd_jax.cli import presets, watchdog
+from mhd_jax.cli import flag_help, presets, watchdog
 from mhd_jax.cli.fellows import Fellows, fellows
 from mhd_jax.core import modes
+from mhd_jax.core.commands import by_mhd
 from mhd_jax.core.errors import in_a_line
 from mhd_jax.runs.consoles import Console
 
@@ -112,12 +114,28 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # for β in a terminal without Greek letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app.run(wrapped, argv=presets.resolved(sys.argv))
+        parser = _parsed if by_mhd() else app.parse_flags_with_usage
+        app.run(wrapped, argv=presets.resolved(sys.argv), flags_parser=parser)
     except mhd.ConfigError as error:  # of the command line itself
         _exit(f"error: {error}", _STATUS[mhd.ConfigError])
     except Exception:
         traceback.print_exc()
         sys.exit(_UNFORESEEN)
+
+
+def _parsed(arguments: Sequence[str]) -> list[str]:
+    """Parses flags; help, or one line on what cannot be parsed, ends the process."""
+    if flag_help.asked(arguments):
+        say(flag_help.of_program(arguments))
+        sys.exit(0)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        meant = f"did you mean --{close[0]}?" if close else f"{sys.argv[0]} --help lists them."
+        _exit(f"error: there is no flag --{error.flagname}; {meant}", 1)
+    except flags.Error as error:
+        _exit(f"error: {' '.join(str(error).split())}", 1)
 
 
 _FILE_WIDTH = 120  # characters of a table's line in a file or a pipe
@@ -249,6 +267,6 @@ def _end_by_signals() -> None:
         atexit.register(signal.signal, signum, signal.SIG_IGN)  # at exit all work is done
 
 
-def _exit(sentence: str, status: int) -> None:
+def _exit(sentence: str, status: int) -> NoReturn:
     print(sentence, file=sys.stderr)
     sys.exit(status)

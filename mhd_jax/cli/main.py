@@ -6,19 +6,19 @@ import difflib
 import importlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from mhd_jax.core.commands import COMMANDS
 from mhd_jax.version import __version__
 
-_HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+_HELP = ("-h", "-help", "--help", "--helpshort")
 
 
 def main() -> None:
     """Starts the command that the first argument names, on those after it."""
     command, *rest = sys.argv[1:] or ["help"]
     if command == "help" and rest:
-        command, rest = rest[0], ["--help"]
+        command, rest = rest[0], [*rest[1:], "--help"]
     if command in ("help", *_HELP):
         print(overview())
     elif command in ("version", "-version", "--version"):
@@ -26,11 +26,25 @@ def main() -> None:
     elif command in COMMANDS:
         sys.argv = [f"mhd {command}", *rest]
         begin(command)
+    elif "--help" in rest and command in _algorithms():
+        _print_algorithm(command)
     else:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
         print(f"error: there is no command {command!r}; {meant}", file=sys.stderr)
         sys.exit(1)
+
+
+def _algorithms() -> Collection[str]:
+    from mhd_jax.algorithms import ALGORITHMS  # which needs JAX
+
+    return ALGORITHMS
+
+
+def _print_algorithm(name: str) -> None:
+    from mhd_jax.cli import flag_help, launch
+
+    launch.say(flag_help.of_algorithm(name))
 
 
 def overview() -> str:
@@ -44,7 +58,8 @@ def overview() -> str:
             "",
             *(f"  {name:{width}}  {sentence}" for name, sentence in COMMANDS.items()),
             "",
-            "mhd help COMMAND lists a command's flags; mhd --version tells the version.",
+            "mhd help COMMAND lists a command's flags, and mhd help ALGORITHM tells an algorithm's",
+            "equations and options; mhd --version tells the version.",
         ]
     )
 

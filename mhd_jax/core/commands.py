@@ -33,10 +33,15 @@ BINARIES = {
 _CLONE = pathlib.Path(__file__).parents[2] / "experiments" / "RESULTS.md"
 
 
+def by_mhd() -> bool:
+    """Tells whether this process is a command of `mhd`, which then is its name."""
+    return sys.argv[0].startswith("mhd ")
+
+
 def named(command: str) -> str:
     """Returns a command's name in a sentence: `mhd NAME`, or that of the clone's binary."""
-    by_mhd = sys.argv[0].startswith("mhd ") or not _CLONE.exists()
-    return f"mhd {command}" if by_mhd else f"experiments.{BINARIES[command]}"
+    of_mhd = by_mhd() or not _CLONE.exists()
+    return f"mhd {command}" if of_mhd else f"experiments.{BINARIES[command]}"
 
 
 def typed(command: str) -> str:

@@ -10,9 +10,12 @@ import tomllib
 import zipfile
 
 import pytest
+from absl.flags import FLAGS
 
+from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import main, presets
-from mhd_jax.cli.commands import doctor, show
+from mhd_jax.cli.commands import doctor, show, train
 from mhd_jax.core import commands, extras
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.version import __version__
@@ -212,3 +215,66 @@ def test_a_wheel_holds_the_package_alone(wheel):
     assert "mhd = mhd_jax.cli.main:main" in wheel[f"{information}entry_points.txt"]
     needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", wheel[f"{information}METADATA"], re.M)
     assert "jax" in needed and not {"tensorflow-datasets", "tensorflow", "wandb"} & set(needed)
+
+
+def listed(text):
+    """The flags of a help by group."""
+    groups, title = {}, ""
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            title = line.split(",")[0].rstrip(":")
+        elif found := re.match(r"  --(?:\[no\])?(\w+)( |$)", line):
+            groups.setdefault(title, []).append(found[1])
+    return groups
+
+
+@pytest.fixture(scope="module")
+def helped():
+    """What `mhd` prints for several command lines, each by a process of its own."""
+
+    def run(*arguments, **environment):
+        done = python("-m", "mhd_jax", *arguments, **environment)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_help_lists_the_chosen_algorithms_flags_by_group(helped):
+    text = helped("train", "--algorithm=fedavg", "-h", COLUMNS="70")
+    groups = listed(text)
+    assert list(groups) == [
+        *("run", "data", "graph", "model", "algorithm", "optimizer", "faults", "devices", "output")
+    ]
+    assert set(groups["algorithm"]) == {"adversaries", *hyperparameters(ALGORITHMS["fedavg"])}
+    assert "topology" in groups["graph"] and "skew" in groups["data"]
+    flags_of_it = text[text.index("\nrun:") :].splitlines()
+    assert max(map(len, flags_of_it)) <= 70
+    assert all(line[:30] == " " * 30 for line in flags_of_it if line.startswith("     "))
+
+
+def test_help_of_all_lists_every_flag_once(helped):
+    found = [name for names in listed(helped("train", "--help=all")).values() for name in names]
+    assert len(found) == len(set(found)) and set(run_flags.HYPERPARAMETER_HELP) < set(found)
+    defined = {flag.name for flag in FLAGS.get_key_flags_for_module(train.__name__)}
+    assert set(found) == defined
+    assert "overwrite" in listed(helped("help", "prepare"))["flags"]
+
+
+def test_help_of_an_algorithm(helped):
+    text = helped("help", "naive")
+    assert text.startswith("naive: Returns naive distillation") and "ν_naive · mean_x CE" in text
+    assert "arXiv 2211.15774" in text and "algorithms/mhd.py" in text
+    assert set(listed(text)["options"]) == set(hyperparameters(ALGORITHMS["naive"]))
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--stepz=5", "there is no flag --stepz; did you mean --steps?"),
+        ("--steps=many", "flag --steps=many: invalid literal for int() with base 10: 'many'"),
+    ],
+)
+def test_a_flag_that_does_not_parse_is_one_line(call, argument, sentence, monkeypatch):
+    monkeypatch.setattr(train, "__name__", "mhd train")  # which the process is called
+    assert call(train, argument) == (1, "", f"error: {sentence}\n")
