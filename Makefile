@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --fork-strate
 # Of the equations, saving, streaming and the command line.
 QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train_saves_resumes
 
-.PHONY: demo test slow fuzz notebooks trackers docs browser extra lint licences lock newest clean
+.PHONY: demo test slow fuzz notebooks trackers docs browser extra lint wheel licences lock newest clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -49,20 +49,25 @@ lint: $(VENV)/installed  ## Formatting, lint, types, and that imports point down
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+wheel: $(VENV)/extra  ## The wheel and the source archive, in dist/, and what twine says of them.
+	rm -rf build/lib dist
+	$(BIN)/uv build --quiet --out-dir dist
+	$(BIN)/uvx --quiet twine@7.0.0 check --strict dist/*.whl dist/*.tar.gz
+
 licences: $(VENV)/extra  ## Every installed package's licence is one that pyproject.toml allows.
 	$(BIN)/pip-licenses --summary
 
 lock: $(VENV)/extra  ## Requirements anew from pyproject.toml; LOCKFLAGS=--upgrade takes the newest versions.
-	$(LOCK) --extra dev --output-file requirements.txt
-	$(LOCK) --extra dev,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
+	$(LOCK) --extra dev,tfds --output-file requirements.txt
+	$(LOCK) --extra dev,tfds,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
 	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  --output-file requirements-extra.txt
 
 newest: $(VENV)/extra  ## A quick part of the suite with the newest versions that pyproject.toml allows.
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/newest
-	$(BIN)/uv pip install --quiet --python build/newest -r pyproject.toml --extra dev
+	$(BIN)/uv pip install --quiet --python build/newest -r pyproject.toml --extra dev,tfds
 	@echo "What the newest versions change in the tested set:"
-	@$(BIN)/uv pip install --dry-run --upgrade -r pyproject.toml --extra dev 2>&1 | grep "^ " || echo " nothing"
+	@$(BIN)/uv pip install --dry-run --upgrade -r pyproject.toml --extra dev,tfds 2>&1 | grep "^ " || echo " nothing"
 	build/newest/bin/python -m pytest -n 0 -k "$(QUICK)" \
 	  tests/algorithms/test_mhd_reference.py tests/runs/test_checkpoints.py tests/engine/test_stream.py tests/experiments/test_command_line.py
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import cases, launch, seed_flags, study, sweep
-from experiments import flags as run_flags
+from mhd_jax.cli import cases, launch, seed_flags, study
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.commands import sweep
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.studies import over_seeds
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch, study
-from experiments.settings import RunSettings
+from mhd_jax.cli import launch, study
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.runs.drawing import Figure

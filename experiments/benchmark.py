@@ -41,8 +41,9 @@ from absl import flags
 from flax import linen as nn
 
 import mhd_jax as mhd
-from experiments import launch, speed, timing
+from experiments import speed, timing
 from experiments.timing import Processors, Ratio, Times, in_turn
+from mhd_jax.cli import launch
 from mhd_jax.core.client_axis import (
     AT_ONCE,
     Execution,
@@ -728,7 +729,7 @@ def compile_cache() -> Found:
     Each start is a process with another hash seed, which changes the order of Python's sets; the
     first start is followed by two that find its programs.
     """
-    program = "from experiments import train; from experiments.launch import run; run(train.main)"
+    program = "from experiments import train; from mhd_jax.cli.launch import run; run(train.main)"
 
     def compile_seconds(folder: pathlib.Path, hash_seed: int) -> float:
         workdir = folder / str(hash_seed)

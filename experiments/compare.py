@@ -1,44 +1,5 @@
-r"""Runs several algorithms on the same clients and seeds, and writes one table of the results.
+"""`mhd compare`, as `python -m experiments.compare`."""
 
-  python -m experiments.compare --algorithms=isolated,naive,mhd,supervised --seeds=3 \
-      --topology=complete --steps=2000 --workdir=runs/compare
+from experiments.binaries import stand_in
 
-Flags are those of experiments.train; a hyperparameter applies to the algorithms that have it.
-The same command again resumes interrupted runs, and only reads finished ones.
-"""
-
-from __future__ import annotations
-
-from absl import flags
-
-import mhd_jax as mhd
-from experiments import comparison, launch, seed_flags, study
-from experiments import flags as run_flags
-
-_ALGORITHMS = flags.DEFINE_list(
-    "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
-)
-flags.adopt_module_key_flags(run_flags)
-flags.adopt_module_key_flags(seed_flags)
-flags.adopt_module_key_flags(launch)
-
-
-def main() -> None:
-    """Runs the comparison that the flags describe."""
-    names = [name.strip() for name in _ALGORITHMS.value]
-    if not names or len(set(names)) < len(names):
-        raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")
-    algorithms, notes = {}, []
-    for name in names:
-        algorithms[name], unused = run_flags.algorithm(name, strict=False)
-        if unused:
-            notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
-    settings = run_flags.settings()
-    workdir = study.workdir("runs/compare")
-    seeds = seed_flags.values()
-    rows = comparison.compare(settings, algorithms, seeds, workdir, notes)
-    comparison.show(rows, f"mean over clients, {len(seeds)} seed(s)", workdir, notes)
-
-
-if __name__ == "__main__":
-    launch.run(main, several_processes=True)
+stand_in(__name__, "compare")

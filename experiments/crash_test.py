@@ -34,7 +34,7 @@ import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch
+from mhd_jax.cli import launch
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs import manifest
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints

@@ -21,7 +21,7 @@ from absl import flags
 from jax import Array
 
 import mhd_jax as mhd
-from experiments import launch, study
+from mhd_jax.cli import launch, study
 from mhd_jax.clients import Clients
 from mhd_jax.core.files import make_folder
 from mhd_jax.core.trees import num_bytes

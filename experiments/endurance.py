@@ -23,8 +23,9 @@ import psutil
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
-from experiments import launch, train, watching
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli import launch, watching
+from mhd_jax.cli.commands import train
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
 from mhd_jax.engine import steps as engine

@@ -18,9 +18,9 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
-from experiments import launch, seed_flags, study
-from experiments.settings import RunSettings
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli import launch, seed_flags, study
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours

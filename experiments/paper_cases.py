@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from experiments import cases
-from experiments.settings import RunSettings
-from experiments.study import Case
+from mhd_jax.cli import cases
+from mhd_jax.cli.settings import RunSettings
+from mhd_jax.cli.study import Case
 from mhd_jax.studies.folder import folder_name
 
 Flags = Mapping[str, str]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from experiments import kept, study
-from experiments.kept import Record
 from experiments.paper_cases import ASKED
+from mhd_jax.cli import kept, study
+from mhd_jax.cli.kept import Record
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator

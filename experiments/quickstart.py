@@ -1,45 +1,5 @@
-"""A demo of under two minutes: isolated training, naive distillation and MHD on real digits.
+"""`mhd demo`, as `python -m experiments.quickstart`."""
 
-MHD learns from the most confident teacher, as in its paper, or from all by who is fit to teach.
+from experiments.binaries import stand_in
 
-Eight clients hold scikit-learn's handwritten digits, each mostly two of the ten classes.
-They learn on a complete graph by sharing predictions on a tenth of the data, without labels.
-"""
-
-from __future__ import annotations
-
-from absl import flags
-
-import mhd_jax as mhd
-from experiments import comparison, launch, study
-from experiments.settings import RunSettings
-
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)
-flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
-
-
-def main() -> None:
-    """Runs the demo and prints its table."""
-    launch.console().print(__doc__, markup=False)
-    by_density = mhd.algorithms.mhd(num_targets="all", target_selection="density_ratio")
-    algorithms = {
-        "isolated": mhd.algorithms.isolated(),
-        "naive": mhd.algorithms.naive(),
-        "mhd": mhd.algorithms.mhd(),
-        "mhd_density_ratio": by_density,
-    }
-    workdir = study.workdir("runs/demo")
-    settings = RunSettings(steps=_STEPS.value)
-    rows = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
-    note = (
-        "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
-        "digits. Auxiliary heads learn from the heads one rank below, the main head from the "
-        "client's own labels. mhd_density_ratio weighs teachers by how dense samples like x are "
-        "where each has its knowledge from (docs/density_ratio.md)."
-    )
-    comparison.show(rows, "mean over 8 clients", workdir, [note])
-
-
-if __name__ == "__main__":
-    launch.run(main, several_processes=True)
+stand_in(__name__, "demo")

@@ -18,10 +18,10 @@ import jax
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import launch
 from experiments.benchmark import compilation, dispatches, images_of_clients
 from experiments.timing import in_turn
 from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.cli import launch
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.runs.drawing import Figure, save_figure

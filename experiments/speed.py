@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import mhd_jax as mhd
-from experiments import kept, launch
+from mhd_jax.cli import kept, launch
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs import environment
 from mhd_jax.runs.records import write_json

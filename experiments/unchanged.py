@@ -29,7 +29,7 @@ from absl import flags
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import launch
+from mhd_jax.cli import launch
 from mhd_jax.core.files import folder_here
 
 STEPS = 20

@@ -81,7 +81,7 @@ def __getattr__(name: str) -> Any:
     old = f"{__name__}.{name}"
     if old not in moved.MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    moved.warn_of(old)
+    moved.warn_of(old, moved.MODULES[old])
     return importlib.import_module(moved.MODULES[old])
 
 
@@ -89,4 +89,4 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
-moved.install()
+moved.install(moved.MODULES)

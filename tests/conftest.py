@@ -25,7 +25,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import launch
+from mhd_jax.cli import launch
 
 # Small programs are compiled faster than they are written and read. Processes that tests start share.
 jax.config.update("jax_enable_compilation_cache", False)
@@ -48,7 +48,7 @@ def float64():
 
 @pytest.fixture
 def call(capfd, monkeypatch, tmp_path):
-    """Runs a binary's main in this process and gives its status and what it printed."""
+    """Runs a binary in this process and gives its status and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "_end_by_signals", lambda: None)  # of this process
 
@@ -57,9 +57,34 @@ def call(capfd, monkeypatch, tmp_path):
             for name in flags.FLAGS:
                 flags.FLAGS[name].present = 0
             monkeypatch.setattr(sys, "argv", [binary.__name__, *arguments])
+            start = getattr(binary, "start", lambda: launch.run(binary.main))  # a study has none
             with pytest.raises(SystemExit) as ended:
-                launch.run(binary.main)
+                start()
         printed = capfd.readouterr()
         return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refused(call):
+    """Gives the one line by which a binary refuses its arguments."""
+
+    def run(binary, *arguments):
+        status, out, err = call(binary, *arguments)
+        assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    return run
+
+
+@pytest.fixture
+def output(call):
+    """Gives what a binary prints that ends well."""
+
+    def run(binary, *arguments):
+        status, out, err = call(binary, *arguments)
+        assert status == 0, err
+        return out
 
     return run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from experiments.settings import RunSettings
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.clients import of_each
 from mhd_jax.core.label_sets import resolved
 from mhd_jax.data import split_files, tfds

@@ -6,7 +6,7 @@ import importlib
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
@@ -71,30 +71,33 @@ MODULES = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds modules by their old names and forwards their attributes to the new modules."""
+    """Finds modules by their old names, which get the new modules themselves."""
+
+    def __init__(self, places: Mapping[str, str], category: type[Warning]):
+        self.places, self.category = dict(places), category
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in MODULES else None
+        return ModuleSpec(name, self) if name in self.places else None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        warn_of(module.__name__)
-        there = importlib.import_module(MODULES[module.__name__])
-        vars(module)["__getattr__"] = lambda name: getattr(there, name)
-        vars(module)["__dir__"] = lambda: dir(there)
+        warn_of(module.__name__, self.places[module.__name__], self.category)
+        sys.modules[module.__name__] = importlib.import_module(self.places[module.__name__])
 
 
-def warn_of(name: str, stacklevel: int = 3) -> None:
+def warn_of(old: str, new: str, category: type[Warning] = DeprecationWarning) -> None:
     """Warns that a module has a new name."""
-    warnings.warn(
-        f"{name} is {MODULES[name]} now; the old name will go with the next version.",
-        DeprecationWarning,
-        stacklevel=stacklevel,
-    )
+    text = f"{old} is {new} now; the old name will go with the next version."
+    warnings.warn(text, category, stacklevel=3)
 
 
-def install() -> None:
-    """Makes the old module names importable."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+def install(places: Mapping[str, str], category: type[Warning] = DeprecationWarning) -> None:
+    """Makes modules importable by their old names.
+
+    Args:
+      places: the new names by the old ones.
+      category: the warning that an old name gets.
+    """
+    if not any(isinstance(each, _Finder) and each.places == places for each in sys.meta_path):
+        sys.meta_path.append(_Finder(places, category))

@@ -30,7 +30,7 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
 
     "digits" is scikit-learn's 1,797 handwritten digits, 8 × 8, with a fixed stratified test
     split of 360. Other names are those of tensorflow-datasets; such data sets must be prepared
-    before (`experiments.prepare_data`).
+    before (`mhd prepare`).
 
     A path names a folder of images (see `mhd_jax.data.image_folders`) or an ``.npz`` file (see
     `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the

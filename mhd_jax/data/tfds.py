@@ -2,7 +2,7 @@
 
 Samples are read by random access from array_record files and decoded once; the arrays are cached in
 the user's cache folder for the next start. Data sets that do not fit in memory are decoded on each
-access instead. `experiments.prepare_data` prepares data sets.
+access instead. `mhd prepare` prepares data sets.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mhd_jax.core.commands import named, typed
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.extras import require
 from mhd_jax.core.files import expanded
 from mhd_jax.data import image_folders
 from mhd_jax.data.lazy_images import LazyImages, fits_in_memory
 
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a data set's name, with an optional config
 _AT_ONCE = 1000  # records of one read
-_AGAIN = "prepare it again by experiments.prepare_data with --overwrite"
+_AGAIN = f"prepare it again by {named('prepare')} with --overwrite"
 
 
 def read(
@@ -61,7 +63,7 @@ def read(
     if folder is None:
         raise ConfigError(
             f"{name} is not prepared in {root}. Say where it is by data_dir, or prepare it there: "
-            f"`python -m experiments.prepare_data --dataset={name} --data_dir={root}`. "
+            f"`{typed('prepare')} --dataset={name} --data_dir={root}`. "
             f"A folder of images is named by its path, like ./{name}."
         )
     image_folders.require_image_size(image_size)
@@ -123,7 +125,7 @@ def open_folder(folder: pathlib.Path) -> Any:
     Raises:
       ConfigError: the data set is damaged, lacks random access, or is not for image classification.
     """
-    import tensorflow_datasets as tfds  # slow to import, and only reading needs it
+    tfds = require("tensorflow_datasets")  # slow to import, and only reading needs it
 
     try:
         builder = tfds.builder_from_directory(str(folder))
@@ -149,7 +151,7 @@ def supervised(info: Any) -> tuple[str, str]:
     Raises:
       ConfigError: the data set is not for image classification, or its pixels are not uint8.
     """
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets")
 
     keys, features = info.supervised_keys, info.features
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
@@ -183,7 +185,7 @@ class Records:
     """
 
     def __init__(self, builder: Any, split: str, image_size: int | None = None):
-        import tensorflow_datasets as tfds
+        tfds = require("tensorflow_datasets")
 
         self._where = f"{builder.info.full_name}, split {split}"
         self._image_key, self._label_key = supervised(builder.info)

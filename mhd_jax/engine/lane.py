@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mhd_jax.core import multihost
+from mhd_jax.core.commands import typed
 from mhd_jax.core.errors import ConfigError, DivergedError
 from mhd_jax.core.types import State, Terms
 from mhd_jax.engine.answers import Answers
@@ -194,7 +195,7 @@ class Lane:
         """Writes figures and a report page, if asked for; the results do not depend on it."""
         if not (self.host.write_reports and multihost.is_main()):
             return
-        again = f"The run has finished; python -m experiments.report {folder.path} tries again."
+        again = f"The run has finished; {typed('report')} {folder.path} tries again."
         with decoration(f"the report of {folder.path}", again):
             from mhd_jax.runs import report
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from mhd_jax.core.commands import by_mhd
 from mhd_jax.core.types import PyTree
 from mhd_jax.version import __version__
 
@@ -85,6 +86,8 @@ def decisive_environment(carry: PyTree) -> dict[str, Any]:
 def command() -> str | None:
     """Returns the command of this process; None if it runs no file, as in a notebook."""
     started_from = getattr(sys.modules["__main__"], "__file__", None)
+    if by_mhd():
+        return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
     return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
 
 

@@ -46,6 +46,29 @@ def read_run(path: pathlib.Path) -> FinishedRun:
     return FinishedRun(path, config, summary, history)
 
 
+def run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the run folders among the given folders and below them.
+
+    Raises:
+      ConfigError: a folder that does not exist, or without a run.
+    """
+    found: dict[pathlib.Path, pathlib.Path] = {}
+    for folder in given:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {folder}; name folders of runs.")
+        below = (
+            [folder]
+            if (folder / "config.json").exists()
+            else sorted(path.parent for path in folder.rglob("config.json"))
+        )
+        if not below:
+            raise ConfigError(
+                f"{folder} holds no run; name a folder that train or compare has written."
+            )
+        found |= {path.resolve(): path for path in below}
+    return list(found.values())
+
+
 def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the evaluations in a file, one a line, up to the first damaged line."""
     records = []

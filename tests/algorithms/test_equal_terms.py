@@ -7,8 +7,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.cli import flags as run_flags
 from mhd_jax.engine.prepare import prepare
 from tests.builders import tiny_clients
 

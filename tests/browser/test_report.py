@@ -13,8 +13,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 import mhd_jax as mhd
-from experiments.comparison import compare
-from experiments.settings import RunSettings
+from mhd_jax.cli.comparison import compare
+from mhd_jax.cli.settings import RunSettings
 
 pytestmark = pytest.mark.browser
 

@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 from flax import linen as nn
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
+from mhd_jax.cli import flags as run_flags
 from mhd_jax.core import random
 from mhd_jax.core.types import Batch
 from mhd_jax.data import preprocessing

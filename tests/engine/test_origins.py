@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import mhd_jax as mhd
-from experiments.settings import RunSettings
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.training import initial
 
 X = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)

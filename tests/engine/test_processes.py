@@ -11,7 +11,7 @@ import socket
 import numpy as np
 import pytest
 
-from experiments import train
+from mhd_jax.cli.commands import train
 from tests.builders import python, start_python, tiny_dataset, wait_until
 
 STEPS = 1000

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import mhd_jax as mhd
-from experiments.settings import RunSettings
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.engine.prepare import prepare
 from tests.builders import assert_trees_equal

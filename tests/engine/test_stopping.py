@@ -9,7 +9,7 @@ import signal
 import pytest
 
 import mhd_jax as mhd
-from experiments import train
+from mhd_jax.cli.commands import train
 from tests.builders import contents, start_python, tiny_run, wait_until
 
 FLAGS = ["--algorithm=isolated", "--model=mlp_small", "--num_clients=3", "--batch_size=4"]

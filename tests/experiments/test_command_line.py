@@ -9,9 +9,11 @@ import grain  # noqa: F401  # defines flags, which must not go with those that a
 import numpy as np
 import pytest
 
-from experiments import compare, heterogeneous, inspect_data, train
-from experiments import flags as run_flags
+from experiments import heterogeneous
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.commands import compare, train
+from mhd_jax.cli.commands import data as inspect_data
 from tests import made_images
 from tests.builders import ROOT, SMALL, python, start_python, wait_until
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from experiments import compare, inspect_data, launch, train
-from experiments.fellows import fellows
+from mhd_jax.cli import launch
+from mhd_jax.cli.commands import compare, train
+from mhd_jax.cli.commands import data as inspect_data
+from mhd_jax.cli.fellows import fellows
 from mhd_jax.core import modes
 from mhd_jax.core.files import folder_here
 from mhd_jax.topology.graphs import TOPOLOGIES

@@ -11,8 +11,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
-from experiments import kept, paper, paper_cases, study
+from experiments import paper, paper_cases
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli import kept, study
 from mhd_jax.studies import over_seeds
 from tests.builders import SignalAt
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 import mhd_jax as mhd
-from experiments import preparation
+from mhd_jax.cli import preparation
 from mhd_jax.data import tfds
 from tests import made_images
 from tests.builders import contents, python, start_python, wait_until

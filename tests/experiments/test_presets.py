@@ -7,8 +7,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import cases, paper_cases, sweep
-from experiments import flags as run_flags
+from experiments import paper_cases
+from mhd_jax.cli import cases
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.commands import sweep
 from tests.builders import ROOT
 
 FOLDER = ROOT / "experiments" / "presets"

@@ -11,7 +11,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import ablation, cases, sweep
+from experiments import ablation
+from mhd_jax.cli import cases
+from mhd_jax.cli.commands import sweep
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name

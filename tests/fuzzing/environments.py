@@ -5,7 +5,7 @@ import pathlib
 
 from hypothesis import strategies as st
 
-from experiments.fellows import fellows
+from mhd_jax.cli.fellows import fellows
 from mhd_jax.core import modes
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.runs import drawing

@@ -9,10 +9,10 @@ from absl.testing import flagsaver
 from hypothesis import strategies as st
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
-from experiments import train
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.fedavg import LOCAL_STEPS
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.commands import train
 from mhd_jax.clients import of_each
 from mhd_jax.core.label_sets import resolved
 from mhd_jax.data.augmentation import parse

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from experiments import finished
+from mhd_jax.cli import finished
 from mhd_jax.engine.summary import _by_class
 from mhd_jax.runs import drawing, figures, report
 from mhd_jax.runs import settings as dotted

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.extras import require
 from mhd_jax.runs.callbacks.base import WatchedRun
-from mhd_jax.runs.callbacks.tracker import Log, Tracker, require
+from mhd_jax.runs.callbacks.tracker import Log, Tracker
 from mhd_jax.runs.records import jsonable
 from mhd_jax.runs.settings import flat
-
-_EXTRA = "tensorboard"
 
 
 class TensorBoard(Tracker):
@@ -29,7 +28,7 @@ class TensorBoard(Tracker):
           ConfigError: tensorboardX is not installed.
         """
         super().__init__()
-        require("tensorboardX", _EXTRA)
+        require("tensorboardX")
 
     def open(self, run: WatchedRun, step: int) -> Log:
         """Opens the run's event files; TensorBoard hides older files' entries of later steps."""
@@ -41,7 +40,7 @@ class TensorBoard(Tracker):
 class _Events(Log):
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], step: int):
         self.last = step if any(folder.glob("events*")) else 0
-        writer = require("tensorboardX", _EXTRA).SummaryWriter
+        writer = require("tensorboardX").SummaryWriter
         self._writer = writer(str(folder), purge_step=self.last + 1 if self.last else 0)
         self._settings = settings
 
@@ -71,4 +70,4 @@ class _Events(Log):
 
 def _hparams(settings: dict[str, Any], metrics: dict[str, float]) -> tuple[Any, Any, Any]:
     """Returns the summaries that describe a run's hyperparameters, its start, and its success."""
-    return require("tensorboardX.summary", _EXTRA).hparams(settings, metrics)
+    return require("tensorboardX.summary").hparams(settings, metrics)

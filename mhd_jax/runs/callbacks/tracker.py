@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import abc
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 from mhd_jax.runs.settings import flat
 
@@ -103,15 +101,3 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
         elif value is not None and name not in ("step", "seed"):
             found[name] = value
     return found
-
-
-def require(module: str, extra: str) -> Any:
-    """Imports and returns a module of an optional package.
-
-    Raises:
-      ConfigError: the package is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{module} is not installed; pip install -e .[{extra}]") from error

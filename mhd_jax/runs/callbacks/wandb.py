@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.extras import require
 from mhd_jax.runs.callbacks.base import WatchedRun
-from mhd_jax.runs.callbacks.tracker import Log, Tracker, require
+from mhd_jax.runs.callbacks.tracker import Log, Tracker
 from mhd_jax.runs.records import jsonable, read_json, write_json
-
-_EXTRA = "wandb"
 
 
 class WandB(Tracker):
@@ -33,7 +32,7 @@ class WandB(Tracker):
         super().__init__()
         if not project:
             raise ConfigError("a wandb project needs a name.")
-        require("wandb", _EXTRA)
+        require("wandb")
         self._options = {"project": project, **options}
 
     def open(self, run: WatchedRun, step: int) -> Log:
@@ -43,7 +42,7 @@ class WandB(Tracker):
 
 class _WandbRun(Log):
     def __init__(self, run: WatchedRun, step: int, options: Mapping[str, Any]):
-        wandb = require("wandb", _EXTRA)
+        wandb = require("wandb")
         algorithm = run.settings["algorithm"]
         self._file = None if run.folder is None else run.folder / "wandb.json"
         kept: dict[str, Any] = {"id": None, "step": 0}

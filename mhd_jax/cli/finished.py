@@ -11,7 +11,7 @@ from typing import Any
 import mhd_jax as mhd
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs import settings as dotted
-from mhd_jax.runs.finished import FinishedRun, read_run
+from mhd_jax.runs.finished import FinishedRun, read_run, run_folders
 from mhd_jax.runs.records import read_json
 from mhd_jax.studies.folder import settings_of, write
 from mhd_jax.studies.rows import summarise
@@ -25,7 +25,7 @@ def read(folders: Sequence[pathlib.Path]) -> tuple[list[FinishedRun], list[pathl
     Raises:
       mhd.ConfigError: a folder without a run, or no finished run in all folders.
     """
-    found = _run_folders(folders)
+    found = run_folders(folders)
     others = [folder for folder in found if not (folder / "summary.json").exists()]
     chosen = [folder for folder in found if folder not in others]
     return [read_run(folder) for folder in chosen or found], others
@@ -52,25 +52,6 @@ def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str,
     about = {"runs": paths, **settings_of(rows)}
     write(output, table, rows, [], about)
     return table
-
-
-def _run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the run folders among the given folders and below them."""
-    found: dict[pathlib.Path, pathlib.Path] = {}
-    for folder in given:
-        if not folder.is_dir():
-            raise mhd.ConfigError(f"there is no folder {folder}; name folders of runs.")
-        below = (
-            [folder]
-            if (folder / "config.json").exists()
-            else sorted(path.parent for path in folder.rglob("config.json"))
-        )
-        if not below:
-            raise mhd.ConfigError(
-                f"{folder} holds no run; name a folder that train or compare has written."
-            )
-        found |= {path.resolve(): path for path in below}
-    return list(found.values())
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:

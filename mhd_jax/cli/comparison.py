@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 import mhd_jax as mhd
-from experiments import launch, study
-from experiments.settings import RunSettings
+from mhd_jax.cli import launch, study
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import multihost
 from mhd_jax.data import split_files
 from mhd_jax.runs.finished import read_run

@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments.field_flags import defaults, define_fields
-from experiments.settings import RunSettings
+from mhd_jax.cli.field_flags import defaults, define_fields
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.data import split_files
 from mhd_jax.data.partition import PARTITIONS, Partition, named
 

@@ -13,9 +13,9 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import kept, launch
-from experiments.settings import RunSettings, simulate_cases
-from experiments.watching import watchers
+from mhd_jax.cli import kept, launch
+from mhd_jax.cli.settings import RunSettings, simulate_cases
+from mhd_jax.cli.watching import watchers
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
@@ -142,7 +142,7 @@ def keep(
     Args:
       runs: cases and their seeds, in the order in which they run.
       workdir: the folder that gets CASE/seed_N for each run.
-      records: the folder of the records, see `experiments.kept`.
+      records: the folder of the records, see `mhd_jax.cli.kept`.
 
     Returns:
       The runs' outcomes; a summary is a part of the run's own, see `kept.record`.

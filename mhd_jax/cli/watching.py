@@ -10,12 +10,12 @@ _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard",
     False,
     "Whether every run's numbers also go to event files in its folder, for tensorboard --logdir=runs "
-    "(pip install -e .[tensorboard]).",
+    "(extra tensorboard).",
 )
 _WANDB_PROJECT = flags.DEFINE_string(
     "wandb_project",
     None,
-    "Project of Weights & Biases that gets every run's numbers (pip install -e .[wandb]); "
+    "Project of Weights & Biases that gets every run's numbers (extra wandb); "
     "WANDB_MODE=offline keeps them here.",
 )
 _EARLY_STOPPING = flags.DEFINE_string(

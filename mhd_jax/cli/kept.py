@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import mhd_jax as mhd
-from experiments.launch import num_cores
-from experiments.settings import RunSettings
+from mhd_jax.cli.launch import num_cores
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.clients import of_each
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.environment import environment

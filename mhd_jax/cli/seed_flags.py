@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import data_flags  # noqa: F401  # defines --seed
+from mhd_jax.cli import data_flags  # noqa: F401  # defines --seed
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, counted from --seed.", lower_bound=1)
 

@@ -26,10 +26,15 @@ from typing import Any, NoReturn
 from absl import logging
 
 import mhd_jax as mhd
+from mhd_jax.core.extras import require
 from mhd_jax.core.files import expanded
 from mhd_jax.data import tfds as prepared
 
-_NEEDED = {"tensorflow": "tensorflow-cpu", "importlib_resources": "importlib_resources"}
+_NEEDED = {
+    "tensorflow_datasets": "tensorflow-datasets",
+    "tensorflow": "tensorflow-cpu",
+    "importlib_resources": "importlib_resources",
+}
 _EVERY = 30  # seconds between two lines of progress
 
 
@@ -92,7 +97,7 @@ def check_installed() -> None:
         packages = " ".join(_NEEDED[module] for module in missing)
         raise mhd.ConfigError(
             f"preparing needs {' and '.join(missing)}, which reading does not; install it with "
-            f"`{sys.executable} -m pip install {packages}`."
+            f"`{sys.executable} -m pip install {packages}` (the extra prepare)."
         )
 
 
@@ -102,7 +107,7 @@ def find_builder(name: str) -> tuple[Any, str | None]:
     Raises:
       mhd.ConfigError: an unknown name or config, or no config for a data set with several.
     """
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets")
 
     base, _, config = name.partition("/")
     try:
@@ -249,7 +254,7 @@ def _incomplete(folder: pathlib.Path, base: str, root: pathlib.Path) -> list[pat
 
 
 def _download_and_prepare(builder: Any, downloads: pathlib.Path, manual: pathlib.Path) -> None:
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets")
 
     terminal = sys.stderr.isatty()
     tfds.display_progress_bar(terminal)

@@ -13,9 +13,6 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import data_flags, watching
-from experiments.field_flags import defaults, define, define_fields
-from experiments.settings import RunSettings
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.algorithms.ds_fl import AGGREGATIONS
@@ -23,6 +20,9 @@ from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.algorithms.fedproto import WEIGHTINGS
 from mhd_jax.algorithms.idkd import LABEL_CHOICES
 from mhd_jax.algorithms.mhd import OWN_CANDIDATES, PUBLIC_BATCHES
+from mhd_jax.cli import data_flags, watching
+from mhd_jax.cli.field_flags import defaults, define, define_fields
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.engine.faults import ON_NONFINITE
 from mhd_jax.engine.settings import COMPUTE_DTYPES, DATA_PLACEMENTS
@@ -185,7 +185,7 @@ _RUN_HELP = {
     "on_nonfinite": "When a client's loss is no longer finite: stop, or quarantine the client and go "
     "on with the others.",
 }
-_OPTIMIZER_HELP = {
+OPTIMIZER_HELP = {
     "learning_rate": "Peak learning rate.",
     "momentum": "Momentum of SGD.",
     "nesterov": "Whether momentum is Nesterov's; by default as in the algorithm's paper: that of "
@@ -194,7 +194,7 @@ _OPTIMIZER_HELP = {
     "schedule": "How the learning rate falls.",
     "warmup_steps": "Steps of linear warm-up before the schedule.",
 }
-_FAULT_HELP = {
+FAULT_HELP = {
     "link_loss": "How likely a message from one client to another is lost, at each step and for each "
     "pair.",
     "offline": "Share of its time that each client is offline: it neither trains nor teaches.",
@@ -206,7 +206,7 @@ _FAULT_HELP = {
     "participation_steps": "Steps of a round of --participation; for fedavg best its --local_steps, "
     "for fedmd, selective_fd and ds_fl those of its round.",
 }
-_BY_CLIENT_HELP = {
+BY_CLIENT_HELP = {
     "stragglers": "Clients that take only every n-th step, like 0:4,3:2 for client:n.",
     "joins": "Clients that come late, like 2:500 for client:step.",
     "leaves": "Clients that leave for good, like 2:500 for client:step.",
@@ -251,9 +251,9 @@ def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
 flags.adopt_module_key_flags(data_flags)
 flags.adopt_module_key_flags(watching)
 define_fields(RunSettings, _RUN_HELP, _CHOICES)
-define_fields(mhd.optim.SGD, _OPTIMIZER_HELP, _CHOICES)
-define_fields(mhd.Faults, _FAULT_HELP)
-for _name, _text in _BY_CLIENT_HELP.items():
+define_fields(mhd.optim.SGD, OPTIMIZER_HELP, _CHOICES)
+define_fields(mhd.Faults, FAULT_HELP)
+for _name, _text in BY_CLIENT_HELP.items():
     flags.DEFINE_string(_name, "", _text)
 _OPTIONS = _parameters(TOPOLOGIES)
 for _name, _text in _TOPOLOGY_HELP.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import errno
 import io
 import os
@@ -13,15 +14,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 
 import mhd_jax as mhd
-from experiments import watchdog
-from experiments.fellows import Fellows, fellows
+from mhd_jax.cli import flag_help, presets, watchdog
+from mhd_jax.cli.fellows import Fellows, fellows
 from mhd_jax.core import modes
+from mhd_jax.core.commands import by_mhd
 from mhd_jax.core.errors import in_a_line
 from mhd_jax.runs.consoles import Console
 
@@ -112,19 +114,46 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # for β in a terminal without Greek letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app.run(wrapped)
+        parser = _parsed if by_mhd() else app.parse_flags_with_usage
+        app.run(wrapped, argv=presets.resolved(sys.argv), flags_parser=parser)
+    except mhd.ConfigError as error:  # of the command line itself
+        _exit(f"error: {error}", _STATUS[mhd.ConfigError])
     except Exception:
         traceback.print_exc()
         sys.exit(_UNFORESEEN)
 
 
+def _parsed(arguments: Sequence[str]) -> list[str]:
+    """Parses flags; help, or one line on what cannot be parsed, ends the process."""
+    if flag_help.asked(arguments):
+        say(flag_help.of_program(arguments))
+        sys.exit(0)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        meant = f"did you mean --{close[0]}?" if close else f"{sys.argv[0]} --help lists them."
+        _exit(f"error: there is no flag --{error.flagname}; {meant}", 1)
+    except flags.Error as error:
+        _exit(f"error: {' '.join(str(error).split())}", 1)
+
+
 _FILE_WIDTH = 120  # characters of a table's line in a file or a pipe
 
 
-def console() -> Console:
-    """Returns the console for a binary's results; only the first of several processes prints."""
+def console(*, alone: bool = False) -> Console:
+    """Returns the console for a binary's results; only the first of several processes prints.
+
+    Args:
+      alone: whether the binary is one process, which need not start JAX to know that it is first.
+    """
     width = None if sys.stdout.isatty() else _FILE_WIDTH
-    return Console(quiet=jax.process_index() > 0, width=width)
+    return Console(quiet=not alone and jax.process_index() > 0, width=width)
+
+
+def say(text: str) -> None:
+    """Prints text as it is, for a binary that is one process."""
+    console(alone=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_report(folder: pathlib.Path) -> None:
@@ -144,11 +173,17 @@ def _configure_jax() -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX has started already
             jax.config.update("jax_num_cpu_devices", num_cores())
-    cache = os.path.expanduser(_CACHE.value)
-    if cache and not cache.startswith("~"):  # "~" remains if the user has no home folder
-        jax.config.update("jax_compilation_cache_dir", cache)
+    cache = cache_folder()
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> pathlib.Path | None:
+    """Returns the folder of compiled programs; None if they are not kept."""
+    folder = os.path.expanduser(_CACHE.value)
+    return pathlib.Path(folder) if folder and not folder.startswith("~") else None  # ~: no home
 
 
 def num_cores() -> int:
@@ -232,6 +267,6 @@ def _end_by_signals() -> None:
         atexit.register(signal.signal, signum, signal.SIG_IGN)  # at exit all work is done
 
 
-def _exit(sentence: str, status: int) -> None:
+def _exit(sentence: str, status: int) -> NoReturn:
     print(sentence, file=sys.stderr)
     sys.exit(status)

@@ -14,8 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import flags as run_flags
-from experiments.study import Case, Outcome
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.study import Case, Outcome
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.studies.folder import folder_name
 from mhd_jax.studies.over_seeds import accuracies, interval, spread

@@ -1,0 +1,181 @@
+r"""Runs a grid over any flags and seeds, and writes the results as one tidy table and a plot.
+
+  mhd sweep --grid=skew=0,10,100 --grid=algorithm=isolated,naive,mhd --seeds=3 \
+      --workdir=runs/skew
+
+--grid takes all combinations; --vary takes the common setting, and each value of each flag alone.
+Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed in one
+program. A configuration that diverges, or that cannot work, is noted beside the others. The folder
+gets results.csv and results.jsonl (a row for each run and head), table.md, table.json, sweep.png
+and .svg; the same command again resumes interrupted runs, and only reads finished ones.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import mhd_jax as mhd
+from mhd_jax.cli import cases, launch, seed_flags, study
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.cases import Assignment, Axis, Row
+from mhd_jax.cli.commands import train  # noqa: F401  # train defines --algorithm
+from mhd_jax.core import multihost
+from mhd_jax.runs.accuracies import METRICS
+from mhd_jax.runs.drawing import Figure
+from mhd_jax.runs.figures import (
+    accuracy_axis,
+    first_and_last,
+    head_colours,
+    legend_beside,
+    line_styles,
+)
+from mhd_jax.studies import over_seeds
+
+_GRID = flags.DEFINE_multi_string(
+    "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."
+)
+_VARY = flags.DEFINE_multi_string(
+    "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
+)
+flags.declare_key_flag("algorithm")  # defined by train
+flags.adopt_module_key_flags(seed_flags)
+flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(launch)
+
+
+def main() -> None:
+    """Runs the sweep that the flags describe."""
+    if not _GRID.value and not _VARY.value:
+        raise mhd.ConfigError("give --grid or --vary, like --grid=nu_aux=0.1,0.3,1.")
+    if _GRID.value and _VARY.value:
+        raise mhd.ConfigError("--grid and --vary are two ways to sweep; give one of them.")
+    kind = "grid" if _GRID.value else "vary"
+    axes = cases.axes(_GRID.value or _VARY.value, kind)
+    assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
+    workdir = study.workdir("runs/sweep")
+    _, content, table = carry_out(assignments, workdir)
+    drawn = {"sweep": lambda: figure(content["rows"], axes if _GRID.value else [])}
+    study.publish(workdir, {"axes": dict(axes), **content}, [table], drawn)
+
+
+def carry_out(
+    assignments: Sequence[Assignment], workdir: pathlib.Path
+) -> tuple[list[study.Outcome], dict[str, Any], study.Table]:
+    """Runs the cases of assignments of flags, and writes results.csv and results.jsonl.
+
+    Returns:
+      The outcomes; the seeds, the rows and the notes about what is missing, for table.json; and the
+      table.
+    """
+    found, notes = cases.read(assignments)
+    seeds = seed_flags.values()
+    outcomes = study.explore(found, seeds, workdir)
+    if multihost.is_main():
+        cases.write_runs(workdir, outcomes)
+    rows = cases.by_case(outcomes)
+    notes += cases.failures(outcomes)
+    said = (
+        f"Mean over clients, then mean ± standard deviation over {len(seeds)} seed(s) [95 % "
+        "confidence interval of the mean]."
+    )
+    table = study.Table(_HEADINGS, lines(rows), notes=[said, *notes])
+    return outcomes, {"seeds": seeds, "rows": rows, "notes": notes}, table
+
+
+_HEADINGS = ("case", "head", "β_sh", "β_priv", "MB sent")
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Returns the table's lines: case, head, accuracies with their intervals, bytes."""
+    found = []
+    for row in rows:
+        sent = "" if row["total_bytes"] is None else f"{row['total_bytes'] / 1e6:,.1f}"
+        if not row["beta_sh"]:
+            found.append([row["case"], "–", "–", "–", "–"])
+        for i, head in enumerate(row["beta_sh"]):
+            cells = [over_seeds.as_cell(row[metric][head]) for metric in METRICS]
+            found.append([row["case"] if i == 0 else "", head, *cells, sent if i == 0 else ""])
+    return found
+
+
+def figure(rows: Sequence[Row], axes: Sequence[Axis]) -> Figure:
+    """Plots accuracies with 95 % intervals over the longest numeric axis, or else by case."""
+    numeric = [
+        (name, values) for name, values in axes if len(values) > 2 and all(map(_is_number, values))
+    ]
+    rows = [row for row in rows if row["beta_sh"]]
+    if numeric:
+        return _over_numbers(rows, max(numeric, key=lambda axis: len(axis[1]))[0])
+    return _case_by_case(rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
+    """Plots a line for each combination of the other flags; main heads are dashed."""
+    drawn = Figure(figsize=(12, 4), layout="constrained")
+    panels = drawn.subplots(1, 2, sharey=True)
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        rest = " ".join(f"{k}={v}" for k, v in row["given"].items() if k != name)
+        series.setdefault(rest or row["algorithm"], []).append(row)
+    numbers = sorted({float(row["given"][name]) for row in rows if name in row["given"]})
+    for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
+        styles = line_styles(len(series))
+        for (rest, own), style in zip(series.items(), styles, strict=True):
+            heads = list(own[0][metric])
+            for head in first_and_last(heads)[::-1]:
+                known = [row for row in own if row[metric][head]["mean"] is not None]
+                values = [row[metric][head] for row in known]
+                if any(name not in row["given"] for row in known):
+                    # Algorithms without this flag have one value for the whole axis.
+                    line = {"color": style["color"], "linestyle": ":", "label": rest}
+                    axis.axhline(values[0]["mean"], **line)
+                    break
+                # Equally spaced, so that close values can be distinguished.
+                xs = [numbers.index(float(row["given"][name])) for row in known]
+                dashes = "-" if head == heads[-1] else "--"
+                line = {**style, "linestyle": dashes, "label": f"{rest}, {head}"}
+                over_seeds.draw_line(axis, xs, values, **line)
+        axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
+        axis.set_xlabel(name)
+        accuracy_axis(axis, label)
+    legend_beside(drawn)
+    return drawn
+
+
+def _case_by_case(rows: Sequence[Row]) -> Figure:
+    """Plots each case on its own line, with its main and its last head."""
+    drawn = Figure(figsize=(12, 1.2 + 0.34 * len(rows)), layout="constrained")
+    panels = drawn.subplots(1, 2, sharey=True)
+    for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
+        for y, row in enumerate(rows):
+            heads = list(row[metric])
+            for head in first_and_last(heads):
+                is_main = head == "main"
+                over_seeds.draw_point(
+                    axis,
+                    y + (0 if len(heads) == 1 else 0.14 if is_main else -0.14),
+                    row[metric][head],
+                    color="black" if is_main else head_colours(2)[1],
+                    marker="o" if is_main else "s",
+                    markersize=4,
+                )
+        over_seeds.name_rows(axis, [row["case"] for row in rows], label)
+    drawn.suptitle("main head (black) and last auxiliary head (colour), 95 % intervals over seeds")
+    return drawn
+
+
+def start() -> None:
+    """Starts the command on the arguments of this process."""
+    launch.run(main, several_processes=True)
