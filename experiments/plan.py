@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from absl import flags
 from rich.filesize import decimal
 
@@ -25,7 +24,7 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs.records import jsonable, write_json
 from mhd_jax.studies import tables
-from mhd_jax.studies.plan import Plan
+from mhd_jax.studies.plan import Plan, made_images
 
 _ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
 _TARGET = flags.DEFINE_string(
@@ -93,13 +92,8 @@ def _made_images(settings: RunSettings) -> mhd.data.Dataset | None:
         )
     side = settings.image_size or _MADE_SIDE
     set_aside = (settings.public_fraction or 0.1) + settings.validation_fraction
-    private = settings.num_clients * _SAMPLES.value
-    counts = round(private / max(1 - set_aside, 0.01)), _NUM_CLASSES.value
-    sets = []
-    for shade, count in enumerate(counts):  # test images that are no training images
-        sets += [np.broadcast_to(np.uint8(shade), (count, side, side, 3))]
-        sets += [np.arange(count) % _NUM_CLASSES.value]
-    return mhd.data.arrays(*sets, num_classes=_NUM_CLASSES.value, pixels=True, name="made images")
+    count = round(settings.num_clients * _SAMPLES.value / max(1 - set_aside, 0.01))
+    return made_images(count, (side, side, 3), _NUM_CLASSES.value)
 
 
 def _lines(plans: Sequence[Plan]) -> list[list[str]]:

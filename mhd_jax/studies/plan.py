@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mhd_jax.clients import Clients
 from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.machine import Machine, machine, prepared_for
 from mhd_jax.core.types import Algorithm
+from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.engine import memory
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.run import Run
@@ -111,8 +113,8 @@ def plan(
     """Compiles a run's step for a machine that need not be here, and tells what it would take.
 
     Args:
-      topology, clients, algorithm: as for `mhd_jax.simulate`. No sample is read, so that arrays of
-        the right shapes will do.
+      topology, clients, algorithm: as for `mhd_jax.simulate`. No sample is read, so that clients of
+        `mhd_jax.studies.plan.made_images` will do.
       target: ``tpu:v5e:4x4`` for 16 chips of a TPU v5e, or another layout of them, which needs the
         TPU's compiler (``pip install "jax[tpu]"``) and no TPU; ``cpu`` or ``gpu`` for the devices of
         this machine.
@@ -155,6 +157,14 @@ def plan(
         shares=_shares(instructions),
         loops_of_unknown_length=max(len(loops) - 1, 0),
     )
+
+
+def made_images(num_images: int, shape: tuple[int, int, int], num_classes: int) -> Dataset:
+    """Returns images [height, width, channels] for plans, all alike, which take no memory."""
+    sets: list[np.ndarray] = []
+    for shade, count in enumerate((num_images, num_classes)):  # test images differ from the others
+        sets += [np.broadcast_to(np.uint8(shade), (count, *shape)), np.arange(count) % num_classes]
+    return arrays(*sets, num_classes=num_classes, pixels=True, name="made images")
 
 
 def _target(target: str) -> tuple[Chip | None, Machine]:
