@@ -71,7 +71,8 @@ class Plan:
       num_shards: the parts of the client axis; devices of one part share its clients' samples.
       chunk: the clients that a device computes at once.
       recompute: whether activations are computed again for the gradient.
-      memory: bytes on each device, by what they are for.
+      memory: bytes on each device, by what they are for; without temporaries if state and data alone
+        do not fit, in which case nothing is compiled.
       capacity: a device's bytes of memory.
       fits: whether the run fits.
       flops: operations of a step of all clients, additions and multiplications alike, without what
@@ -129,9 +130,11 @@ def plan(
     chip, described = _target(target)
     with contextlib.nullcontext() if described == machine() else prepared_for(described):
         run = prepare(topology, clients, algorithm, **settings)
-        run, compiled, needed = memory.most_at_once(run, run.carry)
         capacity = memory.whole_bytes(run.execution.num_devices)
-    parts = _memory(run, compiled, sum(needed.values()))
+        parts, compiled = _memory(run, None, 0), None
+        if sum(parts.values()) <= capacity:  # else compiling would take long to say the same
+            run, compiled, needed = memory.most_at_once(run, run.carry)
+            parts = _memory(run, compiled, sum(needed.values()))
     execution = run.execution
     flops = _flops(run)
     instructions = [] if compiled is None else executed(str(compiled.as_text()))
