@@ -127,8 +127,11 @@ def plan(
     Raises:
       ConfigError: settings that cannot work, or a target that is unknown or cannot be compiled for.
     """
-    chip, described = _target(target)
-    with contextlib.nullcontext() if described == machine() else prepared_for(described):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_tpus())
+        chip, described = _target(target)
+        if described != machine():
+            stack.enter_context(prepared_for(described))
         run = prepare(topology, clients, algorithm, **settings)
         capacity = memory.whole_bytes(run.execution.num_devices)
         parts, compiled = _memory(run, None, 0), None
@@ -205,8 +208,7 @@ def _tpus(topology: str) -> tuple[Chip, Machine]:
     from jax.experimental import topologies  # it loads slowly, and only plans need it
 
     try:
-        with _without_tpus():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # the compiler raises errors of several classes
         raise ConfigError(
             f"the TPU's compiler does not know tpu:{topology} ({in_a_line(error)}); choose a layout "
@@ -217,7 +219,7 @@ def _tpus(topology: str) -> tuple[Chip, Machine]:
 
 @contextlib.contextmanager
 def _without_tpus() -> Iterator[None]:
-    """Tells the compiler, when it is loaded, that no TPU is here, so that it does not look for one."""
+    """Tells the TPU's compiler that no TPU is here, if none is, so that it does not look for one."""
     added: set[str] = set()
     if machine().platform != "tpu":
         added = _NO_TPU.keys() - os.environ.keys()
