@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -63,6 +64,7 @@ from mhd_jax.models.conv import Conv
 from mhd_jax.models.small import halve
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
+from mhd_jax.studies.plan import Plan, made_images
 from mhd_jax.training.losses import private_cross_entropy
 
 # A ratio of times, or a number, or None where nothing can be measured; and details of it.
@@ -814,6 +816,78 @@ def sharded() -> Found:
     beside = [dims for _, dims in found if 64 not in dims or dims in params]  # 64 predictions
     detail = {"collectives": [f"{kind}{list(dims)}" for kind, dims in found]}
     return 4 * sum(int(np.prod(dims)) for dims in beside), detail
+
+
+# What a TPU's compiler says of 8 clients on as many chips, and of 1,024 on 256. No TPU is needed.
+
+_ON_TPUS = 64  # public samples
+
+
+@functools.cache
+def _on_tpus(num_clients: int, target: str) -> Plan:
+    """Plans MHD of clients with ResNet-34 on 64 × 64 pixels, in bfloat16, with 64 public samples."""
+    images = made_images(45 * num_clients, (64, 64, 3), 200)
+    return mhd.plan(
+        *(
+            "ring",
+            mhd.make_clients(images, num_clients, "resnet34", partition="iid"),
+            "mhd",
+            target,
+        ),
+        batch_size=_BATCH,
+        public_batch_size=_ON_TPUS,
+        compute_dtype="bfloat16",
+        optimizer=mhd.optim.SGD(momentum=0.9),
+    )
+
+
+def _where_tpus_are_known(measure: Callable[[], Found]) -> Callable[[], Found]:
+    """Makes a row say why it measures nothing, where the TPU's compiler is missing."""
+
+    @functools.wraps(measure)
+    def measured() -> Found:
+        if importlib.util.find_spec("libtpu") is None:
+            return None, {"reason": 'libtpu is not installed: pip install "jax[tpu]"'}
+        return measure()
+
+    return measured
+
+
+@row("of a chip's memory", at_most=1)
+@_where_tpus_are_known
+def tpu_fits() -> Found:
+    """Returns the share of a v5e's memory that 4 clients of 1,024 take on each of 256 chips."""
+    plan = _on_tpus(1024, "tpu:v5e:16x16")
+    return sum(plan.memory.values()) / plan.capacity, {"megabytes": _megabytes(plan.memory)}
+
+
+@row("of what crosses is predictions", at_least=0.999)
+@_where_tpus_are_known
+def tpu_traffic() -> Found:
+    """Returns the share of bytes that are predictions, of those that cross chips in a step of MHD."""
+    plan = _on_tpus(8, "tpu:v5e:2x4")
+    received = {
+        f"{each.kind} {each.dtype}{list(each.shape)}": each.received for each in plan.crossings
+    }
+    predictions = sum(c.received for c in plan.crossings if c.shape[:2] == (8, _ON_TPUS))
+    return predictions / sum(received.values()), {"bytes": received}
+
+
+@row("times its arithmetic at the peak", at_most=4)
+@_where_tpus_are_known
+def tpu_step() -> Found:
+    """Returns the estimated time of a step of MHD over that of its arithmetic at the chip's peak."""
+    plan = _on_tpus(8, "tpu:v5e:2x4")
+    step, floor = plan.step_seconds, plan.floor_seconds
+    return step / floor, {  # type: ignore[operator]  # a v5e has both
+        "step_ms": 1e3 * step,  # type: ignore[operator]
+        "floor_ms": 1e3 * floor,  # type: ignore[operator]
+        "shares": plan.shares,
+    }
+
+
+def _megabytes(parts: Mapping[str, int]) -> dict[str, float]:
+    return {part: size / 1e6 for part, size in parts.items()}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ file is written after every shape.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +70,10 @@ def shifts(images: Array, kernel: Array) -> Array:
     """One client's convolution as a sum of products, one for each place in the kernel."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    places = [(i, j) for i in range(3) for j in range(3)]
-    return sum(padded[:, i : i + height, j : j + width] @ kernel[i, j] for i, j in places)
+    found = jnp.zeros((*images.shape[:3], kernel.shape[-1]), images.dtype)
+    for i, j in itertools.product(range(3), repeat=2):
+        found += padded[:, i : i + height, j : j + width] @ kernel[i, j]
+    return found
 
 
 def _one_by_one(convolve: Convolution) -> Convolution:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mhd_jax.runs import callbacks
     from mhd_jax.runs.callbacks import Callback
     from mhd_jax.studies.compare import compare
+    from mhd_jax.studies.plan import plan
     from mhd_jax.topology import Topology
     from mhd_jax.training import optim
 
@@ -61,6 +62,7 @@ _PLACES = {
     "models": "mhd_jax.models",
     "optim": "mhd_jax.training.optim",
     "partition": "mhd_jax.data.partition",
+    "plan": "mhd_jax.studies.plan:plan",
     "prepare": "mhd_jax.engine.prepare:prepare",
     "pretext": "mhd_jax.data.pretext",
     "pretrained": "mhd_jax.models.pretrained:pretrained",

@@ -117,10 +117,10 @@ class RunSettings:
         steps = times * (self.steps or DEFAULT_STEPS)
         return dataclasses.replace(self, steps=steps, eval_every=times * self.eval_every)
 
-    def clients(self, seed: int) -> mhd.Clients:
-        """Makes the clients; the data split derives from the seed."""
+    def clients(self, seed: int, data: mhd.data.Dataset | None = None) -> mhd.Clients:
+        """Makes the clients, of the data set or of other `data`; the split derives from the seed."""
         return mhd.make_clients(
-            self._data(),
+            self._data() if data is None else data,
             self.num_clients,
             self.model,
             partition=self.partition,
@@ -163,10 +163,12 @@ class RunSettings:
         """Returns the bytes of the training data in memory."""
         return memory.num_bytes(self._data().inputs)
 
-    def arguments(self, algorithm: mhd.Algorithm, seed: int) -> dict[str, Any]:
-        """Returns the arguments of one run for `mhd.simulate_many`."""
+    def arguments(
+        self, algorithm: mhd.Algorithm, seed: int, data: mhd.data.Dataset | None = None
+    ) -> dict[str, Any]:
+        """Returns the arguments of one run for `mhd.simulate_many`; `clients` says what `data` is."""
         return {
-            "clients": self.clients(seed),
+            "clients": self.clients(seed, data),
             "topology": self._topology(seed),
             "algorithm": algorithm,
             "seed": seed,

@@ -25,6 +25,8 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
+from mhd_jax.core.machine import machine
+
 AXIS = "clients"
 BATCH_AXIS = "batch"
 BY_DEVICE = "by device"  # see `over_clients`
@@ -77,7 +79,7 @@ class Execution:
     def sharding_along(self, axis: int | None) -> Sharding:
         """Returns the sharding of arrays whose client axis is `axis`; None replicates them."""
         if self.mesh is None:
-            return SingleDeviceSharding(jax.devices()[0])
+            return SingleDeviceSharding(machine().devices[0])
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
         return NamedSharding(self.mesh, spec)
 
@@ -116,8 +118,8 @@ def even_part(count: int, most: int) -> int:
 
 
 def default_platform() -> str:
-    """Returns the platform on which JAX runs: "cpu", "gpu" or "tpu"."""
-    return jax.default_backend()
+    """Returns the platform of the devices: "cpu", "gpu" or "tpu"."""
+    return machine().platform
 
 
 def target_platform() -> str:
@@ -207,6 +209,14 @@ def _in_chunks(
 ) -> Any:
     stacked = [a for a, axis in zip(arguments, axes, strict=True) if axis == 0]
     size = jax.tree.leaves(stacked)[0].shape[0]
+    if size == 1 and target_platform() == "tpu":
+        # TPUs compute a convolution sooner than the grouped one that vmap makes of it, which turns
+        # and converts its kernel in passes of their own.
+        own = [
+            jax.tree.map(lambda a: a[0], argument) if axis == 0 else argument
+            for argument, axis in zip(arguments, axes, strict=True)
+        ]
+        return jax.tree.map(lambda a: a[None], fn(*own))
     if chunk is None or chunk >= size:
         return jax.vmap(fn, in_axes=tuple(axes))(*arguments)
 
@@ -270,11 +280,12 @@ def client_mesh(num_devices: int, num_parts: int | None = None) -> Mesh | None:
     """
     if num_devices == 1:
         return None
-    each = num_devices // jax.process_count()
+    available = machine()
+    each = num_devices // len(available.processes)
     devices = [
         device
-        for process in range(jax.process_count())
-        for device in [d for d in jax.devices() if d.process_index == process][:each]
+        for process in available.processes
+        for device in [d for d in available.devices if d.process_index == process][:each]
     ]
     grid = np.array(devices).reshape(num_parts or num_devices, -1)
     return Mesh(grid, (AXIS, BATCH_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "shows which client would get which data, before any training",
     "prepare": "downloads and prepares a data set, once",
     "presets": "lists the files of flags that come with this package",
+    "plan": "tells whether a run would fit on a machine that is not here, and its step's time",
     "demo": "isolated training, naive distillation and MHD on real digits, in two minutes",
     "doctor": "looks at versions, devices, folders and optional packages",
 }
@@ -28,6 +29,7 @@ BINARIES = {
     "report": "report",
     "data": "inspect_data",
     "prepare": "prepare_data",
+    "plan": "plan",
     "demo": "quickstart",
 }
 _CLONE = pathlib.Path(__file__).parents[2] / "experiments" / "RESULTS.md"

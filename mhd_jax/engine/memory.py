@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from rich.filesize import decimal
 from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.machine import machine
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Algorithm, PyTree
 from mhd_jax.data.batching import BatchSpec
@@ -35,6 +37,7 @@ _PART = 8  # samples
 _LEAVES_THE_CACHE = 2**25  # bytes
 _WORTH_NAMING = 0.05  # of the run's total
 _OF_THE_STATE = "num_clients, pool_size, teacher_delay or a smaller model"
+_STATE = "state and data (num_clients, or a smaller model)"
 _STEP = "a step (batch_size, public_batch_size or client_chunk)"
 
 
@@ -117,10 +120,13 @@ def whole_bytes(num_devices: int | None = None) -> int:
 
     CPU devices, `num_devices` of them or all, divide the machine's memory among themselves.
     """
+    available = machine()
+    if available.bytes_each is not None:
+        return available.bytes_each
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    sharing = max(1, (num_devices or jax.device_count()) // jax.process_count())
+    sharing = max(1, (num_devices or len(available.devices)) // len(available.processes))
     return _machine_bytes() // sharing
 
 
@@ -240,30 +246,58 @@ def fitted(run: Run, carry: Carry) -> Run:
     Raises:
       ConfigError: the step does not fit, with the user's `client_chunk` or in chunks of one client.
     """
+    run, _, needed = most_at_once(run, carry)
+    _require_fits(needed, run)
+    return run
+
+
+def most_at_once(run: Run, carry: Carry) -> tuple[Run, jax.stages.Compiled | None, dict[str, int]]:
+    """Compiles a run's step, in smaller and smaller chunks of clients until it fits.
+
+    Returns:
+      The run with its chunk; its compiled step, None if the compiler gave up for want of memory;
+      the bytes that the step needs on each device, by purpose. They may exceed the device's, where
+      the user has set `client_chunk`, or in chunks of one client.
+    """
     while True:
-        needed = _step_bytes(run.lower(carry))
+        compiled, needed = _compiled(run.lower(carry), run)
         smaller = _smaller_chunk(run, needed)
         if smaller is None:
-            _require_fits(needed, run)
-            return run
+            return run, compiled, needed
         execution = dataclasses.replace(run.execution, chunk=smaller, recompute=True)
         run = dataclasses.replace(run, execution=execution)
 
 
 def require_step_fits(lowered: jax.stages.Lowered, run: Run) -> None:
     """Raises `ConfigError` if the joint step of several runs exceeds a device's memory."""
-    _require_fits(_step_bytes(lowered), run)
+    _require_fits(_compiled(lowered, run)[1], run)
 
 
-def _step_bytes(lowered: jax.stages.Lowered) -> dict[str, int]:
-    """Returns the bytes that the compiled program needs on each device, by purpose."""
-    found: Any = lowered.compile().memory_analysis()
+def _compiled(
+    lowered: jax.stages.Lowered, run: Run
+) -> tuple[jax.stages.Compiled | None, dict[str, int]]:
+    """Compiles a step; returns it, and the bytes that it needs on each device, by purpose.
+
+    Compilers that place arrays in memory, as those of TPUs, give up where these do not fit.
+    """
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        held = on_each_device((run.carry, run.samples.data_shapes))
+        wanted = _wanted_bytes(str(error)) or 2 * _least_whole_bytes(run)
+        return None, {_STATE: held, _STEP: max(wanted - held, 1)}
+    found: Any = compiled.memory_analysis()
     if found is None:  # a backend without this analysis
-        return {}
-    return {
-        "state and data (num_clients, or a smaller model)": found.argument_size_in_bytes,
-        _STEP: found.temp_size_in_bytes,
-    }
+        return compiled, {}
+    return compiled, {_STATE: found.argument_size_in_bytes, _STEP: found.temp_size_in_bytes}
+
+
+def _wanted_bytes(refusal: str) -> int | None:
+    """Returns the bytes that a TPU's compiler says it would have used; None if it does not say."""
+    said = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", refusal)
+    return None if said is None else int(float(said[1]) * 1024 ** (1 + "KMGT".index(said[2])))
 
 
 def _smaller_chunk(run: Run, needed: Mapping[str, int]) -> int | None:

@@ -21,6 +21,7 @@ from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.machine import machine
 from mhd_jax.core.types import Algorithm, GroupState
 from mhd_jax.core.validation import is_number, require_counts
 from mhd_jax.data.augmentation import Augmentation, parse
@@ -438,13 +439,13 @@ def _execution(
     In all other cases a device computes all of its clients at once, as long as their activations
     fit in memory.
     """
-    available = jax.device_count()
+    available = len(machine().devices)
     if num_devices is not None and num_devices > available:
         raise ConfigError(
             f"num_devices is {num_devices}, but there are {available}; on CPUs set "
             "jax_num_cpu_devices before JAX starts."
         )
-    processes = jax.process_count()
+    processes = len(machine().processes)
     shards = min(num_devices or available, clients.num_clients) // processes * processes
     if shards == 0:
         raise ConfigError(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from mhd_jax.core.client_axis import target_platform
+
 Layer = Callable[[Array], Array]
 
 
@@ -63,7 +65,10 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean, variance = _group_moments(x, self.num_groups)
         slope = jax.lax.rsqrt(variance + self.epsilon) * scale
-        y = x * slope + (bias - mean * slope)  # so the gradient needs two sums, of dy and of x · dy
+        offset = bias - mean * slope
+        if target_platform() == "tpu":  # else XLA sums for the bias's gradient in one more pass
+            slope, offset = jax.lax.optimization_barrier((slope, offset))
+        y = x * slope + offset  # so the gradient needs two sums, of dy and of x · dy
         return y.astype(jnp.result_type(x, scale, bias))
 
 

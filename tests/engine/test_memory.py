@@ -52,7 +52,7 @@ def test_chunks_become_as_small_as_they_must(monkeypatch):
     many = tiny_clients(12, num_samples=200, optimizer=mhd.optim.SGD())
     settings = {"steps": 2, "num_devices": 1, "batch_size": 4000}
     sizes = {
-        chunk: sum(memory._step_bytes(run.lower(run.carry)).values())
+        chunk: sum(memory.most_at_once(run, run.carry)[2].values())
         for chunk in (None, 1)
         for run in [prepare("ring", many, "isolated", client_chunk=chunk, **settings)]
     }
