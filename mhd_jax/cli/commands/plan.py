@@ -11,22 +11,20 @@ models, and is not run.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 
 from absl import flags
 from rich.filesize import decimal
 
 import mhd_jax as mhd
-from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.cli import algorithm_flag, json_flag, launch
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli import launch
 from mhd_jax.cli.settings import RunSettings
-from mhd_jax.core.files import folder_here
-from mhd_jax.runs.records import jsonable, write_json
+from mhd_jax.runs.records import jsonable
 from mhd_jax.studies import tables
 from mhd_jax.studies.plan import Plan, made_images
 
-_ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
 _TARGET = flags.DEFINE_string(
     "target", "tpu:v5e:2x2", "Machine: tpu:v5e:4x4, or another layout of chips; cpu; gpu."
 )
@@ -40,7 +38,8 @@ _NUM_CLASSES = flags.DEFINE_integer(
 _SAMPLES = flags.DEFINE_integer(
     "samples_per_client", 500, "Private samples of each client, of made images.", lower_bound=1
 )
-_JSON = flags.DEFINE_string("json", None, "File for the plans as JSON.")
+flags.adopt_module_key_flags(algorithm_flag)
+flags.adopt_module_key_flags(json_flag)
 flags.adopt_module_key_flags(run_flags)
 
 _NOTE = (
@@ -54,16 +53,17 @@ _MADE_SIDE = 32  # pixels, by default
 
 def main() -> None:
     """Plans the run that the flags describe, for each number of clients."""
-    algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
+    algorithm = algorithm_flag.value()
     settings = run_flags.settings()
-    file = folder_here(_JSON.value, "--json") if _JSON.value else None
     plans: list[Plan] = []
     for number in _sizes(settings.num_clients):
         of_size = dataclasses.replace(settings, num_clients=number)
         arguments = of_size.arguments(algorithm, flags.FLAGS.seed, _made_images(of_size))
         plans.append(mhd.plan(**arguments, target=_TARGET.value))
-        if file is not None:  # after every plan, so that none is lost
-            write_json(file, jsonable([dataclasses.asdict(each) for each in plans]))
+        if json_flag.asked():  # after every plan, so that none is lost
+            print(json.dumps(jsonable(dataclasses.asdict(plans[-1]))), flush=True)
+    if json_flag.asked():
+        return
     console = launch.console()
     columns = ["each device", *(f"{each.num_clients} clients" for each in plans)]
     console.print(tables.rich(columns, _lines(plans), f"{algorithm.name} on {_TARGET.value}"))

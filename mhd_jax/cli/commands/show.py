@@ -18,18 +18,14 @@ from absl import flags
 from rich.filesize import decimal
 
 import mhd_jax as mhd
-from mhd_jax.cli import launch
+from mhd_jax.cli import json_flag, launch
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs.accuracies import accuracy_lines
 from mhd_jax.runs.finished import read_history, read_run, run_folders
 from mhd_jax.runs.records import read_json
 from mhd_jax.studies import tables
 
-_JSON = flags.DEFINE_bool(
-    "json",
-    False,
-    "Whether to print each run as a JSON object, one a line: its summary and its folder.",
-)
+flags.adopt_module_key_flags(json_flag)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     folders = run_folders([folder_here(argument, "folder") for argument in arguments])
     for number, folder in enumerate(folders):
         found = record(folder)
-        if _JSON.value:
+        if json_flag.asked():
             launch.say(json.dumps(found, ensure_ascii=False))
         else:
             _print(found, after_another=number > 0)

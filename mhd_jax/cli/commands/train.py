@@ -13,19 +13,18 @@ from __future__ import annotations
 from absl import flags
 from rich.table import Table
 
-from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.cli import algorithm_flag, launch, watching
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli import launch, watching
 from mhd_jax.core.files import folder_here
 
-_ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
+flags.adopt_module_key_flags(algorithm_flag)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
     """Trains the run that the flags describe."""
-    algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
+    algorithm = algorithm_flag.value()
     settings = run_flags.settings()
     workdir = folder_here(flags.FLAGS.workdir or f"runs/{algorithm.name}", "--workdir")
     finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
