@@ -270,7 +270,12 @@ def _flops(run: Run) -> float:
     )
     # Local steps are a loop of their own, whose length no one knows before.
     algorithm = dataclasses.replace(run.algorithm, local=None)
-    how = {"algorithm": algorithm, "execution": execution, "samples": samples, "carry": carry}
+    how: dict[str, Any] = {
+        "algorithm": algorithm,
+        "execution": execution,
+        "samples": samples,
+        "carry": carry,
+    }
     alone = dataclasses.replace(run, **how)
     found: Any = alone.lower(carry).cost_analysis()
     return float(found["flops"])
