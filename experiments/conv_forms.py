@@ -1,7 +1,7 @@
 r"""Times the forms that the convolutions of many clients may take on this machine's device.
 
   python -m experiments.conv_forms --num_clients=8 --batch_size=32 --dtypes=float32,bfloat16 \
-      --output=experiments/results/conv_forms/h200.json
+      --times=experiments/results/conv_forms/h200.json
 
 Each client convolves its own images with its own kernel, and the gradients of both are taken. The
 forms compute the same. A table of them is what the choice of a form on a platform rests on. The
@@ -40,7 +40,7 @@ _DTYPES = flags.DEFINE_multi_enum(
     "dtypes", ["float32", "bfloat16"], ["float32", "bfloat16"], "Types of the numbers."
 )
 _REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of the forms.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the times.")
+_TIMES = flags.DEFINE_string("times", None, "JSON file for the times.")
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Convolution = Callable[[Array, Array], Array]  # of images [N, H, W, C] and a kernel [3, 3, C, F]
@@ -99,13 +99,13 @@ FORMS: dict[str, Convolution] = {
 
 def main() -> None:
     """Times all forms of the shapes and types that the flags name."""
-    output = folder_here(_OUTPUT.value, "--output") if _OUTPUT.value else None
+    file = folder_here(_TIMES.value, "--times") if _TIMES.value else None
     found: list[dict[str, Any]] = []
     for side, channels in map(_read, _SHAPES.value):
         for dtype in _DTYPES.value:
             found.append(_timed(side, channels, dtype))
-            if output is not None:
-                write_json(output, {"machine": speed.machine(), "shapes": found})
+            if file is not None:
+                write_json(file, {"machine": speed.machine(), "shapes": found})
     lines = [
         [f"{one['side']}² × {one['channels']}", one["dtype"], *map("{:.3f}".format, times.values())]
         for one in found

@@ -41,7 +41,7 @@ fi
 
 part rows 130 "$python" -m experiments.benchmark --rows=gpu_small,gpu_resnet34,mhd_overhead \
   --output="$folder/rows.json" --record
-part forms 110 "$python" -m experiments.conv_forms --output="$folder/forms.json"
+part forms 110 "$python" -m experiments.conv_forms --times="$folder/forms.json"
 part mhd 60 "$python" -m experiments.train --algorithm=mhd "${data[@]}" --norm=group --num_clients=8 \
   --compute_dtype=bfloat16 --steps=500 --eval_every=250 --workdir="$folder/mhd"
 part scaling 60 "$python" -m experiments.scaling --models=lenet5 --num_clients=8,64 \
