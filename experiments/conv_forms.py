@@ -1,6 +1,6 @@
 r"""Times the forms that the convolutions of many clients may take on this machine's device.
 
-  python -m experiments.conv_forms --num_clients=8 --batch_size=32 --dtypes=float32,bfloat16 \
+  python -m experiments.conv_forms --clients=8 --images=32 --dtypes=float32,bfloat16 \
       --times=experiments/results/conv_forms/h200.json
 
 Each client convolves its own images with its own kernel, and the gradients of both are taken. The
@@ -34,8 +34,8 @@ _SHAPES = flags.DEFINE_list(
     ["32x16", "16x32", "8x64", "64x64", "16x128", "8x256", "4x512"],
     "Sides of the images, and channels: 32x16 are 32 × 32 pixels of 16 channels.",
 )
-_NUM_CLIENTS = flags.DEFINE_integer("num_clients", 8, "Clients.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images of each client.", lower_bound=1)
+_CLIENTS = flags.DEFINE_integer("clients", 8, "Clients.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 32, "Images of each client.", lower_bound=1)
 _DTYPES = flags.DEFINE_multi_enum(
     "dtypes", ["float32", "bfloat16"], ["float32", "bfloat16"], "Types of the numbers."
 )
@@ -124,7 +124,7 @@ def _read(shape: str) -> tuple[int, int]:
 
 def _timed(side: int, channels: int, dtype: str) -> dict[str, Any]:
     """Returns the milliseconds of each form's forward and backward pass, and its rate."""
-    num_clients, batch_size = _NUM_CLIENTS.value, _BATCH_SIZE.value
+    num_clients, batch_size = _CLIENTS.value, _IMAGES.value
     keys = jax.random.split(jax.random.key(0))
     shapes = (
         (num_clients, batch_size, side, side, channels),

@@ -40,7 +40,7 @@ def test_forms_compute_one_thing(name, float64):
 
 
 def test_times_are_written_shape_by_shape(call, tmp_path):
-    small = ["--num_clients=2", "--batch_size=2", "--repetitions=1", "--dtypes=float32"]
+    small = ["--clients=2", "--images=2", "--repetitions=1", "--dtypes=float32"]
     status, out, _ = call(conv_forms, "--shapes=4x2,2x4", *small, "--times=times.json")
     assert status == 0 and "2² × 4" in out
     found = json.loads((tmp_path / "times.json").read_text())["shapes"]
