@@ -66,7 +66,7 @@ def _groups() -> dict[str, list[str]]:
     run = (
         *("algorithm", "algorithms", "steps", "epochs", "batch_size", "public_batch_size", "seed"),
         *("seeds", "eval_every", "eval_batch_size", "metrics", "early_stopping", "patience"),
-        "continue_from",
+        *("continue_from", "dry_run"),
     )
     of_data = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(data_flags.__name__)]
     of_images = ("augmentation", "augment_public")
@@ -86,7 +86,7 @@ def _groups() -> dict[str, list[str]]:
         ],
         "output": [
             *("workdir", "output", "checkpoint_every", "keep_checkpoints", "keep_best"),
-            *("fall_back", "tensorboard", "wandb_project"),
+            *("fall_back", "tensorboard", "wandb_project", "json"),
         ],
     }
 

@@ -151,9 +151,9 @@ def console(*, alone: bool = False) -> Console:
     return Console(quiet=not alone and jax.process_index() > 0, width=width)
 
 
-def say(text: str) -> None:
-    """Prints text as it is, for a binary that is one process."""
-    console(alone=True).print(text, markup=False, highlight=False, soft_wrap=True)
+def say(text: str, *, alone: bool = True) -> None:
+    """Prints text as it is; `alone` as for `console`."""
+    console(alone=alone).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_report(folder: pathlib.Path) -> None:

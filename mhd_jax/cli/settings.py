@@ -16,6 +16,7 @@ from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
 from mhd_jax.engine.origins import opened
 from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.run import Run
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies.compare import settings_for
@@ -156,8 +157,15 @@ class RunSettings:
         Raises:
           mhd.ConfigError: the run could not start.
         """
-        run = prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
-        return jsonable(run.settings)
+        return jsonable(self.prepared(algorithm, seed).settings)
+
+    def prepared(self, algorithm: mhd.Algorithm, seed: int) -> Run:
+        """Returns a run that is ready to start; nothing of it is computed.
+
+        Raises:
+          mhd.ConfigError: the run could not start.
+        """
+        return prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
 
     def data_bytes(self) -> int:
         """Returns the bytes of the training data in memory."""

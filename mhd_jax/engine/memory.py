@@ -38,7 +38,7 @@ _LEAVES_THE_CACHE = 2**25  # bytes
 _WORTH_NAMING = 0.05  # of the run's total
 _OF_THE_STATE = "num_clients, pool_size, teacher_delay or a smaller model"
 _STATE = "state and data (num_clients, or a smaller model)"
-_STEP = "a step (batch_size, public_batch_size or client_chunk)"
+STEP = "a step (batch_size, public_batch_size or client_chunk)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,12 @@ class Estimate:
 
     def step(self, num_clients: int, chunk: int, recompute: bool) -> int:
         """Returns the bytes of a step of `num_clients` clients on a device, `chunk` at once."""
+        return num_clients * self.state + self.temporary(num_clients, chunk, recompute)
+
+    def temporary(self, num_clients: int, chunk: int, recompute: bool) -> int:
+        """Returns the bytes of `step` without the clients' state, which stays from step to step."""
         kept = chunk if recompute else num_clients
-        everyone = self.state + 2 * self.gradients + self.batch
+        everyone = 2 * self.gradients + self.batch
         if chunk == num_clients and not recompute:  # private and public pass may be one
             return num_clients * (everyone + self.private + self.public)
         return num_clients * everyone + max(chunk * self.private, kept * self.public)
@@ -221,7 +225,12 @@ def _optimizer_state(optimizer: Any, params: PyTree) -> PyTree:
 
 
 def require_state_fits(run: Run, *, saves: bool) -> None:
-    """Raises `ConfigError` if the run's state and data exceed a device's memory.
+    """Raises `ConfigError` if the run's state and data exceed a device's memory."""
+    _require_fits(state_parts(run, saves=saves), run)
+
+
+def state_parts(run: Run, *, saves: bool) -> dict[str, int]:
+    """Returns the bytes of a run's state and data on each device, by purpose.
 
     On a CPU a run that saves checkpoints also holds a copy of its state for the writing threads.
     """
@@ -237,7 +246,7 @@ def require_state_fits(run: Run, *, saves: bool) -> None:
         "counts of edges (num_clients)": (run.carry.messages, run.carry.diagnostics),
         f"a copy of the state while it is saved ({_OF_THE_STATE})": run.carry if copied else (),
     }
-    _require_fits({what: on_each_device(tree) for what, tree in parts.items()}, run)
+    return {what: on_each_device(tree) for what, tree in parts.items()}
 
 
 def fitted(run: Run, carry: Carry) -> Run:
@@ -287,11 +296,11 @@ def _compiled(
             raise
         held = on_each_device((run.carry, run.samples.data_shapes))
         wanted = _wanted_bytes(str(error)) or 2 * _least_whole_bytes(run)
-        return None, {_STATE: held, _STEP: max(wanted - held, 1)}
+        return None, {_STATE: held, STEP: max(wanted - held, 1)}
     found: Any = compiled.memory_analysis()
     if found is None:  # a backend without this analysis
         return compiled, {}
-    return compiled, {_STATE: found.argument_size_in_bytes, _STEP: found.temp_size_in_bytes}
+    return compiled, {_STATE: found.argument_size_in_bytes, STEP: found.temp_size_in_bytes}
 
 
 def _wanted_bytes(refusal: str) -> int | None:
@@ -306,8 +315,8 @@ def _smaller_chunk(run: Run, needed: Mapping[str, int]) -> int | None:
     chunk = execution.at_once(run.clients.num_clients)
     if sum(needed.values()) <= whole or run.client_chunk is not None or chunk == 1:
         return None
-    left = max(whole - sum(needed.values()) + needed[_STEP], 0)
-    return max(1, min(int(chunk * left / needed[_STEP]), chunk // 2))
+    left = max(whole - sum(needed.values()) + needed[STEP], 0)
+    return max(1, min(int(chunk * left / needed[STEP]), chunk // 2))
 
 
 def on_each_device(tree: PyTree) -> int:

@@ -28,7 +28,7 @@ from mhd_jax.engine import contract
 from mhd_jax.engine.faults import Tally
 from mhd_jax.engine.steps import Carry, carry_shardings
 
-_How = tuple[Algorithm, BatchSpec, Execution, bool, bool]  # see `initial_carry`
+How = tuple[Algorithm, BatchSpec, Execution, bool, bool]  # see `initial_carry`
 
 
 def initial_carry(
@@ -50,7 +50,7 @@ def initial_carry(
     """
     arguments = (jax.random.key(seed), data, [group.start for group in clients.groups])
     how = (algorithm, spec, execution, may_fail, quarantine)
-    traced, shapes = _traced(clients, how, arguments)
+    traced, shapes = traced_start(clients, how, arguments)
     places = carry_shardings(shapes, execution)
     if abstract:
         return jax.tree.map(
@@ -67,7 +67,7 @@ def initial_carry(
 _traces: weakref.WeakKeyDictionary[Clients, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-def _traced(clients: Clients, how: _How, arguments: PyTree) -> tuple[ClosedJaxpr, Carry]:
+def traced_start(clients: Clients, how: How, arguments: PyTree) -> tuple[ClosedJaxpr, Carry]:
     """Returns the traced program of `arguments`, arrays or their shapes, and its results' shapes."""
     leaves, structure = jax.tree.flatten(arguments)
     known = _traces.setdefault(clients, {})

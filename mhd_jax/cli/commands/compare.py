@@ -12,14 +12,17 @@ from __future__ import annotations
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import comparison, launch, seed_flags, study
+from mhd_jax.cli import comparison, json_flag, launch, seed_flags, study
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.core import multihost
+from mhd_jax.runs.records import read_json
 
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms", ["isolated", "naive", "mhd", "supervised"], "Algorithms to compare."
 )
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(seed_flags)
+flags.adopt_module_key_flags(json_flag)
 flags.adopt_module_key_flags(launch)
 
 
@@ -37,7 +40,10 @@ def main() -> None:
     workdir = study.workdir("runs/compare")
     seeds = seed_flags.values()
     rows = comparison.compare(settings, algorithms, seeds, workdir, notes)
-    comparison.show(rows, f"mean over clients, {len(seeds)} seed(s)", workdir, notes)
+    if not json_flag.asked():
+        comparison.show(rows, f"mean over clients, {len(seeds)} seed(s)", workdir, notes)
+    elif multihost.is_main():
+        json_flag.say({"folder": str(workdir), **read_json(workdir / "table.json")})
 
 
 def start() -> None:

@@ -11,7 +11,6 @@ models, and is not run.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -21,7 +20,6 @@ import mhd_jax as mhd
 from mhd_jax.cli import algorithm_flag, json_flag, launch
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.settings import RunSettings
-from mhd_jax.runs.records import jsonable
 from mhd_jax.studies import tables
 from mhd_jax.studies.plan import Plan, made_images
 
@@ -61,7 +59,7 @@ def main() -> None:
         arguments = of_size.arguments(algorithm, flags.FLAGS.seed, _made_images(of_size))
         plans.append(mhd.plan(**arguments, target=_TARGET.value))
         if json_flag.asked():  # after every plan, so that none is lost
-            print(json.dumps(jsonable(dataclasses.asdict(plans[-1]))), flush=True)
+            json_flag.say(dataclasses.asdict(plans[-1]), alone=True)
     if json_flag.asked():
         return
     console = launch.console()

@@ -9,7 +9,6 @@ finished is shown as far as it got.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +18,10 @@ from rich.filesize import decimal
 
 import mhd_jax as mhd
 from mhd_jax.cli import json_flag, launch
+from mhd_jax.cli.run_record import record
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs.accuracies import accuracy_lines
-from mhd_jax.runs.finished import read_history, read_run, run_folders
-from mhd_jax.runs.records import read_json
+from mhd_jax.runs.finished import run_folders
 from mhd_jax.studies import tables
 
 flags.adopt_module_key_flags(json_flag)
@@ -36,37 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     for number, folder in enumerate(folders):
         found = record(folder)
         if json_flag.asked():
-            launch.say(json.dumps(found, ensure_ascii=False))
+            json_flag.say(found, alone=True)
         else:
             _print(found, after_another=number > 0)
-
-
-def record(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a run's summary with its folder and command; of an unfinished run, what there is.
-
-    Raises:
-      mhd.ConfigError: the folder is damaged.
-    """
-    config = read_json(folder / "config.json")
-    settings = config.get("settings")
-    if not isinstance(settings, dict) or not isinstance(settings.get("clients"), dict):
-        raise mhd.ConfigError(f"{folder} does not hold a whole run; name another folder.")
-    environment = config.get("environment", {})
-    about = {"folder": str(folder), "command": environment.get("command")}
-    if (folder / "summary.json").exists():
-        return {**about, **read_run(folder).summary, "environment": environment}
-    of_clients = {name: settings["clients"].get(name) for name in ("dataset", "num_clients")}
-    of_run = {name: settings.get(name) for name in ("algorithm", "steps", "seed")}
-    last = (read_history(folder / "metrics.jsonl") or [{"step": 0}])[-1]
-    return {
-        **about,
-        **of_run,
-        **of_clients,
-        "status": "unfinished",
-        **last,
-        "settings": settings,
-        "environment": environment,
-    }
 
 
 def _print(found: Mapping[str, Any], after_another: bool) -> None:

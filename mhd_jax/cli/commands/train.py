@@ -5,20 +5,33 @@ r"""Trains clients that learn from each other, and reports the accuracy of each.
 
 The run folder (--workdir) gets the settings, the metrics, the checkpoints, the plots and
 report.html. The same command again resumes an interrupted run. --flagfile=FILE reads flags from a
-file, one a line.
+file, one a line. --dry_run tells what the run would take, and trains nothing.
 """
 
 from __future__ import annotations
 
+import pathlib
+
 from absl import flags
 from rich.table import Table
 
-from mhd_jax.cli import algorithm_flag, launch, watching
+from mhd_jax.cli import algorithm_flag, dry_run, json_flag, launch, run_record, watching
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.core.files import folder_here
+from mhd_jax.engine.dry_run import dry_run as what_it_would_take
+from mhd_jax.engine.host import HostSettings
+from mhd_jax.engine.result import Result
+from mhd_jax.engine.run import Run
 
 flags.adopt_module_key_flags(algorithm_flag)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Whether to tell what the run would take (settings, shapes, parameters, memory, operations, "
+    "bytes sent) instead of training; no folder is written.",
+)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(json_flag)
 flags.adopt_module_key_flags(launch)
 
 
@@ -27,26 +40,48 @@ def main() -> None:
     algorithm = algorithm_flag.value()
     settings = run_flags.settings()
     workdir = folder_here(flags.FLAGS.workdir or f"runs/{algorithm.name}", "--workdir")
+    if _DRY_RUN.value:
+        _run_dry(settings.prepared(algorithm, flags.FLAGS.seed), settings.eval_every, workdir)
+        return
     finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
+    if json_flag.asked():
+        json_flag.say(run_record.record(workdir))
+        return
+    if finished:
+        done = "nothing was changed" if reported else "only its report was missing"
+        launch.say(f"{workdir} holds this run, finished; {done}.", alone=False)
+    elif result.started_at:
+        launch.say(f"resumed at step {result.started_at}", alone=False)
+    _show(result, workdir)
+
+
+def _show(result: Result, workdir: pathlib.Path) -> None:
+    """Prints the accuracies of a run, and where its report is."""
     from mhd_jax.runs import report  # imported late, as matplotlib is slow to import
 
     console = launch.console()
     summary = result.summary
-    if finished:
-        done = "nothing was changed" if reported else "only its report was missing"
-        console.print(f"{workdir} holds this run, finished; {done}.", markup=False)
-    elif result.started_at:
-        console.print(f"resumed at step {result.started_at}")
     if summary["status"] == "stopped":
         asked, reason = summary["settings"]["steps"], summary["stopped_because"]
         console.print(f"stopped at step {summary['steps']} of {asked}: {reason}", markup=False)
-    table = Table("head", "β_sh", "β_priv", title=f"{algorithm.name}, mean over clients")
+    title = f"{summary['algorithm']}, mean over clients"
+    table = Table("head", "β_sh", "β_priv", title=title)
     for head, value, own in report.accuracy_lines(summary):
         table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
     console.print(table)
     launch.tell_report(workdir)
+
+
+def _run_dry(run: Run, eval_every: int, workdir: pathlib.Path) -> None:
+    """Tells what a run would take; refused is what would be, also because of its folder."""
+    HostSettings(workdirs=[workdir]).folders([run])
+    found = what_it_would_take(run, eval_every, saves=True)
+    if json_flag.asked():
+        json_flag.say(found)
+    else:
+        launch.say("\n".join(dry_run.lines(found)), alone=False)
 
 
 def start() -> None:
