@@ -18,13 +18,15 @@ from rich.table import Table
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.cli import dry_run, json_flag, launch, run_record, watching
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.field_flags import define_choice
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine.dry_run import dry_run as what_it_would_take
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 
-_ALGORITHM = flags.DEFINE_enum("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
+define_choice("algorithm", "mhd", list(ALGORITHMS), "How clients learn.")
+flags.declare_key_flag("algorithm")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
@@ -38,7 +40,7 @@ flags.adopt_module_key_flags(launch)
 
 def main() -> None:
     """Trains the run that the flags describe."""
-    algorithm, _ = run_flags.algorithm(_ALGORITHM.value, strict=True)
+    algorithm, _ = run_flags.algorithm(flags.FLAGS.algorithm, strict=True)
     settings = run_flags.settings()
     workdir = folder_here(flags.FLAGS.workdir or f"runs/{algorithm.name}", "--workdir")
     if _DRY_RUN.value:
