@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -44,7 +46,9 @@ def compare(
     Raises:
       mhd.ConfigError: settings that cannot work, or a workdir with other content.
     """
-    described = jsonable({**dataclasses.asdict(settings), "partition": str(settings.partition)})
+    described = jsonable(
+        {**dataclasses.asdict(settings), "partition": _described(settings.partition)}
+    )
     for name in _CHANGE_NO_RESULT:
         del described[name]
     if split_files.is_whole(settings.partition):  # the file determines these sets
@@ -61,6 +65,11 @@ def compare(
         about = {"settings": described, "seeds": list(seeds)}
         comparison_folder.write(workdir, rows, runs, notes, about)
     return rows
+
+
+def _described(partition: Any) -> str:
+    """Returns a partition as text that is the same at every start."""
+    return partition.__qualname__ if inspect.isroutine(partition) else str(partition)
 
 
 def show(rows: Sequence[Row], title: str, folder: pathlib.Path, notes: Sequence[str] = ()) -> None:

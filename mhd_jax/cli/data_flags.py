@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
+from mhd_jax.cli import own_code
 from mhd_jax.cli.field_flags import defaults, define_fields
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.data import split_files
@@ -86,7 +87,8 @@ def values() -> dict[str, Any]:
 
 def _partition() -> Partition | pathlib.Path:
     chosen: Any = FLAGS["partition"].value
-    partition = named(chosen)
+    is_own = own_code.is_own(chosen)
+    partition = own_code.load(chosen) if is_own else named(chosen)
     fields = _PARTITION_FLAGS.get(chosen, {})
     for name, others in _PARTITION_FLAGS.items():
         for field in others:
@@ -95,6 +97,8 @@ def _partition() -> Partition | pathlib.Path:
                     f"--{field} belongs to --partition={name}, not to --partition={chosen}; "
                     "leave one of them out."
                 )
+    if is_own:
+        return partition() if isinstance(partition, type) else partition
     if isinstance(partition, pathlib.Path):
         for name in _SET_ASIDE:
             if FLAGS[name].present and split_files.is_whole(partition):

@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import flags
 
+from mhd_jax.cli import own_code
+
 flags.disclaim_key_flags()  # a flag belongs to the module that has it defined here
 
 _DEFINED_BY: dict[str, Any] = {
@@ -15,6 +17,20 @@ _DEFINED_BY: dict[str, Any] = {
     "int": flags.DEFINE_integer,
     "float": flags.DEFINE_float,
 }
+
+
+class _ChoiceOrOwnCode(flags.EnumParser):
+    """Takes one of several names, or users' own code."""
+
+    def parse(self, argument: str) -> str:
+        return argument if own_code.is_own(argument) else super().parse(argument)
+
+
+def define_choice(name: str, default: str | None, choices: Sequence[str], text: str) -> None:
+    """Defines a flag that is one of several names, or users' own code like my.py:name."""
+    told = f"{text.rstrip('.')}; or your own, like my.py:name."
+    as_text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    flags.DEFINE(_ChoiceOrOwnCode(list(choices)), name, default, told, serializer=as_text)
 
 
 def define(

@@ -6,7 +6,11 @@ those of the algorithm's factory. Only their help is written here.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +19,14 @@ from absl import flags
 import mhd_jax as mhd
 from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
+from mhd_jax.algorithms.base import factory
 from mhd_jax.algorithms.ds_fl import AGGREGATIONS
 from mhd_jax.algorithms.fedmd import DIGEST_LOSSES
 from mhd_jax.algorithms.fedproto import WEIGHTINGS
 from mhd_jax.algorithms.idkd import LABEL_CHOICES
 from mhd_jax.algorithms.mhd import OWN_CANDIDATES, PUBLIC_BATCHES
-from mhd_jax.cli import data_flags, watching
-from mhd_jax.cli.field_flags import defaults, define, define_fields
+from mhd_jax.cli import data_flags, own_code, watching
+from mhd_jax.cli.field_flags import defaults, define, define_choice, define_fields
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.clients import OBJECTIVES
 from mhd_jax.engine.faults import ON_NONFINITE
@@ -268,7 +273,10 @@ for _name, _of in _HYPERPARAMETERS.items():
     _default, _users = described({algorithm: p.default for algorithm, p in _of.items()})
     _annotation = next(iter(_of.values())).annotation
     _text = f"{HYPERPARAMETER_HELP[_name]} {_users}"
-    define(_name, _annotation, _default, _text, _CHOICES.get(_name))
+    if _name == "target_selection":
+        define_choice(_name, _default, _CHOICES[_name], _text)
+    else:
+        define(_name, _annotation, _default, _text, _CHOICES.get(_name))
 
 
 def settings(*, strict: bool = True) -> RunSettings:
@@ -299,7 +307,7 @@ def algorithm(
     """Returns the algorithm of that name with the hyperparameters given as flags.
 
     Args:
-      name: a key of `ALGORITHMS`.
+      name: a key of `ALGORITHMS`, or users' own code.
       strict: whether to refuse flags that the algorithm does not use. If not, the algorithm is one of
         several that are compared, and has `EQUAL_TERMS`.
       defaults: values for hyperparameters that are not given, instead of the algorithm's own.
@@ -310,15 +318,14 @@ def algorithm(
     Raises:
       mhd.ConfigError: an unknown name, a value that cannot work, or an unused flag.
     """
-    if name not in ALGORITHMS:
-        raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
-    known = hyperparameters(ALGORITHMS[name])
-    given = [key for key in _HYPERPARAMETERS if FLAGS[key].present]
+    build = _builder(name)
+    known = hyperparameters(build)
+    given = [key for key in (*_HYPERPARAMETERS, *_own_hyperparameters()) if FLAGS[key].present]
     if "average_every" in given and "ensembles" not in given:
         raise mhd.ConfigError("--average_every is about --ensembles; give both, or neither.")
     common = {} if strict else EQUAL_TERMS
     values = {**common, **(defaults or {}), **{key: _value(key) for key in given}}
-    built = ALGORITHMS[name](**{key: value for key, value in values.items() if key in known})
+    built = build(**{key: value for key, value in values.items() if key in known})
     unused = [key for key in given if key not in known]
     if FLAGS["public_batch_size"].present and not built.public_batch:
         unused.append("public_batch_size")
@@ -335,12 +342,79 @@ def algorithm(
     return built, unused
 
 
+def _builder(name: str) -> Callable[..., mhd.Algorithm]:
+    """Returns the factory of an algorithm: a key of `ALGORITHMS`, or users' own code."""
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    if own_code.is_own(name):
+        return _own_factory(own_code.load(name))
+    raise mhd.ConfigError(f"unknown algorithm {name!r}; choose among {', '.join(ALGORITHMS)}.")
+
+
+@functools.cache  # one factory for one function, so that equal algorithms share a program
+def _own_factory(build: Any) -> Callable[..., mhd.Algorithm]:
+    if not inspect.isroutine(build):
+        raise mhd.ConfigError(f"{build!r} is no function that returns a mhd.Algorithm.")
+
+    @functools.wraps(build)
+    def checked(*args: Any, **kwargs: Any) -> mhd.Algorithm:
+        built = build(*args, **kwargs)
+        if not isinstance(built, mhd.Algorithm):
+            raise mhd.ConfigError(f"{build.__name__} must return a mhd.Algorithm, not {built!r}.")
+        return built
+
+    return factory(checked)
+
+
+_DEFINED: set[str] = set()  # hyperparameters that users' own algorithms alone have
+
+
+def _own_hyperparameters() -> list[str]:
+    return sorted(name for name in _DEFINED if name in FLAGS)
+
+
+def define_own(arguments: Sequence[str]) -> None:
+    """Defines flags of the arguments of users' own factories that a command line names.
+
+    Raises:
+      mhd.ConfigError: code that cannot be loaded, or an argument with the name of another flag.
+    """
+    pairs = [
+        f"{one}={other}"  # --algorithm NAME
+        for one, other in itertools.pairwise(arguments)
+        if "=" not in one
+    ]
+    found = [_OF_ALGORITHMS.fullmatch(each) for each in (*arguments, *pairs)]
+    texts = [match[1] for match in found if match]
+    names = [name.strip() for text in texts for name in re.split("[,;]", text)]
+    for name in filter(own_code.is_own, names):
+        for key, parameter in inspect.signature(_builder(name)).parameters.items():
+            if key in _HYPERPARAMETERS or key in _own_hyperparameters():
+                continue
+            if key in FLAGS:
+                raise mhd.ConfigError(
+                    f"the argument {key} of {name} has the name of another flag; rename it."
+                )
+            _DEFINED.add(key)
+            default = parameter.default
+            kind = default.__class__ if parameter.annotation is parameter.empty else None
+            annotation = parameter.annotation if kind is None else kind
+            text = annotation if isinstance(annotation, str) else annotation.__name__
+            define(key, text, None if default is parameter.empty else default, f"({name})")
+            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[key])
+
+
+_OF_ALGORITHMS = re.compile(r"--?(?:(?:grid|vary)=-{0,2})?algorithms?=(.*)")
+
+
 def _flag(name: str) -> Any:
     return FLAGS[name].value
 
 
 def _value(name: str) -> Any:
     value = _flag(name)
+    if name == "target_selection" and own_code.is_own(value):
+        return own_code.load(value)
     if name == "ensembles":
         return _ensembles(value)
     kind, words = _NUMBERS_OR_WORDS.get(name, (str, ()))

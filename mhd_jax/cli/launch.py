@@ -115,12 +115,24 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parser = _parsed if by_mhd() else app.parse_flags_with_usage
-        app.run(wrapped, argv=presets.resolved(sys.argv), flags_parser=parser)
+        arguments = presets.resolved(sys.argv)
+        _define_own_flags(arguments)
+        app.run(wrapped, argv=arguments, flags_parser=parser)
     except mhd.ConfigError as error:  # of the command line itself
         _exit(f"error: {error}", _STATUS[mhd.ConfigError])
     except Exception:
         traceback.print_exc()
         sys.exit(_UNFORESEEN)
+
+
+def _define_own_flags(arguments: Sequence[str]) -> None:
+    """Defines the flags of users' own algorithms that the arguments, or files of flags, name."""
+    if "topology" not in flags.FLAGS:  # a command without runs
+        return
+    from mhd_jax.cli import flags as run_flags  # which defines flags of runs
+
+    with contextlib.suppress(flags.Error):  # which parsing reports
+        run_flags.define_own(flags.FLAGS.read_flags_from_files(list(arguments)))
 
 
 def _parsed(arguments: Sequence[str]) -> list[str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from flax import linen
+
 import mhd_jax as mhd
+from mhd_jax.cli import own_code
 from mhd_jax.clients import of_each
 from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
@@ -123,7 +127,7 @@ class RunSettings:
         return mhd.make_clients(
             self._data() if data is None else data,
             self.num_clients,
-            self.model,
+            self._model(),
             partition=self.partition,
             public=self._public_data(),
             public_fraction=self.public_fraction,
@@ -175,14 +179,30 @@ class RunSettings:
         self, algorithm: mhd.Algorithm, seed: int, data: mhd.data.Dataset | None = None
     ) -> dict[str, Any]:
         """Returns the arguments of one run for `mhd.simulate_many`; `clients` says what `data` is."""
+        clients = self.clients(seed, data)
+        own = own_code.digests(
+            *(self.model, self.topology, self.metrics, self.partition, algorithm.factory),
+            *algorithm.hyperparameters.values(),
+        )
+        if own:
+            settings = {**clients.settings, "own_code": own}
+            clients = dataclasses.replace(clients, settings=settings)
         return {
-            "clients": self.clients(seed, data),
+            "clients": clients,
             "topology": self._topology(seed),
             "algorithm": algorithm,
             "seed": seed,
             "init": _opened(self.continue_from),
             **settings_for(algorithm, {name: getattr(self, name) for name in _OF_A_RUN}),
         }
+
+    def _model(self) -> Any:
+        """Returns the model; of users' own code, a module, or what a function or a class makes."""
+        if not own_code.is_own(self.model):
+            return self.model
+        found = own_code.load(self.model)
+        is_nnx = isinstance(found, type) and not issubclass(found, linen.Module)
+        return found() if _is_maker(found) and not is_nnx else found
 
     def _adversaries(self) -> dict[int, str]:
         """Parses the kind of each adversary, by client."""
@@ -264,10 +284,37 @@ class RunSettings:
         return {name: value for name, value in options.items() if value is not None}
 
     def _topology(self, seed: int) -> mhd.Topology:
+        if own_code.is_own(self.topology):
+            return self._own_topology(own_code.load(self.topology), seed)
         options = dict(self.topology_options)
         if "seed" in mhd.topology.options(self.topology):  # random graphs differ by seed
             options.setdefault("seed", seed)
         return mhd.topology.named(self.topology, self.num_clients, **options)
+
+    def _own_topology(self, found: Any, seed: int) -> mhd.Topology:
+        """Returns a graph, or what a function of `num_clients` (and `seed`) makes."""
+        if inspect.isroutine(found):
+            known = {"num_clients": self.num_clients, "seed": seed}
+            asked = inspect.signature(found).parameters
+            if "num_clients" in asked:
+                found = found(**{name: known[name] for name in known if name in asked})
+        return mhd.topology.as_topology(found, self.num_clients)
+
+
+def _is_maker(found: Any) -> bool:
+    """Tells whether something makes a model, and is none itself."""
+    return isinstance(found, type) or inspect.isroutine(found)
+
+
+def _metrics(text: str | None) -> dict[str, Any]:
+    """Returns metrics by name, of the library or of users' own code."""
+    found: dict[str, Any] = {}
+    for name in filter(None, (text or "").split(",")):
+        if own_code.is_own(name):
+            found[name.rpartition(":")[2]] = own_code.load(name)
+        else:
+            found |= mhd.metrics.named([name])
+    return found
 
 
 def simulate_cases(
@@ -286,7 +333,7 @@ def simulate_cases(
     return mhd.simulate_many(
         [settings.arguments(algorithm, seed) for settings, algorithm, seed in cases],
         **{name: getattr(first, name) for name in _OF_THE_HOST},
-        metrics=mhd.metrics.named(filter(None, (first.metrics or "").split(","))),
+        metrics=_metrics(first.metrics),
         workdirs=workdirs,
         callbacks=callbacks,
         progress=False,

@@ -33,7 +33,10 @@ def main() -> None:
         raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")
     algorithms, notes = {}, []
     for name in names:
-        algorithms[name], unused = run_flags.algorithm(name, strict=False)
+        built, unused = run_flags.algorithm(name, strict=False)
+        if built.name in algorithms:
+            raise mhd.ConfigError(f"two of --algorithms are called {built.name}; rename yours.")
+        algorithms[built.name] = built
         if unused:
             notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
     settings = run_flags.settings()
