@@ -17,14 +17,16 @@ from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
 from mhd_jax.runs import figures
 from mhd_jax.runs import settings as dotted
-from mhd_jax.runs.accuracies import METRICS, accuracy_lines
-from mhd_jax.runs.drawing import Figure, save_figure, to_hex
+from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
+from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
+from mhd_jax.runs.palette import head_colours
 from mhd_jax.training.metrics import SYMBOLS
 
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
 _MOST_IN_TITLE = 6  # rows up to which a comparison's title names them
+_MOST_CLASSES = 20  # classes up to which a client's page lists those that it does not hold
 _MOST_MOMENTS = 100  # evaluations for which a page holds each client's accuracies
 
 
@@ -53,11 +55,11 @@ def write(run: FinishedRun) -> None:
     data = summary.get("data")  # folders of older versions lack this and other entries
     names = _class_names(summary)
     drawn: dict[str, Callable[[], Figure]] = {
-        "accuracy": lambda: figures.accuracy(history, summary["algorithm"]),
+        "accuracy": lambda: figures.accuracy(history, chance(summary)),
         "per_class_accuracy": lambda: figures.per_class(summary, names),
     }
     if "by_hops" in summary:
-        drawn["hops"] = lambda: figures.hops(summary)
+        drawn["hops"] = lambda: figures.hops(summary, chance(summary))
     by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
     if by_class:
         drawn["per_class_over_time"] = lambda: figures.per_class_over_time(by_class)
@@ -110,12 +112,13 @@ def write_comparison(
       notes: sentences that a reader must know beside the figures.
     """
     histories = _at_common_steps(runs)
+    guess = _common_chance(runs)
     drawn = {
-        "comparison": lambda: figures.comparison(rows),
-        "accuracy": lambda: figures.comparison_curves(histories),
+        "comparison": lambda: figures.comparison(rows, chance=guess),
+        "accuracy": lambda: figures.comparison_curves(histories, guess),
     }
     if figures.sends(histories):
-        drawn["communication"] = lambda: figures.communication_curves(histories)
+        drawn["communication"] = lambda: figures.communication_curves(histories, guess)
     common, differing = dotted.compared(runs)
     environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
     page = _template("comparison.html").render(
@@ -140,6 +143,12 @@ def _at_common_steps(runs: Mapping[str, Sequence[FinishedRun]]) -> figures.Histo
         if steps:
             found[name] = [[rec for rec in run.history if rec["step"] in steps] for run in each]
     return found
+
+
+def _common_chance(runs: Mapping[str, Sequence[FinishedRun]]) -> float | None:
+    """Returns the accuracy of a guess; None if it is not the same for all runs."""
+    found = {chance(run.summary) for each in runs.values() for run in each}
+    return found.pop() if len(found) == 1 else None
 
 
 def in_words(summary: Record) -> list[str]:
@@ -209,10 +218,21 @@ def _accuracy_in_words(summary: Record) -> str:
         for metric, symbol in SYMBOLS.items()
         if of[metric][first] is not None
     ]
+    best = max(heads, key=lambda head: of["beta_sh"][head])
+    more = f" Of all heads, {best} has the highest β_sh, {of['beta_sh'][best]:.3f}."
     return (
         f"At the end, {whose or 'the '}last head, {last}, has {both(last, of)}; the main head has "
         f"{both(first, of)}: from main to last, {' and '.join(gains)}."
+        f"{'' if best == last else more} A guess has {chance(summary):.3g}."
     )
+
+
+def edges_in_words(topology: Record) -> str:
+    """Counts a graph's edges: each edge once where all go both ways, else each direction."""
+    links = topology.get("links")
+    if links is not None and {(j, i) for i, j in links} == {(i, j) for i, j in links}:
+        return f"{len(links) // 2:,} edges"
+    return f"{topology['edges']:,} directed edges"
 
 
 def as_bytes(size: float) -> str:
@@ -305,19 +325,8 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
                 for client in summary["per_client"]
             ],
         ),
-        "bytes": Table(
-            "What was sent",
-            ("what", "bytes", "share"),
-            [
-                [
-                    Cell(f"{word} {name}"),
-                    Cell(as_bytes(n), n, True),
-                    _number(n / max(sent["total_bytes"], 1)),
-                ]
-                for word, part in (("type", "by_type"), ("numbers as", "by_dtype"))
-                for name, n in sent.get(part, {}).items()
-            ],
-        ),
+        "bytes_by_type": _shares("What was sent", "type", sent["by_type"]),
+        "bytes_by_dtype": _shares("How numbers were sent", "as", sent.get("by_dtype", {})),
         "time": Table(
             "Compilation and training apart",
             ("what", "seconds"),
@@ -349,6 +358,16 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
             ],
         )
     return tables
+
+
+def _shares(caption: str, what: str, parts: Mapping[str, int]) -> Table:
+    """Returns a table of the parts of all bytes and of their shares, which sum to 1."""
+    whole = max(sum(parts.values()), 1)
+    return Table(
+        caption,
+        (what, "bytes", "share"),
+        [[Cell(name), Cell(as_bytes(n), n, True), _number(n / whole)] for name, n in parts.items()],
+    )
 
 
 def _comparison_tables(
@@ -427,9 +446,11 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
     return {
         "steps": [record["step"] for record in records],
         "heads": heads,
-        "colours": [to_hex(c) for c in figures.head_colours(len(heads))[: len(heads)]],
+        "colours": head_colours(len(heads)),
         "metrics": METRICS,
+        "chance": chance(summary),
         "classes": _class_names(summary),
+        "most_classes": _MOST_CLASSES,
         "clients": clients,
     }
 
@@ -513,8 +534,8 @@ def _save(
         if figure is None:
             found[name] = None
             continue
-        png = (folder / f"{name}.png").read_bytes()
-        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        drawing = (folder / f"{name}.svg").read_bytes()
+        uri = "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
         found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
     return found
 
@@ -546,5 +567,6 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
     environment.filters["bytes"] = as_bytes
+    environment.filters["edges"] = edges_in_words
     environment.filters["reproduction"] = _reproduction
     return environment.get_template(name)

@@ -13,14 +13,13 @@ from mhd_jax.engine.frames import as_frame, by_metric
 from mhd_jax.engine.result import Result
 from mhd_jax.studies import over_seeds, tables
 from mhd_jax.studies.rows import Row, caption, shown, summarise
-from mhd_jax.training.metrics import SYMBOLS
+from mhd_jax.training.metrics import OF_OWN_LABELS, SYMBOLS, declared_head
 
 if TYPE_CHECKING:
     from mhd_jax.runs.drawing import Figure
 
 _FEWEST_SEEDS = 3  # from two, Student's interval is up to 13 standard deviations wide
-_OWN_DISTRIBUTION = ("beta_priv", "beta_own")  # measured on what clients have themselves
-_ACCURACIES = ("beta_sh", *_OWN_DISTRIBUTION)
+_ACCURACIES = ("beta_sh", *OF_OWN_LABELS)
 _WIDTHS = {"column": 3.3, "page": 6.75}  # inches, of a two-column paper
 _FONT_SIZE = 8  # points
 _LATEX_SYMBOLS = {"beta_sh": r"$\beta_{\mathrm{sh}}$", "beta_priv": r"$\beta_{\mathrm{priv}}$"}
@@ -236,7 +235,7 @@ class Comparison:
             )
         heads = list(metrics[metric])
         if head is None:
-            return heads[0 if metric in _OWN_DISTRIBUTION else -1]
+            return declared_head(metric, heads)
         if head not in heads:
             raise ConfigError(f"{name} has no head {head!r}; choose one of {', '.join(heads)}.")
         return head
