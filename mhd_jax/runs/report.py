@@ -15,13 +15,13 @@ import numpy as np
 
 from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import figures
+from mhd_jax.runs import dot_plots, figures
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
-from mhd_jax.runs.palette import head_colours
+from mhd_jax.runs.palette import head_colours, row_styles
 from mhd_jax.training.metrics import SYMBOLS
 
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
@@ -101,6 +101,8 @@ def write_comparison(
     folder: pathlib.Path,
     rows: Sequence[Record],
     runs: Mapping[str, Sequence[FinishedRun]],
+    verdict: Sequence[str],
+    differences: Mapping[str, Mapping[str, Sequence[Any]]],
     notes: Sequence[str],
 ) -> None:
     """Writes a comparison's figures and its `report.html`.
@@ -109,6 +111,8 @@ def write_comparison(
       folder: the folder to write to.
       rows: the table, from `mhd_jax.studies.rows.summarise`.
       runs: the runs of each row, by the row's name (its "algorithm").
+      verdict: sentences that say who is ahead and who ties.
+      differences: paired differences by metric and baseline, see `mhd_jax.studies.verdict`.
       notes: sentences that a reader must know beside the figures.
     """
     histories = _at_common_steps(runs)
@@ -125,7 +129,9 @@ def write_comparison(
         title=f"Comparison of {', '.join(runs)}"
         if len(runs) <= _MOST_IN_TITLE
         else f"Comparison of {len(runs)} configurations",
-        sentences=_comparison_in_words(rows, runs, differing),
+        sentences=[_what_is_compared(runs, differing)],
+        verdict=verdict,
+        dot_plots=_dot_plots(differences, list(runs)),
         figures=_save(folder, drawn),
         tables=_comparison_tables(folder, rows, runs, differing),
         notes=notes,
@@ -244,34 +250,35 @@ def as_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def _comparison_in_words(
-    rows: Sequence[Record],
-    runs: Mapping[str, Sequence[FinishedRun]],
-    differing: Mapping[str, Any],
-) -> list[str]:
-    """Describes what was compared, and which rows have the highest accuracies."""
+def _what_is_compared(
+    runs: Mapping[str, Sequence[FinishedRun]], differing: Mapping[str, Any]
+) -> str:
+    """Says what all rows have in common."""
     first = next(iter(runs.values()))[0].summary
     seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
     if len(seeds) > 1:
-        sentences = ["Rows have other seeds; the links to their reports name them."]
-    elif any(name.startswith("clients.") for name in differing):
-        sentences = ["Clients or their data are not the same for all: see what differs."]
-    else:
-        listed = ", ".join(map(str, next(iter(seeds))))
-        sentences = [
-            f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
-            f"sets and seeds ({listed}) are the same for all."
-        ]
-    for metric, symbol in SYMBOLS.items():
-        last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
-        known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
-        if len(known) > 1:
-            order = sorted(known, key=lambda name: -known[name][1]["mean"])
-            best = [
-                f"{name} ({known[name][0]}) {_spread(known[name][1]).text}" for name in order[:3]
-            ]
-            sentences.append(f"Highest {symbol} of the last head: {', then '.join(best)}.")
-    return sentences
+        return "Rows have other seeds; the links to their reports name them."
+    if any(name.startswith("clients.") for name in differing):
+        return "Clients or their data are not the same for all: see what differs."
+    listed = ", ".join(map(str, next(iter(seeds))))
+    return (
+        f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
+        f"sets and seeds ({listed}) are the same for all."
+    )
+
+
+def _dot_plots(
+    differences: Mapping[str, Mapping[str, Sequence[Any]]], rows: Sequence[str]
+) -> dict[str, list[str]]:
+    """Returns drawings of the differences to each baseline, one for each metric that has any."""
+    styles = row_styles(rows)
+    drawn: dict[str, list[str]] = {}
+    for metric, by_baseline in differences.items():
+        for baseline, found in by_baseline.items():
+            if found:
+                plot = dot_plots.differences(metric, baseline, found, styles)
+                drawn.setdefault(baseline, []).append(plot)
+    return drawn
 
 
 def _further_tables(summary: Record) -> dict[str, Table]:
