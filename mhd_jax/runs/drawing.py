@@ -58,10 +58,11 @@ def _no_settings() -> Iterator[None]:
 _start_matplotlib()
 
 import matplotlib  # noqa: E402
+from matplotlib import colormaps  # noqa: E402, F401
 from matplotlib.axes import Axes  # noqa: E402, F401
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
-from matplotlib.colors import Normalize, PowerNorm  # noqa: E402, F401
+from matplotlib.colors import Normalize, PowerNorm, to_hex  # noqa: E402, F401
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import AxesImage  # noqa: E402, F401
 from matplotlib.lines import Line2D  # noqa: E402, F401

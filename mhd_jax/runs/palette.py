@@ -5,6 +5,7 @@ The colours differ for colour-blind readers too, and each has a contrast of 3 : 
 
 from __future__ import annotations
 
+import colorsys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,16 @@ def line_styles(count: int) -> list[Style]:
         )
         for i in range(count)
     ]
+
+
+def class_colours(num_classes: int) -> list[str]:
+    """Returns a colour for each class: hues around the circle, by turns darker and lighter."""
+    found = []
+    for i in range(num_classes):
+        hue, lightness = i / num_classes, (0.42, 0.6)[i % 2]
+        red, green, blue = (round(255 * x) for x in colorsys.hls_to_rgb(hue, lightness, 0.7))
+        found.append(f"#{red:02x}{green:02x}{blue:02x}")
+    return found
 
 
 def _least_used(choices: Sequence[str], used: Sequence[str], start: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import dot_plots, figures
+from mhd_jax.runs import dot_plots, figures, graph
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
 from mhd_jax.runs.drawing import Figure, save_figure
@@ -79,10 +79,8 @@ def write(run: FinishedRun) -> None:
         counts = np.array(data["private_samples"])
         described = partition_statistics.describe(counts)
         drawn["data_split"] = lambda: figures.data_split(counts, names)
-    graph = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
-    title = (
-        f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{graph}"
-    )
+    on = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
+    title = f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{on}"
     page = _template("run.html").render(
         title=title,
         summary=summary,
@@ -90,11 +88,25 @@ def write(run: FinishedRun) -> None:
         figures=_save(run.path, drawn),
         tables=_run_tables(summary, described),
         described=described,
+        graph=_graph(summary),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
         environments=[run.config.get("environment", {})],
     )
     _write(run.path, page)
+
+
+def _graph(summary: Record) -> dict[str, Any] | None:
+    """Returns the drawn graph of a run and its legend; None if there is none to draw."""
+    found = graph.of_run(summary)
+    if found is None:
+        return None
+    return {
+        "drawing": graph.drawing(found),
+        "legend": graph.legend(found),
+        "about": found,
+        "is_matrix": len(found.links) > graph.MOST_DRAWN,
+    }
 
 
 def write_comparison(
@@ -164,8 +176,8 @@ def in_words(summary: Record) -> list[str]:
     if _pooled(summary):
         done = f"One model learned {summary['dataset']} from what {who} hold together"
     else:
-        graph = settings["topology"]["name"]
-        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
+        name = settings["topology"]["name"]
+        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {name} graph"
     sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
     if summary["status"] == "stopped":
         asked = settings["steps"]

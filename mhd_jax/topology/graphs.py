@@ -81,7 +81,7 @@ class Topology:
         return f"Topology {self.name}: {self.num_clients} clients, {edges} directed edges{when}"
 
     def _repr_html_(self) -> str:
-        return html_block(repr(self), drawn.svg(np.asarray(self.at(0))) or "")
+        return html_block(repr(self), drawn.svg(np.asarray(self.at(0)), self.name) or "")
 
 
 @modes.standard()

@@ -1,6 +1,8 @@
 """Pages and figures of finished runs, and how those are read again and compared."""
 
+import copy
 import dataclasses
+import html
 import itertools
 import json
 import re
@@ -17,6 +19,8 @@ from mhd_jax.runs import drawing, figures, report
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
+from mhd_jax.studies.folder import write
+from mhd_jax.studies.rows import summarise
 from tests.builders import Linear, python, tiny_dataset
 
 K, C = 3, 3
@@ -104,6 +108,29 @@ def test_the_page_says_what_the_run_found(folders):
     assert own["facts"]["private data"] == known
     last = summary["per_client"][1]["beta_sh"]["aux_1"]
     assert own["curves"]["beta_sh"][1][-1] == pytest.approx(last, abs=1e-4)
+
+
+def test_a_run_has_its_graph_and_a_pooled_model_has_none(folders):
+    page = (folders / "mhd/seed_0/report.html").read_text()
+    assert page.count('class="client"') == K and "The graph at work" in page
+    assert "The graph at work" not in (folders / "supervised/report.html").read_text()
+
+
+def test_a_comparison_shows_its_verdict(runs, tmp_path):
+    two = [*runs, dataclasses.replace(runs[0], summary={**runs[0].summary, "seed": 2})]
+    weaker = copy.deepcopy(two)
+    for run in weaker:
+        run.summary["beta_sh"] = {head: x / 2 for head, x in run.summary["beta_sh"].items()}
+    names = {"mhd": two, "weaker": weaker}
+    rows = [summarise(name, [run.summary for run in each]) for name, each in names.items()]
+    write(tmp_path, rows, names, [], {})
+    page = (tmp_path / "report.html").read_text()
+    for sentence in read(tmp_path / "table.json")["verdict"]:
+        assert sentence in html.unescape(page) and sentence in (tmp_path / "table.md").read_text()
+    assert re.findall(r'data-baseline="(\w+)"( hidden)?', page) == [
+        ("mhd", ""),
+        ("weaker", " hidden"),
+    ]
 
 
 def test_a_pooled_model_stands_for_all(folders):
