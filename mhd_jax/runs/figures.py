@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import (
+    WIDTHS,
     Axes,
     AxesImage,
     EngFormatter,
@@ -21,8 +23,12 @@ from mhd_jax.runs.drawing import (
     NullFormatter,
     Patch,
     PowerNorm,
+    paper_width,
     plain,
+    small_text,
 )
+from mhd_jax.runs.drawing import save as save
+from mhd_jax.runs.drawing import style as style
 from mhd_jax.runs.palette import head_colours as head_colours
 from mhd_jax.runs.palette import head_styles, row_styles
 from mhd_jax.runs.palette import line_styles as line_styles
@@ -33,38 +39,44 @@ _MOST_ANNOTATED = 160  # cells up to which a heat map has room for numbers
 _MOST_NAMED = 20  # classes or clients up to which there is room for their names
 _MOST_MOMENTS = 5  # steps at which heat maps over time are drawn
 _CHANCE: dict[str, Any] = {"color": "0.4", "linestyle": (0, (6, 3)), "linewidth": 0.8}
+_FORMULAS = {"β_sh": r"$\beta_\mathrm{sh}$", "β_priv": r"$\beta_\mathrm{priv}$"}
+_NARROW = 4.5  # inches of width below which a legend has two columns
+_LONG = 12  # letters of an entry beyond which it does, too
 _HIGH = 0.5  # an axis of accuracies that are all higher than this does not begin at 0
 
 Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
 
 
-def accuracy(history: Sequence[Record], chance: float | None = None) -> Figure:
+def accuracy(
+    history: Sequence[Record], chance: float | None = None, ax: Sequence[Axes] | None = None
+) -> Figure:
     """Plots β_sh and β_priv over steps: each head's mean over clients, and the clients' range.
 
     Args:
       history: the evaluations.
       chance: the accuracy of a guess, which is drawn where the axis reaches it.
+      ax: the two panels to draw in, without a legend; None makes a figure.
     """
-    figure = Figure(figsize=(9.5, 3.9), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = _panels(2, (9.5, 3.9), ax)
     heads = list(history[-1]["beta_sh"])
     steps = [record["step"] for record in history]
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for head, style in head_styles(heads).items():
+        for head, look in head_styles(heads).items():
             each = _numbers([record["per_client"][metric][head] for record in history])
             known = each[:, np.isfinite(each).all(axis=0)]  # clients that have this accuracy
             if known.size:
                 low, high = known.min(axis=1), known.max(axis=1)
-                shade = {"color": style["color"], "alpha": 0.1, "linewidth": 0}
+                shade = {"color": look["color"], "alpha": 0.1, "linewidth": 0}
                 axis.fill_between(steps, low, high, **shade)
             means = _numbers([record[metric][head] for record in history])
             own = {} if len(steps) < _FEW else {"marker": ""}
-            axis.plot(steps, means, **{**style, **own}, label=head)
+            axis.plot(steps, means, **{**look, **own}, label=head)
         axis.set_xlabel("step")
         accuracy_axis(axis, label)
         _fit(axis, chance)
-    _legend_above(figure, chance, Patch(color="0.9", label="range over clients"))
+    if ax is None:
+        _legend_above(figure, chance, Patch(color="0.9", label="range over clients"))
     return figure
 
 
@@ -167,25 +179,31 @@ def _moments(history: Sequence[Record]) -> list[Record]:
     return [history[i] for i in chosen]
 
 
-def hops(summary: Record, chance: float | None = None) -> Figure:
-    """Plots each head's test accuracy by distance from the clients that hold a class."""
+def hops(summary: Record, chance: float | None = None, ax: Axes | None = None) -> Figure:
+    """Plots each head's test accuracy by distance from the clients that hold a class.
+
+    Args:
+      summary: a run's summary.
+      chance: the accuracy of a guess.
+      ax: the panel to draw in, without a legend; None makes a figure.
+    """
     rows = summary["by_hops"]
     width = min(2.6 + 0.9 * max(len(rows), 3), 9.5)
-    figure = Figure(figsize=(width, 3.9), layout="constrained")
-    axis = figure.subplots()
-    for head, style in head_styles(list(summary["beta_sh"])).items():
+    figure, (axis,) = _panels(1, (width, 3.9), None if ax is None else [ax])
+    for head, look in head_styles(list(summary["beta_sh"])).items():
         values = [row["accuracy"][head] for row in rows]
-        axis.plot(range(len(rows)), values, **style, label=head)
+        axis.plot(range(len(rows)), values, **look, label=head)
     labels = [
         f"{'none' if row['hops'] is None else row['hops']}\n{_counted(row['pairs'], 'pair')}"
         for row in rows
     ]
     axis.set_xticks(range(len(rows)), labels)
     axis.set_xlim(-0.4, len(rows) - 0.6)
-    axis.set_xlabel("hops to who holds the class, and how many pairs each mean is of")
+    axis.set_xlabel("hops to who holds the class\nand how many pairs each mean is of")
     accuracy_axis(axis, "test accuracy")
     _fit(axis, chance)
-    _legend_above(figure, chance)
+    if ax is None:
+        _legend_above(figure, chance)
     return figure
 
 
@@ -233,25 +251,17 @@ def _pairs(panels: Mapping[str, np.ndarray], scale: Normalize, label: str) -> Fi
 
 
 def comparison(
-    table: Sequence[Record],
-    width: float = 8.5,
-    row_height: float = 0.5,
-    stacked: bool = False,
-    chance: float | None = None,
+    table: Sequence[Record], chance: float | None = None, ax: Sequence[Axes] | None = None
 ) -> Figure:
     """Plots the accuracies of every row's main and last head, mean ± std over seeds.
 
     Args:
       table: the rows.
-      width: the figure's width in inches.
-      row_height: the height of a row in inches.
-      stacked: whether the panels stand one above the other.
       chance: the accuracy of a guess.
+      ax: the two panels to draw in, without a legend; None makes a figure.
     """
-    down, across = (2, 1) if stacked else (1, 2)
-    height = down * (1.3 + row_height * len(table))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(down, across, sharey=True)
+    row_height = 0.5 if paper_width() is None else 0.3
+    figure, axes = _panels(2, (8.5, 1.4 + row_height * len(table)), ax, sharey=True)
     styles = row_styles([row["algorithm"] for row in table])
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for place, row in enumerate(table):
@@ -259,26 +269,28 @@ def comparison(
             for head in heads:
                 offset = 0.0 if len(heads) == 1 else -0.14 if head == heads[0] else 0.14
                 hollow = {"markerfacecolor": "white"} if head == heads[0] else {}
-                style = {**styles[row["algorithm"]], "linestyle": "none", "markersize": 5, **hollow}
-                _point(axis, place + offset, row[metric][head], style)
+                look = {**styles[row["algorithm"]], "linestyle": "none", "markersize": 5, **hollow}
+                _point(axis, place + offset, row[metric][head], look)
         axis.set_yticks(range(len(table)), [plain(row["algorithm"]) for row in table])
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.set_xlim(0, 1.02)
-        axis.set_xlabel(f"{label}, ± std over seeds")
+        axis.set_xlabel(f"{_in_style(label)}\n± std over seeds")
         axis.grid(axis="x", alpha=0.3)
         _fit(axis, chance, vertical=False)
-    key: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o", "markersize": 5}
-    figure.legend(
-        handles=[
-            Line2D([], [], **key, markerfacecolor="white", label="main head"),
-            Line2D([], [], **key, label="last head"),
-            *_chance_key(figure, chance),
-        ],
-        fontsize="small",
-        loc="outside upper left",
-        ncols=3,
-    )
+    if ax is None:
+        _legend_of_heads(figure, chance)
     return figure
+
+
+def _legend_of_heads(figure: Figure, chance: float | None) -> None:
+    """Adds the legend of a comparison: markers of main heads are hollow."""
+    key: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o", "markersize": 5}
+    entries = [
+        Line2D([], [], **key, markerfacecolor="white", label="main head"),
+        Line2D([], [], **key, label="last head"),
+        *_chance_key(figure, chance),
+    ]
+    figure.legend(handles=entries, loc="outside upper left", ncols=3)
 
 
 def _point(axis: Axes, y: float, value: Mapping[str, Any], style: Mapping[str, Any]) -> None:
@@ -290,8 +302,16 @@ def _point(axis: Axes, y: float, value: Mapping[str, Any], style: Mapping[str, A
     axis.errorbar(mean, y, xerr=errors, capsize=3, **style)
 
 
-def comparison_curves(histories: Histories, chance: float | None = None) -> Figure:
-    """Plots the accuracy of every row's declared head over steps, mean ± std over seeds."""
+def comparison_curves(
+    histories: Histories, chance: float | None = None, ax: Sequence[Axes] | None = None
+) -> Figure:
+    """Plots the accuracy of every row's declared head over steps, mean ± std over seeds.
+
+    Args:
+      histories: the runs' histories by row.
+      chance: the accuracy of a guess.
+      ax: the two panels to draw in, without a legend; None makes a figure.
+    """
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
         steps = [record["step"] for record in runs[0]]
@@ -302,13 +322,16 @@ def comparison_curves(histories: Histories, chance: float | None = None) -> Figu
 
     several = any(len(runs) > 1 for runs in histories.values())
     shade = [Patch(color="0.85", label="± std over seeds")] if several else []
-    return _curves(histories, draw, "step", chance, *shade)
+    return _curves(histories, draw, "step", chance, ax, *shade)
 
 
-def communication_curves(histories: Histories, chance: float | None = None) -> Figure:
+def communication_curves(
+    histories: Histories, chance: float | None = None, ax: Sequence[Axes] | None = None
+) -> Figure:
     """Plots the accuracy of every row's declared head against bytes sent so far, mean over seeds.
 
-    A row that sends nothing is a dotted line at its final accuracy.
+    A row that sends nothing is a dotted line at its final accuracy. The arguments are those of
+    `comparison_curves`.
     """
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
@@ -322,13 +345,14 @@ def communication_curves(histories: Histories, chance: float | None = None) -> F
             label = f"{style['label']}: sends nothing"
             axis.axhline(mean[-1], color=style["color"], linestyle=":", label=label)
 
-    figure = _curves(histories, draw, "bytes sent by all clients", chance)
-    for axis in figure.axes:
+    figure = _curves(histories, draw, "bytes sent by all clients", chance, ax)
+    for axis in figure.axes if ax is None else ax:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        low, high = axis.get_xlim()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
         axis.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", labelsize="small")
+        axis.tick_params(axis="x", labelsize=small_text())
     return figure
 
 
@@ -342,6 +366,7 @@ def _curves(
     draw: Callable[[Axes, Sequence[Sequence[Record]], np.ndarray, dict[str, Any]], None],
     over: str,
     chance: float | None,
+    ax: Sequence[Axes] | None,
     *further: Any,
 ) -> Figure:
     """Draws two panels, β_sh and β_priv of the head by which each row is judged.
@@ -351,10 +376,10 @@ def _curves(
       draw: draws a row's accuracies [runs, evaluations] in a panel.
       over: the label of the horizontal axis.
       chance: the accuracy of a guess.
+      ax: the two panels to draw in; None makes a figure.
       further: entries of the legend beside the rows.
     """
-    figure = Figure(figsize=(9, 3.6 + 0.19 * -(-len(histories) // 2)), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = _panels(2, (9, 3.6 + 0.19 * -(-len(histories) // 2)), ax)
     styles = row_styles(list(histories))
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for name, runs in histories.items():
@@ -364,8 +389,45 @@ def _curves(
         axis.set_xlabel(over)
         accuracy_axis(axis, f"{label}, {'main' if metric == 'beta_priv' else 'last'} head")
         _fit(axis, chance)
-    _legend_above(figure, chance, *further)
+    if ax is None:
+        _legend_above(figure, chance, *further)
     return figure
+
+
+def _panels(
+    count: int, size: tuple[float, float], ax: Sequence[Axes] | None, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Returns panels side by side; in a column of a paper, one above the other.
+
+    Args:
+      count: how many panels.
+      size: width and height of the figure in inches, on a screen.
+      ax: panels that are there already; None makes a figure.
+      sharey: whether all have one vertical axis.
+    """
+    if ax is not None:
+        if len(ax) != count:
+            raise ConfigError(f"ax must hold {count} panel(s), not {len(ax)}.")
+        return ax[0].get_figure(root=True), list(ax)  # type: ignore[return-value]
+    width, height = size
+    stacked = False
+    if (paper := paper_width()) is not None:
+        stacked = paper == WIDTHS["column"] and count > 1
+        height = min(height, 2.6) * (count if stacked else 1)
+        width = paper
+    figure = Figure(figsize=(width, height), layout="constrained")
+    down, across = (count, 1) if stacked else (1, count)
+    axes = figure.subplots(down, across, sharey=sharey, squeeze=False)
+    return figure, list(axes.reshape(-1))
+
+
+def _in_style(label: str) -> str:
+    """Returns a label as it is, or in a paper with its symbols as formulas."""
+    if paper_width() is None:
+        return label
+    for symbol, formula in _FORMULAS.items():
+        label = label.replace(symbol, formula)
+    return label
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:
@@ -376,7 +438,7 @@ def _deviation(values: np.ndarray) -> np.ndarray:
 def legend_beside(figure: Figure, title: str | None = None) -> None:
     """Adds one legend for all panels, beside them."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
+    figure.legend(handles, labels, title=title, loc="outside right upper")
 
 
 def _legend_above(figure: Figure, chance: float | None, *further: Any) -> None:
@@ -384,8 +446,9 @@ def _legend_above(figure: Figure, chance: float | None, *further: Any) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     every = [*handles, *further, *_chance_key(figure, chance)]
     labels += [entry.get_label() for entry in every[len(handles) :]]
-    columns = 2 if max(map(len, labels)) > 12 else min(len(labels), 4)
-    figure.legend(every, labels, fontsize="small", loc="outside upper left", ncols=columns)
+    narrow = figure.get_figwidth() < _NARROW or max(map(len, labels)) > _LONG
+    columns = 2 if narrow else min(len(labels), 4)
+    figure.legend(every, labels, loc="outside upper left", ncols=columns)
 
 
 def _fit(axis: Axes, chance: float | None, vertical: bool = True) -> None:
@@ -411,7 +474,7 @@ def _chance_key(figure: Figure, chance: float | None) -> list[Line2D]:
 
 def accuracy_axis(axis: Axes, label: str) -> None:
     """Sets the range [0, 1], the grid and the label of a vertical axis of accuracies."""
-    axis.set_ylabel(label)
+    axis.set_ylabel(_in_style(label))
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.3)
 

@@ -19,8 +19,6 @@ from mhd_jax.training.metrics import SYMBOLS, declared_head
 if TYPE_CHECKING:
     from mhd_jax.runs.drawing import Figure
 
-_WIDTHS = {"column": 3.3, "page": 6.75}  # inches, of a two-column paper
-_FONT_SIZE = 8  # points
 _LATEX_SYMBOLS = {"beta_sh": r"$\beta_{\mathrm{sh}}$", "beta_priv": r"$\beta_{\mathrm{priv}}$"}
 
 
@@ -124,19 +122,15 @@ class Comparison:
         Raises:
           ConfigError: another width.
         """
-        if width not in _WIDTHS:
-            raise ConfigError(f"width must be one of {', '.join(_WIDTHS)}, not {width!r}.")
         from mhd_jax.runs import (  # importing matplotlib is slow, and only plots need it
+            accuracies,
             drawing,
             figures,
         )
 
-        with drawing.own_style():
-            figure = figures.comparison(
-                self.rows, _WIDTHS[width], row_height=0.3, stacked=width == "column"
-            )
-            for text in figure.findobj(drawing.Text):
-                text.set_fontsize(_FONT_SIZE)
+        first = next(iter(self.results.values()))[0].summary
+        with drawing.style("paper", width):
+            figure = figures.comparison(self.rows, accuracies.chance(first))
             figure.draw_without_rendering()  # creates all texts while the style is active
         return drawing.shown_in_notebooks(figure)
 
