@@ -108,7 +108,7 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(width, height * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axis, head, panel in zip(axes, shown, panels, strict=True):
-        image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
+        image = _heat_map(axis, panel, class_names, None, "viridis", Normalize(0, 1))
         axis.set_title(f"{plain(head)} head")
     figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
     return figure

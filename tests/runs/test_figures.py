@@ -86,3 +86,12 @@ def test_a_screen_returns_after_a_paper():
     with mhd.figures.style("paper"):
         pass
     assert np.isclose(FIGURES["accuracy"]().get_figwidth(), 9.5)
+
+
+def test_a_phone_shows_the_legend_without_scrolling():
+    """A phone of 390 pixels shows the first 358 of a figure's 640."""
+    for make in FIGURES.values():
+        with mhd.figures.style("screen"):
+            figure = make()
+            figure.draw_without_rendering()
+        assert figure.legends[0].get_window_extent().x1 < 358 / 640 * figure.bbox.width
