@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mhd_jax.engine.result import Result
     from mhd_jax.engine.simulate import simulate, simulate_many, simulate_seeds
     from mhd_jax.models.pretrained import pretrained
-    from mhd_jax.runs import callbacks
+    from mhd_jax.runs import callbacks, figures
     from mhd_jax.runs.callbacks import Callback
     from mhd_jax.studies.compare import compare
     from mhd_jax.studies.plan import plan
@@ -56,6 +56,7 @@ _PLACES = {
     "compare": "mhd_jax.studies.compare:compare",
     "data": "mhd_jax.data",
     "exchange": "mhd_jax.exchange",
+    "figures": "mhd_jax.runs.figures",
     "load": "mhd_jax.engine.loading:load",
     "make_clients": "mhd_jax.clients:make_clients",
     "metrics": "mhd_jax.engine.metrics",

@@ -108,7 +108,7 @@ def _named(groups: Sequence[Sequence[FinishedRun]]) -> dict[str, Sequence[Finish
         rows = {str(place): group for place, group in enumerate(rivals)}
         differing = dotted.compared(rows)[1]
         told = {
-            name.rpartition(".")[2]: values
+            name.removesuffix(".name").rpartition(".")[2]: values
             for name, values in differing.items()
             if not name.endswith("digest")
         }

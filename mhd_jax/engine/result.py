@@ -118,11 +118,12 @@ class Result:
     def plot(self):
         """Returns a matplotlib figure of the accuracies over steps, by head; notebooks show it."""
         from mhd_jax.runs import (  # importing matplotlib is slow, and only plots need it
+            accuracies,
             drawing,
             figures,
         )
 
         with drawing.own_style():
-            figure = figures.accuracy(self.history, self.summary["algorithm"])
+            figure = figures.accuracy(self.history, accuracies.chance(self.summary))
             figure.draw_without_rendering()  # creates all texts while the style is active
         return drawing.shown_in_notebooks(figure)

@@ -19,3 +19,8 @@ def accuracy_lines(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     if "consensus" in record:
         lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
     return lines
+
+
+def chance(summary: Mapping[str, Any]) -> float:
+    """Returns the accuracy of a guess, of C classes 1/C."""
+    return 1 / len(summary["per_client"][0]["per_class_accuracy"]["main"])

@@ -2,89 +2,81 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import (
+    WIDTHS,
     Axes,
     AxesImage,
     EngFormatter,
     Figure,
+    Line2D,
     LogLocator,
     MaxNLocator,
     Normalize,
     NullFormatter,
+    Patch,
     PowerNorm,
-    colormaps,
+    paper_width,
     plain,
+    small_text,
 )
-from mhd_jax.training.metrics import first_and_last
+from mhd_jax.runs.drawing import save as save
+from mhd_jax.runs.drawing import style as style
+from mhd_jax.runs.palette import head_colours as head_colours
+from mhd_jax.runs.palette import head_styles, row_styles
+from mhd_jax.runs.palette import line_styles as line_styles
+from mhd_jax.training.metrics import declared_head, first_and_last
 
-# Okabe and Ito, "Color Universal Design" (2008), without yellow, which fades on white.
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 _FEW = 30  # with fewer evaluations, each has a marker
 _MOST_ANNOTATED = 160  # cells up to which a heat map has room for numbers
 _MOST_NAMED = 20  # classes or clients up to which there is room for their names
 _MOST_MOMENTS = 5  # steps at which heat maps over time are drawn
+_CHANCE: dict[str, Any] = {"color": "0.4", "linestyle": (0, (6, 3)), "linewidth": 0.8}
+_FORMULAS = {"β_sh": r"$\beta_\mathrm{sh}$", "β_priv": r"$\beta_\mathrm{priv}$"}
+_NARROW = 4.5  # inches of width below which a legend has two columns
+_LONG = 12  # letters of an entry beyond which it does, too
+_HIGH = 0.5  # an axis of accuracies that are all higher than this does not begin at 0
 
 Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
 
 
-def head_colours(num_heads: int) -> list[Any]:
-    """Returns a colour for each head: black for the main head, then viridis by rank."""
-    viridis = colormaps["viridis"]
-    return ["black", *(viridis(x) for x in np.linspace(0.15, 0.8, max(num_heads - 1, 1)))]
+def accuracy(
+    history: Sequence[Record], chance: float | None = None, ax: Sequence[Axes] | None = None
+) -> Figure:
+    """Plots β_sh and β_priv over steps: each head's mean over clients, and the clients' range.
 
-
-def line_styles(count: int) -> list[dict[str, Any]]:
-    """Returns colour, dashes and marker of `count` lines; any two differ also without colour."""
-    return [
-        {
-            "color": _OKABE_ITO[i % len(_OKABE_ITO)],
-            "linestyle": _LINES[i % len(_LINES)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "markersize": 4,
-        }
-        for i in range(count)
-    ]
-
-
-def accuracy(history: Sequence[Record], title: str) -> Figure:
-    """Plots β_sh and β_priv over steps: each head's mean over clients, and the clients' range."""
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    Args:
+      history: the evaluations.
+      chance: the accuracy of a guess, which is drawn where the axis reaches it.
+      ax: the two panels to draw in, without a legend; None makes a figure.
+    """
+    figure, axes = _panels(2, (9.5, 3.9), ax)
     heads = list(history[-1]["beta_sh"])
     steps = [record["step"] for record in history]
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+        for head, look in head_styles(heads).items():
             each = _numbers([record["per_client"][metric][head] for record in history])
             known = each[:, np.isfinite(each).all(axis=0)]  # clients that have this accuracy
             if known.size:
-                axis.fill_between(
-                    steps,
-                    known.min(axis=1),
-                    known.max(axis=1),
-                    color=colour,
-                    alpha=0.1,
-                    linewidth=0,
-                )
-            axis.plot(
-                steps,
-                _numbers([record[metric][head] for record in history]),
-                color=colour,
-                marker="." if len(steps) < _FEW else None,
-                label=head,
-            )
+                low, high = known.min(axis=1), known.max(axis=1)
+                shade = {"color": look["color"], "alpha": 0.1, "linewidth": 0}
+                axis.fill_between(steps, low, high, **shade)
+            means = _numbers([record[metric][head] for record in history])
+            own = {} if len(steps) < _FEW else {"marker": ""}
+            axis.plot(steps, means, **{**look, **own}, label=head)
         axis.set_xlabel("step")
         accuracy_axis(axis, label)
-    legend_beside(figure, title="head")
-    figure.suptitle(f"{plain(title)}: mean over clients (shaded: all clients)")
+        _fit(axis, chance)
+    if ax is None:
+        _legend_above(figure, chance, Patch(color="0.9", label="range over clients"))
     return figure
 
 
@@ -116,8 +108,8 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(width, height * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axis, head, panel in zip(axes, shown, panels, strict=True):
-        image = _heat_map(axis, panel, class_names, "{:.2f}", "viridis", Normalize(0, 1))
-        axis.set_title(f"{plain(summary['algorithm'])}: {head} head")
+        image = _heat_map(axis, panel, class_names, None, "viridis", Normalize(0, 1))
+        axis.set_title(f"{plain(head)} head")
     figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
     return figure
 
@@ -142,24 +134,28 @@ def density(summary: Record, class_names: Sequence[str]) -> Figure:
 
 
 def per_class_over_time(history: Sequence[Record]) -> Figure:
-    """Plots test accuracy by client and class at a few evaluations, with a row for each head."""
-    chosen = np.unique(np.linspace(0, len(history) - 1, _MOST_MOMENTS).round().astype(int))
-    records = [history[i] for i in chosen]
+    """Plots test accuracy by client and class at a few evaluations, with a row for each head.
+
+    The maps stand along the axis of steps at their steps: gaps are as long as the time between.
+    """
+    records = _moments(history)
     heads = list(records[0]["per_client"]["per_class_accuracy"])
     num_clients, num_classes = np.shape(records[0]["per_client"]["per_class_accuracy"][heads[0]])
     height = 0.5 + min(max(0.16 * num_clients, 1.2), 4)
     figure = Figure(figsize=(9.5, 0.5 + height * len(heads)), layout="constrained")
     axes = figure.subplots(len(heads), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    gap = max(1, num_classes // 20)
-    starts = np.arange(len(records)) * (num_classes + gap)
+    steps = np.array([record["step"] for record in records], float)
+    narrowest = np.diff(steps).min() if len(steps) > 1 else 1.0
+    room = num_classes + max(1, num_classes // 20)  # of a map and a gap
+    starts = np.round((steps - steps[0]) / narrowest * room).astype(int)
     for axis, head in zip(axes, heads, strict=True):
         values = np.full((num_clients, starts[-1] + num_classes), np.nan)
         for start, record in zip(starts, records, strict=True):
             known = _numbers(record["per_client"]["per_class_accuracy"][head])
             values[:, start : start + num_classes] = known
         image = _image(axis, values, "viridis", Normalize(0, 1))
-        for start in starts[1:]:
-            axis.axvspan(start - gap - 0.5, start - 0.5, color="white", linewidth=0)
+        for start, following in itertools.pairwise(starts):
+            axis.axvspan(start + num_classes - 0.5, following - 0.5, color="white", linewidth=0)
         axis.set_yticks(range(0, num_clients, -(-num_clients // 8)))
         axis.set_ylabel(f"{head} head\nclient")
     axes[-1].set_xticks(
@@ -170,33 +166,56 @@ def per_class_over_time(history: Sequence[Record]) -> Figure:
     return figure
 
 
-def hops(summary: Record) -> Figure:
-    """Plots each head's test accuracy by distance from the clients that hold a class."""
+def _moments(history: Sequence[Record]) -> list[Record]:
+    """Returns a few evaluations, as equally far from each other as their steps allow."""
+    steps = np.array([record["step"] for record in history])
+    wanted = np.linspace(steps[0], steps[-1], _MOST_MOMENTS)
+    nearest = np.unique([np.abs(steps - step).argmin() for step in wanted])
+    apart = (wanted[1] - wanted[0]) / 2
+    chosen = [nearest[-1]]
+    for i in nearest[-2::-1]:  # from the end, which is always shown
+        if steps[chosen[0]] - steps[i] >= apart:
+            chosen.insert(0, i)
+    return [history[i] for i in chosen]
+
+
+def hops(summary: Record, chance: float | None = None, ax: Axes | None = None) -> Figure:
+    """Plots each head's test accuracy by distance from the clients that hold a class.
+
+    Args:
+      summary: a run's summary.
+      chance: the accuracy of a guess.
+      ax: the panel to draw in, without a legend; None makes a figure.
+    """
     rows = summary["by_hops"]
     width = min(2.6 + 0.9 * max(len(rows), 3), 9.5)
-    figure = Figure(figsize=(width, 3.6), layout="constrained")
-    axis = figure.subplots()
-    heads = list(summary["beta_sh"])
-    for head, colour in zip(heads, head_colours(len(heads)), strict=False):
+    figure, (axis,) = _panels(1, (width, 3.9), None if ax is None else [ax])
+    for head, look in head_styles(list(summary["beta_sh"])).items():
         values = [row["accuracy"][head] for row in rows]
-        axis.plot(range(len(rows)), values, "o-", color=colour, label=head)
-    labels = ["none" if row["hops"] is None else str(row["hops"]) for row in rows]
+        axis.plot(range(len(rows)), values, **look, label=head)
+    labels = [
+        f"{'none' if row['hops'] is None else row['hops']}\n{_counted(row['pairs'], 'pair')}"
+        for row in rows
+    ]
     axis.set_xticks(range(len(rows)), labels)
     axis.set_xlim(-0.4, len(rows) - 0.6)
-    axis.set_xlabel("hops to who holds the class")
+    axis.set_xlabel("hops to who holds the class\nand how many pairs each mean is of")
     accuracy_axis(axis, "test accuracy")
-    legend_beside(figure, title="head")
+    _fit(axis, chance)
+    if ax is None:
+        _legend_above(figure, chance)
     return figure
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def edges(by_edge: Mapping[str, np.ndarray]) -> Figure:
     """Plots how many messages each client received from each other one [K, K], by kind."""
     most = max(counts.max() for counts in by_edge.values())
-    panels = {
-        f"messages: {kind}": (counts, "{:.0f}", Normalize(0, max(most, 1)))
-        for kind, counts in by_edge.items()
-    }
-    return _pairs(panels)
+    panels = {f"messages: {kind}": counts for kind, counts in by_edge.items()}
+    return _pairs(panels, Normalize(0, max(most, 1)), "messages")
 
 
 def followed(summary: Record) -> Figure:
@@ -204,102 +223,115 @@ def followed(summary: Record) -> Figure:
     found, heads = summary["diagnostics"], list(summary["beta_sh"])
     learn = heads[-len(found["followed"]) :]
     panels = {
-        f"who {head} learned from": (_numbers(shares), "{:.2f}", Normalize(0, 1))
+        f"who {head} learned from": _numbers(shares)
         for head, shares in zip(learn, found["followed"], strict=True)
     }
-    panels["agreement"] = (_numbers(found["agreement"]), "{:.2f}", Normalize(0, 1))
-    return _pairs(panels)
+    panels["agreement"] = _numbers(found["agreement"])
+    return _pairs(panels, Normalize(0, 1), "share of public samples")
 
 
-def _pairs(panels: Mapping[str, tuple[np.ndarray, str, Normalize]]) -> Figure:
+def _pairs(panels: Mapping[str, np.ndarray], scale: Normalize, label: str) -> Figure:
     """Draws heat maps of values for pairs of clients [K, K], from client j to i at [i, j]."""
-    names = [str(i) for i in range(len(next(iter(panels.values()))[0]))]
+    names = [str(i) for i in range(len(next(iter(panels.values()))))]
     side = 0.36 * len(names) if len(names) ** 2 <= _MOST_ANNOTATED else 3.2
-    width, height = max(side + 1.6, 3), max(side + 1, 2.4)
+    width, height = max(side + 1.2, 3), max(side + 1, 2.4)
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(across * width, down * height), layout="constrained")
+    figure = Figure(figsize=(across * width + 0.8, down * height), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).reshape(-1)
-    for axis, (title, (values, number, scale)) in zip(axes, panels.items(), strict=False):
-        image = _heat_map(axis, values, names, number, "Blues", scale)
+    for axis, (title, values) in zip(axes, panels.items(), strict=False):
+        image = _heat_map(axis, values, names, None, "Blues", scale)
         axis.set_xlabel("from client")
         axis.set_ylabel("to client")
         axis.set_title(title)
-        figure.colorbar(image, ax=axis, label="messages" if "message" in title else "share")
+    figure.colorbar(image, ax=axes, label=label, fraction=0.05, aspect=30)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     return figure
 
 
 def comparison(
-    table: Sequence[Record], width: float = 8.5, row_height: float = 0.5, stacked: bool = False
+    table: Sequence[Record], chance: float | None = None, ax: Sequence[Axes] | None = None
 ) -> Figure:
     """Plots the accuracies of every row's main and last head, mean ± std over seeds.
 
     Args:
       table: the rows.
-      width: the figure's width in inches.
-      row_height: the height of a row in inches.
-      stacked: whether the panels stand one above the other.
+      chance: the accuracy of a guess.
+      ax: the two panels to draw in, without a legend; None makes a figure.
     """
-    down, across = (2, 1) if stacked else (1, 2)
-    height = down * (1.3 + row_height * len(table))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(down, across, sharey=True)
-    kinds = {"main head": ("black", "o", -0.14), "last head": (_OKABE_ITO[0], "s", 0.14)}
+    row_height = 0.5 if paper_width() is None else 0.3
+    figure, axes = _panels(2, (8.5, 1.4 + row_height * len(table)), ax, sharey=True)
+    styles = row_styles([row["algorithm"] for row in table])
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for place, row in enumerate(table):
             heads = first_and_last(list(row[metric]))
-            for (kind, (colour, marker, offset)), head in zip(kinds.items(), heads, strict=False):
-                value = row[metric][head]
-                if value["mean"] is None:
-                    continue
-                axis.errorbar(
-                    value["mean"],
-                    place + (offset if len(heads) > 1 else 0),
-                    xerr=value["std"] or 0.0,
-                    color=colour,
-                    marker=marker,
-                    markersize=5,
-                    linestyle="none",
-                    capsize=3,
-                    label=kind,
-                )
+            for head in heads:
+                offset = 0.0 if len(heads) == 1 else -0.14 if head == heads[0] else 0.14
+                hollow = {"markerfacecolor": "white"} if head == heads[0] else {}
+                look = {**styles[row["algorithm"]], "linestyle": "none", "markersize": 5, **hollow}
+                _point(axis, place + offset, row[metric][head], look)
         axis.set_yticks(range(len(table)), [plain(row["algorithm"]) for row in table])
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.set_xlim(0, 1.02)
-        axis.set_xlabel(f"{label}, ± std over seeds")
+        axis.set_xlabel(f"{_in_style(label)}\n± std over seeds")
         axis.grid(axis="x", alpha=0.3)
-    most = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    by_label = dict(zip(*reversed(most.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        list(by_label.values()),
-        list(by_label),
-        fontsize="small",
-        loc="outside upper center",
-        ncols=2,
-    )
+        _fit(axis, chance, vertical=False)
+    if ax is None:
+        _legend_of_heads(figure, chance)
     return figure
 
 
-def comparison_curves(histories: Histories) -> Figure:
-    """Plots the accuracy of every row's last head over steps, mean ± std over seeds."""
+def _legend_of_heads(figure: Figure, chance: float | None) -> None:
+    """Adds the legend of a comparison: markers of main heads are hollow."""
+    key: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o", "markersize": 5}
+    entries = [
+        Line2D([], [], **key, markerfacecolor="white", label="main head"),
+        Line2D([], [], **key, label="last head"),
+        *_chance_key(figure, chance),
+    ]
+    figure.legend(handles=entries, loc="outside upper left", ncols=3)
+
+
+def _point(axis: Axes, y: float, value: Mapping[str, Any], style: Mapping[str, Any]) -> None:
+    """Draws a mean accuracy ± its deviation within [0, 1]; nothing where there is no mean."""
+    if value["mean"] is None:
+        return
+    mean, std = value["mean"], value["std"] or 0.0
+    errors = [[min(std, mean)], [min(std, 1 - mean)]]
+    axis.errorbar(mean, y, xerr=errors, capsize=3, **style)
+
+
+def comparison_curves(
+    histories: Histories, chance: float | None = None, ax: Sequence[Axes] | None = None
+) -> Figure:
+    """Plots the accuracy of every row's declared head over steps, mean ± std over seeds.
+
+    Args:
+      histories: the runs' histories by row.
+      chance: the accuracy of a guess.
+      ax: the two panels to draw in, without a legend; None makes a figure.
+    """
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
         steps = [record["step"] for record in runs[0]]
         mean, std = values.mean(axis=0), _deviation(values)
         axis.plot(steps, mean, **style, markevery=max(1, len(steps) // 10))
-        axis.fill_between(
-            steps, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0
-        )
+        low, high = np.clip([mean - std, mean + std], 0, 1)
+        axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
-    return _curves(histories, draw, "step")
+    several = any(len(runs) > 1 for runs in histories.values())
+    shade = [Patch(color="0.85", label="± std over seeds")] if several else []
+    return _curves(histories, draw, "step", chance, ax, *shade)
 
 
-def communication_curves(histories: Histories) -> Figure:
-    """Plots the accuracy of every row's last head against bytes sent so far, mean over seeds.
+def communication_curves(
+    histories: Histories, chance: float | None = None, ax: Sequence[Axes] | None = None
+) -> Figure:
+    """Plots the accuracy of every row's declared head against bytes sent so far, mean over seeds.
 
-    A row that sends nothing is a dotted line at its final accuracy.
+    A row that sends nothing is a dotted line at its final accuracy. The arguments are those of
+    `comparison_curves`.
     """
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
@@ -310,17 +342,17 @@ def communication_curves(histories: Histories) -> Figure:
                 sent[speaks], mean[speaks], **style, markevery=max(1, int(speaks.sum()) // 10)
             )
         else:
-            axis.axhline(
-                mean[-1], color=style["color"], linestyle=":", label=f"{style['label']}: 0 B"
-            )
+            label = f"{style['label']}: sends nothing"
+            axis.axhline(mean[-1], color=style["color"], linestyle=":", label=label)
 
-    figure = _curves(histories, draw, "bytes sent by all clients")
-    for axis in figure.axes:
+    figure = _curves(histories, draw, "bytes sent by all clients", chance, ax)
+    for axis in figure.axes if ax is None else ax:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        low, high = axis.get_xlim()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
         axis.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", labelsize="small")
+        axis.tick_params(axis="x", labelsize=small_text())
     return figure
 
 
@@ -333,27 +365,69 @@ def _curves(
     histories: Histories,
     draw: Callable[[Axes, Sequence[Sequence[Record]], np.ndarray, dict[str, Any]], None],
     over: str,
+    chance: float | None,
+    ax: Sequence[Axes] | None,
+    *further: Any,
 ) -> Figure:
-    """Draws two panels, β_sh and β_priv of every row's last head.
+    """Draws two panels, β_sh and β_priv of the head by which each row is judged.
 
     Args:
       histories: the runs' histories by row.
       draw: draws a row's accuracies [runs, evaluations] in a panel.
       over: the label of the horizontal axis.
+      chance: the accuracy of a guess.
+      ax: the two panels to draw in; None makes a figure.
+      further: entries of the legend beside the rows.
     """
-    # The legend stands beside the panels; the width leaves room for its longest name.
-    width, height = 8 + 0.075 * max(map(len, histories)), max(3.6, 0.4 + 0.19 * len(histories))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = _panels(2, (9, 3.6 + 0.19 * -(-len(histories) // 2)), ax)
+    styles = row_styles(list(histories))
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
-        for (name, runs), style in zip(histories.items(), line_styles(len(histories)), strict=True):
-            head = list(runs[0][-1][metric])[-1]
+        for name, runs in histories.items():
+            head = declared_head(metric, list(runs[0][-1][metric]))
             values = _numbers([[record[metric][head] for record in run] for run in runs])
-            draw(axis, runs, values, {**style, "label": f"{plain(name)} ({head})"})
+            draw(axis, runs, values, {**styles[name], "label": plain(name)})
         axis.set_xlabel(over)
-        accuracy_axis(axis, label)
-    legend_beside(figure)
+        accuracy_axis(axis, f"{label}, {'main' if metric == 'beta_priv' else 'last'} head")
+        _fit(axis, chance)
+    if ax is None:
+        _legend_above(figure, chance, *further)
     return figure
+
+
+def _panels(
+    count: int, size: tuple[float, float], ax: Sequence[Axes] | None, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Returns panels side by side; in a column of a paper, one above the other.
+
+    Args:
+      count: how many panels.
+      size: width and height of the figure in inches, on a screen.
+      ax: panels that are there already; None makes a figure.
+      sharey: whether all have one vertical axis.
+    """
+    if ax is not None:
+        if len(ax) != count:
+            raise ConfigError(f"ax must hold {count} panel(s), not {len(ax)}.")
+        return ax[0].get_figure(root=True), list(ax)  # type: ignore[return-value]
+    width, height = size
+    stacked = False
+    if (paper := paper_width()) is not None:
+        stacked = paper == WIDTHS["column"] and count > 1
+        height = min(height, 2.6) * (count if stacked else 1)
+        width = paper
+    figure = Figure(figsize=(width, height), layout="constrained")
+    down, across = (count, 1) if stacked else (1, count)
+    axes = figure.subplots(down, across, sharey=sharey, squeeze=False)
+    return figure, list(axes.reshape(-1))
+
+
+def _in_style(label: str) -> str:
+    """Returns a label as it is, or in a paper with its symbols as formulas."""
+    if paper_width() is None:
+        return label
+    for symbol, formula in _FORMULAS.items():
+        label = label.replace(symbol, formula)
+    return label
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:
@@ -364,12 +438,43 @@ def _deviation(values: np.ndarray) -> np.ndarray:
 def legend_beside(figure: Figure, title: str | None = None) -> None:
     """Adds one legend for all panels, beside them."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
+    figure.legend(handles, labels, title=title, loc="outside right upper")
+
+
+def _legend_above(figure: Figure, chance: float | None, *further: Any) -> None:
+    """Adds one legend for all panels above them, on the left, where a phone shows it too."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    every = [*handles, *further, *_chance_key(figure, chance)]
+    labels += [entry.get_label() for entry in every[len(handles) :]]
+    narrow = figure.get_figwidth() < _NARROW or max(map(len, labels)) > _LONG
+    columns = 2 if narrow else min(len(labels), 4)
+    figure.legend(every, labels, loc="outside upper left", ncols=columns)
+
+
+def _fit(axis: Axes, chance: float | None, vertical: bool = True) -> None:
+    """Lets an axis of accuracies begin where they do if all are high, and draws chance if it can.
+
+    Curves that are all near 1 would lie on each other on an axis from 0.
+    """
+    bounds = axis.dataLim.intervaly if vertical else axis.dataLim.intervalx
+    low = float(bounds[0]) if np.isfinite(bounds[0]) else 0.0
+    if low > _HIGH:
+        begin = max(np.floor((low - 0.01) * 20) / 20, 0)
+        (axis.set_ylim if vertical else axis.set_xlim)(begin, 1 + (1 - begin) * 0.02)
+    elif chance is not None:
+        line = axis.axhline if vertical else axis.axvline
+        line(chance, **_CHANCE, gid="chance")
+
+
+def _chance_key(figure: Figure, chance: float | None) -> list[Line2D]:
+    """Returns an entry of a legend if chance is drawn in any panel."""
+    drawn = any(line.get_gid() == "chance" for axis in figure.axes for line in axis.lines)
+    return [Line2D([], [], **_CHANCE, label=f"chance, {chance:.2g}")] if drawn else []
 
 
 def accuracy_axis(axis: Axes, label: str) -> None:
     """Sets the range [0, 1], the grid and the label of a vertical axis of accuracies."""
-    axis.set_ylabel(label)
+    axis.set_ylabel(_in_style(label))
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.3)
 
@@ -386,7 +491,7 @@ def _heat_map(
     axis: Axes,
     values: np.ndarray,
     class_names: Sequence[str],
-    number: str,
+    number: str | None,
     colours: str,
     scale: Normalize,
 ) -> AxesImage:
@@ -403,9 +508,8 @@ def _heat_map(
             rotation_mode="anchor",
             ha="right" if long else "center",
         )
-    if len(values) <= _MOST_NAMED:
-        axis.set_yticks(range(len(values)))
-    if values.size <= _MOST_ANNOTATED:
+    axis.set_yticks(range(0, len(values), -(-len(values) // _MOST_NAMED)))
+    if number is not None and values.size <= _MOST_ANNOTATED:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 r, g, b, _ = image.cmap(image.norm(value))

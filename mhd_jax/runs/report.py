@@ -15,16 +15,18 @@ import numpy as np
 
 from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import figures
+from mhd_jax.runs import dot_plots, figures, graph
 from mhd_jax.runs import settings as dotted
-from mhd_jax.runs.accuracies import METRICS, accuracy_lines
-from mhd_jax.runs.drawing import Figure, save_figure, to_hex
+from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
+from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
+from mhd_jax.runs.palette import head_colours, row_styles
 from mhd_jax.training.metrics import SYMBOLS
 
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
 _MOST_IN_TITLE = 6  # rows up to which a comparison's title names them
+_MOST_CLASSES = 20  # classes up to which a client's page lists those that it does not hold
 _MOST_MOMENTS = 100  # evaluations for which a page holds each client's accuracies
 
 
@@ -53,11 +55,11 @@ def write(run: FinishedRun) -> None:
     data = summary.get("data")  # folders of older versions lack this and other entries
     names = _class_names(summary)
     drawn: dict[str, Callable[[], Figure]] = {
-        "accuracy": lambda: figures.accuracy(history, summary["algorithm"]),
+        "accuracy": lambda: figures.accuracy(history, chance(summary)),
         "per_class_accuracy": lambda: figures.per_class(summary, names),
     }
     if "by_hops" in summary:
-        drawn["hops"] = lambda: figures.hops(summary)
+        drawn["hops"] = lambda: figures.hops(summary, chance(summary))
     by_class = [record for record in history if "per_class_accuracy" in record["per_client"]]
     if by_class:
         drawn["per_class_over_time"] = lambda: figures.per_class_over_time(by_class)
@@ -77,10 +79,8 @@ def write(run: FinishedRun) -> None:
         counts = np.array(data["private_samples"])
         described = partition_statistics.describe(counts)
         drawn["data_split"] = lambda: figures.data_split(counts, names)
-    graph = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
-    title = (
-        f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{graph}"
-    )
+    on = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
+    title = f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{on}"
     page = _template("run.html").render(
         title=title,
         summary=summary,
@@ -88,6 +88,7 @@ def write(run: FinishedRun) -> None:
         figures=_save(run.path, drawn),
         tables=_run_tables(summary, described),
         described=described,
+        graph=_graph(summary),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
         environments=[run.config.get("environment", {})],
@@ -95,10 +96,25 @@ def write(run: FinishedRun) -> None:
     _write(run.path, page)
 
 
+def _graph(summary: Record) -> dict[str, Any] | None:
+    """Returns the drawn graph of a run and its legend; None if there is none to draw."""
+    found = graph.of_run(summary)
+    if found is None:
+        return None
+    return {
+        "drawing": graph.drawing(found),
+        "legend": graph.legend(found),
+        "about": found,
+        "is_matrix": len(found.links) > graph.MOST_DRAWN,
+    }
+
+
 def write_comparison(
     folder: pathlib.Path,
     rows: Sequence[Record],
     runs: Mapping[str, Sequence[FinishedRun]],
+    verdict: Sequence[str],
+    differences: Mapping[str, Mapping[str, Sequence[Any]]],
     notes: Sequence[str],
 ) -> None:
     """Writes a comparison's figures and its `report.html`.
@@ -107,22 +123,27 @@ def write_comparison(
       folder: the folder to write to.
       rows: the table, from `mhd_jax.studies.rows.summarise`.
       runs: the runs of each row, by the row's name (its "algorithm").
+      verdict: sentences that say who is ahead and who ties.
+      differences: paired differences by metric and baseline, see `mhd_jax.studies.verdict`.
       notes: sentences that a reader must know beside the figures.
     """
     histories = _at_common_steps(runs)
+    guess = _common_chance(runs)
     drawn = {
-        "comparison": lambda: figures.comparison(rows),
-        "accuracy": lambda: figures.comparison_curves(histories),
+        "comparison": lambda: figures.comparison(rows, chance=guess),
+        "accuracy": lambda: figures.comparison_curves(histories, guess),
     }
     if figures.sends(histories):
-        drawn["communication"] = lambda: figures.communication_curves(histories)
+        drawn["communication"] = lambda: figures.communication_curves(histories, guess)
     common, differing = dotted.compared(runs)
     environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
     page = _template("comparison.html").render(
         title=f"Comparison of {', '.join(runs)}"
         if len(runs) <= _MOST_IN_TITLE
         else f"Comparison of {len(runs)} configurations",
-        sentences=_comparison_in_words(rows, runs, differing),
+        sentences=[_what_is_compared(runs, differing)],
+        verdict=verdict,
+        dot_plots=_dot_plots(differences, list(runs)),
         figures=_save(folder, drawn),
         tables=_comparison_tables(folder, rows, runs, differing),
         notes=notes,
@@ -142,6 +163,12 @@ def _at_common_steps(runs: Mapping[str, Sequence[FinishedRun]]) -> figures.Histo
     return found
 
 
+def _common_chance(runs: Mapping[str, Sequence[FinishedRun]]) -> float | None:
+    """Returns the accuracy of a guess; None if it is not the same for all runs."""
+    found = {chance(run.summary) for each in runs.values() for run in each}
+    return found.pop() if len(found) == 1 else None
+
+
 def in_words(summary: Record) -> list[str]:
     """Describes a run and its results in a few sentences."""
     settings, timing = summary["settings"], summary["timing"]
@@ -149,8 +176,8 @@ def in_words(summary: Record) -> list[str]:
     if _pooled(summary):
         done = f"One model learned {summary['dataset']} from what {who} hold together"
     else:
-        graph = settings["topology"]["name"]
-        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {graph} graph"
+        name = settings["topology"]["name"]
+        done = f"{who} learned {summary['dataset']} by {summary['algorithm']} on the {name} graph"
     sentences = [f"{done}, in {summary['steps']:,} steps with seed {summary['seed']}."]
     if summary["status"] == "stopped":
         asked = settings["steps"]
@@ -209,10 +236,21 @@ def _accuracy_in_words(summary: Record) -> str:
         for metric, symbol in SYMBOLS.items()
         if of[metric][first] is not None
     ]
+    best = max(heads, key=lambda head: of["beta_sh"][head])
+    more = f" Of all heads, {best} has the highest β_sh, {of['beta_sh'][best]:.3f}."
     return (
         f"At the end, {whose or 'the '}last head, {last}, has {both(last, of)}; the main head has "
         f"{both(first, of)}: from main to last, {' and '.join(gains)}."
+        f"{'' if best == last else more} A guess has {chance(summary):.3g}."
     )
+
+
+def edges_in_words(topology: Record) -> str:
+    """Counts a graph's edges: each edge once where all go both ways, else each direction."""
+    links = topology.get("links")
+    if links is not None and {(j, i) for i, j in links} == {(i, j) for i, j in links}:
+        return f"{len(links) // 2:,} edges"
+    return f"{topology['edges']:,} directed edges"
 
 
 def as_bytes(size: float) -> str:
@@ -224,34 +262,35 @@ def as_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def _comparison_in_words(
-    rows: Sequence[Record],
-    runs: Mapping[str, Sequence[FinishedRun]],
-    differing: Mapping[str, Any],
-) -> list[str]:
-    """Describes what was compared, and which rows have the highest accuracies."""
+def _what_is_compared(
+    runs: Mapping[str, Sequence[FinishedRun]], differing: Mapping[str, Any]
+) -> str:
+    """Says what all rows have in common."""
     first = next(iter(runs.values()))[0].summary
     seeds = {tuple(run.summary["seed"] for run in each) for each in runs.values()}
     if len(seeds) > 1:
-        sentences = ["Rows have other seeds; the links to their reports name them."]
-    elif any(name.startswith("clients.") for name in differing):
-        sentences = ["Clients or their data are not the same for all: see what differs."]
-    else:
-        listed = ", ".join(map(str, next(iter(seeds))))
-        sentences = [
-            f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
-            f"sets and seeds ({listed}) are the same for all."
-        ]
-    for metric, symbol in SYMBOLS.items():
-        last = {row["algorithm"]: list(row[metric].items())[-1] for row in rows}
-        known = {name: pair for name, pair in last.items() if pair[1]["mean"] is not None}
-        if len(known) > 1:
-            order = sorted(known, key=lambda name: -known[name][1]["mean"])
-            best = [
-                f"{name} ({known[name][0]}) {_spread(known[name][1]).text}" for name in order[:3]
-            ]
-            sentences.append(f"Highest {symbol} of the last head: {', then '.join(best)}.")
-    return sentences
+        return "Rows have other seeds; the links to their reports name them."
+    if any(name.startswith("clients.") for name in differing):
+        return "Clients or their data are not the same for all: see what differs."
+    listed = ", ".join(map(str, next(iter(seeds))))
+    return (
+        f"{first['num_clients']} clients learned {first['dataset']}; clients, data splits, public "
+        f"sets and seeds ({listed}) are the same for all."
+    )
+
+
+def _dot_plots(
+    differences: Mapping[str, Mapping[str, Sequence[Any]]], rows: Sequence[str]
+) -> dict[str, list[str]]:
+    """Returns drawings of the differences to each baseline, one for each metric that has any."""
+    styles = row_styles(rows)
+    drawn: dict[str, list[str]] = {}
+    for metric, by_baseline in differences.items():
+        for baseline, found in by_baseline.items():
+            if found:
+                plot = dot_plots.differences(metric, baseline, found, styles)
+                drawn.setdefault(baseline, []).append(plot)
+    return drawn
 
 
 def _further_tables(summary: Record) -> dict[str, Table]:
@@ -305,19 +344,8 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
                 for client in summary["per_client"]
             ],
         ),
-        "bytes": Table(
-            "What was sent",
-            ("what", "bytes", "share"),
-            [
-                [
-                    Cell(f"{word} {name}"),
-                    Cell(as_bytes(n), n, True),
-                    _number(n / max(sent["total_bytes"], 1)),
-                ]
-                for word, part in (("type", "by_type"), ("numbers as", "by_dtype"))
-                for name, n in sent.get(part, {}).items()
-            ],
-        ),
+        "bytes_by_type": _shares("What was sent", "type", sent["by_type"]),
+        "bytes_by_dtype": _shares("How numbers were sent", "as", sent.get("by_dtype", {})),
         "time": Table(
             "Compilation and training apart",
             ("what", "seconds"),
@@ -349,6 +377,16 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
             ],
         )
     return tables
+
+
+def _shares(caption: str, what: str, parts: Mapping[str, int]) -> Table:
+    """Returns a table of the parts of all bytes and of their shares, which sum to 1."""
+    whole = max(sum(parts.values()), 1)
+    return Table(
+        caption,
+        (what, "bytes", "share"),
+        [[Cell(name), Cell(as_bytes(n), n, True), _number(n / whole)] for name, n in parts.items()],
+    )
 
 
 def _comparison_tables(
@@ -427,9 +465,11 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
     return {
         "steps": [record["step"] for record in records],
         "heads": heads,
-        "colours": [to_hex(c) for c in figures.head_colours(len(heads))[: len(heads)]],
+        "colours": head_colours(len(heads)),
         "metrics": METRICS,
+        "chance": chance(summary),
         "classes": _class_names(summary),
+        "most_classes": _MOST_CLASSES,
         "clients": clients,
     }
 
@@ -513,8 +553,8 @@ def _save(
         if figure is None:
             found[name] = None
             continue
-        png = (folder / f"{name}.png").read_bytes()
-        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        drawing = (folder / f"{name}.svg").read_bytes()
+        uri = "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
         found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
     return found
 
@@ -546,5 +586,6 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
     environment.filters["bytes"] = as_bytes
+    environment.filters["edges"] = edges_in_words
     environment.filters["reproduction"] = _reproduction
     return environment.get_template(name)

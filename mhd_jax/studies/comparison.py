@@ -11,57 +11,15 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import aligned, html_block, html_table, html_text
 from mhd_jax.engine.frames import as_frame, by_metric
 from mhd_jax.engine.result import Result
-from mhd_jax.studies import over_seeds, tables
+from mhd_jax.studies import over_seeds, tables, verdict
+from mhd_jax.studies.differences import FEWEST_SEEDS, Difference, in_pairs
 from mhd_jax.studies.rows import Row, caption, shown, summarise
-from mhd_jax.training.metrics import SYMBOLS
+from mhd_jax.training.metrics import SYMBOLS, declared_head
 
 if TYPE_CHECKING:
     from mhd_jax.runs.drawing import Figure
 
-_FEWEST_SEEDS = 3  # from two, Student's interval is up to 13 standard deviations wide
-_OWN_DISTRIBUTION = ("beta_priv", "beta_own")  # measured on what clients have themselves
-_ACCURACIES = ("beta_sh", *_OWN_DISTRIBUTION)
-_WIDTHS = {"column": 3.3, "page": 6.75}  # inches, of a two-column paper
-_FONT_SIZE = 8  # points
 _LATEX_SYMBOLS = {"beta_sh": r"$\beta_{\mathrm{sh}}$", "beta_priv": r"$\beta_{\mathrm{priv}}$"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """The difference between two algorithms in one metric, in pairs of runs with equal seeds.
-
-    Attributes:
-      first, second: the algorithms; differences are first − second.
-      metric: the metric.
-      heads: the head of each.
-      seeds: the seeds in which both have a value.
-      differences: the difference in each of them.
-      mean, std: their mean and standard deviation (n − 1).
-      interval: Student's 95 % confidence interval of the mean, within what differences can be.
-      p_value: of Student's two-sided paired test.
-      verdict: "ahead" if the first has higher values, "behind" if it has lower ones, "tie" if the
-        interval contains 0.
-    """
-
-    first: str
-    second: str
-    metric: str
-    heads: tuple[str, str]
-    seeds: tuple[int, ...]
-    differences: tuple[float, ...]
-    mean: float
-    std: float
-    interval: tuple[float, float]
-    p_value: float
-    verdict: str
-
-    def __repr__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{self.first} ({self.heads[0]}) − {self.second} ({self.heads[1]}) in {self.metric}: "
-            f"{self.mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {self.p_value:.2g}, "
-            f"{len(self.seeds)} seeds: {self.verdict}"
-        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -122,38 +80,17 @@ class Comparison:
           ConfigError: no such algorithm, metric or head, or fewer than three seeds.
         """
         heads = self._head(first, metric, head), self._head(second, metric, head)
-        both = [
-            self._values(name, metric, own)
+        one, other = (
+            dict(zip(self.seeds, self._values(name, metric, own), strict=True))
             for name, own in zip((first, second), heads, strict=True)
-        ]
-        pairs = {
-            seed: a - b
-            for seed, a, b in zip(self.seeds, *both, strict=True)
-            if a is not None and b is not None
-        }
-        if len(pairs) < _FEWEST_SEEDS:
-            raise ConfigError(
-                f"a test of {first} against {second} in {metric} needs at least {_FEWEST_SEEDS} "
-                f"seeds, but there are {len(pairs)}; compare with more seeds."
-            )
-        found = over_seeds.interval(list(pairs.values()))
-        limits = over_seeds.OF_DIFFERENCES if metric in _ACCURACIES else over_seeds.OF_ALL
-        mean, std, ends = found["mean"], found["std"], over_seeds.ends(found, limits)
-        assert mean is not None and std is not None and ends is not None
-        tie = ends[0] <= 0 <= ends[1]
-        return Difference(
-            first,
-            second,
-            metric,
-            heads,
-            tuple(pairs),
-            tuple(pairs.values()),
-            mean,
-            std,
-            ends,
-            over_seeds.p_value(found, len(pairs)),
-            "tie" if tie else "ahead" if mean > 0 else "behind",
         )
+        found = in_pairs((first, second), metric, heads, (one, other))
+        if isinstance(found, int):
+            raise ConfigError(
+                f"a test of {first} against {second} in {metric} needs at least {FEWEST_SEEDS} "
+                f"seeds, but there are {found}; compare with more seeds."
+            )
+        return found
 
     def to_latex(self) -> str:
         """Returns a table for a paper, in LaTeX for the package booktabs.
@@ -185,19 +122,15 @@ class Comparison:
         Raises:
           ConfigError: another width.
         """
-        if width not in _WIDTHS:
-            raise ConfigError(f"width must be one of {', '.join(_WIDTHS)}, not {width!r}.")
         from mhd_jax.runs import (  # importing matplotlib is slow, and only plots need it
+            accuracies,
             drawing,
             figures,
         )
 
-        with drawing.own_style():
-            figure = figures.comparison(
-                self.rows, _WIDTHS[width], row_height=0.3, stacked=width == "column"
-            )
-            for text in figure.findobj(drawing.Text):
-                text.set_fontsize(_FONT_SIZE)
+        first = next(iter(self.results.values()))[0].summary
+        with drawing.style("paper", width):
+            figure = figures.comparison(self.rows, accuracies.chance(first))
             figure.draw_without_rendering()  # creates all texts while the style is active
         return drawing.shown_in_notebooks(figure)
 
@@ -220,7 +153,11 @@ class Comparison:
 
     def _end(self) -> list[str]:
         folder = [] if self.folder is None else [f"folder: {self.folder}"]
-        return [caption(self.rows), *self.notes, *folder]
+        summaries = {
+            name: {seed: each.summary for seed, each in zip(self.seeds, of, strict=True)}
+            for name, of in self.results.items()
+        }
+        return [caption(self.rows), *verdict.in_words(summaries), *self.notes, *folder]
 
     def _head(self, name: str, metric: str, head: str | None) -> str:
         """Returns the head that stands for an algorithm; the declared one if `head` is None."""
@@ -236,7 +173,7 @@ class Comparison:
             )
         heads = list(metrics[metric])
         if head is None:
-            return heads[0 if metric in _OWN_DISTRIBUTION else -1]
+            return declared_head(metric, heads)
         if head not in heads:
             raise ConfigError(f"{name} has no head {head!r}; choose one of {', '.join(heads)}.")
         return head
@@ -258,7 +195,7 @@ class Comparison:
 
     def _is_ahead_of_all(self, best: str, names: Mapping[str, Any], metric: str) -> bool:
         others = [name for name in names if name != best]
-        if len(self.seeds) < _FEWEST_SEEDS or not others:
+        if len(self.seeds) < FEWEST_SEEDS or not others:
             return False
         return all(self.test(best, other, metric).verdict == "ahead" for other in others)
 

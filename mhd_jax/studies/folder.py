@@ -14,6 +14,7 @@ from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.finished import FinishedRun
 from mhd_jax.runs.records import read_json, write_json, write_text
 from mhd_jax.studies import rows as table
+from mhd_jax.studies import verdict
 
 _LONGEST_NAME = 120  # characters of a folder's name
 
@@ -79,10 +80,14 @@ def write(
     about: Mapping[str, Any],
 ) -> None:
     """Writes table.json, with further entries `about` the comparison, table.md and the report."""
-    write_json(folder / "table.json", {**about, "rows": rows, "notes": list(notes)})
-    write_text(folder / "table.md", table.markdown(rows, notes))
+    summaries = verdict.by_seed(runs)
+    said = verdict.in_words(summaries)
+    content = {**about, "rows": rows, "verdict": said, "notes": list(notes)}
+    write_json(folder / "table.json", content)
+    write_text(folder / "table.md", table.markdown(rows, [*said, *notes]))
     again = "The tables are there; the same command tries again."
     with decoration(f"the report of {folder}", again):
         from mhd_jax.runs import report  # importing matplotlib is slow, and only reports need it
 
-        report.write_comparison(folder, rows, runs, notes)
+        differences = verdict.differences(summaries)
+        report.write_comparison(folder, rows, runs, said, differences, notes)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import networkx as nx
 import numpy as np
 
+from mhd_jax.topology import layout
+
 _SIDE = 220  # pixels
 _EDGE = 14  # pixels between a node's centre and the border
 _MOST = 64  # clients up to which a graph is drawn
 
 
-def svg(adjacency: np.ndarray) -> str | None:
+def svg(adjacency: np.ndarray, name: str = "") -> str | None:
     """Returns a drawing of a graph [K, K] in which A[i, j] > 0 where i may learn from j.
 
     An edge in one direction has an arrow to who learns. Returns None for graphs of more than 64
@@ -20,7 +22,7 @@ def svg(adjacency: np.ndarray) -> str | None:
     if count > _MOST:
         return None
     graph = nx.from_numpy_array(adjacency.T > 0, create_using=nx.DiGraph)
-    places = _places(graph)
+    places = _EDGE + layout.places(graph.to_undirected(), name) * (_SIDE - 2 * _EDGE)
     parts = []
     for sender, receiver in graph.edges:
         both = graph.has_edge(receiver, sender)
@@ -48,17 +50,3 @@ def svg(adjacency: np.ndarray) -> str | None:
         f'<svg role="img" width="{_SIDE}" height="{_SIDE}" '
         f'xmlns="http://www.w3.org/2000/svg">{title}{arrow}{"".join(parts)}</svg>'
     )
-
-
-def _places(graph: nx.DiGraph) -> np.ndarray:
-    """Returns each node's place in the image, [K, 2]: on a circle, or as its edges pull."""
-    plain = graph.to_undirected()
-    degrees = {degree for _, degree in plain.degree}
-    regular = len(degrees) == 1 and max(degrees) in (2, len(plain) - 1)  # a ring, or complete
-    if regular or not nx.is_connected(plain):
-        found = nx.circular_layout(plain)
-    else:
-        found = nx.kamada_kawai_layout(plain)
-    places = np.array([found[node] for node in range(len(plain))])
-    low, span = places.min(axis=0), np.maximum(np.ptp(places, axis=0), 1e-9)
-    return _EDGE + (places - low) / span * (_SIDE - 2 * _EDGE)

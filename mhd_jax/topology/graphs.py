@@ -35,6 +35,7 @@ from mhd_jax.topology.schedules import Schedule, cycle
 _TRACED = 10  # traces of a user's function: two random matchings of 4 clients agree in 1/3 of cases
 _DRAWN = 16  # random graphs that are drawn for a time-varying random graph
 _MOST_CLIENTS = 2**14  # whose adjacency matrix takes a GiB
+_MOST_LINKS = 4096  # edges up to which a summary lists them
 _MOST_LOOKED_AT = 10**8  # entries of a user's graphs that are checked, in about 0.1 seconds
 _MOST_DIGITS = 9  # of the number of a node
 
@@ -80,7 +81,7 @@ class Topology:
         return f"Topology {self.name}: {self.num_clients} clients, {edges} directed edges{when}"
 
     def _repr_html_(self) -> str:
-        return html_block(repr(self), drawn.svg(np.asarray(self.at(0))) or "")
+        return html_block(repr(self), drawn.svg(np.asarray(self.at(0)), self.name) or "")
 
 
 @modes.standard()
@@ -92,15 +93,17 @@ def describe(topology: Topology, steps: int) -> dict[str, Any]:
       steps: the number of steps of the run.
 
     Returns:
-      "name"; for a static graph, "edges", with each direction counted, and "spectral_gap" for
-      each kind of mixing matrix; for a time-varying graph, "edges_per_step", the mean over the
+      "name"; for a static graph, "edges", with each direction counted, "links", where there are at
+      most 4,096: pairs [receiver, sender], and "spectral_gap" for each kind of mixing matrix; for a time-varying graph, "edges_per_step", the mean over the
       steps of the run, and "spectral_gap_of_mean", the gap of the mean mixing matrix over them.
     """
     static = topology.schedule is cycle and len(topology.adjacency) == 1
     edges, mixing = _means(topology.adjacency, 1 if static else steps, schedule=topology.schedule)
     gaps = {name: spectral_gap(mixing[name]) for name in MIXINGS}
     if static:
-        return {"name": topology.name, "edges": int(edges), "spectral_gap": gaps}
+        pairs = np.argwhere(np.asarray(links(topology.adjacency[0])))
+        few = {"links": pairs.tolist()} if len(pairs) <= _MOST_LINKS else {}
+        return {"name": topology.name, "edges": int(edges), **few, "spectral_gap": gaps}
     return {
         "name": topology.name,
         "edges_per_step": round(float(edges), 3),

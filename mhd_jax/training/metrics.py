@@ -14,11 +14,22 @@ import numpy as np
 from jax import Array
 
 SYMBOLS = {"beta_sh": "β_sh", "beta_priv": "β_priv"}
+OF_OWN_LABELS = ("beta_priv", "beta_own")  # measured on what clients have themselves
 
 
 def first_and_last(heads: Sequence[str]) -> list[str]:
     """Returns the main head and, if there are auxiliary heads, the last one."""
     return [heads[0]] if len(heads) == 1 else [heads[0], heads[-1]]
+
+
+def declared_head(metric: str, heads: Sequence[str]) -> str:
+    """Returns the head by which a metric judges a run, fixed before the run.
+
+    On a client's own label distribution (β_priv, β_own) it is the main head, which learns from the
+    client's own labels; else the last one. Choosing each run's best head on the test set would
+    favour those with more heads.
+    """
+    return heads[0 if metric in OF_OWN_LABELS else -1]
 
 
 def head_names(num_heads: int) -> list[str]:

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     settings = RunSettings(num_clients=3, steps=6, eval_every=2, batch_size=4)
     algorithms = {"isolated": mhd.algorithms.isolated(), "mhd": mhd.algorithms.mhd(num_aux_heads=2)}
     flags.FLAGS(["compare"])  # which say who watches
-    compare(settings, algorithms, [0, 1], folder)
+    compare(settings, algorithms, [0, 1, 2], folder)
     return folder
 
 
@@ -154,3 +154,51 @@ def test_the_reader_chooses_a_client(show, folder):
         assert len(charts) == 2 and all(chart.size["width"] > 200 for chart in charts)
         drawn.add(charts[0].get_attribute("innerHTML"))
     assert len(drawn) == 3
+
+
+def test_the_reader_chooses_a_baseline(show, folder):
+    browser = show(folder / "report.html")
+    chooser = Select(browser.find_element(By.ID, "baseline"))
+    assert [option.text for option in chooser.options] == ["isolated", "mhd"]
+    for baseline, other in (("mhd", "isolated"), ("isolated", "mhd")):
+        chooser.select_by_visible_text(baseline)
+        shown = [
+            plot
+            for plot in browser.find_elements(By.CSS_SELECTOR, "[data-baseline] svg")
+            if plot.is_displayed()
+        ]
+        assert len(shown) == 2 and min(plot.size["width"] for plot in shown) > 200
+        for plot in shown:
+            assert f"minus that of {baseline}: {other}" in plot.get_attribute("aria-label")
+
+
+def test_a_client_of_the_graph_tells_about_itself_by_keyboard(show, folder):
+    browser = show(folder / "mhd/seed_0/report.html")
+    said = browser.find_element(By.ID, "graph-said")
+    nothing = said.text
+    clients = browser.find_elements(By.CSS_SELECTOR, ".graph .client")
+    assert len(clients) == 3
+    for client in clients:
+        browser.execute_script("arguments[0].focus()", client)
+        assert said.text == client.get_attribute("aria-label") != nothing
+        number = client.get_attribute("data-client")
+        for curve in browser.find_elements(By.CSS_SELECTOR, ".graph .learned"):
+            ends = (curve.get_attribute("data-from"), curve.get_attribute("data-to"))
+            assert ("own" in curve.get_attribute("class")) == (number in ends)
+    browser.execute_script("arguments[0].blur()", clients[-1])
+    assert said.text == nothing
+
+
+def test_print_shows_whole_tables(show, folder):
+    browser = show(folder / "mhd/seed_0/report.html")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        size = {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)  # of A4, with margins
+        rights = browser.execute_script(
+            "return [...document.querySelectorAll('table')]"
+            ".map((table) => table.getBoundingClientRect().right)"
+        )
+        assert max(rights) <= 700
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -343,7 +343,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     np.testing.assert_array_equal(by_edge.sum(axis=1), 20)
     assert ((by_edge > 0) <= (np.asarray(mhd.topology.ring(4).at(0)) > 0)).all()
     np.testing.assert_allclose(summary["topology"]["spectral_gap"]["uniform"], 2 / 3, atol=1e-6)
-    assert summary["topology"]["edges"] == 8
+    assert summary["topology"]["edges"] == len(summary["topology"]["links"]) == 8
     assert summary["communication"] == {
         "bytes_per_step_per_edge": logits + embeddings,
         "total_bytes": edges * (logits + embeddings),
@@ -356,7 +356,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     assert set(summary["timing"]) == set(timing.split())
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/svg+xml;base64,") == 7
     assert f"{summary['beta_sh']['main']:.3f}" in page
     entropies = label_entropy(who.label_counts())
     assert all(f">{entropy:.3f}</td>" in page for entropy in entropies)

@@ -1,6 +1,8 @@
 """Pages and figures of finished runs, and how those are read again and compared."""
 
+import copy
 import dataclasses
+import html
 import itertools
 import json
 import re
@@ -17,6 +19,8 @@ from mhd_jax.runs import drawing, figures, report
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
+from mhd_jax.studies.folder import write
+from mhd_jax.studies.rows import summarise
 from tests.builders import Linear, python, tiny_dataset
 
 K, C = 3, 3
@@ -106,6 +110,29 @@ def test_the_page_says_what_the_run_found(folders):
     assert own["curves"]["beta_sh"][1][-1] == pytest.approx(last, abs=1e-4)
 
 
+def test_a_run_has_its_graph_and_a_pooled_model_has_none(folders):
+    page = (folders / "mhd/seed_0/report.html").read_text()
+    assert page.count('class="client"') == K and "The graph at work" in page
+    assert "The graph at work" not in (folders / "supervised/report.html").read_text()
+
+
+def test_a_comparison_shows_its_verdict(runs, tmp_path):
+    two = [*runs, dataclasses.replace(runs[0], summary={**runs[0].summary, "seed": 2})]
+    weaker = copy.deepcopy(two)
+    for run in weaker:
+        run.summary["beta_sh"] = {head: x / 2 for head, x in run.summary["beta_sh"].items()}
+    names = {"mhd": two, "weaker": weaker}
+    rows = [summarise(name, [run.summary for run in each]) for name, each in names.items()]
+    write(tmp_path, rows, names, [], {})
+    page = (tmp_path / "report.html").read_text()
+    for sentence in read(tmp_path / "table.json")["verdict"]:
+        assert sentence in html.unescape(page) and sentence in (tmp_path / "table.md").read_text()
+    assert re.findall(r'data-baseline="(\w+)"( hidden)?', page) == [
+        ("mhd", ""),
+        ("weaker", " hidden"),
+    ]
+
+
 def test_a_pooled_model_stands_for_all(folders):
     page = (folders / "supervised/report.html").read_text()
     assert "One model learned arrays from what 3 clients hold together" in page
@@ -120,11 +147,11 @@ def test_figures_are_files_for_screens_and_papers(run, folders, tmp_path):
     assert names == {path.stem for path in (folders / "mhd/seed_0").glob("*.svg")}
     assert {"accuracy", "per_class_over_time", "hops", "followed"} <= names
     for name in ("one", "two"):
-        drawing.save_figure(lambda: figures.accuracy(run.history, "mhd"), tmp_path / name)
+        drawing.save_figure(lambda: figures.accuracy(run.history, 0.25), tmp_path / name)
     for ending in (".png", ".svg"):
         one, two = ((tmp_path / name).with_suffix(ending).read_bytes() for name in ("one", "two"))
         assert one == two
-    assert {"β_sh (uniform labels)", "step"} <= texts(tmp_path / "one.svg")
+    assert {"β_sh (uniform labels)", "step", "chance, 0.25"} <= texts(tmp_path / "one.svg")
 
 
 def texts(drawn):
@@ -221,6 +248,55 @@ def test_tables_of_a_comparison_outlive_its_report(runs, tmp_path, monkeypatch):
     assert (tmp_path / "out/table.md").exists()
 
 
+def test_shares_of_each_breakdown_sum_to_1(run):
+    tables = report._run_tables(run.summary, None)
+    for name in ("bytes_by_type", "bytes_by_dtype"):
+        assert sum(row[2].value for row in tables[name].rows) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ([[0, 1], [1, 0], [1, 2], [2, 1]], "2 edges"),
+        ([[0, 1], [1, 2], [2, 1], [2, 0]], "4 directed edges"),
+        (None, "4 directed edges"),
+    ],
+)
+def test_an_edge_both_ways_is_one(links, words):
+    about = {"edges": 4} if links is None else {"edges": 4, "links": links}
+    assert report.edges_in_words(about) == words
+
+
+def records_at(steps):
+    values = [[0.1, 0.2]]
+    return [{"step": s, "per_client": {"per_class_accuracy": {"main": values}}} for s in steps]
+
+
+def test_maps_over_time_stand_at_their_steps():
+    figure = figures.per_class_over_time(records_at([0, 100, 200, 300, 1000]))
+    ticks = figure.axes[0].get_xticks()
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    steps = np.array([int(name.removeprefix("step ").replace(",", "")) for name in names])
+    assert steps[-1] == 1000 and len(steps) >= 3
+    np.testing.assert_allclose(
+        np.diff(ticks) / np.diff(ticks).sum(), np.diff(steps) / np.ptp(steps)
+    )
+
+
+def test_intervals_stay_within_what_accuracies_can_be():
+    value = {"mean": 0.95, "std": 0.2}
+    row = {"algorithm": "naive", "beta_sh": {"main": value}, "beta_priv": {"main": value}}
+    for axis in figures.comparison([row], chance=0.1).axes:
+        (whisker,) = axis.containers[0].lines[2][0].get_segments()
+        assert whisker[:, 0] == pytest.approx([0.75, 1])
+
+
+def test_a_mean_says_of_how_many_pairs_it_is():
+    rows = [{"hops": h, "pairs": n, "accuracy": {"main": 0.5}} for h, n in ((0, 103), (None, 1))]
+    axis = figures.hops({"by_hops": rows, "beta_sh": {"main": 0.5}}, 0.1).axes[0]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["0\n103 pairs", "none\n1 pair"]
+
+
 def test_lines_differ_by_colour_and_by_shape():
     styles = figures.line_styles(11)
     assert len({(style["linestyle"], style["marker"]) for style in styles}) == 11
@@ -260,7 +336,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
     assert table["settings"]["steps"] == 4
     assert not any("seed" in name or "split" in name for name in table["differing"])
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png") == 3 and "hyperparameters.nu_aux" in page
+    assert page.count("data:image/svg+xml") == 3 and "hyperparameters.nu_aux" in page
     (link, *_) = re.findall(r'href="([^"]*report.html)"', page)
     assert (tmp_path / link).resolve() == folders / "mhd/seed_0/report.html"
     assert "| supervised | main |" in (tmp_path / "table.md").read_text()

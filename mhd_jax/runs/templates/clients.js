@@ -22,12 +22,20 @@
 
   const shown = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
 
-  // One line for each head, of accuracies from 0 to 1 over steps; an unknown one leaves a gap.
+  // An axis of accuracies begins at 0, or where they do if all are high.
+  function beginning(curves) {
+    const low = Math.min(...curves.flat().filter((accuracy) => accuracy !== null));
+    return low > 0.5 ? Math.max(Math.floor((low - 0.01) * 20) / 20, 0) : 0;
+  }
+
+  // One line for each head, of accuracies over steps; an unknown one leaves a gap.
   function chart(label, curves) {
-    const [width, height, left, right, top, bottom] = [400, 250, 36, 12, 24, 40];
+    const [width, height, left, right, top, bottom] = [400, 250, 52, 12, 24, 40];
     const [first, last] = [view.steps[0], view.steps[view.steps.length - 1]];
+    const low = beginning(curves);
     const x = (step) => left + ((step - first) / (last - first || 1)) * (width - left - right);
-    const y = (accuracy) => height - bottom - accuracy * (height - top - bottom);
+    const y = (accuracy) =>
+      height - bottom - ((accuracy - low) / (1 - low)) * (height - top - bottom);
     const ends = view.heads.map((head, h) => `${head} ${shown(curves[h].at(-1))}`).join(", ");
     const svg = drawn("svg", {
       viewBox: `0 0 ${width} ${height}`,
@@ -35,11 +43,18 @@
       "aria-label": `${label} over steps; at the end ${ends}`,
     });
     svg.append(drawn("text", { x: left, y: 14, "font-weight": 600 }, label));
-    for (const accuracy of [0, 0.25, 0.5, 0.75, 1]) {
+    for (const part of [0, 0.25, 0.5, 0.75, 1]) {
+      const accuracy = low + part * (1 - low);
       const line = { x1: left, x2: width - right, y1: y(accuracy), y2: y(accuracy) };
-      svg.append(drawn("line", { ...line, stroke: accuracy ? "#ddd" : "#555" }));
+      svg.append(drawn("line", { ...line, stroke: part ? "#ddd" : "#555" }));
       const place = { x: left - 6, y: y(accuracy) + 4, "text-anchor": "end" };
-      svg.append(drawn("text", place, String(accuracy)));
+      svg.append(drawn("text", place, String(Number(accuracy.toFixed(3)))));
+    }
+    if (view.chance > low) {
+      const at = { x1: left, x2: width - right, y1: y(view.chance), y2: y(view.chance) };
+      svg.append(drawn("line", { ...at, stroke: "#666", "stroke-dasharray": "6 3" }));
+      const place = { x: width - right, y: y(view.chance) - 4, "text-anchor": "end", fill: "#595959" };
+      svg.append(drawn("text", place, "chance"));
     }
     const ticks = new Map([[first, "start"], [(first + last) / 2, "middle"], [last, "end"]]);
     if (first === last) ticks.set(first, "middle");
@@ -88,6 +103,19 @@
     return element("div", box, made);
   }
 
+  // Classes of which a client has no samples, told by their mean and unfolded on demand.
+  function folded(client, classes, byClass) {
+    const means = view.heads.map((head, h) => {
+      const known = classes.map((c) => client.by_class[h][c]).filter((x) => x !== null);
+      const sum = known.reduce((a, b) => a + b, 0);
+      return `${head} ${shown(known.length ? sum / known.length : null)}`;
+    });
+    const text = `${classes.length} classes without private samples`;
+    return element("details", {},
+      element("summary", {}, `${text}: mean test accuracy ${means.join(", ")}`),
+      byClass(classes, `Client ${client.name}: ${text}`));
+  }
+
   function show() {
     const client = view.clients[chooser.value];
     const facts = element("dl", {});
@@ -98,8 +126,14 @@
       .filter(([metric]) => client.curves[metric].some((curve) => curve.some((x) => x !== null)))
       .map(([metric, label]) => chart(label, client.curves[metric]));
     const samples = client.samples !== null;
-    const byClass = view.classes.map((name, c) => [
-      name, ...(samples ? [client.samples[c]] : []), ...client.by_class.map((of) => of[c])]);
+    const row = (c) => [
+      view.classes[c], ...(samples ? [client.samples[c]] : []), ...client.by_class.map((of) => of[c])];
+    const every = view.classes.map((_, c) => c);
+    const folds = samples && every.length > view.most_classes;
+    const first = folds ? every.filter((c) => client.samples[c] > 0) : every;
+    const others = folds ? every.filter((c) => client.samples[c] === 0) : [];
+    const byClass = (which, text) => table({ text, samples },
+      ["class", ...(samples ? ["private samples"] : []), ...view.heads], which.map(row));
     output.replaceChildren(
       element("h3", {}, `Client ${client.name}`),
       facts,
@@ -107,8 +141,8 @@
       element("div", { class: "charts" }, ...charts),
       ...(charts.length < metrics.length
         ? [element("p", {}, "This client has no labels, and so no β_priv.")] : []),
-      table({ text: `Client ${client.name}: its data and its test accuracy on each class`, samples },
-        ["class", ...(samples ? ["private samples"] : []), ...view.heads], byClass),
+      byClass(first, `Client ${client.name}: its data and its test accuracy on each class`),
+      ...(others.length ? [folded(client, others, byClass)] : []),
     );
   }
 

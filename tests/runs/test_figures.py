@@ -1,0 +1,97 @@
+"""Figures for papers: their size, text and files, and panels of one's own."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+import mhd_jax as mhd
+
+HEADS = ["main", "aux_1"]
+
+
+def history():
+    """Two evaluations of two clients."""
+    values = {"main": 0.3, "aux_1": 0.6}
+    each = {metric: {h: [values[h]] * 2 for h in HEADS} for metric in ("beta_sh", "beta_priv")}
+    return [
+        {"step": s, "bytes": s, "beta_sh": values, "beta_priv": values, "per_client": each}
+        for s in (5, 10)
+    ]
+
+
+def rows():
+    value = {"mean": 0.4, "std": 0.1}
+    both = {metric: dict.fromkeys(HEADS, value) for metric in ("beta_sh", "beta_priv")}
+    return [{"algorithm": name, **both} for name in ("mhd", "a row with a long name")]
+
+
+FIGURES = {
+    "accuracy": lambda **ax: mhd.figures.accuracy(history(), 0.1, **ax),
+    "comparison": lambda **ax: mhd.figures.comparison(rows(), 0.1, **ax),
+    "curves": lambda **ax: mhd.figures.comparison_curves({"mhd": [history()]}, 0.1, **ax),
+    "bytes": lambda **ax: mhd.figures.communication_curves({"mhd": [history()]}, 0.1, **ax),
+}
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
+@pytest.mark.parametrize(("width", "inches"), [("column", 3.3), ("page", 6.75)])
+def test_a_paper_has_its_width_its_text_and_no_titles(make, width, inches):
+    with mhd.figures.style("paper", width):
+        figure = make()
+        figure.draw_without_rendering()
+    assert figure.get_figwidth() == inches
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert {text.get_fontsize() for text in texts} == {8}
+    words = [text.get_text() for text in texts]
+    assert any(r"$\beta_\mathrm{sh}$" in word for word in words) and "β_sh" not in "".join(words)
+    assert figure.get_suptitle() == "" and not any(axis.get_title() for axis in figure.axes)
+    lefts = {round(axis.get_position().x0, 3) for axis in figure.axes}
+    assert len(lefts) == (1 if width == "column" else 2)
+    drawn = figure.get_tightbbox()  # in inches
+    assert drawn.x0 >= -0.02 and drawn.x1 <= inches + 0.02
+
+
+def test_files_for_papers_and_screens(tmp_path):
+    for name in ("one.png", "two"):
+        with mhd.figures.style("paper", "column"):
+            files = mhd.figures.save(FIGURES["accuracy"](), tmp_path / name)
+        assert {file.suffix for file in files} == {".pdf", ".svg", ".png"}
+    for ending in (".pdf", ".svg", ".png"):
+        one, two = ((tmp_path / name).with_suffix(ending).read_bytes() for name in ("one", "two"))
+        assert one == two
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    width = int.from_bytes((tmp_path / "one.png").read_bytes()[16:20])
+    assert width == 660  # 3.3 inches of 200 dots
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
+def test_panels_may_be_ones_own(make):
+    own = Figure()
+    panels = own.subplots(2, 3)
+    assert make(ax=panels[1, :2]) is own
+    assert [axis.has_data() for axis in panels.flat] == [False] * 3 + [True, True, False]
+    assert not own.legends
+    with pytest.raises(mhd.ConfigError, match=r"ax must hold 2 panel\(s\), not 3"):
+        make(ax=panels[0])
+
+
+def test_other_styles_and_widths_are_refused():
+    for given, sentence in ((("slides",), "a style must be"), (("paper", "wall"), "width must be")):
+        with pytest.raises(mhd.ConfigError, match=sentence), mhd.figures.style(*given):
+            pass
+
+
+def test_a_screen_returns_after_a_paper():
+    with mhd.figures.style("paper"):
+        pass
+    assert np.isclose(FIGURES["accuracy"]().get_figwidth(), 9.5)
+
+
+def test_a_phone_shows_the_legend_without_scrolling():
+    """A phone of 390 pixels shows the first 358 of a figure's 640."""
+    for make in FIGURES.values():
+        with mhd.figures.style("screen"):
+            figure = make()
+            figure.draw_without_rendering()
+        assert figure.legends[0].get_window_extent().x1 < 358 / 640 * figure.bbox.width
