@@ -45,7 +45,7 @@ def lab(rgb):
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("colour", {*palette.COLOURS, *palette.head_colours(7)})
+@pytest.mark.parametrize("colour", sorted({*palette.COLOURS, *palette.head_colours(7)}))
 def test_colours_stand_out_from_white(colour):
     assert 1.05 / (linear(colour) @ LUMINANCE + 0.05) >= 3  # WCAG 2, criterion 1.4.11
 
