@@ -149,7 +149,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Saves a figure as PDF and SVG for papers, and as PNG with two dots for each pixel.
 
     Args:
-      figure: a figure of `mhd_jax.figures`, `Result.plot` or `Comparison.plot`.
+      figure: a figure of ``mhd.figures``, `Result.plot` or `Comparison.plot`.
       path: the files' path; its ending is replaced by .pdf, .svg and .png.
 
     Returns:
