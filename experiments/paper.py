@@ -30,9 +30,8 @@ from absl import flags
 
 import mhd_jax as mhd
 from experiments import paper_cases, paper_tables
+from mhd_jax.cli import algorithm_flag, launch, seed_flags, study  # noqa: F401
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli import launch, seed_flags, study
-from mhd_jax.cli.commands import train  # noqa: F401  # train defines --algorithm
 from mhd_jax.core.files import folder_here
 
 _QUESTIONS = flags.DEFINE_list(

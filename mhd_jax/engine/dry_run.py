@@ -5,17 +5,16 @@ The run's step is traced and never compiled; no parameter is drawn, and no sampl
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from mhd_jax.core import modes
-from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import PyTree
-from mhd_jax.engine import memory, message_counts, start
+from mhd_jax.engine import memory, message_counts
+from mhd_jax.engine.arithmetic import alone_of, step_flops
 from mhd_jax.engine.run import Run, batch_shapes
 from mhd_jax.exchange import messages as communication
 from mhd_jax.runs.records import jsonable
@@ -32,11 +31,11 @@ def dry_run(run: Run, eval_every: int, *, saves: bool) -> dict[str, Any]:
       eval_every: steps between evaluations.
       saves: whether it has a folder.
     """
-    alone = _alone(run)
+    alone = alone_of(run)
     batch = batch_shapes(alone.carry, alone.samples.data_shapes, alone.spec)
     test = run.clients.data.samples(len(run.clients.data.test_labels))
     logits = jax.eval_shape(run.algorithm.predict, alone.carry.state, test)
-    flops = _flops(alone)
+    flops = step_flops(alone)
     found = {
         "algorithm": run.algorithm.name,
         "dataset": run.everyone.data.name,
@@ -57,31 +56,6 @@ def dry_run(run: Run, eval_every: int, *, saves: bool) -> dict[str, Any]:
         "settings": run.settings,
     }
     return jsonable(found)
-
-
-def _alone(run: Run) -> Run:
-    """Returns the run on one device, with all clients at once: no loop hides some of a step.
-
-    XLA's analysis counts a loop once, and on CPUs convolutions are loops over clients.
-    """
-    execution = Execution(most_neighbours=run.execution.most_neighbours, platform="tpu")
-    clients = run.clients.first(run.num_active)
-    samples = dataclasses.replace(run.samples, clients=clients, execution=execution, on_host=False)
-    algorithm = dataclasses.replace(run.algorithm, local=None)
-    carry = start.initial_carry(
-        *(algorithm, clients, samples.data_shapes, run.spec, run.seed, execution),
-        may_fail=run.plan is not None,
-        quarantine=run.quarantine,
-        abstract=True,
-    )
-    return dataclasses.replace(
-        run,
-        algorithm=algorithm,
-        clients=clients,
-        execution=execution,
-        samples=samples,
-        carry=carry,
-    )
 
 
 def _shapes(inputs: PyTree) -> list[Any]:
@@ -124,12 +98,6 @@ def _memory(run: Run, *, saves: bool) -> dict[str, Any]:
         "device_bytes": whole,
         "fits": total <= whole,
     }
-
-
-def _flops(run: Run) -> float | None:
-    """Returns the operations of a step of all clients, in which all happens that may; None: unknown."""
-    found: Any = run.lower(run.carry).cost_analysis() or {}
-    return float(found["flops"]) if "flops" in found else None
 
 
 def _communication(run: Run) -> dict[str, Any]:

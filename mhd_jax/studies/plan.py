@@ -19,15 +19,14 @@ import jax
 import numpy as np
 
 from mhd_jax.clients import Clients
-from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.machine import Machine, machine, prepared_for
 from mhd_jax.core.types import Algorithm
 from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.engine import memory
+from mhd_jax.engine.arithmetic import alone_of, step_flops
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.run import Run
-from mhd_jax.engine.start import initial_carry
 from mhd_jax.studies.compiled_text import Crossing, Instruction, crossings, executed
 
 
@@ -76,7 +75,7 @@ class Plan:
       capacity: a device's bytes of memory.
       fits: whether the run fits.
       flops: operations of a step of all clients, additions and multiplications alike, without what
-        is computed again; loops of unknown length count once.
+        is computed again; loops of unknown length count once. None where XLA counts nothing.
       crossings: what devices exchange in a step, the most first.
       step_seconds: the compiler's estimate of a step on each device, without what crosses; None where
         a compiler estimates nothing.
@@ -95,7 +94,7 @@ class Plan:
     memory: dict[str, int]
     capacity: int
     fits: bool
-    flops: float
+    flops: float | None
     crossings: tuple[Crossing, ...]
     step_seconds: float | None
     crossing_seconds: float | None
@@ -139,7 +138,7 @@ def plan(
             run, compiled, needed = memory.most_at_once(run, run.carry)
             parts = _memory(run, compiled, sum(needed.values()))
     execution = run.execution
-    flops = _flops(run)
+    flops = step_flops(alone_of(run))
     instructions = [] if compiled is None else executed(str(compiled.as_text()))
     crossing = crossings(instructions, execution.num_devices)
     cycles = sum(each.cycles for each in instructions)
@@ -159,7 +158,7 @@ def plan(
         crossings=tuple(crossing),
         step_seconds=cycles / chip.clock if chip and cycles else None,
         crossing_seconds=received / chip.links if chip and instructions else None,
-        floor_seconds=flops / (chip.peak * execution.num_devices) if chip else None,
+        floor_seconds=flops / (chip.peak * execution.num_devices) if chip and flops else None,
         shares=_shares(instructions),
         loops_of_unknown_length=max(len(loops) - 1, 0),
     )
@@ -254,31 +253,6 @@ def _memory(run: Run, compiled: jax.stages.Compiled | None, needed: int) -> dict
         found["outputs"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     found["evaluation data"] = memory.on_each_device(evaluated)
     return {what: size for what, size in found.items() if size > 0}
-
-
-def _flops(run: Run) -> float:
-    """Returns the FLOPs of a step, by its program on one device without chunks."""
-    execution = Execution(
-        most_neighbours=run.execution.most_neighbours, platform=run.execution.platform
-    )
-    samples = dataclasses.replace(run.samples, execution=execution)
-    carry = initial_carry(
-        *(run.algorithm, run.clients, samples.data_shapes, run.spec, run.seed, execution),
-        may_fail=run.plan is not None,
-        quarantine=run.quarantine,
-        abstract=True,
-    )
-    # Local steps are a loop of their own, whose length no one knows before.
-    algorithm = dataclasses.replace(run.algorithm, local=None)
-    how: dict[str, Any] = {
-        "algorithm": algorithm,
-        "execution": execution,
-        "samples": samples,
-        "carry": carry,
-    }
-    alone = dataclasses.replace(run, **how)
-    found: Any = alone.lower(carry).cost_analysis()
-    return float(found["flops"])
 
 
 def _shares(instructions: Sequence[Instruction]) -> dict[str, float]:

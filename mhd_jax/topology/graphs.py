@@ -94,8 +94,9 @@ def describe(topology: Topology, steps: int) -> dict[str, Any]:
 
     Returns:
       "name"; for a static graph, "edges", with each direction counted, "links", where there are at
-      most 4,096: pairs [receiver, sender], and "spectral_gap" for each kind of mixing matrix; for a time-varying graph, "edges_per_step", the mean over the
-      steps of the run, and "spectral_gap_of_mean", the gap of the mean mixing matrix over them.
+      most 4,096: pairs [receiver, sender], and "spectral_gap" for each kind of mixing matrix; for a
+      time-varying graph, "edges_per_step", the mean over the steps of the run, and
+      "spectral_gap_of_mean", the gap of the mean mixing matrix over them.
     """
     static = topology.schedule is cycle and len(topology.adjacency) == 1
     edges, mixing = _means(topology.adjacency, 1 if static else steps, schedule=topology.schedule)

@@ -111,7 +111,7 @@ def _lines(plans: Sequence[Plan]) -> list[list[str]]:
     add("step, estimated", lambda plan: _milliseconds(plan.step_seconds))
     for layer in dict.fromkeys(layer for plan in plans for layer in [*plan.shares][:_MOST_LAYERS]):
         add(f"  {layer}", lambda plan, layer=layer: f"{plan.shares.get(layer, 0):.0%}")  # type: ignore[misc]
-    add("arithmetic of all", lambda plan: f"{plan.flops / 1e9:,.1f} GFLOP")
+    add("arithmetic of all", lambda plan: f"{plan.flops / 1e9:,.1f} GFLOP" if plan.flops else "–")
     add("  at the peak", lambda plan: _milliseconds(plan.floor_seconds))
     add("crossing, received", lambda plan: decimal(sum(c.received for c in plan.crossings)))
     add("  at the links' rate", lambda plan: _milliseconds(plan.crossing_seconds))

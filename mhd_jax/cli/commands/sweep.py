@@ -20,10 +20,9 @@ import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import cases, launch, seed_flags, study
+from mhd_jax.cli import algorithm_flag, cases, launch, seed_flags, study  # noqa: F401
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.cases import Assignment, Axis, Row
-from mhd_jax.cli.commands import train  # noqa: F401  # train defines --algorithm
 from mhd_jax.core import multihost
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Figure
