@@ -55,6 +55,7 @@ from mhd_jax.training.groups import (
     private_gradients,
     require_one_architecture,
 )
+from mhd_jax.training.passes import private_step
 
 LOCAL_STEPS = 10
 _MOST_STEPS = 2**31 - 1
@@ -101,9 +102,7 @@ class _FedAvg:
 
     def local_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """See `LocalSteps.step`."""
-        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
-        metrics = Metrics(losses, {}, {"private_loss": losses})
-        return apply_gradients(state, gradients, stats), metrics
+        return private_step(state, batch, self.label_smoothing)
 
     def until_exchange(self, state: State) -> Array:
         """See `LocalSteps.until_exchange`."""

@@ -66,9 +66,9 @@ from mhd_jax.training.groups import (
     embedding_width,
     init_state,
     local_gradients,
-    private_gradients,
 )
 from mhd_jax.training.losses import masked_mean, private_cross_entropy
+from mhd_jax.training.passes import private_step
 from mhd_jax.training.projection import require_equal_widths
 
 WEIGHTINGS = ("samples", "clients")
@@ -107,9 +107,7 @@ class _FedProto:
 
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         if self.lambda_p is None:
-            gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
-            metrics = Metrics(losses, {}, {"private_loss": losses})
-            return apply_gradients(state, gradients, stats), metrics
+            return private_step(state, batch, self.label_smoothing)
         before = state.extra
         context = (before["prototypes"], before["known"])
         gradients, stats, terms = local_gradients(state, batch, self.loss, context)

@@ -22,7 +22,8 @@ from mhd_jax.core.types import (
     State,
 )
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.training.groups import apply_gradients, init_state, private_gradients
+from mhd_jax.training.groups import init_state
+from mhd_jax.training.passes import private_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,9 +40,7 @@ class _PrivateOnly:
         return self.local_step(state, batch)
 
     def local_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        gradients, stats, losses = private_gradients(state, batch, self.label_smoothing)
-        metrics = Metrics(losses, {}, {"private_loss": losses})
-        return apply_gradients(state, gradients, stats), metrics
+        return private_step(state, batch, self.label_smoothing)
 
     def until_exchange(self, state: State) -> Array:
         del state

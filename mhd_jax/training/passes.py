@@ -17,8 +17,15 @@ from jax import Array
 
 from mhd_jax.core.client_axis import computes_at_once, over_clients
 from mhd_jax.core.random import Purpose
-from mhd_jax.core.types import Batch, Outputs, PyTree, State
-from mhd_jax.training.groups import all_params, all_stats, forward, has_modes, private_gradients
+from mhd_jax.core.types import Batch, Metrics, Outputs, PyTree, State
+from mhd_jax.training.groups import (
+    all_params,
+    all_stats,
+    apply_gradients,
+    forward,
+    has_modes,
+    private_gradients,
+)
 from mhd_jax.training.losses import private_loss
 
 Gradients = tuple[PyTree, ...]
@@ -68,6 +75,13 @@ def evaluated(state: State, batch: Batch, public_outputs: Outputs) -> Outputs:
     shared = batch.public_is_shared
     inputs = batch.public_inputs
     return forward(state, all_params(state), all_stats(state), inputs, shared_inputs=shared)[0]
+
+
+def private_step(state: State, batch: Batch, label_smoothing: float) -> tuple[State, Metrics]:
+    """Returns the state and metrics after a step of all clients on their private samples alone."""
+    gradients, stats, losses = private_gradients(state, batch, label_smoothing)
+    metrics = Metrics(losses, {}, {"private_loss": losses})
+    return apply_gradients(state, gradients, stats), metrics
 
 
 def _are_one(state: State, batch: Batch) -> bool:
