@@ -8,7 +8,7 @@ The questions, each of --questions:
            teachers; with density-ratio teachers), and supervised training on all data
   weights  weights of naive distillation, of auxiliary heads and of embeddings
   heads    the number of auxiliary heads
-  others   FedMD, IDKD and DS-FL
+  others   FedMD, IDKD, Selective-FD and DS-FL
   labels   random primary labels; the same ones for all clients, which deals all samples alike
   graphs   accuracy by hops on a complete graph, a ring, two islands and a chain, where skew is inf
   models   one larger client among small ones, and the reverse

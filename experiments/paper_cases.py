@@ -76,7 +76,12 @@ def questions(
             }
         },
         "others": {
-            "": {**_METHODS, **{name: {"algorithm": name} for name in ("fedmd", "idkd", "ds_fl")}}
+            "": {
+                **_METHODS,
+                **{
+                    name: {"algorithm": name} for name in ("fedmd", "idkd", "selective_fd", "ds_fl")
+                },
+            }
         },
         "labels": {
             "random": _in_setting("random", {"assignment": "random"}),
