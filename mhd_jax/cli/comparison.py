@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 import mhd_jax as mhd
-from mhd_jax.cli import launch, study
+from mhd_jax.cli import launch, study, workdirs
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import multihost
 from mhd_jax.data import split_files
@@ -53,7 +53,8 @@ def compare(
         del described[name]
     if split_files.is_whole(settings.partition):  # the file determines these sets
         del described["public_fraction"], described["validation_fraction"]
-    comparison_folder.require_own(workdir, list(algorithms), seeds, described)
+    if not workdirs.overwrites():
+        comparison_folder.require_own(workdir, list(algorithms), seeds, described)
     cases = [study.Case(name, name, settings, each) for name, each in algorithms.items()]
     found = study.run(cases, seeds, workdir)
     rows = [summarise(name, summaries) for name, summaries in found.items()]

@@ -57,6 +57,12 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
     return found | {title: [name for name in own if name in left] for title, own in groups.items()}
 
 
+def decides_results(name: str) -> bool:
+    """Tells whether a flag is of what a run computes, not of where and how."""
+    groups = _groups()
+    return name not in {*groups["devices"], *groups["output"], "dry_run"} - {"compute_dtype"}
+
+
 def _groups() -> dict[str, list[str]]:
     """Returns the flags of a run by what they are about."""
     # Imported late, since they define flags of names that some commands have for their own.
@@ -85,8 +91,8 @@ def _groups() -> dict[str, list[str]]:
             "compilation_cache",
         ],
         "output": [
-            *("workdir", "output", "checkpoint_every", "keep_checkpoints", "keep_best"),
-            *("fall_back", "tensorboard", "wandb_project", "json"),
+            *("workdir", "overwrite", "output", "checkpoint_every", "keep_checkpoints"),
+            *("keep_best", "fall_back", "tensorboard", "wandb_project", "json"),
         ],
     }
 

@@ -266,7 +266,12 @@ for _name, _text in _TOPOLOGY_HELP.items():
     _default = ",".join(map(str, _first.default)) if _name == "offsets" else _first.default
     define(_name, _first.annotation, _default, f"{_text} (topology {', '.join(_OPTIONS[_name])}).")
 flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default runs/ALGORITHM (runs/compare for a comparison)."
+    "workdir",
+    None,
+    "Folder of the run, or of the study; by default one for each setting, like runs/mhd-ring-3f2a9c.",
+)
+flags.DEFINE_bool(
+    "overwrite", False, "Whether to remove the runs that the workdir holds, and begin anew."
 )
 _HYPERPARAMETERS = _parameters(ALGORITHMS)
 for _name, _of in _HYPERPARAMETERS.items():

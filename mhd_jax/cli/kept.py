@@ -23,7 +23,7 @@ from mhd_jax.cli.settings import RunSettings
 from mhd_jax.clients import of_each
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.environment import environment
-from mhd_jax.runs.folder import differing_settings
+from mhd_jax.runs.other_settings import differing_settings
 from mhd_jax.runs.records import jsonable, read_json, write_text
 from mhd_jax.runs.settings import flat
 

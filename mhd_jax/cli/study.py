@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import kept, launch
+from mhd_jax.cli import kept, launch, workdirs
 from mhd_jax.cli.settings import RunSettings, simulate_cases
 from mhd_jax.cli.watching import watchers
 from mhd_jax.core import multihost
@@ -87,6 +87,7 @@ def run(
     """
     for case in cases:  # all of them, before the first trains for hours
         case.settings.check(case.algorithm, seeds[0])
+    workdirs.make_room(workdir)
     distinct = {case.name: case for case in cases}
     found: dict[str, list[Summary]] = {name: [] for name in distinct}
     batches = [[(case, seed) for seed in seeds] for case in distinct.values()]
@@ -125,6 +126,7 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
             pending.setdefault(_program(case), []).extend((case, seed) for seed in seeds)
     if refusal is not None and not pending:
         raise refusal
+    workdirs.make_room(workdir)
     batches = [part for runs in pending.values() for part in _parts(runs)]
     for outcome in _simulated(batches, workdir, keep_going=True, write_reports=False):
         outcomes[outcome.case.name, outcome.seed] = outcome
@@ -153,6 +155,7 @@ def keep(
     """
     files = [kept.path(records, case.folder, seed) for case, seed in runs]
     settings = [case.settings.check(case.algorithm, seed) for case, seed in runs]
+    workdirs.make_room(workdir)
     found = {file: kept.read(file, own) for file, own in zip(files, settings, strict=True)}
     left = [place for place, file in enumerate(files) if found[file] is None]
     batches = [[runs[place]] for place in left]

@@ -21,10 +21,9 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
@@ -40,6 +39,7 @@ from mhd_jax.runs.environment import (
     what_traces,
 )
 from mhd_jax.runs.finished import FinishedRun, read_finished, read_history
+from mhd_jax.runs.other_settings import differing_settings
 from mhd_jax.runs.records import jsonable, read_json, write_json, write_text
 
 FORMAT = 2  # the format of run folders; folders of other formats are refused
@@ -146,8 +146,9 @@ class RunFolder:
         differing = differing_settings(stored, self._settings)
         if differing:
             raise ConfigError(
-                f"{self.path} holds a run with other settings: {'; '.join(differing)}. "
-                "Choose another workdir, or the same settings to resume it."
+                f"{self.path} holds a run with other settings: {'; '.join(differing)}. Choose another "
+                "workdir, or the same settings to resume it; on the command line, --overwrite removes "
+                f"it.{_made_by(config)}"
             )
         self._check_programs(config)
 
@@ -162,7 +163,8 @@ class RunFolder:
         if not elsewhere:
             raise ConfigError(
                 f"{self.path} holds a run of other code: its {what} computed something else than now. "
-                "Choose another workdir, or bring the code back."
+                "Choose another workdir, or bring the code back; on the command line, --overwrite "
+                "removes the run."
             )
         if multihost.is_main():
             warnings.warn(
@@ -300,27 +302,7 @@ def _fields(carry: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def differing_settings(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns a phrase for each setting that differs between a stored run and one of now."""
-    return list(_differences(_completed(stored), now))
-
-
-def _completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns stored settings with hyperparameters that their version did not have, at the defaults."""
-    build = ALGORITHMS.get(stored.get("algorithm", ""))
-    known = stored.get("hyperparameters")
-    if build is None or not isinstance(known, Mapping):
-        return stored
-    return {**stored, "hyperparameters": {**jsonable(hyperparameters(build)), **known}}
-
-
-def _differences(
-    there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
-    """Yields a phrase for each setting that differs between the folder and now."""
-    for key in sorted(there.keys() | now.keys()):
-        old, new = there.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key} is {old!r} there and {new!r} now"
+def _made_by(config: Mapping[str, Any]) -> str:
+    """Returns a sentence with the command that goes on with a stored run, where one made it."""
+    command = config.get("environment", {}).get("command")
+    return f" What goes on with it: {command}" if command else ""

@@ -202,7 +202,7 @@ def finished(tmp_path_factory):
         ({"optimizer": mhd.optim.SGD(0.1)}, "optimizer.learning_rate is 0.03 there and 0.1 now"),
         ({"steps": 30}, "steps is 20 there and 30 now"),
         ({"optimizer": optax.sgd(0.1)}, "optimizer.optax is None there"),
-        ({"who": clients(partition=in_turn)}, "clients.split_digest is"),
+        ({"who": clients(partition=in_turn)}, "the split of the samples changed since"),
     ],
 )
 def test_another_runs_folder_is_refused_and_not_touched(change, sentence, finished):

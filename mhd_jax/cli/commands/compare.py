@@ -12,7 +12,7 @@ from __future__ import annotations
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import comparison, json_flag, launch, seed_flags, study
+from mhd_jax.cli import comparison, json_flag, launch, seed_flags, workdirs
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.core import multihost
 from mhd_jax.runs.records import read_json
@@ -40,7 +40,7 @@ def main() -> None:
         if unused:
             notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
     settings = run_flags.settings()
-    workdir = study.workdir("runs/compare")
+    workdir = workdirs.chosen("compare", settings.topology)
     seeds = seed_flags.values()
     rows = comparison.compare(settings, algorithms, seeds, workdir, notes)
     if not json_flag.asked():

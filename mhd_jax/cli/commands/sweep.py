@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import algorithm_flag, cases, launch, seed_flags, study  # noqa: F401
+from mhd_jax.cli import algorithm_flag, cases, launch, seed_flags, study, workdirs  # noqa: F401
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.cases import Assignment, Axis, Row
 from mhd_jax.core import multihost
@@ -56,7 +56,7 @@ def main() -> None:
     kind = "grid" if _GRID.value else "vary"
     axes = cases.axes(_GRID.value or _VARY.value, kind)
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
-    workdir = study.workdir("runs/sweep")
+    workdir = workdirs.chosen("sweep")
     _, content, table = carry_out(assignments, workdir)
     drawn = {"sweep": lambda: figure(content["rows"], axes if _GRID.value else [])}
     study.publish(workdir, {"axes": dict(axes), **content}, [table], drawn)

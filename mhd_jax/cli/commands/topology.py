@@ -19,7 +19,7 @@ from absl import flags
 
 import mhd_jax as mhd
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli import launch, seed_flags, study
+from mhd_jax.cli import launch, seed_flags, study, workdirs
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours, legend_beside, line_styles
@@ -131,7 +131,7 @@ def main() -> None:
         run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)[0] for name in names
     ]
     graphs = cases(run_flags.settings(), algorithms)
-    workdir = study.workdir("runs/topology")
+    workdir = workdirs.chosen("topology")
     seeds = seed_flags.values()
     found = study.run(graphs, seeds, workdir)
     rows = [row for case in graphs for row in rows_of(case, found[case.name])]

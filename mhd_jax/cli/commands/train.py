@@ -3,8 +3,8 @@ r"""Trains clients that learn from each other, and reports the accuracy of each.
   mhd train --algorithm=mhd --dataset=digits --num_clients=8 \
       --topology=ring --labels_per_client=2 --skew=100 --steps=2000 --workdir=runs/mhd
 
-The run folder (--workdir) gets the settings, the metrics, the checkpoints, the plots and
-report.html. The same command again resumes an interrupted run. --flagfile=FILE reads flags from a
+The run folder (--workdir; by default each setting has its own) gets the settings, the metrics, the
+checkpoints, the plots and report.html. The same command again resumes an interrupted run. --flagfile=FILE reads flags from a
 file, one a line. --dry_run tells what the run would take, and trains nothing.
 """
 
@@ -15,9 +15,8 @@ import pathlib
 from absl import flags
 from rich.table import Table
 
-from mhd_jax.cli import algorithm_flag, dry_run, json_flag, launch, run_record, watching
+from mhd_jax.cli import algorithm_flag, dry_run, json_flag, launch, run_record, watching, workdirs
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.core.files import folder_here
 from mhd_jax.engine.dry_run import dry_run as what_it_would_take
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.result import Result
@@ -39,10 +38,13 @@ def main() -> None:
     """Trains the run that the flags describe."""
     algorithm = algorithm_flag.value()
     settings = run_flags.settings()
-    workdir = folder_here(flags.FLAGS.workdir or f"runs/{algorithm.name}", "--workdir")
+    workdir = workdirs.chosen(algorithm.name, settings.topology)
     if _DRY_RUN.value:
         _run_dry(settings.prepared(algorithm, flags.FLAGS.seed), settings.eval_every, workdir)
         return
+    if workdirs.overwrites():
+        settings.check(algorithm, flags.FLAGS.seed)  # before anything is lost
+        workdirs.make_room(workdir)
     finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
 
@@ -76,12 +78,13 @@ def _show(result: Result, workdir: pathlib.Path) -> None:
 
 def _run_dry(run: Run, eval_every: int, workdir: pathlib.Path) -> None:
     """Tells what a run would take; refused is what would be, also because of its folder."""
-    HostSettings(workdirs=[workdir]).folders([run])
+    if not workdirs.overwrites():
+        HostSettings(workdirs=[workdir]).folders([run])
     found = what_it_would_take(run, eval_every, saves=True)
     if json_flag.asked():
-        json_flag.say(found)
+        json_flag.say({"folder": str(workdir), **found})
     else:
-        launch.say("\n".join(dry_run.lines(found)), alone=False)
+        launch.say("\n".join([f"folder: {workdir}", *dry_run.lines(found)]), alone=False)
 
 
 def start() -> None:

@@ -1,0 +1,63 @@
+"""Where a command leaves its runs: --workdir, or else a folder of its own for each setting."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import sys
+
+from absl import flags
+
+import mhd_jax as mhd
+from mhd_jax.cli import flag_help, own_code
+from mhd_jax.core import multihost
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs import removal
+from mhd_jax.studies.folder import folder_name
+
+_DIGITS = 6  # of a folder's digest
+
+
+def chosen(*names: str) -> pathlib.Path:
+    """Returns --workdir, or else runs/NAME-…-DIGEST.
+
+    The digest is of the given flags that decide results, and of users' own code that they name: the
+    same setting finds its folder again, however its flags are written.
+    """
+    if flags.FLAGS.workdir:
+        return folder_here(flags.FLAGS.workdir, "--workdir")
+    return pathlib.Path("runs") / folder_name("-".join([*names, _digest()]))
+
+
+def _digest() -> str:
+    given = {
+        flag.name: flag.value
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+        if flag.value != flag.default and flag_help.decides_results(flag.name)
+    }
+    code = own_code.digests(*(value for value in given.values() if isinstance(value, str)))
+    content = sorted(given.items()), sorted(code.items())
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:_DIGITS]
+
+
+def overwrites() -> bool:
+    """Tells whether --overwrite is given."""
+    return bool(flags.FLAGS.get_flag_value("overwrite", False))
+
+
+def make_room(workdir: pathlib.Path) -> None:
+    """Removes the runs that a folder holds, if --overwrite says so; call it when all is checked.
+
+    Raises:
+      mhd.ConfigError: the folder holds something else, too, or a process uses it.
+    """
+    if not overwrites():
+        return
+    refusal = None
+    if multihost.is_main():
+        try:
+            removal.discard(workdir)
+        except mhd.ConfigError as error:
+            refusal = error
+    if multihost.from_each(refusal is not None).any():
+        raise refusal or mhd.ConfigError(f"the first process cannot empty {workdir}, and says why.")

@@ -1,0 +1,88 @@
+"""Where commands leave their runs: a folder for each setting, and --overwrite."""
+
+import json
+import pathlib
+
+import pytest
+
+import mhd_jax as mhd
+from mhd_jax.cli.commands import compare, train
+from mhd_jax.runs import locks, removal
+from tests.builders import SMALL, tiny_run
+
+OWN = """
+import mhd_jax as mhd
+
+
+def mine(weight: float = 1.0):
+    return mhd.algorithms.naive(nu_naive=weight)
+"""
+
+
+@pytest.fixture
+def folder(output):
+    """Gives the folder that train takes for its runs, without training."""
+
+    def of(*arguments):
+        first = output(train, "--steps=2", "--dry_run", *arguments).splitlines()[0]
+        assert first.startswith("folder: runs/")
+        return first.removeprefix("folder: runs/")
+
+    return of
+
+
+def test_a_setting_has_its_own_folder_however_it_is_written(folder, tmp_path):
+    given = ["--algorithm=naive", "--topology=ring", "--num_clients=3"]
+    own = folder(*given)
+    assert own.startswith("naive-ring-") and len(own) == len("naive-ring-3f2a9c")
+    silent = ["--seed=0", "--keep_checkpoints=7", "--compilation_cache="]  # a default; no results
+    assert folder(*silent, *given[::-1]) == own
+    assert len({own, folder(*given, "--seed=1"), folder(*given, "--nu_naive=2")}) == 3
+
+    (tmp_path / "my.py").write_text(OWN)
+    before = folder("--algorithm=my.py:mine", "--num_clients=3")
+    (tmp_path / "my.py").write_text(OWN + "# another thought\n")
+    assert folder("--algorithm=my.py:mine", "--num_clients=3") != before
+
+
+def test_overwrite_begins_anew_once_all_is_checked(output, refused):
+    arguments = [*SMALL, "--algorithm=isolated", "--workdir=w"]
+    output(train, *arguments)
+    kept = pathlib.Path("w/summary.json")
+    before = kept.read_bytes()
+    said = refused(train, *arguments, "--steps=4")
+    assert "steps is 6 there and 4 now" in said and "--overwrite" in said
+    refused(train, *arguments, "--topology=gird", "--overwrite")
+    refused(compare, *arguments[:-1], "--workdir=.", "--algorithms=isolated,mdh", "--overwrite")
+    pathlib.Path("w/thoughts.txt").write_text("mine")
+    said = refused(train, *arguments, "--steps=4", "--overwrite")
+    assert "w/thoughts.txt is of no run, so that nothing was removed" in said
+    assert kept.read_bytes() == before
+    pathlib.Path("w/thoughts.txt").unlink()
+    output(train, *arguments, "--steps=4", "--overwrite")
+    assert json.loads(kept.read_text())["steps"] == 4
+
+    few = [*SMALL, "--steps=2", "--algorithms=isolated", "--workdir=w"]
+    assert "w holds a single run" in refused(compare, *few)
+    output(compare, *few, "--overwrite")
+    assert not kept.exists() and pathlib.Path("w/isolated/seed_0/summary.json").exists()
+
+
+def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):
+    removal.discard(tmp_path / "nothing")
+    tiny_run(tmp_path / "study/a")
+    with locks.locked(tmp_path / "study/a"), pytest.raises(mhd.ConfigError, match="in use"):
+        removal.discard(tmp_path / "study")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.json").write_text("{}")
+    for path in (other, other / "notes.json"):
+        with pytest.raises(mhd.ConfigError, match="holds no runs; nothing was removed"):
+            removal.discard(path)
+    assert (other / "notes.json").exists() and (tmp_path / "study/a/summary.json").exists()
+    (tmp_path / "study/link").symlink_to(other)
+    with pytest.raises(mhd.ConfigError, match="link is of no run"):
+        removal.discard(tmp_path / "study")
+    (tmp_path / "study/link").unlink()
+    removal.discard(tmp_path / "study")
+    assert list((tmp_path / "study").iterdir()) == []
