@@ -44,6 +44,11 @@ _DATA_OPTIONS = (
     "image_size",
     "pixels",
     "test_fraction",
+    "label",
+    "features",
+    "owners",
+    "categories",
+    "missing",
 )
 # Cases and seeds share loaded data, and the run that they continue.
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)
@@ -52,10 +57,10 @@ _opened = functools.lru_cache(maxsize=1)(opened)
 
 @functools.lru_cache(maxsize=1)
 def _prepared(
-    dataset: str, crop_size: int | None, standardize: bool, **options: Any
+    dataset: str, crop_size: int | None, standardize: bool | None, **options: Any
 ) -> mhd.data.Dataset:
     """Returns loaded data with its preparation; channels of large data take seconds to measure."""
-    return _load(dataset, **options).prepared(crop_size=crop_size, standardize=standardize)
+    return _load(dataset, **options).prepared(crop_size=crop_size, standardize=bool(standardize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +72,21 @@ class RunSettings:
     train_split: str | None = None
     test_split: str | None = None
     crop_size: int | None = None
-    standardize: bool = False
+    standardize: bool | None = None
     augmentation: str = ""
     augment_public: bool = Settings.augment_public
     image_size: int | None = None
     pixels: bool | None = None
     test_fraction: float | None = None
+    label: str | None = None
+    features: str | None = None
+    owners: str | None = None
+    categories: str | None = None
+    missing: str | None = None
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
-    partition: Partition | pathlib.Path = PrimaryLabels()
+    partition: Partition | pathlib.Path | None = PrimaryLabels()
     public_dataset: str | None = None
     public_split: str | None = None
     public_fraction: float | None = None
@@ -255,7 +265,7 @@ class RunSettings:
         own = options_of(self.dataset, given)
         public = () if self.public_dataset is None else options_of(self.public_dataset, given)
         options = {k: v for k, v in given.items() if k in own or k not in public}
-        if self.crop_size is None and not self.standardize:
+        if self.crop_size is None and self.standardize is None:
             return _load(self.dataset, **options)
         return _prepared(self.dataset, self.crop_size, self.standardize, **options)
 
@@ -268,7 +278,7 @@ class RunSettings:
             return None
         given = self._data_options()
         known = options_of(self.public_dataset, given)
-        options = {k: v for k, v in given.items() if k in known}
+        options = {k: v for k, v in given.items() if k in known and k != "owners"}
         if "train_split" in known:
             split = self.public_split or "train"
             # The public data set's test samples are not used.

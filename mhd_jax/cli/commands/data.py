@@ -2,6 +2,7 @@ r"""Shows the data that each client would get, before any training.
 
   mhd data --dataset=digits --num_clients=8 --partition=dirichlet \
       --alpha=0.1 --output=runs/inspect_data
+  mhd data patients.csv --label=outcome --owners=hospital --num_clients=5
 
 Flags are those of mhd train that determine the data; with the same flags, training has the
 same split. The output folder gets statistics.json, data_split.png and .svg, and split.npz, which
@@ -35,16 +36,20 @@ _NUMBERS = "statistics.json"
 _MOST_COLUMNS = 20  # classes up to which the table of counts has readable names
 
 
-def main() -> None:
-    """Splits the data by the flags and shows the result."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """Splits the data by the flags, or that of a path beside them, and shows the result."""
     output = folder_here(_OUTPUT.value, "--output")
     _require_own(output)
-    clients = RunSettings(**data_flags.values()).clients(flags.FLAGS.seed)
+    settings = data_flags.values()
+    if arguments:
+        settings["dataset"] = _only(arguments)
+    clients = RunSettings(**settings).clients(flags.FLAGS.seed)
     found = partition_statistics.describe(clients.label_counts())
     if multihost.is_main():
         write(output, clients, found)
 
     console = launch.console()
+    console.print(repr(clients.data), markup=False, soft_wrap=True)
     names = [escape(name) for name in clients.data.class_names]
     console.print(client_table(found, names))
     counts = count_table(found, names, console.width)
@@ -111,6 +116,15 @@ def write(output: pathlib.Path, clients: mhd.Clients, found: dict[str, Any]) -> 
     )
 
 
+def _only(arguments: Sequence[str]) -> str:
+    """Returns the data set that is named without a flag."""
+    if len(arguments) > 1 or flags.FLAGS["dataset"].present:
+        raise mhd.ConfigError(
+            f"name one data set, not {arguments[-1]!r} besides; flags are written --name=value."
+        )
+    return arguments[0]
+
+
 def _require_own(output: pathlib.Path) -> None:
     """Raises `mhd.ConfigError` for a folder with other content, such as a run and its split."""
     if not output.exists() or (output / _NUMBERS).exists():
@@ -121,4 +135,4 @@ def _require_own(output: pathlib.Path) -> None:
 
 def start() -> None:
     """Starts the command on the arguments of this process."""
-    launch.run(main)
+    launch.run(main, takes_arguments=True)
