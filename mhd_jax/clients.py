@@ -472,6 +472,8 @@ def make_clients(
         **_drawn_settings(partition, set_aside),
         "public_size": public_size,
     }
+    if isinstance(partition, Owners):
+        found["owners"] = list(partition.names)
     if others is not None:
         found["public_dataset"] = others.name
         found["public_digest"] = array_digest(*jax.tree.leaves(public_inputs))
@@ -749,7 +751,10 @@ def _groups(
         if isinstance(choice, Pretrained):
             weights, frozen, choice = choice.weights, choice.frozen, choice.model
         if isinstance(choice, str):
-            name, backbone = choice, build_backbone(choice, norm, data.input_shape)
+            name, backbone = (
+                choice,
+                build_backbone(choice, norm, data.input_shape, data.vocabulary_size),
+            )
             start = _initialization(choice, initialization)
         else:
             start = None

@@ -43,6 +43,8 @@ _DATA_OPTIONS = (
     "test_split",
     "image_size",
     "pixels",
+    "tokens",
+    "vocabulary_size",
     "test_fraction",
     "label",
     "features",
@@ -77,6 +79,8 @@ class RunSettings:
     augment_public: bool = Settings.augment_public
     image_size: int | None = None
     pixels: bool | None = None
+    tokens: bool | None = None
+    vocabulary_size: int | None = None
     test_fraction: float | None = None
     label: str | None = None
     features: str | None = None

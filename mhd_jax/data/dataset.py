@@ -28,6 +28,7 @@ from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.data.owners import Owners, owners_of
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 from mhd_jax.data.stratified import stratified_split
+from mhd_jax.data.tokens import vocabulary_size as vocabulary_size_of
 
 PyTree = Any
 _MOST_CLASSES = 2**20
@@ -51,6 +52,7 @@ class Dataset:
       preparation: turns stored samples into model inputs.
       feature_names: the F features of samples [F] that are rows of a table; None for others.
       owners: the natural owner of each sample, where samples have one.
+      vocabulary_size: V of samples that are tokens in 0 … V − 1; None for others.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Dataset:
     preparation: Preparation = PLAIN
     feature_names: tuple[str, ...] | None = None
     owners: Owners | None = None
+    vocabulary_size: int | None = None
 
     def samples(self, count: int) -> PyTree:
         """Returns the shapes and types of `count` samples as models see them."""
@@ -80,7 +83,10 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = f"{len(self.labels):,} training and {len(self.test_labels):,} test samples"
         names = ", ".join(shortened(self.class_names, 10))
-        return f"Dataset {self.name}: {sizes} of {shown(self.inputs)}, {self.num_classes} classes: {names}"
+        kind = shown(self.inputs)
+        if self.vocabulary_size is not None:
+            kind += f" (tokens below {self.vocabulary_size:,})"
+        return f"Dataset {self.name}: {sizes} of {kind}, {self.num_classes} classes: {names}"
 
     def _repr_html_(self) -> str:
         return html_block(repr(self), thumbnails.row(self))
@@ -112,6 +118,8 @@ class Dataset:
     def require_alike(self, others: Dataset) -> None:
         """Raises `ConfigError` unless the samples of `others` have the same meaning as these."""
         require_alike(others.inputs, self.inputs, others.name, self.name)
+        if self.vocabulary_size is not None:
+            vocabulary_size_of([others.inputs], self.vocabulary_size)
         pairs = zip(others.feature_names or (), self.feature_names or (), strict=False)
         for other, own in pairs:
             if other != own:
@@ -155,6 +163,8 @@ def arrays(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     pixels: bool | None = None,
+    tokens: bool = False,
+    vocabulary_size: int | None = None,
     owners: Any = None,
     test_owners: Any = None,
     name: str = "arrays",
@@ -175,6 +185,9 @@ def arrays(
         False: tokens, categories or counts, which stay integers. None: an array in 0 … 255 (in a
         dict, only uint8) holds pixels, with a warning if that is unlikely; other integers stay
         integers. Floating-point numbers are never scaled.
+      tokens: whether integers, such as sequences [N, L], are tokens in 0 … V − 1, which models
+        embed.
+      vocabulary_size: V; by default the largest token plus one.
       owners: the natural owner of each sample, such as its hospital, each of whom is then a client:
         an array or a list of N numbers or texts, or a dict from owners to the rows of their
         samples.
@@ -187,9 +200,14 @@ def arrays(
     require_kind("num_classes", "int | None", num_classes)
     require_kind("test_fraction", "float | None", test_fraction)
     require_kind("pixels", "bool | None", pixels)
+    require_kind("tokens", "bool", tokens)
+    if tokens and pixels:
+        raise ConfigError("integers are either pixels or tokens; leave one of the two out.")
+    if vocabulary_size is not None and not tokens:
+        raise ConfigError("vocabulary_size is that of tokens; give tokens=True, or leave it out.")
     images = as_arrays(images, "images")
     labels = _checked(images, labels, "")
-    images = kept(images, "images", pixels)
+    images = kept(images, "images", False if tokens else pixels)
     if (test_images is None) != (test_labels is None):
         raise ConfigError("give both test_images and test_labels, or neither.")
     if test_images is not None:
@@ -227,6 +245,8 @@ def arrays(
     if test_owners is not None and owners is None:
         raise ConfigError("test_owners need owners of the training samples; give both.")
     owned = None if owners is None else owners_of(owners, test_owners, len(labels), num_test)
+    splits = [images] if test_images is None else [images, test_images]
+    vocabulary = vocabulary_size_of(splits, vocabulary_size) if tokens else None
     if test_images is None:
         train, test = held_out(labels, test_fraction, class_names)
         images, test_images = select(images, train), select(images, test)
@@ -241,6 +261,7 @@ def arrays(
         classes,
         tuple(map(str, class_names)),
         owners=owned,
+        vocabulary_size=vocabulary,
     )
 
 

@@ -29,6 +29,8 @@ def dataset(
     standardize: bool | None = None,
     test_fraction: float | None = None,
     pixels: bool | None = None,
+    tokens: bool = False,
+    vocabulary_size: int | None = None,
     image_size: int | None = None,
     channels: int | None = None,
 ) -> Dataset:
@@ -52,7 +54,7 @@ def dataset(
         the features of a missing text by the shares of the texts. None refuses missing values.
       standardize: whether models see rows [F], or channels of images, with mean 0 and deviation 1
         over the training samples; by default rows. What is stored are the table's own numbers.
-      test_fraction, pixels: see `mhd_jax.data.arrays`.
+      test_fraction, pixels, tokens, vocabulary_size: see `mhd_jax.data.arrays`.
       image_size, channels: for images, see `mhd_jax.data.image_folders.read`.
 
     Raises:
@@ -88,6 +90,8 @@ def dataset(
         test_fraction=test_fraction,
         class_names=class_names,
         pixels=pixels,
+        tokens=tokens,
+        vocabulary_size=vocabulary_size,
         name=table.name,
     )
     is_rows = feature_names is not None

@@ -230,13 +230,14 @@ def test_a_table_is_seen_and_trained_on_by_its_owners(output, refused):
     columns = ["--label=state", "--owners=ward", "--num_clients=3"]
     out = output(inspect_data, "t.csv", *columns)
     assert "t.csv: 48 training and 12 test samples of float32 of shape [2]" in out
-    assert "2 classes: sick, well" in out
+    assert "2 classes: sick, well" in out and "are the owners east, north, west." in out
     assert "there is no column 'wart'" in refused(inspect_data, "t.csv", *columns, "--owners=wart")
     assert "not 'u.csv' besides" in refused(inspect_data, "t.csv", "u.csv")
     output(train, *SMALL, *columns, "--dataset=t.csv", "--algorithm=isolated", "--workdir=w")
     summary = read("w/summary.json")
     clients = summary["settings"]["clients"]
     assert (clients["dataset"], clients["partition"]) == ("t.csv", "owners")
+    assert clients["owners"] == sorted(wards)
     assert len(clients["preparation"]["mean"]) == 2 and "beta_own" in summary
     assert np.sum(summary["data"]["private_samples"]) == 43
     pathlib.Path("t.csv").write_text("\n".join(["age,dose,ward,state", "9" + rows[0], *rows[1:]]))

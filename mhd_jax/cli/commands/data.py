@@ -25,6 +25,7 @@ from mhd_jax.cli import data_flags, launch
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.core.shown import shortened
 from mhd_jax.data import partition_statistics
 from mhd_jax.runs import drawing, figures
 from mhd_jax.runs.records import write_json
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     console = launch.console()
     console.print(repr(clients.data), markup=False, soft_wrap=True)
     names = [escape(name) for name in clients.data.class_names]
+    if "owners" in clients.settings:
+        owners = ", ".join(shortened(clients.settings["owners"]))
+        console.print(f"The clients are the owners {owners}.", markup=False, soft_wrap=True)
     console.print(client_table(found, names))
     counts = count_table(found, names, console.width)
     if counts is not None:
