@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from flax import linen
@@ -267,7 +267,7 @@ class RunSettings:
     def _data(self) -> mhd.data.Dataset:
         given = self._data_options()
         own = options_of(self.dataset, given)
-        public = () if self.public_dataset is None else options_of(self.public_dataset, given)
+        public = () if self.public_dataset is None else self._known_of_public(given)
         options = {k: v for k, v in given.items() if k in own or k not in public}
         if self.crop_size is None and self.standardize is None:
             return _load(self.dataset, **options)
@@ -281,8 +281,8 @@ class RunSettings:
                 )
             return None
         given = self._data_options()
-        known = options_of(self.public_dataset, given)
-        options = {k: v for k, v in given.items() if k in known and k != "owners"}
+        known = self._known_of_public(given)
+        options = {k: v for k, v in given.items() if k in known}
         if "train_split" in known:
             split = self.public_split or "train"
             # The public data set's test samples are not used.
@@ -292,6 +292,10 @@ class RunSettings:
                 f"public_split is of prepared data sets, which {self.public_dataset} is not; leave it out."
             )
         return _load(self.public_dataset, **options)
+
+    def _known_of_public(self, given: Collection[str]) -> set[str]:
+        """Returns the options that the public data set takes; owners are of private samples."""
+        return {*options_of(self.public_dataset, given)} - {"owners"}
 
     def _data_options(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _DATA_OPTIONS}

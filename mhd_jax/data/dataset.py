@@ -375,8 +375,8 @@ def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
-    """Returns the samples of the given rows, an array of any shape, on the host."""
+def take(inputs: PyTree, rows: np.ndarray | slice) -> PyTree:
+    """Returns the samples of the given rows, an array of any shape or a slice, on the host."""
     return jax.tree.map(lambda a: a[rows], inputs)
 
 

@@ -60,6 +60,12 @@ class Features:
         Raises:
           ConfigError: a column that the choices do not allow, with the place of the first value.
         """
+        stored = (isinstance(self.table.columns[name], StoredImages) for name in names)
+        if (self.image_size, self.channels) != (None, None) and not any(stored):
+            raise ConfigError(
+                f"{self.table.name}: image_size and channels are for columns of images, but features "
+                "have none; leave them out."
+            )
         if not any(map(self._is_array, names)):
             return self._rows(names)
         parts = {name: self._part(name) for name in names}

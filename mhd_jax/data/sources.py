@@ -40,8 +40,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
 
     A path names a folder of images (see `mhd_jax.data.image_folders`), an ``.npz`` file (see
     `mhd_jax.data.npz`) or a table: a ``.csv``, ``.tsv`` or ``.parquet`` file, or a folder that
-    Hugging Face's library `datasets` saved (see `mhd_jax.data.tables`). A plain word is always a name: write the folder `digits` of the
-    working directory as "./digits", or as a `pathlib.Path`.
+    Hugging Face's library `datasets` saved (see `mhd_jax.data.tables`). A plain word is always a
+    name: write the folder `digits` of the working directory as "./digits", or as a `pathlib.Path`.
 
     Args:
       source: a name, a path, or arrays.

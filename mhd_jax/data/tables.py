@@ -75,18 +75,13 @@ def dataset(
         train, _ = held_out(labels, test_fraction, class_names)
     chosen = Features(table, train, categories, missing, image_size, channels)
     samples, feature_names = chosen.samples(names)
-    first, last = (
-        {
-            "images": take(samples, rows),
-            "labels": labels[rows],
-            "owners": None if ids is None else ids[rows],
-        }
-        for rows in np.split(np.arange(len(labels)), [num_training])
-    )
-    test = {f"test_{name}": values for name, values in last.items()} if num_test else {}
+    content = {"images": samples, "labels": labels, "owners": ids}
+    if num_test:
+        test = take(content, slice(num_training, None))
+        content = take(content, slice(num_training))
+        content |= {f"test_{name}": values for name, values in test.items()}
     data = arrays(
-        **first,
-        **test,
+        **content,
         test_fraction=test_fraction,
         class_names=class_names,
         pixels=pixels,
@@ -191,8 +186,9 @@ def _complete(table: Table, name: str, what: str) -> np.ndarray:
 
 def _column(table: Table, name: str, what: str) -> np.ndarray | StoredImages:
     if name not in table.columns:
-        close = difflib.get_close_matches(str(name), list(table.columns), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the columns are {_listed(table)}."
+        known = {each.lower(): each for each in table.columns}
+        close = difflib.get_close_matches(str(name).lower(), known, n=1)
+        hint = f"did you mean {known[close[0]]}?" if close else f"the columns are {_listed(table)}."
         raise ConfigError(f"{table.name}: there is no column {name!r} for {what}; {hint}")
     return table.columns[name]
 

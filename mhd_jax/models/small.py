@@ -1,7 +1,4 @@
-"""Small backbones: an MLP, a bag of tokens, LeNet-5, and convolutional networks for images.
-
-These are of 8 and of 32 pixels.
-"""
+"""Small backbones: an MLP, a bag of tokens, LeNet-5, and CNNs for images of 8 and of 32 pixels."""
 
 from __future__ import annotations
 

@@ -170,9 +170,10 @@ LONG = [f"t{i},{'ab'[i % 2]}" for i in range(900)]
         ),
         (
             ["x,y", *SOUND],
-            {"image_size": "3", "num_classes": 2},
+            {"num_classes": 2},
             "num_classes cannot go with a table",
         ),
+        (["x,y", *SOUND], {"image_size": 3}, "image_size and channels are for columns of images"),
         (["x,y", *SOUND], {"standardize": "yes"}, "standardize must be True or False"),
     ],
 )
