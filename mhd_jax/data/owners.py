@@ -10,7 +10,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import shortened
-from mhd_jax.data.split import SetAside, Split
+from mhd_jax.data.split import SetAside, Split, assigned
 
 _MOST_NAMED = 6
 
@@ -57,11 +57,7 @@ class Owners:
                 f"but num_clients is {num_clients}; set it to {len(self.names)}, or choose a partition "
                 "that does not go by owners."
             )
-        size = len(self.of_training)
-        public, validation, private = set_aside.draw(np.arange(size), size)
-        owner = np.full(size, -1)
-        owner[private] = self.of_training[private]
-        return Split(owner, public, validation)
+        return assigned(lambda rows: self.of_training[rows], len(self.of_training), set_aside)
 
     def _shown(self) -> str:
         return ", ".join(shortened(self.names, _MOST_NAMED))
