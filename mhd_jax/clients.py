@@ -24,8 +24,8 @@ from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, short
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select, take
-from mhd_jax.data.kinds import require_alike
 from mhd_jax.data.overlap import num_common, sample_keys
+from mhd_jax.data.owners import Owners
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
 from mhd_jax.data.pretext import PRETEXTS, Pretext
 from mhd_jax.data.sources import load
@@ -40,6 +40,7 @@ from mhd_jax.training.optim import Optimizer
 
 PyTree = Any
 OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
+_NUM_CLIENTS = 8
 _PUBLIC_FRACTION = 0.1
 _MOST_DIGITS = 9
 _MOST_SHOWN = 100  # clients in a notebook's table
@@ -350,7 +351,7 @@ class Clients:
 @modes.standard()
 def make_clients(
     data: Dataset | str | os.PathLike[str],
-    num_clients: int = 8,
+    num_clients: int | None = None,
     model: ModelChoice = "mlp",
     *,
     partition: Partition | str | os.PathLike[str] | Sequence[Any] | Mapping[int, Any] | None = None,
@@ -372,13 +373,15 @@ def make_clients(
 
     Args:
       data: a data set from `mhd_jax.data.load`, or an argument of that function.
-      num_clients: K, the number of clients.
+      num_clients: K, the number of clients; by default 8, or the number of owners, where samples
+        have owners and `partition` is None.
       model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), an NNX class whose
         modules return an embedding (with arguments: ``mhd_jax.models.from_nnx(MyNet, 64)``), a Linen
         module that does, or one of these for each client, as a list or a dict by client.
       partition: the rule that deals private samples to clients: a partition, its name ("iid"), or
-        a function `(labels [N], num_clients, num_classes, rng) -> owner [N]`; by default primary
-        labels, 2 for each client (1 if there is only one class), with skew 100. Or an assignment:
+        a function `(labels [N], num_clients, num_classes, rng) -> owner [N]`; by default each
+        owner's samples go to one client, where the data has owners; otherwise primary labels, 2 for
+        each client (1 if there is only one class), with skew 100. Or an assignment:
         the path of the `split.npz` of a run or of `Clients.save_split`, which determines the
         public and the validation samples too; or the owner of each training sample, −1 for none,
         as an array, a list, or the path of a ``.npy`` or ``.csv`` file; or each client's rows, as
@@ -415,7 +418,8 @@ def make_clients(
         "pytorch" or "he_fan_out", see `mhd_jax.models.initialization`; None is each model's own.
       test_partition: the client of each test sample, −1 for nobody's, as an array, a list, or the
         path of a ``.npy`` or ``.csv`` file: each client is then also evaluated on its own test
-        samples (`beta_own`). None leaves test samples without owners.
+        samples (`beta_own`). None takes the owners of the data, if clients are its owners, and
+        otherwise leaves test samples without owners.
       seed: the seed of the split.
 
     Returns:
@@ -427,8 +431,10 @@ def make_clients(
     """
     modes.require_devices()
     data = load(data)
+    partition = _partition(partition, data)
+    if num_clients is None:
+        num_clients = len(partition.names) if isinstance(partition, Owners) else _NUM_CLIENTS
     _require_enough(data, num_clients)
-    partition = _partition(partition, data.num_classes)
     others = None if public is None else load(public)
     require_kind("allow_overlap", "bool", allow_overlap)
     if allow_overlap and others is None:
@@ -455,9 +461,7 @@ def make_clients(
         tuple(goal if isinstance(goal, str) else goal.name for goal in goals),
         {},
         adversaries=false,
-        test_owner=None
-        if test_partition is None
-        else split_files.test_owners(test_partition, len(data.test_labels), num_clients),
+        test_owner=_test_owner(test_partition, partition, len(data.test_labels), num_clients),
     )
     clients = _with_distributions(clients, label_sets)
 
@@ -468,6 +472,8 @@ def make_clients(
         **_drawn_settings(partition, set_aside),
         "public_size": public_size,
     }
+    if isinstance(partition, Owners):
+        found["owners"] = list(partition.names)
     if others is not None:
         found["public_dataset"] = others.name
         found["public_digest"] = array_digest(*jax.tree.leaves(public_inputs))
@@ -495,7 +501,7 @@ def _with_public(
     if others is None:
         public = _some(split.public, size, seed)
         return dataclasses.replace(split, public=public), select(data.inputs, public)
-    require_alike(others.inputs, data.inputs, others.name, data.name)
+    data.require_alike(others)
     rows = _some(np.arange(len(others.labels)), size, seed)
     return dataclasses.replace(split, public=np.zeros(0, int)), select(others.inputs, rows)
 
@@ -608,6 +614,8 @@ def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside)
     given, source = (data.labels, num_clients, set_aside), "the partition"
     if isinstance(partition, pathlib.Path):
         split, source = split_files.load(partition, *given), str(partition)
+    elif isinstance(partition, Owners):
+        split = partition.split(num_clients, set_aside)
     elif isinstance(partition, Mapping):
         split = split_files.from_rows(partition, *given)
     elif callable(partition):
@@ -616,6 +624,15 @@ def _split(partition: Any, data: Dataset, num_clients: int, set_aside: SetAside)
         split = split_files.from_owners(partition, *given)
     split.require_exact(num_clients, source)
     return split
+
+
+def _test_owner(
+    given: Any, partition: Any, num_samples: int, num_clients: int
+) -> np.ndarray | None:
+    """Returns the client of each test sample, int [N_test]; None if test samples have no owners."""
+    if given is not None:
+        return split_files.test_owners(given, num_samples, num_clients)
+    return partition.of_test if isinstance(partition, Owners) else None
 
 
 def _drawn_settings(partition: Any, set_aside: SetAside) -> dict[str, Any]:
@@ -636,19 +653,22 @@ def _described(partition: Any) -> str:
     """
     if isinstance(partition, pathlib.Path):
         return "file"
+    if isinstance(partition, Owners):
+        return "owners"
     if not callable(partition):
         return "given"
     return repr(partition) if isinstance(partition, tuple(PARTITIONS.values())) else "custom"
 
 
-def _partition(partition: Any, num_classes: int) -> Any:
-    """Converts anything that users may pass as a partition to one of four types.
+def _partition(partition: Any, data: Dataset) -> Any:
+    """Converts anything that users may pass as a partition to one of five types.
 
     Returns:
-      A function, the path of an assignment, owners [N], or a dict from clients to their rows.
+      A function, the path of an assignment, owners [N], a dict from clients to their rows, or the
+      owners of the data.
     """
     if partition is None:
-        return PrimaryLabels(labels_per_client=min(2, num_classes))
+        return data.owners or PrimaryLabels(labels_per_client=min(2, data.num_classes))
     if isinstance(partition, str):
         return named(partition)
     if isinstance(partition, os.PathLike):
@@ -731,7 +751,10 @@ def _groups(
         if isinstance(choice, Pretrained):
             weights, frozen, choice = choice.weights, choice.frozen, choice.model
         if isinstance(choice, str):
-            name, backbone = choice, build_backbone(choice, norm, data.input_shape)
+            name, backbone = (
+                choice,
+                build_backbone(choice, norm, data.input_shape, data.vocabulary_size),
+            )
             start = _initialization(choice, initialization)
         else:
             start = None

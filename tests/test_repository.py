@@ -33,7 +33,17 @@ def test_requirements_are_pinned_with_hashes_and_nothing_else(lock):
 def test_what_the_project_needs_is_pinned_within_its_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tested = ("dev", "docs", "notebooks", "browser", "tensorboard", "wandb", "supply", "tfds")
+    tested = (
+        "dev",
+        "docs",
+        "notebooks",
+        "browser",
+        "tensorboard",
+        "wandb",
+        "supply",
+        "tfds",
+        "arrow",
+    )
     needed = project["dependencies"] + [each for extra in tested for each in extras[extra]]
     found = [PIN.fullmatch(line) for lock in LOCKS for line in lines(lock)]
     pins = {canonicalize_name(pin[1]): pin[2] for pin in found if pin}

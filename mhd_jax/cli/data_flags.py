@@ -12,24 +12,36 @@ from mhd_jax.cli import own_code
 from mhd_jax.cli.field_flags import defaults, define_fields
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.data import split_files
+from mhd_jax.data.features import CATEGORIES, MISSING
 from mhd_jax.data.partition import PARTITIONS, Partition, named
 
 FLAGS = flags.FLAGS
 
 _HELP = {
     "dataset": "Data set: digits (embedded), one that tensorflow-datasets has prepared (cifar10), or "
-    "the path of a folder of images (./images) or of an .npz file.",
+    "the path of a folder of images (./images), of an .npz file, or of a table (.csv, .tsv, .parquet, "
+    "or a folder of Hugging Face's datasets).",
     "data_dir": "Folder of prepared data sets; by default tensorflow-datasets' own.",
     "train_split": "Training samples of a prepared data set, like train or train[:20%].",
     "test_split": "Test samples of a prepared data set, like test or validation.",
     "test_fraction": "Share of the samples set aside as the test split, where the data has none of "
     "its own; by default 0.2.",
     "image_size": "Side in pixels that images of files are resized to.",
-    "pixels": "Whether integers of an .npz file are pixels, divided by 255, or stay integers; by "
+    "label": "Column of a table's labels, texts or whole numbers.",
+    "features": "Columns of a table that make up a sample, by comma; by default all others.",
+    "owners": "Column of a table that names each sample's owner; each owner is one client, whose "
+    "own test samples are evaluated, too.",
+    "categories": "one_hot makes a feature of each text in a table's columns of texts; without it "
+    "such columns are refused.",
+    "missing": "mean puts the training samples' mean for a table's missing values; without it they are "
+    "refused.",
+    "pixels": "Whether integers of an .npz file or a table's lists are pixels, divided by 255, or stay integers; by "
     "default those in 0 … 255 are pixels.",
+    "tokens": "Whether integers of an .npz file or a table's lists are tokens, which models embed.",
+    "vocabulary_size": "How many different tokens there are; by default the largest one plus one.",
     "crop_size": "Side of the middle of images that models see; by default all of it.",
-    "standardize": "Whether each channel of images is brought to mean 0 and deviation 1 over the "
-    "training images.",
+    "standardize": "Whether each channel of images, or each feature of a table, is brought to mean 0 "
+    "and deviation 1 over the training samples; by default, features are.",
     "num_clients": "K, how many clients take part.",
     "public_dataset": "Data set whose training samples, without labels, are the public set, named "
     "like --dataset; by default a share of --dataset's own.",
@@ -62,7 +74,7 @@ _PARTITION_HELP = {
 }
 _PARTITION_FLAGS = {name: defaults(cls) for name, cls in PARTITIONS.items()}
 
-define_fields(RunSettings, _HELP)
+define_fields(RunSettings, _HELP, {"categories": CATEGORIES, "missing": MISSING})
 flags.DEFINE_string(
     "partition",
     "primary_labels",
@@ -85,8 +97,12 @@ def values() -> dict[str, Any]:
     return {name: FLAGS[name].value for name in _HELP} | {"partition": _partition()}
 
 
-def _partition() -> Partition | pathlib.Path:
+def _partition() -> Partition | pathlib.Path | None:
+    """Returns the partition; None for that by the data's owners."""
     chosen: Any = FLAGS["partition"].value
+    if FLAGS["owners"].value is not None:
+        _require_no_other_partition()
+        return None
     is_own = own_code.is_own(chosen)
     partition = own_code.load(chosen) if is_own else named(chosen)
     fields = _PARTITION_FLAGS.get(chosen, {})
@@ -108,3 +124,12 @@ def _partition() -> Partition | pathlib.Path:
                 )
         return partition
     return PARTITIONS[chosen](**{field: FLAGS[field].value for field in fields})
+
+
+def _require_no_other_partition() -> None:
+    own = [field for fields in _PARTITION_FLAGS.values() for field in fields]
+    for name in ("partition", *own):
+        if FLAGS[name].present:
+            raise mhd.ConfigError(
+                f"--owners says who gets which samples, and so does --{name}; leave one of them out."
+            )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from flax import linen
@@ -43,7 +43,14 @@ _DATA_OPTIONS = (
     "test_split",
     "image_size",
     "pixels",
+    "tokens",
+    "vocabulary_size",
     "test_fraction",
+    "label",
+    "features",
+    "owners",
+    "categories",
+    "missing",
 )
 # Cases and seeds share loaded data, and the run that they continue.
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)
@@ -52,10 +59,10 @@ _opened = functools.lru_cache(maxsize=1)(opened)
 
 @functools.lru_cache(maxsize=1)
 def _prepared(
-    dataset: str, crop_size: int | None, standardize: bool, **options: Any
+    dataset: str, crop_size: int | None, standardize: bool | None, **options: Any
 ) -> mhd.data.Dataset:
     """Returns loaded data with its preparation; channels of large data take seconds to measure."""
-    return _load(dataset, **options).prepared(crop_size=crop_size, standardize=standardize)
+    return _load(dataset, **options).prepared(crop_size=crop_size, standardize=bool(standardize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +74,23 @@ class RunSettings:
     train_split: str | None = None
     test_split: str | None = None
     crop_size: int | None = None
-    standardize: bool = False
+    standardize: bool | None = None
     augmentation: str = ""
     augment_public: bool = Settings.augment_public
     image_size: int | None = None
     pixels: bool | None = None
+    tokens: bool | None = None
+    vocabulary_size: int | None = None
     test_fraction: float | None = None
+    label: str | None = None
+    features: str | None = None
+    owners: str | None = None
+    categories: str | None = None
+    missing: str | None = None
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
-    partition: Partition | pathlib.Path = PrimaryLabels()
+    partition: Partition | pathlib.Path | None = PrimaryLabels()
     public_dataset: str | None = None
     public_split: str | None = None
     public_fraction: float | None = None
@@ -253,9 +267,9 @@ class RunSettings:
     def _data(self) -> mhd.data.Dataset:
         given = self._data_options()
         own = options_of(self.dataset, given)
-        public = () if self.public_dataset is None else options_of(self.public_dataset, given)
+        public = () if self.public_dataset is None else self._known_of_public(given)
         options = {k: v for k, v in given.items() if k in own or k not in public}
-        if self.crop_size is None and not self.standardize:
+        if self.crop_size is None and self.standardize is None:
             return _load(self.dataset, **options)
         return _prepared(self.dataset, self.crop_size, self.standardize, **options)
 
@@ -267,7 +281,7 @@ class RunSettings:
                 )
             return None
         given = self._data_options()
-        known = options_of(self.public_dataset, given)
+        known = self._known_of_public(given)
         options = {k: v for k, v in given.items() if k in known}
         if "train_split" in known:
             split = self.public_split or "train"
@@ -278,6 +292,10 @@ class RunSettings:
                 f"public_split is of prepared data sets, which {self.public_dataset} is not; leave it out."
             )
         return _load(self.public_dataset, **options)
+
+    def _known_of_public(self, given: Collection[str]) -> set[str]:
+        """Returns the options that the public data set takes; owners are of private samples."""
+        return {*options_of(self.public_dataset, given)} - {"owners"}
 
     def _data_options(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _DATA_OPTIONS}

@@ -11,6 +11,7 @@ from mhd_jax.core.errors import ConfigError
 EXTRAS = {
     "tensorflow_datasets": ("tfds", "training on prepared data sets, like CIFAR-10"),
     "tensorflow": ("prepare", "preparing data sets"),
+    "pyarrow": ("arrow", "Parquet files, and folders that Hugging Face's datasets saved"),
     "cv2": ("opencv", "decoding image files faster"),
     "tensorboardX": ("tensorboard", "--tensorboard"),
     "wandb": ("wandb", "--wandb_project"),

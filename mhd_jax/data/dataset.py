@@ -20,15 +20,19 @@ from mhd_jax.data.kinds import (
     kept_as,
     kind_of,
     named_leaves,
+    require_alike,
     shown,
     wrong_layout,
 )
 from mhd_jax.data.lazy_images import LazyImages
+from mhd_jax.data.owners import Owners, owners_of
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 from mhd_jax.data.stratified import stratified_split
+from mhd_jax.data.tokens import vocabulary_size as vocabulary_size_of
 
 PyTree = Any
 _MOST_CLASSES = 2**20
+_TEST_FRACTION = 0.2
 _MOST_BYTES = 2**28  # of images over which channels' means and deviations are computed
 
 
@@ -46,6 +50,9 @@ class Dataset:
       num_classes: C.
       class_names: C names.
       preparation: turns stored samples into model inputs.
+      feature_names: the F features of samples [F] that are rows of a table; None for others.
+      owners: the natural owner of each sample, where samples have one.
+      vocabulary_size: V of samples that are tokens in 0 … V − 1; None for others.
     """
 
     name: str
@@ -56,6 +63,9 @@ class Dataset:
     num_classes: int
     class_names: tuple[str, ...]
     preparation: Preparation = PLAIN
+    feature_names: tuple[str, ...] | None = None
+    owners: Owners | None = None
+    vocabulary_size: int | None = None
 
     def samples(self, count: int) -> PyTree:
         """Returns the shapes and types of `count` samples as models see them."""
@@ -73,7 +83,10 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = f"{len(self.labels):,} training and {len(self.test_labels):,} test samples"
         names = ", ".join(shortened(self.class_names, 10))
-        return f"Dataset {self.name}: {sizes} of {shown(self.inputs)}, {self.num_classes} classes: {names}"
+        kind = shown(self.inputs)
+        if self.vocabulary_size is not None:
+            kind += f" (tokens below {self.vocabulary_size:,})"
+        return f"Dataset {self.name}: {sizes} of {kind}, {self.num_classes} classes: {names}"
 
     def _repr_html_(self) -> str:
         return html_block(repr(self), thumbnails.row(self))
@@ -102,15 +115,34 @@ class Dataset:
                 f"{otherwise}."
             )
 
+    def require_alike(self, others: Dataset) -> None:
+        """Raises `ConfigError` unless the samples of `others` have the same meaning as these."""
+        require_alike(others.inputs, self.inputs, others.name, self.name)
+        if self.vocabulary_size is not None:
+            vocabulary_size_of([others.inputs], self.vocabulary_size)
+        pairs = zip(others.feature_names or (), self.feature_names or (), strict=False)
+        for other, own in pairs:
+            if other != own:
+                raise ConfigError(
+                    f"{others.name} has the feature {other} where {self.name} has {own}; give both the "
+                    "same features in the same order."
+                )
+
     def prepared(self, *, crop_size: int | None = None, standardize: bool = False) -> Dataset:
         """Returns the data set with a centre crop of `crop_size` pixels and standardisation.
 
         `standardize` uses the mean and the deviation of each channel over all training images, or
-        over 256 MiB of them, evenly spread.
+        over 256 MiB of them, evenly spread; for rows of numbers [F], those of each number.
 
         Raises:
-          ConfigError: samples that are not images, or are smaller than the crop.
+          ConfigError: samples that are neither images nor rows of numbers, or images smaller than
+            the crop.
         """
+        if crop_size is None and not standardize:
+            return dataclasses.replace(self, preparation=PLAIN)
+        if crop_size is None and _is_table(self.inputs):
+            preparation = Preparation(None, *_column_statistics(self.inputs))
+            return dataclasses.replace(self, preparation=preparation)
         self.require_images("crop_size and standardize are", "leave them out")
         sides = self.inputs.shape[1:3]
         if crop_size is not None and not 1 <= crop_size <= min(sides):
@@ -131,6 +163,10 @@ def arrays(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     pixels: bool | None = None,
+    tokens: bool = False,
+    vocabulary_size: int | None = None,
+    owners: Any = None,
+    test_owners: Any = None,
     name: str = "arrays",
 ) -> Dataset:
     """Makes a data set from the user's own arrays.
@@ -149,6 +185,13 @@ def arrays(
         False: tokens, categories or counts, which stay integers. None: an array in 0 … 255 (in a
         dict, only uint8) holds pixels, with a warning if that is unlikely; other integers stay
         integers. Floating-point numbers are never scaled.
+      tokens: whether integers, such as sequences [N, L], are tokens in 0 … V − 1, which models
+        embed.
+      vocabulary_size: V; by default the largest token plus one.
+      owners: the natural owner of each sample, such as its hospital, each of whom is then a client:
+        an array or a list of N numbers or texts, or a dict from owners to the rows of their
+        samples.
+      test_owners: the same of a given test split; without one, test samples have owners, too.
       name: the name for reports.
 
     Raises:
@@ -157,9 +200,14 @@ def arrays(
     require_kind("num_classes", "int | None", num_classes)
     require_kind("test_fraction", "float | None", test_fraction)
     require_kind("pixels", "bool | None", pixels)
+    require_kind("tokens", "bool", tokens)
+    if tokens and pixels:
+        raise ConfigError("integers are either pixels or tokens; leave one of the two out.")
+    if vocabulary_size is not None and not tokens:
+        raise ConfigError("vocabulary_size is that of tokens; give tokens=True, or leave it out.")
     images = as_arrays(images, "images")
     labels = _checked(images, labels, "")
-    images = kept(images, "images", pixels)
+    images = kept(images, "images", False if tokens else pixels)
     if (test_images is None) != (test_labels is None):
         raise ConfigError("give both test_images and test_labels, or neither.")
     if test_images is not None:
@@ -193,14 +241,40 @@ def arrays(
             )
     if classes < 2:
         raise ConfigError("there is only one class; classification needs at least 2.")
+    num_test = None if test_labels is None else len(test_labels)
+    if test_owners is not None and owners is None:
+        raise ConfigError("test_owners need owners of the training samples; give both.")
+    owned = None if owners is None else owners_of(owners, test_owners, len(labels), num_test)
+    splits = [images] if test_images is None else [images, test_images]
+    vocabulary = vocabulary_size_of(splits, vocabulary_size) if tokens else None
     if test_images is None:
-        test_fraction = 0.2 if test_fraction is None else test_fraction
-        train, test = _split(labels, test_fraction, class_names)
+        train, test = held_out(labels, test_fraction, class_names)
         images, test_images = select(images, train), select(images, test)
         labels, test_labels = labels[train], labels[test]
+        owned = owned and owned.held_out(train, test)
     return Dataset(
-        name, images, labels, test_images, test_labels, classes, tuple(map(str, class_names))
+        name,
+        images,
+        labels,
+        test_images,
+        test_labels,
+        classes,
+        tuple(map(str, class_names)),
+        owners=owned,
+        vocabulary_size=vocabulary,
     )
+
+
+def _is_table(inputs: PyTree) -> bool:
+    """Returns whether samples are rows of floating-point numbers [F]."""
+    return isinstance(inputs, np.ndarray) and inputs.ndim == 2 and inputs.dtype == np.float32
+
+
+def _column_statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and the deviation of each column [N, F]; 1 for a column of one value."""
+    std = rows.std(axis=0, dtype=np.float64)
+    std[np.ptp(rows, axis=0) == 0] = 1
+    return tuple(rows.mean(axis=0, dtype=np.float64).tolist()), tuple(std.tolist())
 
 
 def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -237,10 +311,20 @@ def _num_classes(labels: np.ndarray, test_labels: np.ndarray | None) -> int:
     return largest + 1
 
 
-def _split(
-    labels: np.ndarray, test_fraction: float, class_names: Sequence[str]
+def held_out(
+    labels: np.ndarray, test_fraction: float | None, class_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns training rows and test rows, stratified by class, the same in every call."""
+    """Returns training rows and test rows, stratified by class, the same in every call.
+
+    Args:
+      labels: the class of each sample, [N] in 0 … C − 1.
+      test_fraction: the share of the samples to set aside, in (0, 1), by default 0.2.
+      class_names: C names, for errors.
+
+    Raises:
+      ConfigError: a class with too few samples, or a fraction that leaves one of them none.
+    """
+    test_fraction = _TEST_FRACTION if test_fraction is None else test_fraction
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction must be in (0, 1), not {test_fraction}.")
     present, counts = np.unique(labels, return_counts=True)
@@ -291,8 +375,8 @@ def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def take(inputs: PyTree, rows: np.ndarray) -> PyTree:
-    """Returns the samples of the given rows, an array of any shape, on the host."""
+def take(inputs: PyTree, rows: np.ndarray | slice) -> PyTree:
+    """Returns the samples of the given rows, an array of any shape or a slice, on the host."""
     return jax.tree.map(lambda a: a[rows], inputs)
 
 

@@ -6,8 +6,8 @@ import hashlib
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,9 +25,11 @@ _OF_NOTES = (
     ".csv", ".htm", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".xml", ".yaml", ".yml",
 )  # fmt: skip
 _OF_SYSTEMS = ("__macosx", "@eadir", "desktop.ini", "thumbs.db")
-_TRAIN_NAMES = ("train", "training")
-_TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
-_SPLIT_NAMES = f"{_TRAIN_NAMES[0]} (or {_TRAIN_NAMES[1]}) and {_TEST_NAMES[0]} (or {', '.join(_TEST_NAMES[1:])})"
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+_SPLIT_NAMES = (
+    f"{TRAIN_NAMES[0]} (or {TRAIN_NAMES[1]}) and {TEST_NAMES[0]} (or {', '.join(TEST_NAMES[1:])})"
+)
 _GREY_MODES = ("1", "L", "LA", "La")
 _LARGEST_SIDE = 2**14  # pixels
 
@@ -73,7 +75,7 @@ def read(
     splits = {"": train, "test_": test} if test else {"": train}
     if channels is None:
         every = (path for files in splits.values() for path in files.paths)
-        channels = 1 if all(map(_is_grey, every)) else 3  # stops at the first in colour
+        channels = _channels(every)
     first = train.paths[0]
     shape = decode(first, image_size, channels).shape
     if in_memory is None:
@@ -126,7 +128,7 @@ def _splits(
     paths = [path for path in inside if path.is_dir()]
     trains, tests = (
         [path for name in names for path in paths if path.name.lower() == name]
-        for names in (_TRAIN_NAMES, _TEST_NAMES)
+        for names in (TRAIN_NAMES, TEST_NAMES)
     )
     if not trains or not (tests or trains == paths):
         return None, None
@@ -161,15 +163,19 @@ def _warn_of(left_out: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
 
 
 def decode(
-    path: str | os.PathLike[str], image_size: int | None = None, channels: int = 3
+    path: str | os.PathLike[str] | BinaryIO,
+    image_size: int | None = None,
+    channels: int = 3,
+    name: str | None = None,
 ) -> np.ndarray:
     """Decodes one image, turned by its EXIF orientation, without transparency.
 
     Args:
-      path: a file that Pillow reads.
+      path: a file that Pillow reads, or its content.
       image_size: the number of pixels to which the shorter side is resized (bilinear,
         antialiased), before the centre is cropped to a square; None leaves the image's size.
       channels: 3 for colour, 1 for grey.
+      name: the file's name for errors, by default its path.
 
     Returns:
       uint8 [H, W, channels].
@@ -189,16 +195,39 @@ def decode(
             image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # each format's reader raises its own types
         raise ConfigError(
-            f"{path} cannot be read as an image ({error}); replace or remove it."
+            f"{name or path} cannot be read as an image ({error}); replace or remove it."
         ) from error
     if image.mode not in ("L", "RGB"):
         raise ConfigError(
-            f"{path} has pixels of more than 8 bits (mode {image.mode}); convert it to 8 bits, or "
+            f"{name or path} has pixels of more than 8 bits (mode {image.mode}); convert it to 8 bits, or "
             "give arrays of float32."
         )
     if image_size is not None:
         image = fit(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def decode_all(
+    files: Sequence[BinaryIO | str],
+    names: Sequence[str],
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> np.ndarray:
+    """Decodes images, contents or paths of files, to uint8 [N, H, W, channels].
+
+    Args:
+      files, names: N images, and their names for errors.
+      image_size, channels: as for `read`.
+
+    Raises:
+      ConfigError: an image that cannot be read, or has another size than the first.
+    """
+    channels = _channels(files) if channels is None else channels
+    first = decode(files[0], image_size, channels, names[0])
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for row, (file, name) in enumerate(zip(files, names, strict=True)):
+        images[row] = _decoded(file, image_size, first.shape, names[0], name)
+    return images
 
 
 def require_image_size(image_size: int | None) -> None:
@@ -237,19 +266,28 @@ def _lazy(
 
 
 def _decoded(
-    path: pathlib.Path, image_size: int | None, shape: tuple[int, int, int], like: pathlib.Path
+    path: str | os.PathLike[str] | BinaryIO,
+    image_size: int | None,
+    shape: tuple[int, ...],
+    like: str | pathlib.Path,
+    name: str | None = None,
 ) -> np.ndarray:
     """Decodes an image; raises `ConfigError` unless it has the shape of the image at `like`."""
-    image = decode(path, image_size, shape[-1])
+    image = decode(path, image_size, shape[-1], name)
     if image.shape != shape:
         raise ConfigError(
-            f"{path} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
+            f"{name or path} has {image.shape[0]} × {image.shape[1]} pixels, but {like} has "
             f"{shape[0]} × {shape[1]}; give image_size to bring all to one size."
         )
     return image
 
 
-def _is_grey(path: pathlib.Path) -> bool:
+def _channels(files: Iterable[str | os.PathLike[str] | BinaryIO]) -> int:
+    """Returns 1 if all images are grey, else 3; it stops at the first in colour."""
+    return 1 if all(map(_is_grey, files)) else 3
+
+
+def _is_grey(path: str | os.PathLike[str] | BinaryIO) -> bool:
     """Returns whether an image is grey by its header."""
     try:
         with Image.open(path) as image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import pathlib
 from collections.abc import Iterable
@@ -12,14 +13,19 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import expanded
-from mhd_jax.data import image_folders, npz, tfds
+from mhd_jax.data import arrow, image_folders, npz, table_files, tables, tfds
 from mhd_jax.data.dataset import Dataset, arrays
 
 EMBEDDED = ("digits",)
 _ONLY_OF_PREPARED = ("data_dir", "train_split", "test_split")
 _OF_PREPARED = (*_ONLY_OF_PREPARED, "image_size", "in_memory")
-_OF_ARRAYS = ("test_fraction", "num_classes", "pixels")
+_OF_ARRAYS = ("test_fraction", "num_classes", "pixels", "tokens", "vocabulary_size")
 _OF_FOLDERS = ("image_size", "channels", "in_memory")
+_OF_TABLES = tuple(inspect.signature(tables.dataset).parameters)[1:]
+_OWN = (
+    f"a folder of images, an .npz file, or a table ({', '.join(table_files.SUFFIXES)}, or a folder that "
+    "Hugging Face's library saved)"
+)
 
 
 def load(source: Any = "digits", **options: Any) -> Dataset:
@@ -32,17 +38,19 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     split of 360. Other names are those of tensorflow-datasets; such data sets must be prepared
     before (`mhd prepare`).
 
-    A path names a folder of images (see `mhd_jax.data.image_folders`) or an ``.npz`` file (see
-    `mhd_jax.data.npz`). A plain word is always a name: write the folder `digits` of the
-    working directory as "./digits", or as a `pathlib.Path`.
+    A path names a folder of images (see `mhd_jax.data.image_folders`), an ``.npz`` file (see
+    `mhd_jax.data.npz`) or a table: a ``.csv``, ``.tsv`` or ``.parquet`` file, or a folder that
+    Hugging Face's library `datasets` saved (see `mhd_jax.data.tables`). A plain word is always a
+    name: write the folder `digits` of the working directory as "./digits", or as a `pathlib.Path`.
 
     Args:
       source: a name, a path, or arrays.
       **options: for a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
         and `in_memory` (see `mhd_jax.data.tfds.read`); for a folder, `image_size`, `channels` and
-        `in_memory` (see `mhd_jax.data.image_folders.read`); for all but prepared data sets,
-        `test_fraction`, and for arrays and files, `num_classes` and `pixels` (see `arrays`); for
-        arrays, also `class_names` and `name`.
+        `in_memory` (see `mhd_jax.data.image_folders.read`); for a table, `label` and others (see
+        `mhd_jax.data.tables.dataset`); for all but prepared data sets, `test_fraction`, and for
+        arrays and ``.npz`` files, `num_classes`, `pixels`, `tokens` and `vocabulary_size` (see
+        `arrays`); for arrays, also `class_names`, `owners`, `test_owners` and `name`.
 
     Raises:
       ConfigError: an unknown name, a path that does not exist, unsuitable content, or options of
@@ -52,7 +60,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         _refuse_foreign(options, "a loaded data set")
         return source
     if isinstance(source, tuple | list) and len(source) == 2:
-        _refuse_foreign(options, "arrays", *_OF_ARRAYS, "class_names", "name")
+        named = ("class_names", "owners", "test_owners", "name")
+        _refuse_foreign(options, "arrays", *_OF_ARRAYS, *named)
         train, test = source
         if isinstance(train, tuple) and isinstance(test, tuple):
             return arrays(*train, *test, **options)
@@ -67,8 +76,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
     if not isinstance(source, str) or not tfds.NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
-            "tensorflow-datasets, or give your own: the path of a folder of images or of an .npz "
-            "file, like ./name, or (images, labels) arrays."
+            f"tensorflow-datasets, or give your own: (images, labels) arrays, or the path, like ./name, "
+            f"of {_OWN}."
         )
     _refuse_foreign(options, "a prepared data set", *options_of(source, options))
     content = tfds.read(source, **{"data_dir": None, **options})
@@ -94,21 +103,35 @@ def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
         return ("test_fraction",)
     if not _is_path(source, given):
         return _OF_PREPARED
-    if os.path.isdir(expanded(source)):
+    path = expanded(source)
+    if _is_table(path):
+        return _OF_TABLES
+    if os.path.isdir(path):
         return (*_OF_FOLDERS, "test_fraction")
     return _OF_ARRAYS
 
 
+def _is_table(path: pathlib.Path) -> bool:
+    if os.path.isdir(path):
+        return arrow.is_saved_dataset(path)
+    return path.suffix.lower() in table_files.SUFFIXES
+
+
 def _from_path(path: pathlib.Path, options: dict[str, Any]) -> Dataset:
+    if not os.path.exists(path):
+        raise ConfigError(f"{path} does not exist; give {_OWN}.")
+    if _is_table(path):
+        _refuse_foreign(options, "a table", *options_of(path))
+        is_folder = os.path.isdir(path)
+        table = arrow.read_saved_dataset(path) if is_folder else table_files.read(path)
+        return tables.dataset(table, **options)
     if os.path.isdir(path):
         _refuse_foreign(options, "a folder of images", *options_of(path))
         own = {key: options.pop(key) for key in _OF_FOLDERS if key in options}
         content = image_folders.read(path, **own)
         return arrays(**content, **options, pixels=True, name=path.resolve().name)
-    if not os.path.exists(path):
-        raise ConfigError(f"{path} does not exist; give a folder of images or an .npz file.")
     if path.suffix != ".npz" or not path.is_file():
-        raise ConfigError(f"{path} is neither a folder of images nor an .npz file.")
+        raise ConfigError(f"{path} is none of what can be read: {_OWN}.")
     _refuse_foreign(options, "an .npz file", *options_of(path))
     return arrays(**npz.read(path), **options, name=path.name)
 
@@ -117,7 +140,7 @@ def _is_path(source: Any, given: Iterable[str]) -> bool:
     """Returns whether `source` is a path; names of tensorflow-datasets may have a slash too."""
     if not isinstance(source, str):
         return isinstance(source, os.PathLike)
-    if source.endswith(".npz"):
+    if source.lower().endswith((".npz", *table_files.SUFFIXES)):
         return True
     if not tfds.NAME.fullmatch(source):
         return "/" in source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -111,11 +112,27 @@ def dealt(
     Raises:
       ConfigError: the partition fails, or does not return an integer for each private sample.
     """
-    public, validation, private = set_aside.draw(np.arange(len(labels)), len(labels))
     rng = np.random.default_rng([set_aside.seed, 1])
-    found = _called(partition, labels[private], num_clients, num_classes, rng)
-    owner = np.full(len(labels), -1)
-    owner[private] = found
+
+    def owners(private: np.ndarray) -> np.ndarray:
+        return _called(partition, labels[private], num_clients, num_classes, rng)
+
+    return assigned(owners, len(labels), set_aside)
+
+
+def assigned(
+    owners: Callable[[np.ndarray], np.ndarray], num_samples: int, set_aside: SetAside
+) -> Split:
+    """Draws public and validation samples from all, and gives the others to their owners.
+
+    Args:
+      owners: a function that returns the owner of each of some rows.
+      num_samples: N.
+      set_aside: the public and the validation samples.
+    """
+    public, validation, private = set_aside.draw(np.arange(num_samples), num_samples)
+    owner = np.full(num_samples, -1)
+    owner[private] = owners(private)
     return Split(owner, public, validation)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 
@@ -12,14 +13,14 @@ from mhd_jax.data.kinds import wrong_layout
 from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.resnet import ResNet
-from mhd_jax.models.small import CNN, MLP, LeNet5, StridedCNN
+from mhd_jax.models.small import CNN, MLP, BagOfTokens, LeNet5, StridedCNN
 from mhd_jax.models.vgg import VGG
 from mhd_jax.models.vit import ViT
 
 NORMS = ("none", "layer", "group", "batch", "evonorm", "evonorm_s0")
 CONV_NORMS = ("group", "batch", "evonorm", "evonorm_s0")
 
-Builder = Callable[[str, tuple[int, ...]], nn.Module]
+Builder = Callable[[str, Any], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +28,10 @@ class ModelSpec:
     """The builder of a named backbone, and the choices that it allows.
 
     Attributes:
-      build: `(norm, input_shape) -> module`.
+      build: `(norm, input_shape) -> module`; of tokens, `(norm, vocabulary_size) -> module`.
       norms: the norms that the backbone knows, the default first.
       images: whether inputs must be [height, width, channels].
+      tokens: whether inputs must be tokens, [length].
       least_side: the least height and width of images in pixels.
       initializations: the initialisations beside the backbone's own.
     """
@@ -37,6 +39,7 @@ class ModelSpec:
     build: Builder
     norms: tuple[str, ...]
     images: bool = True
+    tokens: bool = False
     least_side: int = 1
     initializations: tuple[str, ...] = tuple(INITIALIZATIONS)
 
@@ -82,6 +85,13 @@ MODELS: dict[str, ModelSpec] = {
     "mlp_large": ModelSpec(
         lambda norm, shape: MLP((512, 64), norm), ("layer", "none", "batch"), images=False
     ),
+    "bag_of_tokens": ModelSpec(
+        lambda norm, vocabulary_size: BagOfTokens(vocabulary_size, norm=norm),
+        ("layer", "none", "batch"),
+        images=False,
+        tokens=True,
+        initializations=(),
+    ),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
     "cnn_strided": ModelSpec(lambda norm, shape: StridedCNN(norm=norm), CONV_NORMS),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
@@ -107,8 +117,15 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
-def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | None) -> nn.Module:
+def build_backbone(
+    name: str,
+    norm: str | None,
+    input_shape: tuple[int, ...] | None,
+    vocabulary_size: int | None = None,
+) -> nn.Module:
     """Builds the backbone of that name for samples of `input_shape` (None: of several arrays).
+
+    Samples are tokens in 0 … V − 1 if there is a `vocabulary_size`, V.
 
     Raises:
       ConfigError: an unknown name, a norm that the backbone does not know, or unsuitable inputs.
@@ -124,6 +141,19 @@ def build_backbone(name: str, norm: str | None, input_shape: tuple[int, ...] | N
     if input_shape is None:
         raise ConfigError(
             f"{name} takes one array, but samples have several parts; give your own module."
+        )
+    if spec.tokens:
+        if vocabulary_size is None or len(input_shape) != 1:
+            raise ConfigError(
+                f"{name} reads tokens [length], but samples have shape {list(input_shape)}"
+                f"{'' if vocabulary_size else ' and are not said to be tokens'}; give integers with "
+                "tokens=True, or choose another model."
+            )
+        return spec.build(norm, vocabulary_size)
+    if vocabulary_size is not None:
+        raise ConfigError(
+            f"{name} would take tokens for quantities; use bag_of_tokens or your own module, which embeds "
+            "them."
         )
     if spec.images and (wrong := wrong_layout(input_shape)):
         raise ConfigError(f"{name} needs images [height, width, channels], but {wrong}.")

@@ -1,4 +1,4 @@
-"""Small backbones: an MLP, convolutional networks for images of 8 and of 32 pixels, and LeNet-5."""
+"""Small backbones: an MLP, a bag of tokens, LeNet-5, and CNNs for images of 8 and of 32 pixels."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ class MLP(nn.Module):
         for width in self.widths:
             x = normalise(self.norm, train)(nn.Dense(width)(x))
         return x
+
+
+class BagOfTokens(nn.Module):
+    """The mean of tokens' embeddings, whatever their order, and a dense layer.
+
+    Attributes:
+      vocabulary_size: V; tokens are in 0 … V − 1.
+      width: the width of both embeddings, of a token and of a sample.
+      norm: the norm of the dense layer.
+    """
+
+    vocabulary_size: int
+    width: int = 64
+    norm: str = "layer"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Maps tokens [N, L] to embeddings [N, width]."""
+        x = nn.Embed(self.vocabulary_size, self.width)(x).mean(axis=1)
+        return normalise(self.norm, train)(nn.Dense(self.width)(x))
 
 
 class CNN(nn.Module):

@@ -185,6 +185,6 @@ def test_augmentations_that_do_not_fit_are_refused():
         with pytest.raises(mhd.ConfigError, match=why):
             mhd.simulate("complete", clients, algorithm, **options)
     with pytest.raises(mhd.ConfigError, match="are for images"):
-        flat.data.prepared(standardize=True)
+        flat.data.prepared(crop_size=2, standardize=True)
     with pytest.raises(mhd.ConfigError, match="crop_size must be in 1 … 8"):
         digits.data.prepared(crop_size=9)

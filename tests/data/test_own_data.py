@@ -187,11 +187,11 @@ def test_names_with_a_slash_are_folders_where_one_is_there(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("source", "options", "sentence"),
     [
-        ("./none", {}, "none does not exist; give a folder of images or an .npz file"),
+        ("./none", {}, "none does not exist; give a folder of images, an .npz file, or a table"),
         ("none.npz", {}, "none.npz does not exist"),
         ("a/b/c", {}, "a/b/c does not exist"),
         (pathlib.Path("none"), {}, "none does not exist"),
-        ("my/file.csv", {}, "neither a folder of images nor an .npz file"),
+        ("my/file.txt", {}, "file.txt is none of what can be read: a folder of images, an .npz"),
         (
             "./my",
             {"data_dir": "."},
@@ -210,7 +210,7 @@ def test_names_with_a_slash_are_folders_where_one_is_there(tmp_path, monkeypatch
 def test_sources_and_options_that_cannot_work(source, options, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my").mkdir()
-    (tmp_path / "my" / "file.csv").write_text("1,2")
+    (tmp_path / "my" / "file.txt").write_text("1,2")
     with pytest.raises(mhd.ConfigError, match=sentence):
         mhd.data.load(source, **options)
 

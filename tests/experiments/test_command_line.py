@@ -66,7 +66,7 @@ REFUSED = {
     "--dataset=mnits": "mnits is not prepared in",
     "--data_dir=/data": "data_dir cannot go with digits, which takes test_fraction",
     "--image_size=8": "image_size cannot go with digits",
-    "--dataset=./none": "none does not exist; give a folder of images or an .npz file",
+    "--dataset=./none": "none does not exist; give a folder of images, an .npz file",
     "--topology=rnig": "unknown topology 'rnig'",
     "--topology=none.npy": "no topology file 'none.npy'",
     "--topology=four.txt": "topology four has 4 clients, but there are 3",
@@ -91,6 +91,8 @@ REFUSED = {
     "--public_dataset=digits --public_fraction=0.2": "public samples are those of digits",
     "--public_dataset=digits": "(1,437 private); choose others,",
     "--allow_overlap": "allow_overlap is for another public data set; give one",
+    "--label=y": "label cannot go with digits",
+    "--owners=y --skew=3": "--owners says who gets which samples, and so does --skew",
     "--pixels": "pixels cannot go with digits, which takes test_fraction",
     "--augmentation=spin": "unknown augmentation 'spin'",
     "--algorithm=isolated --augment_public": "--augment_public is not used",
@@ -219,6 +221,28 @@ def test_data_is_seen_before_training_and_trained_on(output, refused):
         assert split == pathlib.Path("seen/split.npz").read_bytes()
     said = refused(inspect_data, "--output=by_rule")
     assert "by_rule exists and holds no statistics.json" in said
+
+
+def test_a_table_is_seen_and_trained_on_by_its_owners(output, refused):
+    wards = ("north", "east", "west")
+    rows = [f"{i % 7},{i * i},{wards[i % 3]},{'sick' if i % 2 else 'well'}" for i in range(60)]
+    pathlib.Path("t.csv").write_text("\n".join(["age,dose,ward,state", *rows]))
+    columns = ["--label=state", "--owners=ward", "--num_clients=3"]
+    out = output(inspect_data, "t.csv", *columns)
+    assert "t.csv: 48 training and 12 test samples of float32 of shape [2]" in out
+    assert "2 classes: sick, well" in out and "are the owners east, north, west." in out
+    assert "there is no column 'wart'" in refused(inspect_data, "t.csv", *columns, "--owners=wart")
+    assert "not 'u.csv' besides" in refused(inspect_data, "t.csv", "u.csv")
+    output(train, *SMALL, *columns, "--dataset=t.csv", "--algorithm=isolated", "--workdir=w")
+    summary = read("w/summary.json")
+    clients = summary["settings"]["clients"]
+    assert (clients["dataset"], clients["partition"]) == ("t.csv", "owners")
+    assert clients["owners"] == sorted(wards)
+    assert len(clients["preparation"]["mean"]) == 2 and "beta_own" in summary
+    assert np.sum(summary["data"]["private_samples"]) == 43
+    pathlib.Path("t.csv").write_text("\n".join(["age,dose,ward,state", "9" + rows[0], *rows[1:]]))
+    again = [*columns, "--dataset=./t.csv", "--algorithm=isolated", "--workdir=w"]
+    assert "dataset_digest" in refused(train, *SMALL, *again)
 
 
 @pytest.mark.slow

@@ -194,6 +194,46 @@ def npz_files(case):
     return why is None
 
 
+CELLS = ["0.5", "-3", "1e400", "nan", "", "x", '"a,b"', '"', "ä", "\t", "true", " 7 ", "1_0", "a,b"]
+
+
+@st.composite
+def text_tables(draw):
+    """Rows of a table with columns x, n and y, some of them odd; options; and a damage."""
+    rows = [[f"{i / 2}", f"{i % 3}", "ab"[i % 2]] for i in range(30)]
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        rows[draw(st.integers(0, 29))][draw(st.integers(0, 2))] = draw(st.sampled_from(CELLS))
+    header = draw(st.sampled_from([["x", "n", "y"]] * 6 + [["x", "x", "y"], ["", "n", "y"], ["y"]]))
+    options = {"label": draw(st.sampled_from(["y"] * 6 + ["n", "z", None]))}
+    for name, known in (("categories", "one_hot"), ("missing", "mean"), ("owners", "n")):
+        if draw(one_in(3)):
+            options[name] = draw(st.sampled_from([known, known, known, known, known, "none"]))
+    return [header, *rows], options, draw(damages())
+
+
+@kind(text_tables())
+def tables_of_text(case):
+    rows, options, damage = case
+    content = "\n".join(map(",".join, rows)).encode()
+    with scratch():
+        pathlib.Path("t.csv").write_bytes(damage(content))
+        whole = pathlib.Path("t.csv").read_bytes() == content
+        data, why = attempt(lambda: mhd.data.load("t.csv", **options))
+    plain = all(cell not in CELLS for row in rows[1:] for cell in row if cell != "0.5")
+    if whole and plain and rows[0] == ["x", "n", "y"] and options == {"label": "y"}:
+        assert why is None, (case, why)
+    if why:
+        return False
+    found = np.concatenate([data.inputs, data.test_inputs])
+    assert found.dtype == np.float32 and np.isfinite(found).all()
+    assert len(data.feature_names) == found.shape[1] and len(data.class_names) >= 2
+    if whole:
+        assert len(found) == 30 and options["label"] in rows[0]
+    shown = np.asarray(data.preparation(data.inputs))
+    np.testing.assert_allclose(shown.mean(axis=0), 0, atol=1e-3)
+    return True
+
+
 SPLITS = [("train", "test"), ("Train", "VAL"), ("training", "valid"), ("train", "dev")]
 ODD_SPLITS = [("trn", "test"), ("train", "other"), ("train", "Training", "test")]
 LEFT_BEHIND = ["__MACOSX/a/0.png", ".git/0.png", "Thumbs.db", "desktop.ini", "readme.md"]

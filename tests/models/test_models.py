@@ -37,6 +37,7 @@ EMBEDDINGS = {
     "mlp": 64,
     "mlp_small": 64,
     "mlp_large": 64,
+    "bag_of_tokens": 64,
     "cnn": 64,
     "cnn_strided": 128,
     "lenet5": 84,
@@ -96,11 +97,12 @@ def test_heads_are_counted_by_their_own():
 @pytest.mark.parametrize("name", MODELS)
 def test_every_backbone_and_norm_embeds_small_images(name):
     side = max(8, MODELS[name].least_side)
+    images = jnp.zeros((3, side, side, 1))
+    x, size = (images[..., 0, 0].astype(int), 9) if MODELS[name].tokens else (images, None)
     for norm in MODELS[name].norms:
-        backbone = build_backbone(name, norm, (side, side, 1))
+        backbone = build_backbone(name, norm, x.shape[1:], size)
         embeddings, variables = jax.eval_shape(
-            lambda x, b=backbone: b.init_with_output(jax.random.key(0), x, train=False),
-            jnp.zeros((3, side, side, 1)),
+            lambda x, b=backbone: b.init_with_output(jax.random.key(0), x, train=False), x
         )
         assert embeddings.shape == (3, EMBEDDINGS[name])
         assert ("batch_stats" in variables) == (norm == "batch")

@@ -2,6 +2,7 @@ r"""Shows the data that each client would get, before any training.
 
   mhd data --dataset=digits --num_clients=8 --partition=dirichlet \
       --alpha=0.1 --output=runs/inspect_data
+  mhd data patients.csv --label=outcome --owners=hospital --num_clients=5
 
 Flags are those of mhd train that determine the data; with the same flags, training has the
 same split. The output folder gets statistics.json, data_split.png and .svg, and split.npz, which
@@ -24,6 +25,7 @@ from mhd_jax.cli import data_flags, launch
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.core.shown import shortened
 from mhd_jax.data import partition_statistics
 from mhd_jax.runs import drawing, figures
 from mhd_jax.runs.records import write_json
@@ -35,17 +37,24 @@ _NUMBERS = "statistics.json"
 _MOST_COLUMNS = 20  # classes up to which the table of counts has readable names
 
 
-def main() -> None:
-    """Splits the data by the flags and shows the result."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """Splits the data by the flags, or that of a path beside them, and shows the result."""
     output = folder_here(_OUTPUT.value, "--output")
     _require_own(output)
-    clients = RunSettings(**data_flags.values()).clients(flags.FLAGS.seed)
+    settings = data_flags.values()
+    if arguments:
+        settings["dataset"] = _only(arguments)
+    clients = RunSettings(**settings).clients(flags.FLAGS.seed)
     found = partition_statistics.describe(clients.label_counts())
     if multihost.is_main():
         write(output, clients, found)
 
     console = launch.console()
+    console.print(repr(clients.data), markup=False, soft_wrap=True)
     names = [escape(name) for name in clients.data.class_names]
+    if "owners" in clients.settings:
+        owners = ", ".join(shortened(clients.settings["owners"]))
+        console.print(f"The clients are the owners {owners}.", markup=False, soft_wrap=True)
     console.print(client_table(found, names))
     counts = count_table(found, names, console.width)
     if counts is not None:
@@ -111,6 +120,15 @@ def write(output: pathlib.Path, clients: mhd.Clients, found: dict[str, Any]) -> 
     )
 
 
+def _only(arguments: Sequence[str]) -> str:
+    """Returns the data set that is named without a flag."""
+    if len(arguments) > 1 or flags.FLAGS["dataset"].present:
+        raise mhd.ConfigError(
+            f"name one data set, not {arguments[-1]!r} besides; flags are written --name=value."
+        )
+    return arguments[0]
+
+
 def _require_own(output: pathlib.Path) -> None:
     """Raises `mhd.ConfigError` for a folder with other content, such as a run and its split."""
     if not output.exists() or (output / _NUMBERS).exists():
@@ -121,4 +139,4 @@ def _require_own(output: pathlib.Path) -> None:
 
 def start() -> None:
     """Starts the command on the arguments of this process."""
-    launch.run(main)
+    launch.run(main, takes_arguments=True)
