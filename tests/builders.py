@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn
 from flax import nnx
 
@@ -32,6 +33,11 @@ SMALL = [
     "--num_clients=3",
     "--model=mlp_small",
 ]  # flags of a tiny run
+
+
+def short(names, *kept):
+    """A test's parameters, of which the suite's short form has these alone; make slow has the others."""
+    return [pytest.param(name, marks=[] if name in kept else [pytest.mark.slow]) for name in names]
 
 
 def start_python(*arguments, cwd=None, stdout=subprocess.PIPE, **variables):

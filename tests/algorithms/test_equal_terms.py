@@ -10,7 +10,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.engine.prepare import prepare
-from tests.builders import tiny_clients
+from tests.builders import short, tiny_clients
 
 NESTEROV = {"dsgd", "qg_dsgd", "ccl", "idkd"}  # DSGDm-N, QG-DSGDm-N, and what stands on them
 
@@ -42,7 +42,7 @@ def test_algorithms_that_are_compared_smooth_labels_alike_whatever_their_own_def
         assert {smoothing(name, False) for name in ALGORITHMS} == {0.3}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", short(ALGORITHMS, "mhd", "dsgd", "qg_dsgd", "ccl", "fedmd"))
 def test_momentum_is_the_papers_unless_told(name):
     run = prepared(name)
     assert run.settings["optimizer"]["nesterov"] is (name in NESTEROV)

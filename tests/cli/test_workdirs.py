@@ -62,10 +62,17 @@ def test_overwrite_begins_anew_once_all_is_checked(output, refused):
     output(train, *arguments, "--steps=4", "--overwrite")
     assert json.loads(kept.read_text())["steps"] == 4
 
+
+@pytest.mark.slow
+def test_overwrite_makes_a_comparison_of_a_run(output, refused):
+    output(train, *SMALL, "--algorithm=isolated", "--workdir=w")
     few = [*SMALL, "--steps=2", "--algorithms=isolated", "--workdir=w"]
     assert "w holds a single run" in refused(compare, *few)
     output(compare, *few, "--overwrite")
-    assert not kept.exists() and pathlib.Path("w/isolated/seed_0/summary.json").exists()
+    assert (
+        not pathlib.Path("w/summary.json").exists()
+        and pathlib.Path("w/isolated/seed_0/summary.json").exists()
+    )
 
 
 def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):

@@ -26,6 +26,7 @@ from tests.builders import (
     Streams,
     assert_trees_equal,
     python,
+    short,
     tiny_dataset,
 )
 
@@ -100,13 +101,8 @@ RUNS = {name: {"algorithm": name} for name in ALGORITHMS} | {
     "fedproto": {"algorithm": mhd.algorithms.fedproto(local_steps=5)},
 }
 # The others are in the long form of the suite.
-OF_EACH_KIND = ("mhd", "distributed_distillation", "fedmd", "fedavg", "qg_dsgd", "idkd", "ds_fl")
-ALL_RUNS = [
-    pytest.param(
-        name, marks=[pytest.mark.slow] if name in ALGORITHMS.keys() - {*OF_EACH_KIND} else []
-    )
-    for name in RUNS
-]
+OF_EACH_KIND = ("mhd", "distributed_distillation", "fedmd", "fedavg", *(RUNS.keys() - ALGORITHMS))
+FEW = ("mhd", "fedmd", "faults, quarantine, liars")
 TWO = "two clients, whose samples devices share"
 ON_DEVICES = {
     TWO: {"algorithm": "naive", "topology": "complete", "clients": clients(num_clients=2)}
@@ -180,10 +176,19 @@ TELLS_OF_CLIENT_2 = pytest.mark.filterwarnings("ignore:the loss or the parameter
 
 
 @TELLS_OF_CLIENT_2
-@pytest.mark.parametrize("way", [one_at_a_time, watched_and_saved, cut_and_resumed])
-@pytest.mark.parametrize("name", ALL_RUNS)
+@pytest.mark.parametrize("name", short(RUNS, *OF_EACH_KIND))
+def test_a_run_that_was_cut_ends_as_a_whole_one(name, tmp_path):
+    assert_is_whole(name, cut_and_resumed(name, tmp_path / "run"))
+
+
+@TELLS_OF_CLIENT_2
+@pytest.mark.parametrize("way", [one_at_a_time, watched_and_saved])
+@pytest.mark.parametrize("name", short(RUNS, *FEW))
 def test_one_seed_one_result(name, way, tmp_path):
-    result = way(name, tmp_path / "run")
+    assert_is_whole(name, way(name, tmp_path / "run"))
+
+
+def assert_is_whole(name, result):
     assert_trees_equal(result.state, whole(name).state)
     assert [record["step"] for record in result.history] == [3, 6, 9, 12]
     for one, other in zip(result.history, whole(name).history, strict=True):
@@ -192,7 +197,7 @@ def test_one_seed_one_result(name, way, tmp_path):
 
 
 @TELLS_OF_CLIENT_2
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", short(RUNS, *FEW))
 def test_how_often_is_evaluated_changes_no_result(name):
     often = simulate(name, eval_every=2, steps_per_dispatch=3)
     assert_trees_equal(often.state, whole(name).state)

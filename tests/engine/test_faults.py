@@ -24,6 +24,7 @@ from tests.builders import (
     assert_trees_close,
     assert_trees_equal,
     of_client,
+    short,
     tiny_dataset,
     with_params,
 )
@@ -243,7 +244,7 @@ def test_nothing_that_fails_changes_nothing():
     assert not np.asarray(other.tally.missed).any() and plain.faults(one) == {}
 
 
-@pytest.mark.parametrize("name", COPING)
+@pytest.mark.parametrize("name", short(COPING, "mhd", "ccl", "fedavg"))
 def test_nobody_hears_a_client_that_is_away(name):
     """What it would say makes no difference, and it stays as it is."""
     away = Faults(joins={2: 10**6}, stragglers={0: 2})

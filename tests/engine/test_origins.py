@@ -13,6 +13,7 @@ from flax import nnx
 import mhd_jax as mhd
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.training import initial
+from tests.builders import short
 
 X = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
 HOW = {"eval_every": 2, "batch_size": 8, "public_batch_size": 8, "progress": False}
@@ -38,7 +39,7 @@ def _arrays(state, client):
     raise AssertionError
 
 
-@pytest.mark.parametrize("by", ["result", "folder", "parameters"])
+@pytest.mark.parametrize("by", short(["result", "folder", "parameters"], "folder"))
 def test_a_new_run_starts_where_another_has_ended(clients, first, by):
     origin = {
         "result": first,

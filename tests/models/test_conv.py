@@ -75,7 +75,11 @@ def up_to_second_order(conv):
     ("case", "axes"),
     [
         *((case, (0, 0)) for case in CASES),
-        *((case, axes) for case in FEW for axes in ((0, None), (None, 0), (None, None))),
+        *(
+            pytest.param(case, axes, marks=[] if case == FEW[0] else [pytest.mark.slow])
+            for case in FEW
+            for axes in ((0, None), (None, 0), (None, None))
+        ),
     ],
 )
 def test_one_client_and_many(case, axes, float64):

@@ -35,7 +35,9 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
-@pytest.mark.parametrize(("width", "inches"), [("column", 3.3), ("page", 6.75)])
+@pytest.mark.parametrize(
+    ("width", "inches"), [("column", 3.3), pytest.param("page", 6.75, marks=pytest.mark.slow)]
+)
 def test_a_paper_has_its_width_its_text_and_no_titles(make, width, inches):
     with mhd.figures.style("paper", width):
         figure = make()

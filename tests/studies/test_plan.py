@@ -285,6 +285,7 @@ def test_one_client_on_a_tpu_is_computed_without_a_map():
     assert program != other
 
 
+@pytest.mark.slow
 def test_the_binary_plans_for_made_images(call):
     small = ["--steps=2", "--batch_size=4", "--num_devices=1", "--model=mlp_small"]
     made = ["--num_classes=5", "--image_size=6", "--samples_per_client=200", "--sizes=3,6"]

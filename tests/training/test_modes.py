@@ -15,6 +15,7 @@ from tests.builders import (
     assert_trees_close,
     assert_trees_equal,
     of_client,
+    short,
     take_steps,
     tiny_batch,
     tiny_clients,
@@ -109,7 +110,7 @@ def test_a_pool_renewed_at_every_step_is_fresh_teachers(net):
 
 
 @nets
-@pytest.mark.parametrize("updates", [True, False])
+@pytest.mark.parametrize("updates", short([True, False], True))
 def test_a_step_equals_a_loop_over_clients(net, updates):
     """Students of training mode with keys of their own, teachers of evaluation mode: a loop in JAX."""
     algorithm = A.mhd(

@@ -76,7 +76,11 @@ def eight_bits(values):
 
 @pytest.mark.parametrize(
     ("how", "shared", "compression"),
-    [("linear", True, "int8"), ("linear", False, "none"), ("shared_width", True, "int8")],
+    [
+        ("linear", True, "int8"),
+        pytest.param("linear", False, "none", marks=pytest.mark.slow),
+        pytest.param("shared_width", True, "int8", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_gradient_equal_the_equations(how, shared, compression, float64):
     batch = tiny_batch(K, dtype=jnp.float64, shared=shared)
