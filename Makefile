@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --fork-strate
 # Of the equations, saving, streaming and the command line.
 QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train_saves_resumes
 
-.PHONY: demo test slow fuzz notebooks trackers docs browser extra lint wheel licences lock newest clean
+.PHONY: demo test slow fuzz notebooks trackers tpu docs browser extra lint wheel licences lock newest clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -29,6 +29,9 @@ notebooks: $(VENV)/extra  ## All notebooks, at toy size.
 
 trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
 	$(BIN)/python -m pytest -m trackers tests/runs/test_trackers.py
+
+tpu: build/tpu/installed  ## What the TPU's compiler says of MHD's programs: it needs 0.7 GB, and no TPU.
+	PYTHONPATH=build/tpu JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 0 -k "chips" tests/studies/test_plan.py
 
 docs: $(VENV)/extra  ## The documentation as a site, in build/docs.
 	$(BIN)/python -m sphinx --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
@@ -62,6 +65,9 @@ lock: $(VENV)/extra  ## Requirements anew from pyproject.toml; LOCKFLAGS=--upgra
 	$(LOCK) --extra dev,tfds,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
 	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  --output-file requirements-extra.txt
+	$(LOCK) --extra tpu --constraint requirements.txt \
+	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
+	  --output-file requirements-tpu.txt
 
 newest: $(VENV)/extra  ## A quick part of the suite with the newest versions that pyproject.toml allows.
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/newest
@@ -80,6 +86,10 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/extra: requirements-extra.txt $(VENV)/installed
 	$(INSTALL) -r requirements-extra.txt
+	touch $@
+
+build/tpu/installed: requirements-tpu.txt $(VENV)/installed
+	$(INSTALL) --no-deps --upgrade --target build/tpu -r requirements-tpu.txt
 	touch $@
 
 clean:

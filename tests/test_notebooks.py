@@ -19,6 +19,7 @@ def test_all_are_here():
         "colab_accelerator",
         "open_runs",
         "quickstart",
+        "tpu_slice",
         "your_own_algorithm",
     ]
 
@@ -37,7 +38,7 @@ def test_notebook(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MHD_JAX_TOY", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": tmp_path}}).execute()
     kinds = {kind for cell in code for out in cell.outputs for kind in out.get("data", {})}
     assert "image/png" in kinds  # it shows something
     warned = [out.text for cell in code for out in cell.outputs if out.get("name") == "stderr"]

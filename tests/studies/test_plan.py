@@ -16,7 +16,7 @@ from mhd_jax.core.machine import Machine, prepared_for
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.engine import memory
 from mhd_jax.studies.compiled_text import Crossing, crossings, executed
-from tests.builders import Linear, python, tiny_clients
+from tests.builders import ROOT, Linear, python, tiny_clients
 
 # In the form of a TPU's compiler: two loops of 3 and of 5 trips, one of as many trips as an argument says.
 PROGRAM = textwrap.dedent("""\
@@ -254,7 +254,12 @@ def test_without_a_gpu():
         mhd.plan("ring", tiny_clients(), "isolated", "gpu")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+without_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: make tpu"
+)
+
+
+@without_compiler
 def test_a_step_of_mhd_on_eight_chips():
     clients = mhd.make_clients("digits", 8, "mlp_small")
     found = mhd.plan("ring", clients, "mhd", "tpu:v5e:2x4", public_batch_size=48)
@@ -265,6 +270,21 @@ def test_a_step_of_mhd_on_eight_chips():
     (group,) = mhd.prepare("ring", clients, "mhd", num_devices=1).carry.state.groups
     assert found.memory["parameters"] == num_bytes(group.params) / 8
     assert sum(found.shares.values()) == pytest.approx(1)
+
+
+@without_compiler
+@pytest.mark.slow
+def test_the_notebook_for_colab_fits_eight_chips():
+    """The clients that its cell makes there, and the settings of its run."""
+    text = (ROOT / "experiments/notebooks/colab_accelerator.ipynb").read_text()
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
+    (cell,) = [cell for cell in cells if "make_clients" in cell]
+    names = {"mhd": mhd, "devices": range(8), "backend": "tpu", "TOY": False}
+    exec(cell, names)
+    found = mhd.plan("complete", names["clients"], "mhd", "tpu:v5e:2x4", compute_dtype="bfloat16")
+    assert (found.num_clients, found.num_devices, found.fits) == (32, 8, True)
+    assert all(each.shape[:2] == (32, 64) for each in found.crossings)  # predictions alone
+    assert found.floor_seconds < found.step_seconds < 0.01
 
 
 def test_one_client_on_a_tpu_is_computed_without_a_map():
