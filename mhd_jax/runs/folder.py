@@ -8,7 +8,8 @@ split.npz      the owner of each training sample; `make_clients` takes it as a p
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.runs.checkpoints`
 summary.json   written once, when the run has finished
-report.html    a page with figures, written after the summary, see `mhd_jax.runs.report`
+report.html    a page with figures, written after the summary, see `mhd_jax.runs.report`; of a run that
+               goes on, the page of `mhd_jax.runs.callbacks.LiveReport`
 models.pickle  architectures, written with the summary, for `mhd.load`
 lock           exists while a process uses the folder, see `mhd_jax.runs.locks`
 """
@@ -39,7 +40,7 @@ from mhd_jax.runs.environment import (
     environment,
     what_traces,
 )
-from mhd_jax.runs.finished import FinishedRun, read_finished, read_history
+from mhd_jax.runs.finished import FinishedRun, has_report, read_finished, read_history
 from mhd_jax.runs.records import jsonable, read_json, write_json, write_text
 
 FORMAT = 2  # the format of run folders; folders of other formats are refused
@@ -178,8 +179,8 @@ class RunFolder:
 
     @property
     def has_report(self) -> bool:
-        """Whether the report page has been written."""
-        return (self.path / "report.html").exists()
+        """Whether the finished run's report has been written."""
+        return has_report(self.path)
 
     def save(
         self, step: int, carry: PyTree, seconds: float, evaluations: int, score: float | None = None

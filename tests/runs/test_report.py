@@ -16,6 +16,7 @@ import mhd_jax as mhd
 from mhd_jax.cli import finished
 from mhd_jax.engine.summary import _by_class
 from mhd_jax.runs import drawing, figures, report
+from mhd_jax.runs import page as pages
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
@@ -94,7 +95,7 @@ def test_the_page_says_what_the_run_found(folders):
     gain = summary["beta_sh"]["aux_1"] - summary["beta_sh"]["main"]
     assert f"last head, aux_1, has β_sh {summary['beta_sh']['aux_1']:.3f}" in page
     assert f"from main to last, {gain:+.3f}".replace("-", "−") in page
-    assert f"{report.as_bytes(summary['communication']['total_bytes'])} were sent in all" in page
+    assert f"{pages.as_bytes(summary['communication']['total_bytes'])} were sent in all" in page
     assert not re.search(r'(src|href)="?(http|//)', page)
     assert not re.search(r"<img(?![^>]* alt=\"[^\"]+\")", page)
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
@@ -225,7 +226,7 @@ def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_p
         raise OSError("no template")
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "_template", broken)
+        patch.setattr(pages, "_template", broken)
         failed = r"the report of .*run failed .*no template.*experiments.report"
         with pytest.warns(UserWarning, match=failed):
             found = start()
@@ -264,7 +265,7 @@ def test_shares_of_each_breakdown_sum_to_1(run):
 )
 def test_an_edge_both_ways_is_one(links, words):
     about = {"edges": 4} if links is None else {"edges": 4, "links": links}
-    assert report.edges_in_words(about) == words
+    assert pages.edges_in_words(about) == words
 
 
 def records_at(steps):

@@ -4,8 +4,9 @@ r"""Trains clients that learn from each other, and reports the accuracy of each.
       --topology=ring --labels_per_client=2 --skew=100 --steps=2000 --workdir=runs/mhd
 
 The run folder (--workdir) gets the settings, the metrics, the checkpoints, the plots and
-report.html. The same command again resumes an interrupted run. --flagfile=FILE reads flags from a
-file, one a line. --dry_run tells what the run would take, and trains nothing.
+report.html, which is there from the start and says how far the run is. The same command again
+resumes an interrupted run. --flagfile=FILE reads flags from a file, one a line. --dry_run tells what
+the run would take, and trains nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from mhd_jax.engine.dry_run import dry_run as what_it_would_take
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
+from mhd_jax.runs.callbacks import LiveReport
+from mhd_jax.runs.finished import has_report
 
 flags.adopt_module_key_flags(algorithm_flag)
 _DRY_RUN = flags.DEFINE_bool(
@@ -43,8 +46,9 @@ def main() -> None:
     if _DRY_RUN.value:
         _run_dry(settings.prepared(algorithm, flags.FLAGS.seed), settings.eval_every, workdir)
         return
-    finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
-    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
+    finished, reported = (workdir / "summary.json").exists(), has_report(workdir)
+    watchers = [LiveReport(), *watching.watchers()]
+    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watchers)
 
     if json_flag.asked():
         json_flag.say(run_record.record(workdir))
