@@ -298,12 +298,6 @@ def test_a_mean_says_of_how_many_pairs_it_is():
     assert [t.get_text() for t in axis.get_xticklabels()] == ["0\n103 pairs", "none\n1 pair"]
 
 
-def test_lines_differ_by_colour_and_by_shape():
-    styles = figures.line_styles(11)
-    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 11
-    assert len({style["color"] for style in styles[:7]}) == 7
-
-
 def test_a_folder_of_an_older_version_still_renders(run, tmp_path):
     newer = ("data", "by_hops", "diagnostics")
     summary = {name: value for name, value in run.summary.items() if name not in newer}
