@@ -16,7 +16,7 @@ _LOSS = "loss"
 Record = Mapping[str, Any]
 
 
-def moments(history: Sequence[Record], most: int = MOST_MOMENTS) -> list[Record]:
+def moments(history: Sequence[Any], most: int = MOST_MOMENTS) -> list[Any]:
     """Returns the evaluations, or `most` of them, from the first to the last."""
     places = np.linspace(0, len(history) - 1, min(len(history), most))
     return [history[i] for i in places.round().astype(int)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import curves, dot_plots, figures, graph, page
+from mhd_jax.runs import class_map, curves, dot_plots, figures, graph, lanes, levels, page, replay
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
 from mhd_jax.runs.drawing import Figure, save_figure
@@ -51,6 +51,8 @@ def write(run: FinishedRun) -> None:
         drawn["density"] = lambda: figures.density(summary, names)
     if "diagnostics" in summary:
         drawn["followed"] = lambda: figures.followed(summary)
+    drawn_graph, classes = graph.of_run(summary, history), class_map.of_run(summary)
+    found = lanes.of_run(summary, history)
     described = None
     if data is not None:
         counts = np.array(data["private_samples"])
@@ -65,18 +67,31 @@ def write(run: FinishedRun) -> None:
         summary=summary,
         sentences=in_words(summary),
         figures=_save(run.path, drawn),
-        tables=_run_tables(summary, described),
+        tables={**_run_tables(summary, described), **_held(classes)},
         described=described,
-        graph=_graph(summary),
+        graph=_graph(drawn_graph),
+        class_maps=_class_maps(classes),
+        lanes=None if found is None else lanes.drawing(found),
+        states=lanes.STATES,
+        scale=levels.colours()[::7],
+        curves=curves.of(history),
+        replay=replay.of(history, drawn_graph, classes),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
         environments=[run.config.get("environment", {})],
     )
 
 
-def _graph(summary: Record) -> dict[str, Any] | None:
-    """Returns the drawn graph of a run and its legend; None if there is none to draw."""
-    found = graph.of_run(summary)
+def _class_maps(found: class_map.ClassMap | None) -> dict[str, Any] | None:
+    """Returns the class maps of the main and the last head; None if there are none to draw."""
+    if found is None or not found.is_drawn:
+        return None
+    maps = [class_map.drawing(found, head) for head in class_map.shown_heads(found)]
+    return {"maps": maps, "is_folded": found.is_folded}
+
+
+def _graph(found: graph.Graph | None) -> dict[str, Any] | None:
+    """Returns the drawing of a run's graph and its legend; None if there is none to draw."""
     if found is None:
         return None
     return {
@@ -346,6 +361,18 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, page.Tab
             ],
         )
     return tables
+
+
+def _held(classes: class_map.ClassMap | None) -> dict[str, page.Table]:
+    """Returns the table of what clients know of classes that they hold, and of others."""
+    if classes is None:
+        return {}
+    table = page.Table(
+        "Accuracy at the end by whether the client holds the class, mean over pairs",
+        ("head", "held classes", "other classes"),
+        [[page.Cell(head), *map(page.number, classes.means(head))] for head in classes.accuracy],
+    )
+    return {"held": table}
 
 
 def _shares(caption: str, what: str, parts: Mapping[str, int]) -> page.Table:
