@@ -24,7 +24,7 @@ MOST_DRAWN = 40  # clients up to which the graph is drawn; of more, a matrix is
 _SIDE = 560  # pixels, of the square in which the graph stands
 _MARGIN = 48
 _WIDEST = 7.0  # pixels, of the curve along which most was learned
-_MANY = 40  # curves beyond which all are thinner
+_MANY = 16  # curves beyond which all are thinner
 _FAINTEST = 0.05  # shares of the widest below which no curve is drawn
 _MOST_TOLD = 3  # classes that a client's description names
 

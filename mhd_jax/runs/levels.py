@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import string
 from typing import Any
 
@@ -18,11 +19,10 @@ UNKNOWN_COLOUR = "#ccc"
 def text(values: Any) -> str:
     """Returns numbers of any shape in 64 levels, row by row; unknown ones (NaN, None) as a dot."""
     flat = np.asarray(values, float).reshape(-1)
-    levels = np.rint(np.clip(np.nan_to_num(flat), 0, 1) * _HIGHEST).astype(int)
     known = np.isfinite(flat)
     return "".join(
         DIGITS[level] if is_known else _UNKNOWN
-        for level, is_known in zip(levels, known, strict=True)
+        for level, is_known in zip(_levels(np.nan_to_num(flat)), known, strict=True)
     )
 
 
@@ -30,9 +30,15 @@ def colour(value: float) -> str:
     """Returns the colour of an accuracy, which is that of its level; grey for an unknown one."""
     if not np.isfinite(value):
         return UNKNOWN_COLOUR
-    return colours()[round(float(np.clip(value, 0, 1)) * _HIGHEST)]
+    return colours()[int(_levels(np.array(value)))]
 
 
+def _levels(values: np.ndarray) -> np.ndarray:
+    """Returns the levels of numbers; of three digits, as evaluations hold few."""
+    return np.rint(np.clip(values, 0, 1).round(3) * _HIGHEST).astype(int)
+
+
+@functools.cache
 def colours() -> list[str]:
     """Returns the colour of each level: those of viridis, which grow lighter."""
     return [to_hex(colormaps["viridis"](level / _HIGHEST)) for level in range(_HIGHEST + 1)]

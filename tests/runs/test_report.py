@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
+from experiments import pictures
 from mhd_jax.cli import finished
 from mhd_jax.engine.summary import _by_class
 from mhd_jax.runs import drawing, figures, report
@@ -115,6 +116,16 @@ def test_a_run_has_its_graph_and_a_pooled_model_has_none(folders):
     page = (folders / "mhd/seed_0/report.html").read_text()
     assert page.count('class="client"') == K and "The graph at work" in page
     assert "The graph at work" not in (folders / "supervised/report.html").read_text()
+
+
+def test_the_pictures_of_readme_are_drawings_of_a_demos_run(output, folders, tmp_path):
+    assert "graph_at_work.svg" in output(
+        pictures, f"--demo={folders}", f"--pictures={tmp_path / 'out'}"
+    )
+    assert "β_sh (uniform labels)" in texts(tmp_path / "out/accuracy_by_head.svg")
+    root = ElementTree.parse(tmp_path / "out/graph_at_work.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert sum(each.get("class") == "client" for each in root.iter()) == K
 
 
 def test_a_comparison_shows_its_verdict(runs, tmp_path):
