@@ -87,32 +87,30 @@ def drawing(found: ClassMap, head: str) -> Markup:
     height = _TOP + high * count + 6
     parts = [svg.element("text", f"{head} head", x=0, y=14, font_weight=600)]
     parts += _names(found, wide, high)
-    cells, outlines = [], []
-    for row, client in enumerate(found.order):
-        for label in range(classes):
-            place = {
-                "x": _LEFT + label * wide,
-                "y": _TOP + row * high,
-                "width": wide,
-                "height": high,
-            }
-            cells.append(svg.element("rect", **place, fill=levels.colour(values[client, label])))
-            if found.held[client, label]:
-                inside = {
-                    "x": place["x"] + 1,
-                    "y": place["y"] + 1,
-                    "width": max(wide - 2, 1.0),
-                    "height": max(high - 2, 1.0),
-                }
-                outlines.append(svg.element("rect", **inside))
+    line = float(np.clip(min(wide, high) / 8, 0.5, 2))  # of an outline, inside its cell
+
+    def box(row: int, label: int, inset: float = 0.0, **look: Any) -> Markup:
+        return svg.element(
+            "rect",
+            x=_LEFT + label * wide + inset,
+            y=_TOP + row * high + inset,
+            width=wide - 2 * inset,
+            height=high - 2 * inset,
+            **look,
+        )
+
+    order = list(found.order)
+    cells = [
+        box(row, label, fill=levels.colour(value))
+        for (row, label), value in np.ndenumerate(values[order])
+    ]
+    held = np.argwhere(found.held[order]).tolist()
+    outlines = [box(row, label, line / 2) for row, label in held]
     parts.append(svg.element("g", *cells, class_="cells"))
-    parts.append(svg.element("g", *outlines, class_="held"))
-    held, others = (_shown(mean) for mean in found.means(head))
-    title = f"{head} head: mean accuracy on held classes {held}, on other classes {others}"
-    return svg.drawing(
-        _WIDTH, height, title, *parts, class_="class-map", data_head=head,
-        data_place=f"{_LEFT} {_TOP} {wide:.4f} {high:.4f}",
-    )  # fmt: skip
+    parts.append(svg.element("g", *outlines, class_="held", stroke_width=line))
+    means = (_shown(mean) for mean in found.means(head))
+    title = "{} head: mean accuracy on held classes {}, on other classes {}".format(head, *means)
+    return svg.drawing(_WIDTH, height, title, *parts, class_="class-map", data_head=head)
 
 
 def _names(found: ClassMap, wide: float, high: float) -> list[Markup]:

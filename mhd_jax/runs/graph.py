@@ -270,27 +270,24 @@ def _matrix(graph: Graph) -> Markup:
             "rect", x=left, y=left, width=_SIDE - left, height=_SIDE - left, fill="#f2f2f2"
         ),
     ]
-    for row, learner in enumerate(order):
-        for column, teacher in enumerate(order):
-            share = float(weights[learner, teacher])
-            if not drawn[learner, teacher]:
-                continue
-            said = f"client {learner} from client {teacher}: {share:.2f} of most"
-            parts.append(
-                svg.element(
-                    "rect",
-                    svg.element("title", said),
-                    x=left + column * cell,
-                    y=left + row * cell,
-                    width=cell,
-                    height=cell,
-                    fill="#D55E00",
-                    fill_opacity=0.15 + 0.85 * share if share >= _FAINTEST else 0,
-                    class_="learned",
-                    data_from=teacher,
-                    data_to=learner,
-                )
-            )
+    cells = [
+        svg.element(
+            "rect",
+            x=left + column * cell,
+            y=left + row * cell,
+            width=cell,
+            height=cell,
+            fill_opacity=0.15 + 0.85 * share if share >= _FAINTEST else 0,
+            class_="learned",
+            data_from=teacher,
+            data_to=learner,
+        )
+        for row, learner in enumerate(order)
+        for column, teacher in enumerate(order)
+        if drawn[learner, teacher]
+        for share in [float(weights[learner, teacher])]
+    ]
+    parts.append(svg.element("g", *cells, fill="#D55E00"))
     every = -(-count // 20)
     for place in range(0, count, every):
         middle = left + (place + 0.5) * cell

@@ -11,7 +11,7 @@ from mhd_jax.runs import class_map, curves, levels
 from mhd_jax.runs.class_map import ClassMap
 from mhd_jax.runs.graph import Graph
 
-_MOST = 400_000  # of a page: a character each
+_MOST = 200_000  # of a page: a character each
 
 Record = Mapping[str, Any]
 
