@@ -58,11 +58,9 @@ def record_of(
 def _followed(run: Run, carry: Carry) -> dict[str, Any]:
     """Returns shares of samples on which i learned from j until now, [K, K], a mean over heads."""
     found = run.diagnostics(carry)
-    return (
-        {"followed": found["diagnostics"]["followed"].mean(axis=0, dtype=float).round(3)}
-        if found
-        else {}
-    )
+    if not found:
+        return {}
+    return {"followed": found["diagnostics"]["followed"].mean(axis=0, dtype=float).round(3)}
 
 
 def _add_measured(

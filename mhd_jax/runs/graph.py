@@ -270,23 +270,22 @@ def _matrix(graph: Graph) -> Markup:
             "rect", x=left, y=left, width=_SIDE - left, height=_SIDE - left, fill="#f2f2f2"
         ),
     ]
-    cells = [
-        svg.element(
-            "rect",
-            x=left + column * cell,
-            y=left + row * cell,
-            width=cell,
-            height=cell,
-            fill_opacity=0.15 + 0.85 * share if share >= _FAINTEST else 0,
-            class_="learned",
-            data_from=teacher,
-            data_to=learner,
+    cells = []
+    for row, column in np.argwhere(drawn[np.ix_(order, order)]).tolist():
+        share = float(weights[order[row], order[column]])
+        cells.append(
+            svg.element(
+                "rect",
+                x=left + column * cell,
+                y=left + row * cell,
+                width=cell,
+                height=cell,
+                fill_opacity=0.15 + 0.85 * share if share >= _FAINTEST else 0,
+                class_="learned",
+                data_from=order[column],
+                data_to=order[row],
+            )
         )
-        for row, learner in enumerate(order)
-        for column, teacher in enumerate(order)
-        if drawn[learner, teacher]
-        for share in [float(weights[learner, teacher])]
-    ]
     parts.append(svg.element("g", *cells, fill="#D55E00"))
     every = -(-count // 20)
     for place in range(0, count, every):

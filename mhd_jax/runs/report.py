@@ -52,7 +52,7 @@ def write(run: FinishedRun) -> None:
     if "diagnostics" in summary:
         drawn["followed"] = lambda: figures.followed(summary)
     drawn_graph, classes = graph.of_run(summary, history), class_map.of_run(summary)
-    found = lanes.of_run(summary, history)
+    took_part = lanes.of_run(summary, history)
     described = None
     if data is not None:
         counts = np.array(data["private_samples"])
@@ -71,7 +71,7 @@ def write(run: FinishedRun) -> None:
         described=described,
         graph=_graph(drawn_graph),
         class_maps=_class_maps(classes),
-        lanes=None if found is None else lanes.drawing(found),
+        lanes=None if took_part is None else lanes.drawing(took_part),
         states=lanes.STATES,
         scale=levels.colours()[::7],
         curves=curves.of(history),
