@@ -22,7 +22,7 @@ from mhd_jax.cli.settings import RunSettings
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import accuracy_axis, line_styles
+from mhd_jax.runs.figures import accuracy_axis, row_styles
 from mhd_jax.studies import over_seeds
 
 _NUM_CLIENTS = 8
@@ -107,7 +107,8 @@ def figure(found: Mapping[str, Mapping[int, over_seeds.Statistic]]) -> Figure:
     """Plots β_sh over the number of adversaries, with a line for each choice of targets."""
     drawn = Figure(figsize=(8, 4), layout="constrained")
     axis = drawn.subplots()
-    for (name, each), style in zip(found.items(), line_styles(len(found)), strict=True):
+    for name, style in row_styles(list(found)).items():
+        each = found[name]
         over_seeds.draw_line(axis, list(each), list(each.values()), **style, label=name)
     axis.set_xticks(list(next(iter(found.values()))))
     axis.set_xlabel(f"clients of {_NUM_CLIENTS} that lie ({_KIND.value})")

@@ -38,6 +38,7 @@ from mhd_jax.cli import launch
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs import manifest
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints
+from mhd_jax.runs.finished import has_report
 from mhd_jax.runs.records import read_json, write_json
 
 _KILLS = flags.DEFINE_integer("kills", 50, "How many times a process is killed.", lower_bound=1)
@@ -82,8 +83,8 @@ class Folder:
         return metrics.stat().st_size if metrics.exists() else 0
 
     def report_begun(self) -> bool:
-        """Returns whether there are plots, but no report page yet."""
-        return any(self.path.glob("*.png")) and not (self.path / "report.html").exists()
+        """Returns whether there are plots, but not yet the report of the finished run."""
+        return any(self.path.glob("*.png")) and not has_report(self.path)
 
     def _checkpoints(self) -> list[str]:
         try:

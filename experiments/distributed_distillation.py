@@ -29,7 +29,7 @@ from mhd_jax.core.types import Batch, PyTree, State
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.models import ClientModel, build_backbone
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import line_styles
+from mhd_jax.runs.figures import row_styles
 from mhd_jax.training.groups import all_params, all_stats, forward, private_gradients
 
 _CLASSES = 10
@@ -174,12 +174,13 @@ def figure(runs: Sequence[dict[str, Any]]) -> Figure:
     estimate, gradient, spread = drawn.subplots(1, 3)
     distance, norm = "distance of probabilities", "norm of the gradient"
     compared = [run for run in runs if run["rho"] == _RHO]
-    for run, style in zip(compared, line_styles(len(compared)), strict=True):
+    labels = [f"{run['graph']}, {run['schedule']} steps" for run in compared]
+    styles = row_styles(labels)
+    for run, label in zip(compared, labels, strict=True):
         steps = [record["step"] for record in run["records"]]
-        label = f"{run['graph']}, {run['schedule']} steps"
         for axis, name in ((estimate, "estimate"), (gradient, "gradient")):
             values = [record[name] for record in run["records"]]
-            axis.loglog(steps, values, **style, label=label)
+            axis.loglog(steps, values, **styles[label], label=label)
     first = runs[0]["graph"]
     for axis, title, height, across in (
         (estimate, "Estimates of the average: max_i ‖z_i − s̄‖", distance, "step"),

@@ -13,7 +13,7 @@ from mhd_jax.cli.kept import Record
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator
-from mhd_jax.runs.figures import accuracy_axis, legend_beside, line_styles
+from mhd_jax.runs.figures import accuracy_axis, legend_beside, row_styles
 from mhd_jax.studies import over_seeds
 
 Row = dict[str, Any]
@@ -260,11 +260,12 @@ def by_head(rows: Sequence[Row]) -> Figure:
     series = _lines({(row["case"], row["model"], row["head"]): row for row in rows}.values())
     heads = [row["head"] for row in max(series.values(), key=len)]
     for axis, (metric, label) in zip(drawn.subplots(1, 2), METRICS.items(), strict=True):
-        styles = line_styles(len(series))
-        for number, ((name, own), style) in enumerate(zip(series.items(), styles, strict=True)):
+        styles = row_styles(list(series))
+        for number, (name, own) in enumerate(series.items()):
             beside = (number - (len(series) - 1) / 2) * 0.03
             places = [rank + beside for rank in range(len(own))]
-            over_seeds.draw_line(axis, places, [row[metric] for row in own], **style, label=name)
+            values = [row[metric] for row in own]
+            over_seeds.draw_line(axis, places, values, **styles[name], label=name)
         axis.set_xticks(range(len(heads)), heads)
         _fitted_axis(axis, label)
     legend_beside(drawn)
@@ -276,7 +277,7 @@ def by_hops(rows: Sequence[Row]) -> Figure:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     drawn = Figure(figsize=(3.2 * len(groups) + 2, 4), layout="constrained")
     names = list(dict.fromkeys(_method(row) for row in rows))
-    styles = dict(zip(names, line_styles(len(names)), strict=True))
+    styles = row_styles(names)
     panels = drawn.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axis, group in zip(panels, groups, strict=True):
         last = {row["case"]: row for row in rows if row["group"] == group}

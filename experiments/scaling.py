@@ -25,7 +25,7 @@ from mhd_jax.cli import launch
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.runs.drawing import Figure, save_figure
-from mhd_jax.runs.figures import line_styles
+from mhd_jax.runs.figures import row_styles
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
 
@@ -129,11 +129,11 @@ def figure(costs: Sequence[Cost], topology: str) -> Figure:
         ("compile_seconds", "seconds of compilation"),
     )
     for axis, (field, label) in zip(axes, panels, strict=True):
-        lines = list(dict.fromkeys((c.model, c.algorithm) for c in costs))
-        for line, style in zip(lines, line_styles(len(lines)), strict=True):
-            own = [c for c in costs if (c.model, c.algorithm) == line]
+        lines = list(dict.fromkeys(f"{c.model}, {c.algorithm}" for c in costs))
+        for line, style in row_styles(lines).items():
+            own = [c for c in costs if f"{c.model}, {c.algorithm}" == line]
             values = [getattr(c, field) for c in own]
-            axis.plot([c.num_clients for c in own], values, **style, label=", ".join(line))
+            axis.plot([c.num_clients for c in own], values, **style, label=line)
         axis.set_xscale("log", base=2)
         axis.set_xlabel("clients")
         axis.set_ylabel(label)

@@ -24,7 +24,7 @@ from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import launch, seed_flags, study
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import accuracy_axis, legend_beside, line_styles
+from mhd_jax.runs.figures import accuracy_axis, legend_beside, row_styles
 from mhd_jax.studies import over_seeds
 
 # The rules: an algorithm and its hyperparameters by the names of the table's lines.
@@ -204,7 +204,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     drawn = Figure(figsize=(1.1 * len(places) + 4, 4), layout="constrained")
     axis = drawn.subplots()
-    for number, (rule, style) in enumerate(zip(rules, line_styles(len(rules)), strict=True)):
+    for number, (rule, style) in enumerate(row_styles(rules).items()):
         own = {
             (row["topology"], row["skew"]): row["beta_sh"] for row in rows if row["rule"] == rule
         }

@@ -26,6 +26,7 @@ from mhd_jax.core import modes
 from mhd_jax.core.commands import by_mhd
 from mhd_jax.core.errors import in_a_line
 from mhd_jax.runs.consoles import Console
+from mhd_jax.runs.finished import has_report
 
 _PATIENCE = 120  # seconds that processes wait for each other at the start
 _UNFORESEEN = 70  # the exit status of an internal error, as in sysexits.h
@@ -172,7 +173,9 @@ def tell_report(folder: pathlib.Path) -> None:
     """Prints the path of a run's or a comparison's report, or that there is none."""
     page = folder / "report.html"
     there = (
-        f"report: {page}" if page.exists() else f"no report: see why above; all else is in {folder}"
+        f"report: {page}"
+        if has_report(folder)
+        else f"no report: see why above; all else is in {folder}"
     )
     console().print(there, markup=False, soft_wrap=True)
 

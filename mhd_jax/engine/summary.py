@@ -43,6 +43,8 @@ def record_of(
         "seconds": seconds,
     }
     record["per_client"] |= _by_class(per_class)
+    if run.num_active <= diagnostics.MOST_CLIENTS:
+        record |= jsonable({**_followed(run, carry), **run.faults(carry)})
     data = run.clients.data
     owner = run.clients.test_owner
     _add_measured(record, run, carry, run.test, data.test_labels, metrics, owner)
@@ -51,6 +53,14 @@ def record_of(
         labels = data.labels[run.clients.validation]
         _add_measured(record["validation"], run, carry, run.validation, labels, metrics)
     return record
+
+
+def _followed(run: Run, carry: Carry) -> dict[str, Any]:
+    """Returns shares of samples on which i learned from j until now, [K, K], a mean over heads."""
+    found = run.diagnostics(carry)
+    if not found:
+        return {}
+    return {"followed": found["diagnostics"]["followed"].mean(axis=0, dtype=float).round(3)}
 
 
 def _add_measured(

@@ -30,8 +30,8 @@ from mhd_jax.runs.drawing import (
 from mhd_jax.runs.drawing import save as save
 from mhd_jax.runs.drawing import style as style
 from mhd_jax.runs.palette import head_colours as head_colours
-from mhd_jax.runs.palette import head_styles, row_styles
-from mhd_jax.runs.palette import line_styles as line_styles
+from mhd_jax.runs.palette import head_styles
+from mhd_jax.runs.palette import row_styles as row_styles
 from mhd_jax.training.metrics import declared_head, first_and_last
 
 _FEW = 30  # with fewer evaluations, each has a marker

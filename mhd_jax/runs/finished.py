@@ -11,6 +11,8 @@ from typing import Any
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs.records import read_json
 
+UNFINISHED = "data-unfinished"  # in the first tag of the page of a run that has not finished
+_FIRST_BYTES = 200  # of a page, which hold this tag
 _OF_BOTH = ("beta_sh", "beta_priv")  # entries of a summary and of the last evaluation
 
 
@@ -44,6 +46,15 @@ def read_run(path: pathlib.Path) -> FinishedRun:
         raise ConfigError(f"{path} does not hold a whole run; name another folder.")
     summary, history = read_finished(path)
     return FinishedRun(path, config, summary, history)
+
+
+def has_report(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds the report of a finished run, not of one that goes on."""
+    page = folder / "report.html"
+    if not page.exists():
+        return False
+    with open(page, "rb") as file:
+        return UNFINISHED.encode() not in file.read(_FIRST_BYTES)
 
 
 def run_folders(given: Sequence[pathlib.Path]) -> list[pathlib.Path]:

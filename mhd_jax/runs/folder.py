@@ -8,7 +8,8 @@ split.npz      the owner of each training sample; `make_clients` takes it as a p
 metrics.jsonl  one line for each evaluation
 checkpoints/   everything that evolves, see `mhd_jax.runs.checkpoints`
 summary.json   written once, when the run has finished
-report.html    a page with figures, written after the summary, see `mhd_jax.runs.report`
+report.html    a page with figures, written after the summary, see `mhd_jax.runs.report`; of a run that
+               goes on, the page of `mhd_jax.runs.callbacks.LiveReport`
 models.pickle  architectures, written with the summary, for `mhd.load`
 lock           exists while a process uses the folder, see `mhd_jax.runs.locks`
 """
@@ -38,7 +39,7 @@ from mhd_jax.runs.environment import (
     environment,
     what_traces,
 )
-from mhd_jax.runs.finished import FinishedRun, read_finished, read_history
+from mhd_jax.runs.finished import FinishedRun, has_report, read_finished, read_history
 from mhd_jax.runs.other_settings import differing_settings
 from mhd_jax.runs.records import jsonable, read_json, write_json, write_text
 
@@ -147,8 +148,8 @@ class RunFolder:
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. Choose another "
-                "workdir, or the same settings to resume it; on the command line, --overwrite removes "
-                f"it.{_made_by(config)}"
+                f"workdir (there, --continue_from={self.path} starts where this run is), or the same "
+                f"settings to resume it{_made_by(config)}; --overwrite removes it."
             )
         self._check_programs(config)
 
@@ -163,8 +164,7 @@ class RunFolder:
         if not elsewhere:
             raise ConfigError(
                 f"{self.path} holds a run of other code: its {what} computed something else than now. "
-                "Choose another workdir, or bring the code back; on the command line, --overwrite "
-                "removes the run."
+                "Choose another workdir, or bring the code back; --overwrite removes the run."
             )
         if multihost.is_main():
             warnings.warn(
@@ -180,8 +180,8 @@ class RunFolder:
 
     @property
     def has_report(self) -> bool:
-        """Whether the report page has been written."""
-        return (self.path / "report.html").exists()
+        """Whether the finished run's report has been written."""
+        return has_report(self.path)
 
     def save(
         self, step: int, carry: PyTree, seconds: float, evaluations: int, score: float | None = None
@@ -303,6 +303,6 @@ def _fields(carry: Any) -> dict[str, Any]:
 
 
 def _made_by(config: Mapping[str, Any]) -> str:
-    """Returns a sentence with the command that goes on with a stored run, where one made it."""
+    """Returns the command that made a stored run, in brackets, where there was one."""
     command = config.get("environment", {}).get("command")
-    return f" What goes on with it: {command}" if command else ""
+    return f" ({command})" if command else ""

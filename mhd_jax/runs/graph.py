@@ -15,8 +15,7 @@ import networkx as nx
 import numpy as np
 from markupsafe import Markup
 
-from mhd_jax.runs import svg
-from mhd_jax.runs.drawing import colormaps, to_hex
+from mhd_jax.runs import levels, svg
 from mhd_jax.runs.palette import class_colours
 from mhd_jax.topology import layout
 from mhd_jax.training.metrics import declared_head
@@ -25,7 +24,7 @@ MOST_DRAWN = 40  # clients up to which the graph is drawn; of more, a matrix is
 _SIDE = 560  # pixels, of the square in which the graph stands
 _MARGIN = 48
 _WIDEST = 7.0  # pixels, of the curve along which most was learned
-_MANY = 40  # curves beyond which all are thinner
+_MANY = 16  # curves beyond which all are thinner
 _FAINTEST = 0.05  # shares of the widest below which no curve is drawn
 _MOST_TOLD = 3  # classes that a client's description names
 
@@ -46,6 +45,7 @@ class Graph:
       class_names: C names.
       badges: words about each client, such as "adversary".
       name: the topology's name.
+      over_time: what `learned` was until each evaluation, [T, K, K]; None if it is not kept.
     """
 
     links: np.ndarray
@@ -57,9 +57,18 @@ class Graph:
     class_names: Sequence[str]
     badges: Sequence[Sequence[str]]
     name: str
+    over_time: np.ndarray | None = None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Whether i learned enough from j at any time for a curve, bool [K, K]."""
+        if self.learned is None:
+            return np.zeros_like(self.links)
+        every = self.learned[None] if self.over_time is None else self.over_time
+        return (self.learned >= _FAINTEST) | (every >= _FAINTEST).any(axis=0)
 
 
-def of_run(summary: Record) -> Graph | None:
+def of_run(summary: Record, history: Sequence[Record] = ()) -> Graph | None:
     """Returns the graph of a run; None if nobody may learn from anybody, or it is not recorded."""
     count, data = summary["num_clients"], summary.get("data")
     if data is None or len(summary["per_client"]) < count:
@@ -76,7 +85,7 @@ def of_run(summary: Record) -> Graph | None:
     head = declared_head("beta_sh", list(summary["beta_sh"]))
     return Graph(
         links,
-        None if learned is None or not learned.any() else learned / learned.max(),
+        None if learned is None or not learned.any() else _relative(learned),
         measure,
         np.array([client["beta_sh"][head] for client in summary["per_client"]], float),
         head,
@@ -84,7 +93,22 @@ def of_run(summary: Record) -> Graph | None:
         data["class_names"],
         [_badges(summary, client) for client in range(count)],
         summary["topology"]["name"],
+        _over_time(summary, history),
     )
+
+
+def _over_time(summary: Record, history: Sequence[Record]) -> np.ndarray | None:
+    """Returns how much was learned until each evaluation, relative to the most at that time."""
+    found = [record["followed"] for record in history if "followed" in record]
+    if "diagnostics" not in summary or len(found) < len(history) or not found:
+        return None
+    return np.stack([_relative(np.array(each, float)) for each in found])
+
+
+def _relative(learned: np.ndarray) -> np.ndarray:
+    """Returns what was learned from others, [K, K], relative to the most."""
+    others = np.where(np.eye(len(learned), dtype=bool), 0, learned)
+    return others / max(others.max(), 1e-9)
 
 
 def _learned(summary: Record, count: int) -> tuple[np.ndarray | None, str]:
@@ -139,13 +163,17 @@ def _discs(graph: Graph) -> Markup:
         f"M{places[i][0]:.0f} {places[i][1]:.0f}L{places[j][0]:.0f} {places[j][1]:.0f}"
         for i, j in undirected.edges
     )
-    parts = [svg.element("path", d=path, stroke="#ccc", fill="none")]
+    parts, widest = [svg.element("path", d=path, stroke="#ccc", fill="none")], 0.0
     if graph.learned is not None:
-        pairs = np.argwhere(graph.learned >= _FAINTEST).tolist()
-        widest = _WIDEST * min(1.0, math.sqrt(_MANY / max(len(pairs), 1)))
-        parts += [_curve((places[j], places[i]), (j, i), graph, widest) for i, j in pairs]
+        at_end = int((graph.learned >= _FAINTEST).sum())
+        widest = _WIDEST * min(1.0, math.sqrt(_MANY / max(at_end, 1)))
+        parts += [
+            _curve((places[j], places[i]), (j, i), graph, widest)
+            for i, j in np.argwhere(graph.drawn).tolist()
+        ]
     parts += [_disc(graph, client, places[client], radius) for client in range(count)]
-    return svg.drawing(_SIDE, _SIDE, _title(graph), *parts, class_="graph")
+    scale = {"data_widest": widest, "data_faintest": _FAINTEST}
+    return svg.drawing(_SIDE, _SIDE, _title(graph), *parts, class_="graph", **scale)
 
 
 def _curve(
@@ -155,6 +183,7 @@ def _curve(
     assert graph.learned is not None
     (start, end), (teacher, learner) = places, pair
     share = float(graph.learned[learner, teacher])
+    shown = share if share >= _FAINTEST else 0.0
     middle, across = (start + end) / 2, np.array([start[1] - end[1], end[0] - start[0]])
     bend = middle + 0.12 * across
     (x1, y1), (x2, y2), (x, y) = start, end, bend
@@ -166,8 +195,8 @@ def _curve(
         d=f"M{x1:.1f} {y1:.1f}Q{x:.1f} {y:.1f} {x2:.1f} {y2:.1f}",
         fill="none",
         stroke="#D55E00",
-        stroke_opacity=0.35 + 0.55 * share,
-        stroke_width=widest * share,
+        stroke_opacity=0.35 + 0.55 * shown,
+        stroke_width=widest * shown,
         class_="learned",
         data_from=teacher,
         data_to=learner,
@@ -177,20 +206,21 @@ def _curve(
 def _disc(graph: Graph, client: int, place: np.ndarray, radius: float) -> Markup:
     """Draws a client: its number on its accuracy, its labels around, and badges below."""
     x, y = map(float, place)
-    accuracy = graph.accuracy[client]
-    fill, ink = _colour(accuracy)
+    fill = levels.colour(graph.accuracy[client])
     text = {"text_anchor": "middle", "x": x}
     badges = ", ".join(graph.badges[client])
     parts = [
         svg.element("title", describe(graph, client)),
         svg.element("circle", cx=x, cy=y, r=radius + 1, fill="#fff"),
         *_ring(graph.labels[client], (x, y), radius),
-        svg.element("circle", cx=x, cy=y, r=0.72 * radius, fill=fill, stroke="#fff"),
+        svg.element(
+            "circle", cx=x, cy=y, r=0.72 * radius, fill=fill, stroke="#fff", class_="knows"
+        ),
     ]
     if radius >= 8:
         size = f"{0.62 * radius:.0f}px"
-        label = {**text, "y": y + 0.22 * radius, "fill": ink, "font_size": size}
-        parts.append(svg.element("text", client, **label))
+        label = {**text, "y": y + 0.22 * radius, "fill": levels.ink(fill), "font_size": size}
+        parts.append(svg.element("text", client, **label, class_="number"))
     if badges:
         parts.append(svg.element("text", badges, **text, y=y + radius + 14, class_="badge"))
     return svg.element(
@@ -229,6 +259,7 @@ def _ring(samples: np.ndarray, centre: tuple[float, float], radius: float) -> li
 def _matrix(graph: Graph) -> Markup:
     """Draws who learned from whom as a matrix, with clients that learn from each other together."""
     weights = graph.links.astype(float) if graph.learned is None else graph.learned
+    drawn = graph.links if graph.learned is None else graph.drawn
     both = nx.from_numpy_array(np.maximum(weights, weights.T))
     order = [client for group in layout.communities(both) for client in group]
     count, left = len(order), 40
@@ -239,24 +270,23 @@ def _matrix(graph: Graph) -> Markup:
             "rect", x=left, y=left, width=_SIDE - left, height=_SIDE - left, fill="#f2f2f2"
         ),
     ]
-    for row, learner in enumerate(order):
-        for column, teacher in enumerate(order):
-            share = float(weights[learner, teacher])
-            if share < _FAINTEST:
-                continue
-            said = f"client {learner} from client {teacher}: {share:.2f} of most"
-            parts.append(
-                svg.element(
-                    "rect",
-                    svg.element("title", said),
-                    x=left + column * cell,
-                    y=left + row * cell,
-                    width=cell,
-                    height=cell,
-                    fill="#D55E00",
-                    fill_opacity=0.15 + 0.85 * share,
-                )
+    cells = []
+    for row, column in np.argwhere(drawn[np.ix_(order, order)]).tolist():
+        share = float(weights[order[row], order[column]])
+        cells.append(
+            svg.element(
+                "rect",
+                x=left + column * cell,
+                y=left + row * cell,
+                width=cell,
+                height=cell,
+                fill_opacity=0.15 + 0.85 * share if share >= _FAINTEST else 0,
+                class_="learned",
+                data_from=order[column],
+                data_to=order[row],
             )
+        )
+    parts.append(svg.element("g", *cells, fill="#D55E00"))
     every = -(-count // 20)
     for place in range(0, count, every):
         middle = left + (place + 0.5) * cell
@@ -264,7 +294,8 @@ def _matrix(graph: Graph) -> Markup:
         parts.append(svg.element("text", order[place], x=left - 4, y=middle + 3, **small))
         small["text_anchor"] = "middle"
         parts.append(svg.element("text", order[place], x=middle, y=left - 4, **small))
-    return svg.drawing(_SIDE, _SIDE, _title(graph), *parts, class_="graph")
+    scale = {"data_faintest": _FAINTEST}
+    return svg.drawing(_SIDE, _SIDE, _title(graph), *parts, class_="graph", **scale)
 
 
 def describe(graph: Graph, client: int) -> str:
@@ -295,23 +326,13 @@ def _title(graph: Graph) -> str:
 
 
 def legend(graph: Graph) -> dict[str, Any]:
-    """Returns what a legend needs: colours of classes that are held, and of accuracies."""
+    """Returns what a legend needs: the colours of classes that are held."""
     held = np.flatnonzero(graph.labels.sum(axis=0)).tolist()
     colours = class_colours(graph.labels.shape[1])
     return {
         "classes": [(graph.class_names[c], colours[c]) for c in held],
-        "accuracies": [_colour(x)[0] for x in np.linspace(0, 1, 9)],
     }
 
 
 def _undirected(links: np.ndarray) -> nx.Graph:
     return nx.from_numpy_array((links | links.T).astype(int))
-
-
-def _colour(accuracy: float) -> tuple[str, str]:
-    """Returns the colour of an accuracy, and that of text on it."""
-    if not np.isfinite(accuracy):
-        return "#ccc", "#000"
-    rgb = colormaps["viridis"](float(accuracy))
-    dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 0.5
-    return to_hex(rgb), "#fff" if dark else "#000"

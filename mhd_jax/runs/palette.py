@@ -73,18 +73,6 @@ def row_styles(names: Sequence[str]) -> dict[str, Style]:
     return {name: _style(*taken[name], lines[name]) for name in names}
 
 
-def line_styles(count: int) -> list[Style]:
-    """Returns colour, marker and dashes of `count` lines without names; any two differ."""
-    return [
-        _style(
-            COLOURS[i % len(COLOURS)],
-            _MARKERS[i % len(_MARKERS)],
-            _LINES[i // len(COLOURS) % len(_LINES)],
-        )
-        for i in range(count)
-    ]
-
-
 def class_colours(num_classes: int) -> list[str]:
     """Returns a colour for each class: hues around the circle, by turns darker and lighter."""
     found = []

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from mhd_jax.core.files import written_whole
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import dot_plots, figures, graph
+from mhd_jax.runs import class_map, curves, dot_plots, figures, graph, lanes, levels, page, replay
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
 from mhd_jax.runs.drawing import Figure, save_figure
@@ -27,26 +24,6 @@ from mhd_jax.training.metrics import SYMBOLS
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
 _MOST_IN_TITLE = 6  # rows up to which a comparison's title names them
 _MOST_CLASSES = 20  # classes up to which a client's page lists those that it does not hold
-_MOST_MOMENTS = 100  # evaluations for which a page holds each client's accuracies
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A table's cell: its text and, for numbers, the value by which to sort."""
-
-    text: str
-    value: float | None = None
-    is_number: bool = False
-    links: Sequence[tuple[str, str]] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of a page; the first column names the row."""
-
-    caption: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
 
 
 def write(run: FinishedRun) -> None:
@@ -74,6 +51,8 @@ def write(run: FinishedRun) -> None:
         drawn["density"] = lambda: figures.density(summary, names)
     if "diagnostics" in summary:
         drawn["followed"] = lambda: figures.followed(summary)
+    drawn_graph, classes = graph.of_run(summary, history), class_map.of_run(summary)
+    took_part = lanes.of_run(summary, history)
     described = None
     if data is not None:
         counts = np.array(data["private_samples"])
@@ -81,24 +60,38 @@ def write(run: FinishedRun) -> None:
         drawn["data_split"] = lambda: figures.data_split(counts, names)
     on = "" if _pooled(summary) else f", {summary['topology']['name']} graph"
     title = f"{summary['algorithm']} on {summary['dataset']}, {summary['num_clients']} clients{on}"
-    page = _template("run.html").render(
+    page.write(
+        run.path,
+        "run.html",
         title=title,
         summary=summary,
         sentences=in_words(summary),
         figures=_save(run.path, drawn),
-        tables=_run_tables(summary, described),
+        tables={**_run_tables(summary, described), **_held(classes)},
         described=described,
-        graph=_graph(summary),
+        graph=_graph(drawn_graph),
+        class_maps=_class_maps(classes),
+        lanes=None if took_part is None else lanes.drawing(took_part),
+        states=lanes.STATES,
+        scale=levels.colours()[::7],
+        curves=curves.of(history),
+        replay=replay.of(history, drawn_graph, classes),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
         environments=[run.config.get("environment", {})],
     )
-    _write(run.path, page)
 
 
-def _graph(summary: Record) -> dict[str, Any] | None:
-    """Returns the drawn graph of a run and its legend; None if there is none to draw."""
-    found = graph.of_run(summary)
+def _class_maps(found: class_map.ClassMap | None) -> dict[str, Any] | None:
+    """Returns the class maps of the main and the last head; None if there are none to draw."""
+    if found is None or not found.is_drawn:
+        return None
+    maps = [class_map.drawing(found, head) for head in class_map.shown_heads(found)]
+    return {"maps": maps, "is_folded": found.is_folded}
+
+
+def _graph(found: graph.Graph | None) -> dict[str, Any] | None:
+    """Returns the drawing of a run's graph and its legend; None if there is none to draw."""
     if found is None:
         return None
     return {
@@ -137,7 +130,9 @@ def write_comparison(
         drawn["communication"] = lambda: figures.communication_curves(histories, guess)
     common, differing = dotted.compared(runs)
     environments = [run.config.get("environment", {}) for each in runs.values() for run in each]
-    page = _template("comparison.html").render(
+    page.write(
+        folder,
+        "comparison.html",
         title=f"Comparison of {', '.join(runs)}"
         if len(runs) <= _MOST_IN_TITLE
         else f"Comparison of {len(runs)} configurations",
@@ -150,7 +145,6 @@ def write_comparison(
         settings=common,
         environments=environments,
     )
-    _write(folder, page)
 
 
 def _at_common_steps(runs: Mapping[str, Sequence[FinishedRun]]) -> figures.Histories:
@@ -198,8 +192,8 @@ def in_words(summary: Record) -> list[str]:
         sentences.append(f"Client {client} is an adversary ({kind}).")
     sent = summary["communication"]
     if sent["total_bytes"]:
-        parts = ", ".join(f"{as_bytes(n)} of {name}" for name, n in sent["by_type"].items())
-        sentences.append(f"{as_bytes(sent['total_bytes'])} were sent in all: {parts}.")
+        parts = ", ".join(f"{page.as_bytes(n)} of {name}" for name, n in sent["by_type"].items())
+        sentences.append(f"{page.as_bytes(sent['total_bytes'])} were sent in all: {parts}.")
     else:
         sentences.append("Nothing was sent.")
     seconds = timing["seconds_per_step"] * summary["steps"]
@@ -245,23 +239,6 @@ def _accuracy_in_words(summary: Record) -> str:
     )
 
 
-def edges_in_words(topology: Record) -> str:
-    """Counts a graph's edges: each edge once where all go both ways, else each direction."""
-    links = topology.get("links")
-    if links is not None and {(j, i) for i, j in links} == {(i, j) for i, j in links}:
-        return f"{len(links) // 2:,} edges"
-    return f"{topology['edges']:,} directed edges"
-
-
-def as_bytes(size: float) -> str:
-    """Formats a number of bytes with a unit, such as "1.5 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
 def _what_is_compared(
     runs: Mapping[str, Sequence[FinishedRun]], differing: Mapping[str, Any]
 ) -> str:
@@ -293,27 +270,31 @@ def _dot_plots(
     return drawn
 
 
-def _further_tables(summary: Record) -> dict[str, Table]:
+def _further_tables(summary: Record) -> dict[str, page.Table]:
     """Returns the tables of metrics beside β_sh and β_priv, and of their spread over clients."""
     tables = {}
     own = {"β_own": summary["beta_own"]} if "beta_own" in summary else {}
     own |= summary.get("metrics", {})
     if own:
-        tables["metrics"] = Table(
+        tables["metrics"] = page.Table(
             "Further metrics at the end, mean over clients",
             ("head", *own),
             [
-                [Cell(head), *(_number(values[head]) for values in own.values())]
+                [page.Cell(head), *(page.number(values[head]) for values in own.values())]
                 for head in summary["beta_sh"]
             ],
         )
     if "fairness" in summary:
         names = {"worst": "worst client", "lowest_tenth": "lowest tenth", "std": "std over clients"}
-        tables["fairness"] = Table(
+        tables["fairness"] = page.Table(
             "Accuracy over clients at the end",
             ("metric", "head", *names.values()),
             [
-                [Cell(SYMBOLS[metric]), Cell(head), *(_number(values[name]) for name in names)]
+                [
+                    page.Cell(SYMBOLS[metric]),
+                    page.Cell(head),
+                    *(page.number(values[name]) for name in names),
+                ]
                 for metric, heads in summary["fairness"].items()
                 for head, values in heads.items()
             ],
@@ -321,57 +302,60 @@ def _further_tables(summary: Record) -> dict[str, Table]:
     return tables
 
 
-def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
+def _run_tables(summary: Record, described: Record | None) -> dict[str, page.Table]:
     """Returns the tables of a run's page by name."""
     heads = list(summary["beta_sh"])
     timing, sent = summary["timing"], summary["communication"]
     tables = {
-        "heads": Table(
+        "heads": page.Table(
             "Accuracy at the end, mean over clients",
             ("head", "β_sh", "β_priv"),
-            [[Cell(name), *map(_number, values)] for name, *values in accuracy_lines(summary)],
+            [
+                [page.Cell(name), *map(page.number, values)]
+                for name, *values in accuracy_lines(summary)
+            ],
         ),
         **_further_tables(summary),
-        "clients": Table(
+        "clients": page.Table(
             "Accuracy of each client at the end",
             ("client", "model", *(f"{s} {head}" for s in SYMBOLS.values() for head in heads)),
             [
                 [
-                    _count(client["client"]),
-                    Cell(client["model"]),
-                    *(_number(client[metric][head]) for metric in METRICS for head in heads),
+                    page.count(client["client"]),
+                    page.Cell(client["model"]),
+                    *(page.number(client[metric][head]) for metric in METRICS for head in heads),
                 ]
                 for client in summary["per_client"]
             ],
         ),
         "bytes_by_type": _shares("What was sent", "type", sent["by_type"]),
         "bytes_by_dtype": _shares("How numbers were sent", "as", sent.get("by_dtype", {})),
-        "time": Table(
+        "time": page.Table(
             "Compilation and training apart",
             ("what", "seconds"),
             [
-                [Cell("compilation"), _number(timing["compile_seconds"])],
+                [page.Cell("compilation"), page.number(timing["compile_seconds"])],
                 [
-                    Cell("training, without compilation"),
-                    _number(timing["seconds_per_step"] * summary["steps"]),
+                    page.Cell("training, without compilation"),
+                    page.number(timing["seconds_per_step"] * summary["steps"]),
                 ],
-                [Cell("one step"), _number(timing["seconds_per_step"], 5)],
+                [page.Cell("one step"), page.number(timing["seconds_per_step"], 5)],
             ],
         ),
     }
     if described is not None:
         names = _class_names(summary)
-        tables["data"] = Table(
+        tables["data"] = page.Table(
             "Private data of each client",
             ("client", "samples", "classes", "entropy (bits)", "largest class", "its share"),
             [
                 [
-                    _count(client["client"]),
-                    _count(client["samples"]),
-                    _count(client["classes"]),
-                    _number(client["entropy_bits"]),
-                    Cell(names[client["largest_class"]]),
-                    _number(client["largest_share"]),
+                    page.count(client["client"]),
+                    page.count(client["samples"]),
+                    page.count(client["classes"]),
+                    page.number(client["entropy_bits"]),
+                    page.Cell(names[client["largest_class"]]),
+                    page.number(client["largest_share"]),
                 ]
                 for client in described["clients"]
             ],
@@ -379,13 +363,28 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, Table]:
     return tables
 
 
-def _shares(caption: str, what: str, parts: Mapping[str, int]) -> Table:
+def _held(classes: class_map.ClassMap | None) -> dict[str, page.Table]:
+    """Returns the table of what clients know of classes that they hold, and of others."""
+    if classes is None:
+        return {}
+    table = page.Table(
+        "Accuracy at the end by whether the client holds the class, mean over pairs",
+        ("head", "held classes", "other classes"),
+        [[page.Cell(head), *map(page.number, classes.means(head))] for head in classes.accuracy],
+    )
+    return {"held": table}
+
+
+def _shares(caption: str, what: str, parts: Mapping[str, int]) -> page.Table:
     """Returns a table of the parts of all bytes and of their shares, which sum to 1."""
     whole = max(sum(parts.values()), 1)
-    return Table(
+    return page.Table(
         caption,
         (what, "bytes", "share"),
-        [[Cell(name), Cell(as_bytes(n), n, True), _number(n / whole)] for name, n in parts.items()],
+        [
+            [page.Cell(name), page.Cell(page.as_bytes(n), n, True), page.number(n / whole)]
+            for name, n in parts.items()
+        ],
     )
 
 
@@ -394,36 +393,36 @@ def _comparison_tables(
     rows: Sequence[Record],
     runs: Mapping[str, Sequence[FinishedRun]],
     differing: Mapping[str, Sequence[Any]],
-) -> dict[str, Table]:
+) -> dict[str, page.Table]:
     """Returns the tables of a comparison's page by name."""
     return {
-        "accuracy": Table(
+        "accuracy": page.Table(
             "Accuracy at the end, mean over clients, ± standard deviation over seeds",
             ("algorithm", "head", "β_sh", "β_priv"),
             [
-                [Cell(row["algorithm"]), Cell(head), *map(_spread, values)]
+                [page.Cell(row["algorithm"]), page.Cell(head), *map(_spread, values)]
                 for row in rows
                 for head, *values in accuracy_lines(row)
             ],
         ),
-        "cost": Table(
+        "cost": page.Table(
             "Bytes and time: mean of the bytes and medians of the times over seeds",
             ("algorithm", "bytes sent", "compilation, s", "ms a step", "reports"),
             [
                 [
-                    Cell(row["algorithm"]),
-                    Cell(as_bytes(row["total_bytes"]), row["total_bytes"], True),
-                    _number(row["compile_seconds"], 1),
-                    _number(1000 * row["seconds_per_step"], 2),
-                    Cell("", links=[_link(folder, run) for run in runs[row["algorithm"]]]),
+                    page.Cell(row["algorithm"]),
+                    page.Cell(page.as_bytes(row["total_bytes"]), row["total_bytes"], True),
+                    page.number(row["compile_seconds"], 1),
+                    page.number(1000 * row["seconds_per_step"], 2),
+                    page.Cell("", links=[_link(folder, run) for run in runs[row["algorithm"]]]),
                 ]
                 for row in rows
             ],
         ),
-        "differing": Table(
+        "differing": page.Table(
             "Settings that differ",
             ("setting", *runs),
-            [[Cell(name), *map(_setting, values)] for name, values in differing.items()],
+            [[page.Cell(name), *map(_setting, values)] for name, values in differing.items()],
         ),
     }
 
@@ -437,8 +436,7 @@ def _link(folder: pathlib.Path, run: FinishedRun) -> tuple[str, str]:
 def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
     """Returns the data of all clients that the page's script shows, as JSON-like values."""
     heads = list(summary["beta_sh"])
-    moments = np.linspace(0, len(history) - 1, min(len(history), _MOST_MOMENTS))
-    records = [history[i] for i in moments.round().astype(int)]
+    records = curves.moments(history)
     data = summary.get("data")
     samples = None
     if data is not None:
@@ -450,14 +448,14 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
             "facts": _facts(summary, i, samples),
             "curves": {
                 metric: [
-                    [_rounded(record["per_client"][metric][head][i]) for record in records]
+                    [curves.rounded(record["per_client"][metric][head][i]) for record in records]
                     for head in heads
                 ]
                 for metric in METRICS
             },
             "samples": samples and samples[i],
             "by_class": [
-                [_rounded(x) for x in client["per_class_accuracy"][head]] for head in heads
+                [curves.rounded(x) for x in client["per_class_accuracy"][head]] for head in heads
             ],
         }
         for i, client in enumerate(summary["per_client"])
@@ -510,30 +508,18 @@ def _class_names(summary: Record) -> list[str]:
     return [str(c) for c in range(len(by_head["main"]))]
 
 
-def _number(value: float | None, digits: int = 3) -> Cell:
-    return Cell("–" if value is None else f"{value:,.{digits}f}", value, True)
-
-
-def _count(value: int) -> Cell:
-    return Cell(f"{value:,}", value, True)
-
-
-def _spread(value: Mapping[str, float | None]) -> Cell:
+def _spread(value: Mapping[str, float | None]) -> page.Cell:
     """Returns a cell with a mean ± its standard deviation."""
     mean, std = value["mean"], value["std"]
     if mean is None:
-        return Cell("–", None, True)
-    return Cell(f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}"), mean, True)
+        return page.Cell("–", None, True)
+    return page.Cell(f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}"), mean, True)
 
 
-def _setting(value: Any) -> Cell:
+def _setting(value: Any) -> page.Cell:
     if isinstance(value, list):
-        return Cell(", ".join(map(str, value)))
-    return Cell("–" if value is None else str(value))
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+        return page.Cell(", ".join(map(str, value)))
+    return page.Cell("–" if value is None else str(value))
 
 
 def _seconds(value: float) -> str:
@@ -557,35 +543,3 @@ def _save(
         uri = "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
         found[name] = {"uri": uri, "width": round(_PAGE_DPI * figure.get_figwidth())}
     return found
-
-
-def _write(folder: pathlib.Path, page: str) -> None:
-    with written_whole(folder / "report.html") as partial:
-        partial.write_text(page, encoding="utf-8")
-
-
-def _reproduction(environments: Sequence[Record]) -> dict[str, Any]:
-    """Returns the runs' commands and environments, with each distinct value once."""
-    found: dict[str, list[str]] = {}
-    for environment in environments:
-        for name, value in dotted.flat(environment).items():
-            if value is not None:
-                values = found.setdefault(name.removeprefix("versions."), [])
-                if str(value) not in values:
-                    values.append(str(value))
-    return {"commands": found.pop("command", []), "environment": found}
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mhd_jax.runs"),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
-    environment.filters["bytes"] = as_bytes
-    environment.filters["edges"] = edges_in_words
-    environment.filters["reproduction"] = _reproduction
-    return environment.get_template(name)

@@ -36,5 +36,11 @@ def drawing(width: float, height: float, title: str, *children: Any, **attribute
     )
 
 
+def standalone(drawn: Markup) -> str:
+    """Returns a drawing as the content of a file: on white, with the letters that a page sets."""
+    own = 'xmlns="http://www.w3.org/2000/svg" style="background: #fff; font: 12px sans-serif"'
+    return str(drawn).replace("<svg ", f"<svg {own} ", 1)
+
+
 def _short(value: Any) -> Any:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value

@@ -57,10 +57,16 @@ def _ever(adjacency: PyTree, steps: jax.Array, *, schedule: Schedule) -> jax.Arr
     return jax.lax.fori_loop(0, steps, add, jnp.zeros(graph.shape, bool))
 
 
-def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Returns the number of hops from each client to the nearest client that holds each class.
+def holds(counts: np.ndarray) -> np.ndarray:
+    """Returns whether each client holds each class, bool [K, C], of sample counts [K, C].
 
     A client holds a class if it has at least as many labelled samples of it as the average client.
+    """
+    return (counts > 0) & (counts >= counts.mean(axis=0))
+
+
+def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns the number of hops from each client to the nearest client that holds each class.
 
     Args:
       edges: whether i may learn from j at [i, j], bool [K, K].
@@ -69,12 +75,12 @@ def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Returns:
       Numbers of edges, int [K, C]; −1 if no path leads to the class.
     """
-    holds = (counts > 0) & (counts >= counts.mean(axis=0))
+    held = holds(counts)
     travels = sparse.csr_array(edges.T.astype(np.int8))  # knowledge flows from j to i
     hops = np.full(counts.shape, -1)
-    for label in np.flatnonzero(holds.any(axis=0)):
+    for label in np.flatnonzero(held.any(axis=0)):
         far = sparse.csgraph.dijkstra(
-            travels, unweighted=True, indices=np.flatnonzero(holds[:, label]), min_only=True
+            travels, unweighted=True, indices=np.flatnonzero(held[:, label]), min_only=True
         )
         hops[:, label] = np.where(np.isfinite(far), far, -1)
     return hops

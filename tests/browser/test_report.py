@@ -28,7 +28,7 @@ OPTIONS = (
     "--disable-sync",
     "--no-first-run",
 )
-WIDTHS = (1280, 390)  # of a desktop and of a phone, in pixels
+WIDTHS = (1440, 768, 390)  # of a desktop, a tablet and a phone, in pixels
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,77 @@ def test_a_client_of_the_graph_tells_about_itself_by_keyboard(show, folder):
             assert ("own" in curve.get_attribute("class")) == (number in ends)
     browser.execute_script("arguments[0].blur()", clients[-1])
     assert said.text == nothing
+
+
+def looks(browser):
+    """What the replay moves: cursors of the curves, fills of clients and of cells."""
+    return browser.execute_script("""
+      const each = (selector, name) =>
+        [...document.querySelectorAll(selector)].map((one) => one.getAttribute(name));
+      return [each("#curves .cursor", "x1"), each(".graph .knows", "fill"),
+              each(".graph .learned", "stroke-width"), each(".class-map .cells rect", "fill")];
+    """)
+
+
+def test_one_slider_plays_the_training(show, folder):
+    browser = show(folder / "mhd/seed_0/report.html")
+    slider = browser.find_element(By.ID, "replay-step")
+    said = browser.find_element(By.ID, "replay-said")
+    at_first = looks(browser)
+    assert said.text == "step 6 of 6" and browser.find_element(By.ID, "replay-play").is_displayed()
+    slider.send_keys(Keys.HOME)
+    assert said.text == "step 2 of 6"
+    early = looks(browser)
+    assert len(early[3]) == 2 * 3 * 10
+    assert all(before != now for before, now in zip(at_first, early, strict=True))
+    slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert said.text == "step 6 of 6"
+    cursors, *others = looks(browser)
+    assert len(set(cursors)) == 1 and cursors[0] == "388"  # the right end
+    assert others[0] == at_first[1] and others[2] == at_first[3]  # as the page began
+
+
+def test_reduced_motion_leaves_the_slider_and_nothing_that_moves(show, folder):
+    browser = show(folder / "mhd/seed_0/report.html")
+    reduce = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": reduce})
+    try:
+        browser.refresh()
+        assert not browser.find_element(By.ID, "replay-play").is_displayed()
+        assert browser.find_element(By.ID, "replay-step").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def contrast(browser, selector):
+    """The contrast of an element's text with the page (WCAG 2)."""
+    return browser.execute_script(
+        """
+      const light = (colour) => {
+        const parts = colour.match(/[0-9.]+/g).slice(0, 3).map((x) => x / 255)
+          .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+      };
+      const one = light(getComputedStyle(document.querySelector(arguments[0])).color);
+      const two = light(getComputedStyle(document.body).backgroundColor);
+      return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    """,
+        selector,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_by_day_and_by_night(show, folder, scheme):
+    browser = show(folder / "report.html")
+    chosen = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": chosen})
+    try:
+        for selector in ("h1", "caption", "figcaption", "td a"):
+            assert contrast(browser, selector) >= 4.5
+        ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_print_shows_whole_tables(show, folder):

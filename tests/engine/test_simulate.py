@@ -356,7 +356,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     assert set(summary["timing"]) == set(timing.split())
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 7
+    assert page.count("data:image/svg+xml;base64,") == 6  # and the class maps
     assert f"{summary['beta_sh']['main']:.3f}" in page
     entropies = label_entropy(who.label_counts())
     assert all(f">{entropy:.3f}</td>" in page for entropy in entropies)

@@ -10,6 +10,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.cli.commands import train
+from mhd_jax.runs.finished import has_report
 from tests.builders import contents, start_python, tiny_run, wait_until
 
 FLAGS = ["--algorithm=isolated", "--model=mlp_small", "--num_clients=3", "--batch_size=4"]
@@ -69,12 +70,12 @@ def test_a_run_that_is_stopped_outside_of_training_or_started_twice(call, tmp_pa
     with started(writes_its_report) as process:
         assert end(process) == "interrupted; the same command goes on from what was saved"
     assert pathlib.Path("run/summary.json").exists()  # the record is whole
-    assert not pathlib.Path("run/report.html").exists()
+    assert not has_report(pathlib.Path("run"))
     assert pathlib.Path("run/lock").exists()  # and in nobody's way
 
     status, printed, errors = call(train, *FLAGS, "--workdir=run")
     assert status == 0 and "holds this run, finished" in printed, errors
-    assert pathlib.Path("run/report.html").exists()
+    assert has_report(pathlib.Path("run"))
     lines = pathlib.Path("run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
 

@@ -84,7 +84,7 @@ def test_many_clients_are_a_matrix_with_communities_together():
     groups = np.random.default_rng(0).permutation(48) % 3
     pairs = {(i, j): 1.0 for i in range(48) for j in range(48) if i != j and groups[i] == groups[j]}
     root = drawn(summary_of(mhd.topology.complete(48), pairs))
-    cells = [rect for rect in root if rect.find("{*}title") is not None or len(rect)]
+    cells = by_class(root, "learned")
     places = np.array([[float(c.get("x")), float(c.get("y"))] for c in cells])
     assert len(cells) == 3 * 16 * 15
     # Cells of three blocks on the diagonal are never further from it than a block is wide.

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import mhd_jax as mhd
+from experiments import pictures
 from mhd_jax.cli import finished
 from mhd_jax.engine.summary import _by_class
 from mhd_jax.runs import drawing, figures, report
+from mhd_jax.runs import page as pages
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
@@ -94,7 +96,7 @@ def test_the_page_says_what_the_run_found(folders):
     gain = summary["beta_sh"]["aux_1"] - summary["beta_sh"]["main"]
     assert f"last head, aux_1, has β_sh {summary['beta_sh']['aux_1']:.3f}" in page
     assert f"from main to last, {gain:+.3f}".replace("-", "−") in page
-    assert f"{report.as_bytes(summary['communication']['total_bytes'])} were sent in all" in page
+    assert f"{pages.as_bytes(summary['communication']['total_bytes'])} were sent in all" in page
     assert not re.search(r'(src|href)="?(http|//)', page)
     assert not re.search(r"<img(?![^>]* alt=\"[^\"]+\")", page)
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
@@ -114,6 +116,16 @@ def test_a_run_has_its_graph_and_a_pooled_model_has_none(folders):
     page = (folders / "mhd/seed_0/report.html").read_text()
     assert page.count('class="client"') == K and "The graph at work" in page
     assert "The graph at work" not in (folders / "supervised/report.html").read_text()
+
+
+def test_the_pictures_of_readme_are_drawings_of_a_demos_run(output, folders, tmp_path):
+    assert "graph_at_work.svg" in output(
+        pictures, f"--demo={folders}", f"--pictures={tmp_path / 'out'}"
+    )
+    assert "β_sh (uniform labels)" in texts(tmp_path / "out/accuracy_by_head.svg")
+    root = ElementTree.parse(tmp_path / "out/graph_at_work.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert sum(each.get("class") == "client" for each in root.iter()) == K
 
 
 def test_a_comparison_shows_its_verdict(runs, tmp_path):
@@ -225,7 +237,7 @@ def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_p
         raise OSError("no template")
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "_template", broken)
+        patch.setattr(pages, "_template", broken)
         failed = r"the report of .*run failed .*no template.*experiments.report"
         with pytest.warns(UserWarning, match=failed):
             found = start()
@@ -264,7 +276,7 @@ def test_shares_of_each_breakdown_sum_to_1(run):
 )
 def test_an_edge_both_ways_is_one(links, words):
     about = {"edges": 4} if links is None else {"edges": 4, "links": links}
-    assert report.edges_in_words(about) == words
+    assert pages.edges_in_words(about) == words
 
 
 def records_at(steps):
@@ -295,12 +307,6 @@ def test_a_mean_says_of_how_many_pairs_it_is():
     rows = [{"hops": h, "pairs": n, "accuracy": {"main": 0.5}} for h, n in ((0, 103), (None, 1))]
     axis = figures.hops({"by_hops": rows, "beta_sh": {"main": 0.5}}, 0.1).axes[0]
     assert [t.get_text() for t in axis.get_xticklabels()] == ["0\n103 pairs", "none\n1 pair"]
-
-
-def test_lines_differ_by_colour_and_by_shape():
-    styles = figures.line_styles(11)
-    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 11
-    assert len({style["color"] for style in styles[:7]}) == 7
 
 
 def test_a_folder_of_an_older_version_still_renders(run, tmp_path):

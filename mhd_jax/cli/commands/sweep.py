@@ -31,7 +31,7 @@ from mhd_jax.runs.figures import (
     first_and_last,
     head_colours,
     legend_beside,
-    line_styles,
+    row_styles,
 )
 from mhd_jax.studies import over_seeds
 
@@ -130,8 +130,9 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
         series.setdefault(rest or row["algorithm"], []).append(row)
     numbers = sorted({float(row["given"][name]) for row in rows if name in row["given"]})
     for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
-        styles = line_styles(len(series))
-        for (rest, own), style in zip(series.items(), styles, strict=True):
+        styles = row_styles(list(series))
+        for rest, own in series.items():
+            style = styles[rest]
             heads = list(own[0][metric])
             for head in first_and_last(heads)[::-1]:
                 known = [row for row in own if row[metric][head]["mean"] is not None]

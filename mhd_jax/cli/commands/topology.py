@@ -22,7 +22,7 @@ from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import launch, seed_flags, study, workdirs
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import head_colours, legend_beside, line_styles
+from mhd_jax.runs.figures import head_colours, legend_beside, row_styles
 from mhd_jax.studies import over_seeds
 
 _TOPOLOGIES = flags.DEFINE_list(
@@ -89,8 +89,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     drawn = Figure(figsize=(3.4 * len(graphs) + 1.6, 3.6), layout="constrained")
     axes = drawn.subplots(1, len(graphs), sharey=True, squeeze=False)[0]
     others = [name for name in dict.fromkeys(row["algorithm"] for row in rows) if name != "mhd"]
-    # The first colour is left out, as it is close to those of the heads.
-    styles = dict(zip(others, line_styles(len(others) + 1)[1:], strict=True))
+    styles = row_styles(others)
     for axis, graph in zip(axes, graphs, strict=True):
         for name in dict.fromkeys(row["algorithm"] for row in rows):
             own = [

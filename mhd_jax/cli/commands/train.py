@@ -4,8 +4,9 @@ r"""Trains clients that learn from each other, and reports the accuracy of each.
       --topology=ring --labels_per_client=2 --skew=100 --steps=2000 --workdir=runs/mhd
 
 The run folder (--workdir; by default each setting has its own) gets the settings, the metrics, the
-checkpoints, the plots and report.html. The same command again resumes an interrupted run. --flagfile=FILE reads flags from a
-file, one a line. --dry_run tells what the run would take, and trains nothing.
+checkpoints, the plots and report.html, which is there from the start and says how far the run is.
+The same command again resumes an interrupted run. --flagfile=FILE reads flags from a file, one a
+line. --dry_run tells what the run would take, and trains nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mhd_jax.engine.dry_run import dry_run as what_it_would_take
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
+from mhd_jax.runs.callbacks import LiveReport
+from mhd_jax.runs.finished import has_report
 
 flags.adopt_module_key_flags(algorithm_flag)
 _DRY_RUN = flags.DEFINE_bool(
@@ -45,8 +48,9 @@ def main() -> None:
     if workdirs.overwrites():
         settings.check(algorithm, flags.FLAGS.seed)  # before anything is lost
         workdirs.make_room(workdir)
-    finished, reported = ((workdir / n).exists() for n in ("summary.json", "report.html"))
-    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watching.watchers())
+    finished, reported = (workdir / "summary.json").exists(), has_report(workdir)
+    watchers = [LiveReport(), *watching.watchers()]
+    (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watchers)
 
     if json_flag.asked():
         json_flag.say(run_record.record(workdir))

@@ -87,8 +87,8 @@ class ShowProgress(Callback):
         rate = rate_text(steps_per_second)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, rate=rate)
-        left = datetime.timedelta(seconds=round((self._steps - step) / steps_per_second))
-        self._state = f"step {step} of {self._steps}, {rate}, {left} left"
+        pace = pace_text(self._steps - step, steps_per_second)
+        self._state = f"step {step} of {self._steps}, {pace}"
         self._refresh()
         if self._bar is None and time.monotonic() - self._said_at >= _LONGEST_SILENCE:
             self._say(self._state)
@@ -178,6 +178,12 @@ def rate_text(steps_per_second: float) -> str:
     if steps_per_second < 1:
         return f"{1 / steps_per_second:.1f} s/step"
     return f"{steps_per_second:,.{0 if steps_per_second >= 10 else 1}f} steps/s"
+
+
+def pace_text(steps_left: int, steps_per_second: float) -> str:
+    """Returns a rate and the time left as text, such as "250 steps/s, 0:01:30 left"."""
+    left = datetime.timedelta(seconds=round(steps_left / steps_per_second))
+    return f"{rate_text(steps_per_second)}, {left} left"
 
 
 def accuracy_line(record: Mapping[str, Any]) -> str:

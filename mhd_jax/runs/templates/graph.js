@@ -1,5 +1,6 @@
 "use strict";
-// Shows what a client learned and taught while it is pointed at or has the keyboard's focus.
+// Shows what a client learned and taught while it is pointed at or has the keyboard's focus; of a
+// matrix, whose cell is pointed at.
 (() => {
   const drawing = document.querySelector("svg.graph");
   const said = document.getElementById("graph-said");
@@ -12,6 +13,12 @@
       client !== null && [curve.dataset.from, curve.dataset.to].includes(client.dataset.client)));
     said.textContent = client === null ? nothing : client.getAttribute("aria-label");
   };
+  drawing.querySelectorAll("rect.learned").forEach((cell) => {
+    cell.addEventListener("pointerenter", () => {
+      said.textContent = `client ${cell.dataset.to} from client ${cell.dataset.from}`;
+    });
+    cell.addEventListener("pointerleave", () => { said.textContent = nothing; });
+  });
   clients.forEach((client) => {
     ["pointerenter", "focus"].forEach((event) => client.addEventListener(event, () => show(client)));
     ["pointerleave", "blur"].forEach((event) => client.addEventListener(event, () => show(null)));

@@ -1,0 +1,83 @@
+"""The numbers of a run over its steps, as a page's script draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mhd_jax.runs.accuracies import METRICS
+from mhd_jax.runs.palette import head_colours
+
+MOST_MOMENTS = 100  # evaluations of which a page holds numbers
+_LOSS = "loss"
+
+Record = Mapping[str, Any]
+
+
+def moments(history: Sequence[Any], most: int = MOST_MOMENTS) -> list[Any]:
+    """Returns the evaluations, or `most` of them, from the first to the last."""
+    places = np.linspace(0, len(history) - 1, min(len(history), most))
+    return [history[i] for i in places.round().astype(int)]
+
+
+def of(history: Sequence[Record]) -> dict[str, Any]:
+    """Returns each head's accuracies and the loss over steps, as JSON-like values.
+
+    Args:
+      history: the evaluations, at least one.
+
+    Returns:
+      "steps" [T]; "heads" and "colours" [H]; "chance", None if it is not recorded; and "panels": of
+      each accuracy and of the loss its "label", "lines" (means over clients, [T] each), "ranges"
+      (the lowest and the highest client of each line, [2, T]) and "honest" (means over honest
+      clients, where there are adversaries); the loss is one line, and "isLoss" is set.
+    """
+    records = moments(history)
+    heads = list(history[-1]["beta_sh"])
+    panels = [_accuracy(records, metric, heads) for metric in METRICS]
+    losses = [rounded(record["train"].get(_LOSS)) for record in records]
+    if any(loss is not None for loss in losses):
+        panels.append({"label": "training loss", "lines": [losses], "isLoss": True})
+    return {
+        "steps": [record["step"] for record in records],
+        "heads": heads,
+        "colours": head_colours(len(heads)),
+        "chance": _chance(history[-1]),
+        "panels": panels,
+    }
+
+
+def _accuracy(records: Sequence[Record], metric: str, heads: Sequence[str]) -> dict[str, Any]:
+    """Returns the panel of one accuracy."""
+    ranges = []
+    for head in heads:
+        each = np.array([record["per_client"][metric][head] for record in records], float)
+        known = each[:, np.isfinite(each).all(axis=0)]  # clients that have this accuracy
+        if known.size:
+            ranges.append([_all_rounded(known.min(axis=1)), _all_rounded(known.max(axis=1))])
+    honest = []
+    if all("honest" in record for record in records):
+        honest = [[rounded(r["honest"][metric][head]) for r in records] for head in heads]
+    return {
+        "label": METRICS[metric],
+        "lines": [[rounded(record[metric][head]) for record in records] for head in heads],
+        "ranges": ranges if len(ranges) == len(heads) else [],
+        "honest": honest,
+    }
+
+
+def _chance(record: Record) -> float | None:
+    """Returns the accuracy of a guess; None if the evaluation holds no accuracies by class."""
+    by_class = record["per_client"].get("per_class_accuracy")
+    return 1 / len(next(iter(by_class.values()))[0]) if by_class else None
+
+
+def rounded(value: float | None) -> float | None:
+    """Returns a number as a page holds it; None and numbers that are not finite stay unknown."""
+    return round(value, 4) if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def _all_rounded(values: np.ndarray) -> list[float]:
+    return values.round(4).tolist()

@@ -1,0 +1,69 @@
+"""The page of a run that has not finished: it goes on, was interrupted, failed or diverged.
+
+The page that a finished run has takes its place; until then it is drawn by the reader's browser, and
+costs the run a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mhd_jax.runs import curves, page
+from mhd_jax.runs import settings as dotted
+from mhd_jax.runs.accuracies import accuracy_lines
+from mhd_jax.runs.finished import UNFINISHED
+from mhd_jax.runs.records import read_json
+
+RELOADS_AFTER = 10  # seconds, while a run goes on
+
+
+def write(
+    folder: pathlib.Path,
+    history: Sequence[Mapping[str, Any]],
+    step: int,
+    *,
+    news: str = "",
+    ended: str | None = None,
+) -> None:
+    """Writes the `report.html` of a run that has not finished.
+
+    Args:
+      folder: the run's folder.
+      history: the evaluations so far.
+      step: the run's present step.
+      news: a sentence about its speed.
+      ended: why the run takes no more steps, in a sentence; None while it goes on.
+    """
+    config = read_json(folder / "config.json")
+    settings = config["settings"]
+    of_clients = settings["clients"]
+    name, steps = settings["algorithm"], settings["steps"]
+    heads = None
+    if history:
+        heads = page.Table(
+            f"Accuracy at step {history[-1]['step']:,}, mean over clients",
+            ("head", "β_sh", "β_priv"),
+            [
+                [page.Cell(head), *map(page.number, values)]
+                for head, *values in accuracy_lines(history[-1])
+            ],
+        )
+    who = f"{name} on {of_clients['dataset']}, {of_clients['num_clients']} clients"
+    page.write(
+        folder,
+        "unfinished.html",
+        mark=UNFINISHED,
+        title=f"Step {step:,} of {steps:,}: {who}, {settings['topology']['name']} graph",
+        sentences=[sentence for sentence in (ended, news) if sentence],
+        step=step,
+        steps=steps,
+        reloads_after=None if ended else RELOADS_AFTER,
+        written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        heads=heads,
+        curves=curves.of(history) if history else None,
+        settings=dotted.flat(settings),
+        environments=[config.get("environment", {})],
+    )
