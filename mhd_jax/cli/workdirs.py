@@ -41,8 +41,8 @@ def _digest() -> str:
 
 
 def overwrites() -> bool:
-    """Tells whether --overwrite is given."""
-    return bool(flags.FLAGS.get_flag_value("overwrite", False))
+    """Tells whether --overwrite is given; not every study has the flag."""
+    return "overwrite" in flags.FLAGS and flags.FLAGS.overwrite
 
 
 def make_room(workdir: pathlib.Path) -> None:
