@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -178,11 +179,10 @@ def in_words(summary: Record) -> list[str]:
         sentences.append(f"Of {asked:,} steps it was stopped here: {summary['stopped_because']}.")
     if "data" in summary:
         roles = [f"{n:,} {role}" for role, n in summary["data"]["samples"].items() if n]
-        models = ", ".join(settings["clients"]["models"])
-        sentences.append(
-            f"Models are {models}; samples: {', '.join(roles)}; partition: "
-            f"{settings['clients']['partition']}."
-        )
+        models = [each.rpartition(":") for each in settings["clients"]["models"]]
+        listed = ", ".join(f"{count} × {name}" for name, _, count in models)
+        dealt = partition_in_words(settings["clients"]["partition"])
+        sentences.append(f"Clients: {listed}; {dealt}. Samples: {', '.join(roles)}.")
     goals = Counter(settings["clients"].get("objectives", ()))
     if goals:
         listed = ", ".join(f"{count} {goal}" for goal, count in goals.items())
@@ -210,6 +210,24 @@ def in_words(summary: Record) -> list[str]:
     for client, step in faults.get("quarantined", {}).items():
         sentences.append(f"Client {client} is in quarantine since step {step}.")
     return sentences
+
+
+def partition_in_words(described: str) -> str:
+    """Describes a partition of the library, given as in settings, in a phrase; others as they are."""
+    named = re.fullmatch(r"(\w+)\((.*)\)", described)
+    if named is None:
+        return f"partition {described}"
+    own = dict(part.split("=", 1) for part in named[2].split(", ") if "=" in part)
+    if named[1] == "PrimaryLabels":
+        drawn = ", drawn at random" if own["assignment"] == "'random'" else ""
+        return (
+            f"{own['labels_per_client']} primary labels each (skew {float(own['skew']):g}{drawn})"
+        )
+    if named[1] == "Dirichlet":
+        return f"classes dealt by a Dirichlet distribution (α = {float(own['alpha']):g})"
+    if named[1] == "Shards":
+        return f"{own['shards_per_client']} shards of sorted samples each"
+    return "samples dealt at random" if named[1] == "IID" else f"partition {described}"
 
 
 def _accuracy_in_words(summary: Record) -> str:

@@ -267,6 +267,24 @@ def test_shares_of_each_breakdown_sum_to_1(run):
 
 
 @pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        (mhd.partition.primary_labels(2, 100), "2 primary labels each (skew 100)"),
+        (
+            mhd.partition.primary_labels(3, float("inf"), assignment="random"),
+            "3 primary labels each (skew inf, drawn at random)",
+        ),
+        (mhd.partition.dirichlet(0.1), "classes dealt by a Dirichlet distribution (α = 0.1)"),
+        (mhd.partition.shards(2), "2 shards of sorted samples each"),
+        (mhd.partition.iid(), "samples dealt at random"),
+        ("custom", "partition custom"),
+    ],
+)
+def test_partitions_in_words(partition, words):
+    assert report.partition_in_words(str(partition)) == words
+
+
+@pytest.mark.parametrize(
     ("links", "words"),
     [
         ([[0, 1], [1, 0], [1, 2], [2, 1]], "2 edges"),
