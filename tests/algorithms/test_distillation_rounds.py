@@ -219,7 +219,10 @@ def numpy_answers(clients, quantile, kernel_width, most):
     return answers
 
 
-@pytest.mark.parametrize(("quantile", "tau", "most"), [(0.25, 1.0, 3), (0.0, 2.0, 100)])
+@pytest.mark.parametrize(
+    ("quantile", "tau", "most"),
+    [(0.25, 1.0, 3), pytest.param(0.0, 2.0, 100, marks=pytest.mark.slow)],
+)
 def test_selective_fd_follows_the_equations(quantile, tau, most, float64):
     clients = clients_of(
         objectives={UNLABELLED: "unlabelled"}, partition=mhd.partition.primary_labels(1, 5.0)

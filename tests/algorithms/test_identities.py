@@ -31,7 +31,8 @@ K = 4
 COMPLETE = 1 - jnp.eye(K)
 EMPTY = jnp.zeros((K, K))
 
-
+# Of all algorithms in the suite's short form: with peers, gossip, a server, rounds, prototypes.
+OF_EACH_KIND = ("mhd", "distributed_distillation", "ccl", "fedavg", "fedmd", "fedproto")
 MOMENTUM = mhd.optim.SGD(0.1, schedule="constant").build(10)
 
 
@@ -153,7 +154,7 @@ def reordered_batch(batch):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        (name, settings)
+        pytest.param(name, settings, marks=[] if name in OF_EACH_KIND else [pytest.mark.slow])
         for name, build in ALGORITHMS.items()
         if not build().pooled  # a pooled run has one client
         for settings in (
@@ -182,7 +183,7 @@ def test_relabelling_the_clients_permutes_the_result(name, settings):
     assert_trees_close(actual.groups[0].params, params, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", short(ALGORITHMS, *OF_EACH_KIND))
 @pytest.mark.parametrize("num_clients", short([1, 4], 4))
 def test_every_algorithm_keeps_structure_and_never_recompiles(name, num_clients):
     algorithm = ALGORITHMS[name]()
@@ -217,8 +218,8 @@ def test_every_algorithm_keeps_structure_and_never_recompiles(name, num_clients)
 @pytest.mark.parametrize(
     ("public_batch", "halves"),
     [
-        ("shared", [(0, 3), (1, 2)]),
-        ("independent", [(0, 3), (1, 2)]),
+        pytest.param("shared", [(0, 3), (1, 2)], marks=pytest.mark.slow),
+        pytest.param("independent", [(0, 3), (1, 2)], marks=pytest.mark.slow),
         ("shared", [(2,), (0, 1, 3)]),
     ],
 )
@@ -272,7 +273,7 @@ def test_mixed_widths_learn_from_predictions(public_batch):
     assert (last["loss"] < first["loss"]).all()
 
 
-@pytest.mark.parametrize("name", ["distributed_distillation", "fedmd", "naive"])
+@pytest.mark.parametrize("name", short(["distributed_distillation", "fedmd", "naive"], "fedmd"))
 def test_unlike_architectures_share_predictions(name):
     """Two widths in one run: all learn, all answer, and consensus keeps its sum."""
     mixed = tiny_clients(K, groups=[(Linear(5), (0, 2)), (Linear(3), (1, 3))], public_fraction=0.3)
@@ -302,7 +303,7 @@ class Normed(nn.Module):
         return nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
 
 
-@pytest.mark.parametrize("updates", [False, True])
+@pytest.mark.parametrize("updates", short([False, True], True))
 def test_batch_statistics_stay_per_client_and_private(updates):
     clients, batch = tiny_clients(K, model=Normed()), tiny_batch(K)
     algorithm = mhd.algorithms.mhd(public_updates_stats=updates)

@@ -17,6 +17,7 @@ from tests.builders import (
     assert_trees_close,
     assert_trees_equal,
     interrupt,
+    short,
     tiny_dataset,
 )
 
@@ -84,7 +85,7 @@ def programs(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("name", ["mhd", "fedmd"])
+@pytest.mark.parametrize("name", short(["mhd", "fedmd"], "mhd"))
 def test_together_equals_apart(name, programs):
     seen = []
     results = many(name, callbacks=seen.append)

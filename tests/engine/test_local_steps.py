@@ -8,7 +8,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.engine.prepare import prepare
-from tests.builders import Linear, assert_trees_equal, python, tiny_dataset
+from tests.builders import Linear, assert_trees_equal, python, short, tiny_dataset
 
 K = 4
 LARGE, LARGER = Linear(20_000), Linear(24_000)  # small ones step together
@@ -67,7 +67,7 @@ def check(algorithm, devices):
     np.testing.assert_allclose(carry.sums["loss"], losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", short(ALGORITHMS, "fedavg", UNLIKE))
 def test_local_steps_are_those_of_train_step(algorithm):
     check(algorithm, devices=1)
 

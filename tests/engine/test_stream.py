@@ -15,7 +15,7 @@ from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.steps import device_data
 from mhd_jax.engine.stream import Stream, ahead
-from tests.builders import assert_trees_close, assert_trees_equal
+from tests.builders import assert_trees_close, assert_trees_equal, short
 
 SETTINGS = {"steps": 12, "eval_every": 6, "batch_size": 8, "public_batch_size": 8}
 ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # of programs that differ in the shapes of their data
@@ -107,7 +107,7 @@ def folder(tmp_path):
     return image_folder(tmp_path / "images")
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("placement", short(["device", "host"], "host"))
 def test_images_that_are_read_when_needed_are_the_same(folder, placement):
     results = []
     settings = SETTINGS | {"data_placement": placement, "steps": 3, "eval_every": 3}
