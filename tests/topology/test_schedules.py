@@ -238,7 +238,7 @@ def test_a_run_is_resumed_with_its_own_graphs_only(tmp_path):
     assert again(redrawn(redraw_every=2, seed=1)).started_at == 12
     others = redrawn(redraw_every=3, seed=1), redrawn(redraw_every=2, seed=2), matched(seed=1)
     for other in others:
-        with pytest.raises(mhd.ConfigError, match="edges of the graph changed|topology.name is"):
+        with pytest.raises(mhd.ConfigError, match=r"edges of the graph changed|topology.name is"):
             again(other)
 
 
