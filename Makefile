@@ -27,8 +27,8 @@ fuzz: $(VENV)/installed  ## 10,000 made inputs of every kind: taken or refused, 
 notebooks: $(VENV)/extra  ## All notebooks, at toy size.
 	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py
 
-trackers: $(VENV)/extra  ## What TensorBoard and Weights & Biases are given.
-	$(BIN)/python -m pytest -m trackers tests/runs/test_trackers.py
+trackers: $(VENV)/extra  ## What TensorBoard, Weights & Biases and Optuna are given.
+	$(BIN)/python -m pytest -m trackers tests/runs/test_trackers.py tests/cli/test_search.py
 
 tpu: build/tpu/installed  ## What the TPU's compiler says of MHD's programs: it needs 0.7 GB, and no TPU.
 	PYTHONPATH=build/tpu JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 0 -k "chips" tests/studies/test_plan.py
@@ -62,7 +62,7 @@ licences: $(VENV)/extra  ## Every installed package's licence is one that pyproj
 
 lock: $(VENV)/extra  ## Requirements anew from pyproject.toml; LOCKFLAGS=--upgrade takes the newest versions.
 	$(LOCK) --extra dev,tfds --output-file requirements.txt
-	$(LOCK) --extra dev,tfds,docs,notebooks,browser,tensorboard,wandb,supply --constraint requirements.txt \
+	$(LOCK) --extra dev,tfds,docs,notebooks,browser,tensorboard,wandb,search,supply --constraint requirements.txt \
 	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  --output-file requirements-extra.txt
 	$(LOCK) --extra tpu --constraint requirements.txt \

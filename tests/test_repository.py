@@ -40,6 +40,7 @@ def test_what_the_project_needs_is_pinned_within_its_bounds():
         "browser",
         "tensorboard",
         "wandb",
+        "search",
         "supply",
         "tfds",
         "arrow",

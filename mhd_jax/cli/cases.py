@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -16,11 +19,16 @@ from absl.testing import flagsaver
 import mhd_jax as mhd
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.study import Case, Outcome
+from mhd_jax.core.commands import typed
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.studies.folder import folder_name
 from mhd_jax.studies.over_seeds import accuracies, interval, spread
 
-_OF_THE_SWEEP = ("grid", "vary", "seeds", "seed", "workdir", "flagfile")
+_OF_THE_SWEEP = (
+    *("grid", "vary", "search", "space", "trials", "trials_at_once", "objective"),
+    *("seeds", "seed", "workdir", "overwrite", "flagfile"),
+)
+_OF_THE_COMMAND = [name for name in _OF_THE_SWEEP if name != "seed"]  # a single run has a seed
 
 Axis = tuple[str, tuple[str, ...]]  # a flag and its values, as text
 Assignment = tuple[tuple[str, str], ...]  # flags and a value of each, as text
@@ -106,6 +114,20 @@ def read_one(given: Assignment) -> Case:
     Raises:
       mhd.ConfigError: a value that a flag does not take.
     """
+    with put(given):
+        algorithm, unused = _algorithm()
+        used = tuple(pair for pair in given if pair[0] not in unused)
+        name = " ".join(f"{flag}={value}" for flag, value in used) or "base"
+        return Case(name, folder_name(name), run_flags.settings(strict=False), algorithm, used)
+
+
+@contextlib.contextmanager
+def put(given: Assignment) -> Iterator[None]:
+    """Gives flags the values of an assignment for a while.
+
+    Raises:
+      mhd.ConfigError: a value that a flag does not take.
+    """
     with flagsaver.flagsaver():
         for name, text in given:
             flag = flags.FLAGS[name]
@@ -116,11 +138,28 @@ def read_one(given: Assignment) -> Case:
                 raise mhd.ConfigError(f"--{name} does not take {text!r}: {error}") from error
             flag.using_default_value = False
             flag.present = 1
-        algorithm, unused = run_flags.algorithm(str(flags.FLAGS["algorithm"].value), strict=False)
-        unused += run_flags.unused_by_topology()
-        used = tuple(pair for pair in given if pair[0] not in unused)
-        name = " ".join(f"{flag}={value}" for flag, value in used) or "base"
-        return Case(name, folder_name(name), run_flags.settings(strict=False), algorithm, used)
+        yield
+
+
+def _algorithm() -> tuple[mhd.Algorithm, list[str]]:
+    """Returns the flags' algorithm, and the names of given flags that it or its graph does not use."""
+    algorithm, unused = run_flags.algorithm(str(flags.FLAGS["algorithm"].value), strict=False)
+    return algorithm, unused + run_flags.unused_by_topology()
+
+
+def command(case: Case) -> str:
+    """Returns the command line that runs a case by itself, with the first of its seeds."""
+    with put(case.given):
+        algorithm, unused = _algorithm()
+        known = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+        given = {flag.name: flag for flag in known if flag.present and flag.name not in unused}
+        texts = [flag.serialize() for name, flag in given.items() if name not in _OF_THE_COMMAND]
+        texts += [
+            f"--{name}={value}"
+            for name, value in run_flags.EQUAL_TERMS.items()
+            if name in algorithm.hyperparameters and name not in given
+        ]
+    return f"{typed('train')} {shlex.join(texts)}"
 
 
 def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -138,6 +177,9 @@ def tidy(outcomes: Sequence[Outcome]) -> list[Row]:
             continue
         for head in summary["beta_sh"]:
             accuracies = {metric: summary[metric][head] for metric in METRICS}
+            if "validation" in summary:
+                on = summary["validation"]
+                accuracies |= {f"validation_{metric}": on[metric][head] for metric in METRICS}
             rows.append(
                 {
                     **row,

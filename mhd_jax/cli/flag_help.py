@@ -58,9 +58,11 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def decides_results(name: str) -> bool:
-    """Tells whether a flag is of what a run computes, not of where and how."""
+    """Tells whether a flag is of what a run computes, not of where and how, or for how long more."""
     groups = _groups()
-    return name not in {*groups["devices"], *groups["output"], "dry_run"} - {"compute_dtype"}
+    return name not in {*groups["devices"], *groups["output"], "dry_run", "trials"} - {
+        "compute_dtype"
+    }
 
 
 def _groups() -> dict[str, list[str]]:

@@ -409,7 +409,7 @@ def define_own(arguments: Sequence[str]) -> None:
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[key])
 
 
-_OF_ALGORITHMS = re.compile(r"--?(?:(?:grid|vary)=-{0,2})?algorithms?=(.*)")
+_OF_ALGORITHMS = re.compile(r"--?(?:(?:grid|vary|space)=-{0,2})?algorithms?=(.*)")
 
 
 def _flag(name: str) -> Any:

@@ -111,24 +111,50 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
     Raises:
       mhd.ConfigError: no case can work, or a folder holds other runs.
     """
-    outcomes: dict[tuple[str, int], Outcome] = {}
-    pending: dict[str, list[tuple[Case, int]]] = {}
-    refusal = None
+    refused = refusals(cases, seeds[0])
+    if refused and len(refused) == len(cases):
+        raise next(iter(refused.values()))
+    workdirs.make_room(workdir)
+    return attempt(cases, seeds, workdir, refused)
+
+
+def refusals(cases: Sequence[Case], seed: int) -> dict[str, mhd.ConfigError]:
+    """Returns the errors of cases that cannot work, by their names."""
+    found = {}
     for case in cases:
         try:
-            case.settings.check(case.algorithm, seeds[0])
+            case.settings.check(case.algorithm, seed)
         except mhd.ConfigError as error:
-            refusal = refusal or error
-            for seed in seeds:
-                folder, why = case.run_folder(workdir, seed), str(error)
-                outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
-        else:
+            found[case.name] = error
+    return found
+
+
+def attempt(
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    refused: Mapping[str, mhd.ConfigError],
+    place: str = "",
+) -> list[Outcome]:
+    """Runs the cases that are not refused, as `explore` does.
+
+    Args:
+      cases, seeds, workdir: as for `explore`.
+      refused: `refusals` of the cases.
+      place: where these cases stand in a study of more, for progress bars.
+    """
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    pending: dict[str, list[tuple[Case, int]]] = {}
+    for case in cases:
+        if case.name not in refused:
             pending.setdefault(_program(case), []).extend((case, seed) for seed in seeds)
-    if refusal is not None and not pending:
-        raise refusal
-    workdirs.make_room(workdir)
+            continue
+        for seed in seeds:
+            folder, why = case.run_folder(workdir, seed), str(refused[case.name])
+            outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
     batches = [part for runs in pending.values() for part in _parts(runs)]
-    for outcome in _simulated(batches, workdir, keep_going=True, write_reports=False):
+    options = {"keep_going": True, "write_reports": False}
+    for outcome in _simulated(batches, workdir, place, **options):
         outcomes[outcome.case.name, outcome.seed] = outcome
     return [outcomes[case.name, seed] for case in cases for seed in seeds]
 
@@ -181,7 +207,10 @@ def _kept(case: Case, seed: int, workdir: pathlib.Path, record: Summary | None) 
 
 
 def _simulated(
-    batches: Sequence[Sequence[tuple[Case, int]]], workdir: pathlib.Path, **options: Any
+    batches: Sequence[Sequence[tuple[Case, int]]],
+    workdir: pathlib.Path,
+    place: str = "",
+    **options: Any,
 ) -> Iterator[Outcome]:
     """Runs each batch of cases and seeds in one call, and yields the outcomes."""
     for number, batch in enumerate(batches, 1):
@@ -191,7 +220,7 @@ def _simulated(
         results = simulate_cases(
             [(case.settings, case.algorithm, seed) for case, seed in batch],
             folders,
-            watchers(f"[{number}/{len(batches)}] {label}"),
+            watchers(f"[{place or f'{number}/{len(batches)}'}] {label}"),
             **options,
         )
         for (case, seed), folder, result in zip(batch, folders, results, strict=True):
@@ -266,7 +295,7 @@ def publish(
     for table in shown:
         console.print(tables.rich(table.headings, table.lines, table.title))
         for note in table.notes:
-            console.print(note, markup=False)
+            console.print(note, markup=False, soft_wrap=True)  # a command can be copied
     console.print(f"table: {workdir / name}.md", markup=False, soft_wrap=True)
     for stem in figures:
         console.print(f"plot: {workdir / stem}.png", markup=False, soft_wrap=True)

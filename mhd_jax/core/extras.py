@@ -13,6 +13,7 @@ EXTRAS = {
     "tensorflow": ("prepare", "preparing data sets"),
     "pyarrow": ("arrow", "Parquet files, and folders that Hugging Face's datasets saved"),
     "cv2": ("opencv", "decoding image files faster"),
+    "optuna": ("search", "mhd sweep --search"),
     "tensorboardX": ("tensorboard", "--tensorboard"),
     "wandb": ("wandb", "--wandb_project"),
 }

@@ -1,4 +1,4 @@
-"""The two accuracies of the paper as tables show them."""
+"""The two accuracies of the paper as tables show them, and all that is measured beside them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def accuracy_lines(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     if "consensus" in record:
         lines.append(("consensus", *(record["consensus"][metric]["main"] for metric in METRICS)))
     return lines
+
+
+def by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Returns all means over clients, own metrics too, by metric and head.
+
+    Args:
+      measured: what was measured on some samples, like the entry `validation` of a record.
+    """
+    accuracies = {n: measured[n] for n in measured if n not in ("per_client", "metrics")}
+    return {**accuracies, **measured.get("metrics", {})}
 
 
 def chance(summary: Mapping[str, Any]) -> float:

@@ -82,14 +82,20 @@ def test_a_grid(output, programs):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "give --grid or --vary"),
+        ([], "give --grid, --vary or --search"),
         (["--grid=nu_aux"], "write it like"),
         (["--grid=nu_oops=1,2"], "there is no flag --nu_oops"),
         (["--grid=nu_aux=1,1"], "names a value twice"),
         (["--grid=nu_aux=much"], "--nu_aux does not take 'much'"),
         (["--grid=seed=1,2"], "is the sweep's own"),
         (["--grid=skew=1,2", "--grid=skew=3"], "in two --grid"),
-        (["--grid=skew=1,2", "--vary=skew=3"], "two ways to sweep"),
+        (["--grid=skew=1,2", "--vary=skew=3"], "--grid and --vary are several ways"),
+        (
+            ["--vary=skew=1,2", "--search=tpe", "--space=skew=1..2"],
+            "--vary and --search are several",
+        ),
+        (["--search=tpe"], "--search needs a --space, like"),
+        (["--grid=skew=1,2", "--trials=3"], "--trials is about --search; give --search=tpe"),
         (["--vary=temperature=-1"], "temperature must be positive"),
         (["--grid=topology=dyck,torus", "--num_clients=3"], "dyck"),
         (["--grid=topology=ring,chain", "--degree=2"], "--degree is not used by any of the graphs"),

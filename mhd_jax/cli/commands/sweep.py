@@ -3,7 +3,8 @@ r"""Runs a grid over any flags and seeds, and writes the results as one tidy tab
   mhd sweep --grid=skew=0,10,100 --grid=algorithm=isolated,naive,mhd --seeds=3 \
       --workdir=runs/skew
 
---grid takes all combinations; --vary takes the common setting, and each value of each flag alone.
+--grid takes all combinations; --vary takes the common setting, and each value of each flag alone;
+--search tries settings of a --space, judges them on validation samples, and tells the best one.
 Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed in one
 program. A configuration that diverges, or that cannot work, is noted beside the others. The folder
 gets results.csv and results.jsonl (a row for each run and head), table.md, table.json, sweep.png
@@ -20,7 +21,7 @@ import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import algorithm_flag, cases, launch, seed_flags, study, workdirs  # noqa: F401
+from mhd_jax.cli import algorithm_flag, cases, launch, search, seed_flags, study, workdirs  # noqa: F401
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.cases import Assignment, Axis, Row
 from mhd_jax.core import multihost
@@ -41,6 +42,7 @@ _GRID = flags.DEFINE_multi_string(
 _VARY = flags.DEFINE_multi_string(
     "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
 )
+flags.adopt_module_key_flags(search)
 flags.declare_key_flag("algorithm")  # defined by train
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
@@ -49,17 +51,44 @@ flags.adopt_module_key_flags(launch)
 
 def main() -> None:
     """Runs the sweep that the flags describe."""
-    if not _GRID.value and not _VARY.value:
-        raise mhd.ConfigError("give --grid or --vary, like --grid=nu_aux=0.1,0.3,1.")
-    if _GRID.value and _VARY.value:
-        raise mhd.ConfigError("--grid and --vary are two ways to sweep; give one of them.")
-    kind = "grid" if _GRID.value else "vary"
+    ways = [
+        way
+        for way, given in (("grid", _GRID.value), ("vary", _VARY.value), ("search", search.asked()))
+        if given
+    ]
+    if not ways:
+        raise mhd.ConfigError("give --grid, --vary or --search, like --grid=nu_aux=0.1,0.3,1.")
+    if len(ways) > 1:
+        raise mhd.ConfigError(
+            f"--{' and --'.join(ways)} are several ways to sweep; give one of them."
+        )
+    if ways == ["search"]:
+        _search()
+    else:
+        _sweep(*ways)
+
+
+def _sweep(kind: str) -> None:
+    """Runs all combinations of values, or each value alone."""
     axes = cases.axes(_GRID.value or _VARY.value, kind)
     assignments = cases.grid(axes) if _GRID.value else cases.one_at_a_time(axes)
     workdir = workdirs.chosen("sweep")
     _, content, table = carry_out(assignments, workdir)
     drawn = {"sweep": lambda: figure(content["rows"], axes if _GRID.value else [])}
     study.publish(workdir, {"axes": dict(axes), **content}, [table], drawn)
+
+
+def _search() -> None:
+    """Searches a space; of the setting that was chosen, and of no other, shows the test's figures."""
+    workdir, seeds = workdirs.chosen("search"), seed_flags.values()
+    trials = search.carry_out(seeds, workdir)
+    outcomes = {trial.case.name: trial.outcomes for trial in trials}  # a setting may come twice
+    content = _record([each for own in outcomes.values() for each in own], seeds, workdir)
+    shown = [search.table(trials, content["notes"])]
+    if best := search.best(trials):
+        rows = [row for row in content["rows"] if row["case"] == best.case.name]
+        shown.append(_table(rows, seeds, "the best setting on test samples"))
+    study.publish(workdir, {**search.content(trials), **content}, shown, {})
 
 
 def carry_out(
@@ -74,16 +103,32 @@ def carry_out(
     found, notes = cases.read(assignments)
     seeds = seed_flags.values()
     outcomes = study.explore(found, seeds, workdir)
+    content = _record(outcomes, seeds, workdir, notes)
+    return outcomes, content, _table(content["rows"], seeds, notes=content["notes"])
+
+
+def _record(
+    outcomes: Sequence[study.Outcome],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Writes results.csv and results.jsonl, and returns seeds, rows and notes for table.json."""
     if multihost.is_main():
         cases.write_runs(workdir, outcomes)
-    rows = cases.by_case(outcomes)
-    notes += cases.failures(outcomes)
+    notes = [*notes, *cases.failures(outcomes)]
+    return {"seeds": seeds, "rows": cases.by_case(outcomes), "notes": notes}
+
+
+def _table(
+    rows: Sequence[Row], seeds: Sequence[int], title: str | None = None, notes: Sequence[str] = ()
+) -> study.Table:
+    """Returns the table of test accuracies."""
     said = (
         f"Mean over clients, then mean ± standard deviation over {len(seeds)} seed(s) [95 % "
         "confidence interval of the mean]."
     )
-    table = study.Table(_HEADINGS, lines(rows), notes=[said, *notes])
-    return outcomes, {"seeds": seeds, "rows": rows, "notes": notes}, table
+    return study.Table(_HEADINGS, lines(rows), title, notes=[said, *notes])
 
 
 _HEADINGS = ("case", "head", "β_sh", "β_priv", "MB sent")

@@ -8,6 +8,7 @@ from typing import Any
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.validation import is_number, require_counts, require_validation
+from mhd_jax.runs.accuracies import by_metric
 from mhd_jax.runs.callbacks.base import Callback, WatchedRun
 
 
@@ -81,9 +82,7 @@ class EarlyStopping(Callback):
         """Returns the watched value, with the sign by which larger is better; −∞ if unknown."""
         values = {f"train/{part}": value for part, value in record["train"].items()}
         if not self._of_training:
-            on = record["validation"]
-            accuracies = {name: on[name] for name in on if name not in ("per_client", "metrics")}
-            for name, by_head in {**accuracies, **on.get("metrics", {})}.items():
+            for name, by_head in by_metric(record["validation"]).items():
                 values |= {f"{name}/{head}": value for head, value in by_head.items()}
         if self.quantity not in values:
             raise ConfigError(
