@@ -343,7 +343,8 @@ def test_studies_at_toy_size(output, tmp_path):
     chosen = ("--topologies=chain", "--algorithms=mhd")
     done = python("-m", "experiments.topology", *toy, *chosen, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = read(tmp_path / "runs" / "topology" / "table.json")["rows"]
+    (table,) = tmp_path.glob("runs/topology-*/table.json")
+    rows = read(table)["rows"]
     assert [row["hops"] for row in rows] == [0, 1, 2, 3, 4]
     assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
 
