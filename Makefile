@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --fork-strate
 # Of the equations, saving, streaming and the command line.
 QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train_saves_resumes
 
-.PHONY: demo test slow fuzz notebooks trackers tpu docs browser extra lint wheel licences lock newest clean
+.PHONY: demo test slow fuzz notebooks trackers tpu docs browser extra lint wheel installed licences lock newest clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -56,6 +56,9 @@ wheel: $(VENV)/extra  ## The wheel and the source archive, in dist/, and what tw
 	rm -rf build/lib dist
 	$(BIN)/uv build --quiet --out-dir dist
 	$(BIN)/uvx --quiet twine@7.0.0 check --strict dist/*.whl dist/*.tar.gz
+
+installed: wheel  ## The wheel in an environment of its own, beside a user's own folder `experiments`.
+	$(BIN)/python .ci/installed.py dist/*.whl $(ARGS)
 
 licences: $(VENV)/extra  ## Every installed package's licence is one that pyproject.toml allows.
 	$(BIN)/pip-licenses --summary

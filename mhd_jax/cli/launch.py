@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -32,6 +33,7 @@ _PATIENCE = 120  # seconds that processes wait for each other at the start
 _UNFORESEEN = 70  # the exit status of an internal error, as in sysexits.h
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _STATUS = {mhd.ConfigError: 2, mhd.DivergedError: 3, mhd.StorageError: 5}
+_formatted = warnings.formatwarning
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
 _CACHE = flags.DEFINE_string(
@@ -112,6 +114,7 @@ def run(
             _exit(_INTERRUPTED, 130)
 
     _end_by_signals()
+    warnings.formatwarning = _as_line
     if isinstance(sys.stdout, io.TextIOWrapper):  # for β in a terminal without Greek letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -124,6 +127,19 @@ def run(
     except Exception:
         traceback.print_exc()
         sys.exit(_UNFORESEEN)
+
+
+def _as_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Formats a warning: one for users as what it says, others also with where they came up."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
 
 
 def _define_own_flags(arguments: Sequence[str]) -> None:

@@ -278,3 +278,10 @@ def test_help_of_an_algorithm(helped):
 def test_a_flag_that_does_not_parse_is_one_line(call, argument, sentence, monkeypatch):
     monkeypatch.setattr(train, "__name__", "mhd train")  # which the process is called
     assert call(train, argument) == (1, "", f"error: {sentence}\n")
+
+
+def test_a_warning_is_one_line_that_says_what_to_do(tmp_path):
+    few = ["--num_clients=2", "--steps=1", "--batch_size=2000", "--algorithm=isolated"]
+    done = python("-m", "mhd_jax", "train", *few, "--model=mlp_small", "--dry_run", cwd=tmp_path)
+    (line,) = [line for line in done.stderr.splitlines() if "repeats samples" in line]
+    assert line.startswith("warning: a private batch has 2,000 samples") and ".py" not in line
