@@ -57,8 +57,8 @@ wheel: $(VENV)/extra  ## The wheel and the source archive, in dist/, and what tw
 	$(BIN)/uv build --quiet --out-dir dist
 	$(BIN)/uvx --quiet twine@7.0.0 check --strict dist/*.whl dist/*.tar.gz
 
-installed: wheel  ## The wheel in an environment of its own, beside a user's own folder `experiments`.
-	$(BIN)/python .ci/installed.py dist/*.whl $(ARGS)
+installed: wheel  ## A new user's first session with the wheel, outside the clone; RECORD=docs/session.txt writes it.
+	$(BIN)/python .ci/installed.py dist/*.whl $(if $(RECORD),--record=$(RECORD))
 
 licences: $(VENV)/extra  ## Every installed package's licence is one that pyproject.toml allows.
 	$(BIN)/pip-licenses --summary

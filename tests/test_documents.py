@@ -183,6 +183,14 @@ def test_every_program_is_run():
     }
 
 
+def test_the_session_that_is_shown_is_the_one_that_ci_runs():
+    shown = (ROOT / "docs/session.txt").read_text()
+    assert max(map(len, shown.splitlines())) == 80
+    run = re.search(r'SESSION = """\n(.*?)"""', (ROOT / ".ci/installed.py").read_text(), re.DOTALL)
+    unfolded = shown.replace("\n", "")
+    assert [line for line in run[1].splitlines() if f"$ {line}" not in unfolded] == []
+
+
 def test_readme_links_to_files_that_exist():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
     assert links and [link for link in links if not (ROOT / link).exists()] == []

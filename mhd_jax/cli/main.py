@@ -7,6 +7,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Collection
+from typing import NoReturn
 
 from mhd_jax.core.commands import COMMANDS
 from mhd_jax.version import __version__
@@ -28,11 +29,18 @@ def main() -> None:
         begin(command)
     elif "--help" in rest and command in _algorithms():
         _print_algorithm(command)
+    elif "--help" in rest:
+        _refuse("command or algorithm", command, [*COMMANDS, *_algorithms()])
     else:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        meant = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
-        print(f"error: there is no command {command!r}; {meant}", file=sys.stderr)
-        sys.exit(1)
+        _refuse("command", command, COMMANDS)
+
+
+def _refuse(what: str, name: str, known: Collection[str]) -> NoReturn:
+    """Ends the process with one line about a name that is not known."""
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}."
+    print(f"error: there is no {what} {name!r}; {meant}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _algorithms() -> Collection[str]:

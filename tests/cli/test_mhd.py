@@ -62,6 +62,9 @@ def test_a_command_that_is_not_there(mhd):
     assert mhd("trian") == (1, "", "error: there is no command 'trian'; did you mean train?\n")
     status, _, err = mhd("xyz")
     assert status == 1 and "choose one of train, compare, " in err and err.count("\n") == 1
+    said = "error: there is no command or algorithm 'fedvag'; did you mean fedavg?\n"
+    assert mhd("help", "fedvag") == (1, "", said)
+    assert "'tran'; did you mean train?" in mhd("help", "tran")[2]
 
 
 def test_the_version(mhd):
