@@ -4,8 +4,10 @@ import json
 import pathlib
 
 import pytest
+from absl import flags
 
 import mhd_jax as mhd
+from mhd_jax.cli import workdirs
 from mhd_jax.cli.commands import compare, train
 from mhd_jax.runs import locks, removal
 from tests.builders import SMALL, tiny_run
@@ -43,6 +45,11 @@ def test_a_setting_has_its_own_folder_however_it_is_written(folder, tmp_path):
     before = folder("--algorithm=my.py:mine", "--num_clients=3")
     (tmp_path / "my.py").write_text(OWN + "# another thought\n")
     assert folder("--algorithm=my.py:mine", "--num_clients=3") != before
+
+
+def test_a_command_without_overwrite_removes_nothing(monkeypatch):
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    assert not workdirs.overwrites()
 
 
 def test_overwrite_begins_anew_once_all_is_checked(output, refused):
