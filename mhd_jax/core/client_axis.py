@@ -183,16 +183,23 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
         if execution.mesh is None:
             return on_one_device(*arguments)
         specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
-        return jax.shard_map(
+        on_all = jax.shard_map(
             on_one_device,
             mesh=execution.mesh,
             in_specs=specs,
             out_specs=PartitionSpec(AXIS),
             axis_names={AXIS},
             check_vma=False,
-        )(*arguments)
+        )
+        # Outside of any program shard_map knows no mesh with a second axis.
+        return on_all(*arguments) if is_traced(arguments) else jax.jit(on_all)(*arguments)
 
     return mapped
+
+
+def is_traced(tree: Any) -> bool:
+    """Tells whether a tree's arrays are of a program that is being traced."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _are_products(primitive: Primitive, *_: Any, **__: Any) -> bool:

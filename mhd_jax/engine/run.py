@@ -14,7 +14,7 @@ from jax import Array
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
-from mhd_jax.core.client_axis import Execution, everywhere, under
+from mhd_jax.core.client_axis import Execution, everywhere, is_traced, under
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, LocalSteps, Metrics, Presence, PyTree, State, Terms
 from mhd_jax.data.batching import BatchSpec, DeviceData, draw_batch
@@ -147,6 +147,15 @@ class Run:
         Returns:
           The next state, and the step's `mhd_jax.core.types.Metrics`.
         """
+        if self.execution.mesh is None or is_traced((state, batch, graph)):
+            return self._step(state, batch, graph)
+        return self._compiled_step(state, batch, graph)
+
+    @functools.cached_property
+    def _compiled_step(self) -> Callable[..., tuple[State, Metrics]]:
+        return jax.jit(self._step)
+
+    def _step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         with under(self.execution):
             after, found = self.algorithm.train_step(state, batch, graph)
             if self.execution.mesh is not None:

@@ -5,10 +5,11 @@ test_determinism's.
 """
 
 import json
+import re
 
 import pytest
 
-from tests.builders import python
+from tests.builders import ROOT, python
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +83,11 @@ def test_private_samples_live_on_their_own_clients_device(results):
 
 def test_a_users_own_loop_on_two_devices_is_what_simulate_computes(results):
     assert results["by hand"] == pytest.approx(dict.fromkeys(results["by hand"], 0), abs=1e-6)
+
+
+def test_the_guides_programs_by_hand_run_on_two_devices():
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs/by_hand.md").read_text(), re.S)
+    first = 'import jax\njax.config.update("jax_num_cpu_devices", 2)\n'
+    done = python("-c", first + "\n".join(programs) + "\nprint(run.execution.num_shards)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "2"
