@@ -8,7 +8,6 @@ import sys
 
 from absl import flags
 
-import mhd_jax as mhd
 from mhd_jax.cli import flag_help, own_code
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
@@ -51,13 +50,8 @@ def make_room(workdir: pathlib.Path) -> None:
     Raises:
       mhd.ConfigError: the folder holds something else, too, or a process uses it.
     """
-    if not overwrites():
-        return
-    refusal = None
-    if multihost.is_main():
-        try:
-            removal.discard(workdir)
-        except mhd.ConfigError as error:
-            refusal = error
-    if multihost.from_each(refusal is not None).any():
-        raise refusal or mhd.ConfigError(f"the first process cannot empty {workdir}, and says why.")
+    if overwrites():
+        multihost.first_does(
+            lambda: removal.discard(workdir),
+            otherwise=f"the first process cannot empty {workdir}, and says why.",
+        )

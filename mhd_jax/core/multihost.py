@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from mhd_jax.core.errors import ConfigError
 
 
 def is_main() -> bool:
@@ -25,6 +28,26 @@ def from_each(value: int) -> np.ndarray:
     if jax.process_count() == 1:
         return np.array([value])
     return np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1)
+
+
+def first_does(action: Callable[[], object], otherwise: str) -> None:
+    """Lets the first process do something; where it is refused, all processes refuse.
+
+    Args:
+      action: what only the first process does.
+      otherwise: the sentence of the other processes.
+
+    Raises:
+      ConfigError: what `action` raises in the first process, and `otherwise` in the others.
+    """
+    refusal = None
+    if is_main():
+        try:
+            action()
+        except ConfigError as error:
+            refusal = error
+    if from_each(refusal is not None).any():
+        raise refusal or ConfigError(otherwise)
 
 
 def fetch(tree: Any) -> Any:

@@ -106,15 +106,14 @@ class RunFolder:
         Raises:
           ConfigError: another process uses the folder, or the folder now holds another run.
         """
-        refusal = None
-        if multihost.is_main():
-            try:
-                make_folder(self.path, "workdir")
-                self._claim.enter_context(locks.locked(self.path))
-            except ConfigError as error:
-                refusal = error
-        if multihost.from_each(refusal is not None).any():
-            raise refusal or ConfigError(f"the first process cannot use {self.path}, and says why.")
+
+        def lock() -> None:
+            make_folder(self.path, "workdir")
+            self._claim.enter_context(locks.locked(self.path))
+
+        multihost.first_does(
+            lock, otherwise=f"the first process cannot use {self.path}, and says why."
+        )
         self._require_own()
 
     def create(self, clients: Clients) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import algorithm_flag, cases, launch, search, seed_flags, study, workdirs  # noqa: F401
+from mhd_jax.cli import algorithm_flag, cases, launch, search, seed_flags, study, workdirs
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.cases import Assignment, Axis, Row
 from mhd_jax.core import multihost
@@ -43,7 +43,7 @@ _VARY = flags.DEFINE_multi_string(
     "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
 )
 flags.adopt_module_key_flags(search)
-flags.declare_key_flag("algorithm")  # defined by train
+flags.adopt_module_key_flags(algorithm_flag)
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(launch)
