@@ -11,6 +11,7 @@ import jinja2
 
 from mhd_jax.core.files import written_whole
 from mhd_jax.runs import settings as dotted
+from mhd_jax.runs.accuracies import accuracy_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ def number(value: float | None, digits: int = 3) -> Cell:
 def count(value: int) -> Cell:
     """Returns a cell with a whole number."""
     return Cell(f"{value:,}", value, True)
+
+
+def accuracies(caption: str, record: Mapping[str, Any]) -> Table:
+    """Returns the table of an evaluation's, or a summary's, means over clients by head."""
+    lines = [[Cell(head), *map(number, values)] for head, *values in accuracy_lines(record)]
+    return Table(caption, ("head", "β_sh", "β_priv"), lines)
 
 
 def as_bytes(size: float) -> str:

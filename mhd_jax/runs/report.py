@@ -325,14 +325,7 @@ def _run_tables(summary: Record, described: Record | None) -> dict[str, page.Tab
     heads = list(summary["beta_sh"])
     timing, sent = summary["timing"], summary["communication"]
     tables = {
-        "heads": page.Table(
-            "Accuracy at the end, mean over clients",
-            ("head", "β_sh", "β_priv"),
-            [
-                [page.Cell(name), *map(page.number, values)]
-                for name, *values in accuracy_lines(summary)
-            ],
-        ),
+        "heads": page.accuracies("Accuracy at the end, mean over clients", summary),
         **_further_tables(summary),
         "clients": page.Table(
             "Accuracy of each client at the end",

@@ -13,7 +13,6 @@ from typing import Any
 
 from mhd_jax.runs import curves, page
 from mhd_jax.runs import settings as dotted
-from mhd_jax.runs.accuracies import accuracy_lines
 from mhd_jax.runs.finished import UNFINISHED
 from mhd_jax.runs.records import read_json
 
@@ -43,14 +42,8 @@ def write(
     name, steps = settings["algorithm"], settings["steps"]
     heads = None
     if history:
-        heads = page.Table(
-            f"Accuracy at step {history[-1]['step']:,}, mean over clients",
-            ("head", "β_sh", "β_priv"),
-            [
-                [page.Cell(head), *map(page.number, values)]
-                for head, *values in accuracy_lines(history[-1])
-            ],
-        )
+        last = history[-1]
+        heads = page.accuracies(f"Accuracy at step {last['step']:,}, mean over clients", last)
     who = f"{name} on {of_clients['dataset']}, {of_clients['num_clients']} clients"
     page.write(
         folder,
