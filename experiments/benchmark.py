@@ -178,7 +178,7 @@ class _Learners:
         """Makes clients with samples of a shape."""
         inputs = jax.random.normal(jax.random.key(1), (num_clients, batch_size, *shape))
         labels = jax.random.randint(
-            jax.random.key(2), (num_clients, batch_size), 0, model.num_classes
+            jax.random.key(2), (num_clients, batch_size), 0, model.num_outputs
         )
         keys = jax.random.split(jax.random.key(0), num_clients)
         init = jax.jit(lambda keys, x: jax.vmap(model.init, (0, None))(keys, x)[0])

@@ -21,6 +21,7 @@ from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.label_sets import LabelSets, resolved
 from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
+from mhd_jax.core.tasks import Task
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.data import split_files
 from mhd_jax.data.dataset import Dataset, select, take
@@ -82,12 +83,12 @@ class ClientGroup:
         """The name of the architecture, and of the pretext task if there is one."""
         return f"{self.name} for {self.pretext.name}" if self.pretext else self.name
 
-    def client_model(self, num_heads: int, num_classes: int) -> ClientModel:
-        """Returns the backbone with `num_heads` heads of `num_classes` classes."""
+    def client_model(self, num_heads: int, num_outputs: int) -> ClientModel:
+        """Returns the backbone with `num_heads` heads of `num_outputs` outputs."""
         return ClientModel(
             self.backbone,
             num_heads,
-            num_classes,
+            num_outputs,
             self.compute_dtype,
             self.pretext,
             self.initialization,
@@ -163,8 +164,18 @@ class Clients:
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
+        """C, the number of classes, or of the ranges of a regression's targets."""
         return self.data.num_classes
+
+    @property
+    def num_outputs(self) -> int:
+        """The outputs of a head: C classes, or D numbers."""
+        return self.data.num_outputs
+
+    @property
+    def task(self) -> Task:
+        """What they learn to predict: classes, or numbers."""
+        return self.data.task
 
     @property
     def num_public(self) -> int:
@@ -508,6 +519,8 @@ def _with_public(
 
 def _with_distributions(clients: Clients, label_sets: LabelSets | None) -> Clients:
     """Returns the clients with their label sets and label distributions."""
+    if label_sets is not None and not clients.task.has_classes:
+        raise ConfigError("label_sets are of classes, but clients predict numbers; leave them out.")
     sizes = clients.label_counts().sum(axis=1)
     if (sizes == 0).any():
         raise ConfigError(
@@ -527,7 +540,7 @@ def _described_models(
 ) -> dict[str, Any]:
     """Returns the settings of the data set and of the clients' models and tasks."""
     data, known = clients.data, clients.label_sets
-    contents = (data.inputs, data.labels, data.test_inputs, data.test_labels)
+    contents = (data.inputs, data.targets, data.test_inputs, data.test_targets)
     found = {
         "dataset": data.name,
         "dataset_digest": array_digest(*jax.tree.leaves(contents)),
@@ -761,7 +774,7 @@ def _groups(
             name, backbone = backbone_name(choice).lower(), choice
             who = f"clients {', '.join(map(str, positions))}"
             try:
-                require_backbone(choice, data.samples(3), data.num_classes)
+                require_backbone(choice, data.samples(3), data.num_outputs)
             except ConfigError as error:
                 raise ConfigError(f"{who}: {error}") from error
             except Exception as error:

@@ -112,7 +112,7 @@ class _CCL(Gossip):
         """
         (group,) = state.groups
         models = everywhere((group.params, group.stats))
-        num_clients, num_classes = state.num_clients, group.model.num_classes
+        num_clients, num_classes = state.num_clients, group.model.num_outputs
         neighbours = exchange.neighbours(graph)
 
         def features(model: tuple[PyTree, PyTree], inputs: PyTree) -> Any:
@@ -186,7 +186,8 @@ def ccl(
             quasi_global,
             lambda_m=lambda_m or None,
             lambda_d=lambda_d or None,
-        )
+        ),
+        needs_classes="it compares features by class",
     )
 
 

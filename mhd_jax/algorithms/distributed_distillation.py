@@ -21,6 +21,8 @@ far, and j sends only the difference, so that the error of one message is correc
 The sums over clients do not change. The copies assume that all neighbours have received all
 messages; on a time-varying graph, new neighbours get the copy at no cost.
 
+For a regression, decisions are the standardised numbers themselves.
+
 Decisions, estimates and the pull are computed in evaluation mode, so that z_i is compared with the
 same s_i that enters it.
 
@@ -31,6 +33,7 @@ back still contributes its last decisions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +48,7 @@ from mhd_jax.algorithms.base import (
     require_label_smoothing,
 )
 from mhd_jax.core.client_axis import over_clients
+from mhd_jax.core.tasks import Task
 from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Algorithm, Batch, GroupState, Metrics, Outputs, Participants, State
 from mhd_jax.data.dataset import in_parts
@@ -84,7 +88,8 @@ class _DistributedDistillation:
             state, batch, self.label_smoothing, evaluates=True
         )
         here = state.extra["estimates"][:, batch.public_indices]
-        at_outputs, terms = over_clients(jax.grad(self.pull, has_aux=True))(outputs, here)
+        pull = functools.partial(self.pull, task=state.task)
+        at_outputs, terms = over_clients(jax.grad(pull, has_aux=True))(outputs, here)
         gradients, stats, losses = gradients_from(at_outputs)
         state = self.track(apply_gradients(state, gradients, stats), batch, graph, here)
         metrics = Metrics(
@@ -94,9 +99,9 @@ class _DistributedDistillation:
         )
         return state, metrics
 
-    def pull(self, outputs: Outputs, estimate: Array) -> tuple[Array, Array]:
+    def pull(self, outputs: Outputs, estimate: Array, task: Task) -> tuple[Array, Array]:
         """Returns a client's ρ · ½ mean_x ‖s_i(x) − z_i(x)‖², and the same without ρ."""
-        gaps = jnp.square(jax.nn.softmax(outputs.logits[:, 0]) - estimate)
+        gaps = jnp.square(task.predictions(outputs.logits[:, 0]) - estimate)
         term = gaps.sum(axis=-1).mean() / 2
         return self.rho * term, term
 
@@ -153,6 +158,7 @@ def distributed_distillation(
         public_batch="shared",
         undirected=True,
         remembers_public=True,
+        needs_classes="",
         needs_everyone=""
         if is_exact
         else "with compression all neighbours must have received all messages; choose "
@@ -162,7 +168,7 @@ def distributed_distillation(
 
 def _decisions(state: State, batch: Batch) -> Array:
     """Returns s_i(x) for the shared reference minibatch, [K, P, C]."""
-    return jax.nn.softmax(predict(state, batch.public_inputs)[:, :, 0])
+    return state.task.predictions(predict(state, batch.public_inputs)[:, :, 0])
 
 
 def _decisions_on_reference_set(state: State, clients: Participants) -> Array:
@@ -172,5 +178,5 @@ def _decisions_on_reference_set(state: State, clients: Participants) -> Array:
     prepare = clients.data.preparation
     logits = jax.lax.map(lambda part: predict(state, prepare(part)), inputs)  # [n, K, N, 1, C]
     joined = jnp.moveaxis(logits[:, :, :, 0], 0, 1)
-    joined = joined.reshape(state.num_clients, -1, clients.num_classes)
-    return jax.nn.softmax(joined[:, :size])
+    joined = joined.reshape(state.num_clients, -1, clients.num_outputs)
+    return state.task.predictions(joined[:, :size])

@@ -177,5 +177,9 @@ def ds_fl(
         cache_steps=cache_steps,
     )
     return algorithm_of(
-        parts, public_batch="shared", remembers_public=cache_steps > 0, falsifiable=True
+        parts,
+        public_batch="shared",
+        remembers_public=cache_steps > 0,
+        falsifiable=True,
+        needs_classes="it sharpens averages of probabilities",
     )

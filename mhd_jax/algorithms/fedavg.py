@@ -189,7 +189,7 @@ def fedavg(
     require_label_smoothing(label_smoothing)
     parts = _FedAvg(local_steps, local_epochs, reset_momentum, label_smoothing)
     local = LocalSteps(parts.local_step, parts.until_exchange, parts.exchange)
-    return algorithm_of(parts, local=local)
+    return algorithm_of(parts, local=local, needs_classes="")
 
 
 def steps_of_epochs(epochs: float, clients: Participants, batch_size: int) -> int:

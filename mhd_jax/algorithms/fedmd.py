@@ -217,4 +217,11 @@ def fedmd(
         "choose digest_loss='kl', or float16 or int8.",
     )
     parts = _FedMD(digest_steps, revisit_steps, digest_loss, coded, label_smoothing)
-    return algorithm_of(parts, public_batch="shared", falsifiable=True)
+    return algorithm_of(
+        parts,
+        public_batch="shared",
+        falsifiable=True,
+        needs_classes="digest_loss='kl' is of classes' probabilities; choose 'mae'"
+        if digest_loss == "kl"
+        else "",
+    )

@@ -208,7 +208,8 @@ def fedproto(
         f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}.",
     )
     require_label_smoothing(label_smoothing)
-    return algorithm_of(_FedProto(lambda_p or None, local_steps, weighting, label_smoothing))
+    parts = _FedProto(lambda_p or None, local_steps, weighting, label_smoothing)
+    return algorithm_of(parts, needs_classes="it exchanges the means of classes")
 
 
 def _require_no_pretext(clients: Participants) -> None:

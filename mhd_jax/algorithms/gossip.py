@@ -221,7 +221,7 @@ def gossip_with(parts: Gossip, **declared: Any) -> Algorithm:
         consensus=_push_weights if push_sum else _equal_weights,
         nesterov=True,
         needs_everyone=_WAYS_BACK if push_sum else needs,
-        **declared,
+        **{"needs_classes": "", **declared},
     )
 
 

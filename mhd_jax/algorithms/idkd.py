@@ -278,4 +278,10 @@ def idkd(
         temperature=temperature,
         label_choice=label_choice,
     )
-    return gossip_with(parts, public_batch="shared", remembers_public=True, falsifiable=True)
+    return gossip_with(
+        parts,
+        public_batch="shared",
+        remembers_public=True,
+        falsifiable=True,
+        needs_classes="it labels samples by their most probable class",
+    )

@@ -64,7 +64,7 @@ def isolated(label_smoothing: float = 0.1) -> Algorithm:
     require_label_smoothing(label_smoothing)
     parts = _PrivateOnly(label_smoothing)
     local = LocalSteps(parts.local_step, parts.until_exchange, parts.exchange)
-    return algorithm_of(parts, local=local, falsifiable=True)
+    return algorithm_of(parts, local=local, falsifiable=True, needs_classes="")
 
 
 @factory
@@ -81,5 +81,6 @@ def supervised(label_smoothing: float = 0.1) -> Algorithm:
         _PrivateOnly(label_smoothing),
         falsifiable=True,
         pooled=True,
+        needs_classes="",
         needs_everyone="one client holds all the data",
     )

@@ -11,6 +11,9 @@ candidate in S_i ∪ {i} whose head k−1 is the most confident on x. Auxiliary 
 heads of rank k−1, so that knowledge travels one hop further with every rank, while the main head,
 which learns from private labels only, stays accurate on the client's own data.
 
+Where clients learn numbers (`mhd_jax.core.tasks`), both cross-entropies are squared errors, and a
+rule that needs no confidence makes the targets, such as "mean" or "density_ratio".
+
 A client with a label set (`mhd_jax.core.label_sets`) learns the part of q's prediction inside it,
 without renormalisation. The confidence of a candidate is that among its own classes: a candidate
 with a single class has confidence 1.
@@ -258,10 +261,10 @@ class _MHD:
             own, sent = projection.cut((own, sent), taught.embeddings.shape[-1])
         sent = jax.lax.stop_gradient(sent)
         loss, terms = jnp.zeros(()), {}
-        seen = {
-            "agreement": diagnostics.agreement(sent, taught, valid),
-            "confidence": diagnostics.confidence(sent),
-        }
+        task = who.task
+        seen = {"agreement": diagnostics.agreement(sent, taught, valid, task)}
+        if task.has_classes:
+            seen["confidence"] = diagnostics.confidence(sent)
         if self.nu_emb is not None:
             compared = own.embeddings if mapped is None else mapped
             terms["emb_loss"] = embedding_distance(compared, taught.embeddings, valid)  # type: ignore[arg-type]
@@ -272,13 +275,14 @@ class _MHD:
             targets = jax.lax.stop_gradient(self.select(key, candidates))
             seen["followed"] = diagnostics.followed(targets, candidates)
             students = own.logits[:, self.first_student :]
-            learned = distillation(students, targets, self.temperature, label_set)
+            learned = distillation(students, targets, self.temperature, label_set, task)
             terms["aux_loss"] = jnp.where(candidates.valid.any(), learned, 0)
             loss += self.nu_aux * terms["aux_loss"]
             if main_heads is not None and self.num_aux_heads > 0:
                 targets = self.select(jax.random.fold_in(key, 1), main_heads)
                 targets = jax.lax.stop_gradient(targets)
-                learned = distillation(own.logits[:, :1], targets, self.temperature, label_set)
+                main = own.logits[:, :1]
+                learned = distillation(main, targets, self.temperature, label_set, task)
                 relays: Array = who.unlabelled & valid.any()  # type: ignore[operator]
                 loss += self.nu_aux * jnp.where(relays, learned, 0)
             if self.density is not None:
@@ -287,7 +291,9 @@ class _MHD:
                 loss += self.density.weight * found
                 if self.num_aux_heads > 0:
                     seen["counts"] = candidates.counts.sum(axis=0)  # type: ignore[union-attr]
-        terms["public_entropy"] = diagnostics.prediction_entropy(sent.logits[:, -1], label_set)
+        if task.has_classes:
+            last = sent.logits[:, -1]
+            terms["public_entropy"] = diagnostics.prediction_entropy(last, label_set)
         return loss, ({"public_loss": loss, **terms}, seen)
 
     def candidates(self, own: Outputs, taught: Outputs, valid: Array, who: Who) -> Candidates:
@@ -341,6 +347,7 @@ class _MHD:
             ),
             step=jnp.broadcast_to(state.step, state.client_ids.shape),
             unlabelled=kept.get("unlabelled"),
+            task=state.task,
         )
 
 
@@ -499,7 +506,19 @@ def mhd(
         num_snapshots=parts.source.num_snapshots,
         falsifiable=True,
         density=None if density is None else predict_density,
+        needs_classes=_needs_classes(parts),
     )
+
+
+def _needs_classes(parts: _MHD) -> str:
+    """Returns the setting that is of classes alone; empty if there is none."""
+    if parts.temperature != 1:
+        return "temperature is that of a softmax; leave it at 1"
+    if parts.calibrate_every > 0:
+        return "calibrate_every is of confidence, which numbers do not have; leave it out"
+    if parts.channel.compression.ranks_classes:
+        return "top_K compression is of the most probable classes; choose float16 or int8"
+    return ""
 
 
 @factory

@@ -172,7 +172,13 @@ def selective_fd(
         kernel_width=kernel_width,
         density_samples=density_samples,
     )
-    return algorithm_of(parts, public_batch="shared", remembers_public=True, falsifiable=True)
+    return algorithm_of(
+        parts,
+        public_batch="shared",
+        remembers_public=True,
+        falsifiable=True,
+        needs_classes="it selects probabilities that are nearly one-hot",
+    )
 
 
 def _require_distances(clients: Participants) -> None:

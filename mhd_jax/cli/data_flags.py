@@ -38,6 +38,8 @@ _HELP = {
     "pixels": "Whether integers of an .npz file or a table's lists are pixels, divided by 255, or stay integers; by "
     "default those in 0 … 255 are pixels.",
     "tokens": "Whether integers of an .npz file or a table's lists are tokens, which models embed.",
+    "regression": "Whether the labels of a table or an .npz file are numbers to predict, instead of "
+    "classes.",
     "vocabulary_size": "How many different tokens there are; by default the largest one plus one.",
     "crop_size": "Side of the middle of images that models see; by default all of it.",
     "standardize": "Whether each channel of images, or each feature of a table, is brought to mean 0 "

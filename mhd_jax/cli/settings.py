@@ -45,6 +45,7 @@ _DATA_OPTIONS = (
     "pixels",
     "tokens",
     "vocabulary_size",
+    "regression",
     "test_fraction",
     "label",
     "features",
@@ -81,6 +82,7 @@ class RunSettings:
     pixels: bool | None = None
     tokens: bool | None = None
     vocabulary_size: int | None = None
+    regression: bool | None = None
     test_fraction: float | None = None
     label: str | None = None
     features: str | None = None

@@ -1,7 +1,8 @@
 """The records that all parts of the library share.
 
 Axis names in all docstrings: K clients, B samples of a private batch, P samples of a public
-batch, H = m + 1 heads (head 0 is the main head), C classes, D embedding width.
+batch, H = m + 1 heads (head 0 is the main head), C classes (or the numbers of a regression),
+D embedding width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 import optax
 from flax import struct
+
+from mhd_jax.core.tasks import CLASSES, Task
 
 PyTree = Any
 Terms = dict[str, jax.Array]  # of a loss, or other numbers of a step, by name
@@ -41,8 +44,8 @@ class Model(Protocol):
     """The network of one client, without its parameters; see `mhd_jax.models.ClientModel`."""
 
     @property
-    def num_classes(self) -> int:
-        """C, the number of classes."""
+    def num_outputs(self) -> int:
+        """C, the outputs of a head."""
 
     @property
     def pretext(self) -> Any:
@@ -78,7 +81,15 @@ class Participants(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
+        """C, the number of classes, or of the ranges of a regression's targets."""
+
+    @property
+    def num_outputs(self) -> int:
+        """The outputs of a head: C classes, or D numbers."""
+
+    @property
+    def task(self) -> Task:
+        """What they learn to predict: classes, or numbers."""
 
     @property
     def data(self) -> Any:
@@ -136,7 +147,7 @@ class Batch:
 
     Attributes:
       inputs: private samples, a pytree of arrays [K, B, ...].
-      labels: private labels, int32 [K, B].
+      labels: private labels, int32 [K, B]; of a regression, standardised numbers [K, B, D].
       mask: 1 for real private samples and 0 for padding, float [K, B].
       public_inputs: public samples, [P, ...] when all clients share them,
         [K, P, ...] when each client draws its own.
@@ -190,6 +201,7 @@ class State:
         all rows: receivers know their senders' label sets.
       extra: further state of the algorithm (consensus estimates, teacher pools); arrays [K, ...]
         are stored on the devices of their clients.
+      task: what clients learn to predict, with its losses (`mhd_jax.core.tasks`).
     """
 
     step: jax.Array
@@ -198,6 +210,7 @@ class State:
     groups: tuple[GroupState, ...]
     label_sets: jax.Array | None = None
     extra: PyTree = ()
+    task: Task = struct.field(pytree_node=False, default=CLASSES)
 
     @property
     def num_clients(self) -> int:
@@ -307,6 +320,8 @@ class Algorithm:
         none.
       nesterov: whether the algorithm's paper uses Nesterov momentum, the default of
         `mhd_jax.training.optim.SGD` in its runs.
+      needs_classes: the reason why the algorithm learns no numbers; empty if its losses are those of
+        `State.task`, so that it learns both.
       needs_everyone: the reason why the algorithm is not sound if clients or links fail; empty if
         it is.
       local: the parts of `train_step`, if clients take several steps between exchanges, which they
@@ -334,6 +349,9 @@ class Algorithm:
     pooled: bool = False
     density: Callable[[State, PyTree], jax.Array] | None = None
     nesterov: bool = False
+    needs_classes: str = (
+        "it does not say that it can: use the losses of state.task, and declare needs_classes=''"
+    )
     needs_everyone: str = ""
     local: LocalSteps | None = None
     parts: Any = None

@@ -29,7 +29,7 @@ class DeviceData:
     Attributes:
       inputs: the private samples of each device's clients, one client after the other, arrays
         [devices, N, ...]; uint8 is scaled when a batch is drawn.
-      labels: int32 [devices, N].
+      labels: int32 [devices, N]; of a regression, numbers [devices, N, D].
       starts: the first row of each client's samples on its device, int32 [K].
       sizes: the number of each client's samples, int32 [K].
       has_labels: whether each client learns from its labels, bool [K].
@@ -64,7 +64,7 @@ class DeviceData:
         return Batch(
             inputs=inputs,
             labels=labels,
-            mask=jnp.broadcast_to(mask[:, None], labels.shape),
+            mask=jnp.broadcast_to(mask[:, None], offsets.shape),
             public_inputs=take_rows(self.public_inputs, public_rows),
             public_indices=public_rows,
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import html_block, shortened
+from mhd_jax.core.tasks import CLASSES, Task
 from mhd_jax.core.validation import require_kind
 from mhd_jax.data import thumbnails
 from mhd_jax.data.kinds import (
@@ -25,6 +26,7 @@ from mhd_jax.data.kinds import (
     wrong_layout,
 )
 from mhd_jax.data.lazy_images import LazyImages
+from mhd_jax.data.numbers import Targets, in_ranges
 from mhd_jax.data.owners import Owners, owners_of
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 from mhd_jax.data.stratified import stratified_split
@@ -38,21 +40,22 @@ _MOST_BYTES = 2**28  # of images over which channels' means and deviations are c
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled classification data set with its test split.
+    """A labelled data set with its test split.
 
     Attributes:
       name: the name for reports.
       inputs: training samples as stored: an array [N, ...], or a tree of arrays that all have
         the samples along their first axis.
-      labels: int32 [N] in 0 … C − 1.
+      labels: int32 [N] in 0 … C − 1; of a regression, the range of each sample's targets.
       test_inputs: the test samples, in the form of `inputs`.
       test_labels: the test samples' labels.
-      num_classes: C.
+      num_classes: C, the number of classes, or of ranges.
       class_names: C names.
       preparation: turns stored samples into model inputs.
       feature_names: the F features of samples [F] that are rows of a table; None for others.
       owners: the natural owner of each sample, where samples have one.
       vocabulary_size: V of samples that are tokens in 0 … V − 1; None for others.
+      numbers: the targets of a regression; None for classification.
     """
 
     name: str
@@ -66,6 +69,29 @@ class Dataset:
     feature_names: tuple[str, ...] | None = None
     owners: Owners | None = None
     vocabulary_size: int | None = None
+    numbers: Targets | None = None
+
+    @property
+    def task(self) -> Task:
+        """What clients learn to predict: classes, or numbers."""
+        return CLASSES if self.numbers is None else self.numbers.task
+
+    @property
+    def num_outputs(self) -> int:
+        """The outputs of a head: C classes, or D numbers."""
+        return self.num_classes if self.numbers is None else len(self.numbers.names)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What heads learn of the training samples: labels, or standardised numbers [N, D]."""
+        found = self.numbers
+        return self.labels if found is None else found.task.standardised(found.train)
+
+    @property
+    def test_targets(self) -> np.ndarray:
+        """The same of the test samples."""
+        found = self.numbers
+        return self.test_labels if found is None else found.task.standardised(found.test)
 
     def samples(self, count: int) -> PyTree:
         """Returns the shapes and types of `count` samples as models see them."""
@@ -86,7 +112,10 @@ class Dataset:
         kind = shown(self.inputs)
         if self.vocabulary_size is not None:
             kind += f" (tokens below {self.vocabulary_size:,})"
-        return f"Dataset {self.name}: {sizes} of {kind}, {self.num_classes} classes: {names}"
+        learned = f"{self.num_classes} classes: {names}"
+        if self.numbers is not None:
+            learned = f"targets {self.numbers}; {self.num_classes} ranges: {names}"
+        return f"Dataset {self.name}: {sizes} of {kind}, {learned}"
 
     def _repr_html_(self) -> str:
         return html_block(repr(self), thumbnails.row(self))
@@ -165,6 +194,7 @@ def arrays(
     pixels: bool | None = None,
     tokens: bool = False,
     vocabulary_size: int | None = None,
+    regression: bool = False,
     owners: Any = None,
     test_owners: Any = None,
     name: str = "arrays",
@@ -174,13 +204,13 @@ def arrays(
     Args:
       images: an array [N, ...]; or a dict of such arrays, possibly nested, for samples of several
         parts or for samples that are not images.
-      labels: integers [N] in 0 … C − 1.
+      labels: integers [N] in 0 … C − 1; for a regression, numbers [N] or [N, D].
       test_images, test_labels: the test split. Without them a share `test_fraction` of the samples
         is set aside, stratified by class; it is the same in every call.
       test_fraction: in (0, 1), by default 0.2; not allowed with a test split.
       num_classes: C; by default the number of `class_names`, or the largest label plus one, and
-        then every class must have samples.
-      class_names: C names, by default the labels.
+        then every class must have samples. For a regression, the number of ranges, by default 10.
+      class_names: C names, by default the labels; for a regression, the D names of the numbers.
       pixels: the meaning of integers. True: pixels in 0 … 255, scaled to [0, 1] on the device.
         False: tokens, categories or counts, which stay integers. None: an array in 0 … 255 (in a
         dict, only uint8) holds pixels, with a warning if that is unlikely; other integers stay
@@ -188,6 +218,8 @@ def arrays(
       tokens: whether integers, such as sequences [N, L], are tokens in 0 … V − 1, which models
         embed.
       vocabulary_size: V; by default the largest token plus one.
+      regression: whether clients learn to predict numbers instead of classes, see
+        `mhd_jax.core.tasks` and `mhd_jax.data.numbers`.
       owners: the natural owner of each sample, such as its hospital, each of whom is then a client:
         an array or a list of N numbers or texts, or a dict from owners to the rows of their
         samples.
@@ -205,7 +237,14 @@ def arrays(
         raise ConfigError("integers are either pixels or tokens; leave one of the two out.")
     if vocabulary_size is not None and not tokens:
         raise ConfigError("vocabulary_size is that of tokens; give tokens=True, or leave it out.")
+    require_kind("regression", "bool", regression)
     images = as_arrays(images, "images")
+    targets = None
+    if regression:
+        targets, labels, test_labels, class_names = in_ranges(
+            labels, test_labels, num_classes, class_names
+        )
+        num_classes = None
     labels = _checked(images, labels, "")
     images = kept(images, "images", False if tokens else pixels)
     if (test_images is None) != (test_labels is None):
@@ -251,6 +290,7 @@ def arrays(
         train, test = held_out(labels, test_fraction, class_names)
         images, test_images = select(images, train), select(images, test)
         labels, test_labels = labels[train], labels[test]
+        targets = targets and targets.held_out(train, test)
         owned = owned and owned.held_out(train, test)
     return Dataset(
         name,
@@ -262,6 +302,7 @@ def arrays(
         tuple(map(str, class_names)),
         owners=owned,
         vocabulary_size=vocabulary,
+        numbers=targets,
     )
 
 
@@ -366,7 +407,10 @@ def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
                 f"not {list(labels.shape)}."
             )
     if labels.dtype.kind not in "iu":
-        raise ConfigError(f"{prefix}labels must be integers, not {labels.dtype}.")
+        raise ConfigError(
+            f"{prefix}labels must be integers, not {labels.dtype}; give regression=True to predict "
+            "numbers."
+        )
     if labels.max() >= 2**31 or labels.min() < -(2**31):
         raise ConfigError(
             f"{prefix}labels must lie in 0 … C − 1, but they span {labels.min()} … {labels.max()}; "

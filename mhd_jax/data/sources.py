@@ -19,7 +19,14 @@ from mhd_jax.data.dataset import Dataset, arrays
 EMBEDDED = ("digits",)
 _ONLY_OF_PREPARED = ("data_dir", "train_split", "test_split")
 _OF_PREPARED = (*_ONLY_OF_PREPARED, "image_size", "in_memory")
-_OF_ARRAYS = ("test_fraction", "num_classes", "pixels", "tokens", "vocabulary_size")
+_OF_ARRAYS = (
+    "test_fraction",
+    "num_classes",
+    "pixels",
+    "tokens",
+    "vocabulary_size",
+    "regression",
+)
 _OF_FOLDERS = ("image_size", "channels", "in_memory")
 _OF_TABLES = tuple(inspect.signature(tables.dataset).parameters)[1:]
 _OWN = (
@@ -49,8 +56,8 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         and `in_memory` (see `mhd_jax.data.tfds.read`); for a folder, `image_size`, `channels` and
         `in_memory` (see `mhd_jax.data.image_folders.read`); for a table, `label` and others (see
         `mhd_jax.data.tables.dataset`); for all but prepared data sets, `test_fraction`, and for
-        arrays and ``.npz`` files, `num_classes`, `pixels`, `tokens` and `vocabulary_size` (see
-        `arrays`); for arrays, also `class_names`, `owners`, `test_owners` and `name`.
+        arrays and ``.npz`` files, `num_classes`, `pixels`, `tokens`, `vocabulary_size` and
+        `regression` (see `arrays`); for arrays, also `class_names`, `owners`, `test_owners` and `name`.
 
     Raises:
       ConfigError: an unknown name, a path that does not exist, unsuitable content, or options of

@@ -15,6 +15,7 @@ from mhd_jax.core.validation import require_kind
 from mhd_jax.data.dataset import Dataset, arrays, held_out, take
 from mhd_jax.data.features import Features
 from mhd_jax.data.image_folders import TEST_NAMES, TRAIN_NAMES
+from mhd_jax.data.numbers import in_ranges
 from mhd_jax.data.table_files import SPLIT, StoredImages, Table, is_text
 
 
@@ -31,12 +32,14 @@ def dataset(
     pixels: bool | None = None,
     tokens: bool = False,
     vocabulary_size: int | None = None,
+    regression: bool | None = None,
     image_size: int | None = None,
     channels: int | None = None,
 ) -> Dataset:
     """Makes a data set of a table.
 
-    Labels may be texts or whole numbers; sorted, they are the classes. If a column `split` holds
+    Labels may be texts or whole numbers; sorted, they are the classes. For a regression they are any
+    numbers, which clients learn to predict. If a column `split` holds
     train (or training) and test (or testing, val, valid, validation, dev: the first of these that
     is there), it determines the test split and is no feature; rows of other splits are left out.
 
@@ -54,7 +57,7 @@ def dataset(
         the features of a missing text by the shares of the texts. None refuses missing values.
       standardize: whether models see rows [F], or channels of images, with mean 0 and deviation 1
         over the training samples; by default rows. What is stored are the table's own numbers.
-      test_fraction, pixels, tokens, vocabulary_size: see `mhd_jax.data.arrays`.
+      test_fraction, pixels, tokens, vocabulary_size, regression: see `mhd_jax.data.arrays`.
       image_size, channels: for images, see `mhd_jax.data.image_folders.read`.
 
     Raises:
@@ -66,13 +69,16 @@ def dataset(
             f"{table.name}: give label, the column of the labels; the columns are {_listed(table)}."
         )
     table, num_test = _by_split(table, {label, owners})
-    labels, class_names = _labels(table, label)
+    labels, class_names = (_numbers if regression else _labels)(table, label)
     ids = None if owners is None else _complete(table, owners, "owners")
     names = _feature_names(table, features, {label: "label", owners: "owners"})
     num_training = len(labels) - num_test
     train = np.arange(num_training)
     if not num_test:
-        train, _ = held_out(labels, test_fraction, class_names)
+        strata, of_strata = labels, class_names
+        if regression:
+            _, strata, _, of_strata = in_ranges(labels)
+        train, _ = held_out(strata, test_fraction, of_strata)
     chosen = Features(table, train, categories, missing, image_size, channels)
     samples, feature_names = chosen.samples(names)
     content = {"images": samples, "labels": labels, "owners": ids}
@@ -87,6 +93,7 @@ def dataset(
         pixels=pixels,
         tokens=tokens,
         vocabulary_size=vocabulary_size,
+        regression=bool(regression),
         name=table.name,
     )
     is_rows = feature_names is not None
@@ -118,7 +125,7 @@ def _labels(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         row = int(np.argmax(column % 1 != 0))
         raise ConfigError(
             f"{table.name}: the label {name} is {column[row]:g} in {table.place(row)}, but classes are "
-            "texts or whole numbers (there is no regression); put the numbers into classes."
+            "texts or whole numbers; give regression=True to predict numbers."
         )
     if name in table.class_names:
         names = table.class_names[name]
@@ -137,6 +144,23 @@ def _labels(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
             "least 2 classes."
         )
     return codes, tuple(map(str, classes))
+
+
+def _numbers(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns each row's target of a regression, [N], and its name."""
+    column = _complete(table, name, "label")
+    if column.dtype.kind not in "if":
+        raise ConfigError(
+            f"{table.name}: the label {name} holds texts, like {column[0]!r:.60}, but a regression is of "
+            "numbers; leave regression out, or give another label."
+        )
+    beyond = np.flatnonzero(~np.isfinite(column))
+    if beyond.size:
+        raise ConfigError(
+            f"{table.name}: the label {name} is {column[beyond[0]]} in {table.place(beyond[0])}; leave "
+            "out such rows."
+        )
+    return column, (name,)
 
 
 def _feature_names(

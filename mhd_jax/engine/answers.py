@@ -39,6 +39,8 @@ class Answers:
     def __call__(self, state: State, inputs: PyTree) -> np.ndarray:
         """Returns logits [K, N, H, C] of all clients on samples in the data set's input form.
 
+        For a regression they are the predicted numbers [K, N, H, D] in their own units.
+
         Raises:
           ConfigError: samples of other shapes or types than the data set's.
         """
@@ -49,7 +51,8 @@ class Answers:
             logits = jax.eval_shape(self._answer, state, one)
             return np.zeros((logits.shape[0], 0, *logits.shape[2:]), logits.dtype)
         # `take` reads lazily stored images.
-        return multihost.fetch(self._answer(state, take(stored, np.arange(count))))
+        found = multihost.fetch(self._answer(state, take(stored, np.arange(count))))
+        return state.task.in_own_units(found)
 
     def _answer(self, state: State, inputs: PyTree) -> Array:
         return steps.answers(

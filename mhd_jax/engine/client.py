@@ -16,6 +16,7 @@ from mhd_jax.core import modes, multihost
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import expanded, written_whole
 from mhd_jax.core.shown import shortened
+from mhd_jax.core.tasks import Task
 from mhd_jax.core.types import PyTree, State
 from mhd_jax.core.validation import is_integer
 from mhd_jax.data.dataset import take
@@ -41,6 +42,7 @@ class Client:
         with `kernel` [H, D, C] and `bias` [H, C].
       stats: its other variables by collection, such as normalisation statistics.
       label_set: the classes that it knows, bool [C]; None if it knows all.
+      task: what it predicts: classes, or numbers, which it gives in their own units.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Client:
     params: PyTree
     stats: PyTree
     label_set: np.ndarray | None
+    task: Task
     _answers: Answers = dataclasses.field(repr=False)
 
     @property
@@ -69,6 +72,8 @@ class Client:
     def apply(self, inputs: PyTree, head: str | None = "main") -> np.ndarray:
         """Returns logits [N, C] of a head on samples as for `prepared`, in evaluation mode.
 
+        For a regression they are the predicted numbers [N, D].
+
         Args:
           inputs: samples [N, ...].
           head: "main", "aux_1" …; None gives the logits of all heads, [N, H, C].
@@ -85,12 +90,15 @@ class Client:
         outputs, _ = self.model.apply(
             self.params, self.stats, self.prepared(inputs), label_set=known
         )
-        logits = np.asarray(outputs.logits)
+        logits = self.task.in_own_units(np.asarray(outputs.logits))
         return logits if head is None else logits[:, self.heads.index(head)]
 
     def predict(self, inputs: PyTree, head: str = "main") -> np.ndarray:
-        """Returns the most likely class of each sample, int [N]; arguments are as for `apply`."""
-        return self.apply(inputs, head).argmax(axis=-1)
+        """Returns the most likely class of each sample, int [N]; arguments are as for `apply`.
+
+        For a regression it returns the predicted numbers [N, D].
+        """
+        return np.asarray(self.task.decisions(jnp.asarray(self.apply(inputs, head))))
 
     def to_nnx(self) -> NNXClient:
         """Returns the client as an NNX module, to go on with in plain NNX."""
@@ -165,6 +173,7 @@ def client_of(state: State, answers: Answers, number: Any, num_clients: int) -> 
     Raises:
       ConfigError: there is no such client.
     """
+    num_clients = min(num_clients, state.num_clients)  # one holds all the data where it is pooled
     if not is_integer(number) or not 0 <= number < num_clients:
         raise ConfigError(f"there is no client {number!r}; choose one of 0 … {num_clients - 1}.")
     group = next(group for group in state.groups if number in group.members)
@@ -172,4 +181,4 @@ def client_of(state: State, answers: Answers, number: Any, num_clients: int) -> 
     params, stats = multihost.fetch(jax.tree.map(lambda a: a[row], (group.params, group.stats)))
     sets = None if state.label_sets is None else multihost.fetch(state.label_sets)[number]
     model: Any = group.model
-    return Client(int(number), model, params, stats, sets, answers)
+    return Client(int(number), model, params, stats, sets, state.task, answers)

@@ -66,11 +66,11 @@ def shapes_of_step(
     return after, metrics
 
 
-def require_predictions(algorithm: Algorithm, state: State, samples: PyTree, classes: int) -> None:
+def require_predictions(algorithm: Algorithm, state: State, samples: PyTree, outputs: int) -> None:
     """Raises `ConfigError` unless `predict` returns logits [K, N, H, C] for samples like these."""
     logits: Any = jax.eval_shape(algorithm.predict, state, samples)
     count = jax.tree.leaves(samples)[0].shape[0]
-    expected = (state.num_clients, count, algorithm.num_heads, classes)
+    expected = (state.num_clients, count, algorithm.num_heads, outputs)
     if getattr(logits, "shape", None) != expected:
         raise ConfigError(
             f"predict of {algorithm.name} must return logits [K, N, H, C], here {list(expected)}, "

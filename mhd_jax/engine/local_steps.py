@@ -80,7 +80,7 @@ def take_local_steps(
             inputs, labels = jax.tree.map(lambda a: a[None], (inputs, labels))
             key, first, num_steps, public_inputs = common
             mine = dataclasses.replace(group, **models, members=(0,))
-            before = State(first, key, client_id, (mine,), label_set)
+            before = State(first, key, client_id, (mine,), label_set, task=state.task)
             data = DeviceData(inputs=inputs, labels=labels, public_inputs=public_inputs, **rows)
 
             def one_step(_: Array, taken: tuple[State, Terms]) -> tuple[State, Terms]:

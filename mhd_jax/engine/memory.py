@@ -165,7 +165,7 @@ def _traced(
 ) -> tuple[tuple[PyTree, PyTree], int, int, int]:
     leaves, structure = jax.tree.flatten(clients.data.samples(1))
     return _of_model(
-        group.client_model(algorithm.num_heads, clients.num_classes),
+        group.client_model(algorithm.num_heads, clients.num_outputs),
         group.optimizer,
         structure,
         tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves),

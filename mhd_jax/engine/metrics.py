@@ -1,7 +1,8 @@
 """Metrics beside accuracy: those of users' own, and those that come with the library.
 
 A metric is a function `f(logits [N, C], labels [N]) -> float` of one client's head on a set of
-samples, called on the host with NumPy arrays: `simulate(..., metrics={"macro_f1": macro_f1})`. By
+samples, called on the host with NumPy arrays: `simulate(..., metrics={"macro_f1": macro_f1})`. For
+a regression it gets predicted and true numbers [N, D], both in their own units. By
 the names of further parameters it may ask for `client`, the client's number; `everyone`, the same
 head's logits of all clients, [K, N, C]; and `graph`, A(t) of the evaluation's step, [K, K].
 """
@@ -18,6 +19,7 @@ import numpy as np
 import scipy.special
 
 from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.tasks import Task
 from mhd_jax.training.metrics import (  # as mhd_jax.metrics had them, for one version
     beta_priv as beta_priv,
 )
@@ -79,15 +81,19 @@ def ensemble_accuracy(
     return float((mean.argmax(axis=-1) == labels).mean())
 
 
-METRICS: dict[str, Metric] = {
-    function.__name__: function
-    for function in (
-        negative_log_likelihood,
-        expected_calibration_error,
-        macro_f1,
-        ensemble_accuracy,
-    )
-}
+def root_mean_squared_error(numbers: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the root of the mean squared error over samples and numbers, of a regression."""
+    return float(np.sqrt(np.square(numbers - targets, dtype=np.float64).mean()))
+
+
+def mean_absolute_error(numbers: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the mean absolute error over samples and numbers, of a regression."""
+    return float(np.abs(numbers - targets).mean(dtype=np.float64))
+
+
+OF_CLASSES = (negative_log_likelihood, expected_calibration_error, macro_f1, ensemble_accuracy)
+OF_NUMBERS = (root_mean_squared_error, mean_absolute_error)
+METRICS: dict[str, Metric] = {f.__name__: f for f in (*OF_CLASSES, *OF_NUMBERS)}
 
 
 def fairness(result: Any) -> dict[str, dict[str, dict[str, float]]]:
@@ -165,18 +171,30 @@ class OwnMetrics:
             )
         return cls({name: (f, _asked(name, f)) for name, f in (given or {}).items()})
 
-    def try_out(self, num_clients: int, num_classes: int) -> None:
+    def try_out(self, num_clients: int, task: Task, num_outputs: int) -> None:
         """Calls each metric on a few made logits, so that a run does not fail at its evaluation.
 
+        Args:
+          num_clients: K.
+          task: what the clients predict.
+          num_outputs: C, the outputs of a head.
+
         Raises:
-          ConfigError: a metric raises an error, or returns no number.
+          ConfigError: a metric raises an error, returns no number, or is the library's for another
+            task.
         """
         if not self.functions:
             return
+        others, what = (OF_NUMBERS, "numbers") if task.has_classes else (OF_CLASSES, "classes")
+        for name, (function, _) in self.functions.items():
+            if function in others:
+                raise ConfigError(f"the metric {name} is of {what}; leave it out.")
         rng = np.random.default_rng(0)
-        count = 4 * num_classes
-        labels = np.resize(np.arange(num_classes, dtype=np.int32), count)
-        logits = rng.normal(size=(num_clients, count, 1, num_classes)).astype(np.float32)
+        count = 4 * num_outputs
+        labels: np.ndarray = np.resize(np.arange(num_outputs, dtype=np.int32), count)
+        if not task.has_classes:
+            labels = rng.normal(size=(count, num_outputs)).astype(np.float32)
+        logits = rng.normal(size=(num_clients, count, 1, num_outputs)).astype(np.float32)
         self.of(logits, labels, np.ones((num_clients,) * 2, np.float32) - np.eye(num_clients))
 
     def of(
@@ -210,18 +228,16 @@ class OwnMetrics:
 NO_METRICS = OwnMetrics({})
 
 
-def accuracy_on_own(logits: np.ndarray, labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Returns the accuracy of each client and head on the client's own samples, [K, H].
+def mean_of_own(scores: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Returns each client's and head's mean score on the client's own samples, [K, H].
 
     Args:
-      logits: [K, N, H, C].
-      labels: int [N].
+      scores: of each sample, [K, N, H]; whether it is correct, of classes.
       owner: the client of each sample, int [N]; −1 for nobody's. A client without samples gets NaN.
     """
-    correct = logits.argmax(axis=-1) == labels[None, :, None]
-    mine = owner[None, :] == np.arange(len(logits))[:, None]  # [K, N]
-    hits, counts = (correct & mine[..., None]).sum(axis=1), mine.sum(axis=1)[:, None]
-    return np.divide(hits, counts, out=np.full(hits.shape, np.nan), where=counts > 0)
+    mine = owner[None, :] == np.arange(len(scores))[:, None]  # [K, N]
+    total, counts = np.where(mine[..., None], scores, 0).sum(axis=1), mine.sum(axis=1)[:, None]
+    return np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
 
 
 def named(names: Iterable[str]) -> dict[str, Metric]:

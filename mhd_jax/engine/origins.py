@@ -93,7 +93,7 @@ def decisive(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shapes(group: ClientGroup, clients: Clients, algorithm: Algorithm) -> dict[str, Any]:
     """Returns the shapes of one client's arrays by flat names."""
-    model = group.client_model(algorithm.num_heads, clients.num_classes)
+    model = group.client_model(algorithm.num_heads, clients.num_outputs)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return initial.named(*jax.eval_shape(model.init, key, clients.data.samples(2)))
 

@@ -137,6 +137,11 @@ def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Setting
             f"{algorithm.name} distills on public samples, but there are none; "
             "set public_fraction above 0, or give a public data set."
         )
+    if algorithm.needs_classes and not clients.task.has_classes:
+        raise ConfigError(
+            f"{algorithm.name} cannot learn numbers, which {clients.data.name} has as targets: "
+            f"{algorithm.needs_classes}."
+        )
     if clients.adversaries and not algorithm.falsifiable:
         raise ConfigError(
             f"{algorithm.name} does not know adversaries (client "
@@ -284,7 +289,7 @@ def _require_own_algorithm(algorithm: Algorithm, samples: Samples, carry: Carry)
     if algorithm.factory in ALGORITHMS.values():
         return
     state, clients = carry.state, samples.clients
-    contract.require_predictions(algorithm, state, clients.data.samples(2), clients.num_classes)
+    contract.require_predictions(algorithm, state, clients.data.samples(2), clients.num_outputs)
     batch = batch_shapes(carry, samples.data_shapes, samples.spec)
     graph = jax.ShapeDtypeStruct((state.num_clients,) * 2, jnp.float32)
     what = f"train_step of {algorithm.name}"

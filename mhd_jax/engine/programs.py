@@ -65,11 +65,12 @@ def digests(
         found[what] = found.get(what, "") + _digest(execution, _pass, group.model)(*own, key)
     samples = _rows(clients.data.inputs, spec.private)
     labels, mask = (jax.ShapeDtypeStruct((spec.private,), kind) for kind in (jnp.int32, bool))
+    targets = _rows(clients.data.targets, spec.private)
     evaluation = _digest(execution, _correct, algorithm.predict, spec, clients.num_classes)
     effects = (
         jaxpr_digest(init),
         _digest(execution, _step, algorithm.train_step)(state, batch, graph),
-        evaluation(state, samples, labels, mask),
+        evaluation(state, samples, labels, mask, targets),
     )
     return found | dict(zip(EFFECTS, effects, strict=True))
 
@@ -81,7 +82,7 @@ def _stored(clients: Clients, spec: BatchSpec) -> Batch:
     shape = (num_clients, spec.private)
     return Batch(
         inputs=_rows(clients.data.inputs, *shape),
-        labels=jax.ShapeDtypeStruct(shape, jnp.int32),  # type: ignore[arg-type]
+        labels=_rows(clients.data.targets, *shape),
         mask=jax.ShapeDtypeStruct(shape, jnp.float32),  # type: ignore[arg-type]
         public_inputs=_rows(clients.public_inputs, *public),
         public_indices=jax.ShapeDtypeStruct(public, jnp.int32),  # type: ignore[arg-type]
@@ -121,8 +122,10 @@ def _correct(
     inputs: PyTree,
     labels: Array,
     mask: Array,
+    targets: Array,
 ) -> Array:
-    return correct_by_class(predict(state, spec.preparation(inputs)), labels, mask, num_classes)
+    logits = predict(state, spec.preparation(inputs))
+    return correct_by_class(logits, labels, mask, num_classes, state.task, targets)
 
 
 def _digest(execution: Execution, function: Callable[..., Any], *static: Any) -> Any:

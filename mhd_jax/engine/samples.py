@@ -86,12 +86,14 @@ class Samples:
         sets = [unplaced_set(*labelled, self.at_once) for labelled in self._labelled()]
         return [self.data_shapes, placing.shapes(sets, self.execution)]
 
-    def _labelled(self) -> list[tuple[PyTree, np.ndarray]]:
-        """Returns inputs and labels of the test set and, if there is one, of the validation set."""
-        clients, data = self.clients, self.clients.data
-        validation = [clients.validation_samples()] if len(clients.validation) else []
-        return [(data.test_inputs, data.test_labels), *validation]
+    def _labelled(self) -> list[tuple[PyTree, np.ndarray, np.ndarray]]:
+        """Returns inputs, labels and targets of the test set and of the validation set, if any."""
+        data, rows = self.clients.data, self.clients.validation
+        found = [(data.test_inputs, data.test_labels, data.test_targets)]
+        if len(rows):
+            found.append((*self.clients.validation_samples(), data.targets[rows]))
+        return found
 
-    def _to_evaluate(self, inputs: PyTree, labels: np.ndarray) -> ToEvaluate:
+    def _to_evaluate(self, inputs: PyTree, labels: np.ndarray, targets: np.ndarray) -> ToEvaluate:
         make = StreamedEvaluationSet if self.on_host else evaluation_set
-        return make(inputs, labels, self.at_once, self.execution)
+        return make(inputs, labels, targets, self.at_once, self.execution)

@@ -290,7 +290,8 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
         memory.require_state_fits(run, saves=host.workdirs is not None)
     watch, folders = host.watcher(), host.folders(runs)
     for run in runs:
-        host.own_metrics.try_out(run.num_active, run.clients.num_classes)
+        clients = run.clients
+        host.own_metrics.try_out(run.num_active, clients.task, clients.num_outputs)
     lanes = [Lane(*parts, host) for parts in zip(runs, folders, plans, strict=True)]
     watch.check([lane.view for lane in lanes])
     results: dict[int, Result | DivergedError] = {}

@@ -85,7 +85,7 @@ def unplaced_data(clients: Clients, num_shards: int) -> DeviceData:
     starts = np.cumsum(on_device, axis=1) - on_device
     found: Any = {  # not arrays yet
         "inputs": rows_of(clients.data.inputs, rows, 0),
-        "labels": rows_of(clients.data.labels, rows, 0),
+        "labels": rows_of(clients.data.targets, rows, 0),
         "starts": held(starts.reshape(-1).astype(np.int32), 0),
         "sizes": held(sizes.astype(np.int32), 0),
         "has_labels": held(clients.learns_labels & (sizes > 0), 0),
@@ -211,18 +211,22 @@ def count_correct(
     num_classes: int,
     execution: Execution = AT_ONCE,
 ) -> tuple[Array, Array]:
-    """Counts correct predictions, int32 [K, H, C], and samples, int32 [C], by class."""
+    """Counts correct predictions, int32 [K, H, C], and samples, int32 [C], by class.
+
+    Of a regression, scores are summed, float32 [K, H, C].
+    """
+
+    def of_chunk(chunk: EvaluationSet) -> Array:
+        logits = predict(state, preparation(chunk.inputs))
+        labelled = chunk.labels, chunk.mask, num_classes, state.task, chunk.targets
+        return correct_by_class(logits, *labelled)
 
     def one_chunk(total: Array, chunk: EvaluationSet) -> tuple[Array, None]:
-        logits = predict(state, preparation(chunk.inputs))
-        correct = correct_by_class(logits, chunk.labels, chunk.mask, num_classes)
-        return total + correct, None
+        return total + of_chunk(chunk), None
 
     with under(execution):
-        first = jax.tree.map(lambda a: a[0], samples.inputs)
-        logits = jax.eval_shape(lambda x: predict(state, preparation(x)), first)
-        zeros = jnp.zeros((logits.shape[0], logits.shape[2], num_classes), jnp.int32)
-        correct, _ = jax.lax.scan(one_chunk, zeros, samples)
+        found = jax.eval_shape(of_chunk, jax.tree.map(lambda a: a[0], samples))
+        correct, _ = jax.lax.scan(one_chunk, jnp.zeros(found.shape, found.dtype), samples)
     labels = jnp.where(samples.mask, samples.labels, num_classes).reshape(-1)
     return correct, jnp.bincount(labels, length=num_classes + 1)[:num_classes]
 

@@ -121,7 +121,7 @@ class Stream:
 
         batch: Any = {  # not arrays yet
             "inputs": rows_of(clients.data.inputs, rows, 1),
-            "labels": rows_of(clients.data.labels, rows, 1),
+            "labels": rows_of(clients.data.targets, rows, 1),
             "mask": held(mask, 1),
             "public_inputs": rows_of(clients.public_inputs, public_rows, public_axis),
             "public_indices": held(public_rows, public_axis),

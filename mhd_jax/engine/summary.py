@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mhd_jax import topology as topologies
-from mhd_jax.engine.metrics import NO_METRICS, OwnMetrics, accuracy_on_own, fairness
+from mhd_jax.engine.metrics import NO_METRICS, OwnMetrics, fairness, mean_of_own
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.samples import ToEvaluate
 from mhd_jax.engine.steps import Carry
@@ -47,11 +48,11 @@ def record_of(
         record |= jsonable({**_followed(run, carry), **run.faults(carry)})
     data = run.clients.data
     owner = run.clients.test_owner
-    _add_measured(record, run, carry, run.test, data.test_labels, metrics, owner)
+    _add_measured(record, run, carry, run.test, data.test_targets, metrics, owner)
     if run.validation is not None:
         record["validation"] = run.accuracies(run.per_class_accuracy(carry.state, run.validation))
-        labels = data.labels[run.clients.validation]
-        _add_measured(record["validation"], run, carry, run.validation, labels, metrics)
+        targets = data.targets[run.clients.validation]
+        _add_measured(record["validation"], run, carry, run.validation, targets, metrics)
     return record
 
 
@@ -68,7 +69,7 @@ def _add_measured(
     run: Run,
     carry: Carry,
     samples: ToEvaluate,
-    labels: np.ndarray,
+    targets: np.ndarray,
     metrics: OwnMetrics,
     owner: np.ndarray | None = None,
 ) -> None:
@@ -80,12 +81,15 @@ def _add_measured(
     if not metrics.functions and owner is None:
         return
     logits, each = run.logits(carry.state, samples), record["per_client"]
+    task = run.clients.task
     if owner is not None:
-        _add(record, each, {"beta_own": accuracy_on_own(logits, labels, owner)})
+        scores = np.asarray(task.scores(jnp.asarray(logits), jnp.asarray(targets)[None, :, None]))
+        _add(record, each, {"beta_own": mean_of_own(scores, owner)})
     if metrics.functions:
         graph = np.asarray(run.topology.at(carry.state.step))
         record["metrics"], each["metrics"] = {}, {}
-        _add(record["metrics"], each["metrics"], metrics.of(logits, labels, graph))
+        found = metrics.of(task.in_own_units(logits), task.in_own_units(targets), graph)
+        _add(record["metrics"], each["metrics"], found)
 
 
 def _add(means: dict[str, Any], each: dict[str, Any], found: Mapping[str, np.ndarray]) -> None:
@@ -128,6 +132,7 @@ def summarize(
             "fairness": fairness({**last, "per_client": per_client}),
             "data": {
                 "class_names": run.everyone.data.class_names,
+                **_described_numbers(run),
                 "samples": run.everyone.role_counts(),
                 "private_samples": run.everyone.label_counts(),
             },
@@ -149,6 +154,19 @@ def summarize(
             "settings": run.settings,
         }
     )
+
+
+def _described_numbers(run: Run) -> dict[str, Any]:
+    """Returns the targets of a regression, in their own units; {} for classes."""
+    found = run.everyone.data.numbers
+    if found is None:
+        return {}
+    described = zip(found.names, found.task.mean, found.task.deviation, strict=True)
+    return {
+        "targets": [
+            dict(zip(("name", "mean", "deviation"), each, strict=True)) for each in described
+        ]
+    }
 
 
 def _per_client(run: Run, per_class: np.ndarray, each: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -126,7 +126,8 @@ def start(
       num_snapshots: how many earlier parameters teach in the place of each client's own.
 
     Raises:
-      ConfigError: a client replays its messages, where snapshots teach in its place.
+      ConfigError: a client replays its messages, where snapshots teach in its place, or flips
+        labels of a regression, which has none.
     """
     if not clients.adversaries:
         return {}
@@ -136,6 +137,10 @@ def start(
             f"client {', '.join(map(str, replaying))} replays what it sent at the step before, but "
             "with pool_size or teacher_delay snapshots teach in its place; choose another kind of "
             "adversary, or leave these out."
+        )
+    if "label_flip" in clients.adversaries.values() and not clients.task.has_classes:
+        raise ConfigError(
+            "label_flip is of classes, but clients predict numbers; choose another kind."
         )
     kinds = np.full(clients.num_clients, HONEST, np.int32)
     for client, kind in clients.adversaries.items():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mhd_jax.core.tasks import Task
 from mhd_jax.core.types import Outputs, Terms
 from mhd_jax.exchange.selection import Candidates
 from mhd_jax.exchange.teachers import Teachers
@@ -34,18 +35,20 @@ def followed(targets: Array, candidates: Candidates) -> Array:
     return jnp.where(candidates.valid[:, None], nearest.mean(axis=1), 0)
 
 
-def agreement(own: Outputs, taught: Outputs, valid: Array) -> Array:
+def agreement(own: Outputs, taught: Outputs, valid: Array, task: Task) -> Array:
     """Returns the share of samples and heads on which each teacher agrees with the client, [T].
 
-    They agree where they predict the same class.
+    They agree where they predict the same class. For a regression it is the score of the client's
+    numbers, if the teacher's were the truth.
 
     Args:
       own: outputs of the client, with logits [P, H, C].
       taught: outputs of the teachers, with logits [T, P, R, C] of the heads of ranks below R ≤ H.
       valid: which of the T slots hold teachers, bool [T].
+      task: what they predict.
     """
     num_ranks = taught.logits.shape[2]
-    same = own.logits[:, :num_ranks].argmax(axis=-1) == taught.logits.argmax(axis=-1)
+    same = task.scores(own.logits[:, :num_ranks], task.decisions(taught.logits))
     return jnp.where(valid, same.mean(axis=(1, 2)), 0)
 
 
@@ -91,12 +94,14 @@ def by_client(slots: Array, teachers: Teachers, own_included: bool) -> Array:
 def of_step(seen: Terms, teachers: Teachers, own_included: bool) -> Terms:
     """A step's diagnostics by client: "followed" and "agreement" [K, K, …], "confidence" [K, H].
 
+    Numbers have no confidence.
+
     Args:
       seen: the same by each client's candidates, [K, N, …].
       teachers: of the step.
       own_included: whether a client itself is one of its candidates.
     """
-    found = {**seen, "steps": jnp.ones(len(seen["confidence"]))}
+    found = {**seen, "steps": jnp.ones(len(teachers.positions))}
     for name in sorted(seen.keys() - {"confidence"}):  # in one order, so that programs are one
         found[name] = by_client(seen[name], teachers, own_included)
     return found
@@ -106,22 +111,25 @@ def means(sums: dict[str, np.ndarray], messages: np.ndarray, num_active: int) ->
     """Returns means over the steps, for a summary, from sums over the steps.
 
     Args:
-      sums: "followed" [K, K, R], "agreement" [K, K], "confidence" [K, H] and "steps" [K].
+      sums: "followed" [K, K, R], "agreement" [K, K], "steps" [K] and, of classes, "confidence"
+        [K, H].
       messages: the number of messages with predictions that i received from j at [i, j].
       num_active: the number of clients without those that only pad the client axis.
 
     Returns:
       "followed", the share of i's samples on which it learned from j, by head that learns,
       [R, K, K]; "agreement", the share of j's predicted classes that equal i's, [K, K], NaN where
-      i received nothing from j; and "confidence" of each head, [K, H].
+      i received nothing from j; and "confidence" of each head, [K, H], if it has been summed.
     """
     of_clients = {name: a[:num_active] for name, a in sums.items()}
     shares = of_clients["followed"][:, :num_active].transpose(2, 0, 1)
     total = shares.sum(axis=-1, keepdims=True)
     agreed, steps = of_clients["agreement"][:, :num_active], of_clients["steps"][:, None]
     nothing = np.full(agreed.shape, np.nan)
-    return {
+    found = {
         "followed": np.divide(shares, total, out=np.zeros_like(shares), where=total > 0),
         "agreement": np.divide(agreed, messages, out=nothing, where=messages > 0),
-        "confidence": of_clients["confidence"] / np.maximum(steps, 1),
     }
+    if "confidence" in of_clients:
+        found["confidence"] = of_clients["confidence"] / np.maximum(steps, 1)
+    return found

@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.tasks import CLASSES, Task
 from mhd_jax.core.types import Outputs
 
 
@@ -37,12 +38,14 @@ class Who:
       teachers: about its T teachers.
       step: the number of steps taken, int32 [].
       unlabelled: whether it has no private labels, bool []; None where all have some.
+      task: what clients learn to predict.
     """
 
     own: About
     teachers: About
     step: Array
     unlabelled: Array | None
+    task: Task = struct.field(pytree_node=False, default=CLASSES)
 
 
 @struct.dataclass
@@ -83,7 +86,7 @@ class Candidates:
     Attributes:
       logits: [N, P, R, C]; `label_sets.IMPOSSIBLE` for classes outside a candidate's label set.
       probabilities: softmax of the logits divided by the temperature, [N, P, R, C], from which
-        targets are made.
+        targets are made; for a regression, the predicted numbers.
       embeddings: [N, P, D], or None if they are not sent. Where widths differ, narrower ones are
         padded with zeros.
       valid: which of the N rows are candidates, bool [N]; the other rows are zeros.
@@ -95,6 +98,7 @@ class Candidates:
       step: the number of steps taken, int32 [].
       temperatures: by which the candidates' confidence is calibrated, [N, R]; None without
         calibration (see `mhd_jax.exchange.calibration` and `confidence`).
+      task: what they predict.
     """
 
     logits: Array
@@ -107,6 +111,7 @@ class Candidates:
     client: Array | None = None
     step: Array | None = None
     temperatures: Array | None = None
+    task: Task = struct.field(pytree_node=False, default=CLASSES)
 
 
 def rows(outputs: Outputs, heads: slice, exist: Array, about: About) -> Rows:
@@ -140,7 +145,7 @@ def joined(parts: Sequence[Rows], temperature: float, who: Who) -> Candidates:
     )
     return Candidates(
         logits=logits,
-        probabilities=jax.nn.softmax(logits / temperature),
+        probabilities=who.task.predictions(logits, temperature),
         embeddings=embeddings,
         valid=whole.exist,
         density=density,
@@ -149,6 +154,7 @@ def joined(parts: Sequence[Rows], temperature: float, who: Who) -> Candidates:
         client=who.own.clients,
         step=who.step,
         temperatures=whole.temperatures,
+        task=who.task,
     )
 
 
@@ -158,7 +164,12 @@ TargetSelection = Callable[[Array, Candidates], Array]
 
 
 def confidence(candidates: Candidates) -> Array:
-    """Returns Λ(z) = max_c softmax(z)_c of all candidates, [N, P, R], calibrated if they are."""
+    """Returns Λ(z) = max_c softmax(z)_c of all candidates, [N, P, R], calibrated if they are.
+
+    Raises:
+      ConfigError: the candidates predict numbers.
+    """
+    _require_classes(candidates, "confidence")
     logits = candidates.logits
     if candidates.temperatures is not None:
         logits = logits / candidates.temperatures[:, None, :, None]
@@ -219,6 +230,7 @@ def relative_confidence(key: Array, candidates: Candidates, power: float = 8.0) 
 def agreement(key: Array, candidates: Candidates) -> Array:
     """Returns the mean weighted by agreement, Σ_{m≠n} p_n · p_m for candidate n."""
     del key
+    _require_classes(candidates, "agreement")
     votes = jnp.where(candidates.valid[:, None, None, None], candidates.probabilities, 0)
     others = votes.sum(axis=0) - votes
     # A single candidate agrees with no other, but must get all the weight.
@@ -231,7 +243,7 @@ def median(key: Array, candidates: Candidates) -> Array:
     del key
     rank, count = _ranks(candidates), candidates.valid.sum()
     middle = (rank == (count - 1) // 2).astype(jnp.float32) + (rank == count // 2)
-    return _normalised((middle * candidates.probabilities).sum(axis=0))
+    return _mean_of_kept(candidates, middle)
 
 
 def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> Array:
@@ -243,7 +255,7 @@ def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> 
     rank, count = _ranks(candidates), candidates.valid.sum()
     cut = jnp.floor(fraction * count).astype(count.dtype)
     kept = (rank >= cut) & (rank < count - cut)
-    return _normalised(jnp.where(kept, candidates.probabilities, 0).sum(axis=0))
+    return _mean_of_kept(candidates, kept.astype(jnp.float32))
 
 
 def density_ratio(key: Array, candidates: Candidates) -> Array:
@@ -328,10 +340,24 @@ def _ranks(candidates: Candidates) -> Array:
     return ((other < one) | (earlier & (other == one))).sum(axis=1)
 
 
-def _normalised(masses: Array) -> Array:
-    """Divides masses [..., C] by their sum; if all are 0 they stay 0."""
-    total = masses.sum(axis=-1, keepdims=True)
-    return masses / jnp.where(total > 0, total, 1)
+def _mean_of_kept(candidates: Candidates, kept: Array) -> Array:
+    """Returns the mean of what is kept, with weights [N, P, R, C]; 0 if nothing is.
+
+    That of probabilities is divided by its sum over the classes instead, to be a distribution.
+    """
+    sums = (kept * candidates.probabilities).sum(axis=0)
+    has_classes = candidates.task.has_classes
+    total = sums.sum(axis=-1, keepdims=True) if has_classes else kept.sum(axis=0)
+    return sums / jnp.where(total > 0, total, 1)
+
+
+def _require_classes(candidates: Candidates, what: str) -> None:
+    """Raises `ConfigError` if the candidates predict numbers."""
+    if not candidates.task.has_classes:
+        raise ConfigError(
+            f"target_selection needs {what}, which predictions of numbers do not have; choose random, "
+            "mean, median, trimmed_mean, density_ratio, densest or density_robust."
+        )
 
 
 def _pick(candidates: Candidates, scores: Array) -> Array:

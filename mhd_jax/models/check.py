@@ -43,7 +43,7 @@ _OF_VARIABLES = (
 _LINEAR = ("conv_general_dilated", "dot_general")
 
 
-def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> None:
+def require_backbone(backbone: nn.Module, samples: PyTree, num_outputs: int) -> None:
     """Raises `ConfigError` unless a module can be a client's backbone.
 
     The module must take `train`, return an embedding in both modes, draw no random numbers in
@@ -57,13 +57,13 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
     Args:
       backbone: the user's module.
       samples: shapes of a few samples as models see them.
-      num_classes: C.
+      num_outputs: C, of a head.
     """
     name = backbone_name(backbone)
     parameters = inspect.signature(type(backbone).__call__).parameters
     if "train" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
         raise ConfigError(f"{name}.__call__ must take `train: bool` beside the batch.")
-    model = ClientModel(backbone, 1, num_classes)
+    model = ClientModel(backbone, 1, num_outputs)
     key = jax.eval_shape(lambda: jax.random.key(0))
     layout = wrong_layout(samples.shape[1:]) if hasattr(samples, "shape") else None
     params, stats = _initialised(model, key, samples, layout)
@@ -79,15 +79,15 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_classes: int) -> 
             f"{name} convolves images [height, width, channels], but {layout}.", stacklevel=2
         )
     width = outputs.embeddings.shape[1]
-    if width == num_classes and _ends_linearly(model, params, stats, samples):
+    if width == num_outputs and _ends_linearly(model, params, stats, samples):
         raise ConfigError(
             f"{name} ends in a linear layer of width {width}, the number of classes, as a classifier "
             "does; return the hidden activation before it, for heads are added. (An embedding that "
             "is meant to be that wide may end in an activation or a norm.)"
         )
-    if width == num_classes and _are_probabilities(model, samples):
+    if width == num_outputs and _are_probabilities(model, samples):
         warnings.warn(
-            f"{name} returns {num_classes} numbers, none below 0, that sum to 1, as many as there are "
+            f"{name} returns {num_outputs} numbers, none below 0, that sum to 1, as many as there are "
             "classes: a classifier that ends in a softmax? Return the hidden activation before its "
             "last layer, for heads are added.",
             stacklevel=2,

@@ -30,7 +30,7 @@ class ClientModel:
         parameters are the client's own state: a pass in training mode may change them, a pass in
         evaluation mode only reads them. Sown values are dropped.
       num_heads: H; head 0 is the main head.
-      num_classes: C.
+      num_outputs: C, of each head: classes, or the numbers of a regression.
       compute_dtype: the type in which the backbone computes, e.g. "bfloat16"; parameters,
         statistics and heads keep their own type. None computes in the parameters' type.
       pretext: the task that the client learns from private images instead of labels, with its own
@@ -44,7 +44,7 @@ class ClientModel:
 
     backbone: nn.Module
     num_heads: int
-    num_classes: int
+    num_outputs: int
     compute_dtype: str | None = None
     pretext: Pretext | None = None
     initialization: str | None = None
@@ -73,7 +73,7 @@ class ClientModel:
         self._require_embedding(embeddings, inputs)
         width = embeddings.shape[1]
         # Fan-in is D for every head: draw the heads as one [D, H·C] layer, then separate them.
-        outputs = self.num_heads * self.num_classes
+        outputs = self.num_heads * self.num_outputs
         kernel = nn.initializers.lecun_normal()(head_key, (width, outputs), embeddings.dtype)
         params = {
             "backbone": variables.get("params", {}),
@@ -86,10 +86,10 @@ class ClientModel:
             # The two keys of the split above equal folding in 0 and 1, so this folds in 2.
             params = INITIALIZATIONS[self.initialization](jax.random.fold_in(key, 2), params)
         heads = params["heads"]
-        kernel = heads["kernel"].reshape(width, self.num_heads, self.num_classes)
+        kernel = heads["kernel"].reshape(width, self.num_heads, self.num_outputs)
         params["heads"] = {
             "kernel": kernel.transpose(1, 0, 2),
-            "bias": heads["bias"].reshape(self.num_heads, self.num_classes),
+            "bias": heads["bias"].reshape(self.num_heads, self.num_outputs),
         }
         if self.density is not None:
             params["density"] = {

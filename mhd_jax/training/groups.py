@@ -76,7 +76,7 @@ def init_state(
     sample = jax.tree.map(lambda a: a[0], sample_batch.inputs)
     groups = []
     for group in clients.groups:
-        model = group.client_model(num_heads, clients.num_classes)
+        model = group.client_model(num_heads, clients.num_outputs)
         model = dataclasses.replace(model, density=density)
         members = np.asarray(group.members)
         params, stats = over_clients(model.init, in_axes=(0, None))(keys[members], sample)
@@ -84,7 +84,9 @@ def init_state(
             params, stats = initial.in_place(params, stats, group.start)
         groups.append(GroupState(params, stats, (), model, group.optimizer, group.members))
     known = jax.tree.map(jnp.asarray, clients.label_sets)
-    state = State(jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), label_sets=known)
+    state = State(
+        jnp.zeros((), jnp.int32), key, client_ids, tuple(groups), known, task=clients.task
+    )
     return start_optimizers(state) if starts_optimizers else state
 
 
@@ -289,7 +291,7 @@ def _in_parts(one_client: Callable, part: int) -> Callable:
 def private_gradients(
     state: State, batch: Batch, label_smoothing: float, density_weight: float | None = None
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], Array]:
-    """Returns every client's gradient of CE(z^0(x), y) on its private batch.
+    """Returns every client's gradient of its task's loss of z^0(x) and y on its private batch.
 
     A client with a pretext task uses the loss of that task instead. For the weight see
     `mhd_jax.training.losses.private_loss`.
@@ -305,6 +307,7 @@ def private_gradients(
             *(outputs, labels, mask, label_set),
             label_smoothing=label_smoothing,
             density_weight=density_weight,
+            task=state.task,
         )
         return value, {"private_loss": value}
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mhd_jax.core.tasks import CLASSES, Task
 from mhd_jax.core.types import Outputs
 
 EMBEDDING_EPSILON = 1e-6
@@ -20,18 +21,22 @@ def private_loss(
     *,
     label_smoothing: float,
     density_weight: float | None = None,
+    task: Task = CLASSES,
 ) -> Array:
-    """Returns one client's loss on its private batch: `private_cross_entropy` of its main head.
+    """Returns one client's loss on its private batch: its task's, of its main head.
 
     With a `density_weight` its density ratio d^0 (`mhd_jax.exchange.density`) is trained, too: the
     loss has the private half of a logistic regression, mean softplus(−d^0(x)), with this weight.
 
     Args:
       outputs: logits [B, H, C], and densities [B, H] if there is a weight.
-      labels, mask, label_set, label_smoothing: see `private_cross_entropy`.
+      labels, label_set, label_smoothing: see `mhd_jax.core.tasks.Task.private_losses`.
+      mask: the samples of which the mean is taken, float [B].
       density_weight: see above.
+      task: what clients learn to predict.
     """
-    loss = private_cross_entropy(outputs.logits[:, 0], labels, mask, label_smoothing, label_set)
+    losses = task.private_losses(outputs.logits[:, 0], labels, label_smoothing, label_set)
+    loss = masked_mean(losses, mask)
     if density_weight is not None:
         own: Array = outputs.density[:, 0]  # type: ignore[index]
         loss += density_weight * masked_mean(jax.nn.softplus(-own), mask)
@@ -57,13 +62,7 @@ def private_cross_entropy(
     Returns:
       A scalar; 0 where the mask keeps nothing.
     """
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    if label_set is None:
-        targets = optax.smooth_labels(targets, label_smoothing)
-    else:
-        share = label_smoothing / label_set.sum()
-        targets = (1 - label_smoothing) * targets + jnp.where(label_set, share, 0)
-    return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
+    return masked_mean(CLASSES.private_losses(logits, labels, label_smoothing, label_set), mask)
 
 
 def pretext_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -78,11 +77,15 @@ def masked_mean(values: Array, mask: Array) -> Array:
 
 
 def distillation(
-    logits: Array, targets: Array, temperature: float = 1.0, label_set: Array | None = None
+    logits: Array,
+    targets: Array,
+    temperature: float = 1.0,
+    label_set: Array | None = None,
+    task: Task = CLASSES,
 ) -> Array:
     """Returns T² Σ_k mean_x CE(softmax(z^k(x)/T), target^k(x)), the auxiliary term of MHD.
 
-    The factor T² keeps the size of the gradient comparable between temperatures (Hinton et al.,
+    For a regression the cross-entropy is the task's squared error. The factor T² keeps the size of the gradient comparable between temperatures (Hinton et al.,
     2015); at the paper's T = 1 it has no effect.
 
     Args:
@@ -91,10 +94,9 @@ def distillation(
       temperature: T.
       label_set: the client's classes, bool [C]; None is all classes. The targets' probabilities
         of other classes are left out, without renormalisation (see `mhd_jax.core.label_sets`).
+      task: what clients learn to predict.
     """
-    if label_set is not None:
-        targets = jnp.where(label_set, targets, 0)
-    losses = optax.softmax_cross_entropy(logits / temperature, targets)
+    losses = task.distances(logits, targets, temperature, label_set)
     return temperature**2 * losses.mean(axis=0).sum()
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mhd_jax.core.tasks import CLASSES, Task
+
 SYMBOLS = {"beta_sh": "β_sh", "beta_priv": "β_priv"}
 OF_OWN_LABELS = ("beta_priv", "beta_own")  # measured on what clients have themselves
 
@@ -37,7 +39,14 @@ def head_names(num_heads: int) -> list[str]:
     return ["main", *(f"aux_{rank}" for rank in range(1, num_heads))]
 
 
-def correct_by_class(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:
+def correct_by_class(
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    num_classes: int,
+    task: Task = CLASSES,
+    targets: Array | None = None,
+) -> Array:
     """Returns the number of correct predictions by client, head and class.
 
     Args:
@@ -45,14 +54,21 @@ def correct_by_class(logits: Array, labels: Array, mask: Array, num_classes: int
       labels: int [N].
       mask: bool [N], False for padding.
       num_classes: C.
+      task: what clients predict.
+      targets: the numbers that a regression predicts, [N, D], whose ranges are the labels; None for
+        classes.
 
     Returns:
-      int32 [K, H, C].
+      int32 [K, H, C]; the sums of scores of a regression, float32.
     """
-    correct = (logits.argmax(axis=-1) == labels[None, :, None]) & mask[None, :, None]  # [K, N, H]
+    wanted = labels if targets is None else targets
+    scores = task.scores(logits, wanted[None, :, None])  # [K, N, H]
+    # A padded sample may hold anything, which a product with 0 need not remove.
+    scores = jnp.where(mask[None, :, None], scores, 0).astype(jnp.float32)
     classes = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     # Counts stay below 2^24 here, so float32 sums are exact.
-    return jnp.einsum("knh,nc->khc", correct.astype(jnp.float32), classes).astype(jnp.int32)
+    sums = jnp.einsum("knh,nc->khc", scores, classes)
+    return sums.astype(jnp.int32) if task.has_classes else sums
 
 
 def beta_sh(per_class: np.ndarray) -> np.ndarray:

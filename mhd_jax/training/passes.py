@@ -115,7 +115,10 @@ def _jointly(
     )
     public_outputs = jax.tree.map(lambda a: a[:, num_private:], outputs)
     loss = functools.partial(
-        private_loss, label_smoothing=label_smoothing, density_weight=density_weight
+        private_loss,
+        label_smoothing=label_smoothing,
+        density_weight=density_weight,
+        task=state.task,
     )
 
     def back(at_public: Outputs) -> tuple[Gradients, tuple[PyTree, ...], Array]:
