@@ -37,6 +37,7 @@ def record_of(
         "step": int(carry.state.step),
         "seed": run.seed,
         **run.accuracies(per_class),
+        **_chance(run),
         "train": run.means(carry),
         "messages": sent["messages"],
         "bytes": sent["total_bytes"],
@@ -126,6 +127,7 @@ def summarize(
             "status": "finished",
             "beta_sh": last["beta_sh"],
             "beta_priv": last["beta_priv"],
+            **_chance(run),
             **{name: last[name] for name in _OF_THE_LAST if name in last},
             **({} if consensus is None else {"consensus": consensus}),
             "per_client": (per_client := _per_client(run, per_class, last["per_client"])),
@@ -154,6 +156,11 @@ def summarize(
             "settings": run.settings,
         }
     )
+
+
+def _chance(run: Run) -> dict[str, float]:
+    """Returns the score of a guess where it is not 1/C: a regression's is that of the mean."""
+    return {} if run.clients.task.has_classes else {"chance": 0.0}
 
 
 def _described_numbers(run: Run) -> dict[str, Any]:

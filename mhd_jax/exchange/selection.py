@@ -355,8 +355,9 @@ def _require_classes(candidates: Candidates, what: str) -> None:
     """Raises `ConfigError` if the candidates predict numbers."""
     if not candidates.task.has_classes:
         raise ConfigError(
-            f"target_selection needs {what}, which predictions of numbers do not have; choose random, "
-            "mean, median, trimmed_mean, density_ratio, densest or density_robust."
+            f"target_selection needs {what}, which predictions of numbers do not have; choose "
+            "density_ratio (with num_targets='all'), mean, median, trimmed_mean, random, densest or "
+            "density_robust."
         )
 
 

@@ -32,5 +32,7 @@ def by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]
 
 
 def chance(summary: Mapping[str, Any]) -> float:
-    """Returns the accuracy of a guess, of C classes 1/C."""
+    """Returns the accuracy of a guess: of C classes 1/C; 0 for a regression, which says so."""
+    if "chance" in summary:
+        return summary["chance"]
     return 1 / len(summary["per_client"][0]["per_class_accuracy"]["main"])

@@ -70,6 +70,8 @@ def _accuracy(records: Sequence[Record], metric: str, heads: Sequence[str]) -> d
 
 def _chance(record: Record) -> float | None:
     """Returns the accuracy of a guess; None if the evaluation holds no accuracies by class."""
+    if "chance" in record:
+        return record["chance"]
     by_class = record["per_client"].get("per_class_accuracy")
     return 1 / len(next(iter(by_class.values()))[0]) if by_class else None
 

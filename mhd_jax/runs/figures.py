@@ -454,14 +454,15 @@ def _legend_above(figure: Figure, chance: float | None, *further: Any) -> None:
 def _fit(axis: Axes, chance: float | None, vertical: bool = True) -> None:
     """Lets an axis of accuracies begin where they do if all are high, and draws chance if it can.
 
-    Curves that are all near 1 would lie on each other on an axis from 0.
+    Curves that are all near 1 would lie on each other on an axis from 0. Scores of numbers may be
+    below 0; the axis shows them down to −1.
     """
     bounds = axis.dataLim.intervaly if vertical else axis.dataLim.intervalx
     low = float(bounds[0]) if np.isfinite(bounds[0]) else 0.0
-    if low > _HIGH:
-        begin = max(np.floor((low - 0.01) * 20) / 20, 0)
+    if low > _HIGH or low < 0:
+        begin = max(np.floor((low - 0.01) * 20) / 20, 0 if low > _HIGH else -1)
         (axis.set_ylim if vertical else axis.set_xlim)(begin, 1 + (1 - begin) * 0.02)
-    elif chance is not None:
+    if low <= _HIGH and chance is not None:
         line = axis.axhline if vertical else axis.axvline
         line(chance, **_CHANCE, gid="chance")
 

@@ -76,6 +76,7 @@ def write(run: FinishedRun) -> None:
         states=lanes.STATES,
         scale=levels.colours()[::7],
         curves=curves.of(history),
+        targets=_targets(summary),
         replay=replay.of(history, drawn_graph, classes),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
@@ -138,6 +139,7 @@ def write_comparison(
         if len(runs) <= _MOST_IN_TITLE
         else f"Comparison of {len(runs)} configurations",
         sentences=[_what_is_compared(runs, differing)],
+        targets=_targets(next(iter(runs.values()))[0].summary),
         verdict=verdict,
         dot_plots=_dot_plots(differences, list(runs)),
         figures=_save(folder, drawn),
@@ -253,8 +255,15 @@ def _accuracy_in_words(summary: Record) -> str:
     return (
         f"At the end, {whose or 'the '}last head, {last}, has {both(last, of)}; the main head has "
         f"{both(first, of)}: from main to last, {' and '.join(gains)}."
-        f"{'' if best == last else more} A guess has {chance(summary):.3g}."
+        f"{'' if best == last else more} {_guess(summary)}"
     )
+
+
+def _guess(summary: Record) -> str:
+    """Returns a sentence on what knows nothing of a sample."""
+    if _targets(summary):
+        return "Whoever predicts the mean of the targets has 0."
+    return f"A guess has {chance(summary):.3g}."
 
 
 def _what_is_compared(
@@ -509,6 +518,11 @@ def _facts(summary: Record, i: int, samples: Sequence[Sequence[int]] | None) -> 
 def _pooled(summary: Record) -> bool:
     """Returns whether one model was trained on the data of all clients."""
     return len(summary["per_client"]) < summary["num_clients"]
+
+
+def _targets(summary: Record) -> list[Record] | None:
+    """Returns the numbers that a regression predicts; None for classes."""
+    return summary.get("data", {}).get("targets")
 
 
 def _class_names(summary: Record) -> list[str]:

@@ -49,12 +49,17 @@ def interval(values: Sequence[float | None]) -> Statistic:
 def ends(value: Mapping[str, float | None], limits: Limits) -> Limits | None:
     """Returns the ends of a confidence interval within limits; None where there is no interval.
 
-    Student's interval of two or three seeds may reach beyond what the values can be.
+    Student's interval of two or three seeds may reach beyond what the values can be. Scores of a
+    regression know no lower limit: where the mean is beyond a limit, there is none.
     """
     mean, half = value["mean"], value.get("half_width")
     if mean is None or half is None:
         return None
-    return max(mean - half, limits[0]), min(mean + half, limits[1])
+    low, high = limits
+    return (
+        max(mean - half, low) if mean >= low else mean - half,
+        min(mean + half, high) if mean <= high else mean + half,
+    )
 
 
 def p_value(value: Mapping[str, float | None], count: int) -> float:

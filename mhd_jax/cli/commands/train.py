@@ -77,6 +77,8 @@ def _show(result: Result, workdir: pathlib.Path) -> None:
     for head, value, own in report.accuracy_lines(summary):
         table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
     console.print(table)
+    if "targets" in summary["data"]:
+        console.print("Scores are shares of the targets' variance that predictions explain.")
     launch.tell_report(workdir)
 
 

@@ -21,9 +21,11 @@ const charts = (() => {
   const shown = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
   const known = (lines) => lines.flat().filter((value) => value !== null);
 
-  // An axis of accuracies begins at 0, or where they do if all are high.
+  // An axis of accuracies begins at 0, or where they do if all are high. Scores of numbers may be
+  // below 0, down to -1 on the axis; what is lower lies on its edge.
   function ofAccuracies(lines) {
     const low = Math.min(...known(lines));
+    if (low < 0) return [Math.max(Math.floor(low * 4) / 4, -1), 1];
     return [low > 0.5 ? Math.max(Math.floor((low - 0.01) * 20) / 20, 0) : 0, 1];
   }
 
@@ -48,7 +50,8 @@ const charts = (() => {
     const [low, high] = isLoss ? ofLosses(every) : ofAccuracies(every);
     const [first, last] = [view.steps[0], view.steps[view.steps.length - 1]];
     const x = (step) => LEFT + ((step - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT);
-    const y = (value) => HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+    const share = (value) => (Math.max(value, low) - low) / (high - low);
+    const y = (value) => HEIGHT - BOTTOM - share(value) * (HEIGHT - TOP - BOTTOM);
     const ends = names.map((name, h) => `${name} ${shown(lines[h].at(-1))}`).join(", ");
     const svg = drawn("svg", {
       viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
