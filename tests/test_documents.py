@@ -72,7 +72,9 @@ def test_tables_and_data_sets_of_torch(tmp_path, monkeypatch):
 def test_numbers_to_predict():
     names = run("docs/bringing_data.md", 1)
     clients = names["clients"]
-    alone = mhd.simulate("complete", clients, "isolated", steps=400, metrics=names["metrics"]).summary
+    alone = mhd.simulate(
+        "complete", clients, "isolated", steps=400, metrics=names["metrics"]
+    ).summary
     found = names["result"].summary
     assert found["beta_sh"]["aux_1"] > alone["beta_sh"]["main"] + 0.02
     assert found["metrics"]["rmse"]["aux_1"] < 0.95 * alone["metrics"]["rmse"]["main"]

@@ -85,7 +85,7 @@ def _groups() -> dict[str, list[str]]:
         "graph": ["topology", *run_flags.TOPOLOGY_FLAGS],
         "model": ["model", "norm", "initialization"],
         "algorithm": ["adversaries", *run_flags.HYPERPARAMETER_HELP],
-        "optimizer": [*run_flags.OPTIMIZER_HELP, "learning_rates"],
+        "optimizer": ["optimizer", *run_flags.OPTIMIZER_HELP, "learning_rates"],
         "faults": [*run_flags.FAULT_HELP, *run_flags.BY_CLIENT_HELP, "on_nonfinite"],
         "devices": [
             *("compute_dtype", "data_placement", "client_chunk", "num_devices"),

@@ -36,7 +36,7 @@ from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
 from mhd_jax.topology.graphs import TOPOLOGIES
-from mhd_jax.training.optim import SCHEDULES
+from mhd_jax.training.optim import OPTIMIZERS, SCHEDULES
 from mhd_jax.training.projection import EMBEDDING_PROJECTIONS
 
 FLAGS = flags.FLAGS
@@ -192,12 +192,16 @@ _RUN_HELP = {
 }
 OPTIMIZER_HELP = {
     "learning_rate": "Peak learning rate.",
-    "momentum": "Momentum of SGD.",
+    "momentum": "Momentum.",
     "nesterov": "Whether momentum is Nesterov's; by default as in the algorithm's paper: that of "
     f"{', '.join(name for name, build in ALGORITHMS.items() if build().nesterov)} is.",
-    "weight_decay": "L2 weight decay on all parameters.",
+    "beta1": "β₁, the decay rate of gradients' mean.",
+    "beta2": "β₂, the decay rate of the mean of their squares.",
+    "weight_decay": "Weight decay on all parameters: of sgd added to the gradient, of adamw beside it.",
     "schedule": "How the learning rate falls.",
     "warmup_steps": "Steps of linear warm-up before the schedule.",
+    "clip_norm": "The largest norm of a client's gradient, to which longer ones are scaled down; by "
+    "default none are.",
 }
 FAULT_HELP = {
     "link_loss": "How likely a message from one client to another is lost, at each step and for each "
@@ -227,7 +231,7 @@ _TOPOLOGY_HELP = {
     "default they always are",
 }
 TOPOLOGY_FLAGS = sorted(_TOPOLOGY_HELP)
-_SETTINGS, _FAULTS, _OPTIMIZER = map(defaults, (RunSettings, mhd.Faults, mhd.optim.SGD))
+_SETTINGS, _FAULTS = map(defaults, (RunSettings, mhd.Faults))
 
 
 def _parameters(
@@ -256,7 +260,6 @@ def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
 flags.adopt_module_key_flags(data_flags)
 flags.adopt_module_key_flags(watching)
 define_fields(RunSettings, _RUN_HELP, _CHOICES)
-define_fields(mhd.optim.SGD, OPTIMIZER_HELP, _CHOICES)
 define_fields(mhd.Faults, FAULT_HELP)
 for _name, _text in BY_CLIENT_HELP.items():
     flags.DEFINE_string(_name, "", _text)
@@ -274,10 +277,13 @@ flags.DEFINE_bool(
     "overwrite", False, "Whether to remove the runs that the workdir holds, and begin anew."
 )
 _HYPERPARAMETERS = _parameters(ALGORITHMS)
-for _name, _of in _HYPERPARAMETERS.items():
-    _default, _users = described({algorithm: p.default for algorithm, p in _of.items()})
+flags.DEFINE_enum("optimizer", "sgd", list(OPTIMIZERS), "How clients take steps.")
+_OPTIMIZER = _parameters(OPTIMIZERS)
+for _name, _of in {**_OPTIMIZER, **_HYPERPARAMETERS}.items():
+    _default, _users = described({owner: p.default for owner, p in _of.items()})
     _annotation = next(iter(_of.values())).annotation
-    _text = f"{HYPERPARAMETER_HELP[_name]} {_users}"
+    _help = OPTIMIZER_HELP if _name in _OPTIMIZER else HYPERPARAMETER_HELP
+    _text = f"{_help[_name]} {_users}"
     if _name == "target_selection":
         define_choice(_name, _default, _CHOICES[_name], _text)
     else:
@@ -296,11 +302,10 @@ def settings(*, strict: bool = True) -> RunSettings:
     data = data_flags.values()
     derived = (*data, "optimizer", "topology_options", "faults")
     values = {name: _flag(name) for name in _SETTINGS if name not in derived}
-    optimizer = mhd.optim.SGD(**{name: _flag(name) for name in _OPTIMIZER})
     return RunSettings(
         **data,
         **values,
-        optimizer=optimizer,
+        optimizer=_optimizer(),
         topology_options=_topology_options(strict),
         faults=_faults(),
     )
@@ -410,6 +415,19 @@ def define_own(arguments: Sequence[str]) -> None:
 
 
 _OF_ALGORITHMS = re.compile(r"--?(?:(?:grid|vary|space)=-{0,2})?algorithms?=(.*)")
+
+
+def _optimizer() -> mhd.optim.SGD | mhd.optim.AdamW:
+    """Returns the chosen optimizer, with its own defaults for flags that are not given."""
+    chosen = _flag("optimizer")
+    for name, users in _OPTIMIZER.items():
+        if FLAGS[name].present and chosen not in users:
+            raise mhd.ConfigError(
+                f"--{name} belongs to --optimizer={' or '.join(users)}, not to --optimizer={chosen}; "
+                "leave one of them out."
+            )
+    given = {name: _flag(name) for name, users in _OPTIMIZER.items() if chosen in users}
+    return OPTIMIZERS[chosen](**{name: x for name, x in given.items() if x is not None})
 
 
 def _flag(name: str) -> Any:

@@ -8,7 +8,6 @@ no folder of the machine.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 import pathlib
 import platform
@@ -26,6 +25,7 @@ from mhd_jax.runs.environment import environment
 from mhd_jax.runs.other_settings import differing_settings
 from mhd_jax.runs.records import jsonable, read_json, write_text
 from mhd_jax.runs.settings import flat
+from mhd_jax.training import optim
 
 Record = Mapping[str, Any]
 
@@ -137,8 +137,8 @@ def known_without_data(settings: RunSettings, algorithm: mhd.Algorithm) -> dict[
     models = collections.Counter(
         of_each(settings.model, settings.num_clients, "models", "resnet18:4,resnet34:4")
     )
-    optimizer = dataclasses.asdict(settings.optimizer)
-    del optimizer["nesterov"]  # the algorithm may decide
+    optimizer = optim.described(settings.optimizer)
+    optimizer.pop("nesterov", None)  # the algorithm may decide
     return jsonable(
         {
             "algorithm": algorithm.name,

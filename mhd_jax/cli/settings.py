@@ -24,7 +24,7 @@ from mhd_jax.engine.run import Run
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies.compare import settings_for
-from mhd_jax.training.optim import SGD
+from mhd_jax.training.optim import SGD, AdamW
 
 # Settings that are one run's own, and those of all runs of one call.
 _OF_A_RUN = {field.name for field in dataclasses.fields(Settings)} - {"seed", "eval_every"}
@@ -110,7 +110,7 @@ class RunSettings:
     epochs: float | None = Settings.epochs
     batch_size: int = Settings.batch_size
     public_batch_size: int = Settings.public_batch_size
-    optimizer: SGD = SGD()
+    optimizer: SGD | AdamW = SGD()
     learning_rates: str = ""
     eval_every: int = Settings.eval_every
     eval_batch_size: int = Settings.eval_batch_size
@@ -238,7 +238,7 @@ class RunSettings:
             found[int(client)] = kind.strip()
         return found
 
-    def _optimizers(self) -> dict[str, SGD]:
+    def _optimizers(self) -> dict[str, SGD | AdamW]:
         """Returns the optimizers of models with their own learning rate, by model."""
         found = {}
         for part in filter(None, self.learning_rates.split(",")):

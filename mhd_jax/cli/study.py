@@ -240,7 +240,8 @@ def _program(case: Case) -> str:
         case.settings, topology="", topology_options=(), partition=mhd.partition.iid()
     )
     own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    own["optimizer"] = {k: kind(v) for k, v in dataclasses.asdict(settings.optimizer).items()}
+    optimizer = settings.optimizer
+    own["optimizer"] = type(optimizer), {k: kind(v) for k, v in vars(optimizer).items()}
     numbers = {k: kind(v) for k, v in case.algorithm.hyperparameters.items()}
     return repr((case.algorithm.name, numbers, own))
 

@@ -151,7 +151,7 @@ def _numbers(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     column = _complete(table, name, "label")
     if column.dtype.kind not in "if":
         raise ConfigError(
-            f"{table.name}: the label {name} holds texts, like {column[0]!r:.60}, but a regression is of "
+            f"{table.name}: the label {name} holds texts, like {str(column[0])!r:.60}, but a regression is of "
             "numbers; leave regression out, or give another label."
         )
     beyond = np.flatnonzero(~np.isfinite(column))

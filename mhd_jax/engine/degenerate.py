@@ -87,7 +87,7 @@ def _of_intervals(
     """Yields a warning for each interval that is longer than the run, so that nothing happens."""
     has_pool = bool(hyperparameters.get("pool_size"))
     averages = hyperparameters.get("ensembles") is not None
-    warmup = optimizer.warmup_steps if isinstance(optimizer, optim.SGD) else 0
+    warmup = optimizer.warmup_steps if isinstance(optimizer, optim.Recorded) else 0
     epochs = hyperparameters.get("local_epochs")
     local_steps = hyperparameters.get("local_steps", 0) if epochs is None else 0
     of_epochs = 0 if epochs is None else steps_of_epochs(epochs, clients, spec.private)

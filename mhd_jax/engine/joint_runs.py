@@ -159,7 +159,7 @@ def _frozen(run: Run) -> tuple[tuple[str, ...], ...]:
 
 
 def _numbers(record: Any) -> dict[str, float]:
-    """Returns the numbers of `Algorithm.parts` or of an `SGD`, by name; all else has none."""
+    """Returns the numbers of `Algorithm.parts` or of an optimizer's record, by name; all else has none."""
     fields = dataclasses.fields(record) if dataclasses.is_dataclass(record) else ()
     found = {field.name: getattr(record, field.name) for field in fields if field.type in _NUMBER}
     return {name: value for name, value in found.items() if value is not None}

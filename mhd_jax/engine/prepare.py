@@ -50,8 +50,11 @@ def of_another(name: str) -> str | None:
     if having:
         which = " or ".join(having[:3])
         return f"it belongs to the algorithm {which}: algorithm=mhd.algorithms.{having[0]}({name}=...)."
-    if name in {field.name for field in dataclasses.fields(optim.SGD)}:
-        return f"it belongs to the optimizer: optimizer=mhd.optim.SGD({name}=...)."
+    for record in optim.OPTIMIZERS.values():
+        if name in {field.name for field in dataclasses.fields(record)}:
+            return (
+                f"it belongs to the optimizer: optimizer=mhd.optim.{record.__name__}({name}=...)."
+            )
     if name != "seed" and name in inspect.signature(make_clients).parameters:  # runs have seeds
         return f"it belongs to the clients: mhd.make_clients(..., {name}=...)."
     return None
@@ -412,9 +415,9 @@ def _described_optimizers(
 
 
 def _described(optimizer: optim.Optimizer, groups: Sequence[GroupState]) -> Any:
-    """Returns an optimizer as a setting: an SGD's fields, or a digest of its update program."""
-    if isinstance(optimizer, optim.SGD):
-        return dataclasses.asdict(optimizer)
+    """Returns an optimizer as a setting: a record's fields, or a digest of its update program."""
+    if isinstance(optimizer, optim.Recorded):
+        return optim.described(optimizer)
     update = optim.build(optimizer, 1)
 
     def of_one(group: GroupState) -> str:

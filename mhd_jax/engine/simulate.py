@@ -77,7 +77,7 @@ def simulate(
       epochs: instead of `steps`: passes over the private data, averaged over clients.
       batch_size: B, private samples of one client in a step.
       public_batch_size: P, public samples in a step; unused by algorithms without a public set.
-      optimizer: an `optim.SGD` or any optax transformation, for clients without their own;
+      optimizer: an `optim.SGD`, an `optim.AdamW` or any optax transformation, for clients without their own;
         `optim.SGD()` if None.
       seed: the seed of all randomness in training (the split has its own, in `make_clients`).
       eval_every: steps between evaluations on the test set; the last step always has one.

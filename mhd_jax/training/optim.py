@@ -1,6 +1,6 @@
-"""Optimizers as settings: a frozen record that builds an optax transformation.
+"""Optimizers as settings: frozen records that build optax transformations.
 
-Any optax transformation may be used instead; with the record a run can be repeated from its
+Any optax transformation may be used instead; with a record a run can be repeated from its
 `config.json`, and equal settings share one compiled program.
 """
 
@@ -24,37 +24,32 @@ from mhd_jax.models.pretrained import is_frozen
 SCHEDULES = ("cosine", "constant", "step", "decreasing")
 
 
-@dataclasses.dataclass(frozen=True)
-class SGD:
-    """Stochastic gradient descent with momentum and L2 weight decay on all parameters.
+class Recorded:
+    """What all records of optimizers share: the schedule of the learning rate, and clipping.
 
     Attributes:
       learning_rate: the peak rate.
-      momentum: β; 0 keeps no buffer.
-      nesterov: whether momentum is Nesterov's. None takes the form in the paper of the run's
-        algorithm: Nesterov's for gossip and CCL.
-      weight_decay: added to the gradient as weight_decay · θ, before the momentum.
+      weight_decay: see each record.
       schedule: "cosine" to 0 over the run, "constant", "step": divided by 10 at half and at three
         quarters of the run, or "decreasing": η / (1 + t/100)^¾ whatever the length of the run,
         rates whose sum diverges while the sum of their squares converges (Robbins and Monro,
         1951).
       warmup_steps: W steps of linear warm-up before the schedule: step t < W has (t + 1)/W of the
         peak rate, so that no step has rate 0, and step W is the first of the schedule.
+      clip_norm: the largest norm of a client's gradient, to which a longer one is scaled down before
+        anything else; None clips nothing.
     """
 
-    learning_rate: float = 0.03
-    momentum: float = 0.9
-    nesterov: bool | None = None
-    weight_decay: float = 1e-3
-    schedule: str = "cosine"
-    warmup_steps: int = 0
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_steps: int
+    clip_norm: float | None
 
     def __post_init__(self):
         require_kinds(self)
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must be in [0, 1), not {self.momentum}.")
         if not self.weight_decay >= 0:
             raise ConfigError(f"weight_decay must be at least 0, not {self.weight_decay}.")
         if self.schedule not in SCHEDULES:
@@ -63,6 +58,12 @@ class SGD:
             )
         if self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be at least 0, not {self.warmup_steps}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm must be positive, or be left out, not {self.clip_norm}.")
+        for name in ("momentum", "beta1", "beta2"):
+            value = getattr(self, name, 0.0)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name} must be in [0, 1), not {value}.")
 
     def rate(self, steps: int, peak: Any = None) -> optax.Schedule:
         """Returns the learning rate as a function of the step, for a run of `steps` steps.
@@ -97,22 +98,94 @@ class SGD:
         `numbers` are traced values, by name, that stand for those of some settings, and are 0 where
         these are. Without them there is one object per setting.
         """
-        return _build_sgd(self, steps, numbers) if numbers else _cached_sgd(self, steps)
+        return _build(self, steps, numbers) if numbers else _cached(self, steps)
+
+    def directions(self, number: Callable[[str], Any]) -> list[optax.GradientTransformation]:
+        """Returns what makes steps of gradients, but for the rate; `number` gives a setting."""
+        raise NotImplementedError
 
 
-def _build_sgd(
-    settings: SGD, steps: int, numbers: Mapping[str, jax.Array] = types.MappingProxyType({})
+@dataclasses.dataclass(frozen=True)
+class SGD(Recorded):
+    """Stochastic gradient descent with momentum and L2 weight decay on all parameters.
+
+    Attributes:
+      learning_rate, schedule, warmup_steps, clip_norm: see `Recorded`.
+      momentum: β; 0 keeps no buffer.
+      nesterov: whether momentum is Nesterov's. None takes the form in the paper of the run's
+        algorithm: Nesterov's for gossip and CCL.
+      weight_decay: added to the gradient as weight_decay · θ, before the momentum.
+    """
+
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    nesterov: bool | None = None
+    weight_decay: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+
+    def directions(self, number: Callable[[str], Any]) -> list[optax.GradientTransformation]:
+        """See `Recorded`."""
+        decay = optax.add_decayed_weights(number("weight_decay"))
+        momentum = optax.trace(number("momentum"), bool(self.nesterov))
+        return [
+            decay if self.weight_decay else optax.identity(),
+            momentum if self.momentum else optax.identity(),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Recorded):
+    """Adam with decoupled weight decay: Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101.
+
+    Attributes:
+      learning_rate, schedule, warmup_steps, clip_norm: see `Recorded`.
+      beta1, beta2: β₁ and β₂, the decay rates of the two moments.
+      weight_decay: each step takes η · weight_decay · θ from the parameters, beside Adam's step.
+    """
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+
+    def directions(self, number: Callable[[str], Any]) -> list[optax.GradientTransformation]:
+        """See `Recorded`."""
+        decay = optax.add_decayed_weights(number("weight_decay"))
+        return [
+            optax.scale_by_adam(number("beta1"), number("beta2")),
+            decay if self.weight_decay else optax.identity(),
+        ]
+
+
+OPTIMIZERS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}
+
+
+def described(record: Recorded) -> dict[str, Any]:
+    """Returns the settings of a record; those of SGD have no name, and None is left out."""
+    fields = {name: value for name, value in vars(record).items() if value is not None}
+    return fields if isinstance(record, SGD) else {"name": type(record).__name__.lower(), **fields}
+
+
+def _build(
+    settings: Recorded, steps: int, numbers: Mapping[str, jax.Array] = types.MappingProxyType({})
 ) -> optax.GradientTransformation:
-    momentum = numbers.get("momentum", settings.momentum)
-    weight_decay = numbers.get("weight_decay", settings.weight_decay)
+    def number(name: str) -> Any:
+        return numbers.get(name, getattr(settings, name))
+
+    clips = settings.clip_norm is not None
     return optax.chain(
-        optax.add_decayed_weights(weight_decay) if settings.weight_decay else optax.identity(),
-        optax.trace(momentum, bool(settings.nesterov)) if settings.momentum else optax.identity(),
+        *([optax.clip_by_global_norm(number("clip_norm"))] if clips else []),
+        *settings.directions(number),
         _scale_by_rate(settings.rate(steps, numbers.get("learning_rate"))),
     )
 
 
-_cached_sgd = functools.cache(_build_sgd)
+_cached = functools.cache(_build)
 
 
 class _RateState(NamedTuple):
@@ -136,7 +209,7 @@ def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-Optimizer: TypeAlias = SGD | optax.GradientTransformation
+Optimizer: TypeAlias = SGD | AdamW | optax.GradientTransformation
 
 
 def resolved(optimizer: Any, nesterov: bool) -> Any:
@@ -150,17 +223,18 @@ def resolved(optimizer: Any, nesterov: bool) -> Any:
 
 
 def build(optimizer: Any, steps: int) -> optax.GradientTransformation:
-    """Returns the optax transformation of an `SGD`, or of a user's own, in a run of `steps` steps.
+    """Returns the optax transformation of a record, or a user's own, in a run of `steps` steps.
 
     Raises:
       ConfigError: `optimizer` is neither. The returned transformation raises `ConfigError`, too,
         if a user's transformation fails.
     """
-    if isinstance(optimizer, SGD):
+    if isinstance(optimizer, Recorded):
         return optimizer.build(steps)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ConfigError(
-            f"an optimizer is mhd_jax.optim.SGD(...) or an optax transformation, not {optimizer!r}."
+            f"an optimizer is mhd_jax.optim.SGD(...), mhd_jax.optim.AdamW(...) or an optax "
+            f"transformation, not {optimizer!r}."
         )
     return optimizer if isinstance(optimizer, _Guarded) else _guarded(optimizer)
 

@@ -43,10 +43,14 @@ def algorithm(name, **numbers):
     return ALGORITHMS[name](**fewest | numbers)
 
 
-def arguments(name, seed=0, graph_of=None, learning_rate=None, weight_decay=1e-3, **numbers):
+def arguments(
+    name, seed=0, graph_of=None, learning_rate=None, weight_decay=1e-3, optimizer=None, **numbers
+):
     """Those of one run; a setting of the engine's is among the numbers."""
     how = {key: numbers.pop(key) for key in [*SETTINGS, "client_chunk"] if key in numbers}
-    if learning_rate is not None:
+    if optimizer is not None:
+        how["optimizer"] = optimizer
+    elif learning_rate is not None:
         how["optimizer"] = mhd.optim.SGD(learning_rate, weight_decay=weight_decay)
     return {
         "topology": graph(seed if graph_of is None else graph_of),
@@ -201,6 +205,14 @@ def settings(name="mhd", learning_rate=0.1, **how):
             {"name": "ccl", "lambda_m": 0.4},
             {"name": "ccl", "lambda_d": 2.0, "averaging_rate": 0.5},
             {"name": "ccl", "learning_rate": 0.3},
+        ],
+        [
+            {"name": "dsgd", "optimizer": mhd.optim.AdamW(rate, beta1, beta2, clip_norm=norm)}
+            for rate, beta1, beta2, norm in (
+                (0.05, 0.9, 0.9, 0.1),
+                (0.1, 0.9, 0.99, 0.1),
+                (0.05, 0.2, 0.9, 1.0),
+            )
         ],
     ],
 )

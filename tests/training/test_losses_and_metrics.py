@@ -12,6 +12,7 @@ from mhd_jax.engine.evaluation import evaluation_set
 from mhd_jax.engine.steps import count_correct
 from mhd_jax.exchange import diagnostics
 from mhd_jax.training import losses, metrics
+from tests.builders import take_steps, tiny_batch, tiny_clients
 
 RNG = np.random.default_rng(0)
 
@@ -62,14 +63,16 @@ def test_betas_by_their_definition():
     answers = RNG.integers(0, num_classes, (num_clients, n, num_heads))
     table = jnp.asarray(np.eye(num_classes)[answers])  # logits by client and sample
 
-    samples = evaluation_set(np.arange(n, dtype=np.float32)[:, None], labels, batch_size=10)
+    inputs = np.arange(n, dtype=np.float32)[:, None]
+    samples = evaluation_set(inputs, labels, labels, batch_size=10)
     assert samples.labels.shape == (4, 10)
 
     def predict(state, inputs):
         return jnp.take(table, inputs[:, 0].astype(int), axis=1)
 
+    nobody = mhd.State(jnp.int32(0), jax.random.key(0), jnp.arange(num_clients), ())
     correct, total = count_correct(
-        None, samples, predict=predict, preparation=PLAIN, num_classes=num_classes
+        nobody, samples, predict=predict, preparation=PLAIN, num_classes=num_classes
     )
     np.testing.assert_array_equal(total, np.bincount(labels, minlength=4))
     with np.errstate(invalid="ignore"):
@@ -126,6 +129,46 @@ def test_sgd_equals_its_equations(nesterov):
     assert settings.build(10) is tx
 
 
+def test_adamw_and_clipping_equal_their_equations():
+    settings = mhd.optim.AdamW(0.1, 0.8, 0.9, 0.05, schedule="constant", clip_norm=0.5)
+    tx = settings.build(10)
+    x = np.array([1.0, -2.0])
+    m, v = np.zeros(2), np.zeros(2)
+    params = jnp.asarray(x)
+    state = tx.init(params)
+    for t, gradient in enumerate(([0.3, 0.1], [-3.0, 4.0], [0.0, 0.4]), start=1):
+        g = np.array(gradient) * min(
+            1, 0.5 / np.linalg.norm(gradient)
+        )  # the second is 10 times too long
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        adam = (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+        x = x - 0.1 * (adam + 0.05 * x)
+        updates, state = tx.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, x, rtol=1e-4)
+    assert settings.build(10) is tx
+
+
+def test_each_client_clips_its_own_gradient():
+    """At a rate of 1 no client moves farther than the norm, and one with a short gradient as far as it."""
+    moves = []
+    for clip_norm in (None, 0.5):
+        optimizer = mhd.optim.SGD(
+            1.0, 0.0, weight_decay=0.0, schedule="constant", clip_norm=clip_norm
+        )
+        started = tiny_clients(4, optimizer=optimizer.build(5))
+        (before, after), _ = take_steps(
+            mhd.algorithms.isolated(), started, jnp.zeros((4, 4)), [tiny_batch(4)]
+        )
+        change = jax.tree.map(jnp.subtract, before.groups[0].params, after.groups[0].params)
+        moves.append(
+            [jnp.concatenate([a[i].ravel() for a in jax.tree.leaves(change)]) for i in range(4)]
+        )
+    for free, clipped in zip(*moves, strict=True):
+        norm = float(jnp.linalg.norm(free))
+        np.testing.assert_allclose(clipped, free * min(1, 0.5 / norm), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -135,6 +178,7 @@ def test_sgd_equals_its_equations(nesterov):
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"schedule": "linear"}, "unknown schedule 'linear'"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
     ],
 )
 def test_bad_optimizers_are_refused(settings, sentence):
