@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.runs import curves
-from mhd_jax.runs.callbacks import live_report
+from mhd_jax.runs.callbacks import live_page
 from mhd_jax.runs.finished import has_report
 from tests.builders import Linear, simulate_in, tiny_clients, tiny_dataset
 
@@ -17,8 +17,8 @@ HOW = {"topology": "ring", "algorithm": "isolated", "steps": 4, "batch_size": 4,
 @pytest.fixture
 def at_once(monkeypatch):
     """Lets pages be written as soon as there is news."""
-    monkeypatch.setattr(live_report, "_LEAST_WAIT", 0)
-    monkeypatch.setattr(live_report, "_SHARE", 0)
+    monkeypatch.setattr(live_page, "_LEAST_WAIT", 0)
+    monkeypatch.setattr(live_page, "_SHARE", 0)
 
 
 def page_of(folder):
