@@ -75,7 +75,7 @@ def write(run: FinishedRun) -> None:
         lanes=None if took_part is None else lanes.drawing(took_part),
         states=lanes.STATES,
         scale=levels.colours()[::7],
-        curves=curves.of(history),
+        curves=_curves(summary, history),
         replay=replay.of(history, drawn_graph, classes),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
@@ -83,12 +83,21 @@ def write(run: FinishedRun) -> None:
     )
 
 
+def _curves(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
+    """Returns the curves of all clients, of honest ones and of each model's; of one pooled model, its."""
+    if _pooled(summary):
+        return curves.of(history)
+    models = [client["model"] for client in summary["per_client"]]
+    return curves.of(history, summary["settings"]["clients"].get("adversaries", ()), models)
+
+
 def _class_maps(found: class_map.ClassMap | None) -> dict[str, Any] | None:
     """Returns the class maps of the main and the last head; None if there are none to draw."""
     if found is None or not found.is_drawn:
         return None
     maps = [class_map.drawing(found, head) for head in class_map.shown_heads(found)]
-    return {"maps": maps, "is_folded": found.is_folded}
+    orders = {name: list(order) for name, order in class_map.orders(found).items()}
+    return {"maps": maps, "orders": orders, "is_folded": found.is_folded}
 
 
 def _graph(found: graph.Graph | None) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def write(
         taken=step,
         whole=steps,
         tables=tables,
-        curves=curves.of(history) if history else None,
+        curves=curves.of(history, of_clients.get("adversaries", ())) if history else None,
         settings=dotted.flat(settings),
         environments=[config.get("environment", {})],
     )

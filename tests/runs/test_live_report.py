@@ -41,7 +41,9 @@ def test_the_page_says_how_far_the_run_is(tmp_path, at_once):
     drawn = json.loads(re.search(r'id="curves-data">(.*?)</script>', pages[-1])[1])
     assert drawn == json.loads(json.dumps(curves.of(history))) and drawn["steps"] == [2, 4]
     each = [record["per_client"]["beta_sh"]["main"] for record in history]
-    assert drawn["panels"][0]["ranges"][0][0] == [round(min(values), 4) for values in each]
+    assert drawn["groups"][0]["panels"][0]["ranges"][0][0] == [
+        round(min(values), 4) for values in each
+    ]
     assert has_report(tmp_path) and 'http-equiv="refresh"' not in page_of(tmp_path)
 
 
