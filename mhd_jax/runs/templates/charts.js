@@ -99,7 +99,7 @@ const charts = (() => {
   }
 
   function legend(view) {
-    return element("ul", { class: "legend", "aria-label": "Heads" }, ...view.heads.map((head, h) =>
+    return element("ul", { class: "legend of-lines", "aria-label": "Heads" }, ...view.heads.map((head, h) =>
       element("li", {}, element("i", { style: `border-color: ${view.colours[h]}` }), head)));
   }
 
