@@ -62,9 +62,10 @@ def main() -> None:
     questions = paper_cases.questions(run_flags.settings(), _LARGER_MODEL.value, _PILOT_STEPS.value)
     seeds = {question: _seeds(question) for question in questions}
     results = folder_here(_RESULTS.value, "--results")
+    workdir = study.workdir("runs/paper")
     if not _TABLES.value:
-        study.keep(_runs(questions, seeds), study.workdir("runs/paper"), results)
-    paper_tables.publish(results, questions, seeds)
+        study.keep(_runs(questions, seeds), workdir, results)
+    paper_tables.publish(results, questions, seeds, workdir)
 
 
 def _seeds(question: str) -> list[int]:

@@ -33,7 +33,10 @@ _EXPLAINED = (
 
 
 def publish(
-    records: pathlib.Path, questions: Mapping[str, Groups], seeds: Mapping[str, Sequence[int]]
+    records: pathlib.Path,
+    questions: Mapping[str, Groups],
+    seeds: Mapping[str, Sequence[int]],
+    workdir: pathlib.Path,
 ) -> None:
     """Writes tables.md, tables.json and figures of all questions that have records.
 
@@ -41,6 +44,7 @@ def publish(
       records: the folder of the records, which gets the tables.
       questions: the study's cases, by question, group and name.
       seeds: the seeds that a question is to have.
+      workdir: the folder of the runs, which gets the page.
     """
     rows, shown, elsewhere = {}, [], set[str]()
     figures: dict[str, Callable[[], Figure]] = {}
@@ -60,7 +64,8 @@ def publish(
             shown.append(_table_by_hops(question, far))
             figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
     make_folder(records / FIGURES, "folder of figures")
-    study.publish(records, rows, shown, figures, name="tables")
+    make_folder(workdir, "workdir")
+    study.publish(records, rows, shown, figures, name="tables", page_folder=workdir)
 
 
 def _rows(

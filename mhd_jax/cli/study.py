@@ -6,6 +6,7 @@ A study brings its flags, its cases, its rows and its figures; all else is here.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,9 +20,13 @@ from mhd_jax.cli.watching import watchers
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
-from mhd_jax.runs.drawing import Figure, save_figure
+from mhd_jax.runs import page, report
+from mhd_jax.runs.callbacks import LiveReport
+from mhd_jax.runs.decoration import decoration
+from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
+from mhd_jax.studies.live_study import LiveStudy
 
 _MOST_AT_ONCE = 64  # runs given to one call of simulate_cases
 _FOR_DATA = 0.1  # the share of the memory for the runs' copies of the data
@@ -212,7 +217,13 @@ def _simulated(
     place: str = "",
     **options: Any,
 ) -> Iterator[Outcome]:
-    """Runs each batch of cases and seeds in one call, and yields the outcomes."""
+    """Runs each batch of cases and seeds in one call, and yields the outcomes; writes live pages."""
+    rows: dict[str, list[pathlib.Path]] = {}
+    for case, seed in itertools.chain(*batches):
+        rows.setdefault(case.name, []).append(case.run_folder(workdir, seed))
+    pages: list[mhd.Callback] = [LiveStudy(workdir, rows, place and f"These are {place}.")]
+    if options.get("write_reports", True):
+        pages.append(LiveReport())
     for number, batch in enumerate(batches, 1):
         names = list(dict.fromkeys(case.name for case, _ in batch))
         label = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(batch)} runs"
@@ -220,7 +231,7 @@ def _simulated(
         results = simulate_cases(
             [(case.settings, case.algorithm, seed) for case, seed in batch],
             folders,
-            watchers(f"[{place or f'{number}/{len(batches)}'}] {label}"),
+            [*pages, *watchers(f"[{place or f'{number}/{len(batches)}'}] {label}")],
             **options,
         )
         for (case, seed), folder, result in zip(batch, folders, results, strict=True):
@@ -257,7 +268,8 @@ def _parts(runs: Sequence[tuple[Case, int]]) -> list[Sequence[tuple[Case, int]]]
 class Table:
     """A table of a study: its headings, its lines of cells, and sentences to stand below it.
 
-    The title is for the terminal alone.
+    The title is for the terminal and the page. A line's first cell may be empty where it is the one
+    above.
     """
 
     headings: Sequence[str]
@@ -272,16 +284,19 @@ def publish(
     shown: Sequence[Table],
     figures: Mapping[str, Callable[[], Figure]],
     name: str = "table",
+    page_folder: pathlib.Path | None = None,
 ) -> None:
     """Writes and prints a study's results; only the first of several processes does.
 
     Args:
       workdir: the study's folder.
       content: what NAME.json gets.
-      shown: the tables, which the terminal and NAME.md get.
+      shown: the tables, which the terminal, NAME.md and the page get.
       figures: functions that make figures, by the names of their files.
       name: the name of both files.
+      page_folder: the folder that gets the page, `report.html`, by default the workdir.
     """
+    page_folder = page_folder or workdir
     if multihost.is_main():
         write_json(workdir / f"{name}.json", content)
         parts = []
@@ -290,8 +305,9 @@ def publish(
             if table.notes:
                 parts.append("".join(f"{note}\n" for note in table.notes))
         (workdir / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
-        for stem, make in figures.items():
-            save_figure(make, workdir / stem)
+        drawn = report.save(workdir, figures)
+        with decoration(f"the page of {page_folder}", "All else is there."):
+            report.write_study(page_folder, [_on_page(table) for table in shown], drawn)
     console = launch.console()
     for table in shown:
         console.print(tables.rich(table.headings, table.lines, table.title))
@@ -300,3 +316,13 @@ def publish(
     console.print(f"table: {workdir / name}.md", markup=False, soft_wrap=True)
     for stem in figures:
         console.print(f"plot: {workdir / stem}.png", markup=False, soft_wrap=True)
+    launch.tell_report(page_folder)
+
+
+def _on_page(table: Table) -> tuple[page.Table, Sequence[str]]:
+    """Returns a table as a page has it, whose lines each name their row, and its notes."""
+    lines, row = [], ""
+    for first, *others in table.lines:
+        row = first or row
+        lines.append([page.Cell(row), *map(page.of_text, others)])
+    return page.Table(table.title or "results", table.headings, lines), table.notes

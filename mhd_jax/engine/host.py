@@ -24,6 +24,13 @@ from mhd_jax.runs.folder import RunFolder
 Watcher = Callback | Callable[[Mapping[str, Any]], None]
 
 
+def listed(callbacks: Watcher | Sequence[Watcher]) -> list[Watcher]:
+    """Returns the watchers that are given as one, or as several."""
+    if callable(callbacks) or isinstance(callbacks, Callback):
+        return [callbacks]
+    return [*callbacks]
+
+
 @dataclasses.dataclass(frozen=True)
 class HostSettings:
     """When runs evaluate, what they save and who watches them; the defaults stand here alone.
@@ -69,8 +76,7 @@ class HostSettings:
 
     def watcher(self) -> Callback:
         """Returns all callbacks as one, which only the main process tells anything."""
-        given = self.callbacks
-        watchers = [given] if callable(given) or isinstance(given, Callback) else [*given]
+        watchers = listed(self.callbacks)
         if self.progress or (self.progress is None and is_interactive()):
             watchers.append(ShowProgress())
         return Callbacks(watchers if multihost.is_main() else [])

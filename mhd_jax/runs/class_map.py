@@ -78,6 +78,23 @@ def shown_heads(found: ClassMap) -> list[str]:
     return first_and_last(list(found.accuracy))
 
 
+def orders(found: ClassMap) -> dict[str, Sequence[int]]:
+    """Returns orders of the clients by name: those in which a reader may have the maps' rows.
+
+    Accuracies are those of the last head; clients that hold every class come last.
+    """
+    values = np.where(found.held, np.nan, found.accuracy[list(found.accuracy)[-1]])
+    known = np.isfinite(values)
+    means = np.nansum(values, axis=1) / np.maximum(known.sum(axis=1), 1)
+    return {
+        "the classes that they hold": found.order,
+        "number": range(len(values)),
+        "accuracy on classes that they do not hold": np.lexsort(
+            [-means, ~known.any(axis=1)]
+        ).tolist(),
+    }
+
+
 def drawing(found: ClassMap, head: str) -> Markup:
     """Returns the map of one head: a row for each client, outlined where it holds the class."""
     values = found.accuracy[head]
@@ -85,36 +102,48 @@ def drawing(found: ClassMap, head: str) -> Markup:
     wide = (_WIDTH - _LEFT) / classes
     high = float(np.clip(wide, *_ROW))
     height = _TOP + high * count + 6
-    parts = [svg.element("text", f"{head} head", x=0, y=14, font_weight=600)]
-    parts += _names(found, wide, high)
-    line = float(np.clip(min(wide, high) / 8, 0.5, 2))  # of an outline, inside its cell
-
-    def box(row: int, label: int, inset: float = 0.0, **look: Any) -> Markup:
-        return svg.element(
-            "rect",
-            x=_LEFT + label * wide + inset,
-            y=_TOP + row * high + inset,
-            width=wide - 2 * inset,
-            height=high - 2 * inset,
-            **look,
+    rows = [_row(found, head, client, (wide, high)) for client in found.order]
+    # A page's script may put the rows in another order; where they are low, only some are numbered.
+    every = max(1, -(-13 // int(high)))
+    placed = [
+        svg.element(
+            "g",
+            *row,
+            class_="row" if place % every == 0 else "row unnumbered",
+            data_client=client,
+            transform=f"translate(0 {_TOP + place * high:.2f})",
         )
-
-    order = list(found.order)
-    cells = [
-        box(row, label, fill=levels.colour(value))
-        for (row, label), value in np.ndenumerate(values[order])
+        for place, (client, row) in enumerate(zip(found.order, rows, strict=True))
     ]
-    held = np.argwhere(found.held[order]).tolist()
-    outlines = [box(row, label, line / 2) for row, label in held]
-    parts.append(svg.element("g", *cells, class_="cells"))
-    parts.append(svg.element("g", *outlines, class_="held", stroke_width=line))
     means = (_shown(mean) for mean in found.means(head))
     title = "{} head: mean accuracy on held classes {}, on other classes {}".format(head, *means)
+    parts = [svg.element("text", f"{head} head", x=0, y=14, font_weight=600)]
+    parts += [*_class_names(found, wide), *placed]
     return svg.drawing(_WIDTH, height, title, *parts, class_="class-map", data_head=head)
 
 
-def _names(found: ClassMap, wide: float, high: float) -> list[Markup]:
-    """Returns the names of classes, above, and the numbers of clients, on the left, with gaps."""
+def _row(found: ClassMap, head: str, client: int, size: tuple[float, float]) -> list[Markup]:
+    """Returns a client's number, its cells and the outlines of those that it holds."""
+    wide, high = size
+    line = float(np.clip(min(wide, high) / 8, 0.5, 2))  # of an outline, inside its cell
+
+    def box(label: int, inset: float = 0.0, **look: Any) -> Markup:
+        place = {"x": _LEFT + label * wide + inset, "y": inset}
+        inner = {"width": wide - 2 * inset, "height": high - 2 * inset}
+        return svg.element("rect", **place, **inner, **look)
+
+    values = found.accuracy[head][client]
+    cells = [box(label, fill=levels.colour(value)) for label, value in enumerate(values)]
+    held = [box(label, line / 2) for label in np.flatnonzero(found.held[client]).tolist()]
+    return [
+        svg.element("text", client, x=_LEFT - 6, y=high / 2 + 4, text_anchor="end"),
+        svg.element("g", *cells, class_="cells"),
+        svg.element("g", *held, class_="held", stroke_width=line),
+    ]
+
+
+def _class_names(found: ClassMap, wide: float) -> list[Markup]:
+    """Returns the headings, and the names of classes, with gaps where they are narrow."""
     parts = [
         svg.element("text", "class", x=_LEFT, y=28, class_="note"),
         svg.element("text", "client", x=_LEFT - 6, y=_TOP - 4, text_anchor="end", class_="note"),
@@ -126,11 +155,6 @@ def _names(found: ClassMap, wide: float, high: float) -> list[Markup]:
         name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
         x = _LEFT + (label + 0.5) * wide
         parts.append(svg.element("text", name, x=x, y=_TOP - 6, text_anchor="middle"))
-    every = max(1, -(-13 // int(high)))
-    for row in range(0, len(found.order), every):
-        y = _TOP + (row + 0.5) * high + 4
-        text = {"x": _LEFT - 6, "y": y, "text_anchor": "end"}
-        parts.append(svg.element("text", found.order[row], **text))
     return parts
 
 

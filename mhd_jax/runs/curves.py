@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,50 +22,79 @@ def moments(history: Sequence[Any], most: int = MOST_MOMENTS) -> list[Any]:
     return [history[i] for i in places.round().astype(int)]
 
 
-def of(history: Sequence[Record]) -> dict[str, Any]:
+def of(
+    history: Sequence[Record],
+    adversaries: Collection[int | str] = (),
+    models: Sequence[str] = (),
+) -> dict[str, Any]:
     """Returns each head's accuracies and the loss over steps, as JSON-like values.
 
     Args:
       history: the evaluations, at least one.
+      adversaries: the clients that are adversaries.
+      models: the name of each client's model, where they are known.
 
     Returns:
-      "steps" [T]; "heads" and "colours" [H]; "chance", None if it is not recorded; and "panels": of
-      each accuracy and of the loss its "label", "lines" (means over clients, [T] each), "ranges"
-      (the lowest and the highest client of each line, [2, T]) and "honest" (means over honest
-      clients, where there are adversaries); the loss is one line, and "isLoss" is set.
+      "steps" [T]; "heads" and "colours" [H]; "chance", None if it is not recorded; and "groups" of
+      clients: all, and where there are others the honest ones, and those of each model. A group has
+      a "name" and "panels": of each accuracy and of the loss its "label", "lines" (means over the
+      group, [T] each) and "ranges" (the lowest and the highest client of each line, [2, T]). The
+      loss, of all clients alone, is one line, and "isLoss" is set.
     """
     records = moments(history)
     heads = list(history[-1]["beta_sh"])
-    panels = [_accuracy(records, metric, heads) for metric in METRICS]
+    found: list[dict[str, Any]] = [
+        {"name": name, "panels": [_accuracy(records, metric, heads, who) for metric in METRICS]}
+        for name, who in _groups(records[0], adversaries, models).items()
+    ]
     losses = [rounded(record["train"].get(_LOSS)) for record in records]
     if any(loss is not None for loss in losses):
-        panels.append({"label": "training loss", "lines": [losses], "isLoss": True})
+        found[0]["panels"].append({"label": "training loss", "lines": [losses], "isLoss": True})
     return {
         "steps": [record["step"] for record in records],
         "heads": heads,
         "colours": head_colours(len(heads)),
         "chance": _chance(history[-1]),
-        "panels": panels,
+        "groups": found,
     }
 
 
-def _accuracy(records: Sequence[Record], metric: str, heads: Sequence[str]) -> dict[str, Any]:
-    """Returns the panel of one accuracy."""
-    ranges = []
+def _groups(
+    record: Record, adversaries: Collection[int | str], models: Sequence[str]
+) -> dict[str, list[int]]:
+    """Returns the clients of each group by its name, first all of them."""
+    every = range(len(next(iter(record["per_client"]["beta_sh"].values()))))
+    found = {"all clients": [*every]}
+    lying = {int(client) for client in adversaries}
+    if 0 < len(lying) < len(every):
+        found["honest clients"] = [i for i in every if i not in lying]
+    kinds = list(dict.fromkeys(models))
+    for kind in kinds if len(kinds) > 1 else ():
+        found[f"clients with {kind}"] = [i for i in every if models[i] == kind]
+    return found
+
+
+def _accuracy(
+    records: Sequence[Record], metric: str, heads: Sequence[str], who: Sequence[int]
+) -> dict[str, Any]:
+    """Returns the panel of one accuracy of some clients."""
+    lines, ranges = [], []
     for head in heads:
-        each = np.array([record["per_client"][metric][head] for record in records], float)
+        each = np.array([record["per_client"][metric][head] for record in records], float)[:, who]
+        lines.append([rounded(_mean(values)) for values in each])
         known = each[:, np.isfinite(each).all(axis=0)]  # clients that have this accuracy
         if known.size:
             ranges.append([_all_rounded(known.min(axis=1)), _all_rounded(known.max(axis=1))])
-    honest = []
-    if all("honest" in record for record in records):
-        honest = [[rounded(r["honest"][metric][head]) for r in records] for head in heads]
     return {
         "label": METRICS[metric],
-        "lines": [[rounded(record[metric][head]) for record in records] for head in heads],
+        "lines": lines,
         "ranges": ranges if len(ranges) == len(heads) else [],
-        "honest": honest,
     }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None
 
 
 def _chance(record: Record) -> float | None:

@@ -14,6 +14,7 @@ from mhd_jax.training.metrics import SYMBOLS
 
 _WIDTH, _ROW, _TOP, _BOTTOM = 480, 28, 30, 44  # in pixels
 _LETTER = 6.6  # the width of a letter
+_TICK = 60  # the width of a tick's label, with room
 _MOST_LETTERS = 24  # of a row's name
 _RIGHT = 104  # for the verdict in words
 
@@ -35,7 +36,9 @@ def differences(
     left = _LETTER * max(map(len, names)) + 16
     right = _WIDTH - _RIGHT
     ends = [0.0, *(end for each in found for end in each.interval)]
-    ticks = MaxNLocator(5).tick_values(min(ends), max(ends))
+    ticks = MaxNLocator(max(2, min(5, int((right - left) / _TICK)))).tick_values(
+        min(ends), max(ends)
+    )
     low, high = float(ticks[0]), float(ticks[-1])
     height = _TOP + _ROW * len(found) + _BOTTOM
     below = height - _BOTTOM

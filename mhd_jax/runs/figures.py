@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,15 +33,17 @@ from mhd_jax.runs.drawing import style as style
 from mhd_jax.runs.palette import head_colours as head_colours
 from mhd_jax.runs.palette import head_styles
 from mhd_jax.runs.palette import row_styles as row_styles
-from mhd_jax.training.metrics import declared_head, first_and_last
+from mhd_jax.training.metrics import SYMBOLS, declared_head, first_and_last
 
 _FEW = 30  # with fewer evaluations, each has a marker
 _MOST_ANNOTATED = 160  # cells up to which a heat map has room for numbers
+_LEAST_ANNOTATED = 0.45  # inches of a paper's width for each column, below which there is none
 _MOST_NAMED = 20  # classes or clients up to which there is room for their names
 _MOST_MOMENTS = 5  # steps at which heat maps over time are drawn
 _CHANCE: dict[str, Any] = {"color": "0.4", "linestyle": (0, (6, 3)), "linewidth": 0.8}
 _FORMULAS = {"β_sh": r"$\beta_\mathrm{sh}$", "β_priv": r"$\beta_\mathrm{priv}$"}
 _NARROW = 4.5  # inches of width below which a legend has two columns
+_LEAST_SHRUNK = 0.6  # of the height that a figure has on a screen
 _LONG = 12  # letters of an entry beyond which it does, too
 _HIGH = 0.5  # an axis of accuracies that are all higher than this does not begin at 0
 
@@ -83,17 +86,18 @@ def accuracy(
 def data_split(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Plots private samples by client and class [K, C], and the total of each client."""
     width, height = _heat_map_size(counts, class_names)
-    figure = Figure(figsize=(width + 2, height), layout="constrained")
+    figure = _sized(width + 2, height)
     axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(width, 1.8))
     # On a square-root scale few samples differ visibly from none.
     image = _heat_map(axis, counts, class_names, "{:.0f}", "Blues", PowerNorm(0.5, 0, counts.max()))
     edges = np.arange(len(counts) + 1) - 0.5
     beside.stairs(counts.sum(axis=1), edges, orientation="horizontal", fill=True)
     beside.set_xlabel("samples in all")
-    beside.xaxis.set_major_locator(MaxNLocator(3))
+    beside.xaxis.set_major_locator(MaxNLocator(1 if figure.get_figwidth() < _NARROW else 3))
     beside.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.colorbar(image, ax=[axis, beside], label="samples", fraction=0.05, aspect=30)
-    figure.suptitle("Private samples of each client")
+    if paper_width() is None:
+        figure.suptitle("Private samples of each client")
     return figure
 
 
@@ -105,7 +109,7 @@ def per_class(summary: Record, class_names: Sequence[str]) -> Figure:
         for head in shown
     ]
     width, height = _heat_map_size(panels[0], class_names)
-    figure = Figure(figsize=(width, height * len(shown)), layout="constrained")
+    figure = _sized(width, height * len(shown))
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axis, head, panel in zip(axes, shown, panels, strict=True):
         image = _heat_map(axis, panel, class_names, None, "viridis", Normalize(0, 1))
@@ -123,7 +127,7 @@ def density(summary: Record, class_names: Sequence[str]) -> Figure:
     values = {title: _numbers(panel) for title, panel in panels.items()}
     most = max(max(np.nanmax(np.abs(panel)) for panel in values.values()), 1e-6)
     width, height = _heat_map_size(next(iter(values.values())), class_names)
-    figure = Figure(figsize=(width, height * len(values)), layout="constrained")
+    figure = _sized(width, height * len(values))
     axes = figure.subplots(len(values), 1, squeeze=False)[:, 0]
     for axis, (title, panel) in zip(axes, values.items(), strict=True):
         image = _heat_map(axis, panel, class_names, "{:.1f}", "RdBu_r", Normalize(-most, most))
@@ -142,7 +146,7 @@ def per_class_over_time(history: Sequence[Record]) -> Figure:
     heads = list(records[0]["per_client"]["per_class_accuracy"])
     num_clients, num_classes = np.shape(records[0]["per_client"]["per_class_accuracy"][heads[0]])
     height = 0.5 + min(max(0.16 * num_clients, 1.2), 4)
-    figure = Figure(figsize=(9.5, 0.5 + height * len(heads)), layout="constrained")
+    figure = _sized(9.5, 0.5 + height * len(heads))
     axes = figure.subplots(len(heads), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     steps = np.array([record["step"] for record in records], float)
     narrowest = np.diff(steps).min() if len(steps) > 1 else 1.0
@@ -158,10 +162,9 @@ def per_class_over_time(history: Sequence[Record]) -> Figure:
             axis.axvspan(start + num_classes - 0.5, following - 0.5, color="white", linewidth=0)
         axis.set_yticks(range(0, num_clients, -(-num_clients // 8)))
         axis.set_ylabel(f"{head} head\nclient")
-    axes[-1].set_xticks(
-        starts + (num_classes - 1) / 2, [f"step {record['step']:,}" for record in records]
-    )
-    axes[-1].set_xlabel("classes, in their order, at each of these steps")
+    middles = starts + (num_classes - 1) / 2
+    axes[-1].set_xticks(middles, [f"{record['step']:,}" for record in records])
+    axes[-1].set_xlabel("step; at each one, the classes in their order")
     figure.colorbar(image, ax=axes, label="test accuracy", fraction=0.05, aspect=30)
     return figure
 
@@ -237,13 +240,13 @@ def _pairs(panels: Mapping[str, np.ndarray], scale: Normalize, label: str) -> Fi
     width, height = max(side + 1.2, 3), max(side + 1, 2.4)
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(across * width + 0.8, down * height), layout="constrained")
+    figure = _sized(across * width + 0.8, down * height)
     axes = figure.subplots(down, across, squeeze=False).reshape(-1)
     for axis, (title, values) in zip(axes, panels.items(), strict=False):
         image = _heat_map(axis, values, names, None, "Blues", scale)
         axis.set_xlabel("from client")
         axis.set_ylabel("to client")
-        axis.set_title(title)
+        axis.set_title(textwrap.fill(title, _LONG) if figure.get_figwidth() < _NARROW else title)
     figure.colorbar(image, ax=axes, label=label, fraction=0.05, aspect=30)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
@@ -387,7 +390,8 @@ def _curves(
             values = _numbers([[record[metric][head] for record in run] for run in runs])
             draw(axis, runs, values, {**styles[name], "label": plain(name)})
         axis.set_xlabel(over)
-        accuracy_axis(axis, f"{label}, {'main' if metric == 'beta_priv' else 'last'} head")
+        short = label if paper_width() is None else SYMBOLS[metric]
+        accuracy_axis(axis, f"{short}, {'main' if metric == 'beta_priv' else 'last'} head")
         _fit(axis, chance)
     if ax is None:
         _legend_above(figure, chance, *further)
@@ -419,6 +423,13 @@ def _panels(
     down, across = (count, 1) if stacked else (1, count)
     axes = figure.subplots(down, across, sharey=sharey, squeeze=False)
     return figure, list(axes.reshape(-1))
+
+
+def _sized(width: float, height: float) -> Figure:
+    """Returns a figure of a size in inches on a screen; in a paper it is as wide as there is room."""
+    if (paper := paper_width()) is not None:
+        width, height = paper, height * float(np.clip(paper / width, _LEAST_SHRUNK, 1.0))
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _in_style(label: str) -> str:
@@ -510,7 +521,9 @@ def _heat_map(
             ha="right" if long else "center",
         )
     axis.set_yticks(range(0, len(values), -(-len(values) // _MOST_NAMED)))
-    if number is not None and values.size <= _MOST_ANNOTATED:
+    paper = paper_width()
+    has_room = paper is None or paper > _LEAST_ANNOTATED * values.shape[1]
+    if number is not None and values.size <= _MOST_ANNOTATED and has_room:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 r, g, b, _ = image.cmap(image.norm(value))

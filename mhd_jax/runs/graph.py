@@ -163,7 +163,8 @@ def _discs(graph: Graph) -> Markup:
         f"M{places[i][0]:.0f} {places[i][1]:.0f}L{places[j][0]:.0f} {places[j][1]:.0f}"
         for i, j in undirected.edges
     )
-    parts, widest = [svg.element("path", d=path, stroke="#ccc", fill="none")], 0.0
+    edges = svg.element("path", d=path, stroke="#ccc", fill="none", class_="edges")
+    parts, widest = [edges], 0.0
     if graph.learned is not None:
         at_end = int((graph.learned >= _FAINTEST).sum())
         widest = _WIDEST * min(1.0, math.sqrt(_MANY / max(at_end, 1)))
@@ -267,7 +268,13 @@ def _matrix(graph: Graph) -> Markup:
     parts = [
         svg.element("text", "→ from client, ↓ to client", x=left, y=14),
         svg.element(
-            "rect", x=left, y=left, width=_SIDE - left, height=_SIDE - left, fill="#f2f2f2"
+            "rect",
+            x=left,
+            y=left,
+            width=_SIDE - left,
+            height=_SIDE - left,
+            fill="#f2f2f2",
+            class_="ground",
         ),
     ]
     cells = []

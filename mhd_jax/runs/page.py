@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +43,28 @@ def number(value: float | None, digits: int = 3) -> Cell:
 def count(value: int) -> Cell:
     """Returns a cell with a whole number."""
     return Cell(f"{value:,}", value, True)
+
+
+def of_text(text: str) -> Cell:
+    """Returns a cell that sorts by the number with which its text begins, if there is one."""
+    found = re.match(r"([+−-]?\d[\d,]*\.?\d*)(?![\w.])", text)
+    if found is None:
+        return Cell(text, is_number=text == "–")
+    return Cell(text, float(found[1].replace(",", "").replace("−", "-")), True)
+
+
+def spread(value: Mapping[str, float | None]) -> Cell:
+    """Returns a cell with a mean ± its standard deviation."""
+    mean, std = value["mean"], value["std"]
+    if mean is None:
+        return number(mean)
+    return Cell(f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}"), mean, True)
+
+
+def link(folder: pathlib.Path, run: pathlib.Path, text: str) -> tuple[str, str]:
+    """Returns the path of a run's report relative to a page's folder, and the link's text."""
+    path = pathlib.Path(os.path.relpath(run.resolve(), folder.resolve())) / "report.html"
+    return path.as_posix(), text
 
 
 def accuracies(caption: str, record: Mapping[str, Any]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import pathlib
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
 from mhd_jax.runs.palette import head_colours, row_styles
+from mhd_jax.runs.records import read_json
 from mhd_jax.training.metrics import SYMBOLS
 
 _PAGE_DPI = 100  # pixels on the page for an inch of a figure
@@ -67,7 +67,7 @@ def write(run: FinishedRun) -> None:
         title=title,
         summary=summary,
         sentences=in_words(summary),
-        figures=_save(run.path, drawn),
+        figures=save(run.path, drawn),
         tables={**_run_tables(summary, described), **_held(classes)},
         described=described,
         graph=_graph(drawn_graph),
@@ -75,8 +75,8 @@ def write(run: FinishedRun) -> None:
         lanes=None if took_part is None else lanes.drawing(took_part),
         states=lanes.STATES,
         scale=levels.colours()[::7],
-        curves=curves.of(history),
         targets=_targets(summary),
+        curves=_curves(summary, history),
         replay=replay.of(history, drawn_graph, classes),
         client_view=_client_view(summary, history),
         settings=dotted.flat(summary["settings"]),
@@ -84,12 +84,21 @@ def write(run: FinishedRun) -> None:
     )
 
 
+def _curves(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
+    """Returns the curves of all clients, of honest ones and of each model's; of one pooled model, its."""
+    if _pooled(summary):
+        return curves.of(history)
+    models = [client["model"] for client in summary["per_client"]]
+    return curves.of(history, summary["settings"]["clients"].get("adversaries", ()), models)
+
+
 def _class_maps(found: class_map.ClassMap | None) -> dict[str, Any] | None:
     """Returns the class maps of the main and the last head; None if there are none to draw."""
     if found is None or not found.is_drawn:
         return None
     maps = [class_map.drawing(found, head) for head in class_map.shown_heads(found)]
-    return {"maps": maps, "is_folded": found.is_folded}
+    orders = {name: list(order) for name, order in class_map.orders(found).items()}
+    return {"maps": maps, "orders": orders, "is_folded": found.is_folded}
 
 
 def _graph(found: graph.Graph | None) -> dict[str, Any] | None:
@@ -142,11 +151,42 @@ def write_comparison(
         targets=_targets(next(iter(runs.values()))[0].summary),
         verdict=verdict,
         dot_plots=_dot_plots(differences, list(runs)),
-        figures=_save(folder, drawn),
+        figures=save(folder, drawn),
         tables=_comparison_tables(folder, rows, runs, differing),
         notes=notes,
         settings=common,
         environments=environments,
+    )
+
+
+def write_study(
+    folder: pathlib.Path,
+    tables: Sequence[tuple[page.Table, Sequence[str]]],
+    drawn: Mapping[str, Any],
+) -> None:
+    """Writes a study's `report.html`.
+
+    Args:
+      folder: the study's folder; settings and environments are those of the runs below it.
+      tables: its tables, each with the sentences to stand below it.
+      drawn: its figures by name, from `save`.
+    """
+    configs = [read_json(path) for path in sorted(folder.rglob("config.json"))]
+    each = [dotted.flat(config["settings"]) for config in configs]
+    shared = {
+        name: value
+        for name, value in (each[0] if each else {}).items()
+        if all(name in other and other[name] == value for other in each)
+    }
+    page.write(
+        folder,
+        "study.html",
+        title=f"{folder.resolve().name}: {tables[0][0].caption}",
+        sentences=[f"{len(configs):,} runs are in this folder."] if configs else [],
+        tables=tables,
+        figures=drawn,
+        settings=shared,
+        environments=[config.get("environment", {}) for config in configs],
     )
 
 
@@ -420,7 +460,7 @@ def _comparison_tables(
             "Accuracy at the end, mean over clients, ± standard deviation over seeds",
             ("algorithm", "head", "β_sh", "β_priv"),
             [
-                [page.Cell(row["algorithm"]), page.Cell(head), *map(_spread, values)]
+                [page.Cell(row["algorithm"]), page.Cell(head), *map(page.spread, values)]
                 for row in rows
                 for head, *values in accuracy_lines(row)
             ],
@@ -434,7 +474,13 @@ def _comparison_tables(
                     page.Cell(page.as_bytes(row["total_bytes"]), row["total_bytes"], True),
                     page.number(row["compile_seconds"], 1),
                     page.number(1000 * row["seconds_per_step"], 2),
-                    page.Cell("", links=[_link(folder, run) for run in runs[row["algorithm"]]]),
+                    page.Cell(
+                        "",
+                        links=[
+                            page.link(folder, run.path, f"seed {run.summary['seed']}")
+                            for run in runs[row["algorithm"]]
+                        ],
+                    ),
                 ]
                 for row in rows
             ],
@@ -445,12 +491,6 @@ def _comparison_tables(
             [[page.Cell(name), *map(_setting, values)] for name, values in differing.items()],
         ),
     }
-
-
-def _link(folder: pathlib.Path, run: FinishedRun) -> tuple[str, str]:
-    """Returns the path of a run's report relative to a comparison's folder, and the link's text."""
-    path = pathlib.Path(os.path.relpath(run.path.resolve(), folder.resolve())) / "report.html"
-    return path.as_posix(), f"seed {run.summary['seed']}"
 
 
 def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
@@ -533,14 +573,6 @@ def _class_names(summary: Record) -> list[str]:
     return [str(c) for c in range(len(by_head["main"]))]
 
 
-def _spread(value: Mapping[str, float | None]) -> page.Cell:
-    """Returns a cell with a mean ± its standard deviation."""
-    mean, std = value["mean"], value["std"]
-    if mean is None:
-        return page.Cell("–", None, True)
-    return page.Cell(f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}"), mean, True)
-
-
 def _setting(value: Any) -> page.Cell:
     if isinstance(value, list):
         return page.Cell(", ".join(map(str, value)))
@@ -551,7 +583,7 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
 
 
-def _save(
+def save(
     folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure]]
 ) -> dict[str, dict[str, Any] | None]:
     """Writes figures as files; returns their data URIs and widths on the page by name.

@@ -1,7 +1,7 @@
-"""The page of a run that has not finished: it goes on, was interrupted, failed or diverged.
+"""The page of a run or a study that has not finished: it goes on, was interrupted, failed or diverged.
 
-The page that a finished run has takes its place; until then it is drawn by the reader's browser, and
-costs the run a few milliseconds.
+The page of a finished one takes its place; until then it is drawn by the reader's browser, and costs
+the run a few milliseconds.
 """
 
 from __future__ import annotations
@@ -40,23 +40,68 @@ def write(
     settings = config["settings"]
     of_clients = settings["clients"]
     name, steps = settings["algorithm"], settings["steps"]
-    heads = None
+    tables = []
     if history:
         last = history[-1]
-        heads = page.accuracies(f"Accuracy at step {last['step']:,}, mean over clients", last)
+        tables = [page.accuracies(f"Accuracy at step {last['step']:,}, mean over clients", last)]
     who = f"{name} on {of_clients['dataset']}, {of_clients['num_clients']} clients"
+    _write(
+        folder,
+        "run",
+        ended,
+        title=f"Step {step:,} of {steps:,}: {who}, {settings['topology']['name']} graph",
+        sentences=[sentence for sentence in (ended, news) if sentence],
+        taken=step,
+        whole=steps,
+        tables=tables,
+        curves=curves.of(history, of_clients.get("adversaries", ())) if history else None,
+        settings=dotted.flat(settings),
+        environments=[config.get("environment", {})],
+    )
+
+
+def write_study(
+    folder: pathlib.Path,
+    *,
+    title: str,
+    sentences: Sequence[str],
+    share: float,
+    table: page.Table,
+    environments: Sequence[Mapping[str, Any]],
+    ended: str | None = None,
+) -> None:
+    """Writes the `report.html` of a study that has not finished.
+
+    Args:
+      folder: the study's folder.
+      title, sentences: how far it is.
+      share: the part of its runs' steps that has been taken, in [0, 1].
+      table: its rows, with what has finished.
+      environments: of its runs.
+      ended: why it takes no more steps, in a sentence; None while it goes on.
+    """
+    _write(
+        folder,
+        "study",
+        ended,
+        title=title,
+        sentences=[sentence for sentence in (ended, *sentences) if sentence],
+        taken=round(share, 4),
+        whole=1,
+        tables=[table],
+        curves=None,
+        settings={},
+        environments=environments,
+    )
+
+
+def _write(folder: pathlib.Path, what: str, ended: str | None, **content: Any) -> None:
     page.write(
         folder,
         "unfinished.html",
         mark=UNFINISHED,
-        title=f"Step {step:,} of {steps:,}: {who}, {settings['topology']['name']} graph",
-        sentences=[sentence for sentence in (ended, news) if sentence],
-        step=step,
-        steps=steps,
+        what=what,
         reloads_after=None if ended else RELOADS_AFTER,
         written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        heads=heads,
-        curves=curves.of(history) if history else None,
-        settings=dotted.flat(settings),
-        environments=[config.get("environment", {})],
+        **content,
     )

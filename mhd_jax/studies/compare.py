@@ -16,6 +16,7 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.core.types import Algorithm
 from mhd_jax.core.validation import require_seed
+from mhd_jax.engine.host import listed
 from mhd_jax.engine.origins import opened
 from mhd_jax.engine.prepare import of_another, resolved_algorithm
 from mhd_jax.engine.result import Result
@@ -52,7 +53,8 @@ def compare(
       clients_by_seed: a function of the seed, or a list of one for each seed.
       seeds: the seeds of training.
       workdir: the folder that gets ALGORITHM/seed_N for each run, table.json, table.md, plots and
-        report.html. The same call again resumes interrupted runs and only reads finished ones.
+        report.html, which says while runs go on how many have finished. The same call again resumes
+        interrupted runs and only reads finished ones.
       **settings: the other arguments of `simulate`, for all runs, and `write_reports` as for
         `simulate_many`. An algorithm goes without what it cannot have: augmented public images,
         and faults where one client holds all the data.
@@ -75,6 +77,18 @@ def compare(
     graphs = [_graph(topology, seed) for seed in seeds]
     settings["init"] = opened(settings.get("init"))  # once for all runs
     of_host = {name: settings.pop(name) for name in [*settings] if name in _OF_THE_HOST}
+    folders = None
+    if path is not None:
+        from mhd_jax.studies.live_study import (
+            LiveStudy,
+        )  # imported late, as few programs write pages
+
+        folders = {
+            name: [comparison_folder.run_folder(path, name, seed) for seed in seeds]
+            for name in algorithms
+        }
+        watchers = listed(of_host.get("callbacks", ()))
+        of_host["callbacks"] = [*watchers, LiveStudy(path, folders)]
     found = simulate_many(
         [
             {
@@ -86,9 +100,7 @@ def compare(
             }
             for name, place in cases
         ],
-        workdirs=None
-        if path is None
-        else [comparison_folder.run_folder(path, name, seeds[place]) for name, place in cases],
+        workdirs=None if folders is None else [folders[name][place] for name, place in cases],
         **of_host,
     )
     results: dict[str, list[Result]] = {name: [] for name in algorithms}

@@ -15,6 +15,7 @@ from selenium.webdriver.support.select import Select
 import mhd_jax as mhd
 from mhd_jax.cli.comparison import compare
 from mhd_jax.cli.settings import RunSettings
+from mhd_jax.runs import page, report, unfinished
 
 pytestmark = pytest.mark.browser
 
@@ -40,6 +41,35 @@ def folder(tmp_path_factory):
     flags.FLAGS(["compare"])  # which say who watches
     compare(settings, algorithms, [0, 1, 2], folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A run of two models with an adversary."""
+    folder = tmp_path_factory.mktemp("runs") / "mixed"
+    data = mhd.data.load("digits")
+    clients = mhd.make_clients(data, 4, "mlp_small:2,mlp:2", adversaries={3: "label_flip"})
+    algorithm = mhd.algorithms.mhd(num_aux_heads=1)
+    how = {"steps": 6, "eval_every": 2, "batch_size": 4, "workdir": folder}
+    mhd.simulate("ring", clients, algorithm, **how)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The page of a study that goes on, and that of a finished one, in two folders."""
+    folder = tmp_path_factory.mktemp("study")
+    going, finished = folder / "going", folder / "finished"
+    going.mkdir()
+    finished.mkdir()
+    cells = [page.Cell("a case with a long name=" + "0.1," * 20), page.of_text("2 of 3")]
+    table = page.Table("Runs that have finished", ("row", "finished"), [cells])
+    said = {"title": "2 of 3 runs have finished: a", "sentences": ["Runs that go on: 1."]}
+    unfinished.write_study(going, **said, share=0.7, table=table, environments=[])
+    rows = [[page.Cell(name), page.of_text(text)] for name, text in (("a", "9 B"), ("b", "10 B"))]
+    tables = [(page.Table("results", ("case", "sent"), rows), ["One note."])]
+    report.write_study(finished, tables, {})
+    return going, finished
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +112,70 @@ def test_figures_load_and_only_boxes_scroll_sideways(show, folder, page):
         for image in browser.find_elements(By.TAG_NAME, "img")
     ]
     assert len(widths) >= 3 and min(widths) > 0
+    require_only_boxes_scroll(browser)
+
+
+def require_only_boxes_scroll(browser):
     scrolled, shown = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert scrolled <= shown
+
+
+def test_a_study_that_goes_on_reloads_and_a_finished_one_sorts(show, study):
+    going, finished = study
+    browser = show(going / "report.html")
+    bar = browser.find_element(By.TAG_NAME, "progress")
+    assert float(bar.get_attribute("value")) == 0.7 and bar.size["width"] > 200
+    assert browser.find_elements(By.CSS_SELECTOR, "meta[http-equiv=refresh]")
+    require_only_boxes_scroll(browser)
+    browser = show(finished / "report.html")
+    assert not browser.find_elements(By.CSS_SELECTOR, "meta[http-equiv=refresh]")
+    table = browser.find_element(By.TAG_NAME, "table")
+    table.find_elements(By.CSS_SELECTOR, "thead button")[1].click()
+    assert column(table, 0) == ["a", "b"]  # by number, not as text
+    require_only_boxes_scroll(browser)
+
+
+def test_the_reader_chooses_whose_curves(show, mixed):
+    browser = show(mixed / "report.html")
+    require_only_boxes_scroll(browser)
+    chooser = Select(browser.find_element(By.ID, "curves-group"))
+    names = [option.text for option in chooser.options]
+    kinds = ["clients with mlp_small", "clients with mlp"]
+    assert names == ["all clients", "honest clients", *kinds]
+    summary = json.loads((mixed / "summary.json").read_text())
+    browser.find_element(By.ID, "replay-step").send_keys(Keys.HOME)
+    for name, who in zip(names, ([0, 1, 2, 3], [0, 1, 2], [0, 1], [2, 3]), strict=True):
+        chooser.select_by_visible_text(name)
+        drawn = browser.find_elements(By.CSS_SELECTOR, "#curves svg")
+        assert len(drawn) == (3 if name == "all clients" else 2)
+        each = [summary["per_client"][client]["beta_sh"]["aux_1"] for client in who]
+        ends = drawn[0].get_attribute("aria-label").split("aux_1 ")[1]
+        assert float(ends) == pytest.approx(sum(each) / len(each), abs=6e-4)
+        cursors = {
+            line.get_attribute("x1")
+            for line in browser.find_elements(By.CSS_SELECTOR, "#curves .cursor")
+        }
+        assert cursors == {"52"}  # the slider stands at the first step still
+
+
+def test_the_reader_orders_the_clients_of_class_maps(show, mixed):
+    browser = show(mixed / "report.html")
+    chooser = browser.find_element(By.ID, "class-order")
+    orders = [json.loads(option.get_attribute("value")) for option in Select(chooser).options]
+    assert orders[1] == [0, 1, 2, 3] and len(orders) == 3
+    chooser.send_keys(Keys.HOME)
+    for order in orders:  # by the keyboard
+        assert json.loads(chooser.get_attribute("value")) == order
+        for drawn in browser.find_elements(By.CSS_SELECTOR, "svg.class-map"):
+            rows = drawn.find_elements(By.CSS_SELECTOR, ".row")
+            down = sorted(rows, key=lambda row: row.location["y"])
+            assert [int(row.get_attribute("data-client")) for row in down] == order
+            assert [row.find_element(By.TAG_NAME, "text").text for row in down] == list(
+                map(str, order)
+            )
+        chooser.send_keys(Keys.ARROW_DOWN)
 
 
 def column(table, place):
@@ -138,9 +228,8 @@ def test_bytes_sort_by_size_and_not_as_text(show, folder):
 def test_the_reader_chooses_a_client(show, folder):
     browser = show(folder / "mhd/seed_0/report.html")
     data = json.loads((folder / "mhd/seed_0/summary.json").read_text())
-    chooser = browser.find_element(
-        By.CSS_SELECTOR, f"#{browser.find_element(By.TAG_NAME, 'label').get_attribute('for')}"
-    )
+    label = browser.find_element(By.XPATH, "//label[text()='Client']")
+    chooser = browser.find_element(By.ID, label.get_attribute("for"))
     view = browser.find_element(By.ID, "client-view")
     drawn = set()
     for client in range(3):

@@ -54,6 +54,31 @@ def test_a_paper_has_its_width_its_text_and_no_titles(make, width, inches):
     assert drawn.x0 >= -0.02 and drawn.x1 <= inches + 0.02
 
 
+COUNTS = np.arange(24).reshape(3, 8)
+BY_CLASS = {"per_class_accuracy": dict.fromkeys(HEADS, COUNTS[0] / 24)}
+MAPS = {
+    "split": lambda: mhd.figures.data_split(COUNTS, list("abcdefgh")),
+    "classes": lambda: mhd.figures.per_class(
+        {"beta_sh": dict.fromkeys(HEADS), "per_client": [BY_CLASS] * 3}, list("abcdefgh")
+    ),
+    "edges": lambda: mhd.figures.edges({"logits": np.eye(4)}),
+}
+
+
+@pytest.mark.parametrize("make", MAPS.values(), ids=MAPS)
+def test_maps_have_a_papers_width_too(make):
+    on_screen = make()
+    with mhd.figures.style("paper", "column"):
+        figure = make()
+        figure.draw_without_rendering()
+    assert figure.get_figwidth() == 3.3 < on_screen.get_figwidth()
+    shrunk = figure.get_figheight() / on_screen.get_figheight()
+    assert shrunk == pytest.approx(max(0.6, 3.3 / on_screen.get_figwidth()))
+    assert figure.get_suptitle() == "" and figure.get_tightbbox().x1 <= 3.33
+    panel = figure.axes[0]
+    assert not panel.texts and bool(on_screen.axes[0].texts) == (make is MAPS["split"])
+
+
 def test_files_for_papers_and_screens(tmp_path):
     for name in ("one.png", "two"):
         with mhd.figures.style("paper", "column"):

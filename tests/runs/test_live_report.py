@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.runs import curves
-from mhd_jax.runs.callbacks import live_report
+from mhd_jax.runs.callbacks import live_page
 from mhd_jax.runs.finished import has_report
 from tests.builders import Linear, simulate_in, tiny_clients, tiny_dataset
 
@@ -17,8 +17,8 @@ HOW = {"topology": "ring", "algorithm": "isolated", "steps": 4, "batch_size": 4,
 @pytest.fixture
 def at_once(monkeypatch):
     """Lets pages be written as soon as there is news."""
-    monkeypatch.setattr(live_report, "_LEAST_WAIT", 0)
-    monkeypatch.setattr(live_report, "_SHARE", 0)
+    monkeypatch.setattr(live_page, "_LEAST_WAIT", 0)
+    monkeypatch.setattr(live_page, "_SHARE", 0)
 
 
 def page_of(folder):
@@ -41,7 +41,9 @@ def test_the_page_says_how_far_the_run_is(tmp_path, at_once):
     drawn = json.loads(re.search(r'id="curves-data">(.*?)</script>', pages[-1])[1])
     assert drawn == json.loads(json.dumps(curves.of(history))) and drawn["steps"] == [2, 4]
     each = [record["per_client"]["beta_sh"]["main"] for record in history]
-    assert drawn["panels"][0]["ranges"][0][0] == [round(min(values), 4) for values in each]
+    assert drawn["groups"][0]["panels"][0]["ranges"][0][0] == [
+        round(min(values), 4) for values in each
+    ]
     assert has_report(tmp_path) and 'http-equiv="refresh"' not in page_of(tmp_path)
 
 

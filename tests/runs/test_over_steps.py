@@ -72,11 +72,52 @@ def test_a_class_map_tells_held_from_other_classes(run):
         assert others == pytest.approx(np.array(values)[~held].mean())
     firsts = [held[client].argmax() for client in found.order if held[client].any()]
     assert firsts == sorted(firsts) and sorted(found.order) == list(range(K))
-    (cells,) = parts(class_map.drawing(found, "aux_2"), "cells")
-    wanted = found.accuracy["aux_2"][list(found.order)].reshape(-1)
-    assert [cell.get("fill") for cell in cells] == [levels.colour(x) for x in wanted]
-    (outlines,) = parts(class_map.drawing(found, "aux_2"), "held")
-    assert len(outlines) == held.sum()
+    rows = parts(class_map.drawing(found, "aux_2"), "row")
+    assert [int(row.get("data-client")) for row in rows] == list(found.order)
+    for client, (_, cells, outlines) in zip(found.order, rows, strict=True):
+        wanted = [levels.colour(x) for x in found.accuracy["aux_2"][client]]
+        assert [cell.get("fill") for cell in cells] == wanted
+        assert len(outlines) == held[client].sum()
+
+
+def test_clients_are_ordered_by_what_they_know_of_others_classes():
+    held = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]], bool)
+    values = np.array(
+        [[1, 0.2, 0.4], [0.5, 0, 0.7], [1, 1, 1], [np.nan, 0.9, 0.4], [np.nan, np.nan, 1]]
+    )
+    of = {"main": np.zeros((5, 3)), "aux_1": values}
+    found = class_map.orders(class_map.ClassMap(held, [2, 0, 1, 3, 4], of, ["a", "b", "c"]))
+    # 0.3, 0.6, none, 0.4 and none
+    assert [list(order) for order in found.values()] == [
+        [2, 0, 1, 3, 4],
+        [0, 1, 2, 3, 4],
+        [1, 3, 0, 2, 4],
+    ]
+
+
+def test_curves_are_of_all_of_the_honest_and_of_each_models_clients(run):
+    models = ["small", "small", "large", "large"]
+    found = curves.of(run.history, {"3": "label_flip"}, models)
+    groups = {group["name"]: group["panels"] for group in found["groups"]}
+    members = {
+        "all clients": [0, 1, 2, 3],
+        "honest clients": [0, 1, 2],
+        "clients with small": [0, 1],
+        "clients with large": [2, 3],
+    }
+    assert list(groups) == list(members)
+    for name, who in members.items():
+        for panel, metric in zip(groups[name], ("beta_sh", "beta_priv"), strict=False):
+            for h, head in enumerate(("main", "aux_1", "aux_2")):
+                each = np.array([rec["per_client"][metric][head] for rec in run.history])[:, who]
+                np.testing.assert_allclose(panel["lines"][h], each.mean(axis=1), atol=6e-5)
+                np.testing.assert_allclose(panel["ranges"][h][1], each.max(axis=1), atol=6e-5)
+    last = run.history[-1]
+    for name, part in (("all clients", last), ("honest clients", last["honest"])):
+        ends = [line[-1] for line in groups[name][0]["lines"]]
+        np.testing.assert_allclose(ends, list(part["beta_sh"].values()), atol=6e-5)
+    assert [len(panels) for panels in groups.values()] == [3, 2, 2, 2]  # the loss is of all
+    assert len(curves.of(run.history, (), ["small"] * K)["groups"]) == 1
 
 
 def test_many_classes_are_folded_and_too_many_not_drawn(run):

@@ -7,6 +7,7 @@ import pytest
 
 from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.runs import figures, palette
+from tests.builders import ROOT
 
 HEADS = ["main", *(f"aux_{rank}" for rank in range(1, 7))]
 
@@ -48,6 +49,22 @@ def lab(rgb):
 @pytest.mark.parametrize("colour", sorted({*palette.COLOURS, *palette.head_colours(7)}))
 def test_colours_stand_out_from_white(colour):
     assert 1.05 / (linear(colour) @ LUMINANCE + 0.05) >= 3  # WCAG 2, criterion 1.4.11
+
+
+def by_night(colour):
+    """Linear RGB of a colour on a dark page: CSS's invert(.9), then hue-rotate(180deg), on sRGB."""
+    c = 0.9 - 0.8 * np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    turned = 2 * (np.array([0.213, 0.715, 0.072]) @ c) - c
+    c = np.clip(turned, 0, 1)
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("colour", sorted({*palette.COLOURS, *palette.head_colours(7)}))
+def test_colours_stand_out_at_night(colour):
+    css = (ROOT / "mhd_jax/runs/templates/page.css").read_text()
+    assert "filter: invert(.9) hue-rotate(180deg)" in css
+    ground = by_night("#ffffff") @ LUMINANCE + 0.05
+    assert (by_night(colour) @ LUMINANCE + 0.05) / ground >= 3
 
 
 @pytest.mark.parametrize("sight", SIGHTS)

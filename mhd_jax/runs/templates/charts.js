@@ -43,10 +43,10 @@ const charts = (() => {
 
   // Draws a panel over `view`'s steps: accuracies of its heads in their colours, or the loss.
   // The drawing gets a function `moveTo(step)`, which puts a cursor at a step.
-  function chart(view, { label, lines, ranges = [], honest = [], isLoss = false }) {
+  function chart(view, { label, lines, ranges = [], isLoss = false }) {
     const names = isLoss ? [label] : view.heads;
     const colours = isLoss ? ["#555"] : view.colours;
-    const every = [...lines, ...ranges.flat(), ...honest];
+    const every = [...lines, ...ranges.flat()];
     const [low, high] = isLoss ? ofLosses(every) : ofAccuracies(every);
     const [first, last] = [view.steps[0], view.steps[view.steps.length - 1]];
     const x = (step) => LEFT + ((step - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT);
@@ -85,9 +85,6 @@ const charts = (() => {
       const back = path([...view.steps].reverse(), [...lowest].reverse(), x, y).replace("M", "L");
       svg.append(drawn("path", { d: `${there}${back}Z`, fill: colours[h], opacity: 0.1 }));
     });
-    honest.forEach((line, h) => svg.append(drawn("path", {
-      d: path(view.steps, line, x, y), fill: "none", stroke: colours[h], "stroke-dasharray": "5 3",
-    })));
     lines.forEach((line, h) => {
       const d = path(view.steps, line, x, y);
       svg.append(drawn("path", { d, fill: "none", stroke: colours[h], "stroke-width": 1.8 }));
@@ -105,20 +102,27 @@ const charts = (() => {
   }
 
   function legend(view) {
-    return element("ul", { class: "legend", "aria-label": "Heads" }, ...view.heads.map((head, h) =>
+    return element("ul", { class: "legend of-lines", "aria-label": "Heads" }, ...view.heads.map((head, h) =>
       element("li", {}, element("i", { style: `border-color: ${view.colours[h]}` }), head)));
   }
 
   return { element, shown, chart, legend };
 })();
 
-// Draws the numbers of all clients together where a page has a place for them.
+// Draws the numbers of all clients together, or of the group that a reader chooses, where a page has a
+// place for them.
 (() => {
   const place = document.getElementById("curves");
   if (!place) return;
+  const { element } = charts;
   const view = JSON.parse(document.getElementById("curves-data").textContent);
-  place.replaceChildren(
-    charts.legend(view),
-    charts.element("div", { class: "charts" }, ...view.panels.map((panel) => charts.chart(view, panel))),
-  );
+  const panels = element("div", { class: "charts" });
+  const chooser = element("select", { id: "curves-group" },
+    ...view.groups.map((group, i) => element("option", { value: i }, group.name)));
+  const show = () => panels.replaceChildren(
+    ...view.groups[chooser.value].panels.map((panel) => charts.chart(view, panel)));
+  chooser.addEventListener("change", show);
+  show();
+  const choice = element("p", {}, element("label", { for: "curves-group" }, "Curves of"), " ", chooser);
+  place.replaceChildren(...(view.groups.length > 1 ? [choice] : []), charts.legend(view), panels);
 })();

@@ -36,7 +36,7 @@
     if (!run.classes) return;
     document.querySelectorAll("svg.class-map").forEach((map) => {
       const text = run.classes[map.dataset.head][moment];
-      [...map.querySelector(".cells").children].forEach((cell, i) =>
+      map.querySelectorAll(".cells rect").forEach((cell, i) =>
         cell.setAttribute("fill", fill(level(text, i))));
     });
   }
@@ -79,6 +79,7 @@
   }
   play.addEventListener("click", () => (timer === null ? start() : stop()));
   slider.addEventListener("input", () => { stop(); show(); });
+  document.getElementById("curves-group")?.addEventListener("change", show); // whose curves are new
   const honour = () => { play.hidden = still.matches; if (still.matches) stop(); };
   still.addEventListener("change", honour);
   honour();

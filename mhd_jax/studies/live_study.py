@@ -1,0 +1,94 @@
+"""A study's `report.html` while its runs go on."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mhd_jax.runs import page, unfinished
+from mhd_jax.runs.callbacks.live_page import LivePage
+from mhd_jax.runs.records import read_json
+from mhd_jax.studies import over_seeds
+from mhd_jax.training.metrics import SYMBOLS, declared_head
+
+_MOST_NAMED = 4  # rows that the title names
+
+
+class LiveStudy(LivePage):
+    """Writes the `report.html` of several runs side by side while they go on, as `LiveReport` does.
+
+    The page says how many runs have finished, which ones run at what step, and what the finished ones
+    have reached. The study's own page takes its place; a study that is cut leaves it, which says so.
+    """
+
+    what = "study"
+
+    def __init__(
+        self, folder: pathlib.Path, rows: Mapping[str, Sequence[pathlib.Path]], note: str = ""
+    ):
+        """Makes a watcher of a study's runs.
+
+        Args:
+          folder: the study's folder, which gets the page.
+          rows: the folders of the runs of each row, by its name.
+          note: a sentence about where these runs stand in a longer study.
+        """
+        super().__init__()
+        self._folder, self._rows, self._note = folder, rows, note
+        self._summaries: dict[pathlib.Path, Mapping[str, Any]] = {}
+        self._lost: set[pathlib.Path] = set()  # folders of runs that have diverged
+
+    def write(self, ended: str | None = None) -> None:
+        """Writes the page."""
+        every = [folder for folders in self._rows.values() for folder in folders]
+        for run in set(every) - self._summaries.keys():
+            if (run / "summary.json").exists():
+                self._summaries[run] = read_json(run / "summary.json")
+        folders = [run.folder for run in self.runs if run.folder is not None]
+        self._lost |= {folders[place] for place in self.diverged}
+        running = [run for run in folders if run not in self._lost | self._summaries.keys()]
+        steps = self.runs[0].settings["steps"]
+        done = f"{len(self._summaries):,} of {len(every):,} runs have finished"
+        names = list(self._rows)
+        named = ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} cases"
+        lost = f"Runs that have diverged: {len(self._lost)}." if self._lost else ""
+        at = f"step {self.step:,} of {steps:,}"
+        now = f"Runs that go on: {len(running)}, at {at}. {self.news}" if running else ""
+        taken = len(self._summaries) + len(self._lost) + len(running) * self.step / steps
+        unfinished.write_study(
+            self._folder,
+            title=f"{done}: {named}",
+            sentences=["" if ended else now, lost, self._note],
+            share=taken / len(every),
+            table=self._table(running, at),
+            environments=[read_json(folders[0] / "config.json").get("environment", {})],
+            ended=ended,
+        )
+
+    def _table(self, running: Sequence[pathlib.Path], at: str) -> page.Table:
+        """Returns the rows: how many runs have finished, and what these have reached."""
+        lines = []
+        for name, runs in self._rows.items():
+            finished = [self._summaries[run] for run in runs if run in self._summaries]
+            reports = [
+                page.link(self._folder, run, run.name.replace("_", " "))
+                for run in runs
+                if (run / "report.html").exists()
+            ]
+            cells = [page.spread(_declared(finished, metric)) for metric in SYMBOLS]
+            now = page.Cell(at if set(runs) & set(running) else "")
+            count = page.Cell(f"{len(finished)} of {len(runs)}", len(finished), True)
+            lines.append([page.Cell(name), count, now, *cells, page.Cell("", links=reports)])
+        return page.Table(
+            "Runs that have finished: mean over clients, ± standard deviation over seeds",
+            ("row", "finished", "now", *SYMBOLS.values(), "reports"),
+            lines,
+        )
+
+
+def _declared(summaries: Sequence[Mapping[str, Any]], metric: str) -> over_seeds.Statistic:
+    """Returns a metric's mean and deviation over runs, of the heads by which it judges them."""
+    return over_seeds.spread(
+        summary[metric][declared_head(metric, list(summary[metric]))] for summary in summaries
+    )
