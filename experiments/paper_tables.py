@@ -44,7 +44,7 @@ def publish(
       records: the folder of the records, which gets the tables.
       questions: the study's cases, by question, group and name.
       seeds: the seeds that a question is to have.
-      workdir: the folder of the runs, which gets the page.
+      workdir: the folder of the runs, which gets the page if it is there.
     """
     rows, shown, elsewhere = {}, [], set[str]()
     figures: dict[str, Callable[[], Figure]] = {}
@@ -64,7 +64,6 @@ def publish(
             shown.append(_table_by_hops(question, far))
             figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
     make_folder(records / FIGURES, "folder of figures")
-    make_folder(workdir, "workdir")
     study.publish(records, rows, shown, figures, name="tables", page_folder=workdir)
 
 
