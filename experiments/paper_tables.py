@@ -13,7 +13,7 @@ from mhd_jax.cli.kept import Record
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator
-from mhd_jax.runs.figures import accuracy_axis, legend_beside, row_styles
+from mhd_jax.runs.figures import accuracy_axis, legend_above, row_styles
 from mhd_jax.studies import over_seeds
 
 Row = dict[str, Any]
@@ -272,7 +272,7 @@ def by_head(rows: Sequence[Row]) -> Figure:
             over_seeds.draw_line(axis, places, values, **styles[name], label=name)
         axis.set_xticks(range(len(heads)), heads)
         _fitted_axis(axis, label)
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 
@@ -294,7 +294,7 @@ def by_hops(rows: Sequence[Row]) -> Figure:
         axis.set_xlabel("hops")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         _fitted_axis(axis, "accuracy of the last head")
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 

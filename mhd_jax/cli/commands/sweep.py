@@ -32,7 +32,7 @@ from mhd_jax.runs.figures import (
     accuracy_axis,
     first_and_last,
     head_colours,
-    legend_beside,
+    legend_above,
     row_styles,
 )
 from mhd_jax.studies import over_seeds
@@ -196,7 +196,7 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
         axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
         axis.set_xlabel(name)
         accuracy_axis(axis, label)
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 
