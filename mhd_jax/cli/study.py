@@ -146,7 +146,7 @@ def attempt(
     Args:
       cases, seeds, workdir: as for `explore`.
       refused: `refusals` of the cases.
-      place: where these cases stand in a study of more, for progress bars.
+      place: where these cases stand in a study of more, for progress bars and the page.
     """
     outcomes: dict[tuple[str, int], Outcome] = {}
     pending: dict[str, list[tuple[Case, int]]] = {}
@@ -221,7 +221,7 @@ def _simulated(
     rows: dict[str, list[pathlib.Path]] = {}
     for case, seed in itertools.chain(*batches):
         rows.setdefault(case.name, []).append(case.run_folder(workdir, seed))
-    pages: list[mhd.Callback] = [LiveStudy(workdir, rows, place and f"These are {place}.")]
+    pages: list[mhd.Callback] = [LiveStudy(workdir, rows, place and f"Trials {place}.")]
     if options.get("write_reports", True):
         pages.append(LiveReport())
     for number, batch in enumerate(batches, 1):
