@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --fork-strate
 # Of the equations, saving, streaming and the command line.
 QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train_saves_resumes
 
-.PHONY: demo test slow fuzz notebooks trackers tpu docs browser extra lint wheel installed licences lock newest clean
+.PHONY: demo test slow fuzz notebooks outputs trackers tpu docs browser extra lint wheel installed licences lock newest clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -26,6 +26,10 @@ fuzz: $(VENV)/installed  ## 10,000 made inputs of every kind: taken or refused, 
 
 notebooks: $(VENV)/extra  ## All notebooks, at toy size.
 	$(BIN)/python -m pytest -n 2 -m notebooks tests/test_notebooks.py
+
+outputs: $(VENV)/extra  ## What the notebooks for any machine print and draw, anew, at full size: 5 minutes.
+	JAX_PLATFORMS=cpu $(BIN)/python .ci/notebooks.py \
+	  $(foreach name,quickstart bring_your_own your_own_algorithm open_runs,experiments/notebooks/$(name).ipynb)
 
 trackers: $(VENV)/extra  ## What TensorBoard, Weights & Biases and Optuna are given.
 	$(BIN)/python -m pytest -m trackers tests/runs/test_trackers.py tests/cli/test_search.py

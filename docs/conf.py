@@ -1,5 +1,8 @@
 """How the documentation is built: `make docs`, from the folder above."""
 
+import base64
+import json
+import pathlib
 import re
 
 from docutils import nodes
@@ -94,8 +97,41 @@ def plain_defaults(
     return signature and (re.sub(r"<(?:function )?(\w+)>", r"\1", signature), returns)
 
 
+def write_notebooks(app: Sphinx) -> None:
+    """Writes each notebook as a page, with what it printed and drew, into docs/notebooks."""
+    here = pathlib.Path(app.srcdir)
+    folder = here / "notebooks"
+    folder.mkdir(exist_ok=True)
+    for path in sorted((here.parent / "experiments" / "notebooks").glob("*.ipynb")):
+        parts = []
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                parts.append(source)
+                continue
+            parts.append(_fenced("python", re.sub(r"^%.*\n", "", source, flags=re.MULTILINE)))
+            for place, output in enumerate(cell["outputs"]):
+                data = output.get("data", {"text/plain": output.get("text", [])})
+                if "image/png" in data:
+                    picture = folder / f"{path.stem}_{cell['id']}_{place}.png"
+                    picture.write_bytes(base64.b64decode(data["image/png"]))
+                    parts.append(f"![what the cell above draws]({picture.name})")
+                elif "text/html" in data:
+                    parts.append(_fenced("{raw} html", "".join(data["text/html"])))
+                else:
+                    parts.append(_fenced("text", "".join(data["text/plain"])))
+        page = "\n\n".join(parts)
+        (folder / f"{path.stem}.md").write_text(f"{page}\n", encoding="utf-8")
+
+
+def _fenced(kind: str, text: str) -> str:
+    """A block of Markdown, with a fence that the text does not hold."""
+    return f"````{kind}\n{text.rstrip()}\n````"
+
+
 def setup(app: Sphinx) -> None:
     """Registers what stands above."""
     app.add_html_math_renderer("mathml", (show_formula, None), (show_formula, None))
+    app.connect("builder-inited", write_notebooks)
     app.connect("autodoc-process-docstring", keep_form)
     app.connect("autodoc-process-signature", plain_defaults)

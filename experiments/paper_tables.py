@@ -13,7 +13,7 @@ from mhd_jax.cli.kept import Record
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator
-from mhd_jax.runs.figures import accuracy_axis, legend_beside, row_styles
+from mhd_jax.runs.figures import accuracy_axis, legend_above, row_styles
 from mhd_jax.studies import over_seeds
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ def publish(
       records: the folder of the records, which gets the tables.
       questions: the study's cases, by question, group and name.
       seeds: the seeds that a question is to have.
-      workdir: the folder of the runs, which gets the page.
+      workdir: the folder of the runs, which gets the page if it is there.
     """
     rows, shown, elsewhere = {}, [], set[str]()
     figures: dict[str, Callable[[], Figure]] = {}
@@ -64,7 +64,6 @@ def publish(
             shown.append(_table_by_hops(question, far))
             figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
     make_folder(records / FIGURES, "folder of figures")
-    make_folder(workdir, "workdir")
     study.publish(records, rows, shown, figures, name="tables", page_folder=workdir)
 
 
@@ -273,7 +272,7 @@ def by_head(rows: Sequence[Row]) -> Figure:
             over_seeds.draw_line(axis, places, values, **styles[name], label=name)
         axis.set_xticks(range(len(heads)), heads)
         _fitted_axis(axis, label)
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 
@@ -295,7 +294,7 @@ def by_hops(rows: Sequence[Row]) -> Figure:
         axis.set_xlabel("hops")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         _fitted_axis(axis, "accuracy of the last head")
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 

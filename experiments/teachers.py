@@ -24,7 +24,7 @@ from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import launch, seed_flags, study
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import accuracy_axis, legend_beside, row_styles
+from mhd_jax.runs.figures import accuracy_axis, legend_above, row_styles
 from mhd_jax.studies import over_seeds
 
 # The rules: an algorithm and its hyperparameters by the names of the table's lines.
@@ -218,7 +218,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
     axis.set_xticks(range(len(places)), [f"{graph}\nskew {skew}" for graph, skew in places])
     accuracy_axis(axis, "β_sh of the last head")
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 

@@ -146,7 +146,7 @@ def attempt(
     Args:
       cases, seeds, workdir: as for `explore`.
       refused: `refusals` of the cases.
-      place: where these cases stand in a study of more, for progress bars.
+      place: where these cases stand in a study of more, for progress bars and the page.
     """
     outcomes: dict[tuple[str, int], Outcome] = {}
     pending: dict[str, list[tuple[Case, int]]] = {}
@@ -221,7 +221,7 @@ def _simulated(
     rows: dict[str, list[pathlib.Path]] = {}
     for case, seed in itertools.chain(*batches):
         rows.setdefault(case.name, []).append(case.run_folder(workdir, seed))
-    pages: list[mhd.Callback] = [LiveStudy(workdir, rows, place and f"These are {place}.")]
+    pages: list[mhd.Callback] = [LiveStudy(workdir, rows, place and f"Trials {place}.")]
     if options.get("write_reports", True):
         pages.append(LiveReport())
     for number, batch in enumerate(batches, 1):
@@ -294,7 +294,7 @@ def publish(
       shown: the tables, which the terminal, NAME.md and the page get.
       figures: functions that make figures, by the names of their files.
       name: the name of both files.
-      page_folder: the folder that gets the page, `report.html`, by default the workdir.
+      page_folder: the folder that gets the page, `report.html`, if it is there; by default the workdir.
     """
     page_folder = page_folder or workdir
     if multihost.is_main():
@@ -306,8 +306,9 @@ def publish(
                 parts.append("".join(f"{note}\n" for note in table.notes))
         (workdir / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
         drawn = report.save(workdir, figures)
-        with decoration(f"the page of {page_folder}", "All else is there."):
-            report.write_study(page_folder, [_on_page(table) for table in shown], drawn)
+        if page_folder.is_dir():
+            with decoration(f"the page of {page_folder}", "All else is there."):
+                report.write_study(page_folder, [_on_page(table) for table in shown], drawn)
     console = launch.console()
     for table in shown:
         console.print(tables.rich(table.headings, table.lines, table.title))
@@ -316,7 +317,8 @@ def publish(
     console.print(f"table: {workdir / name}.md", markup=False, soft_wrap=True)
     for stem in figures:
         console.print(f"plot: {workdir / stem}.png", markup=False, soft_wrap=True)
-    launch.tell_report(page_folder)
+    if page_folder.is_dir():
+        launch.tell_report(page_folder)
 
 
 def _on_page(table: Table) -> tuple[page.Table, Sequence[str]]:

@@ -79,7 +79,7 @@ def accuracy(
         accuracy_axis(axis, label)
         _fit(axis, chance)
     if ax is None:
-        _legend_above(figure, chance, Patch(color="0.9", label="range over clients"))
+        legend_above(figure, chance, Patch(color="0.9", label="range over clients"))
     return figure
 
 
@@ -206,7 +206,7 @@ def hops(summary: Record, chance: float | None = None, ax: Axes | None = None) -
     accuracy_axis(axis, "test accuracy")
     _fit(axis, chance)
     if ax is None:
-        _legend_above(figure, chance)
+        legend_above(figure, chance)
     return figure
 
 
@@ -394,7 +394,7 @@ def _curves(
         accuracy_axis(axis, f"{short}, {'main' if metric == 'beta_priv' else 'last'} head")
         _fit(axis, chance)
     if ax is None:
-        _legend_above(figure, chance, *further)
+        legend_above(figure, chance, *further)
     return figure
 
 
@@ -446,13 +446,7 @@ def _deviation(values: np.ndarray) -> np.ndarray:
     return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
-def legend_beside(figure: Figure, title: str | None = None) -> None:
-    """Adds one legend for all panels, beside them."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title=title, loc="outside right upper")
-
-
-def _legend_above(figure: Figure, chance: float | None, *further: Any) -> None:
+def legend_above(figure: Figure, chance: float | None = None, *further: Any) -> None:
     """Adds one legend for all panels above them, on the left, where a phone shows it too."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     every = [*handles, *further, *_chance_key(figure, chance)]

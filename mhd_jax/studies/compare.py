@@ -79,9 +79,8 @@ def compare(
     of_host = {name: settings.pop(name) for name in [*settings] if name in _OF_THE_HOST}
     folders = None
     if path is not None:
-        from mhd_jax.studies.live_study import (
-            LiveStudy,
-        )  # imported late, as few programs write pages
+        # Imported late, as few programs write pages.
+        from mhd_jax.studies.live_study import LiveStudy
 
         folders = {
             name: [comparison_folder.run_folder(path, name, seed) for seed in seeds]

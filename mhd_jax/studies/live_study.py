@@ -44,7 +44,8 @@ class LiveStudy(LivePage):
         every = [folder for folders in self._rows.values() for folder in folders]
         for run in set(every) - self._summaries.keys():
             if (run / "summary.json").exists():
-                self._summaries[run] = read_json(run / "summary.json")
+                summary = read_json(run / "summary.json")
+                self._summaries[run] = {metric: summary[metric] for metric in SYMBOLS}
         folders = [run.folder for run in self.runs if run.folder is not None]
         self._lost |= {folders[place] for place in self.diverged}
         running = [run for run in folders if run not in self._lost | self._summaries.keys()]

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 
+import markupsafe
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,6 +16,7 @@ from experiments import ablation
 from mhd_jax.cli import cases
 from mhd_jax.cli.commands import sweep
 from mhd_jax.engine import joint_runs as joining
+from mhd_jax.runs.finished import has_report
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
 
@@ -77,6 +79,13 @@ def test_a_grid(output, programs):
     assert whole["beta_sh"]["main"]["half_width"] == pytest.approx((high - low) / 2)
     assert any("torus" in note and "refused" in note for note in table["notes"])
     assert pathlib.Path("w/sweep.png").exists() and "1.0" not in out.splitlines()[-1]
+    page = pathlib.Path("w/report.html").read_text()  # of the finished study, with all its lines
+    assert has_report(pathlib.Path("w")) and page.count('<tr><th scope="row"') == sum(
+        max(len(row["beta_sh"]), 1) for row in table["rows"]
+    )
+    assert f"{whole['beta_sh']['main']['mean']:.3f} ±" in page and all(
+        markupsafe.escape(note) in page for note in table["notes"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ r"""Runs a grid over any flags and seeds, and writes the results as one tidy tab
 Configurations of one shape (which differ in seeds, graphs, data or numbers) are computed in one
 program. A configuration that diverges, or that cannot work, is noted beside the others. The folder
 gets results.csv and results.jsonl (a row for each run and head), table.md, table.json, sweep.png
-and .svg; the same command again resumes interrupted runs, and only reads finished ones.
+and .svg, and report.html, which says while runs go on how many have finished; the same command again
+resumes interrupted runs, and only reads finished ones.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mhd_jax.runs.figures import (
     accuracy_axis,
     first_and_last,
     head_colours,
-    legend_beside,
+    legend_above,
     row_styles,
 )
 from mhd_jax.studies import over_seeds
@@ -195,7 +196,7 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
         axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
         axis.set_xlabel(name)
         accuracy_axis(axis, label)
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 

@@ -22,7 +22,7 @@ from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import launch, seed_flags, study, workdirs
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.figures import head_colours, legend_beside, row_styles
+from mhd_jax.runs.figures import head_colours, legend_above, row_styles
 from mhd_jax.studies import over_seeds
 
 _TOPOLOGIES = flags.DEFINE_list(
@@ -115,7 +115,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.grid(alpha=0.3)
         axis.set_ylim(-0.02, 1.02)
     axes[0].set_ylabel("test accuracy")
-    legend_beside(drawn)
+    legend_above(drawn)
     return drawn
 
 
