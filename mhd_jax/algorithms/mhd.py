@@ -75,7 +75,7 @@ from mhd_jax.core.types import (
 from mhd_jax.exchange import adversaries, calibration, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange import density as densities
-from mhd_jax.exchange.channel import Channel
+from mhd_jax.exchange.channel import Channel, travels_to_all
 from mhd_jax.exchange.density import Density
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.exchange.selection import About, Candidates, TargetSelection, Who, joined, rows
@@ -184,7 +184,7 @@ class _MHD:
             density_weight=None if self.density is None else self.density.weight,
         )
         sent = evaluated(state, batch, outputs)
-        received = self.channel.received(state, sent, travels=batch.public_is_shared)
+        received = self.channel.received(state, sent, travels=travels_to_all(batch))
         finite = exchange.all_finite(received)
         state, teachers, taught = self.source.teach(
             state, batch, graph, finite, received, self.channel

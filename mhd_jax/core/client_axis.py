@@ -44,6 +44,8 @@ class Execution:
         storing those of all clients in the forward pass.
       mesh: devices along the axes "clients" and "batch"; where there are more devices than
         clients, several devices share the samples of one client. None is a single device.
+      near: how many devices further on neighbours' devices are (`mhd_jax.core.neighbour_devices`);
+        None is anywhere.
       most_neighbours: the largest number of neighbours of any client at any step; None is K − 1.
       platform: the platform that programs are compiled for, "cpu", "gpu" or "tpu"; None is the
         platform on which JAX runs.
@@ -54,6 +56,7 @@ class Execution:
     chunk: int | None = None
     recompute: bool = False
     mesh: Mesh | None = None
+    near: tuple[int, ...] | None = None
     most_neighbours: int | None = None
     platform: str | None = None
     part: int | None = None
@@ -96,6 +99,11 @@ def under(execution: Execution) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def current_execution() -> Execution:
+    """Returns the execution under which code is being traced."""
+    return _current.get()
 
 
 def computes_at_once() -> bool:
@@ -183,18 +191,30 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
         if execution.mesh is None:
             return on_one_device(*arguments)
         specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
-        on_all = jax.shard_map(
-            on_one_device,
-            mesh=execution.mesh,
-            in_specs=specs,
-            out_specs=PartitionSpec(AXIS),
-            axis_names={AXIS},
-            check_vma=False,
-        )
+        return on_devices(on_one_device, specs)(*arguments)
+
+    return mapped
+
+
+def on_devices(function: Callable, specs: tuple[PartitionSpec, ...]) -> Callable:
+    """Returns what calls a function on each device with its part of the arguments, split by `specs`.
+
+    Results are split by client.
+    """
+    on_all = jax.shard_map(
+        function,
+        mesh=_current.get().mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(AXIS),
+        axis_names={AXIS},
+        check_vma=False,
+    )
+
+    def called(*arguments: Any) -> Any:
         # Outside of any program shard_map knows no mesh with a second axis.
         return on_all(*arguments) if is_traced(arguments) else jax.jit(on_all)(*arguments)
 
-    return mapped
+    return called
 
 
 def is_traced(tree: Any) -> bool:

@@ -123,7 +123,8 @@ def _most_at_once(run: Run) -> int:
 def _joined(runs: Sequence[Run]) -> Together:
     """Joins runs which `_alike` finds alike."""
     places = schedules.largest([run.execution.most_neighbours for run in runs])
-    runs = [_with_neighbours(run, places) for run in runs]
+    near = _near([run.execution.near for run in runs])
+    runs = [_with_neighbours(run, places, near) for run in runs]
     held = [run.data for run in runs if isinstance(run.data, DeviceData)]
     most = max(data.labels.shape[1] for data in held)
     return Together(
@@ -141,9 +142,15 @@ def _joined(runs: Sequence[Run]) -> Together:
     )
 
 
-def _with_neighbours(run: Run, most: int | None) -> Run:
-    """Returns the run with `most` as its bound on a client's neighbours."""
-    execution = dataclasses.replace(run.execution, most_neighbours=most)
+def _near(found: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Returns distances of neighbours' devices (`Execution.near`) that hold for several graphs."""
+    several = [near for near in found if near is not None]
+    return tuple(sorted(set().union(*several))) if len(several) == len(found) else None
+
+
+def _with_neighbours(run: Run, most: int | None, near: tuple[int, ...] | None) -> Run:
+    """Returns the run with bounds on how many neighbours clients have, and on which devices."""
+    execution = dataclasses.replace(run.execution, most_neighbours=most, near=near)
     return dataclasses.replace(run, execution=execution)
 
 
@@ -193,7 +200,7 @@ def _alike(one: Run, other: Run) -> bool:
         return False
 
     def settled(run: Run) -> dict[str, Any]:
-        own, parts = _with_neighbours(run, None).static(), _parts(run.algorithm)
+        own, parts = _with_neighbours(run, None, None).static(), _parts(run.algorithm)
         if parts is not None:
             own["train_step"] = _shape(parts)
         optimizers = [_shape(optimizer) for optimizer in run.optimizers]

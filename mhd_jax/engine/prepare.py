@@ -16,7 +16,7 @@ from mhd_jax import topology as topologies
 from mhd_jax.algorithms import ALGORITHMS, mhd
 from mhd_jax.algorithms.base import hyperparameters
 from mhd_jax.clients import Clients, make_clients
-from mhd_jax.core import modes
+from mhd_jax.core import modes, neighbour_devices
 from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
@@ -282,6 +282,10 @@ def _samples(
         most_neighbours=_bound_on_neighbours(topology),
     )
     padded = clients.padded(execution.num_shards)
+    if execution.num_shards > 1 and topology.schedule is cycle:
+        edges = distances.edges_of(topology, chosen.steps)  # type: ignore[arg-type]
+        near = neighbour_devices.distances(edges, padded.num_clients, execution.num_shards)
+        execution = dataclasses.replace(execution, near=near)
     on_host = _stays_on_host(chosen.data_placement, padded)
     at_once = min(chosen.eval_batch_size, _most_evaluated(padded, algorithm, spec, execution))
     return Samples(padded, spec, execution, chosen.seed, on_host, at_once)

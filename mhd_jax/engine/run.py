@@ -156,7 +156,7 @@ class Run:
         return jax.jit(self._step)
 
     def _step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        with under(self.execution):
+        with under(dataclasses.replace(self.execution, near=None)):  # a graph may be the user's own
             after, found = self.algorithm.train_step(state, batch, graph)
             if self.execution.mesh is not None:
                 places = carry_shardings(self.carry, self.execution).state

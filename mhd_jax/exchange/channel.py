@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mhd_jax.core import neighbour_devices
 from mhd_jax.core.client_axis import everywhere
 from mhd_jax.core.trees import of_one_client, take_rows
 from mhd_jax.core.types import Batch, GroupState, Outputs, Presence, PyTree, State
@@ -51,7 +52,8 @@ class Channel:
           state: gives the adversaries, the label sets and the widths of embeddings.
           outputs: of all clients, [K, P, …]; or of the `senders`, [K, T, P, …].
           senders: whose outputs they are, positions int32 [K, T]; None for all clients.
-          travels: whether what is sent has to reach every device; it is all that crosses devices.
+          travels: whether what is sent has to reach every device (`travels_to_all`); it is all that
+            crosses devices.
         """
         outputs = self._sent(state, outputs, senders)
         label_sets = state.label_sets if senders is None else take_rows(state.label_sets, senders)
@@ -59,6 +61,29 @@ class Channel:
         parts = {
             name: coding.arrived(values, everywhere if travels else _stay, known.get(name))
             for name, (coding, values) in self._parts(state, outputs).items()
+        }
+        return Outputs(parts["logits"], parts.get("embeddings"), parts.get("density"))
+
+    def gathered(self, state: State, received: Outputs, positions: Array) -> Outputs:
+        """What each client receives from teachers, [K, T, P, …], of what all send, [K, P, …].
+
+        Args:
+          state: gives the label sets and the widths of embeddings.
+          received: from `received`, where `travels_to_all` says whether it travels.
+          positions: of the teachers, int32 [K, T].
+        """
+        if not neighbour_devices.are_chosen():
+            return jax.tree.map(lambda a: a[positions], received)
+
+        def travel(sent: PyTree) -> PyTree:
+            return neighbour_devices.rows_of_neighbours(sent, positions)
+
+        label_sets = take_rows(state.label_sets, positions)
+        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
+        # What has been received is coded once more, as it is the code that crosses devices.
+        parts = {
+            name: coding.arrived(values, travel, known.get(name))
+            for name, (coding, values) in self._parts(state, received).items()
         }
         return Outputs(parts["logits"], parts.get("embeddings"), parts.get("density"))
 
@@ -103,6 +128,11 @@ class Channel:
             density: Array = outputs.density  # type: ignore[assignment]
             parts["density"] = (self.compression.for_numbers, density[..., : self.num_heads])
         return parts
+
+
+def travels_to_all(batch: Batch) -> bool:
+    """Returns whether predictions on public samples that all share go to all devices at once."""
+    return batch.public_is_shared and not neighbour_devices.are_chosen()
 
 
 def _stay(sent: PyTree) -> PyTree:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax.core.types import Batch, GroupState, Outputs, PyTree, State
-from mhd_jax.exchange.channel import Channel
-from mhd_jax.exchange.teachers import Teachers, draw_teachers, gather
+from mhd_jax.exchange.channel import Channel, travels_to_all
+from mhd_jax.exchange.teachers import Teachers, draw_teachers
 from mhd_jax.training.groups import forward, forward_teachers
 
 
@@ -87,5 +87,5 @@ class Delayed:
             outputs = forward_teachers(state, params, stats, positions, inputs)
             return state, teachers, channel.received(state, outputs, positions)
         outputs, _ = forward(state, params, stats, inputs, shared_inputs=True)
-        sent = channel.received(state, outputs, travels=True)
-        return state, teachers, gather(sent, positions)
+        sent = channel.received(state, outputs, travels=travels_to_all(batch))
+        return state, teachers, channel.gathered(state, sent, positions)

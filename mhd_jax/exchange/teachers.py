@@ -142,7 +142,7 @@ class Neighbours:
         """See `Source`."""
         teachers = draw_teachers(state, graph, available, self.num_targets)
         if batch.public_is_shared:
-            return state, teachers, gather(received, teachers.positions)
+            return state, teachers, channel.gathered(state, received, teachers.positions)
         outputs = forward_teachers(
             state, all_params(state), all_stats(state), teachers.positions, batch.public_inputs
         )

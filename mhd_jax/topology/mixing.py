@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mhd_jax.core import modes
+from mhd_jax.core import modes, neighbour_devices
 from mhd_jax.core.client_axis import everywhere, first_of, neighbour_slots, over_clients
 from mhd_jax.core.types import PyTree
 
@@ -74,19 +74,36 @@ def spectral_gap(mixing: Any) -> float:
 def average(tree: PyTree, weights: Array) -> PyTree:
     """Returns Σ_j W[i, j] a_j for arrays a [K, …] and W [K, K]; integers are rounded."""
 
-    def mixed(a: Array) -> Array:
-        if not jnp.issubdtype(a.dtype, jnp.inexact):  # such as counters among the statistics
-            return jnp.round(mixed(a.astype(jnp.float32))).astype(a.dtype)
+    def mixed(tree: PyTree, weights: Array) -> PyTree:
         # By default, accelerators would round the parameters to fewer bits at every average.
-        return jnp.einsum(
-            "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
+        return jax.tree.map(
+            lambda a: jnp.einsum(
+                "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
+            ),
+            tree,
         )
 
-    return jax.tree.map(mixed, tree)
+    return _rounded(mixed, tree, weights)
+
+
+def _rounded(mixed: Callable[[PyTree, Array], PyTree], tree: PyTree, weights: Array) -> PyTree:
+    """Returns averages of a tree, whose integers, such as counters among statistics, are rounded."""
+
+    def is_whole(a: Array) -> bool:
+        return not jnp.issubdtype(a.dtype, jnp.inexact)
+
+    found = mixed(
+        jax.tree.map(lambda a: a.astype(jnp.float32) if is_whole(a) else a, tree), weights
+    )
+    return jax.tree.map(
+        lambda a, mean: jnp.round(mean).astype(a.dtype) if is_whole(a) else mean, tree, found
+    )
 
 
 def average_neighbours(tree: PyTree, weights: Array) -> PyTree:
-    """Returns the same as `average`, faster if W is 0 except for the client and its neighbours."""
+    """Returns the same as `average`, faster, if W is 0 except for the client and its neighbours."""
+    if neighbour_devices.are_chosen():
+        return _rounded(neighbour_devices.sum_over_neighbours, tree, weights)
     num_clients = len(weights)
     slots = min(neighbour_slots(num_clients) + 1, num_clients)
     if slots * _GATHERING > num_clients:

@@ -9,6 +9,7 @@ import pytest
 import sklearn.metrics
 
 import mhd_jax as mhd
+from mhd_jax.core.tasks import CLASSES
 from mhd_jax.engine import metrics
 
 RNG = np.random.default_rng(0)
@@ -94,4 +95,4 @@ def test_what_is_no_metric(given, says):
 def test_a_metric_that_fails_is_named(function, says):
     own = metrics.OwnMetrics.checked({"mine": function})
     with pytest.raises(mhd.ConfigError, match=f"the metric mine of client 0, head main, {says}"):
-        own.try_out(2, 3)
+        own.try_out(2, CLASSES, 3)
