@@ -869,8 +869,24 @@ def tpu_traffic() -> Found:
     received = {
         f"{each.kind} {each.dtype}{list(each.shape)}": each.received for each in plan.crossings
     }
-    predictions = sum(c.received for c in plan.crossings if c.shape[:2] == (8, _ON_TPUS))
+    predictions = sum(each.received for each in _predictions(plan))
     return predictions / sum(received.values()), {"bytes": received}
+
+
+@row("of what an all-gather would bring, on a ring of 8 chips", at_most=0.3)
+@_where_tpus_are_known
+def tpu_neighbours() -> Found:
+    """Returns how much of all clients' predictions a chip receives, where it has two neighbours."""
+    plan = _on_tpus(8, "tpu:v5e:2x4")
+    received = sum(each.received for each in _predictions(plan))
+    each = [c.received / c.times for c in _predictions(plan)]  # of one client
+    kinds = sorted({c.kind for c in _predictions(plan)})
+    return received / (7 * sum(each)), {"bytes": received, "by": kinds}
+
+
+def _predictions(plan: Plan) -> list[Any]:
+    """Returns those of a plan's crossings that are of public samples."""
+    return [each for each in plan.crossings if each.shape[1:2] == (_ON_TPUS,)]
 
 
 @row("times its arithmetic at the peak", at_most=4)
