@@ -153,7 +153,11 @@ LONG = [f"t{i},{'ab'[i % 2]}" for i in range(900)]
         (["x,target", *SOUND], {"label": "traget"}, "did you mean target?"),
         (["x,y", *SOUND, "3,"], {}, "the label y is missing in 1 of 21 rows .line 22 first"),
         (["x,y", "1,a", "2,a"], {}, "the label y is a in every row; .* at least 2 classes"),
-        (["y,x", "1,a", "1.5,b"], {}, "the label y is 1.5 in line 3, but classes .*give regression=True"),
+        (
+            ["y,x", "1,a", "1.5,b"],
+            {},
+            "the label y is 1.5 in line 3, but classes .*give regression=True",
+        ),
         (["x,y", *SOUND, "1e3x,a"], {}, "column x holds texts, like '1e3x' in line 22; turn"),
         (["x,y", *SOUND, "1_0,a"], {}, "holds texts, like '1_0' in line 22"),
         (["x,y", *SOUND, "-inf,a"], {}, "column x holds -inf in line 22, beyond float32"),

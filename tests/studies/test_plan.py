@@ -174,7 +174,10 @@ def test_what_eight_devices_exchange():
 def test_what_a_step_of_mhd_exchanges():
     """The predictions of three heads and the embeddings, and nothing of parameters' size."""
     crossing, shards, chunk, fits = json.loads(python("-c", MHD_ON_EIGHT).stdout)
-    to_each_side = [["collective-permute", [2, 48, 3, 10], 2], ["collective-permute", [2, 48, 64], 2]]
+    to_each_side = [
+        ["collective-permute", [2, 48, 3, 10], 2],
+        ["collective-permute", [2, 48, 64], 2],
+    ]
     assert sorted(crossing) == to_each_side
     assert (shards, chunk, fits) == (8, 2, True)
 
