@@ -13,11 +13,13 @@ from scipy import sparse
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import PyTree
 from mhd_jax.topology.graphs import Topology
-from mhd_jax.topology.schedules import Schedule
+from mhd_jax.topology.schedules import Schedule, cycle
 
 
 def edges_of(topology: Topology, steps: int) -> np.ndarray:
     """Returns the edges that exist in any of the first `steps` steps, bool [K, K]."""
+    if topology.schedule is cycle:
+        return (np.asarray(topology.adjacency)[:steps] > 0).any(axis=0)
     return np.asarray(_ever(topology.adjacency, steps, schedule=topology.schedule))
 
 
