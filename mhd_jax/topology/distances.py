@@ -19,7 +19,7 @@ from mhd_jax.topology.schedules import Schedule, cycle
 def edges_of(topology: Topology, steps: int) -> np.ndarray:
     """Returns the edges that exist in any of the first `steps` steps, bool [K, K]."""
     if topology.schedule is cycle:
-        return (np.asarray(topology.adjacency)[:steps] > 0).any(axis=0)
+        return np.any(np.asarray(topology.adjacency)[:steps] > 0, axis=0)
     return np.asarray(_ever(topology.adjacency, steps, schedule=topology.schedule))
 
 
