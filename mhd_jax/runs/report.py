@@ -18,7 +18,7 @@ from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
-from mhd_jax.runs.palette import head_colours, row_styles
+from mhd_jax.runs.palette import row_styles
 from mhd_jax.runs.records import read_json
 from mhd_jax.training.metrics import SYMBOLS
 
@@ -520,12 +520,16 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
         }
         for i, client in enumerate(summary["per_client"])
     ]
+    steps = [record["step"] for record in records]
+    panels = [
+        {"label": label, "lines": [line for each in clients for line in each["curves"][metric]]}
+        for metric, label in METRICS.items()
+    ]
     return {
-        "steps": [record["step"] for record in records],
+        "steps": steps,
         "heads": heads,
-        "colours": head_colours(len(heads)),
+        "charts": curves.looks(heads, panels, steps, chance(summary)),
         "metrics": METRICS,
-        "chance": chance(summary),
         "classes": _class_names(summary),
         "most_classes": _MOST_CLASSES,
         "clients": clients,
