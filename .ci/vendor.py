@@ -23,7 +23,9 @@ def main() -> None:
         folder.mkdir(parents=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(PINNED / name, BUILD)
-    subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=BUILD, check=True)
+    subprocess.run(
+        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=BUILD, check=True
+    )
     installed = BUILD / "node_modules"
     versions = {}
     for name in LIBRARIES:

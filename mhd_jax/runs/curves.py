@@ -60,12 +60,17 @@ def of(
 
 
 def looks(
-    heads: Sequence[str], panels: Sequence[Mapping[str, Any]], steps: Sequence[int], chance: float | None
+    heads: Sequence[str],
+    panels: Sequence[Mapping[str, Any]],
+    steps: Sequence[int],
+    chance: float | None,
 ) -> dict[str, Any]:
     """Returns the legend of heads, and as "specs" the charts of panels as `of` describes them."""
     styles, specs = head_styles(heads), []
     for panel in panels:
-        values = np.array([*panel["lines"], *(x for pair in panel.get("ranges", ()) for x in pair)], float)
+        values = np.array(
+            [*panel["lines"], *(x for pair in panel.get("ranges", ()) for x in pair)], float
+        )
         known = values[np.isfinite(values)].tolist()
         ends = (steps[0], steps[-1])
         if panel.get("isLoss"):

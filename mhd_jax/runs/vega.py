@@ -154,7 +154,10 @@ def chart(
             "encoding": {
                 "y": y,
                 "shape": _by_name(styles, [_SHAPES[s["marker"]][0] for s in styles.values()]),
-                "size": {"condition": {"param": "hover", "empty": False, "value": 110}, "value": 36},
+                "size": {
+                    "condition": {"param": "hover", "empty": False, "value": 110},
+                    "value": 36,
+                },
                 "opacity": {
                     "condition": [
                         {"param": "hover", "empty": False, "value": 1},
