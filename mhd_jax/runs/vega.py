@@ -113,7 +113,7 @@ def chart(
     inside = [first, last] if first < last else [first * 0.9, last * 1.1 or 1]
     x_format = "~s" if log else ",~r"
     x_axis = {"title": x_title, "format": x_format, "tickCount": 5, "grid": False}
-    bytes_axis = {"labelExpr": "datum.label + 'B'"} if log else {}
+    bytes_axis = {"labelExpr": "datum.label ? datum.label + 'B' : ''"} if log else {}
     x = {
         "field": "x",
         "type": "quantitative",
