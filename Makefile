@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --fork-strate
 # Of the equations, saving, streaming and the command line.
 QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train_saves_resumes
 
-.PHONY: demo test slow fuzz notebooks outputs trackers tpu docs browser extra lint wheel installed licences lock newest clean
+.PHONY: demo test slow fuzz notebooks outputs trackers tpu docs browser extra lint wheel installed licences lock vendor newest clean
 
 demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
 	$(BIN)/python -m experiments.quickstart
@@ -75,6 +75,9 @@ lock: $(VENV)/extra  ## Requirements anew from pyproject.toml; LOCKFLAGS=--upgra
 	$(LOCK) --extra tpu --constraint requirements.txt \
 	  $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  --output-file requirements-tpu.txt
+
+vendor: $(VENV)/installed  ## The libraries that draw charts in pages, anew, as .ci/vendor/package-lock.json pins them; it needs npm.
+	$(BIN)/python .ci/vendor.py
 
 newest: $(VENV)/extra  ## A quick part of the suite with the newest versions that pyproject.toml allows.
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/newest

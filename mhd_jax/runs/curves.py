@@ -1,4 +1,4 @@
-"""The numbers of a run over its steps, as a page's script draws them."""
+"""The numbers of a run over its steps, as a page draws them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mhd_jax.runs import vega
 from mhd_jax.runs.accuracies import METRICS
-from mhd_jax.runs.palette import head_colours
+from mhd_jax.runs.palette import LOSS_STYLE, head_styles
 
 MOST_MOMENTS = 100  # evaluations of which a page holds numbers
 _LOSS = "loss"
@@ -35,7 +36,7 @@ def of(
       models: the name of each client's model, where they are known.
 
     Returns:
-      "steps" [T]; "heads" and "colours" [H]; "chance", None if it is not recorded; and "groups" of
+      "steps" [T]; the legend of heads, and "specs", a chart for each panel, see `looks`; and "groups" of
       clients: all, and where there are others the honest ones, and those of each model. A group has
       a "name" and "panels": of each accuracy and of the loss its "label", "lines" (means over the
       group, [T] each) and "ranges" (the lowest and the highest client of each line, [2, T]). The
@@ -50,13 +51,35 @@ def of(
     losses = [rounded(record["train"].get(_LOSS)) for record in records]
     if any(loss is not None for loss in losses):
         found[0]["panels"].append({"label": "training loss", "lines": [losses], "isLoss": True})
+    steps = [record["step"] for record in records]
     return {
-        "steps": [record["step"] for record in records],
-        "heads": heads,
-        "colours": head_colours(len(heads)),
-        "chance": _chance(history[-1]),
+        "steps": steps,
+        **looks(heads, found[0]["panels"], steps, _chance(history[-1])),
         "groups": found,
     }
+
+
+def looks(
+    heads: Sequence[str],
+    panels: Sequence[Mapping[str, Any]],
+    steps: Sequence[int],
+    chance: float | None,
+) -> dict[str, Any]:
+    """Returns the legend of heads, and as "specs" the charts of panels as `of` describes them."""
+    styles, specs = head_styles(heads), []
+    for panel in panels:
+        values = np.array(
+            [*panel["lines"], *(x for pair in panel.get("ranges", ()) for x in pair)], float
+        )
+        known = values[np.isfinite(values)].tolist()
+        ends = (steps[0], steps[-1])
+        if panel.get("isLoss"):
+            loss = {panel["label"]: LOSS_STYLE}
+            specs.append(vega.chart(panel["label"], loss, vega.loss_domain(known), ends))
+        else:
+            domain = vega.accuracy_domain(known)
+            specs.append(vega.chart(panel["label"], styles, domain, ends, chance=chance))
+    return {**vega.legend(styles), "specs": specs}
 
 
 def _groups(

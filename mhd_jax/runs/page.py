@@ -13,6 +13,7 @@ import jinja2
 
 from mhd_jax.core.files import written_whole
 from mhd_jax.runs import settings as dotted
+from mhd_jax.runs import vega
 from mhd_jax.runs.accuracies import accuracy_lines
 
 
@@ -112,6 +113,7 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
+    environment.globals["charts_library"] = vega.library
     environment.filters["bytes"] = as_bytes
     environment.filters["edges"] = edges_in_words
     environment.filters["reproduction"] = _reproduction

@@ -38,6 +38,7 @@ ALGORITHMS = {
 _HEADS = (BLACK, "#5B2A86", BLUE, "#009E73", BROWN, ORANGE, "#E0529C")
 
 Style = dict[str, Any]
+LOSS_STYLE: Style = {"color": "#555555", "marker": "o", "linestyle": "-", "markersize": 4}
 
 
 def head_colours(num_heads: int) -> list[Any]:

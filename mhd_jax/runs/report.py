@@ -12,13 +12,24 @@ from typing import Any
 import numpy as np
 
 from mhd_jax.data import partition_statistics
-from mhd_jax.runs import class_map, curves, dot_plots, figures, graph, lanes, levels, page, replay
+from mhd_jax.runs import (
+    class_map,
+    comparison_curves,
+    curves,
+    dot_plots,
+    figures,
+    graph,
+    lanes,
+    levels,
+    page,
+    replay,
+)
 from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.accuracies import METRICS, accuracy_lines, chance
 from mhd_jax.runs.drawing import Figure, save_figure
 from mhd_jax.runs.figures import Record
 from mhd_jax.runs.finished import FinishedRun
-from mhd_jax.runs.palette import head_colours, row_styles
+from mhd_jax.runs.palette import row_styles
 from mhd_jax.runs.records import read_json
 from mhd_jax.training.metrics import SYMBOLS
 
@@ -149,6 +160,7 @@ def write_comparison(
         else f"Comparison of {len(runs)} configurations",
         sentences=[_what_is_compared(runs, differing)],
         targets=_targets(next(iter(runs.values()))[0].summary),
+        curves=comparison_curves.of(_by_seed(histories, runs), guess) if histories else None,
         verdict=verdict,
         dot_plots=_dot_plots(differences, list(runs)),
         figures=save(folder, drawn),
@@ -198,6 +210,16 @@ def _at_common_steps(runs: Mapping[str, Sequence[FinishedRun]]) -> figures.Histo
         if steps:
             found[name] = [[rec for rec in run.history if rec["step"] in steps] for run in each]
     return found
+
+
+def _by_seed(
+    histories: figures.Histories, runs: Mapping[str, Sequence[FinishedRun]]
+) -> dict[str, comparison_curves.Runs]:
+    """Returns each row's evaluations by the seed of their run."""
+    return {
+        name: {run.summary["seed"]: history for run, history in zip(runs[name], each, strict=True)}
+        for name, each in histories.items()
+    }
 
 
 def _common_chance(runs: Mapping[str, Sequence[FinishedRun]]) -> float | None:
@@ -502,7 +524,7 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
     if data is not None:
         counts = np.array(data["private_samples"])
         samples = (counts.sum(axis=0, keepdims=True) if _pooled(summary) else counts).tolist()
-    clients = [
+    clients: list[dict[str, Any]] = [
         {
             "name": "all, pooled" if _pooled(summary) else str(i),
             "facts": _facts(summary, i, samples),
@@ -520,12 +542,16 @@ def _client_view(summary: Record, history: Sequence[Record]) -> dict[str, Any]:
         }
         for i, client in enumerate(summary["per_client"])
     ]
+    steps = [record["step"] for record in records]
+    panels = [
+        {"label": label, "lines": [line for each in clients for line in each["curves"][metric]]}
+        for metric, label in METRICS.items()
+    ]
     return {
-        "steps": [record["step"] for record in records],
+        "steps": steps,
         "heads": heads,
-        "colours": head_colours(len(heads)),
+        "charts": curves.looks(heads, panels, steps, chance(summary)),
         "metrics": METRICS,
-        "chance": chance(summary),
         "classes": _class_names(summary),
         "most_classes": _MOST_CLASSES,
         "clients": clients,

@@ -37,15 +37,19 @@
       byClass(classes, `Client ${client.name}: ${text}`));
   }
 
+  const place = element("div");
+  const curves = charts.draw(place, { ...view.charts, steps: view.steps, groups: view.clients.map(panelsOf) });
+
+  function panelsOf(client) {
+    const panels = Object.entries(view.metrics).map(([metric, label]) => ({ label, lines: client.curves[metric] }));
+    return { name: client.name, panels };
+  }
+
   function show() {
     const client = view.clients[chooser.value];
     const facts = element("dl", {});
     Object.entries(client.facts).forEach(([name, value]) =>
       facts.append(element("dt", {}, name), element("dd", {}, value)));
-    const metrics = Object.entries(view.metrics);
-    const panels = metrics
-      .filter(([metric]) => client.curves[metric].some((curve) => curve.some((x) => x !== null)))
-      .map(([metric, label]) => charts.chart(view, { label, lines: client.curves[metric] }));
     const samples = client.samples !== null;
     const row = (c) => [
       view.classes[c], ...(samples ? [client.samples[c]] : []), ...client.by_class.map((of) => of[c])];
@@ -58,13 +62,13 @@
     output.replaceChildren(
       element("h3", {}, `Client ${client.name}`),
       facts,
-      charts.legend(view),
-      element("div", { class: "charts" }, ...panels),
-      ...(panels.length < metrics.length
+      place,
+      ...(client.curves.beta_priv.flat().every((x) => x === null)
         ? [element("p", {}, "This client has no labels, and so no β_priv.")] : []),
       byClass(first, `Client ${client.name}: its data and its test accuracy on each class`),
       ...(others.length ? [folded(client, others, byClass)] : []),
     );
+    curves.choose(chooser.value);
   }
 
   view.clients.forEach((client, i) => chooser.append(element("option", { value: i }, client.name)));

@@ -56,7 +56,7 @@
     const text = `step ${step.toLocaleString("en")} of ${run.steps[last].toLocaleString("en")}`;
     said.textContent = text;
     slider.setAttribute("aria-valuetext", text);
-    document.querySelectorAll("#curves svg").forEach((chart) => chart.moveTo(step));
+    charts.ofPage.moveTo(step);
     showGraph(moment);
     showClasses(moment);
     showLanes(step);
@@ -79,7 +79,6 @@
   }
   play.addEventListener("click", () => (timer === null ? start() : stop()));
   slider.addEventListener("input", () => { stop(); show(); });
-  document.getElementById("curves-group")?.addEventListener("change", show); // whose curves are new
   const honour = () => { play.hidden = still.matches; if (still.matches) stop(); };
   still.addEventListener("change", honour);
   honour();
