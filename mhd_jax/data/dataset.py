@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -81,13 +82,13 @@ class Dataset:
         """The outputs of a head: C classes, or D numbers."""
         return self.num_classes if self.numbers is None else len(self.numbers.names)
 
-    @property
+    @functools.cached_property
     def targets(self) -> np.ndarray:
         """What heads learn of the training samples: labels, or standardised numbers [N, D]."""
         found = self.numbers
         return self.labels if found is None else found.task.standardised(found.train)
 
-    @property
+    @functools.cached_property
     def test_targets(self) -> np.ndarray:
         """The same of the test samples."""
         found = self.numbers

@@ -16,6 +16,7 @@ from jax import Array
 
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import first_of, neighbour_slots
+from mhd_jax.core.trees import take_rows
 from mhd_jax.core.types import Batch, Outputs, State
 from mhd_jax.exchange.channel import Channel
 from mhd_jax.training.groups import all_params, all_stats, forward_teachers
@@ -106,7 +107,7 @@ def neighbours(adjacency: Array) -> Teachers:
 
 def gather(outputs: Outputs, positions: Array) -> Outputs:
     """Gathers outputs [K, P, …] of the clients at `positions`, [K, T], into [K, T, P, …]."""
-    return jax.tree.map(lambda a: a[positions], outputs)
+    return take_rows(outputs, positions)
 
 
 def from_teachers(teachers: Teachers) -> Array:

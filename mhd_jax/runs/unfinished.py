@@ -1,7 +1,6 @@
 """The page of a run or a study that has not finished: it goes on, was interrupted, failed or diverged.
 
-The page of a finished one takes its place; until then it is drawn by the reader's browser, and costs
-the run a few milliseconds.
+The page of a finished one takes its place; until then it is drawn by the reader's browser.
 """
 
 from __future__ import annotations

@@ -85,8 +85,9 @@ def distillation(
 ) -> Array:
     """Returns T² Σ_k mean_x CE(softmax(z^k(x)/T), target^k(x)), the auxiliary term of MHD.
 
-    For a regression the cross-entropy is the task's squared error. The factor T² keeps the size of the gradient comparable between temperatures (Hinton et al.,
-    2015); at the paper's T = 1 it has no effect.
+    The factor T² keeps the size of the gradient comparable between temperatures (Hinton et al.,
+    2015); at the paper's T = 1 it has no effect. For a regression the cross-entropy is the task's
+    squared error.
 
     Args:
       logits: [P, R, C] of the R heads that learn.

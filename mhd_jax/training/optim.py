@@ -104,6 +104,12 @@ class Recorded:
         """Returns what makes steps of gradients, but for the rate; `number` gives a setting."""
         raise NotImplementedError
 
+    def decay(self, number: Callable[[str], Any]) -> optax.GradientTransformation:
+        """Returns what adds weight_decay · θ, or changes nothing where it is 0."""
+        if not self.weight_decay:
+            return optax.identity()
+        return optax.add_decayed_weights(number("weight_decay"))
+
 
 @dataclasses.dataclass(frozen=True)
 class SGD(Recorded):
@@ -127,12 +133,8 @@ class SGD(Recorded):
 
     def directions(self, number: Callable[[str], Any]) -> list[optax.GradientTransformation]:
         """See `Recorded`."""
-        decay = optax.add_decayed_weights(number("weight_decay"))
         momentum = optax.trace(number("momentum"), bool(self.nesterov))
-        return [
-            decay if self.weight_decay else optax.identity(),
-            momentum if self.momentum else optax.identity(),
-        ]
+        return [self.decay(number), momentum if self.momentum else optax.identity()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +157,7 @@ class AdamW(Recorded):
 
     def directions(self, number: Callable[[str], Any]) -> list[optax.GradientTransformation]:
         """See `Recorded`."""
-        decay = optax.add_decayed_weights(number("weight_decay"))
-        return [
-            optax.scale_by_adam(number("beta1"), number("beta2")),
-            decay if self.weight_decay else optax.identity(),
-        ]
+        return [optax.scale_by_adam(number("beta1"), number("beta2")), self.decay(number)]
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}
