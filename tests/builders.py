@@ -76,6 +76,11 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def page_of(folder):
+    """The text of a folder's report."""
+    return (folder / "report.html").read_text()
+
+
 class Linear(nn.Module):
     """A backbone of one matrix without bias: [N, F] -> [N, D]."""
 

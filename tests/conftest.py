@@ -26,6 +26,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from mhd_jax.cli import launch
+from mhd_jax.runs.callbacks import live_page
 
 # Small programs are compiled faster than they are written and read. Processes that tests start share.
 jax.config.update("jax_enable_compilation_cache", False)
@@ -44,6 +45,13 @@ def float64():
     """64-bit arithmetic, for comparisons with NumPy."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Lets pages be written as soon as there is news."""
+    monkeypatch.setattr(live_page, "_LEAST_WAIT", 0)
+    monkeypatch.setattr(live_page, "_SHARE", 0)
 
 
 @pytest.fixture

@@ -7,22 +7,10 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.runs import curves
-from mhd_jax.runs.callbacks import live_page
 from mhd_jax.runs.finished import has_report
-from tests.builders import Linear, simulate_in, tiny_clients, tiny_dataset
+from tests.builders import Linear, page_of, simulate_in, tiny_clients, tiny_dataset
 
 HOW = {"topology": "ring", "algorithm": "isolated", "steps": 4, "batch_size": 4, "eval_every": 2}
-
-
-@pytest.fixture
-def at_once(monkeypatch):
-    """Lets pages be written as soon as there is news."""
-    monkeypatch.setattr(live_page, "_LEAST_WAIT", 0)
-    monkeypatch.setattr(live_page, "_SHARE", 0)
-
-
-def page_of(folder):
-    return (folder / "report.html").read_text()
 
 
 def test_the_page_says_how_far_the_run_is(tmp_path, at_once):

@@ -7,23 +7,11 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.runs import page
-from mhd_jax.runs.callbacks import live_page
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies.live_study import LiveStudy
-from tests.builders import Linear, tiny_clients, tiny_dataset
+from tests.builders import Linear, page_of, tiny_clients, tiny_dataset
 
 HOW = {"steps": 4, "batch_size": 4, "eval_every": 2, "write_reports": False}
-
-
-@pytest.fixture
-def at_once(monkeypatch):
-    """Lets pages be written as soon as there is news."""
-    monkeypatch.setattr(live_page, "_LEAST_WAIT", 0)
-    monkeypatch.setattr(live_page, "_SHARE", 0)
-
-
-def page_of(folder):
-    return (folder / "report.html").read_text()
 
 
 def cells(text):
