@@ -334,7 +334,7 @@ def _on_a_ring(algorithm: str, forward_passes: int) -> Found:
     return _against_the_ceiling(dispatches(run, 2), _CLIENTS * (step + forward_passes * forward))
 
 
-class _TutorialCNN(nn.Module):
+class TutorialCNN(nn.Module):
     """The network of PyTorch's tutorial on CIFAR-10, with 62,006 parameters for 10 classes."""
 
     conv: Any = Conv
@@ -357,10 +357,10 @@ def cpu_cnn() -> Found:
     10 clients take a digest step and a revisit step a round, each of 50 images of 32 × 32 pixels.
     A digest step has one more forward pass, whose logits are averaged.
     """
-    clients = images_of_clients(10, _TutorialCNN(), norm=None)
+    clients = images_of_clients(10, TutorialCNN(), norm=None)
     algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
     run = prepare("complete", clients, algorithm, batch_size=50, public_batch_size=50, steps=10**4)
-    one = _Learners.made(ClientModel(_TutorialCNN(nn.Conv), 1, 10), 1, 50, (32, 32, 3))
+    one = _Learners.made(ClientModel(TutorialCNN(nn.Conv), 1, 10), 1, 50, (32, 32, 3))
     params, inputs, _ = one.each()[0]
     forward = jax.jit(lambda p, x: one.model.apply(p, {}, x)[0]).lower(params, inputs).compile()
     flops = 10 * (2 * one.flops() + _flops(forward))
@@ -466,11 +466,12 @@ def images_of_clients(
     return mhd.make_clients(data, num_clients, model, norm=norm, partition="iid")
 
 
-class _WideMLP(nn.Module):
+class WideMLP(nn.Module):
     """A backbone of two hidden layers, with 199,210 parameters for images of 784 pixels."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images [N, 28, 28, 1] to embeddings [N, 200]."""
         del train
         x = x.reshape(len(x), -1)
         for _ in range(2):
@@ -485,7 +486,7 @@ def local_steps() -> Found:
     64 clients have an MLP of 199,210 parameters. A further call of the loop averages; the rows of
     the loop's samples are drawn beforehand, those of the engine in every step.
     """
-    clients = images_of_clients(64, _WideMLP(), norm=None, count=6400, shape=(28, 28, 1))
+    clients = images_of_clients(64, WideMLP(), norm=None, count=6400, shape=(28, 28, 1))
     algorithm = mhd.algorithms.fedavg(local_steps=10)
     run = prepare("empty", clients, algorithm, batch_size=_BATCH, steps=10_000)
     (group,) = run.start().state.groups
