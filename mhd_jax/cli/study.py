@@ -221,24 +221,24 @@ def _simulated(
     rows: dict[str, list[pathlib.Path]] = {}
     for case, seed in itertools.chain(*batches):
         rows.setdefault(case.name, []).append(case.run_folder(workdir, seed))
-    pages: list[mhd.Callback] = [LiveStudy(workdir, rows, place and f"Trials {place}.")]
-    if options.get("write_reports", True):
-        pages.append(LiveReport())
-    for number, batch in enumerate(batches, 1):
-        names = list(dict.fromkeys(case.name for case, _ in batch))
-        label = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(batch)} runs"
-        folders = [case.run_folder(workdir, seed) for case, seed in batch]
-        results = simulate_cases(
-            [(case.settings, case.algorithm, seed) for case, seed in batch],
-            folders,
-            [*pages, *watchers(f"[{place or f'{number}/{len(batches)}'}] {label}")],
-            **options,
-        )
-        for (case, seed), folder, result in zip(batch, folders, results, strict=True):
-            if isinstance(result, mhd.DivergedError):
-                yield Outcome(case, seed, folder, None, "diverged", str(result))
-            else:
-                yield Outcome(case, seed, folder, result.summary)
+    live = LiveStudy(workdir, rows, place and f"Trials {place}.")
+    pages = [live, LiveReport()] if options.get("write_reports", True) else [live]
+    with live:
+        for number, batch in enumerate(batches, 1):
+            names = list(dict.fromkeys(case.name for case, _ in batch))
+            label = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(batch)} runs"
+            folders = [case.run_folder(workdir, seed) for case, seed in batch]
+            results = simulate_cases(
+                [(case.settings, case.algorithm, seed) for case, seed in batch],
+                folders,
+                [*pages, *watchers(f"[{place or f'{number}/{len(batches)}'}] {label}")],
+                **options,
+            )
+            for (case, seed), folder, result in zip(batch, folders, results, strict=True):
+                if isinstance(result, mhd.DivergedError):
+                    yield Outcome(case, seed, folder, None, "diverged", str(result))
+                else:
+                    yield Outcome(case, seed, folder, result.summary)
 
 
 def _program(case: Case) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mhd_jax.runs import page, unfinished
 from mhd_jax.runs.callbacks.live_page import LivePage
+from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.records import read_json
 from mhd_jax.studies import over_seeds
 from mhd_jax.training.metrics import SYMBOLS, declared_head
@@ -19,7 +20,8 @@ class LiveStudy(LivePage):
     """Writes the `report.html` of several runs side by side while they go on, as `LiveReport` does.
 
     The page says how many runs have finished, which ones run at what step, and what the finished ones
-    have reached. The study's own page takes its place; a study that is cut leaves it, which says so.
+    have reached. The study's own page takes its place; a study that is cut leaves it, which says so,
+    also where it is cut between two runs, if they are inside of a `with` block of the watcher.
     """
 
     what = "study"
@@ -38,6 +40,15 @@ class LiveStudy(LivePage):
         self._folder, self._rows, self._note = folder, rows, note
         self._summaries: dict[pathlib.Path, Mapping[str, Any]] = {}
         self._lost: set[pathlib.Path] = set()  # folders of runs that have diverged
+
+    def __enter__(self) -> LiveStudy:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Says why a study ends between two runs, which no run's end does."""
+        if self.runs and error is not None and not isinstance(error, GeneratorExit):
+            with decoration(f"the page of {self._folder}", "All else is there."):
+                self.on_end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
 
     def write(self, ended: str | None = None) -> None:
         """Writes the page."""

@@ -68,6 +68,33 @@ def test_a_cut_study_says_so_and_goes_on(tmp_path, at_once):
     assert 'http-equiv="refresh"' not in text and not has_report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "was interrupted"),
+        (mhd.ConfigError("no data"), "has failed: ConfigError: no data"),
+    ],
+)
+def test_a_study_that_ends_between_two_runs_says_so(tmp_path, at_once, error, said):
+    live = LiveStudy(tmp_path, {"first": [tmp_path / "first"], "second": [tmp_path / "second"]})
+    with pytest.raises(type(error)), live:
+        run = {"topology": "ring", "clients": tiny_clients(), "algorithm": "isolated"}
+        run |= {"steps": 4, "batch_size": 4}
+        how = {"eval_every": 2, "write_reports": False, "callbacks": live}
+        mhd.simulate_many([run], workdirs=[tmp_path / "first"], **how)
+        assert "The study" not in page_of(tmp_path)
+        raise error
+    text = page_of(tmp_path)
+    assert f"The study {said}" in text and "1 of 2 runs have finished" in text
+    assert 'http-equiv="refresh"' not in text
+
+
+def test_a_study_that_fails_before_its_first_run_has_no_page(tmp_path):
+    with pytest.raises(ValueError), LiveStudy(tmp_path, {"first": [tmp_path / "first"]}):
+        raise ValueError
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_page_that_cannot_be_written_ends_no_study(tmp_path, at_once):
     (tmp_path / "report.html.partial").mkdir()
     with pytest.warns(UserWarning, match="LiveStudy failed"):
