@@ -109,17 +109,7 @@ def chart(
       log: whether that axis is logarithmic, of bytes.
       chance: where a dashed line stands, if it is on the axis.
     """
-    first, last = x_domain
-    inside = [first, last] if first < last else [first * 0.9, last * 1.1 or 1]
-    x_format = "~s" if log else ",~r"
-    x_axis = {"title": x_title, "format": x_format, "tickCount": 5, "grid": False}
-    bytes_axis = {"labelExpr": "datum.label ? datum.label + 'B' : ''"} if log else {}
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "scale": {"domain": inside, "nice": False, **({"type": "log"} if log else {})},
-        "axis": x_axis | bytes_axis,
-    }
+    x, x_format = _horizontal(x_domain, x_title, log)
     y = {
         "field": "y",
         "type": "quantitative",
@@ -132,53 +122,7 @@ def chart(
         {"field": "y", "type": "quantitative", "title": label, "format": ".3~f"},
         {"field": "range", "type": "nominal", "title": "range"},
     ]
-    layers = [
-        {
-            "transform": [{"filter": "isValid(datum.low)"}],
-            "mark": {"type": "area", "opacity": 0.12, "clip": True},
-            "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}},
-        },
-        {
-            "name": "lines",
-            "mark": {"type": "line", "strokeWidth": 1.8, "clip": True},
-            "encoding": {
-                "y": y,
-                "strokeDash": _by_name(styles, [_DASHES[s["linestyle"]] for s in styles.values()]),
-            },
-        },
-        {
-            "name": "points",
-            "params": [_HOVER],
-            "transform": [{"filter": "isValid(datum.y)"}],
-            "mark": {"type": "point", "filled": True, "clip": True},
-            "encoding": {
-                "y": y,
-                "shape": _by_name(styles, [_SHAPES[s["marker"]][0] for s in styles.values()]),
-                "size": {
-                    "condition": {"param": "hover", "empty": False, "value": 110},
-                    "value": 36,
-                },
-                "opacity": {
-                    "condition": [
-                        {"param": "hover", "empty": False, "value": 1},
-                        {"test": "datum.marked", "value": 1},
-                    ],
-                    "value": 0,
-                },
-                "tooltip": tooltip,
-            },
-        },
-        {
-            "name": "cursor",
-            "data": {"values": [{}]},
-            "transform": [
-                {"calculate": "moment", "as": "x"},
-                {"filter": "isValid(datum.x)"},
-            ],
-            "mark": {"type": "rule", "color": "#9c1c1c", "strokeWidth": 1.5, "clip": True},
-            "encoding": {"x": x, "color": None},
-        },
-    ]
+    layers = [_ranges(y), _lines(y, styles), _points(y, styles, tooltip), _cursor(x)]
     if chance is not None and y_domain[0] < chance:
         layers.insert(0, _chance(chance, y))
     return {
@@ -193,16 +137,17 @@ def chart(
             "color": _by_name(styles, [style["color"] for style in styles.values()]),
         },
         "layer": layers,
-        "config": {
-            "aria": False,  # the page says what a chart shows
-            "font": "system-ui, sans-serif",
-            "background": "transparent",
-            "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-            "view": {"stroke": None},
-        },
+        "config": _CONFIG,
     }
 
 
+_CONFIG = {
+    "aria": False,  # the page says what a chart shows
+    "font": "system-ui, sans-serif",
+    "background": "transparent",
+    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+    "view": {"stroke": None},
+}
 # Dragged sideways; the wheel alone scrolls the page.
 _ZOOM = {
     "name": "zoom",
@@ -224,6 +169,68 @@ def _by_name(styles: dict[str, Style], looks: Sequence[Any]) -> dict[str, Any]:
     """Returns the encoding of a line's name by one look for each name."""
     scale = {"domain": list(styles), "range": looks}
     return {"field": "series", "type": "nominal", "scale": scale, "legend": None}
+
+
+def _horizontal(domain: Sequence[float], title: str, log: bool) -> tuple[dict[str, Any], str]:
+    """Returns the encoding of x, and the format of its numbers."""
+    first, last = domain
+    inside = [first, last] if first < last else [first * 0.9, last * 1.1 or 1]
+    form = "~s" if log else ",~r"
+    axis = {"title": title, "format": form, "tickCount": 5, "grid": False}
+    of_bytes = {"labelExpr": "datum.label ? datum.label + 'B' : ''"} if log else {}
+    scale = {"domain": inside, "nice": False, **({"type": "log"} if log else {})}
+    return {"field": "x", "type": "quantitative", "scale": scale, "axis": axis | of_bytes}, form
+
+
+def _ranges(y: dict[str, Any]) -> dict[str, Any]:
+    """Returns the layer of the bands between "low" and "high"."""
+    return {
+        "transform": [{"filter": "isValid(datum.low)"}],
+        "mark": {"type": "area", "opacity": 0.12, "clip": True},
+        "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}},
+    }
+
+
+def _lines(y: dict[str, Any], styles: dict[str, Style]) -> dict[str, Any]:
+    """Returns the layer of the lines."""
+    dashes = [_DASHES[style["linestyle"]] for style in styles.values()]
+    return {
+        "name": "lines",
+        "mark": {"type": "line", "strokeWidth": 1.8, "clip": True},
+        "encoding": {"y": y, "strokeDash": _by_name(styles, dashes)},
+    }
+
+
+def _points(
+    y: dict[str, Any], styles: dict[str, Style], tooltip: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns the layer of the points: markers, and the one under the pointer with its tooltip."""
+    pointed = {"param": "hover", "empty": False}
+    opaque = [{**pointed, "value": 1}, {"test": "datum.marked", "value": 1}]
+    return {
+        "name": "points",
+        "params": [_HOVER],
+        "transform": [{"filter": "isValid(datum.y)"}],
+        "mark": {"type": "point", "filled": True, "clip": True},
+        "encoding": {
+            "y": y,
+            "shape": _by_name(styles, [_SHAPES[style["marker"]][0] for style in styles.values()]),
+            "size": {"condition": {**pointed, "value": 110}, "value": 36},
+            "opacity": {"condition": opaque, "value": 0},
+            "tooltip": tooltip,
+        },
+    }
+
+
+def _cursor(x: dict[str, Any]) -> dict[str, Any]:
+    """Returns the layer of the cursor, which stands at the signal "moment"."""
+    return {
+        "name": "cursor",
+        "data": {"values": [{}]},
+        "transform": [{"calculate": "moment", "as": "x"}, {"filter": "isValid(datum.x)"}],
+        "mark": {"type": "rule", "color": "#9c1c1c", "strokeWidth": 1.5, "clip": True},
+        "encoding": {"x": x, "color": None},
+    }
 
 
 def _chance(value: float, y: dict[str, Any]) -> dict[str, Any]:
