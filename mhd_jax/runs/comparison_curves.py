@@ -41,7 +41,7 @@ def of(rows: Mapping[str, Runs], chance: float | None) -> dict[str, Any]:
         {
             "name": name,
             "panels": [
-                _panel(rows, who, axis, metric, most) for axis in axes for metric in METRICS
+                _panel(rows, who, axis, metric, most) for metric in METRICS for axis in axes
             ],
         }
         for name, who in groups.items()
