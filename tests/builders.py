@@ -40,6 +40,23 @@ def short(names, *kept):
     return [pytest.param(name, marks=[] if name in kept else [pytest.mark.slow]) for name in names]
 
 
+def thinned(cases, every):
+    """A test's parameters, of which the suite's short form has each n-th; make slow has the others."""
+    given = [case if hasattr(case, "marks") else pytest.param(*_listed(case)) for case in cases]
+    return [
+        pytest.param(
+            *case.values,
+            marks=[*case.marks, *([pytest.mark.slow] if i % every else [])],
+            id=case.id,
+        )
+        for i, case in enumerate(given)
+    ]
+
+
+def _listed(case):
+    return case if type(case) is tuple else [case]  # optax's optimizers are tuples too
+
+
 def start_python(*arguments, cwd=None, stdout=subprocess.PIPE, **variables):
     """Starts Python as a process of its own, outside any cluster."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}

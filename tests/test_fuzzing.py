@@ -25,7 +25,7 @@ topology, arrays = mhd.topology, mhd.data.arrays
 labels = np.arange(20) % 2
 
 
-FEWER = 6  # tenths of each kind's examples
+FEWER = 3  # tenths of each kind's examples
 
 
 @pytest.mark.parametrize("name", every_kind())

@@ -20,6 +20,7 @@ from tests.builders import (
     dropped,
     softmax,
     take_steps,
+    thinned,
     tiny_batch,
     tiny_clients,
     with_params,
@@ -386,14 +387,17 @@ def test_a_round_of_fedavg_begins_without_momentum_in_any_part(float64):
 
 @pytest.mark.parametrize(
     ("settings", "round_steps"),
-    [
-        ({"local_steps": 3}, 3),
-        ({"local_steps": 2, "reset_momentum": False}, 2),
-        # 3.6 batches of 6 for the average client, who has 10.75 samples
-        ({"local_epochs": 2.0}, 4),
-        ({"local_epochs": 1.0, "reset_momentum": False}, 2),
-        ({"local_epochs": 0.01}, 1),
-    ],
+    thinned(
+        [
+            ({"local_steps": 3}, 3),
+            ({"local_steps": 2, "reset_momentum": False}, 2),
+            # 3.6 batches of 6 for the average client, who has 10.75 samples
+            ({"local_epochs": 2.0}, 4),
+            ({"local_epochs": 1.0, "reset_momentum": False}, 2),
+            ({"local_epochs": 0.01}, 1),
+        ],
+        2,
+    ),
 )
 @pytest.mark.parametrize("may_be_away", [False, True])  # which takes another path
 def test_fedavg_follows_the_equations(settings, round_steps, may_be_away, float64):
@@ -827,7 +831,7 @@ def prototype_gradient(x, inputs, labels, mask, prototypes, weight):
     return [inputs.T @ dh, np.zeros_like(x[1]), np.zeros_like(x[2])]
 
 
-@pytest.mark.parametrize("weighting", ["samples", "clients"])
+@pytest.mark.parametrize("weighting", thinned(["samples", "clients"], 2))
 @pytest.mark.parametrize("graph", [RING, ONE_WAY], ids=["ring", "uneven"])
 def test_fedproto_follows_the_equations(graph, weighting, float64):
     """Three rounds of two steps, the first of which has no prototypes."""

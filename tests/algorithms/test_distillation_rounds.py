@@ -20,6 +20,7 @@ from tests.builders import (
     of_client,
     softmax,
     take_steps,
+    thinned,
     tiny_batch,
     tiny_clients,
     tiny_dataset,
@@ -37,7 +38,9 @@ BOTH = [
     mhd.algorithms.ds_fl(cache_steps=100, **SHORT),
     mhd.algorithms.selective_fd(density_samples=8, most_ambiguous=2.0, **SHORT),
 ]
-NAMED = pytest.mark.parametrize("algorithm", BOTH, ids=["ds_fl", "cached", "selective_fd"])
+NAMED = pytest.mark.parametrize(
+    "algorithm", thinned(BOTH, 2), ids=["ds_fl", "cached", "selective_fd"]
+)
 
 
 def clients_of(**kwargs):
@@ -303,6 +306,7 @@ def test_the_median_distance():
         assert float(median_distance(alike)) == 1
 
 
+@pytest.mark.slow
 def test_clients_answer_for_what_resembles_their_own_samples():
     """Three clients of one class each: blobs far apart."""
     clients = tiny_clients(
@@ -408,6 +412,7 @@ def test_what_is_not_finite_is_counted_and_ignored(algorithm, kind):
     assert not np.allclose(*(of_client(s[-1], 0)["heads"]["kernel"] for s in (believed, quiet)))
 
 
+@pytest.mark.slow
 def test_classes_that_nobody_knows_stay_impossible():
     """Clients 0 and 1 know classes 0 and 1; client 2 knows 1 and 2 and learns of them only 1."""
     sets = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1]], bool)
@@ -458,7 +463,8 @@ def test_bytes_are_those_of_samples_that_cross():
 
 
 @pytest.mark.parametrize(
-    ("compression", "size"), [("none", 12), ("float16", 6), ("int8", 3 + 4), ("top_2", 2 * 4 + 2)]
+    ("compression", "size"),
+    thinned([("none", 12), ("float16", 6), ("int8", 3 + 4), ("top_2", 2 * 4 + 2)], 2),
 )
 def test_a_message_is_about_one_sample(compression, size):
     clients, batch = clients_of(), tiny_batch(K)

@@ -22,6 +22,7 @@ from tests.builders import (
     of_client,
     short,
     take_steps,
+    thinned,
     tiny_batch,
     tiny_clients,
     with_params,
@@ -59,15 +60,18 @@ def main_path(state):
 
 @pytest.mark.parametrize(
     ("name", "graph", "settings"),
-    [
-        ("mhd", EMPTY, {"num_aux_heads": 2, "include_self": False}),
-        ("mhd", COMPLETE, {"num_aux_heads": 2, "nu_aux": 0.0, "nu_emb": 0.0}),
-        ("naive", EMPTY, {}),
-        ("naive", COMPLETE, {"nu_naive": 0.0}),
-        ("dsgd", EMPTY, {}),
-        ("qg_dsgd", EMPTY, {}),
-        ("fedproto", COMPLETE, {"lambda_p": 0.0}),
-    ],
+    thinned(
+        [
+            ("mhd", EMPTY, {"num_aux_heads": 2, "include_self": False}),
+            ("mhd", COMPLETE, {"num_aux_heads": 2, "nu_aux": 0.0, "nu_emb": 0.0}),
+            ("naive", EMPTY, {}),
+            ("naive", COMPLETE, {"nu_naive": 0.0}),
+            ("dsgd", EMPTY, {}),
+            ("qg_dsgd", EMPTY, {}),
+            ("fedproto", COMPLETE, {"lambda_p": 0.0}),
+        ],
+        3,
+    ),
 )
 def test_what_neighbours_do_not_reach_trains_as_if_alone(name, graph, settings):
     """Without edges, or with weight 0, from the same parameters."""
@@ -153,17 +157,23 @@ def reordered_batch(batch):
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [
-        pytest.param(name, settings, marks=[] if name in OF_EACH_KIND else [pytest.mark.slow])
-        for name, build in ALGORITHMS.items()
-        if not build().pooled  # a pooled run has one client
-        for settings in (
-            [{"target_selection": "random", "public_batch": p} for p in ("shared", "independent")]
-            if "target_selection" in hyperparameters(build)
-            and "public_batch" in hyperparameters(build)
-            else [{}]
-        )
-    ],
+    thinned(
+        [
+            pytest.param(name, settings, marks=[] if name in OF_EACH_KIND else [pytest.mark.slow])
+            for name, build in ALGORITHMS.items()
+            if not build().pooled  # a pooled run has one client
+            for settings in (
+                [
+                    {"target_selection": "random", "public_batch": p}
+                    for p in ("shared", "independent")
+                ]
+                if "target_selection" in hyperparameters(build)
+                and "public_batch" in hyperparameters(build)
+                else [{}]
+            )
+        ],
+        3,
+    ),
 )
 def test_relabelling_the_clients_permutes_the_result(name, settings):
     algorithm = ALGORITHMS[name](**settings)
@@ -239,6 +249,7 @@ def test_two_groups_equal_one(public_batch, halves):
     )
 
 
+@pytest.mark.slow
 def test_the_order_of_unlike_clients_does_not_matter():
     """Two architectures, their clients in another order: the same clients come out."""
     algorithm = mhd.algorithms.mhd(num_targets=2, nu_emb=0.0)

@@ -16,6 +16,7 @@ from tests.builders import (
     public_outputs,
     short,
     take_steps,
+    thinned,
     tiny_batch,
 )
 
@@ -78,7 +79,7 @@ def weights_of(selection, said, i):
     return np.ones_like(z)
 
 
-@pytest.mark.parametrize("selection", ["mean", "median", "density_ratio"])
+@pytest.mark.parametrize("selection", thinned(["mean", "median", "density_ratio"], 3))
 def test_heads_learn_by_squared_errors(selection):
     """Head 1 learns the candidates' numbers, weighted as the selection says, the main head its own."""
     nu = 0.7
@@ -140,6 +141,7 @@ def test_scores_are_explained_variance_and_predictions_have_their_units():
     assert [target["name"] for target in found["data"]["targets"]] == ["target_0", "target_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", short(["host", "chunks"], "host"))
 def test_a_run_is_the_same_streamed_and_in_chunks(how):
     settings = {"steps": 4, "eval_every": 2, "batch_size": 4, "public_batch_size": 4}

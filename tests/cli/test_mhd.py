@@ -256,6 +256,7 @@ def test_help_lists_the_chosen_algorithms_flags_by_group(helped):
     assert all(line[:30] == " " * 30 for line in flags_of_it if line.startswith("     "))
 
 
+@pytest.mark.slow
 def test_help_of_all_lists_every_flag_once(helped):
     found = [name for names in listed(helped("train", "--help=all")).values() for name in names]
     assert len(found) == len(set(found)) and set(run_flags.HYPERPARAMETER_HELP) < set(found)
@@ -264,6 +265,7 @@ def test_help_of_all_lists_every_flag_once(helped):
     assert "overwrite" in listed(helped("help", "prepare"))["flags"]
 
 
+@pytest.mark.slow
 def test_help_of_an_algorithm(helped):
     text = helped("help", "naive")
     assert text.startswith("naive: Returns naive distillation") and "ν_naive · mean_x CE" in text
@@ -283,6 +285,7 @@ def test_a_flag_that_does_not_parse_is_one_line(call, argument, sentence, monkey
     assert call(train, argument) == (1, "", f"error: {sentence}\n")
 
 
+@pytest.mark.slow
 def test_a_warning_is_one_line_that_says_what_to_do(tmp_path):
     few = ["--num_clients=2", "--steps=1", "--batch_size=2000", "--algorithm=isolated"]
     done = python("-m", "mhd_jax", "train", *few, "--model=mlp_small", "--dry_run", cwd=tmp_path)

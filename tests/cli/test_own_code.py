@@ -89,6 +89,7 @@ def test_an_algorithm_whose_arguments_are_flags(output, refused, my_code):
     assert "own holds a run with other settings: the code of my" in said
 
 
+@pytest.mark.slow
 def test_all_else_of_ones_own(output, my_code):
     given = ["--model=my.py:Net", "--partition=my.py:deal", "--topology=my.py:line"]
     given += ["--target_selection=my.py:first", "--metrics=macro_f1,my.py:half"]

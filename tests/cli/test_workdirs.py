@@ -33,6 +33,7 @@ def folder(output):
     return of
 
 
+@pytest.mark.slow
 def test_a_setting_has_its_own_folder_however_it_is_written(folder, tmp_path):
     given = ["--algorithm=naive", "--topology=ring", "--num_clients=3"]
     own = folder(*given)
@@ -52,6 +53,7 @@ def test_a_command_without_overwrite_removes_nothing(monkeypatch):
     assert not workdirs.overwrites()
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew_once_all_is_checked(output, refused):
     arguments = [*SMALL, "--algorithm=isolated", "--workdir=w"]
     output(train, *arguments)

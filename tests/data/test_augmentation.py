@@ -12,6 +12,7 @@ from mhd_jax.core.types import Batch
 from mhd_jax.data.augmentation import Augmentation, parse
 from mhd_jax.data.batching import BatchSpec, prepared
 from mhd_jax.data.preprocessing import PLAIN, Preparation
+from tests.builders import thinned
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
@@ -120,7 +121,7 @@ def batches(spec, step=3, ids=(0, 1, 2)):
     return stored, prepared(stored, jax.random.key(7), jnp.asarray(ids), jnp.int32(step), spec)
 
 
-@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("independent", thinned([False, True], 2))
 def test_every_client_sample_and_step_is_changed_in_its_own_way(independent):
     spec = BatchSpec(4, 5, independent, augmentation=Augmentation(crop=3, flip=True))
     stored, one = batches(spec)
@@ -138,6 +139,7 @@ def test_every_client_sample_and_step_is_changed_in_its_own_way(independent):
         assert not np.allclose(augmented.public_inputs[0], augmented.public_inputs[1])
 
 
+@pytest.mark.slow
 def test_a_run_with_augmentation_learns_from_other_images():
     clients = mhd.make_clients("digits", 2, partition="iid")
     settings = {"steps": 3, "eval_every": 3, "progress": False, "num_devices": 1}

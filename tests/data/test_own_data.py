@@ -438,6 +438,7 @@ def test_folders_of_another_form_are_named(tmp_path):
     refused("flat/train has no folders", tmp_path / "flat")
 
 
+@pytest.mark.slow
 def test_clients_learn_from_a_folder(tmp_path):
     images = rng.integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
     data = mhd.data.load(save_folder(tmp_path / "own", images, np.arange(40) % 3))

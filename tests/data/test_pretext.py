@@ -137,6 +137,7 @@ def test_a_step_of_rotation_prediction():
     np.testing.assert_allclose(metrics["private_loss"][1], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_who_hears_nothing_of_it_is_not_touched():
     """Whatever the task of client 1, the others start and step alike."""
     _, alone, _ = step(clients_with("unlabelled"), "mhd")
@@ -164,6 +165,7 @@ def test_its_embedding_moves_who_learns_from_it():
         np.testing.assert_allclose(metrics["emb_loss"][student], distance, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_in_which_two_have_a_pretext_task():
     contrast = SimCLR(Augmentation(jitter=0.4))
     clients = clients_of("supervised", "supervised", "rotation", contrast)

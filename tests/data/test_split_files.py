@@ -60,6 +60,7 @@ def test_splits_of_the_home_folder(tmp_path, monkeypatch):
         assert_same_clients(first, load(given, 3))
 
 
+@pytest.mark.slow
 def test_a_runs_split_repeats_the_run(tmp_path):
     first = tiny_clients(4, partition=mhd.partition.dirichlet(0.5), public_fraction=0.3, seed=3)
     result = simulate_in(tmp_path / "run", "ring", first, "naive", **SETTINGS)

@@ -71,6 +71,7 @@ def test_a_bag_of_tokens_is_the_mean_of_their_embeddings():
     np.testing.assert_allclose(model.apply(params, TOKENS), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clients_learn_from_tokens():
     data = mhd.data.arrays(TOKENS, LABELS, tokens=True)
     clients = mhd.make_clients(data, 2, "bag_of_tokens", partition="iid")

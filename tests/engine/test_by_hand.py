@@ -57,6 +57,7 @@ def test_a_users_own_scan_is_what_simulate_computes(name):
     np.testing.assert_allclose(run.predict(state, inputs), result.predict(inputs), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_given_parameters_and_takes_own_batches():
     run = mhd.prepare(**settings("mhd"), num_devices=1)
     params = [jax.tree.map(lambda a: 0 * a + 0.1, g.params) for g in run.init().groups]

@@ -17,6 +17,7 @@ from tests.builders import (
     Linear,
     assert_trees_equal,
     interrupt,
+    thinned,
     tiny_clients,
     tiny_dataset,
 )
@@ -121,7 +122,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("sentence", RULES)
+@pytest.mark.parametrize("sentence", thinned(RULES, 3))
 @pytest.mark.parametrize(
     "how",
     [{}, {"num_targets": "all", "public_batch": "independent"}, {"pool_size": 2, "nu_emb": 0}],
@@ -178,6 +179,7 @@ def test_a_models_own_variables_are_its_clients_state():
     np.testing.assert_array_equal(group.stats["counts"]["passes"], [3, 3, 3, 3])
 
 
+@pytest.mark.slow
 def test_own_variables_are_resumed_and_averaged(tmp_path):
     fedavg = mhd.algorithms.fedavg(local_steps=2)
     given = {"topology": "ring", "clients": clients(Counting()), "algorithm": fedavg, **SETTINGS}

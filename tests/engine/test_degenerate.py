@@ -9,7 +9,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.engine.prepare import prepare
-from tests.builders import Linear, tiny_dataset
+from tests.builders import Linear, thinned, tiny_dataset
 
 
 class Normed(nn.Module):
@@ -42,6 +42,7 @@ A = mhd.algorithms
 TWO = ((0, 1),)
 
 
+@pytest.mark.slow
 def test_the_largest_sound_settings_are_told_nothing_of():
     assert told() == []
     assert told(clients(Normed()), batch_size=2, public_batch_size=2) == []
@@ -59,24 +60,39 @@ def test_the_largest_sound_settings_are_told_nothing_of():
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [
-        ({"batch_size": 31}, "no client has more than 30, .* batch_size to at most 30"),
-        ({"algorithm": "supervised", "batch_size": 31}, "has 93 samples, but no client .* than 90"),
-        ({"public_batch_size": 31}, "is 31, but there are 30 public .* to at most 30"),
-        ({"who": clients(Normed()), "batch_size": 1}, "but batch_size is 1, .* another norm"),
-        ({"who": clients(Normed()), "public_batch_size": 1}, "but public_batch_size is 1"),
-        (
-            {"who": clients(Normed(), partition=one_sample_for_the_last)},
-            "client 2 has a single private one",
-        ),
-        ({"algorithm": A.mhd(pool_size=2, pool_refresh=100)}, "pool_refresh is 100, .* lower it"),
-        ({"algorithm": A.mhd(teacher_delay=100)}, "teacher_delay is 100, .* teachers never"),
-        ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
-        ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
-        ({"algorithm": A.fedavg(local_epochs=101.0)}, "local_epochs is 101, .* nobody averages"),
-        ({"algorithm": A.idkd(start_step=100)}, "start_step is 100, .* nobody labels samples"),
-        ({"optimizer": mhd.optim.SGD(warmup_steps=100)}, "warmup_steps is 100, .* never begins"),
-    ],
+    thinned(
+        [
+            ({"batch_size": 31}, "no client has more than 30, .* batch_size to at most 30"),
+            (
+                {"algorithm": "supervised", "batch_size": 31},
+                "has 93 samples, but no client .* than 90",
+            ),
+            ({"public_batch_size": 31}, "is 31, but there are 30 public .* to at most 30"),
+            ({"who": clients(Normed()), "batch_size": 1}, "but batch_size is 1, .* another norm"),
+            ({"who": clients(Normed()), "public_batch_size": 1}, "but public_batch_size is 1"),
+            (
+                {"who": clients(Normed(), partition=one_sample_for_the_last)},
+                "client 2 has a single private one",
+            ),
+            (
+                {"algorithm": A.mhd(pool_size=2, pool_refresh=100)},
+                "pool_refresh is 100, .* lower it",
+            ),
+            ({"algorithm": A.mhd(teacher_delay=100)}, "teacher_delay is 100, .* teachers never"),
+            ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
+            ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
+            (
+                {"algorithm": A.fedavg(local_epochs=101.0)},
+                "local_epochs is 101, .* nobody averages",
+            ),
+            ({"algorithm": A.idkd(start_step=100)}, "start_step is 100, .* nobody labels samples"),
+            (
+                {"optimizer": mhd.optim.SGD(warmup_steps=100)},
+                "warmup_steps is 100, .* never begins",
+            ),
+        ],
+        2,
+    ),
 )
 def test_what_makes_no_sense_is_told_once(settings, sentence):
     (found,) = told(**settings)

@@ -101,8 +101,8 @@ RUNS = {name: {"algorithm": name} for name in ALGORITHMS} | {
     "fedproto": {"algorithm": mhd.algorithms.fedproto(local_steps=5)},
 }
 # The others are in the long form of the suite.
-OF_EACH_KIND = ("mhd", "distributed_distillation", "fedmd", "fedavg", *(RUNS.keys() - ALGORITHMS))
 FEW = ("mhd", "fedmd", "faults, quarantine, liars")
+OF_EACH_KIND = (*FEW, "fedavg", UNLIKE)
 TWO = "two clients, whose samples devices share"
 ON_DEVICES = {
     TWO: {"algorithm": "naive", "topology": "complete", "clients": clients(num_clients=2)}

@@ -8,7 +8,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.engine.dry_run import dry_run
 from mhd_jax.engine.prepare import prepare
-from tests.builders import FEATURES, NUM_CLASSES, short, tiny_clients
+from tests.builders import FEATURES, NUM_CLASSES, short, thinned, tiny_clients
 
 STEPS = 5
 
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     assert dry_run(run, 1, saves=False)["memory"]["fits"] is False
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", thinned(["mlp", "cnn"], 2))
 def test_operations_are_those_of_all_clients(model):
     """Also where CPUs compute one client, or a few samples, after the other."""
     batch, found = 32, {}

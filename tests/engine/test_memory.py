@@ -8,7 +8,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.engine import memory
 from mhd_jax.engine.prepare import prepare
-from tests.builders import assert_trees_close, tiny_clients
+from tests.builders import assert_trees_close, thinned, tiny_clients
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def test_snapshots_that_do_not_fit(setting, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("setting", ["batch_size", "public_batch_size"])
+@pytest.mark.parametrize("setting", thinned(["batch_size", "public_batch_size"], 2))
 def test_batches_that_do_not_fit(setting):
     samples = 2 * machine_bytes() // (4 * 4 * 4)  # of four floats, for four clients
     with pytest.raises(mhd.ConfigError, match=r"for a step \(batch_size, public_batch_size"):

@@ -13,7 +13,7 @@ from flax import nnx
 import mhd_jax as mhd
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.training import initial
-from tests.builders import short
+from tests.builders import short, thinned
 
 X = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
 HOW = {"eval_every": 2, "batch_size": 8, "public_batch_size": 8, "progress": False}
@@ -67,6 +67,7 @@ def test_all_seeds_of_a_command_continue_the_run_that_is_loaded_once(first):
         np.testing.assert_array_equal(_arrays(state, 3)[name], a)
 
 
+@pytest.mark.slow
 def test_what_an_algorithm_remembers_comes_from_where_it_starts():
     """FedMD's copy, gossip's and the decisions of Distributed Distillation are of the given start."""
     who = mhd.make_clients("digits", 3, "mlp_small")
@@ -80,6 +81,7 @@ def test_what_an_algorithm_remembers_comes_from_where_it_starts():
     np.testing.assert_allclose(state.extra["estimates"][:, :20], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_heads_are_taken_rank_by_rank(clients, first):
     one = mhd.simulate("ring", clients, "isolated", **HOW, steps=2)
     run = mhd.prepare("ring", clients, mhd.algorithms.mhd(num_aux_heads=2), init=one)
@@ -159,7 +161,7 @@ class Net(nnx.Module):
         return nnx.relu(self.second(nnx.relu(self.first(x.reshape(len(x), -1)))))
 
 
-@pytest.mark.parametrize("optimizer", [mhd.optim.SGD(), optax.adamw(1e-2)])
+@pytest.mark.parametrize("optimizer", thinned([mhd.optim.SGD(), optax.adamw(1e-2)], 2))
 def test_frozen_parameters_never_change(optimizer, tmp_path):
     weights = {"first": {"kernel": np.random.default_rng(0).normal(size=(64, 16)) * 0.1}}
     net = mhd.pretrained(Net, weights, frozen=("backbone/first/*",))
@@ -176,6 +178,7 @@ def test_frozen_parameters_never_change(optimizer, tmp_path):
     assert result.summary["settings"]["clients"]["pretrained"][0]["frozen"] == ["backbone/first/*"]
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_without_those_of_frozen_parameters():
     """A step of length 1 from gradients that are clipped to 1e-3, and so to that change."""
     net = mhd.pretrained(Net, Net(rngs=nnx.Rngs(0)), frozen=("backbone/first/*",))

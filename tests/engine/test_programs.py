@@ -17,7 +17,7 @@ from mhd_jax.algorithms.base import factory
 from mhd_jax.core.digests import program_digest
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.training import groups
-from tests.builders import contents, interrupt, simulate_in, tiny_dataset
+from tests.builders import contents, interrupt, simulate_in, thinned, tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}
 
@@ -89,7 +89,7 @@ def begun(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("which", ["finished", "cut"])
+@pytest.mark.parametrize("which", thinned(["finished", "cut"], 3))
 @pytest.mark.parametrize(
     ("edit", "what"),
     [

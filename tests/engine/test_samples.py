@@ -48,6 +48,7 @@ def test_first_use_places_once_what_was_said(placement):
         assert array.sharding.is_equivalent_to(shape.sharding, array.ndim)
 
 
+@pytest.mark.slow
 def test_a_jitted_loop_may_be_the_first_to_use_them():
     state = prepare("ring", clients(), "mhd", **SETTINGS).init()
     first, second = (prepare("ring", clients(), "mhd", **SETTINGS) for _ in range(2))

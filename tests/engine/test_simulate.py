@@ -31,6 +31,7 @@ from tests.builders import (
     assert_trees_equal,
     contents,
     simulate_in,
+    thinned,
     tiny_dataset,
 )
 
@@ -97,6 +98,7 @@ def run_on(images):
     return mhd.simulate("complete", who, "isolated", steps=2, batch_size=4)
 
 
+@pytest.mark.slow
 def test_predict_takes_samples_as_the_data_set_was_given_its_own():
     result = run_on(pixels(np.int64))
     expected = result.predict(pixels(np.uint8))
@@ -123,6 +125,7 @@ def test_predict_takes_samples_as_the_data_set_was_given_its_own():
             who.predict(given)
 
 
+@pytest.mark.slow
 def test_a_result_can_be_pickled_and_copied():
     """Whatever its optimizer; a model that cannot is named."""
     first = run(optimizer=optax.adam(1e-3), steps=2)
@@ -229,21 +232,24 @@ OTHER_SETTINGS = "holds a run with other settings"
 
 @pytest.mark.parametrize(
     ("one", "other", "sentence"),
-    [
-        ({"optimizer": optax.sgd(0.1)}, {"optimizer": optax.sgd(0.2)}, OTHER_SETTINGS),
-        (
-            {"topology": lambda t: jnp.where(t < 100, 1, 0) * (1 - jnp.eye(4))},
-            {"topology": lambda t: 1 - jnp.eye(4)},
-            OTHER_SETTINGS,
-        ),
-        (
-            {"who": clients(partition=in_turn)},
-            {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) // 8 % k)},
-            OTHER_SETTINGS,
-        ),
-        (frozen("backbone"), frozen("heads"), "the optimizer changed since"),
-        (with_rule(1.0), with_rule(2.0), "run of other code: its train step computed"),
-    ],
+    thinned(
+        [
+            ({"optimizer": optax.sgd(0.1)}, {"optimizer": optax.sgd(0.2)}, OTHER_SETTINGS),
+            (
+                {"topology": lambda t: jnp.where(t < 100, 1, 0) * (1 - jnp.eye(4))},
+                {"topology": lambda t: 1 - jnp.eye(4)},
+                OTHER_SETTINGS,
+            ),
+            (
+                {"who": clients(partition=in_turn)},
+                {"who": clients(partition=lambda y, k, c, rng: np.arange(len(y)) // 8 % k)},
+                OTHER_SETTINGS,
+            ),
+            (frozen("backbone"), frozen("heads"), "the optimizer changed since"),
+            (with_rule(1.0), with_rule(2.0), "run of other code: its train step computed"),
+        ],
+        3,
+    ),
 )
 def test_users_own_functions_are_told_apart(one, other, sentence, tmp_path):
     one, other = ({"algorithm": "isolated", "workdir": tmp_path, **own} for own in (one, other))
@@ -492,6 +498,7 @@ class Other(Linear):
     """Another model of the same kind."""
 
 
+@pytest.mark.slow
 def test_models_have_optimizers_of_their_own():
     fast = mhd.optim.SGD(learning_rate=0.1)
     models = [Linear(5), Linear(5), Other(5), Other(5)]

@@ -107,6 +107,7 @@ def folder(tmp_path):
     return image_folder(tmp_path / "images")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", short(["device", "host"], "host"))
 def test_images_that_are_read_when_needed_are_the_same(folder, placement):
     results = []

@@ -125,6 +125,7 @@ def test_a_model_that_cannot_be_found_is_given(result, tmp_path, monkeypatch):
         mhd.load(result.folder, models={"other": plain})
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run_without_checkpoints(clients, tmp_path):
     run = mhd.simulate("ring", clients, "isolated", **HOW, workdir=tmp_path / "run")
     (tmp_path / "run" / loading.NAME).unlink()

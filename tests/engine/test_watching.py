@@ -41,6 +41,7 @@ def test_a_class_that_knows_no_view(clients):
     assert old.steps == (2, 4)
 
 
+@pytest.mark.slow
 def test_a_second_argument_with_a_default_is_no_view(clients):
     seen = []
 
@@ -95,6 +96,7 @@ def _stop_at(step, how="view"):
     return stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", short(["view", "StopIteration"], "view"))
 def test_a_stopped_run_is_finished(clients, tmp_path, how):
     long = {**HOW, "steps": 20, "workdir": tmp_path / "run", "checkpoint_every": 20}
@@ -164,6 +166,7 @@ def test_early_stopping_is_a_function_of_the_history(clients, tmp_path):
     np.testing.assert_array_equal(again.predict(X), result.predict(X))
 
 
+@pytest.mark.slow
 def test_a_loss_is_to_fall(clients):
     stopping = mhd.callbacks.EarlyStopping("train/loss", patience=1, min_delta=100)
     result = mhd.simulate("ring", clients, **HOW, steps=20, callbacks=stopping)
@@ -215,6 +218,7 @@ def test_ctrl_c_returns_what_there_is(clients):
     assert result.predict(X).shape == (3, 5, 4, 10)
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_others_have_begun(clients):
     runs = [
         {"topology": "ring", "clients": clients, "algorithm": name, "steps": 400, "batch_size": 8}
@@ -263,6 +267,7 @@ def test_own_metrics_stand_beside_accuracies(clients, tmp_path):
     assert any(row["metric"] == "accuracy" for row in rows)
 
 
+@pytest.mark.slow
 def test_streamed_samples_are_measured_alike(clients):
     how = {**HOW, "steps": 2, "metrics": {"f1": metrics.macro_f1}, "eval_batch_size": 100}
     one = mhd.simulate("ring", clients, **how)

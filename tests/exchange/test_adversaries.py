@@ -23,6 +23,7 @@ from tests.builders import (
     public_outputs,
     softmax,
     take_steps,
+    thinned,
     tiny_batch,
     tiny_clients,
     with_params,
@@ -238,7 +239,7 @@ def test_algorithms_that_do_not_know_adversaries_refuse_them(name):
 DELAYED = [{"pool_size": 2, "pool_refresh": 1}, {"teacher_delay": 1}]
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", thinned([True, False], 2))
 @pytest.mark.parametrize("delay", DELAYED, ids=["pool", "delay"])
 def test_liars_snapshots_lie_too(delay, shared):
     """Client 0 learns from client 1 alone, whose snapshots say what nobody believes, or all alike."""

@@ -165,6 +165,7 @@ def test_counts_of_liars_are_cut_to_what_walks_could_bring():
     np.testing.assert_array_equal(claimed, [[1, K, K**2], [1, 2, 6]])
 
 
+@pytest.mark.slow
 def test_few_teachers_stand_for_all_neighbours(float64):
     """The mean over draws of a step's mixture is the mixture of all, on a regular graph."""
     sampled = dataclasses.replace(USUAL, samples_teachers=True)
@@ -263,6 +264,7 @@ def test_users_rules_are_told_who_the_candidates_are():
         stepped(blind, CHAIN, 1, clients)
 
 
+@pytest.mark.slow
 def test_private_samples_alone_are_not_augmented():
     """Density ratios would tell samples by that."""
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)

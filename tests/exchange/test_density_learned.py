@@ -107,6 +107,7 @@ def test_what_is_measured_of_densities():
     assert densities.summarized(density, labels, private, None).keys() == {"by_class"}
 
 
+@pytest.mark.slow
 def test_a_run_says_who_is_fit_to_teach_which_class(tmp_path):
     data = mhd.data.load("digits")
     two = mhd.partition.primary_labels(2, skew=np.inf)

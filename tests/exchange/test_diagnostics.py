@@ -15,6 +15,7 @@ from tests.builders import (
     public_outputs,
     softmax,
     take_steps,
+    thinned,
     tiny_batch,
     tiny_clients,
 )
@@ -69,7 +70,7 @@ def test_places_become_clients():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("faults", [None, mhd.Faults(stragglers={1: 2})])
+@pytest.mark.parametrize("faults", thinned([None, mhd.Faults(stragglers={1: 2})], 3))
 def test_a_summary_holds_shares(faults):
     algorithm, sizes = (
         mhd.algorithms.mhd(num_aux_heads=2),

@@ -39,6 +39,7 @@ def graphs(num_clients, most):
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(graphs(20, 3), st.sampled_from([1, 2, "all"]))
 def test_the_same_teachers_are_drawn(graph, num_targets):
@@ -122,6 +123,7 @@ def test_a_run_is_the_same(algorithm):
     assert_trees_close(few.state.groups, all_others.state.groups, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_graphs_of_unequal_neighbourhoods_go_together():
     graphs = mhd.topology.ring(K), mhd.topology.random_regular(K, 5)
     runs = [prepare(graph, clients(), "dsgd", **SETTINGS) for graph in graphs]
@@ -134,6 +136,7 @@ def test_graphs_of_unequal_neighbourhoods_go_together():
         assert_trees_close(carry.state.groups[0].params, alone.state.groups[0].params, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_edges_of_many_clients_are_not_told_one_by_one():
     many = tiny_clients(2 * K, num_samples=600, optimizer=mhd.optim.SGD())
     result = mhd.simulate("ring", many, "mhd", **SETTINGS)

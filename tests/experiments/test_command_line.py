@@ -46,6 +46,7 @@ def test_graphs_that_change(output, refused):
     assert "one way only at step 3" in said
 
 
+@pytest.mark.slow
 def test_faults_and_a_file_of_flags(output):
     faults = ["--offline=0.4", "--offline_steps=2", "--stragglers=2:3", "--leaves=0:4"]
     faults += ["--on_nonfinite=quarantine", "# a comment", "--algorithm=isolated"]
@@ -191,6 +192,7 @@ def test_compare_refuses_before_it_trains(refused, algorithms, sentence):
     assert not pathlib.Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_data_is_seen_before_training_and_trained_on(output, refused):
     deal = ["--num_clients=3", "--partition=dirichlet", "--alpha=0.5", "--seed=4"]
     out = output(inspect_data, *deal, "--output=seen")
@@ -223,6 +225,7 @@ def test_data_is_seen_before_training_and_trained_on(output, refused):
     assert "by_rule exists and holds no statistics.json" in said
 
 
+@pytest.mark.slow
 def test_a_table_is_seen_and_trained_on_by_its_owners(output, refused):
     wards = ("north", "east", "west")
     rows = [f"{i % 7},{i * i},{wards[i % 3]},{'sick' if i % 2 else 'well'}" for i in range(60)]
@@ -271,6 +274,7 @@ def test_help_tells_a_newcomer():
     assert "--nu_aux: Weight of the auxiliary heads' distillation. (mhd)" in text
 
 
+@pytest.mark.slow
 def test_help_of_the_data_names_its_flags_alone():
     text = python("-m", "experiments.inspect_data", "--help").stdout
     assert "python -m experiments.inspect_data --dataset=digits" in text

@@ -18,7 +18,7 @@ from mhd_jax.cli.fellows import fellows
 from mhd_jax.core import modes
 from mhd_jax.core.files import folder_here
 from mhd_jax.topology.graphs import TOPOLOGIES
-from tests.builders import ROOT, SMALL, python, simulate_in, tiny_clients
+from tests.builders import ROOT, SMALL, python, simulate_in, thinned, tiny_clients
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -93,7 +93,7 @@ def test_a_process_whose_fellow_never_comes_says_so():
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("platform", ["tpu", "nonsense"])
+@pytest.mark.parametrize("platform", thinned(["tpu", "nonsense"], 2))
 def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
     program = (
         "import sys; import mhd_jax as mhd; from experiments import launch, train\n"
@@ -153,6 +153,7 @@ def test_runs_in_strict_modes(strict, tmp_path):
     assert jax.config.jax_numpy_rank_promotion == "raise"
 
 
+@pytest.mark.slow
 def test_graphs_in_strict_modes(strict):
     sizes = {"dyck": 32, "petersen": 10, "hypercube": 16, "torus": 16}
     for name in TOPOLOGIES:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
@@ -29,6 +30,7 @@ def in_the_library(params):
     }
 
 
+@pytest.mark.slow
 def test_it_is_the_librarys():
     """On a directed ring, where each client has one neighbour to draw."""
     data = mhd.data.load("digits")

@@ -28,6 +28,7 @@ def call(*flags, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_prepared_is_left_alone_and_what_is_damaged_is_said(tmp_path):
     splits = ("train", "validation")
     folder = made_images.write(tmp_path / "made_images" / "1.0.0", splits=splits)

@@ -9,7 +9,7 @@ from jax import lax
 
 from mhd_jax.core.client_axis import Execution, default_platform, under
 from mhd_jax.models.conv import conv_general_dilated
-from tests.builders import assert_trees_close
+from tests.builders import assert_trees_close, thinned
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # kernel, strides, padding, dilation, groups, input size, channels, features
@@ -73,14 +73,17 @@ def up_to_second_order(conv):
 
 @pytest.mark.parametrize(
     ("case", "axes"),
-    [
-        *((case, (0, 0)) for case in CASES),
-        *(
-            pytest.param(case, axes, marks=[] if case == FEW[0] else [pytest.mark.slow])
-            for case in FEW
-            for axes in ((0, None), (None, 0), (None, None))
-        ),
-    ],
+    thinned(
+        [
+            *((case, (0, 0)) for case in CASES),
+            *(
+                pytest.param(case, axes, marks=[] if case == FEW[0] else [pytest.mark.slow])
+                for case in FEW
+                for axes in ((0, None), (None, 0), (None, None))
+            ),
+        ],
+        3,
+    ),
 )
 def test_one_client_and_many(case, axes, float64):
     ours, plain, x, w = functions(case)

@@ -17,7 +17,7 @@ from mhd_jax.models.mobilenet import InvertedResidual
 from mhd_jax.models.norms import EvoNormS0, GroupNorm
 from mhd_jax.models.resnet import Block
 from mhd_jax.models.small import halve
-from tests.builders import assert_trees_close, short
+from tests.builders import assert_trees_close, short, thinned
 
 
 def parameter_count(name, norm, shape, num_classes, num_heads=1):
@@ -52,38 +52,41 @@ EMBEDDINGS = {
 
 @pytest.mark.parametrize(
     ("name", "norm", "shape", "classes", "expected"),
-    [
-        # 64·128 + 128 and 128·64 + 64, two layer norms of 2·128 and 2·64, 64·10 + 10.
-        ("mlp", "layer", (8, 8, 1), 10, 8320 + 8256 + 384 + 650),
-        # 9·(3·32 + 32·64 + 64·128) weights, 224 scales and shifts, 128·10 + 10.
-        ("cnn_strided", "group", (32, 32, 3), 10, 9 * 10_336 + 2 * 224 + 1290),
-        ("lenet5", None, (28, 28, 1), 10, 61_706),  # the CCL paper's count
-        ("resnet20", "evonorm", (32, 32, 3), 10, 272_474),  # the CCL paper's count
-        # 3×3 convolutions 432 + 4608 + 13824 + 55296, shortcuts 512 + 2048, 336 channels' norms, 650.
-        ("resnet8", "evonorm", (32, 32, 3), 10, 76_720 + 672 + 650),
-        # 432 + 14·(3×3 convolutions) …: as above, with v in each of the 21 norms' 784 channels.
-        ("resnet20", "evonorm_s0", (32, 32, 3), 10, 272_474 + 784),
-        ("resnet32", "batch", (32, 32, 3), 10, cifar_resnet_count(5)),
-        ("resnet56", "batch", (32, 32, 3), 10, cifar_resnet_count(9)),
-        ("resnet18", "batch", (224, 224, 3), 1000, 11_689_512),  # torchvision's counts
-        ("resnet34", "batch", (224, 224, 3), 1000, 21_797_672),
-        ("resnet50", "batch", (224, 224, 3), 1000, 25_557_032),
-        ("mobilenetv2", "batch", (224, 224, 3), 1000, 3_504_872),
-        ("mobilenetv2", "batch", (32, 32, 3), 10, 2_236_682),  # of 1281·990 weights fewer
-        # Beside those: 1×1 from 32 to 32 channels, and shortcuts 32·16 + 16·24 + 64·96 + 160·320,
-        # each with as many norms' scales and shifts as it has outputs, 32 + 16 + 24 + 96 + 320.
-        ("mobilenetv2_cifar", "evonorm", (32, 32, 3), 10, 2_236_682 + 1024 + 58_240 + 2 * 488),
-        # 9·(3·16 + 16·32 + 32·64 + 64² + 64·128 + 3·128²) weights, 688 biases, scales and shifts.
-        ("vgg11_thin", "evonorm", (32, 32, 3), 10, 9 * 64_048 + 3 * 688 + 1290),
-        # 9·(3·64 + 64·128 + 128·256 + 256² + 256·512 + 3·512²) weights, 2752 biases, 512·10 + 10.
-        ("vgg11", "none", (32, 32, 3), 10, 9 * 1_024_192 + 2752 + 5130),
-        # With as many scales and shifts, torchvision's vgg11_bn before its classifier.
-        ("vgg11", "batch", (224, 224, 3), 10, 9_225_984 + 5130),
-        ("vit_tiny", None, (224, 224, 3), 1000, 5_717_416),  # DeiT-Ti's count
-        # Patches 48·192 + 192, class token 192, positions 65·192; 12 blocks of two layer norms 768,
-        # attention 4·(192² + 192) and perceptron 2·192·768 + 768 + 192; layer norm 384, 1930.
-        ("vit_tiny", None, (32, 32, 3), 10, 9408 + 192 + 12_480 + 12 * 444_864 + 384 + 1930),
-    ],
+    thinned(
+        [
+            # 64·128 + 128 and 128·64 + 64, two layer norms of 2·128 and 2·64, 64·10 + 10.
+            ("mlp", "layer", (8, 8, 1), 10, 8320 + 8256 + 384 + 650),
+            # 9·(3·32 + 32·64 + 64·128) weights, 224 scales and shifts, 128·10 + 10.
+            ("cnn_strided", "group", (32, 32, 3), 10, 9 * 10_336 + 2 * 224 + 1290),
+            ("lenet5", None, (28, 28, 1), 10, 61_706),  # the CCL paper's count
+            ("resnet20", "evonorm", (32, 32, 3), 10, 272_474),  # the CCL paper's count
+            # 3×3 convolutions 432 + 4608 + 13824 + 55296, shortcuts 512 + 2048, 336 channels' norms, 650.
+            ("resnet8", "evonorm", (32, 32, 3), 10, 76_720 + 672 + 650),
+            # 432 + 14·(3×3 convolutions) …: as above, with v in each of the 21 norms' 784 channels.
+            ("resnet20", "evonorm_s0", (32, 32, 3), 10, 272_474 + 784),
+            ("resnet32", "batch", (32, 32, 3), 10, cifar_resnet_count(5)),
+            ("resnet56", "batch", (32, 32, 3), 10, cifar_resnet_count(9)),
+            ("resnet18", "batch", (224, 224, 3), 1000, 11_689_512),  # torchvision's counts
+            ("resnet34", "batch", (224, 224, 3), 1000, 21_797_672),
+            ("resnet50", "batch", (224, 224, 3), 1000, 25_557_032),
+            ("mobilenetv2", "batch", (224, 224, 3), 1000, 3_504_872),
+            ("mobilenetv2", "batch", (32, 32, 3), 10, 2_236_682),  # of 1281·990 weights fewer
+            # Beside those: 1×1 from 32 to 32 channels, and shortcuts 32·16 + 16·24 + 64·96 + 160·320,
+            # each with as many norms' scales and shifts as it has outputs, 32 + 16 + 24 + 96 + 320.
+            ("mobilenetv2_cifar", "evonorm", (32, 32, 3), 10, 2_236_682 + 1024 + 58_240 + 2 * 488),
+            # 9·(3·16 + 16·32 + 32·64 + 64² + 64·128 + 3·128²) weights, 688 biases, scales and shifts.
+            ("vgg11_thin", "evonorm", (32, 32, 3), 10, 9 * 64_048 + 3 * 688 + 1290),
+            # 9·(3·64 + 64·128 + 128·256 + 256² + 256·512 + 3·512²) weights, 2752 biases, 512·10 + 10.
+            ("vgg11", "none", (32, 32, 3), 10, 9 * 1_024_192 + 2752 + 5130),
+            # With as many scales and shifts, torchvision's vgg11_bn before its classifier.
+            ("vgg11", "batch", (224, 224, 3), 10, 9_225_984 + 5130),
+            ("vit_tiny", None, (224, 224, 3), 1000, 5_717_416),  # DeiT-Ti's count
+            # Patches 48·192 + 192, class token 192, positions 65·192; 12 blocks of two layer norms 768,
+            # attention 4·(192² + 192) and perceptron 2·192·768 + 768 + 192; layer norm 384, 1930.
+            ("vit_tiny", None, (32, 32, 3), 10, 9408 + 192 + 12_480 + 12 * 444_864 + 384 + 1930),
+        ],
+        3,
+    ),
 )
 def test_parameter_counts(name, norm, shape, classes, expected):
     assert parameter_count(name, norm, shape, classes) == expected

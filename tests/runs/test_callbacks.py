@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.runs.callbacks.tracker import Log, Tracker, numbers_of
-from tests.builders import Linear, simulate_in, tiny_clients, tiny_dataset
+from tests.builders import Linear, simulate_in, thinned, tiny_clients, tiny_dataset
 
 RUN = {"topology": "ring", "algorithm": "isolated", "steps": 6, "batch_size": 4}
 
@@ -133,11 +133,14 @@ class Failing(Tracker):
 
 @pytest.mark.parametrize(
     ("at", "asked"),
-    [
-        ("open", ["open"]),
-        ("write", ["open", "write"]),
-        ("close", ["open", *["write"] * 3, "close"]),
-    ],
+    thinned(
+        [
+            ("open", ["open"]),
+            ("write", ["open", "write"]),
+            ("close", ["open", *["write"] * 3, "close"]),
+        ],
+        3,
+    ),
 )
 def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(at, asked, tmp_path):
     tracker, diary = Failing(at), Diary()

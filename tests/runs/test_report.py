@@ -184,6 +184,7 @@ SETTINGS_OF_A_USER = {  # text.usetex needs LaTeX, which is not there
 }
 
 
+@pytest.mark.slow
 def test_figures_look_the_same_whatever_matplotlib_is_told(run, tmp_path):
     import matplotlib
 
@@ -229,6 +230,7 @@ def test_a_figure_that_fails_is_named_and_leaves_the_others(run, tmp_path, monke
     assert "accuracy" in there and "hops" not in there
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_leaves_a_finished_run_whose_next_start_makes_it(tmp_path, monkeypatch):
     def start():
         clients = mhd.make_clients(tiny_dataset(), K, Linear())
@@ -418,6 +420,7 @@ def test_one_folder_is_written_again(folders, tmp_path):
     assert status == 2 and "leave --output out" in err and err.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_runs_that_have_not_finished_are_left_out(folders, tmp_path):
     shutil.copytree(folders, tmp_path / "w")
     (tmp_path / "w" / "mhd" / "seed_1" / "summary.json").unlink()

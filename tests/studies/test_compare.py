@@ -273,6 +273,7 @@ def test_a_single_runs_folder_is_not_overwritten(table, folder):
         mhd.compare(**GIVEN, workdir=folder / "mhd" / "seed_0", **SIZES, **QUIET)
 
 
+@pytest.mark.slow
 def test_each_algorithm_goes_without_what_it_cannot_have():
     table = mhd.compare(
         {"alone": "isolated", "all": "supervised"},

@@ -206,6 +206,7 @@ def test_the_arithmetic_and_the_memory_of_a_matrix():
     assert found.crossings == () and found.step_seconds is None
 
 
+@pytest.mark.slow
 def test_flops_are_without_what_chunks_compute_again():
     settings = {"batch_size": 32, "num_devices": 1, "steps": 1}
     whole, parts = (

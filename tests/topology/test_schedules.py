@@ -17,12 +17,7 @@ from mhd_jax.engine import joint_runs as joining
 from mhd_jax.engine import steps as engine
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.topology import schedules
-from tests.builders import (
-    assert_trees_close,
-    simulate_in,
-    tiny_batch,
-    tiny_clients,
-)
+from tests.builders import assert_trees_close, simulate_in, thinned, tiny_batch, tiny_clients
 
 SETTINGS = {"steps": 12, "eval_every": 6, "batch_size": 4, "public_batch_size": 8}
 SGD = mhd.optim.SGD()
@@ -102,11 +97,14 @@ def test_redrawn_graphs_join_every_pair_as_often():
 
 @pytest.mark.parametrize(
     "make",
-    [
-        mhd.topology.random_matching,
-        functools.partial(mhd.topology.random_regular, redraw_every=3),
-        functools.partial(mhd.topology.erdos_renyi, redraw_every=3),
-    ],
+    thinned(
+        [
+            mhd.topology.random_matching,
+            functools.partial(mhd.topology.random_regular, redraw_every=3),
+            functools.partial(mhd.topology.erdos_renyi, redraw_every=3),
+        ],
+        3,
+    ),
 )
 def test_seeds_repeat_and_differ(make):
     one, same, other = (over_steps(make(8, seed=seed), 30) for seed in (5, 5, 6))
@@ -153,6 +151,7 @@ def test_a_switch_switches_at_its_step():
         np.testing.assert_array_equal(wrapped, graph if step < 6 else mhd.topology.star(4).at(0))
 
 
+@pytest.mark.slow
 def test_switches_by_name(tmp_path):
     name = "random_regular@0,complete@6,erdos_renyi@8"
     assert topologies.options(name).keys() == {"degree", "edge_probability", "redraw_every", "seed"}
@@ -222,7 +221,7 @@ switched = functools.partial(
 )
 
 
-@pytest.mark.parametrize("make", [matched, switched])
+@pytest.mark.parametrize("make", thinned([matched, switched], 2))
 def test_messages_go_along_the_edges_of_their_step(make):
     topology = make(seed=2)
     sent = run(topology).summary["communication"]
@@ -231,6 +230,7 @@ def test_messages_go_along_the_edges_of_their_step(make):
     assert (heard <= edges).all() and (make is switched or (heard == edges).all())
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_graphs_only(tmp_path):
     redrawn = functools.partial(mhd.topology.random_regular, 4, degree=2)
     again = functools.partial(run, algorithm="isolated", workdir=tmp_path)
@@ -244,11 +244,14 @@ def test_a_run_is_resumed_with_its_own_graphs_only(tmp_path):
 
 @pytest.mark.parametrize(
     ("one", "others"),
-    [
-        ("random_matching", [{"seed": 9}]),
-        ("random_regular", [{"seed": 9}, {"redraw_every": 7}]),
-        ("islands", [{"meet_every": 5}]),
-    ],
+    thinned(
+        [
+            ("random_matching", [{"seed": 9}]),
+            ("random_regular", [{"seed": 9}, {"redraw_every": 7}]),
+            ("islands", [{"meet_every": 5}]),
+        ],
+        3,
+    ),
 )
 def test_another_graph_compiles_nothing(one, others):
     defaults = {"random_regular": {"degree": 2, "redraw_every": 2}, "islands": {"meet_every": 2}}
@@ -281,6 +284,7 @@ def test_a_switch_is_traced_once():
     assert not traced
 
 
+@pytest.mark.slow
 def test_seeds_go_together():
     seeds = (3, 0)
     graphs, who = [switched(seed=seed) for seed in seeds], [clients(seed=seed) for seed in seeds]
@@ -331,7 +335,7 @@ def test_knowledge_goes_along_arrows(tmp_path):
     np.testing.assert_array_equal(heard, 12 * np.eye(4, k=-1) * [[1], [1], [1], [0]])
 
 
-@pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.parametrize("name", thinned(AVERAGING, 3))
 def test_who_averages_refuses_edges_that_go_one_way(name):
     ring, directed = mhd.topology.ring(4), mhd.topology.ring(4, directed=True)
     late = topologies.from_function(

@@ -51,12 +51,7 @@ NETS = {
 }
 nets = pytest.mark.parametrize(
     "net",
-    [  # "both" is either of those that are left to make slow
-        "plain",
-        pytest.param("batch statistics", marks=pytest.mark.slow),
-        pytest.param("dropout", marks=pytest.mark.slow),
-        "both",
-    ],
+    short(["plain", "batch statistics", "dropout", "both"], "both"),
 )
 
 
