@@ -1,8 +1,6 @@
 """Rewrites a convolution as one of stride 1 over blocks of pixels, whose pixels become channels.
 
-Blocks of the stride's size remove the zeros between the entries of a strided convolution's
-gradients. Larger blocks give convolutions of very few channels enough channels for fast matrix
-products.
+They give convolutions of very few channels enough channels for fast matrix products.
 """
 
 from __future__ import annotations
@@ -22,27 +20,21 @@ Map = Callable[[Geometry, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The block layout of a convolution without dilation or groups.
+    """The block layout of a convolution of stride 1, without dilation or groups.
 
     Attributes:
       of: the geometry of the convolution.
-      outputs: height and width of one block in output pixels; they must divide the output's.
+      size: height and width of one block in pixels; they must divide the output's.
     """
 
     of: Geometry
-    outputs: Pair
-
-    @property
-    def inputs(self) -> Pair:
-        """Height and width of one block in input pixels, by which the kernel moves for a block."""
-        return tuple(s * f for s, f in zip(self.of.strides, self.outputs, strict=True))  # type: ignore[return-value]
+    size: Pair
 
     @property
     def kernel(self) -> Pair:
         """Height and width in blocks of the input that the outputs of one block depend on."""
         return tuple(  # type: ignore[return-value]
-            -(-(self.of.kernel[i] + self.of.strides[i] * (self.outputs[i] - 1)) // self.inputs[i])
-            for i in (0, 1)
+            -(-(self.of.kernel[i] + self.size[i] - 1) // self.size[i]) for i in (0, 1)
         )
 
     @property
@@ -50,12 +42,11 @@ class Blocks:
         """The geometry of the convolution over blocks."""
         _, _, fan_in, features = self.of.kernel
         count = self.of.output()
-        blocks = [count[i] // self.outputs[i] + self.kernel[i] - 1 for i in (0, 1)]
-        fan_in *= self.inputs[0] * self.inputs[1]
-        features *= self.outputs[0] * self.outputs[1]
+        blocks = [count[i] // self.size[i] + self.kernel[i] - 1 for i in (0, 1)]
+        pixels = self.size[0] * self.size[1]
+        fan_in, features = fan_in * pixels, features * pixels
         return dataclasses.replace(
             self.of,
-            strides=(1, 1),
             padding=((0, 0), (0, 0)),
             inputs=(blocks[0], blocks[1], fan_in),
             kernel=(*self.kernel, fan_in, features),
@@ -63,30 +54,29 @@ class Blocks:
 
     def fold_inputs(self, x: Array) -> Array:
         """Arranges padded inputs [N, H, W, C] in blocks."""
-        sizes = [self.geometry.inputs[i] * self.inputs[i] for i in (0, 1)]
+        sizes = [self.geometry.inputs[i] * self.size[i] for i in (0, 1)]
         rims = [
             (low, sizes[i] - self.of.inputs[i] - low, 0)
             for i, (low, _) in enumerate(self.of.padding)
         ]
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *rims, (0, 0, 0)])
-        return _into_blocks(x, self.inputs)
+        return _into_blocks(x, self.size)
 
     def fold_outputs(self, y: Array) -> Array:
         """Arranges outputs [N, H', W', O] in blocks."""
-        return _into_blocks(y, self.outputs)
+        return _into_blocks(y, self.size)
 
     def fold_kernel(self, w: Array) -> Array:
         """Returns the kernel over blocks: w [h, w, C, O] once for each output pixel of a block."""
         shifted = []
-        for offset in np.ndindex(self.outputs):
-            low = [self.of.strides[i] * offset[i] for i in (0, 1)]
-            sizes = [self.kernel[i] * self.inputs[i] for i in (0, 1)]
-            rims = [(low[i], sizes[i] - self.of.kernel[i] - low[i], 0) for i in (0, 1)]
+        for offset in np.ndindex(self.size):
+            sizes = [self.kernel[i] * self.size[i] for i in (0, 1)]
+            rims = [(offset[i], sizes[i] - self.of.kernel[i] - offset[i], 0) for i in (0, 1)]
             shifted.append(lax.pad(w, jnp.zeros((), w.dtype), [*rims, (0, 0, 0), (0, 0, 0)]))
         stacked = jnp.stack(shifted, axis=3)  # [h, w, C, pixels of a block, O]
         fan_in, features = self.of.kernel[2:]
         split = stacked.reshape(
-            self.kernel[0], self.inputs[0], self.kernel[1], self.inputs[1], fan_in, -1, features
+            self.kernel[0], self.size[0], self.kernel[1], self.size[1], fan_in, -1, features
         )
         return split.transpose(0, 2, 1, 3, 4, 5, 6).reshape(self.geometry.kernel)
 

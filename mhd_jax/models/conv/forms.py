@@ -77,6 +77,36 @@ def _dx_flipped(geometry: Geometry, g: Array, w: Array) -> Array:
     return _y_cpu(backwards, spread, flipped)
 
 
+def _dx_product(geometry: Geometry, g: Array, w: Array) -> Array:
+    """Computes the input's gradient as one matrix product, for strides: without zeros between entries.
+
+    Of the product, an entry for each position of the kernel, those are added up that an input pixel
+    was seen by. These are the same ones for pixels that lie alike to the strides.
+    """
+    n, *counts = g.shape[:3]
+    seen = jnp.einsum("nhwo,klco->nhwklc", g, w, precision=geometry.precision)
+    strides = geometry.strides
+    blocks = [-(-geometry.inputs[i] // strides[i]) for i in (0, 1)]
+
+    def seen_by(phase: tuple[int, ...]) -> Array:
+        """Returns the gradient of the pixels at this place of each block of the strides' size."""
+        total = jnp.zeros((n, *blocks, geometry.inputs[2]), g.dtype)
+        for position in np.ndindex(geometry.kernel[:2]):
+            ahead = [phase[i] + geometry.padding[i][0] - position[i] for i in (0, 1)]
+            if any(ahead[i] % strides[i] for i in (0, 1)):
+                continue
+            by = [ahead[i] // strides[i] for i in (0, 1)]
+            rims = [(-by[i], blocks[i] + by[i] - counts[i], 0) for i in (0, 1)]
+            part = seen[:, :, :, position[0], position[1]]
+            total += lax.pad(part, jnp.zeros((), g.dtype), [(0, 0, 0), *rims, (0, 0, 0)])
+        return total
+
+    phases = [[seen_by((row, column)) for column in range(strides[1])] for row in range(strides[0])]
+    dx = jnp.stack([jnp.stack(of_row, axis=3) for of_row in phases], axis=2)
+    whole = [blocks[i] * strides[i] for i in (0, 1)]
+    return dx.reshape(n, *whole, -1)[:, : geometry.inputs[0], : geometry.inputs[1]]
+
+
 def _dw_swapped(geometry: Geometry, x: Array, g: Array) -> Array:
     """Computes the kernel's gradient as one convolution with samples and channels swapped."""
     if geometry.groups > 1:
@@ -131,8 +161,7 @@ def _y_blocks(geometry: Geometry, x: Array, w: Array) -> Array:
 
 
 def _dx_blocks(geometry: Geometry, g: Array, w: Array) -> Array:
-    size = (1, 1) if geometry.strides != (1, 1) else (2, 2)
-    return Blocks(geometry, size).dx(_dx_flipped, g, w)
+    return Blocks(geometry, (2, 2)).dx(_dx_flipped, g, w)
 
 
 # Depthwise convolutions on CPUs as sums of shifted inputs over the kernel's taps: XLA's own run
@@ -206,8 +235,9 @@ def _y_cpu(geometry: Geometry, x: Array, w: Array) -> Array:
 
 
 def _dx_cpu(geometry: Geometry, g: Array, w: Array) -> Array:
-    strided, wide = geometry.strides != (1, 1), max(geometry.kernel[:2]) > 1
+    if geometry.strides != (1, 1):
+        return _dx_product(geometry, g, w)
     even = all(size % 2 == 0 for size in geometry.output())
-    if wide and (strided or (geometry.inputs[2] < _THIN and even)):
+    if max(geometry.kernel[:2]) > 1 and geometry.inputs[2] < _THIN and even:
         return _dx_blocks(geometry, g, w)
     return _dx_flipped(geometry, g, w)
