@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax import nnx
 
 from mhd_jax.core import modes
 from mhd_jax.core.calls import with_known_arguments
@@ -45,7 +44,7 @@ _NUM_CLIENTS = 8
 _PUBLIC_FRACTION = 0.1
 _MOST_DIGITS = 9
 _MOST_SHOWN = 100  # clients in a notebook's table
-ModelChoice = str | nn.Module | type[nnx.Module] | Sequence[Any] | Mapping[int, Any]
+ModelChoice = str | nn.Module | type | Sequence[Any] | Mapping[int, Any]
 
 
 @dataclasses.dataclass(frozen=True)

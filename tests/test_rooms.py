@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from flax import nnx
 
 import mhd_jax as mhd
 from mhd_jax.core import moved
@@ -56,12 +57,27 @@ def test_an_algorithm_brings_little_along():
     assert not any(name.startswith(("mhd_jax.engine", "mhd_jax.runs")) for name in brought)
 
 
-def test_the_import_alone_loads_no_jax():
-    program = "import sys, mhd_jax; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("imported", "left_out"),
+    [
+        ("mhd_jax", {"jax", "flax", "numpy", "mhd_jax.engine"}),
+        # Each takes a tenth of the start or more, and few runs need it, or only at their end.
+        ("mhd_jax.cli.commands.train", {"flax.nnx", "matplotlib", "sklearn", "pandas", "torch"}),
+    ],
+)
+def test_an_import_leaves_out_what_it_does_not_need(imported, left_out):
+    program = f"import sys, {imported}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert not {"jax", "flax", "numpy", "mhd_jax.engine"} & set(done.stdout.split())
+    assert not left_out & set(done.stdout.split())
+
+
+def test_models_of_earlier_versions_are_found_where_they_were_saved_by():
+    there = importlib.import_module("mhd_jax.models.from_nnx")
+    assert there.FromNNX is type(mhd.models.from_nnx(nnx.Linear, 2, 3))
+    with pytest.raises(AttributeError, match="FromLinen"):
+        _ = there.FromLinen
 
 
 def test_public_names_are_there_and_listed():

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.nnx import bridge
 
 from mhd_jax.core import modes, multihost
 from mhd_jax.core.errors import ConfigError
@@ -23,9 +21,11 @@ from mhd_jax.data.dataset import take
 from mhd_jax.data.kinds import kept_as
 from mhd_jax.engine.answers import Answers
 from mhd_jax.models.client_model import ClientModel, backbone_name
-from mhd_jax.models.from_nnx import FromNNX
 from mhd_jax.training import initial
 from mhd_jax.training.metrics import head_names
+
+if TYPE_CHECKING:
+    from mhd_jax.engine.nnx_client import NNXClient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,6 +102,8 @@ class Client:
 
     def to_nnx(self) -> NNXClient:
         """Returns the client as an NNX module, to go on with in plain NNX."""
+        from mhd_jax.engine.nnx_client import NNXClient  # NNX is imported where it is used
+
         return NNXClient(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -130,35 +132,6 @@ class Client:
         count = sum(np.size(a) for a in jax.tree.leaves(self.params))
         heads = ", ".join(shortened(self.heads))
         return f"Client {self.number}: {self.name}, {count:,} parameters, heads {heads}"
-
-
-class NNXClient(nnx.Module):
-    """A client as an NNX module: the backbone, and its heads as one `nnx.Param` each.
-
-    Attributes:
-      backbone: the client's own NNX module, or a Linen one by `flax.nnx.bridge.ToNNX`.
-      kernel, bias: of the heads, [H, D, C] and [H, C].
-    """
-
-    def __init__(self, client: Client):
-        """Copies the client's parameters."""
-        backbone = client.model.backbone
-        values, stats = client.params["backbone"], client.stats
-        if isinstance(backbone, FromNNX):
-            self.backbone = backbone.module_with(values, stats.get("batch_stats", {}))
-        else:
-            self.backbone = bridge.ToNNX(backbone, rngs=nnx.Rngs(0))
-            variables = jax.tree.map(jnp.asarray, {"params": values, **stats})
-            for name, entry in bridge.variables.linen_vars_to_nnx_attrs(variables).items():
-                setattr(self.backbone, name, entry)
-        self.kernel = nnx.Param(jnp.asarray(client.params["heads"]["kernel"]))
-        self.bias = nnx.Param(jnp.asarray(client.params["heads"]["bias"]))
-
-    def __call__(self, inputs: Any, head: int | None = 0) -> jax.Array:
-        """Returns logits [N, C] of a head on prepared samples; of all heads, [N, H, C], for None."""
-        embeddings = self.backbone(inputs)
-        logits = jnp.einsum("nd,hdc->nhc", embeddings, self.kernel[...]) + self.bias[...]
-        return logits if head is None else logits[:, head]
 
 
 def client_of(state: State, answers: Answers, number: Any, num_clients: int) -> Client:

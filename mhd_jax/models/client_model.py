@@ -14,7 +14,7 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.label_sets import masked
 from mhd_jax.core.types import Outputs
 from mhd_jax.data.pretext import Pretext
-from mhd_jax.models.from_nnx import FromNNX
+from mhd_jax.models.from_nnx import builder
 from mhd_jax.models.initialization import INITIALIZATIONS
 
 PyTree = Any
@@ -170,7 +170,7 @@ class ClientModel:
 
 def backbone_name(backbone: nn.Module) -> str:
     """Returns the name of a backbone's class, or of its NNX module's class."""
-    built = backbone.build if isinstance(backbone, FromNNX) else type(backbone)
+    built = builder(backbone) or type(backbone)
     return built.__name__
 
 

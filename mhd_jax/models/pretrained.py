@@ -6,16 +6,19 @@ import dataclasses
 import fnmatch
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import linen as nn
-from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.types import PyTree
-from mhd_jax.models.from_nnx import STATISTICS, as_backbone
+from mhd_jax.models.from_nnx import as_backbone, loaded
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 _PARTS = ("backbone", "heads", "pretext", "stats")
 
@@ -102,7 +105,7 @@ def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 f"the weights {str(path)!r} cannot be read ({in_a_line(error)}); give an .npz file "
                 "as Client.save writes it."
             ) from error
-    elif isinstance(weights, nnx.Module | nnx.State):
+    elif (nnx := loaded()) is not None and isinstance(weights, nnx.Module | nnx.State):
         found = _arrays(_of_nnx(weights))
     elif isinstance(weights, Mapping):
         tree = weights if set(weights) & set(_PARTS) else {"backbone": weights}
@@ -122,6 +125,10 @@ def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _of_nnx(module: nnx.Module | nnx.State) -> PyTree:
     """Returns the variables of an NNX module, or of its state, as those of a client's backbone."""
+    from flax import nnx
+
+    from mhd_jax.models.nnx_backbone import STATISTICS
+
     params, stats, _ = nnx.split_state(nnx.state(module), nnx.Param, STATISTICS, ...)
     return {
         "backbone": nnx.to_pure_dict(params),
