@@ -204,13 +204,13 @@ def test_a_comparisons_curves_are_means_or_of_a_seed(show, folder):
     assert [option.text for option in chooser.options] == list(each)
     for name, seeds in each.items():
         chooser.select_by_visible_text(name)
-        for panel, axis in ((0, "step"), (2, "bytes"), (4, "seconds")):
+        for panel, axis in ((0, "step"), (1, "bytes"), (2, "seconds")):
             x, *_, y = rows(browser, panel, "mhd")[-1]
             there = [ends[seed] for seed in seeds]
             assert x == pytest.approx(sum(end[axis] for end in there) / len(there), abs=1e-3)
             wanted = sum(end["beta_sh"]["aux_2"] for end in there) / len(there)
             assert y == pytest.approx(wanted, abs=6e-5)
-        level = [y for *_, y in rows(browser, 2, "isolated")]
+        level = [y for *_, y in rows(browser, 1, "isolated")]
         assert len(level) == 2 and level[0] == level[1]  # it sends nothing
 
 
