@@ -14,7 +14,7 @@ QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train
 demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
 	$(BIN)/python -m experiments.quickstart
 
-test: $(VENV)/installed  ## The test suite, in eight minutes on two cores; ARGS=tests/... for a part of it.
+test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores; ARGS=tests/... for a part of it.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  -m "not slow and not notebooks and not trackers" $(ARGS)
 
