@@ -102,7 +102,11 @@ class Side:
             text=True,
             start_new_session=True,
         )
-        self.versions: dict[str, str] = self._answer()["versions"]
+        try:
+            self.versions: dict[str, str] = self._answer()["versions"]
+        except BaseException:
+            self.end()
+            raise
         self.first = time.perf_counter() - start
         self._signal(signal.SIGSTOP)
 
