@@ -61,7 +61,7 @@ def test_an_algorithm_brings_little_along():
     ("imported", "left_out"),
     [
         ("mhd_jax", {"jax", "flax", "numpy", "mhd_jax.engine"}),
-        # Each takes a tenth of the start or more, and few runs need it, or only at their end.
+        # Few runs need these, or only at their end.
         ("mhd_jax.cli.commands.train", {"flax.nnx", "matplotlib", "sklearn", "pandas", "torch"}),
     ],
 )

@@ -78,10 +78,11 @@ def _dx_flipped(geometry: Geometry, g: Array, w: Array) -> Array:
 
 
 def _dx_product(geometry: Geometry, g: Array, w: Array) -> Array:
-    """Computes the input's gradient as one matrix product, for strides: without zeros between entries.
+    """Computes the input's gradient of a strided convolution as one matrix product, without zeros.
 
-    Of the product, an entry for each position of the kernel, those are added up that an input pixel
-    was seen by. These are the same ones for pixels that lie alike to the strides.
+    The product has what each output gives to the input under each position of the kernel. A pixel
+    adds up what it gets; pixels at one place of their blocks of the strides' size get it from the
+    same positions.
     """
     n, *counts = g.shape[:3]
     seen = jnp.einsum("nhwo,klco->nhwklc", g, w, precision=geometry.precision)
