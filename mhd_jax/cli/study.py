@@ -235,10 +235,16 @@ def _simulated(
                 **options,
             )
             for (case, seed), folder, result in zip(batch, folders, results, strict=True):
-                if isinstance(result, mhd.DivergedError):
-                    yield Outcome(case, seed, folder, None, "diverged", str(result))
-                else:
-                    yield Outcome(case, seed, folder, result.summary)
+                yield _outcome(case, seed, folder, result)
+
+
+def _outcome(
+    case: Case, seed: int, folder: pathlib.Path, result: mhd.Result | mhd.DivergedError
+) -> Outcome:
+    """Returns the outcome of a run that has just ended."""
+    if isinstance(result, mhd.DivergedError):
+        return Outcome(case, seed, folder, None, "diverged", str(result))
+    return Outcome(case, seed, folder, result.summary)
 
 
 def _program(case: Case) -> str:
