@@ -43,7 +43,7 @@ def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
       function: a function that JAX can trace.
       *arguments: its arguments, trees of arrays or of their shapes.
     """
-    return jaxpr_digest(_traced(function, arguments)[0])
+    return jaxpr_digest(traced(function, *arguments)[0])
 
 
 def is_pure(function: Callable[..., Any], *arguments: Any) -> bool:
@@ -58,13 +58,13 @@ def pure_program(
 
     The function is traced `times` times: two draws from a small set may happen to agree.
     """
-    traced = [_traced(function, arguments) for _ in range(times)]
-    digests = {jaxpr_digest(program) for program, _ in traced}
-    return (digests.pop() if len(digests) == 1 else None), traced[0][1]
+    found = [traced(function, *arguments) for _ in range(times)]
+    digests = {jaxpr_digest(program) for program, _ in found}
+    return (digests.pop() if len(digests) == 1 else None), found[0][1]
 
 
-def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
-    """Returns the jaxpr of a function and the shapes of its results."""
+def traced(function: Callable[..., Any], *arguments: Any) -> tuple[ClosedJaxpr, Any]:
+    """Returns the jaxpr of a function, traced anew, and the shapes of its results."""
     if isinstance(function, jax.stages.Wrapped):  # jit would not trace it a second time
         function = inspect.unwrap(function)
     # JAX caches traces by function, whatever execution they were made under; a new lambda has none.

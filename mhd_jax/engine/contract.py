@@ -7,13 +7,17 @@ abstract arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import ClosedJaxpr
 
+from mhd_jax.core.client_axis import Execution, current_execution, under
+from mhd_jax.core.digests import traced
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, Metrics, PyTree, State
 
@@ -29,7 +33,7 @@ def shapes_of_step(
     name = algorithm.name
     if not isinstance(state, State):
         raise ConfigError(f"init of {name} must return a mhd_jax State, not {_kind(state)}.")
-    found: Any = jax.eval_shape(algorithm.train_step, state, batch, graph)
+    found: Any = traced_step(algorithm.train_step, state, batch, graph)[1]
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
         raise ConfigError(
             f"train_step of {name} must return a state and a dictionary of metrics, not "
@@ -64,6 +68,29 @@ def shapes_of_step(
                 f"{state.num_clients} clients, not {_shown(value)}."
             )
     return after, metrics
+
+
+def traced_step(
+    train_step: Callable[..., Any], state: State, batch: Batch, graph: Any
+) -> tuple[ClosedJaxpr, Any]:
+    """Returns the program of a step as one device computes it, and its results' shapes.
+
+    It is cached, as a run's start needs it twice: for the contract, and for its digest.
+    """
+    now = current_execution()
+    execution = Execution(most_neighbours=now.most_neighbours, platform=now.platform)
+    leaves, structure = jax.tree.flatten((state, batch, graph))
+    types = tuple((a.shape, a.dtype, a.weak_type) for a in map(jax.typeof, leaves))
+    return _traced_step(train_step, execution, structure, types)
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_step(
+    train_step: Callable[..., Any], execution: Execution, structure: Any, types: tuple[Any, ...]
+) -> tuple[ClosedJaxpr, Any]:
+    leaves = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in types]
+    with under(execution):
+        return traced(train_step, *jax.tree.unflatten(structure, leaves))
 
 
 def require_predictions(algorithm: Algorithm, state: State, samples: PyTree, outputs: int) -> None:

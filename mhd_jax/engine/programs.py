@@ -20,6 +20,7 @@ from mhd_jax.core.client_axis import Execution, under
 from mhd_jax.core.digests import jaxpr_digest, program_digest
 from mhd_jax.core.types import Algorithm, Batch, Presence, PyTree, State
 from mhd_jax.data.batching import BatchSpec, prepared
+from mhd_jax.engine import contract
 from mhd_jax.models import ClientModel
 from mhd_jax.runs.environment import EFFECTS
 from mhd_jax.training.metrics import correct_by_class
@@ -58,6 +59,7 @@ def digests(
             everyone: Any = jax.ShapeDtypeStruct((clients.num_clients,), bool)
             batch = batch.replace(presence=Presence(everyone, everyone))
         init, state = jax.make_jaxpr(initial, return_shape=True)(key, batch)
+        step_program, _ = contract.traced_step(algorithm.train_step, state, batch, graph)
     found = {"preparation of samples": _digest(execution, _to_batch, spec)(stored, key, ids, step)}
     for one, group in zip(clients.groups, state.groups, strict=True):
         what = f"model {one.described}"
@@ -69,7 +71,7 @@ def digests(
     evaluation = _digest(execution, _correct, algorithm.predict, spec, clients.num_classes)
     effects = (
         jaxpr_digest(init),
-        _digest(execution, _step, algorithm.train_step)(state, batch, graph),
+        jaxpr_digest(step_program),
         evaluation(state, samples, labels, mask, targets),
     )
     return found | dict(zip(EFFECTS, effects, strict=True))
@@ -108,10 +110,6 @@ def _to_batch(spec: BatchSpec, stored: Batch, key: Array, ids: Array, step: Arra
 
 def _pass(model: ClientModel, params: PyTree, stats: PyTree, inputs: PyTree, key: Array) -> Any:
     return model.apply(params, stats, inputs, key)
-
-
-def _step(train_step: Callable[..., Any], *arguments: Any) -> Any:
-    return train_step(*arguments)
 
 
 def _correct(
