@@ -1,0 +1,139 @@
+r"""Tells what a run's heads know of classes that are some hops away, beside what their accuracy shows.
+
+  python -m experiments.arrival --run=runs/ring/seed_0 --data_dir=DIR
+
+A head may tell apart the classes that are held far away, and yet never name one, where it expects the
+nearer ones much more often. For each head, and for each number of hops to the clients that hold a class:
+
+  accuracy   of test samples, as in the run's summary
+  among      the same where the head chooses among the classes at the sample's distance alone, as a
+             multiple of a guess among these
+  expected   the probability that it gives to the classes of this distance, on samples of them
+  elsewhere  the same on all other samples
+  balanced   accuracy of predictions that are divided by their mean over the test samples, so that all
+             classes are expected alike; this needs no labels
+
+The run's clients predict the test samples of the data set that it names; one that is prepared needs
+--data_dir. --output gets the numbers as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.special
+from absl import flags
+
+import mhd_jax as mhd
+from mhd_jax.cli import kept, launch
+from mhd_jax.core.files import folder_here
+from mhd_jax.runs import environment
+from mhd_jax.runs.finished import read_run
+from mhd_jax.runs.records import write_json
+from mhd_jax.studies import tables
+from mhd_jax.topology import distances
+
+_RUN = flags.DEFINE_string("run", None, "The folder of a finished run.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of prepared data sets.")
+_OUTPUT = flags.DEFINE_string("output", None, "The JSON file that gets the numbers.")
+
+
+def measures(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what this program measures of one client, by its name above, each [H, C].
+
+    Args:
+      logits: of all heads, [N, H, C].
+      labels: the true classes, int [N].
+      hops: the distance of each class, int [C].
+
+    Returns:
+      Means over the samples of a class, or, of "elsewhere", over all samples of classes at other
+      distances; NaN where there are none.
+    """
+    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
+    balanced = probabilities / probabilities.mean(axis=0)
+    at_distance = hops[:, None] == hops  # [C, C]
+    of_distance = probabilities @ at_distance  # [N, H, C]: of all classes as far as this one
+    alike = np.where(at_distance[labels][:, None], probabilities, -1)
+    is_class = labels[:, None] == np.arange(len(hops))  # [N, C]
+    is_elsewhere = ~at_distance[labels]
+
+    def share(predicted: np.ndarray) -> np.ndarray:
+        right = (predicted.argmax(axis=-1) == labels[:, None]).astype(np.float64)
+        return _means(np.broadcast_to(right[:, :, None], logits.shape), is_class)
+
+    return {
+        "accuracy": share(probabilities),
+        "among": share(alike) * at_distance.sum(axis=1),
+        "expected": _means(of_distance, is_class),
+        "elsewhere": _means(of_distance, is_elsewhere),
+        "balanced": share(balanced),
+    }
+
+
+def _means(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Returns the means of values [N, H, C] over the samples that count for a class, bool [N, C]."""
+    with np.errstate(invalid="ignore"):
+        return np.einsum("nhc,nc->hc", values, counted) / counted.sum(axis=0)
+
+
+def by_hops(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> list[dict[str, Any]]:
+    """Returns the measures by distance, as means over pairs of a client and a class.
+
+    Args:
+      logits: of all clients, [K, N, H, C].
+      labels: the true classes, int [N].
+      hops: the distances of classes, int [K, C]; −1 where no path leads to.
+    """
+    each = [measures(*one) for one in zip(logits, [labels] * len(logits), hops, strict=True)]
+    heads = mhd.metrics.head_names(logits.shape[2])
+    found: list[dict[str, Any]] = []
+    for name in each[0]:
+        of_all = np.stack([one[name] for one in each])  # [K, H, C]
+        rows = distances.accuracies(of_all, hops, heads)
+        found = found or [{"hops": row["hops"], "pairs": row["pairs"]} for row in rows]
+        for row, means in zip(found, rows, strict=True):
+            row[name] = means["accuracy"]
+    return found
+
+
+def main() -> None:
+    """Prints the measures of a run's heads by distance."""
+    run = read_run(folder_here(_RUN.value, "--run"))
+    clients, counts = run.config["settings"]["clients"], run.summary["data"]["private_samples"]
+    links = run.summary["topology"].get("links")
+    if links is None or "targets" in run.summary["data"]:
+        raise mhd.ConfigError(
+            f"the run in {run.path} has no links between clients, or no classes; name a run of "
+            "clients that learn classes from neighbours."
+        )
+    edges = np.zeros((len(counts),) * 2, bool)
+    edges[tuple(np.array(links).T)] = True
+    options = {} if _DATA_DIR.value is None else {"data_dir": _DATA_DIR.value}
+    data = mhd.data.load(clients["dataset"], **options)
+    logits = mhd.load(run.path).predict(data.test_inputs)
+    hops = distances.to_classes(edges, np.array(counts))
+    found = by_hops(logits, np.asarray(data.test_labels), hops)
+    if _OUTPUT.value is not None:
+        asked = kept.without_folders(environment.command() or "")
+        write_json(folder_here(_OUTPUT.value, "--output"), {"command": asked, "by_hops": found})
+    _show(found)
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    """Prints a line for each head and distance."""
+    columns = [name for name in found[0] if name not in ("hops", "pairs")]
+    lines = []
+    for head in found[0][columns[0]]:
+        for row in found:
+            far = "none" if row["hops"] is None else str(row["hops"])
+            cells = [
+                f"{row[c][head]:.2f}" if c == "among" else f"{row[c][head]:.3f}" for c in columns
+            ]
+            lines.append([head, far, *cells])
+    launch.console().print(tables.rich(["head", "hops", *columns], lines))
+
+
+if __name__ == "__main__":
+    launch.run(main)
