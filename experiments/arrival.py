@@ -27,14 +27,14 @@ from absl import flags
 
 import mhd_jax as mhd
 from mhd_jax.cli import kept, launch
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.runs import environment
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
 from mhd_jax.topology import distances
 
-_RUN = flags.DEFINE_string("run", None, "The folder of a finished run.", required=True)
+_RUN = flags.DEFINE_string("run", None, "The folder of a finished run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of prepared data sets.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file that gets the numbers.")
 
@@ -100,7 +100,12 @@ def by_hops(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> list[di
 
 def main() -> None:
     """Prints the measures of a run's heads by distance."""
+    if _RUN.value is None:
+        raise mhd.ConfigError("name the folder of a finished run by --run=DIR.")
     run = read_run(folder_here(_RUN.value, "--run"))
+    output = None if _OUTPUT.value is None else folder_here(_OUTPUT.value, "--output")
+    if output is not None:
+        make_folder(output.parent, "folder of --output")
     clients, counts = run.config["settings"]["clients"], run.summary["data"]["private_samples"]
     links = run.summary["topology"].get("links")
     if links is None or "targets" in run.summary["data"]:
@@ -115,9 +120,9 @@ def main() -> None:
     logits = mhd.load(run.path).predict(data.test_inputs)
     hops = distances.to_classes(edges, np.array(counts))
     found = by_hops(logits, np.asarray(data.test_labels), hops)
-    if _OUTPUT.value is not None:
+    if output is not None:
         asked = kept.without_folders(environment.command() or "")
-        write_json(folder_here(_OUTPUT.value, "--output"), {"command": asked, "by_hops": found})
+        write_json(output, {"command": asked, "by_hops": found})
     _show(found)
 
 

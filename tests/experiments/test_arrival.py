@@ -63,8 +63,8 @@ def run_folder(tmp_path_factory):
 
 
 def test_a_run_is_measured_as_its_summary_is(output, run_folder, tmp_path):
-    found = output(arrival, f"--run={run_folder}", f"--output={tmp_path / 'found.json'}")
-    rows = json.loads((tmp_path / "found.json").read_text())["by_hops"]
+    found = output(arrival, f"--run={run_folder}", f"--output={tmp_path / 'new/found.json'}")
+    rows = json.loads((tmp_path / "new/found.json").read_text())["by_hops"]
     summary = json.loads((run_folder / "summary.json").read_text())
     assert [row["hops"] for row in rows] == [row["hops"] for row in summary["by_hops"]]
     for row, own in zip(rows, summary["by_hops"], strict=True):
@@ -74,6 +74,7 @@ def test_a_run_is_measured_as_its_summary_is(output, run_folder, tmp_path):
 
 
 def test_what_has_no_hops_is_refused(refused, run_folder, tmp_path):
+    assert "--run=DIR" in refused(arrival)
     assert "does not hold a run" in refused(arrival, f"--run={tmp_path}")
     summary = json.loads((run_folder / "summary.json").read_text())
     del summary["topology"]["links"]
