@@ -256,31 +256,7 @@ def arrays(
         test_images = as_arrays(test_images, "test_images")
         test_labels = _checked(test_images, test_labels, "test_")
         test_images = kept_as(kind_of(images), test_images, "test_images", "images")
-    if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
-        raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
-    if class_names is None:
-        if num_classes is None:
-            num_classes = _num_classes(labels, test_labels)
-        if num_classes > _MOST_CLASSES:
-            raise ConfigError(
-                f"num_classes is {num_classes:,}, but at most {_MOST_CLASSES:,} can be; number "
-                "classes without gaps."
-            )
-        class_names = tuple(map(str, range(num_classes)))
-    elif num_classes not in (None, len(class_names)):
-        raise ConfigError(
-            f"num_classes is {num_classes}, but there are {len(class_names)} class_names; leave "
-            "num_classes out."
-        )
-    classes = len(class_names)
-    for which, values in (("labels", labels), ("test_labels", test_labels)):
-        if values is not None and (values.min() < 0 or values.max() >= classes):
-            raise ConfigError(
-                f"{which} must lie in 0 … {classes - 1}, but they span "
-                f"{values.min()} … {values.max()}; count classes from 0."
-            )
-    if classes < 2:
-        raise ConfigError("there is only one class; classification needs at least 2.")
+    class_names = _named(class_names, num_classes, labels, test_labels)
     num_test = None if test_labels is None else len(test_labels)
     if test_owners is not None and owners is None:
         raise ConfigError("test_owners need owners of the training samples; give both.")
@@ -299,12 +275,44 @@ def arrays(
         labels,
         test_images,
         test_labels,
-        classes,
-        tuple(map(str, class_names)),
+        len(class_names),
+        class_names,
         owners=owned,
         vocabulary_size=vocabulary,
         numbers=targets,
     )
+
+
+def _named(
+    class_names: Any, num_classes: int | None, labels: np.ndarray, test_labels: np.ndarray | None
+) -> tuple[str, ...]:
+    """Returns the classes' names, which labels fit; raises `ConfigError` where they do not."""
+    if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
+        raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
+    if class_names is None:
+        if num_classes is None:
+            num_classes = _num_classes(labels, test_labels)
+        if num_classes > _MOST_CLASSES:
+            raise ConfigError(
+                f"num_classes is {num_classes:,}, but at most {_MOST_CLASSES:,} can be; number "
+                "classes without gaps."
+            )
+        class_names = range(num_classes)
+    elif num_classes not in (None, len(class_names)):
+        raise ConfigError(
+            f"num_classes is {num_classes}, but there are {len(class_names)} class_names; leave "
+            "num_classes out."
+        )
+    classes = len(class_names)
+    for which, values in (("labels", labels), ("test_labels", test_labels)):
+        if values is not None and (values.min() < 0 or values.max() >= classes):
+            raise ConfigError(
+                f"{which} must lie in 0 … {classes - 1}, but they span "
+                f"{values.min()} … {values.max()}; count classes from 0."
+            )
+    if classes < 2:
+        raise ConfigError("there is only one class; classification needs at least 2.")
+    return tuple(map(str, class_names))
 
 
 def _is_table(inputs: PyTree) -> bool:
