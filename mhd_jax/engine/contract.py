@@ -81,13 +81,18 @@ def traced_step(
     execution = Execution(most_neighbours=now.most_neighbours, platform=now.platform)
     leaves, structure = jax.tree.flatten((state, batch, graph))
     types = tuple((a.shape, a.dtype, a.weak_type) for a in map(jax.typeof, leaves))
-    return _traced_step(train_step, execution, structure, types)
+    return _traced_step(train_step, execution, jnp.result_type(float), structure, types)
 
 
 @functools.lru_cache(maxsize=16)
 def _traced_step(
-    train_step: Callable[..., Any], execution: Execution, structure: Any, types: tuple[Any, ...]
+    train_step: Callable[..., Any],
+    execution: Execution,
+    floats: Any,  # of 32 bits or 64: the mode in which it is traced
+    structure: Any,
+    types: tuple[tuple[tuple[int, ...], Any, bool], ...],
 ) -> tuple[ClosedJaxpr, Any]:
+    del floats
     leaves = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in types]
     with under(execution):
         return traced(train_step, *jax.tree.unflatten(structure, leaves))
