@@ -281,6 +281,20 @@ def _patience() -> Iterator[None]:
         timer.cancel()
 
 
+_last_words: list[Callable[[], object]] = []
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[], object]) -> Iterator[None]:
+    """Has `say` called if a signal ends the process at once inside the block."""
+    _last_words.append(say)
+    try:
+        yield
+    finally:
+        if say in _last_words:
+            _last_words.remove(say)
+
+
 def _end_by_signals() -> None:
     """Makes Ctrl-C and SIGTERM end the process at once, except while a run handles them itself.
 
@@ -288,6 +302,9 @@ def _end_by_signals() -> None:
     """
 
     def end(signum: int, frame: Any) -> None:
+        while _last_words:  # a second signal, while one is said, leaves it out
+            with contextlib.suppress(Exception):
+                _last_words.pop()()
         with contextlib.suppress(RuntimeError):  # interrupted while it was being written
             sys.stdout.flush()
         os.write(sys.stderr.fileno(), f"{_INTERRUPTED}\n".encode())

@@ -223,7 +223,7 @@ def _simulated(
         rows.setdefault(case.name, []).append(case.run_folder(workdir, seed))
     live = LiveStudy(workdir, rows, place and f"Trials {place}.")
     pages = [live, LiveReport()] if options.get("write_reports", True) else [live]
-    with live:
+    with live, launch.last_words(live.interrupt):
         for number, batch in enumerate(batches, 1):
             names = list(dict.fromkeys(case.name for case, _ in batch))
             label = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(batch)} runs"

@@ -66,6 +66,7 @@ def write_study(
     sentences: Sequence[str],
     share: float,
     table: page.Table,
+    curves: Mapping[str, Any] | None,
     environments: Sequence[Mapping[str, Any]],
     ended: str | None = None,
 ) -> None:
@@ -76,6 +77,7 @@ def write_study(
       title, sentences: how far it is.
       share: the part of its runs' steps that has been taken, in [0, 1].
       table: its rows, with what has finished.
+      curves: its rows over steps, see `comparison_curves`; None before the first evaluation.
       environments: of its runs.
       ended: why it takes no more steps, in a sentence; None while it goes on.
     """
@@ -88,7 +90,7 @@ def write_study(
         taken=round(share, 4),
         whole=1,
         tables=[table],
-        curves=None,
+        curves=curves,
         settings={},
         environments=environments,
     )

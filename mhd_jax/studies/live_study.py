@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mhd_jax.runs import page, unfinished
+from mhd_jax.runs import comparison_curves, page, unfinished
 from mhd_jax.runs.callbacks.live_page import LivePage
 from mhd_jax.runs.decoration import decoration
+from mhd_jax.runs.finished import read_history
 from mhd_jax.runs.records import read_json
 from mhd_jax.studies import over_seeds
 from mhd_jax.training.metrics import SYMBOLS, declared_head
@@ -20,7 +21,7 @@ class LiveStudy(LivePage):
     """Writes the `report.html` of several runs side by side while they go on, as `LiveReport` does.
 
     The page says how many runs have finished, which ones run at what step, and what the finished ones
-    have reached. The study's own page takes its place; a study that is cut leaves it, which says so,
+    have reached; curves are of the runs of each row that have come furthest. The study's own page takes its place; a study that is cut leaves it, which says so,
     also where it is cut between two runs, if they are inside of a `with` block of the watcher.
     """
 
@@ -39,6 +40,7 @@ class LiveStudy(LivePage):
         super().__init__()
         self._folder, self._rows, self._note = folder, rows, note
         self._summaries: dict[pathlib.Path, Mapping[str, Any]] = {}
+        self._histories: dict[pathlib.Path, Sequence[Mapping[str, Any]]] = {}  # of finished runs
         self._lost: set[pathlib.Path] = set()  # folders of runs that have diverged
 
     def __enter__(self) -> LiveStudy:
@@ -46,9 +48,17 @@ class LiveStudy(LivePage):
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """Says why a study ends between two runs, which no run's end does."""
-        if self.runs and error is not None and not isinstance(error, GeneratorExit):
+        if error is not None and not isinstance(error, GeneratorExit):
+            self._end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+
+    def interrupt(self) -> None:
+        """Says that the study was interrupted."""
+        self._end("interrupted")
+
+    def _end(self, status: str) -> None:
+        if self.runs:
             with decoration(f"the page of {self._folder}", "All else is there."):
-                self.on_end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                self.on_end(status)
 
     def write(self, ended: str | None = None) -> None:
         """Writes the page."""
@@ -56,7 +66,8 @@ class LiveStudy(LivePage):
         for run in set(every) - self._summaries.keys():
             if (run / "summary.json").exists():
                 summary = read_json(run / "summary.json")
-                self._summaries[run] = {metric: summary[metric] for metric in SYMBOLS}
+                self._summaries[run] = {name: summary[name] for name in ("seed", *SYMBOLS)}
+                self._histories[run] = read_history(run / "metrics.jsonl")
         folders = [run.folder for run in self.runs if run.folder is not None]
         self._lost |= {folders[place] for place in self.diverged}
         running = [run for run in folders if run not in self._lost | self._summaries.keys()]
@@ -74,9 +85,29 @@ class LiveStudy(LivePage):
             sentences=["" if ended else now, lost, self._note],
             share=taken / len(every),
             table=self._table(running, at),
+            curves=self._curves(),
             environments=[read_json(folders[0] / "config.json").get("environment", {})],
             ended=ended,
         )
+
+    def _curves(self) -> dict[str, Any] | None:
+        """Returns the accuracies of each row over its steps; None before the first evaluation.
+
+        They are of the runs of a row with the most evaluations, which are at equal steps.
+        """
+        seeds = {run: summary["seed"] for run, summary in self._summaries.items()}
+        histories = dict(self._histories)
+        for run in self.runs:
+            if run.folder is not None and run.folder not in histories:
+                seeds[run.folder] = run.settings["seed"]
+                histories[run.folder] = list(run.history)
+        found = {}
+        for name, runs in self._rows.items():
+            known = {seeds[run]: histories[run] for run in runs if histories.get(run)}
+            most = max(map(len, known.values()), default=0)
+            found[name] = {seed: each for seed, each in known.items() if len(each) == most}
+        found = {name: each for name, each in found.items() if each}
+        return comparison_curves.of(found, None) if found else None
 
     def _table(self, running: Sequence[pathlib.Path], at: str) -> page.Table:
         """Returns the rows: how many runs have finished, and what these have reached."""

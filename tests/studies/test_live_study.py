@@ -20,6 +20,12 @@ def cells(text):
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in body.split("<tr>")[1:]]
 
 
+def curves_over_steps(text):
+    """β_sh over steps as the page's script draws it, of the rows that have evaluations."""
+    drawn = json.loads(re.search('id="curves-data">(.*?)</script>', text, re.S)[1])
+    return next(panel for panel in drawn["groups"][0]["panels"] if panel["over"] == "step")
+
+
 def compare(folder, watcher=(), seeds=(0,)):
     algorithms = {"alone": "isolated", "averaged": "dsgd"}
     clients = [tiny_clients() for _ in seeds]
@@ -54,6 +60,11 @@ def test_the_page_says_how_many_runs_have_finished(tmp_path, at_once):
         ["averaged", "0 of 1", "step 4 of 4", "–", "–"],
     ]
     assert has_report(tmp_path) and 'http-equiv="refresh"' not in page_of(tmp_path)
+    over_steps = [curves_over_steps(text) for text in pages]
+    assert [panel["at"] for panel in over_steps] == [[[2]], [[2, 4]], [[2, 4], [2]], [[2, 4]] * 2]
+    history = found.results["alone"][0].history
+    reached = [record["beta_sh"]["main"] for record in history]
+    assert over_steps[3]["lines"][0] == pytest.approx(reached, abs=1e-4)
 
 
 def test_a_cut_study_says_so_and_goes_on(tmp_path, at_once):
@@ -87,6 +98,19 @@ def test_a_study_that_ends_between_two_runs_says_so(tmp_path, at_once, error, sa
     text = page_of(tmp_path)
     assert f"The study {said}" in text and "1 of 2 runs have finished" in text
     assert 'http-equiv="refresh"' not in text
+
+
+def test_a_study_that_a_signal_ends_between_two_runs_says_so(tmp_path, at_once):
+    live = LiveStudy(tmp_path, {"first": [tmp_path / "first"], "second": [tmp_path / "second"]})
+    live.interrupt()
+    assert not (tmp_path / "report.html").exists()  # there has been no run
+    run = {"topology": "ring", "clients": tiny_clients(), "algorithm": "isolated"}
+    run |= {"steps": 2, "batch_size": 4}
+    how = {"eval_every": 2, "write_reports": False, "callbacks": live}
+    mhd.simulate_many([run], workdirs=[tmp_path / "first"], **how)
+    live.interrupt()
+    text = page_of(tmp_path)
+    assert "The study was interrupted" in text and "1 of 2 runs have finished" in text
 
 
 def test_a_study_that_fails_before_its_first_run_has_no_page(tmp_path):
