@@ -14,7 +14,7 @@ nearer ones much more often. For each head, and for each number of hops to the c
              classes are expected alike; this needs no labels
 
 The run's clients predict the test samples of the data set that it names; one that is prepared needs
---data_dir. --output gets the numbers as JSON.
+--data_dir. --numbers names a file that gets them as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import scipy.special
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import kept, launch
+from mhd_jax.cli import data_flags, kept, launch  # noqa: F401
 from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.runs import environment
 from mhd_jax.runs.finished import read_run
@@ -35,8 +35,8 @@ from mhd_jax.studies import tables
 from mhd_jax.topology import distances
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of prepared data sets.")
-_OUTPUT = flags.DEFINE_string("output", None, "The JSON file that gets the numbers.")
+_NUMBERS = flags.DEFINE_string("numbers", None, "The JSON file that gets the numbers.")
+flags.declare_key_flag("data_dir")
 
 
 def measures(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> dict[str, np.ndarray]:
@@ -103,9 +103,9 @@ def main() -> None:
     if _RUN.value is None:
         raise mhd.ConfigError("name the folder of a finished run by --run=DIR.")
     run = read_run(folder_here(_RUN.value, "--run"))
-    output = None if _OUTPUT.value is None else folder_here(_OUTPUT.value, "--output")
-    if output is not None:
-        make_folder(output.parent, "folder of --output")
+    file = None if _NUMBERS.value is None else folder_here(_NUMBERS.value, "--numbers")
+    if file is not None:
+        make_folder(file.parent, "folder of --numbers")
     clients, counts = run.config["settings"]["clients"], run.summary["data"]["private_samples"]
     links = run.summary["topology"].get("links")
     if links is None or "targets" in run.summary["data"]:
@@ -115,14 +115,15 @@ def main() -> None:
         )
     edges = np.zeros((len(counts),) * 2, bool)
     edges[tuple(np.array(links).T)] = True
-    options = {} if _DATA_DIR.value is None else {"data_dir": _DATA_DIR.value}
+    where = flags.FLAGS.data_dir
+    options = {} if where is None else {"data_dir": where}
     data = mhd.data.load(clients["dataset"], **options)
     logits = mhd.load(run.path).predict(data.test_inputs)
     hops = distances.to_classes(edges, np.array(counts))
     found = by_hops(logits, np.asarray(data.test_labels), hops)
-    if output is not None:
+    if file is not None:
         asked = kept.without_folders(environment.command() or "")
-        write_json(output, {"command": asked, "by_hops": found})
+        write_json(file, {"command": asked, "by_hops": found})
     _show(found)
 
 

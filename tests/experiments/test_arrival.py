@@ -63,7 +63,7 @@ def run_folder(tmp_path_factory):
 
 
 def test_a_run_is_measured_as_its_summary_is(output, run_folder, tmp_path):
-    found = output(arrival, f"--run={run_folder}", f"--output={tmp_path / 'new/found.json'}")
+    found = output(arrival, f"--run={run_folder}", f"--numbers={tmp_path / 'new/found.json'}")
     rows = json.loads((tmp_path / "new/found.json").read_text())["by_hops"]
     summary = json.loads((run_folder / "summary.json").read_text())
     assert [row["hops"] for row in rows] == [row["hops"] for row in summary["by_hops"]]
