@@ -282,3 +282,14 @@ def test_optimizers_that_do_not_fit_are_refused(optimizer):
 def test_optimizers_are_optimizers():
     with pytest.raises(mhd.ConfigError, match=r"an optimizer is mhd_jax\.optim\.SGD"):
         tiny_clients(optimizer=print)
+
+
+def test_a_start_traces_the_step_once_for_contract_and_digest(tmp_path):
+    traced = []
+
+    def look(state, metrics):
+        traced.append(state)
+        return state, metrics
+
+    mhd.simulate("ring", clients(), stepping(look), workdir=tmp_path, **SETTINGS)
+    assert len(traced) == 4  # once for both, twice to see that it is pure, once for the program
