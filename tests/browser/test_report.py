@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 import mhd_jax as mhd
 from mhd_jax.cli.comparison import compare
 from mhd_jax.cli.settings import RunSettings
-from mhd_jax.runs import page, report, unfinished
+from mhd_jax.runs import comparison_curves, page, report, unfinished
 
 pytestmark = pytest.mark.browser
 
@@ -67,7 +67,12 @@ def study(tmp_path_factory):
     cells = [page.Cell("a case with a long name=" + "0.1," * 20), page.of_text("2 of 3")]
     table = page.Table("Runs that have finished", ("row", "finished"), [cells])
     said = {"title": "2 of 3 runs have finished: a", "sentences": ["Runs that go on: 1."]}
-    unfinished.write_study(going, **said, share=0.7, table=table, environments=[])
+    history = [
+        {"step": step, **{m: {"main": step / 10} for m in ("beta_sh", "beta_priv")}}
+        for step in (2, 4)
+    ]
+    drawn = comparison_curves.of({"a": {0: history, 1: history}, "b": {0: history[:1]}}, None)
+    unfinished.write_study(going, **said, share=0.7, table=table, curves=drawn, environments=[])
     rows = [[page.Cell(name), page.of_text(text)] for name, text in (("a", "9 B"), ("b", "10 B"))]
     tables = [(page.Table("results", ("case", "sent"), rows), ["One note."])]
     report.write_study(finished, tables, {})
@@ -130,6 +135,11 @@ def test_a_study_that_goes_on_reloads_and_a_finished_one_sorts(show, study):
     bar = browser.find_element(By.TAG_NAME, "progress")
     assert float(bar.get_attribute("value")) == 0.7 and bar.size["width"] > 200
     assert browser.find_elements(By.CSS_SELECTOR, "meta[http-equiv=refresh]")
+    ends = "over step; at the end a 0.400, b 0.200"
+    assert [box.get_attribute("aria-label") for box in charts(browser)] == [
+        f"β_sh (uniform labels), last head {ends}",
+        f"β_priv (own labels), main head {ends}",
+    ]
     require_only_boxes_scroll(browser)
     browser = show(finished / "report.html")
     assert not browser.find_elements(By.CSS_SELECTOR, "meta[http-equiv=refresh]")
