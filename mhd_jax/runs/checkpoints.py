@@ -201,10 +201,12 @@ class Checkpoints:
                 "take the newest one that is whole with fall_back (--fall_back)."
             )
 
-    def forget_beyond(self, step: int) -> None:
-        """Removes checkpoints later than `step`, and remnants of killed processes."""
+    def keep_up_to(self, step: int) -> None:
+        """Removes checkpoints later than `step`, and what killed processes left: remnants of saves, and
+        checkpoints that the rule does not keep."""
         if self._path.is_dir():
-            kept = {str(s) for s in self.steps if s <= step}
+            scores = {s: score for s, score in self.scores().items() if s <= step}
+            kept = set(map(str, self._keep.chosen(scores)))
             for path in self._path.iterdir():
                 if path.is_dir() and path.name not in kept:
                     _remove_folder(path)

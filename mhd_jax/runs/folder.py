@@ -263,7 +263,7 @@ class RunFolder:
             return records
         if self._metrics.exists() and text.encode() != self._metrics.read_bytes():
             write_text(self._metrics, text)
-        self.checkpoints.forget_beyond(step)
+        self.checkpoints.keep_up_to(step)
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -106,6 +106,11 @@ def test_what_a_killed_save_has_left_is_no_checkpoint(cut):
     assert resumed.started_at == 15 and saved(cut) == [15, 20]
 
 
+def test_checkpoints_that_a_killed_process_was_to_remove_go(cut):
+    assert saved(cut) == [10, 15, 20]  # the last one has its manifest
+    assert run(cut).started_at == 20 and saved(cut) == [15, 20]
+
+
 def test_without_a_whole_checkpoint_a_run_is_refused(cut):
     for step in (10, 15, 20):
         flip(largest(cut, step))
