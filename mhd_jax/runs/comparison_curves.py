@@ -98,12 +98,15 @@ def _panel(
 
 
 def _level(at: list[Any], lines: list[Any], ranges: list[Any]) -> None:
-    """Lets rows that send nothing be level from the least to the most bytes, at their last value."""
+    """Lets rows that send nothing be level from the least to the most bytes, at their last value.
+
+    Where no row of these seeds sends anything, none is drawn.
+    """
     spent = [x for places in at for x in places if x]
     for row, places in enumerate(at):
         if places and not any(places):
-            at[row] = [min(spent), max(spent)]
-            lines[row] = [lines[row][-1]] * 2
+            at[row] = [min(spent), max(spent)] if spent else []
+            lines[row] = [lines[row][-1]] * len(at[row])
             ranges[row] = [[], []]
         elif places and not places[0]:  # a logarithm has no 0
             lines[row] = [y if x else None for x, y in zip(places, lines[row], strict=True)]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import mhd_jax as mhd
-from mhd_jax.runs import page
+from mhd_jax.runs import comparison_curves, page
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies.live_study import LiveStudy
 from tests.builders import Linear, page_of, tiny_clients, tiny_dataset
@@ -154,3 +154,17 @@ def test_cells_sort_by_the_number_that_they_begin_with():
     found = [(cell.value, cell.is_number) for cell in map(page.of_text, texts)]
     expected = [(0.5, True), (-1200.5, True), (None, True), (None, False)]
     assert found == [*expected, (3, True), (None, False), (0.5, True)]
+
+
+def test_seeds_whose_runs_have_sent_nothing_have_no_curve_over_bytes():
+    def history(sent):
+        accuracies = {metric: {"main": 0.5} for metric in ("beta_sh", "beta_priv")}
+        return [{"step": step, "bytes": sent * step, **accuracies} for step in (1, 2)]
+
+    rows = {"alone": {0: history(0), 1: history(0)}, "naive": {0: history(8)}}  # seed 1 goes on
+    found = comparison_curves.of(rows, None)
+    at = {
+        group["name"]: next(p["at"] for p in group["panels"] if p["over"].startswith("bytes"))
+        for group in found["groups"]
+    }
+    assert at["seed 0"] == [[8, 16], [8, 16]] and at["seed 1"] == [[], []]
