@@ -33,6 +33,7 @@ from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
 from mhd_jax.topology import distances
+from mhd_jax.training.metrics import head_names
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run.")
 _NUMBERS = flags.DEFINE_string("numbers", None, "The JSON file that gets the numbers.")
@@ -87,7 +88,7 @@ def by_hops(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> list[di
       hops: the distances of classes, int [K, C]; −1 where no path leads to.
     """
     each = [measures(*one) for one in zip(logits, [labels] * len(logits), hops, strict=True)]
-    heads = mhd.metrics.head_names(logits.shape[2])
+    heads = head_names(logits.shape[2])
     found: list[dict[str, Any]] = []
     for name in each[0]:
         of_all = np.stack([one[name] for one in each])  # [K, H, C]

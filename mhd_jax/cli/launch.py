@@ -291,8 +291,7 @@ def last_words(say: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        if say in _last_words:
-            _last_words.remove(say)
+        _last_words.remove(say)
 
 
 def _end_by_signals() -> None:

@@ -202,8 +202,10 @@ class Checkpoints:
             )
 
     def keep_up_to(self, step: int) -> None:
-        """Removes checkpoints later than `step`, and what killed processes left: remnants of saves, and
-        checkpoints that the rule does not keep."""
+        """Removes checkpoints later than `step`, and what killed processes have left.
+
+        These leave remnants of saves, and checkpoints that the rule does not keep.
+        """
         if self._path.is_dir():
             scores = {s: score for s, score in self.scores().items() if s <= step}
             kept = set(map(str, self._keep.chosen(scores)))
