@@ -122,10 +122,19 @@ def main() -> None:
     logits = mhd.load(run.path).predict(data.test_inputs)
     hops = distances.to_classes(edges, np.array(counts))
     found = by_hops(logits, np.asarray(data.test_labels), hops)
+    if _pairs(found) != _pairs(run.summary["by_hops"]):  # who learns no labels holds no class
+        raise mhd.ConfigError(
+            f"classes of the run in {run.path} are held elsewhere than its links and samples say; "
+            "name a run whose clients all learn from their own labels, each with a model of its own."
+        )
     if file is not None:
         asked = kept.without_folders(environment.command() or "")
         write_json(file, {"command": asked, "by_hops": found})
     _show(found)
+
+
+def _pairs(rows: list[dict[str, Any]]) -> list[tuple[int | None, int]]:
+    return [(row["hops"], row["pairs"]) for row in rows]
 
 
 def _show(found: list[dict[str, Any]]) -> None:

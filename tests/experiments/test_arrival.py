@@ -84,3 +84,12 @@ def test_what_has_no_hops_is_refused(refused, run_folder, tmp_path):
         (other / name).write_bytes((run_folder / name).read_bytes())
     (other / "summary.json").write_text(json.dumps(summary))
     assert "no links between clients" in refused(arrival, f"--run={other}")
+
+
+def test_a_client_without_labels_holds_no_class(refused, tmp_path):
+    clients = mhd.make_clients(
+        "digits", 3, "mlp_small", objectives=["supervised"] * 2 + ["unlabelled"]
+    )
+    how = {"steps": 1, "batch_size": 8, "eval_every": 1, "progress": False}
+    mhd.simulate("chain", clients, "mhd", workdir=tmp_path / "run", **how)
+    assert "held elsewhere" in refused(arrival, f"--run={tmp_path / 'run'}")
