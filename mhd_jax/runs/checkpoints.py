@@ -146,9 +146,7 @@ class Checkpoints:
         self._orbax().wait_until_finished()
         if multihost.is_main():
             manifest.write(self.folder(step), {"about": about})
-            scores = self.scores()
-            for old in scores.keys() - self._keep.chosen(scores):
-                _remove_folder(self.folder(old))
+            self.keep_up_to(step)
 
     def restore(self, step: int, like: PyTree, start: Callable[[], PyTree]) -> PyTree:
         """Returns the arrays of a checkpoint.

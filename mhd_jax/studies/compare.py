@@ -77,8 +77,19 @@ def compare(
     graphs = [_graph(topology, seed) for seed in seeds]
     settings["init"] = opened(settings.get("init"))  # once for all runs
     of_host = {name: settings.pop(name) for name in [*settings] if name in _OF_THE_HOST}
-    folders = None
-    if path is not None:
+    runs = [
+        {
+            "topology": graphs[place],
+            "clients": clients[place],
+            "algorithm": resolved[name],
+            "seed": seeds[place],
+            **settings_for(resolved[name], settings),
+        }
+        for name, place in cases
+    ]
+    if path is None:
+        found = simulate_many(runs, **of_host)
+    else:
         # Imported late, as few programs write pages.
         from mhd_jax.studies.live_study import LiveStudy
 
@@ -86,22 +97,10 @@ def compare(
             name: [comparison_folder.run_folder(path, name, seed) for seed in seeds]
             for name in algorithms
         }
-        watchers = listed(of_host.get("callbacks", ()))
-        of_host["callbacks"] = [*watchers, LiveStudy(path, folders)]
-    found = simulate_many(
-        [
-            {
-                "topology": graphs[place],
-                "clients": clients[place],
-                "algorithm": resolved[name],
-                "seed": seeds[place],
-                **settings_for(resolved[name], settings),
-            }
-            for name, place in cases
-        ],
-        workdirs=None if folders is None else [folders[name][place] for name, place in cases],
-        **of_host,
-    )
+        workdirs = [folders[name][place] for name, place in cases]
+        with LiveStudy(path, folders) as live:
+            of_host["callbacks"] = [*listed(of_host.get("callbacks", ())), live]
+            found = simulate_many(runs, workdirs=workdirs, **of_host)
     results: dict[str, list[Result]] = {name: [] for name in algorithms}
     for (name, _), result in zip(cases, found, strict=True):
         results[name].append(cast(Result, result))  # a run that diverges has raised

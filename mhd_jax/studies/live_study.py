@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mhd_jax.runs import comparison_curves, page, unfinished
 from mhd_jax.runs.callbacks.live_page import LivePage
@@ -17,12 +17,21 @@ from mhd_jax.training.metrics import SYMBOLS, declared_head
 _MOST_NAMED = 4  # rows that the title names
 
 
+class _Finished(NamedTuple):
+    """What the page shows of a finished run; the metrics by head."""
+
+    seed: int
+    reached: Mapping[str, Mapping[str, float]]
+    history: Sequence[Mapping[str, Any]]
+
+
 class LiveStudy(LivePage):
     """Writes the `report.html` of several runs side by side while they go on, as `LiveReport` does.
 
     The page says how many runs have finished, which ones run at what step, and what the finished ones
-    have reached; curves are of the runs of each row that have come furthest. The study's own page takes its place; a study that is cut leaves it, which says so,
-    also where it is cut between two runs, if they are inside of a `with` block of the watcher.
+    have reached; curves are of the runs of each row that have come furthest. The study's own page
+    takes its place; a study that is cut leaves it, which says so, also where it is cut between two
+    runs, if they are inside of a `with` block of the watcher.
     """
 
     what = "study"
@@ -39,8 +48,7 @@ class LiveStudy(LivePage):
         """
         super().__init__()
         self._folder, self._rows, self._note = folder, rows, note
-        self._summaries: dict[pathlib.Path, Mapping[str, Any]] = {}
-        self._histories: dict[pathlib.Path, Sequence[Mapping[str, Any]]] = {}  # of finished runs
+        self._finished: dict[pathlib.Path, _Finished] = {}
         self._lost: set[pathlib.Path] = set()  # folders of runs that have diverged
 
     def __enter__(self) -> LiveStudy:
@@ -63,22 +71,23 @@ class LiveStudy(LivePage):
     def write(self, ended: str | None = None) -> None:
         """Writes the page."""
         every = [folder for folders in self._rows.values() for folder in folders]
-        for run in set(every) - self._summaries.keys():
+        for run in set(every) - self._finished.keys():
             if (run / "summary.json").exists():
                 summary = read_json(run / "summary.json")
-                self._summaries[run] = {name: summary[name] for name in ("seed", *SYMBOLS)}
-                self._histories[run] = read_history(run / "metrics.jsonl")
+                reached = {metric: summary[metric] for metric in SYMBOLS}
+                history = read_history(run / "metrics.jsonl")
+                self._finished[run] = _Finished(summary["seed"], reached, history)
         folders = [run.folder for run in self.runs if run.folder is not None]
         self._lost |= {folders[place] for place in self.diverged}
-        running = [run for run in folders if run not in self._lost | self._summaries.keys()]
+        running = [run for run in folders if run not in self._lost | self._finished.keys()]
         steps = self.runs[0].settings["steps"]
-        done = f"{len(self._summaries):,} of {len(every):,} runs have finished"
+        done = f"{len(self._finished):,} of {len(every):,} runs have finished"
         names = list(self._rows)
         named = ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} cases"
         lost = f"Runs that have diverged: {len(self._lost)}." if self._lost else ""
         at = f"step {self.step:,} of {steps:,}"
         now = f"Runs that go on: {len(running)}, at {at}. {self.news}" if running else ""
-        taken = len(self._summaries) + len(self._lost) + len(running) * self.step / steps
+        taken = len(self._finished) + len(self._lost) + len(running) * self.step / steps
         unfinished.write_study(
             self._folder,
             title=f"{done}: {named}",
@@ -95,15 +104,13 @@ class LiveStudy(LivePage):
 
         They are of the runs of a row with the most evaluations, which are at equal steps.
         """
-        seeds = {run: summary["seed"] for run, summary in self._summaries.items()}
-        histories = dict(self._histories)
+        histories = {run: (each.seed, each.history) for run, each in self._finished.items()}
         for run in self.runs:
-            if run.folder is not None and run.folder not in histories:
-                seeds[run.folder] = run.settings["seed"]
-                histories[run.folder] = list(run.history)
+            if run.folder is not None:
+                histories.setdefault(run.folder, (run.settings["seed"], list(run.history)))
         found = {}
         for name, runs in self._rows.items():
-            known = {seeds[run]: histories[run] for run in runs if histories.get(run)}
+            known = dict(histories[run] for run in runs if run in histories and histories[run][1])
             most = max(map(len, known.values()), default=0)
             found[name] = {seed: each for seed, each in known.items() if len(each) == most}
         found = {name: each for name, each in found.items() if each}
@@ -113,7 +120,7 @@ class LiveStudy(LivePage):
         """Returns the rows: how many runs have finished, and what these have reached."""
         lines = []
         for name, runs in self._rows.items():
-            finished = [self._summaries[run] for run in runs if run in self._summaries]
+            finished = [self._finished[run].reached for run in runs if run in self._finished]
             reports = [
                 page.link(self._folder, run, run.name.replace("_", " "))
                 for run in runs

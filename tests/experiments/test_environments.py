@@ -176,6 +176,18 @@ def test_standard_modes_are_left_again():
         assert jax.config.jax_numpy_rank_promotion == "raise"
 
 
+def test_a_run_is_compiled_where_compilation_is_off_and_says_so():
+    def run():
+        clients = tiny_clients(public_fraction=0.3)
+        return mhd.simulate("ring", clients, "mhd", steps=2, eval_every=2, batch_size=4).summary
+
+    compiled = run()
+    with jax.disable_jit():
+        with pytest.warns(UserWarning, match="jax.debug.print"):
+            assert run()["beta_sh"] == compiled["beta_sh"]
+        assert jax.config.jax_disable_jit
+
+
 @pytest.mark.parametrize(
     "url",
     ["gs://bucket/run", "s3://bucket", "file:///run", "hdfs://node/run", pathlib.Path("gs://b/c")],

@@ -6,6 +6,7 @@ import re
 import pytest
 
 import mhd_jax as mhd
+from mhd_jax.engine.lane import Lane
 from mhd_jax.runs import comparison_curves, page
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies.live_study import LiveStudy
@@ -168,3 +169,19 @@ def test_seeds_whose_runs_have_sent_nothing_have_no_curve_over_bytes():
         for group in found["groups"]
     }
     assert at["seed 0"] == [[8, 16], [8, 16]] and at["seed 1"] == [[], []]
+
+
+def test_a_comparison_that_ends_between_two_runs_says_so(tmp_path, at_once, monkeypatch):
+    begin = Lane.begin
+
+    def cut(lane, step):
+        if lane.view.settings["algorithm"] == "dsgd":
+            raise KeyboardInterrupt
+        return begin(lane, step)
+
+    monkeypatch.setattr(Lane, "begin", cut)
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path)
+    text = page_of(tmp_path)
+    assert "The study was interrupted" in text and "1 of 2 runs have finished" in text
+    assert 'http-equiv="refresh"' not in text
