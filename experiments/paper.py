@@ -17,21 +17,24 @@ The questions, each of --questions:
 
 Runs come one after the other, the questions in the order given, and all cases of a seed before the
 next seed. --results gets CASE/seed_N.json as soon as a run has ended: small records, from which
-alone tables.md, tables.json and figures/ are made (--tables makes them without running anything). A
-run that has a record is not run again, and one that was interrupted goes on from --workdir.
+alone tables.md, tables.json and figures/ are made (--tables makes them without running anything), and
+the tables of --page, as experiments/RESULTS.md has them. A run that has a record is not run again,
+and one that was interrupted goes on from --workdir.
 Other flags are those of experiments.train.
 """
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from absl import flags
 
 import mhd_jax as mhd
-from experiments import paper_cases, paper_tables
+from experiments import filled_page, paper_cases, paper_tables
 from mhd_jax.cli import algorithm_flag, launch, seed_flags, study  # noqa: F401
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 
 _QUESTIONS = flags.DEFINE_list(
@@ -50,6 +53,13 @@ _RESULTS = flags.DEFINE_string(
 _LARGER_MODEL = flags.DEFINE_string("larger_model", "resnet8", "Backbone of the larger clients.")
 _PILOT_STEPS = flags.DEFINE_integer("pilot_steps", 1000, "Steps of a pilot.", lower_bound=1)
 _TABLES = flags.DEFINE_bool("tables", False, "Whether to make tables and figures, and run nothing.")
+_PAGE = flags.DEFINE_string(
+    "page",
+    None,
+    "A Markdown file whose tables are made anew: those between <!-- made: RESULTS/TABLE --> and "
+    "<!-- end --> on lines of their own, where RESULTS is the name of the folder of the records and TABLE a "
+    "question, or graphs_hops.",
+)
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
@@ -63,9 +73,15 @@ def main() -> None:
     seeds = {question: _seeds(question) for question in questions}
     results = folder_here(_RESULTS.value, "--results")
     workdir = study.workdir("runs/paper")
+    page = pathlib.Path(_PAGE.value) if _PAGE.value else None
+    if page:
+        filled_page.read(page, results.name)  # refused before hours of runs
     if not _TABLES.value:
         study.keep(_runs(questions, seeds), workdir, results)
-    paper_tables.publish(results, questions, seeds, workdir)
+    made = paper_tables.of_records(results, questions, seeds)
+    if page and multihost.is_main():
+        filled_page.fill(page, results.name, made.tables)
+    paper_tables.publish(made, results, workdir)
 
 
 def _seeds(question: str) -> list[int]:

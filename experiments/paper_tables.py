@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -32,21 +33,34 @@ _EXPLAINED = (
 )
 
 
-def publish(
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What is made of records.
+
+    Attributes:
+      rows: the rows of each question, as tables.json gets them.
+      tables: the tables by name: their question, and what else they are by.
+      figures: functions that make figures, by the names of their files.
+    """
+
+    rows: Mapping[str, list[Row]]
+    tables: Mapping[str, study.Table]
+    figures: Mapping[str, Callable[[], Figure]]
+
+
+def of_records(
     records: pathlib.Path,
     questions: Mapping[str, Groups],
     seeds: Mapping[str, Sequence[int]],
-    workdir: pathlib.Path,
-) -> None:
-    """Writes tables.md, tables.json and figures of all questions that have records.
+) -> Made:
+    """Returns the tables and figures of all questions that have records.
 
     Args:
-      records: the folder of the records, which gets the tables.
+      records: the folder of the records.
       questions: the study's cases, by question, group and name.
       seeds: the seeds that a question is to have.
-      workdir: the folder of the runs, which gets the page if it is there.
     """
-    rows, shown, elsewhere = {}, [], set[str]()
+    rows, tables, elsewhere = {}, dict[str, study.Table](), set[str]()
     figures: dict[str, Callable[[], Figure]] = {}
     for question, groups in questions.items():
         rows[question] = found = [
@@ -56,25 +70,38 @@ def publish(
             continue
         if question == "main":
             elsewhere = {case.folder for group in groups.values() for case in group.values()}
-        shown.append(_table(question, found, _missing(records, groups, seeds[question])))
+        tables[question] = _table(question, found, _missing(records, groups, seeds[question]))
         figures[f"{FIGURES}/{question}_heads"] = partial(by_head, found)
         if question == "graphs":
             # Isolated clients, which all graphs are compared with, have no graph.
             far = [row for row in found if row["topology"] == row["group"]]
-            shown.append(_table_by_hops(question, far))
+            tables[f"{question}_hops"] = _table_by_hops(question, far)
             figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
+    return Made(rows, tables, figures)
+
+
+def publish(made: Made, records: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Writes tables.md, tables.json and figures, and the page.
+
+    Args:
+      made: what the records tell.
+      records: the folder of the records, which gets the tables and the figures.
+      workdir: the folder of the runs, which gets the page if it is there.
+    """
     make_folder(records / FIGURES, "folder of figures")
-    study.publish(records, rows, shown, figures, name="tables", page_folder=workdir)
+    shown = list(made.tables.values())
+    study.publish(records, made.rows, shown, made.figures, name="tables", page_folder=workdir)
 
 
 def _rows(
     records: pathlib.Path, question: str, group: str, cases: Mapping[str, study.Case]
 ) -> list[Row]:
     """Returns a row for each case of a group, each model of its clients and each head."""
+    first = {case.folder: name for name, case in reversed([*cases.items()])}
     of_case = {
         name: finished
         for name, case in cases.items()
-        if (finished := _finished(_stored(records, case)))
+        if name == first[case.folder] and (finished := _finished(_stored(records, case)))
     }
     part = "validation" if question == "pilots" else "test"
     isolated = next((n for n in of_case if cases[n].algorithm.name == "isolated"), None)
@@ -225,7 +252,7 @@ def _table(question: str, rows: Sequence[Row], missing: Sequence[str]) -> study.
     columns = zip([question, *_HEADINGS], *lines, strict=True)
     filled = [column for column in columns if any(column[1:])]
     headings, *cells = zip(*filled, strict=True)
-    return study.Table(headings, cells, question, notes)
+    return study.Table(headings, _named_once(cells), question, notes)
 
 
 def _difference(value: over_seeds.Statistic) -> str:
@@ -245,8 +272,18 @@ def _table_by_hops(question: str, rows: Sequence[Row]) -> study.Table:
         for row in rows
     ]
     note = "Accuracy on classes by hops to the next client that holds them; 0 are a client's own."
-    headings = [question, "graph", "head", *(f"{hops} hops" for hops in far)]
-    return study.Table(headings, lines, f"{question}, by hops", [note])
+    reached = [f"{hops} hop{'' if hops == 1 else 's'}" for hops in far]
+    headings = [question, "graph", "head", *reached]
+    return study.Table(headings, _named_once(lines), f"{question}, by hops", [note])
+
+
+def _named_once(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Returns lines whose first cell is empty where it is the one above."""
+    above = ["", *(line[0] for line in lines)]
+    return [
+        ["" if name == before else name, *others]
+        for before, (name, *others) in zip(above, lines, strict=False)
+    ]
 
 
 def _lines(rows: Iterable[Row]) -> dict[str, list[Row]]:

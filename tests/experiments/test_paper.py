@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 
 import numpy as np
@@ -11,11 +12,11 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mhd_jax as mhd
-from experiments import paper, paper_cases
+from experiments import filled_page, paper, paper_cases, paper_tables
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import kept, study
 from mhd_jax.studies import over_seeds
-from tests.builders import SignalAt
+from tests.builders import ROOT, SignalAt
 
 SMALL = (
     *("--num_clients=4", "--model=mlp_small", "--larger_model=mlp", "--nu_emb=0"),
@@ -124,12 +125,13 @@ def test_what_cannot_be_asked(refused, arguments, said):
     assert said in refused(paper, *SMALL, *arguments)
 
 
-def the_questions(*arguments):
+def the_questions(*arguments, shared=(*SMALL, "--pilot_steps=10")):
     with flagsaver.flagsaver():
         for name in flags.FLAGS:
             flags.FLAGS[name].present = 0
-        flags.FLAGS(["paper", *SMALL, *arguments])
-        return paper_cases.questions(run_flags.settings(), "mlp", 10)
+        flags.FLAGS(["paper", *shared, *arguments])
+        given = flags.FLAGS
+        return paper_cases.questions(run_flags.settings(), given.larger_model, given.pilot_steps)
 
 
 def test_equal_cases_of_several_questions_are_one_run():
@@ -257,11 +259,71 @@ def test_tables_by_model_and_by_hops(output):
     assert gains == {"mlp_small": pytest.approx(0.2), "mlp": pytest.approx(0.1)}
     lines = pathlib.Path("kept/tables.md").read_text().splitlines()
     assert "| graphs | graph | head | 0 hops | 2 hops |" in lines
-    assert "| chain_mhd | chain | aux_1 | 0.400 | 0.200 |" in lines
+    main = lines.index("| chain_mhd | chain | main | 0.600 | 0.300 |")
+    assert lines[main + 1] == "|  | chain | aux_1 | 0.400 | 0.200 |"
     assert not any(
         line.startswith("| skew=inf_isolated | chain | main | 0.500 | 0") for line in lines
     )
     assert pathlib.Path("kept/figures/graphs_hops.svg").exists()
+
+
+def test_equal_cases_are_one_row(output):
+    weights = the_questions("--nu_aux=1")["weights"][""]
+    write_records(weights["mhd_nu_aux=1"], {0: [[0.5] * 4] * 4})  # which is mhd's, and nu_emb=0's
+    output(paper, *SMALL, "--nu_aux=1", "--seeds=1", "--tables")
+    assert {row["case"] for row in table_rows()["weights"]} == {"mhd"}
+
+
+PAGE = """Before.
+
+<!-- made: kept/main -->
+| old | table |
+<!-- end -->
+
+Between.
+
+<!-- made: others/main -->
+<!-- end -->
+"""
+
+
+def test_tables_of_a_page_are_made_anew_and_all_else_stays(output):
+    write_records(the_questions()["main"][""]["isolated"], {0: [[0.25]] * 4})
+    page = pathlib.Path("page.md")
+    page.write_text(PAGE)
+    for _ in range(2):
+        output(paper, *SMALL, "--seeds=1", "--tables", "--page=page.md")
+        before, table, after = re.split(
+            "<!-- made: kept/main -->\n|<!-- end -->\n\nB", page.read_text()
+        )
+        assert before == "Before.\n\n" and f"B{after}" == PAGE[PAGE.index("Between.") :]
+        assert table.splitlines()[3].startswith("| isolated | main | 1 | 0.250 | 0.250 |")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("No table.", "page.md has no place for a table of kept; put <!-- made: kept/main -->"),
+        ("<!-- made: kept/graphs_hops -->\n<!-- end -->\n", "but records make main"),
+        (None, "page.md cannot be read"),
+    ],
+)
+def test_a_page_without_a_place_for_tables_is_refused(refused, page, said):
+    write_records(the_questions()["main"][""]["isolated"], {0: [[0.25]] * 4})
+    if page is not None:
+        pathlib.Path("page.md").write_text(page)
+    assert said in refused(paper, *SMALL, "--seeds=1", "--tables", "--page=page.md")
+
+
+@pytest.mark.parametrize(
+    ("preset", "results"), [("tiny_imagenet", "tiny_imagenet"), ("cifar10_paper", "cifar10")]
+)
+def test_the_page_of_results_is_made_of_its_records(preset, results):
+    questions = the_questions(shared=[f"--flagfile={ROOT / 'experiments/presets' / preset}.flags"])
+    seeds = dict.fromkeys(questions, range(3))
+    made = paper_tables.of_records(ROOT / "experiments/results" / results, questions, seeds)
+    text = (ROOT / "experiments/RESULTS.md").read_text(encoding="utf-8")
+    assert filled_page.filled(text, results, made.tables) == text
 
 
 def test_other_settings_are_refused_in_tables(refused):
