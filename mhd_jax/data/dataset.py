@@ -413,12 +413,11 @@ def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
         if labels.shape != (len(leaf),):
             raise ConfigError(
                 f"{prefix}labels must have shape [{len(leaf)}], one for each sample of {name}, "
-                f"not {list(labels.shape)}."
+                f"not {list(labels.shape)}{_one_each(labels.shape, len(leaf), prefix)}."
             )
     if labels.dtype.kind not in "iu":
         raise ConfigError(
-            f"{prefix}labels must be integers, not {labels.dtype}; give regression=True to predict "
-            "numbers."
+            f"{prefix}labels must be integers, not {labels.dtype}; {_numbered(labels.dtype, prefix)}."
         )
     if labels.max() >= 2**31 or labels.min() < -(2**31):
         raise ConfigError(
@@ -426,6 +425,28 @@ def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
             "count classes from 0."
         )
     return labels.astype(np.int32)
+
+
+def _one_each(shape: tuple[int, ...], size: int, prefix: str) -> str:
+    """Returns how to make labels of a common other shape [size], in a sentence."""
+    if shape == (size, 1):
+        return f"; give {prefix}labels[:, 0]"
+    if len(shape) == 2 and shape[0] == size:
+        return f"; give {prefix}labels.argmax(axis=1) where rows are one-hot"
+    return ""
+
+
+def _numbered(dtype: np.dtype, prefix: str) -> str:
+    """Returns how to make labels of another type integers, in a sentence."""
+    if dtype.kind in "OSUT":
+        return (
+            f"number names by class_names, {prefix}labels = np.unique({prefix}labels, "
+            "return_inverse=True)"
+        )
+    return (
+        f"give {prefix}labels.astype(int) where they are classes, or regression=True to predict "
+        "numbers"
+    )
 
 
 def take(inputs: PyTree, rows: np.ndarray | slice) -> PyTree:

@@ -25,9 +25,13 @@ def as_arrays(given: Any, name: str) -> PyTree:
     try:
         if isinstance(given, Mapping):
             return jax.tree.map(np.asarray, dict(given))
-        return given if isinstance(given, LazyImages) else np.asarray(given)
+        found = given if isinstance(given, LazyImages) else np.asarray(given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} must be arrays: {error}.") from error
+    if found.shape == () and found.dtype == object:  # NumPy knows it for no array
+        how = f"; give {name}.toarray()" if hasattr(given, "toarray") else ""
+        raise ConfigError(f"{name} must be arrays, not of type {type(given).__name__}{how}.")
+    return found
 
 
 def named_leaves(tree: PyTree, name: str) -> list[tuple[str, Any]]:
@@ -154,7 +158,11 @@ def wrong_layout(shape: Sequence[int]) -> str | None:
 
 def _same_family(one: np.dtype, other: np.dtype) -> bool:
     """Returns whether both types are integers, or both are floating-point numbers."""
-    return ({one.kind, other.kind} <= {"i", "u"}) or (one.kind == other.kind == "f")
+    return ({one.kind, other.kind} <= {"i", "u"}) or (_is_float(one) and _is_float(other))
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return bool(jax.dtypes.issubdtype(dtype, np.floating))  # which knows bfloat16, too
 
 
 def _unlike(name: str, found: str, others: str, expected: str) -> str:
@@ -195,8 +203,11 @@ def _as_integers(values: Any, name: str) -> np.ndarray:
 
 
 def _as_floats(values: Any, name: str) -> np.ndarray:
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ConfigError(f"{name} must be numbers, not {values.dtype}.")
+    if not _is_float(values.dtype):
+        raise ConfigError(
+            f"{name} must be numbers, not {values.dtype}; convert them, as by "
+            "np.asarray(values, np.float32)."
+        )
     with np.errstate(over="ignore"):
         stored = values.astype(np.float32)
     if not np.isfinite(stored).all():

@@ -38,6 +38,7 @@ _MOST_CLIENTS = 2**14  # whose adjacency matrix takes a GiB
 _MOST_LINKS = 4096  # edges up to which a summary lists them
 _MOST_LOOKED_AT = 10**8  # entries of a user's graphs that are checked, in about 0.1 seconds
 _MOST_DIGITS = 9  # of the number of a node
+_AS_GRAPH = "Pairs of clients, or a dictionary of neighbours, are given as a networkx graph, like nx.Graph(pairs)."
 
 
 @struct.dataclass
@@ -133,21 +134,27 @@ def _means(
 def from_array(adjacency: Any, name: str = "custom") -> Topology:
     """Returns a topology from weights [K, K], or from [T, K, K], which repeat every T steps.
 
+    Args:
+      adjacency: an array or lists of numbers, or a sparse matrix of SciPy.
+      name: the name in reports.
+
     Raises:
       ConfigError: matrices are not square, weights are negative, not finite or outside the normal
         range of float32, or there are self-loops.
     """
     try:
-        given = np.asarray(adjacency)
+        given = np.asarray(adjacency.toarray() if hasattr(adjacency, "toarray") else adjacency)
         if given.dtype.kind in "cSUmM":  # which NumPy would convert to numbers
             raise TypeError(f"it holds {given.dtype}")
         matrices = given.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"an adjacency matrix must be an array of numbers: {error}.") from error
+        raise ConfigError(
+            f"an adjacency matrix must be an array of numbers: {error}. {_AS_GRAPH}"
+        ) from error
     shape = matrices.shape
     if len(shape) not in (2, 3) or shape[-1] != shape[-2] or 0 in shape:
         raise ConfigError(
-            f"an adjacency matrix must have shape [K, K] or [T, K, K], not {list(shape)}."
+            f"an adjacency matrix must have shape [K, K] or [T, K, K], not {list(shape)}. {_AS_GRAPH}"
         )
     matrices = matrices.reshape((-1, *shape[-2:]))
     _require_weights(matrices, "an adjacency matrix")

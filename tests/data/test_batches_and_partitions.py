@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -298,6 +299,13 @@ def test_images_of_odd_shapes_are_images(shape):
     assert mhd.make_clients(data, 2, "lenet5", partition="iid").model_names == ["lenet5"] * 2
 
 
+def test_bfloat16_samples_are_numbers():
+    images = jnp.linspace(-3, 3, 24, dtype=jnp.bfloat16).reshape(12, 2)
+    data = mhd.data.arrays(images, Y, images, Y)
+    np.testing.assert_array_equal(data.inputs, np.asarray(images, np.float32))
+    np.testing.assert_array_equal(data.test_inputs, data.inputs)
+
+
 class Listed(nn.Module):
     widths: list
 
@@ -316,7 +324,18 @@ class Trainless(nn.Module):
         (lambda: mhd.data.load("mni ts"), "unknown dataset 'mni ts'; choose digits or"),
         (lambda: mhd.data.load(7), "unknown dataset of type int"),
         (lambda: mhd.data.arrays(X, Y[:5]), r"labels must have shape \[12\]"),
-        (lambda: mhd.data.arrays(X, Y + 0.5), "labels must be integers, not float64"),
+        (lambda: mhd.data.arrays(X, Y + 0.5), r"integers, not float64; give labels.astype\(int\)"),
+        (
+            lambda: mhd.data.arrays(X, Y.astype(str)),
+            r"number names by class_names, labels = np.unique",
+        ),
+        (
+            lambda: mhd.data.arrays(X, Y, X, np.eye(3)[Y]),
+            r"test_labels.argmax\(axis=1\) where rows",
+        ),
+        (lambda: mhd.data.arrays(X, Y[:, None]), r"not \[12, 1\]; give labels\[:, 0\]"),
+        (lambda: mhd.data.arrays(scipy.sparse.csr_array(X), Y), r"give images\.toarray\(\)"),
+        (lambda: mhd.data.arrays(X, None), "labels must be arrays, not of type NoneType"),
         (lambda: mhd.data.arrays(X, Y - 1), "count classes from 0"),
         (lambda: mhd.data.arrays(X, Y + 1, num_classes=3), "in 0 … 2, but they span 1 … 3"),
         (lambda: mhd.data.arrays(X * np.nan, Y), "NaN or infinity"),

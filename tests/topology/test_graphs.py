@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
+import scipy.sparse
 
 import mhd_jax as mhd
 from mhd_jax import topology as topologies
@@ -158,7 +159,8 @@ def test_files_of_the_home_folder(tmp_path, monkeypatch):
 
 def test_everything_a_user_may_pass():
     ring = nx.to_numpy_array(nx.cycle_graph(5))
-    for given in ("ring", ring, ring.tolist(), ring[None], nx.cycle_graph(5), lambda t: ring):
+    arrays = (ring, ring.tolist(), ring[None], scipy.sparse.csr_array(ring))
+    for given in ("ring", *arrays, nx.cycle_graph(5), lambda t: ring):
         np.testing.assert_array_equal(topologies.as_topology(given, 5).at(0), ring)
 
 
@@ -179,6 +181,8 @@ def _write(path, text):
         (lambda p: -np.ones((4, 4)), "must not be negative"),
         (lambda p: np.full((4, 4), np.nan), "must be finite"),
         (lambda p: [["a"]], "array of numbers"),
+        (lambda p: [(0, 1), (1, 2), (2, 3)], r"not \[3, 2\]\. Pairs .* like nx\.Graph\(pairs\)"),
+        (lambda p: {0: [1], 1: [2, 3]}, r"like nx\.Graph\(pairs\)"),
         (lambda p: np.zeros((5, 5)), "has 5 clients, but there are 4"),
         (lambda p: nx.Graph(), "no nodes"),
         (lambda p: nx.Graph([(0, 1, {"weight": "far"})]), "weights must be numbers"),
