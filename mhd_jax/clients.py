@@ -22,7 +22,7 @@ from mhd_jax.core.label_sets import LabelSets, resolved
 from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
 from mhd_jax.core.tasks import Task
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
-from mhd_jax.data import split_files
+from mhd_jax.data import kinds, split_files
 from mhd_jax.data.dataset import Dataset, select, take
 from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.owners import Owners
@@ -777,7 +777,8 @@ def _groups(
             except ConfigError as error:
                 raise ConfigError(f"{who}: {error}") from error
             except Exception as error:
-                error.add_note(f"It was raised in the model of {who}.")
+                samples = kinds.shown(data.inputs)
+                error.add_note(f"It was raised in the model of {who}, whose samples are {samples}.")
                 raise
         groups.append(
             ClientGroup(
