@@ -26,18 +26,13 @@ import scipy.special
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import data_flags, kept, launch  # noqa: F401
-from mhd_jax.core.files import folder_here, make_folder
-from mhd_jax.runs import environment
-from mhd_jax.runs.finished import read_run
-from mhd_jax.runs.records import write_json
+from experiments import measured_run
+from mhd_jax.cli import launch
 from mhd_jax.studies import tables
 from mhd_jax.topology import distances
 from mhd_jax.training.metrics import head_names
 
-_RUN = flags.DEFINE_string("run", None, "The folder of a finished run.")
-_NUMBERS = flags.DEFINE_string("numbers", None, "The JSON file that gets the numbers.")
-flags.declare_key_flag("data_dir")
+flags.adopt_module_key_flags(measured_run)
 
 
 def measures(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,35 +96,17 @@ def by_hops(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> list[di
 
 def main() -> None:
     """Prints the measures of a run's heads by distance."""
-    if _RUN.value is None:
-        raise mhd.ConfigError("name the folder of a finished run by --run=DIR.")
-    run = read_run(folder_here(_RUN.value, "--run"))
-    file = None if _NUMBERS.value is None else folder_here(_NUMBERS.value, "--numbers")
-    if file is not None:
-        make_folder(file.parent, "folder of --numbers")
-    clients, counts = run.config["settings"]["clients"], run.summary["data"]["private_samples"]
-    links = run.summary["topology"].get("links")
-    if links is None or "targets" in run.summary["data"]:
-        raise mhd.ConfigError(
-            f"the run in {run.path} has no links between clients, or no classes; name a run of "
-            "clients that learn classes from neighbours."
-        )
-    edges = np.zeros((len(counts),) * 2, bool)
-    edges[tuple(np.array(links).T)] = True
-    where = flags.FLAGS.data_dir
-    options = {} if where is None else {"data_dir": where}
-    data = mhd.data.load(clients["dataset"], **options)
-    logits = mhd.load(run.path).predict(data.test_inputs)
-    hops = distances.to_classes(edges, np.array(counts))
+    measured = measured_run.opened()
+    run, data = measured.run, measured.data
+    logits = measured.result.predict(data.test_inputs)
+    hops = distances.to_classes(measured.edges, measured.counts)
     found = by_hops(logits, np.asarray(data.test_labels), hops)
     if _pairs(found) != _pairs(run.summary["by_hops"]):  # who learns no labels holds no class
         raise mhd.ConfigError(
             f"classes of the run in {run.path} are held elsewhere than its links and samples say; "
             "name a run whose clients all learn from their own labels, each with a model of its own."
         )
-    if file is not None:
-        asked = kept.without_folders(environment.command() or "")
-        write_json(file, {"command": asked, "by_hops": found})
+    measured_run.keep(by_hops=found)
     _show(found)
 
 

@@ -4,8 +4,9 @@ r"""Asks the questions of the MHD paper on images of many classes, at the size o
 
 The questions, each of --questions:
 
-  main     isolated training, naive distillation, MHD (the paper's; with the whole neighbourhood as
-           teachers; with density-ratio teachers), and supervised training on all data
+  main     isolated training, naive distillation, MHD (the paper's; with the most confident, the mean,
+           or the mean by density ratios, of the whole neighbourhood), and supervised training on all
+           data
   weights  weights of naive distillation, of auxiliary heads and of embeddings
   heads    the number of auxiliary heads
   others   FedMD, IDKD, Selective-FD and DS-FL

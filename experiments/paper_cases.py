@@ -19,6 +19,7 @@ ISOLATED: Flags = {"algorithm": "isolated"}
 NAIVE: Flags = {"algorithm": "naive", **_ALL, "target_selection": "mean"}
 MHD: Flags = {**_MHD, "num_targets": "1"}  # the paper's
 MHD_ALL: Flags = {**_MHD, **_ALL}
+MHD_MEAN: Flags = {**_MHD, **_ALL, "target_selection": "mean"}  # as naive, with auxiliary heads
 DENSITY: Flags = {**_MHD, **_ALL, "target_selection": "density_ratio"}
 
 _METHODS: Group = {"isolated": ISOLATED, "naive": NAIVE, "mhd": MHD, "mhd_density": DENSITY}
@@ -65,6 +66,7 @@ def questions(
                 "mhd": MHD,
                 "mhd_density": DENSITY,
                 "mhd_all": MHD_ALL,
+                "mhd_mean": MHD_MEAN,
                 "supervised": {"algorithm": "supervised"},
             }
         },
