@@ -62,7 +62,7 @@ def opened() -> MeasuredRun:
         )
     counts = np.array(run.summary["data"]["private_samples"])
     edges = np.zeros((len(counts),) * 2, bool)
-    edges[tuple(np.array(links).T)] = True
+    edges[tuple(np.array(links, int).reshape(-1, 2).T)] = True
     where = flags.FLAGS.data_dir
     options = {} if where is None else {"data_dir": where}
     data = mhd.data.load(run.config["settings"]["clients"]["dataset"], **options)

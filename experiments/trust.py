@@ -20,9 +20,11 @@ The run's clients predict the test samples of the data set that it names; one th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from absl import flags
@@ -30,6 +32,7 @@ from absl import flags
 import mhd_jax as mhd
 from experiments import measured_run
 from mhd_jax.cli import launch
+from mhd_jax.core.types import PyTree
 from mhd_jax.data.dataset import take
 from mhd_jax.engine.densities import auroc
 from mhd_jax.studies import tables
@@ -63,46 +66,59 @@ def measures(
     scores = {"confidence": probabilities.max(axis=-1), "labels": ratio[:, labels]}
     if density is not None:
         scores["density"] = density
-    own = frequencies.any(axis=1)
-    weights = ratio[:, labels]  # of test samples, whose labels then have a client's frequencies
-    found: Numbers = {
-        "auroc": {
-            name: float(
-                np.mean(
-                    [auroc(score[i], weights[i], np.ones(len(labels))) for i in np.flatnonzero(own)]
-                )
-            )
-            for name, score in scores.items()
-        }
+    teachers = frequencies.any(axis=1)
+    every = np.ones(len(labels))
+    found: dict[str, dict[str, list[float]]] = {"auroc": {}, "accuracy": {}}
+    for client in np.flatnonzero(teachers):
+        # Weighted by the ratio, the test samples' labels have the client's frequencies.
+        for name, score in scores.items():
+            told = auroc(score[client], ratio[client, labels], every)
+            found["auroc"].setdefault(name, []).append(told)
+    for heard in edges & teachers:
+        if heard.any():
+            of_heard = {name: score[heard] for name, score in scores.items()}
+            for name, value in _accuracies(probabilities[heard], of_heard, labels).items():
+                found["accuracy"].setdefault(name, []).append(value)
+    return {
+        kind: {name: float(np.mean(values)) for name, values in each.items()}
+        for kind, each in found.items()
     }
-    right = probabilities.argmax(axis=-1) == labels  # [K, N]
-    each: dict[str, list[float]] = {}
-    for heard in (edges & own)[(edges & own).any(axis=1)]:
-        of, votes = right[heard], probabilities[heard]
-        accuracies = {"random": of.mean(), "mean": (votes.mean(axis=0).argmax(-1) == labels).mean()}
-        for name in ("confidence", "labels"):
-            best = scores[name][heard].argmax(axis=0)
-            accuracies[name] = of[best, np.arange(len(labels))].mean()
-        if density is not None:
-            shares = scipy.special.softmax(density[heard].astype(np.float64), axis=0)
-            mixed = np.einsum("tn,tnc->nc", shares, votes)
-            accuracies["density"] = (mixed.argmax(axis=-1) == labels).mean()
-        for name, value in accuracies.items():
-            each.setdefault(name, []).append(float(value))
-    return {**found, "accuracy": {name: float(np.mean(values)) for name, values in each.items()}}
 
 
-def outputs(result: mhd.Result, inputs: object) -> tuple[np.ndarray, np.ndarray | None]:
+def _accuracies(
+    votes: np.ndarray, scores: Mapping[str, np.ndarray], labels: np.ndarray
+) -> dict[str, float]:
+    """Returns the accuracies of the choices among T teachers: votes [T, N, C], scores [T, N]."""
+    right = votes.argmax(axis=-1) == labels  # [T, N]
+
+    def of_best(name: str) -> np.ndarray:
+        return right[scores[name].argmax(axis=0), np.arange(len(labels))]
+
+    chosen = {
+        "random": right,
+        "mean": votes.mean(axis=0).argmax(axis=-1) == labels,
+        "confidence": of_best("confidence"),
+        "labels": of_best("labels"),
+    }
+    if "density" in scores:
+        shares = scipy.special.softmax(scores["density"].astype(np.float64), axis=0)
+        chosen["density"] = np.einsum("tn,tnc->nc", shares, votes).argmax(axis=-1) == labels
+    return {name: float(each.mean()) for name, each in chosen.items()}
+
+
+def outputs(result: mhd.Result, inputs: PyTree) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns all clients' logits [K, N, H, C] and log density ratios [K, N, H], None without."""
     logits, density = [], []
+    count = len(jax.tree.leaves(inputs)[0])
     for number in range(result.summary["num_clients"]):
         client = result.client(number)
-        samples = client.prepared(inputs)
-        apply = jax.jit(lambda x, c=client: c.model.apply(c.params, c.stats, x)[0])
-        count = len(jax.tree.leaves(samples)[0])
+        known = None if client.label_set is None else jnp.asarray(client.label_set)
+        apply = jax.jit(functools.partial(client.model.apply, label_set=known))
         parts = [
-            apply(take(samples, slice(start, start + _AT_ONCE)))
-            for start in range(0, count, _AT_ONCE)
+            apply(client.params, client.stats, client.prepared(samples))[0]
+            for samples in (
+                take(inputs, slice(at, at + _AT_ONCE)) for at in range(0, count, _AT_ONCE)
+            )
         ]
         logits.append(np.concatenate([part.logits for part in parts]))
         if parts[0].density is not None:

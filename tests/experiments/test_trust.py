@@ -85,3 +85,13 @@ def test_a_run_is_measured(output, tmp_path):
     assert heads["main"]["auroc"]["density"] == pytest.approx(
         result.summary["density"]["auroc"]["main"], abs=0.02
     )  # whose public samples have nearly the test samples' frequencies
+
+
+def test_who_has_no_neighbours_hears_nobody(output, tmp_path):
+    clients = mhd.make_clients("digits", 3, "mlp_small", public_fraction=0.2)
+    how = {"steps": 1, "batch_size": 8, "eval_every": 1, "progress": False}
+    mhd.simulate("empty", clients, "isolated", workdir=tmp_path / "run", **how)
+    numbers = tmp_path / "found.json"
+    output(trust, f"--run={tmp_path / 'run'}", f"--numbers={numbers}")
+    (head,) = json.loads(numbers.read_text())["heads"].values()
+    assert head["accuracy"] == {} and 0.4 < head["auroc"]["confidence"] < 0.6
