@@ -62,6 +62,7 @@ _DEFAULT = [
     "naive, density ratio",
     "confident, Δ = 1",
     "confident",
+    "mean",
     "density ratio",
     "density ratio, own main head",
 ]
