@@ -80,6 +80,7 @@ def questions(
         "others": {
             "": {
                 **_METHODS,
+                "mhd_mean": MHD_MEAN,
                 **{
                     name: {"algorithm": name} for name in ("fedmd", "idkd", "selective_fd", "ds_fl")
                 },
