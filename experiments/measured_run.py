@@ -14,6 +14,7 @@ from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.runs import environment
 from mhd_jax.runs.finished import FinishedRun, read_run
 from mhd_jax.runs.records import write_json
+from mhd_jax.topology.graphs import linked
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run.")
 _NUMBERS = flags.DEFINE_string("numbers", None, "The JSON file that gets the numbers.")
@@ -61,12 +62,10 @@ def opened() -> MeasuredRun:
             "clients that learn classes from neighbours."
         )
     counts = np.array(run.summary["data"]["private_samples"])
-    edges = np.zeros((len(counts),) * 2, bool)
-    edges[tuple(np.array(links, int).reshape(-1, 2).T)] = True
     where = flags.FLAGS.data_dir
     options = {} if where is None else {"data_dir": where}
     data = mhd.data.load(run.config["settings"]["clients"]["dataset"], **options)
-    return MeasuredRun(run, data, edges, counts)
+    return MeasuredRun(run, data, linked(links, len(counts)), counts)
 
 
 def keep(**numbers: Any) -> None:

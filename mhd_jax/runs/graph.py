@@ -18,6 +18,7 @@ from markupsafe import Markup
 from mhd_jax.runs import levels, svg
 from mhd_jax.runs.palette import class_colours
 from mhd_jax.topology import layout
+from mhd_jax.topology.graphs import linked
 from mhd_jax.training.metrics import declared_head
 
 MOST_DRAWN = 40  # clients up to which the graph is drawn; of more, a matrix is
@@ -74,11 +75,8 @@ def of_run(summary: Record, history: Sequence[Record] = ()) -> Graph | None:
     if data is None or len(summary["per_client"]) < count:
         return None
     learned, measure = _learned(summary, count)
-    links = np.zeros((count, count), bool)
-    pairs = summary["topology"].get("links", ())
-    if len(pairs):
-        links[tuple(np.transpose(pairs))] = True
-    elif learned is not None:
+    links = linked(summary["topology"].get("links", ()), count)
+    if learned is not None and not links.any():
         links = learned > 0
     if not links.any():
         return None

@@ -113,6 +113,13 @@ def describe(topology: Topology, steps: int) -> dict[str, Any]:
     }
 
 
+def linked(pairs: Sequence[Sequence[int]], num_clients: int) -> np.ndarray:
+    """Returns whether i may learn from j at [i, j], bool [K, K], of the links that `describe` lists."""
+    found = np.zeros((num_clients, num_clients), bool)
+    found[tuple(np.array(pairs, int).reshape(-1, 2).T)] = True
+    return found
+
+
 @functools.partial(jax.jit, static_argnames="schedule")
 def _means(
     adjacency: PyTree, steps: jax.Array, *, schedule: Schedule
