@@ -11,6 +11,7 @@ from typing import Any
 from experiments.paper_cases import ASKED
 from mhd_jax.cli import kept, study
 from mhd_jax.cli.kept import Record
+from mhd_jax.core import shown
 from mhd_jax.core.files import make_folder
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import Axes, Figure, MaxNLocator
@@ -272,7 +273,7 @@ def _table_by_hops(question: str, rows: Sequence[Row]) -> study.Table:
         for row in rows
     ]
     note = "Accuracy on classes by hops to the next client that holds them; 0 are a client's own."
-    reached = [f"{hops} hop{'' if hops == 1 else 's'}" for hops in far]
+    reached = [shown.counted(hops, "hop") for hops in far]
     headings = [question, "graph", "head", *reached]
     return study.Table(headings, _named_once(lines), f"{question}, by hops", [note])
 

@@ -23,6 +23,7 @@ import mhd_jax as mhd
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import launch, seed_flags, study
 from mhd_jax.cli.settings import RunSettings
+from mhd_jax.core import shown
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import accuracy_axis, legend_above, row_styles
 from mhd_jax.studies import over_seeds
@@ -195,7 +196,7 @@ def _by_hops(rows: Sequence[Row]) -> study.Table:
         for row in rows
         if row["by_hops"]
     ]
-    headings = ["graph", "skew", "rule", *(f"{hops} hops" for hops in far)]
+    headings = ["graph", "skew", "rule", *(shown.counted(hops, "hop") for hops in far)]
     return study.Table(headings, lines, "accuracy of the last head by distance")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +18,11 @@ from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.label_sets import LabelSets, resolved
+from mhd_jax.core.machine import require_devices
 from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
 from mhd_jax.core.tasks import Task
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
+from mhd_jax.core.warned import warn
 from mhd_jax.data import kinds, split_files
 from mhd_jax.data.dataset import Dataset, select, take
 from mhd_jax.data.overlap import num_common, sample_keys
@@ -439,7 +440,7 @@ def make_clients(
     Raises:
       ConfigError: a setting is invalid; the message names it.
     """
-    modes.require_devices()
+    require_devices()
     data = load(data)
     partition = _partition(partition, data)
     if num_clients is None:
@@ -586,10 +587,9 @@ def _require_apart(
     """
     training, test = sample_keys(data.inputs), sample_keys(data.test_inputs)
     if twice := num_common(test, training):
-        warnings.warn(
+        warn(
             f"{twice:,} of the {len(test):,} test samples of {data.name} are training samples, too, "
-            "which flatters the accuracies; leave them out of one of the two.",
-            stacklevel=3,
+            "which flatters the accuracies; leave them out of one of the two."
         )
     if public is None:
         return

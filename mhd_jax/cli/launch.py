@@ -26,6 +26,7 @@ from mhd_jax.cli.fellows import Fellows, fellows
 from mhd_jax.core import modes
 from mhd_jax.core.commands import by_mhd
 from mhd_jax.core.errors import in_a_line
+from mhd_jax.core.machine import require_devices
 from mhd_jax.runs.consoles import Console
 from mhd_jax.runs.finished import has_report
 
@@ -93,7 +94,7 @@ def run(
                 )
             with _other_processes(several_processes), modes.standard():
                 if computes:
-                    modes.require_devices()
+                    require_devices()
                 main(arguments) if takes_arguments else main()
         except tuple(_STATUS) as error:
             _exit(f"error: {error}", _STATUS[type(error)])

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from mhd_jax.core.errors import ConfigError, in_a_line
+
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
@@ -37,6 +39,20 @@ _described: contextvars.ContextVar[Machine | None] = contextvars.ContextVar("mac
 def machine() -> Machine:
     """Returns the machine for which programs are made."""
     return _described.get() or Machine(jax.default_backend(), tuple(jax.devices()))
+
+
+def require_devices() -> None:
+    """Starts JAX if it has not started; raises `ConfigError` if JAX finds no device."""
+    try:
+        jax.devices()
+    except Exception as error:  # some platforms raise an AssertionError
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not asked:
+            raise ConfigError(f"JAX finds no device to compute on ({in_a_line(error)}).") from error
+        raise ConfigError(
+            f"JAX_PLATFORMS asks for {asked!r}, on which JAX cannot start here "
+            f"({in_a_line(error)}); unset it, or install what that platform needs."
+        ) from error
 
 
 @contextlib.contextmanager

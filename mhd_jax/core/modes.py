@@ -1,14 +1,13 @@
-"""JAX's standard modes and devices, which the package needs whatever modes the user has set."""
+"""JAX's standard modes, which the package needs whatever modes the user has set."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 
 import jax
 
-from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.warned import warn
 
 
 @contextlib.contextmanager
@@ -22,10 +21,9 @@ def standard() -> Iterator[None]:
     standard modes too.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        warnings.warn(
+        warn(
             "jax_disable_jit is passed over, as the clients' programs are always compiled. To look into "
-            "a model, put jax.debug.print or jax.debug.breakpoint in it, or call it alone.",
-            stacklevel=3,
+            "a model, put jax.debug.print or jax.debug.breakpoint in it, or call it alone."
         )
     with (
         jax.disable_jit(False),
@@ -34,17 +32,3 @@ def standard() -> Iterator[None]:
         jax.transfer_guard("allow"),
     ):
         yield
-
-
-def require_devices() -> None:
-    """Starts JAX if it has not started; raises `ConfigError` if JAX finds no device."""
-    try:
-        jax.devices()
-    except Exception as error:  # some platforms raise an AssertionError
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
-        if not asked:
-            raise ConfigError(f"JAX finds no device to compute on ({in_a_line(error)}).") from error
-        raise ConfigError(
-            f"JAX_PLATFORMS asks for {asked!r}, on which JAX cannot start here "
-            f"({in_a_line(error)}); unset it, or install what that platform needs."
-        ) from error

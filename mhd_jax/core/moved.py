@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+
+from mhd_jax.core.warned import warn
 
 MODULES = {
     "mhd_jax.adversaries": "mhd_jax.exchange.adversaries",
@@ -89,7 +90,7 @@ class _Finder(MetaPathFinder, Loader):
 def warn_of(old: str, new: str, category: type[Warning] = DeprecationWarning) -> None:
     """Warns that a module has a new name."""
     text = f"{old} is {new} now; the old name will go with the next version."
-    warnings.warn(text, category, stacklevel=3)
+    warn(text, category)
 
 
 def install(places: Mapping[str, str], category: type[Warning] = DeprecationWarning) -> None:

@@ -17,6 +17,11 @@ def shortened(values: Sequence[Any], most: int = MOST_ROWS) -> list[str]:
     return [*texts[: most - 2], "…", texts[-1]]
 
 
+def counted(count: int, what: str) -> str:
+    """Returns "1 thing", or "2 things"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the rows of a table as lines: the first column to the left, others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

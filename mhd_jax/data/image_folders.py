@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import expanded
 from mhd_jax.core.validation import require_kind
+from mhd_jax.core.warned import warn
 from mhd_jax.data.lazy_images import LazyImages, fits_in_memory
 
 _SUFFIXES = (
@@ -155,10 +155,9 @@ def _is_left_out(path: pathlib.Path) -> bool:
 
 def _warn_of(left_out: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
     if left_out:
-        warnings.warn(
+        warn(
             f"{len(left_out):,} files of {folder} are left out, {left_out[0].relative_to(folder)} for "
-            f"one: samples lie in the folders of their classes and end in {', '.join(_SUFFIXES)}.",
-            stacklevel=4,
+            f"one: samples lie in the folders of their classes and end in {', '.join(_SUFFIXES)}."
         )
 
 

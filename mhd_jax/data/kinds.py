@@ -6,7 +6,6 @@ Integers are pixels, stored as uint8 and scaled to [0, 1] on the device, or they
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.warned import warn
 from mhd_jax.data.lazy_images import LazyImages
 
 PyTree = Any
@@ -71,11 +71,10 @@ def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
         if values.dtype != np.uint8 and (several or not _in_a_byte(values)):
             return _as_integers(values, name)
         if not isinstance(values, LazyImages) and (values.ndim <= 2 or values.max() <= 1):
-            warnings.warn(
+            warn(
                 f"{name} of shape {list(values.shape)} hold integers in {values.min()} … "
                 f"{values.max()}, which are taken for pixels and divided by 255; say pixels=True "
-                "if they are some, or pixels=False to keep integers.",
-                stacklevel=4,
+                "if they are some, or pixels=False to keep integers."
             )
         return _as_pixels(values, name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from mhd_jax.algorithms.fedavg import steps_of_epochs
 from mhd_jax.clients import Clients
 from mhd_jax.core.types import Algorithm, State
 from mhd_jax.core.validation import is_integer
+from mhd_jax.core.warned import warn
 from mhd_jax.data.batching import BatchSpec
 from mhd_jax.training import optim
 
@@ -36,7 +36,7 @@ def warn_of(
         *_of_intervals(algorithm.hyperparameters, clients, spec, optimizer, steps),
     ]
     for sentence in sentences:
-        warnings.warn(sentence, stacklevel=4)
+        warn(sentence)
 
 
 def _of_batches(clients: Clients, spec: BatchSpec) -> Iterator[str]:

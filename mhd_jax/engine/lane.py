@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.commands import typed
 from mhd_jax.core.errors import ConfigError, DivergedError
 from mhd_jax.core.types import State, Terms
+from mhd_jax.core.warned import warn
 from mhd_jax.engine.answers import Answers
 from mhd_jax.engine.faults import Tally
 from mhd_jax.engine.host import HostSettings
@@ -225,10 +225,9 @@ class Lane:
         """Warns about clients new in quarantine; raises `DivergedError` if all clients are in it."""
         run, found = self.run, self.run.quarantined(tally)
         for client in sorted(found.keys() - self.reported.keys()):
-            warnings.warn(
+            warn(
                 f"the loss or the parameters of client {client} are no longer finite at step "
-                f"{found[client]} (seed {run.seed}): it is in quarantine, and the others go on.",
-                stacklevel=2,
+                f"{found[client]} (seed {run.seed}): it is in quarantine, and the others go on."
             )
         self.reported = found
         if len(found) == run.num_active:

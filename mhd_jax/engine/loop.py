@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import jax
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import DivergedError, InterruptedRun
 from mhd_jax.core.types import PyTree
+from mhd_jax.core.warned import warn
 from mhd_jax.engine.failures import listed
 from mhd_jax.engine.lane import Lane
 from mhd_jax.engine.result import Result
@@ -161,10 +161,9 @@ def _interrupt(
             f"{where}; everything is saved in {listed(folders)}, and the same command resumes it"
         )
     requests.answered = True
-    warnings.warn(
+    warn(
         f"{where} by {CTRL_C}: the result is of what there is; with a workdir the run could be "
-        "resumed.",
-        stacklevel=2,
+        "resumed."
     )
     for lane, part in going:
         if not lane.has_ended:
@@ -180,9 +179,8 @@ def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[
 def _warn_of_collapse(record: Mapping[str, Any]) -> None:
     entropy = record["train"].get("public_entropy")
     if entropy is not None and entropy < _COLLAPSE_ENTROPY:
-        warnings.warn(
+        warn(
             f"at step {record['step']} the clients answer nearly the same on all public samples "
             f"(entropy of the mean prediction {entropy:.2f} of its maximum): distillation has "
-            "collapsed. Lower nu_aux, num_targets or the learning rate.",
-            stacklevel=2,
+            "collapsed. Lower nu_aux, num_targets or the learning rate."
         )

@@ -21,7 +21,7 @@ from mhd_jax.core.calls import with_known_arguments
 from mhd_jax.core.client_axis import Execution, client_mesh, default_platform
 from mhd_jax.core.digests import array_digest, program_digest, require_pure
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.machine import machine
+from mhd_jax.core.machine import machine, require_devices
 from mhd_jax.core.types import Algorithm, GroupState
 from mhd_jax.core.validation import is_number, require_counts
 from mhd_jax.data.augmentation import Augmentation, parse
@@ -93,7 +93,7 @@ def prepare(
     Raises:
       ConfigError: settings that cannot work.
     """
-    modes.require_devices()
+    require_devices()
     _require_order(topology, clients)
     settings = Settings(
         steps=steps,

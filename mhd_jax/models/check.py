@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from jax.extend.core import Var
 
 from mhd_jax.core.digests import is_pure
 from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.warned import warn
 from mhd_jax.data.kinds import wrong_layout
 from mhd_jax.models.client_model import ClientModel, backbone_name
 
@@ -75,9 +75,7 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_outputs: int) -> 
         ) from error
     _require_sound_training(model, params, stats, samples, key)
     if layout is not None and _convolves_as_stored(model, params, stats, samples):
-        warnings.warn(
-            f"{name} convolves images [height, width, channels], but {layout}.", stacklevel=2
-        )
+        warn(f"{name} convolves images [height, width, channels], but {layout}.")
     width = outputs.embeddings.shape[1]
     if width == num_outputs and _ends_linearly(model, params, stats, samples):
         raise ConfigError(
@@ -86,11 +84,10 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_outputs: int) -> 
             "is meant to be that wide may end in an activation or a norm.)"
         )
     if width == num_outputs and _are_probabilities(model, samples):
-        warnings.warn(
+        warn(
             f"{name} returns {num_outputs} numbers, none below 0, that sum to 1, as many as there are "
             "classes: a classifier that ends in a softmax? Return the hidden activation before its "
-            "last layer, for heads are added.",
-            stacklevel=2,
+            "last layer, for heads are added."
         )
 
 

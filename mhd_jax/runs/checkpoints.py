@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError, StorageError
 from mhd_jax.core.types import PyTree
+from mhd_jax.core.warned import warn
 from mhd_jax.runs import manifest
 
 
@@ -91,10 +91,7 @@ class Checkpoints:
             if damage is None:
                 whole.append(step)
             elif is_new and multihost.is_main():
-                warnings.warn(
-                    f"the checkpoint of step {step} is damaged and passed over: {damage}.",
-                    stacklevel=2,
-                )
+                warn(f"the checkpoint of step {step} is damaged and passed over: {damage}.")
         if steps and not whole:
             raise ConfigError(
                 f"all checkpoints are damaged: {self.damage(steps[-1])}. Put them back from a copy, "

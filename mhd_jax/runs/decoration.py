@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 
 from mhd_jax.core.errors import in_a_line
+from mhd_jax.core.warned import warn
 
 
 @contextlib.contextmanager
@@ -23,4 +23,4 @@ def decoration(what: str, then: str, but: tuple[type[Exception], ...] = ()) -> I
     except but:
         raise
     except Exception as error:
-        warnings.warn(f"{what} failed ({in_a_line(error)}). {then}", stacklevel=4)
+        warn(f"{what} failed ({in_a_line(error)}). {then}")

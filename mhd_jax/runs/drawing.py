@@ -14,12 +14,12 @@ import io
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.warned import warn
 from mhd_jax.runs.decoration import decoration
 
 
@@ -30,10 +30,9 @@ def _start_matplotlib() -> None:
     except ImportError:
         raise
     except Exception as error:
-        warnings.warn(
+        warn(
             f"matplotlib cannot start with what it is told ({in_a_line(error)}), and starts with its "
-            "own defaults; see MPLBACKEND and matplotlibrc.",
-            stacklevel=3,
+            "own defaults; see MPLBACKEND and matplotlibrc."
         )
         with _no_settings():
             importlib.import_module("matplotlib")

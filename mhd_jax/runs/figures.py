@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.shown import counted
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.drawing import (
     WIDTHS,
@@ -197,7 +198,7 @@ def hops(summary: Record, chance: float | None = None, ax: Axes | None = None) -
         values = [row["accuracy"][head] for row in rows]
         axis.plot(range(len(rows)), values, **look, label=head)
     labels = [
-        f"{'none' if row['hops'] is None else row['hops']}\n{_counted(row['pairs'], 'pair')}"
+        f"{'none' if row['hops'] is None else row['hops']}\n{counted(row['pairs'], 'pair')}"
         for row in rows
     ]
     axis.set_xticks(range(len(rows)), labels)
@@ -208,10 +209,6 @@ def hops(summary: Record, chance: float | None = None, ax: Axes | None = None) -
     if ax is None:
         legend_above(figure, chance)
     return figure
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def edges(by_edge: Mapping[str, np.ndarray]) -> Figure:

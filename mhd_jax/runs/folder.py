@@ -21,7 +21,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import make_folder, partial_of, sync
 from mhd_jax.core.types import PyTree
+from mhd_jax.core.warned import warn
 from mhd_jax.runs import locks
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints, Keep
 from mhd_jax.runs.environment import (
@@ -166,10 +166,9 @@ class RunFolder:
                 "Choose another workdir, or bring the code back; --overwrite removes the run."
             )
         if multihost.is_main():
-            warnings.warn(
+            warn(
                 f"whether the code of {self.path} is still the same cannot be told: its {what} "
-                f"differ, but so does what traces them ({'; '.join(elsewhere)}).",
-                stacklevel=2,
+                f"differ, but so does what traces them ({'; '.join(elsewhere)})."
             )
 
     @property
@@ -224,10 +223,9 @@ class RunFolder:
         then, now = self.checkpoints.about(step)["environment"], decisive_environment(like)
         differing = differing_entries(then, now)
         if differing and multihost.is_main():
-            warnings.warn(
+            warn(
                 f"{self.path} was saved elsewhere ({'; '.join(differing)}): the run goes on, but not "
-                "bit for bit as without a stop; where only devices differ, by rounding.",
-                stacklevel=2,
+                "bit for bit as without a stop; where only devices differ, by rounding."
             )
 
     def wait(self) -> None:

@@ -12,11 +12,11 @@ import fcntl
 import os
 import pathlib
 import platform
-import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.warned import warn
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -66,10 +66,9 @@ def _lock(file: TextIO, folder: pathlib.Path) -> None:
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
-        warnings.warn(
+        warn(
             f"{folder} cannot be locked ({error.strerror}): see to it that no other process uses it "
-            "at the same time.",
-            stacklevel=2,
+            "at the same time."
         )
 
 

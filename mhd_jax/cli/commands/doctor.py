@@ -73,10 +73,10 @@ def _devices(problems: list[str]) -> Iterator[str]:
     """Yields the devices that JAX computes on, with their memory."""
     from rich.filesize import decimal
 
-    from mhd_jax.core import modes
+    from mhd_jax.core.machine import require_devices
 
     try:
-        modes.require_devices()
+        require_devices()
     except ConfigError as error:
         problems.append(str(error))
         return
