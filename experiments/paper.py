@@ -12,8 +12,9 @@ The questions, each of --questions:
   others   FedMD, IDKD, Selective-FD and DS-FL
   labels   random primary labels; the same ones for all clients, which deals all samples alike
   graphs   accuracy by hops on a complete graph, a ring, two islands and a chain, where skew is inf
-  models   one larger client among small ones, and the reverse
+  models   one client of --other_model among those of --model, and the reverse
   pools    teachers from pools of earlier models
+  gossip   DSGD with local momentum, QG-DSGDm-N and CCL
   pilots   short runs on validation data, to choose learning rates and weights by
 
 Runs come one after the other, the questions in the order given, and all cases of a seed before the
@@ -51,7 +52,9 @@ _OTHER_SEEDS = flags.DEFINE_integer(
 _RESULTS = flags.DEFINE_string(
     "results", "experiments/results/paper", "Folder of the records, the tables and the figures."
 )
-_LARGER_MODEL = flags.DEFINE_string("larger_model", "resnet8", "Backbone of the larger clients.")
+_OTHER_MODEL = flags.DEFINE_string(
+    "other_model", "lenet5", "A second backbone, beside --model, for the question about two models."
+)
 _PILOT_STEPS = flags.DEFINE_integer("pilot_steps", 1000, "Steps of a pilot.", lower_bound=1)
 _TABLES = flags.DEFINE_bool("tables", False, "Whether to make tables and figures, and run nothing.")
 _PAGE = flags.DEFINE_string(
@@ -70,7 +73,7 @@ def main() -> None:
     """Runs what has no record yet, and makes tables and figures of all records."""
     if flags.FLAGS["algorithm"].present:
         raise mhd.ConfigError("--algorithm is the study's own choice; leave it out.")
-    questions = paper_cases.questions(run_flags.settings(), _LARGER_MODEL.value, _PILOT_STEPS.value)
+    questions = paper_cases.questions(run_flags.settings(), _OTHER_MODEL.value, _PILOT_STEPS.value)
     seeds = {question: _seeds(question) for question in questions}
     results = folder_here(_RESULTS.value, "--results")
     workdir = study.workdir("runs/paper")

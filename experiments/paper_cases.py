@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from mhd_jax.cli import cases
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.cli.study import Case
+from mhd_jax.data.partition import PrimaryLabels
 from mhd_jax.studies.folder import folder_name
 
 Flags = Mapping[str, str]
@@ -42,21 +43,24 @@ ASKED = {
     "deals all samples alike (skew 0)?",
     "graphs": "How far does knowledge travel, where classes are held by few clients and by nobody else "
     "(skew inf)?",
-    "models": "What do small clients gain from a larger one, and a small one from larger ones?",
+    "models": "What do clients gain from one of another model, and what does it gain from them?",
     "pools": "Do teachers from pools of N_P earlier models, of which one is renewed every S_P steps, "
     "differ from the neighbours as they are?",
+    "gossip": "Who averages parameters best: local momentum, quasi-global momentum, or that with cross features?",
     "pilots": "Which learning rates and weights are best on validation data, after few steps?",
 }
 
 
 def questions(
-    settings: RunSettings, larger: str, pilot_steps: int
+    settings: RunSettings, other_model: str, pilot_steps: int
 ) -> dict[str, dict[str, dict[str, Case]]]:
     """Returns the cases by question, group and name; equal ones are the first's.
 
+    Questions about primary labels are left out where labels are dealt otherwise.
+
     Args:
       settings: the settings that all cases share.
-      larger: the model of the larger clients.
+      other_model: the second model of the question about two.
       pilot_steps: the steps of a pilot.
     """
     asked: dict[str, dict[str, Group]] = {
@@ -86,12 +90,8 @@ def questions(
                 },
             }
         },
-        "labels": {
-            "random": _in_setting("random", {"assignment": "random"}),
-            "same for all": _in_setting("iid", {"skew": "0"}),
-        },
-        "graphs": {name: _on_graph(name) for name in _GRAPHS},
-        "models": _of_two_models(settings, larger),
+        **(_of_primary_labels() if isinstance(settings.partition, PrimaryLabels) else {}),
+        "models": _of_two_models(settings, other_model),
         "pools": {
             "": {
                 **_REFERENCES,
@@ -102,6 +102,7 @@ def questions(
                 },
             }
         },
+        "gossip": {"": {name: {"algorithm": name} for name in ("dsgd", "qg_dsgd", "ccl")}},
         "pilots": {"": _pilots(pilot_steps)},
     }
     distinct: dict[str, Case] = {}
@@ -130,6 +131,16 @@ def _weights() -> Group:
     return {**naive, **aux, **emb, "mhd_nu_aux=3_nu_emb=1": {**MHD, "nu_aux": "3", "nu_emb": "1"}}
 
 
+def _of_primary_labels() -> dict[str, dict[str, Group]]:
+    return {
+        "labels": {
+            "random": _in_setting("random", {"assignment": "random"}),
+            "same for all": _in_setting("iid", {"skew": "0"}),
+        },
+        "graphs": {name: _on_graph(name) for name in _GRAPHS},
+    }
+
+
 def _in_setting(name: str, changes: Flags, methods: Group = _METHODS) -> Group:
     """Returns methods in a setting of its own."""
     return {f"{name}_{method}": {**given, **changes} for method, given in methods.items()}
@@ -145,16 +156,14 @@ def _on_graph(name: str) -> Group:
     }
 
 
-def _of_two_models(settings: RunSettings, larger: str) -> dict[str, Group]:
-    """Returns a larger client among small ones, and the reverse; widths of embeddings may differ."""
-    small, others = settings.model, settings.num_clients - 1
-    mixtures = {
-        "one larger": f"{small}:{others},{larger}:1",
-        "one smaller": f"{small}:1,{larger}:{others}",
-    }
+def _of_two_models(settings: RunSettings, other_model: str) -> dict[str, Group]:
+    """Returns one client of a model among those of another; widths of embeddings may differ."""
+    models, rest = (settings.model, other_model), settings.num_clients - 1
     return {
-        group: _in_setting(group.replace(" ", "_"), {"model": model, "nu_emb": "0"})
-        for group, model in mixtures.items()
+        f"one {single}": _in_setting(
+            f"one_{single}", {"model": f"{many}:{rest},{single}:1", "nu_emb": "0"}
+        )
+        for many, single in (models, models[::-1])
     }
 
 

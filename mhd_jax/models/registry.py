@@ -94,6 +94,7 @@ MODELS: dict[str, ModelSpec] = {
     ),
     "cnn": ModelSpec(lambda norm, shape: CNN(norm=norm), (*CONV_NORMS, "none"), least_side=4),
     "cnn_strided": ModelSpec(lambda norm, shape: StridedCNN(norm=norm), CONV_NORMS),
+    "cnn_strided_thin": ModelSpec(lambda norm, shape: StridedCNN((16, 32, 64), norm), CONV_NORMS),
     "lenet5": ModelSpec(lambda norm, shape: LeNet5(), ("none",)),
     "resnet8": ModelSpec(_cifar_resnet(1), CONV_NORMS),
     "resnet20": ModelSpec(_cifar_resnet(3), CONV_NORMS),

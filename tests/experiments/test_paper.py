@@ -19,7 +19,7 @@ from mhd_jax.studies import over_seeds
 from tests.builders import ROOT, SignalAt
 
 SMALL = (
-    *("--num_clients=4", "--model=mlp_small", "--larger_model=mlp", "--nu_emb=0"),
+    *("--num_clients=4", "--model=mlp_small", "--other_model=mlp", "--nu_emb=0"),
     *("--steps=4", "--eval_every=4", "--batch_size=4", "--public_batch_size=4", "--results=kept"),
 )
 FEW = "--only=isolated,naive"
@@ -131,7 +131,7 @@ def the_questions(*arguments, shared=(*SMALL, "--pilot_steps=10")):
             flags.FLAGS[name].present = 0
         flags.FLAGS(["paper", *shared, *arguments])
         given = flags.FLAGS
-        return paper_cases.questions(run_flags.settings(), given.larger_model, given.pilot_steps)
+        return paper_cases.questions(run_flags.settings(), given.other_model, given.pilot_steps)
 
 
 def test_equal_cases_of_several_questions_are_one_run():
@@ -156,8 +156,11 @@ def test_cases_differ_in_what_their_question_asks_alone():
         for group in asked[groups].values():
             assert [c.algorithm.name for c in group.values()] == ["isolated", "naive", "mhd", "mhd"]
             assert len({str(c.settings.partition) for c in group.values()}) == 1
-    one = asked["models"]["one larger"]["one_larger_mhd"].settings
+    one = asked["models"]["one mlp"]["one_mlp_mhd"].settings
     assert one.model == "mlp_small:3,mlp:1"
+    assert (
+        asked["models"]["one mlp_small"]["one_mlp_small_mhd"].settings.model == "mlp:3,mlp_small:1"
+    )
     assert asked["others"][""]["fedmd"].settings.steps == 8  # half of them on private samples
     assert asked["others"][""]["idkd"].settings.steps == 4
     for case in asked["pilots"][""].values():
@@ -244,17 +247,17 @@ def test_tables_are_made_of_records_alone(output):
 
 def test_tables_by_model_and_by_hops(output):
     asked = the_questions()
-    mixed, chain = asked["models"]["one larger"], asked["graphs"]["chain"]
+    mixed, chain = asked["models"]["one mlp"], asked["graphs"]["chain"]
     models = ("mlp_small",) * 3 + ("mlp",)
-    write_records(mixed["one_larger_isolated"], {0: [[0.1], [0.2], [0.3], [0.7]]}, models)
-    write_records(mixed["one_larger_mhd"], {0: [[0.1, v] for v in (0.3, 0.4, 0.5, 0.8)]}, models)
+    write_records(mixed["one_mlp_isolated"], {0: [[0.1], [0.2], [0.3], [0.7]]}, models)
+    write_records(mixed["one_mlp_mhd"], {0: [[0.1, v] for v in (0.3, 0.4, 0.5, 0.8)]}, models)
     write_records(chain["chain_mhd"], {0: [[0.6, 0.4]] * 4})
     write_records(chain["skew=inf_isolated"], {0: [[0.5]] * 4})
     output(paper, *SMALL, "--seeds=1", "--tables")
     gains = {
         row["model"]: row["less_isolated"]["mean"]
         for row in table_rows()["models"]
-        if row["case"] == "one_larger_mhd" and row["head"] == "aux_1"
+        if row["case"] == "one_mlp_mhd" and row["head"] == "aux_1"
     }
     assert gains == {"mlp_small": pytest.approx(0.2), "mlp": pytest.approx(0.1)}
     lines = pathlib.Path("kept/tables.md").read_text().splitlines()

@@ -35,7 +35,7 @@ def test_preset(preset):
                 for case in found:
                     case.settings.check(case.algorithm, seed=0)
         elif binary == "paper":
-            questions = paper_cases.questions(settings, flags.FLAGS.larger_model, 10)
+            questions = paper_cases.questions(settings, flags.FLAGS.other_model, 10)
             assert questions.keys() >= set(flags.FLAGS.questions)
         elif binary == "compare":
             for name in flags.FLAGS.algorithms:

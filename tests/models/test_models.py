@@ -40,6 +40,7 @@ EMBEDDINGS = {
     "bag_of_tokens": 64,
     "cnn": 64,
     "cnn_strided": 128,
+    "cnn_strided_thin": 64,
     "lenet5": 84,
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), 64),
     **dict.fromkeys(("resnet18", "resnet34", "vgg11"), 512),
@@ -58,6 +59,7 @@ EMBEDDINGS = {
             ("mlp", "layer", (8, 8, 1), 10, 8320 + 8256 + 384 + 650),
             # 9·(3·32 + 32·64 + 64·128) weights, 224 scales and shifts, 128·10 + 10.
             ("cnn_strided", "group", (32, 32, 3), 10, 9 * 10_336 + 2 * 224 + 1290),
+            ("cnn_strided_thin", "group", (32, 32, 3), 10, 9 * 2_608 + 2 * 112 + 650),
             ("lenet5", None, (28, 28, 1), 10, 61_706),  # the CCL paper's count
             ("resnet20", "evonorm", (32, 32, 3), 10, 272_474),  # the CCL paper's count
             # 3×3 convolutions 432 + 4608 + 13824 + 55296, shortcuts 512 + 2048, 336 channels' norms, 650.
