@@ -10,7 +10,7 @@ import mhd_jax as mhd
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.engine import prepare as preparing
 from mhd_jax.models import MODELS
-from tests.builders import ROOT, assert_trees_equal, short
+from tests.builders import ROOT, assert_trees_equal
 
 
 def programs(document):
@@ -31,7 +31,8 @@ def run_all(document):
     return names
 
 
-@pytest.mark.parametrize("number", short([0, 1], 0))
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
 def test_readme(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preparing, "DEFAULT_STEPS", 500)

@@ -39,7 +39,7 @@ BOTH = [
     mhd.algorithms.selective_fd(density_samples=8, most_ambiguous=2.0, **SHORT),
 ]
 NAMED = pytest.mark.parametrize(
-    "algorithm", thinned(BOTH, 2), ids=["ds_fl", "cached", "selective_fd"]
+    "algorithm", thinned(BOTH, 3), ids=["ds_fl", "cached", "selective_fd"]
 )
 
 
@@ -444,6 +444,7 @@ def test_unlike_architectures_learn_from_each_other(algorithm):
 # Bytes.
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_samples_that_cross():
     """A ring of 4, whose 14 public samples are all drawn: P = 6, C = 3 floats and an index."""
     clients = mhd.make_clients(tiny_dataset(), 4, Linear(), partition="iid", public_fraction=0.3)

@@ -452,6 +452,7 @@ def test_random_selection_takes_one_candidate_for_each_sample_and_head():
     assert (np.abs(counts[[0, 2, 3]] - 400 / 3) < 5 * 9.43).all()
 
 
+@pytest.mark.slow
 def test_a_selection_rule_of_ones_own():
     def least_confident(key, candidates):
         assert candidates.embeddings.shape == (*candidates.logits.shape[:2], 5)

@@ -9,6 +9,7 @@ from mhd_jax.cli.commands import compare, show, train
 from tests.builders import SMALL
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing_and_tells_what_the_run_then_takes(output, refused):
     given = [*SMALL, "--algorithm=dsgd", "--workdir=w"]
     told = json.loads(output(train, *given, "--dry_run", "--json"))

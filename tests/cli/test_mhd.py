@@ -88,6 +88,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_mhd_trains(run_folder):
     """A run's folder tells the command that repeats it."""
     assert read(run_folder / "summary.json")["steps"] == 6

@@ -72,6 +72,7 @@ def read(path):
     return json.loads(pathlib.Path(path).read_text())
 
 
+@pytest.mark.slow
 def test_an_algorithm_whose_arguments_are_flags(output, refused, my_code):
     own = [*SMALL, "--algorithm=my.py:scaled"]
     output(train, *SMALL, "--algorithm=isolated", "--label_smoothing=0", "--workdir=isolated")

@@ -71,6 +71,7 @@ def test_the_loss_is_the_mass_inside_times_the_cross_entropy_there():
     assert not gradient[0].any()
 
 
+@pytest.mark.slow
 def test_those_who_know_all_are_untouched():
     """Client 3 has no teacher; what others know is nothing to it, bit for bit."""
     batch = batch_within()

@@ -94,13 +94,8 @@ def test_rows_and_sums_equal_those_of_all():
     assert json.loads(python("-c", ON_FOUR).stdout) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["mhd", "dsgd"],
-        pytest.param(["coded", "late", "distributed_distillation"], marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["mhd", "dsgd"], ["coded", "late", "distributed_distillation"]])
 def test_runs_are_the_same_and_nothing_goes_to_all_devices(names):
     found = json.loads(python("-c", RUNS_ON_FOUR, *names).stdout)
     for name, (near, crossing, anywhere, crossing_anywhere) in found.items():

@@ -150,6 +150,7 @@ def test_who_hears_nothing_of_it_is_not_touched():
         assert own and jax.tree.structure(start) == jax.tree.structure(of_client(alone, 1))
 
 
+@pytest.mark.slow
 def test_its_embedding_moves_who_learns_from_it():
     """A supervised client's embedding term takes the self-supervised one as a teacher, and back."""
     clients = clients_with("simclr")

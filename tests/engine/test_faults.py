@@ -330,6 +330,7 @@ def test_estimates_agree_with_decisions_whatever_fails():
             np.testing.assert_array_equal(np.asarray(extra[name])[away], before[name][away])
 
 
+@pytest.mark.slow
 def test_federated_averaging_of_those_who_are_there():
     """Against a server and its clients in plain Python."""
     what = dataclasses.replace(MANY, stragglers={1: 4}, participation_steps=3)

@@ -251,6 +251,7 @@ def test_a_number_that_decides_makes_another_program(programs):
     assert len(mhd.simulate_many(runs, eval_every=12)) == 2 and not programs
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, programs):
     runs = [settings(learning_rate=rate, name="isolated") for rate in (0.1, 1e30, 0.2)]
     folders = [tmp_path / str(i) for i in range(3)]

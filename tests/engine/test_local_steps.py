@@ -67,7 +67,7 @@ def check(algorithm, devices):
     np.testing.assert_allclose(carry.sums["loss"], losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", short(ALGORITHMS, "fedavg", UNLIKE))
+@pytest.mark.parametrize("algorithm", short(ALGORITHMS, "fedavg"))
 def test_local_steps_are_those_of_train_step(algorithm):
     check(algorithm, devices=1)
 

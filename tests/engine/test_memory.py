@@ -48,6 +48,7 @@ def test_the_copy_that_is_saved_counts(monkeypatch):
             memory.require_state_fits(run, saves=True)
 
 
+@pytest.mark.slow
 def test_chunks_become_as_small_as_they_must(monkeypatch):
     many = tiny_clients(12, num_samples=200, optimizer=mhd.optim.SGD())
     settings = {"steps": 2, "num_devices": 1, "batch_size": 4000}

@@ -109,6 +109,7 @@ def test_one_model_serves_all_clients():
             np.testing.assert_array_equal(a, _arrays(pooled.state, 0)[name])
 
 
+@pytest.mark.slow
 def test_the_origin_is_recorded_and_decides(clients, first, tmp_path):
     how = {**HOW, "steps": 2, "workdir": tmp_path / "run"}
     result = mhd.simulate("ring", clients, "isolated", **how, init=first)

@@ -17,7 +17,7 @@ from mhd_jax.algorithms.base import factory
 from mhd_jax.core.digests import program_digest
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.training import groups
-from tests.builders import contents, interrupt, simulate_in, thinned, tiny_dataset
+from tests.builders import contents, interrupt, short, simulate_in, thinned, tiny_dataset
 
 SETTINGS = {"steps": 4, "eval_every": 2, "batch_size": 6, "public_batch_size": 6}
 
@@ -168,7 +168,7 @@ def test_names_and_places_of_code_make_no_difference(tmp_path):
     assert digests("a.py", name="A", argument="x") == digests("b/c.py", name="B", argument="images")
 
 
-@pytest.mark.parametrize("name", ["mhd", "ccl"])
+@pytest.mark.parametrize("name", short(["mhd", "ccl"], "mhd"))
 def test_devices_chunks_and_streams_make_no_difference(name):
     def programs(**how):
         return prepare("ring", clients(), name, **SETTINGS, **how).programs

@@ -10,7 +10,7 @@ import mhd_jax as mhd
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.engine.prepare import prepare
-from tests.builders import assert_trees_equal, short
+from tests.builders import assert_trees_equal
 
 SETTINGS = {"steps": 2, "batch_size": 8, "public_batch_size": 8}
 
@@ -24,7 +24,8 @@ def live_bytes():
     return sum(array.nbytes for array in jax.live_arrays())
 
 
-@pytest.mark.parametrize("placement", short(["device", "host"], "host"))
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["device", "host"])
 def test_a_check_places_no_samples(placement):
     who, before = clients(), live_bytes()
     run = prepare("ring", who, "mhd", data_placement=placement, **SETTINGS)

@@ -156,6 +156,7 @@ def test_it_learns():
     assert min(result.summary["beta_sh"].values()) > 0.85
 
 
+@pytest.mark.slow
 def test_a_crash_between_a_line_and_its_checkpoint_repeats_no_line(tmp_path):
     class Crash(mhd.Callback):
         def on_evaluation(self, record):

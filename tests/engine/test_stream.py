@@ -25,7 +25,7 @@ def clients(**options):
     return mhd.make_clients("digits", 4, **options)
 
 
-@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("independent", short([False, True], True))
 def test_the_same_batches_come_from_the_host(independent):
     who, key = clients(), jax.random.key(5)
     spec = BatchSpec(7, 9, independent)

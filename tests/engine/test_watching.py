@@ -52,6 +52,7 @@ def test_a_second_argument_with_a_default_is_no_view(clients):
     assert seen == [3]
 
 
+@pytest.mark.slow
 def test_a_view_shows_the_run_at_its_step(clients):
     seen = {}
 

@@ -21,6 +21,7 @@ from tests.builders import (
     assert_trees_equal,
     of_client,
     public_outputs,
+    short,
     softmax,
     take_steps,
     thinned,
@@ -90,7 +91,7 @@ def test_what_each_kind_sends():
     )
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", short([True, False], False))
 def test_what_is_not_finite_touches_nobody(shared):
     """Bit-equal to the run in which the liar's edges are cut, for itself too; and counted."""
     public_batch = "shared" if shared else "independent"
@@ -203,6 +204,7 @@ def test_robust_choices_equal_a_loop(name, float64):
     assert np.isfinite(select(jax.random.key(0), nobody)).all()
 
 
+@pytest.mark.slow
 def test_a_summary_tells_honest_clients_apart(tmp_path):
     who = tiny_clients(K, public_fraction=0.3, adversaries={1: "nan", 3: "replay"})
     algorithm = mhd.algorithms.mhd(num_aux_heads=1)
@@ -320,6 +322,7 @@ def test_fedmd_counts_and_hears_who_can_be_reached(away, sets):
     assert not np.allclose(believed[0]["heads"]["kernel"], silent[0]["heads"]["kernel"])
 
 
+@pytest.mark.slow
 def test_who_is_away_says_nothing_that_could_be_replayed():
     """And faults do not hide what was not finite."""
     kinds = jnp.array([HONEST, NUMBERS["replay"]])

@@ -7,7 +7,7 @@ import pytest
 
 import mhd_jax as mhd
 from mhd_jax.exchange import compression, messages
-from tests.builders import softmax, take_steps, tiny_batch, tiny_clients
+from tests.builders import short, softmax, take_steps, tiny_batch, tiny_clients
 
 LOGITS = jax.random.normal(jax.random.key(0), (5, 7, 10)) * 3
 
@@ -81,7 +81,7 @@ def test_where_classes_cannot_be_left_out():
     assert mhd.algorithms.fedmd(compression="top_3", digest_loss="kl")
 
 
-@pytest.mark.parametrize("name", ["float16", "int8"])
+@pytest.mark.parametrize("name", short(["float16", "int8"], "int8"))
 def test_error_feedback_brings_consensus_in_spite_of_rounding(name, float64):
     """Clients that do not learn agree on the mean of their decisions, far below one message's error."""
     num_clients = 4

@@ -236,6 +236,7 @@ def test_runs_of_every_kind_stay_finite(how):
     assert np.isfinite(found.history[-1]["train"]["density_loss"])
 
 
+@pytest.mark.slow
 def test_users_rules_are_told_who_the_candidates_are():
     """A rule that follows client 2 alone, and at other steps all, by density."""
 

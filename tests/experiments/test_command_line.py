@@ -307,6 +307,7 @@ def test_the_imagenet_preset_at_toy_size(output, tmp_path, monkeypatch):
     assert summary["settings"]["clients"]["preparation"]["crop_size"] == 16
 
 
+@pytest.mark.slow
 def test_interrupt_and_resume(tmp_path):
     command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
     command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01"]

@@ -44,6 +44,7 @@ def interrupted_after(monkeypatch, count):
     )
 
 
+@pytest.mark.slow
 def test_a_study_that_is_cut_loses_no_run_and_repeats_none(call, output, refused, monkeypatch):
     arguments = (*SMALL, FEW, "--seeds=2", "--steps_per_dispatch=2")
     with monkeypatch.context() as patch:

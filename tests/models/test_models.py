@@ -194,7 +194,7 @@ def test_group_norm_is_flaxs(shape, dtype, platform):
         )
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2"])
+@pytest.mark.parametrize("name", short(["resnet18", "resnet50", "mobilenetv2"], "resnet50"))
 def test_stems_follow_the_resolution(name):
     """The last maps have 4 × 4 positions for CIFAR and 7 × 7 for ImageNet."""
     for side, positions in ((32, 4), (224, 7)):

@@ -52,6 +52,7 @@ def test_a_cut_run_says_so(tmp_path, at_once):
     assert 'http-equiv="refresh"' not in page and not has_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_that_diverge_say_so_beside_those_that_go_on(tmp_path, at_once):
     clients = mhd.make_clients(tiny_dataset(), 4, Linear(), partition="iid")
     settings = {name: HOW[name] for name in HOW.keys() - {"eval_every"}}

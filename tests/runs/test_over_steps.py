@@ -34,6 +34,7 @@ def parts(drawing, name):
     ]
 
 
+@pytest.mark.slow
 def test_lanes_say_who_took_part_in_each_interval(run):
     found = lanes.of_run(run.summary, run.history)
     assert found.steps == [0, 2, 4, 6]

@@ -71,6 +71,7 @@ def strong(run):
     return altered(run, hyperparameters={**own, "nu_aux": 2.0})
 
 
+@pytest.mark.slow
 def test_evaluations_hold_accuracies_by_class(run, folders):
     last = run.history[-1]["per_client"]
     assert [record["step"] for record in run.history] == [2, 4]

@@ -60,6 +60,7 @@ def shapes(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_runs_are_those_of_simulate_in_one_program_for_a_shape(shapes):
     table = mhd.compare(algorithms(), graph, clients, seeds=[3, 0], **SIZES, progress=False)
     assert sorted(shapes) == [2, 4]  # both weights of MHD, and isolated

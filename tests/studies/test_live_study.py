@@ -34,6 +34,7 @@ def compare(folder, watcher=(), seeds=(0,)):
     return mhd.compare(algorithms, "ring", clients, **how, **HOW)
 
 
+@pytest.mark.slow
 def test_the_page_says_how_many_runs_have_finished(tmp_path, at_once):
     pages = []
 

@@ -59,6 +59,7 @@ def params(state):
     return [(group.params, group.stats) for group in state.groups]
 
 
+@pytest.mark.slow
 @nets
 def test_distributed_distillation_on_an_empty_graph_is_training_alone(net):
     """With R_t = R every estimate is the client's own decision, and nothing pulls."""

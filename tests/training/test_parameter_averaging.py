@@ -133,6 +133,7 @@ def two_architectures():
     return mhd.make_clients(tiny_dataset(), K, models, partition="iid", public_fraction=0.3)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_messages_are_counted():
     algorithm = mhd.algorithms.mhd(
         ensembles=((0, 1, 2), (3, 4)), average_every=4, nu_emb=0.0, num_aux_heads=1
