@@ -3,8 +3,8 @@
 Training proceeds in rounds. At the start of a round the clients' logits z_j on the public set are
 averaged into a consensus z̃(x) = mean_j z_j(x). Then every client
 
-    digests:   θ_i ← θ_i − η ∇ mean_x |z_i(x) − sg z̃(x)|        `digest_steps` steps
-    revisits:  θ_i ← θ_i − η ∇CE_i                              `revisit_steps` steps
+    digests:   θ_i ← θ_i − η ∇ mean_{x, c} |z_i(x)_c − sg z̃(x)_c|   `digest_steps` steps
+    revisits:  θ_i ← θ_i − η ∇CE_i                                `revisit_steps` steps
 
 The consensus is computed with a copy of the parameters from the start of the round, on the public
 samples that each digest step draws. Consensus and digest use evaluation mode. Clients without

@@ -133,7 +133,9 @@ def of_algorithm(name: str) -> str:
 
 def _flag(flag: flags.Flag) -> str:
     """Returns the lines of a flag."""
-    text = re.sub(r"^<[^>]*>: ", "", flag.help or "")  # absl's form of choices
+    text = " ".join(
+        re.sub(r"^<[^>]*>: ", "", flag.help or "").split()
+    )  # without absl's form of choices
     choices = getattr(flag.parser, "enum_values", None)
     if choices:
         text += f" One of {', '.join(choices)}."

@@ -245,6 +245,14 @@ def _parameters(
     return found
 
 
+def _written_type(parameter: inspect.Parameter) -> str:
+    """Returns the annotation of a parameter as text; without one, the type of its default."""
+    kind = parameter.annotation
+    if kind is parameter.empty:
+        kind = type(parameter.default)
+    return kind if isinstance(kind, str) else inspect.formatannotation(kind)
+
+
 def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
     """Returns a hyperparameter's default, and a help text with the algorithms that have it.
 
@@ -281,9 +289,9 @@ flags.DEFINE_enum("optimizer", "sgd", list(OPTIMIZERS), "How clients take steps.
 _OPTIMIZER = _parameters(OPTIMIZERS)
 for _name, _of in {**_OPTIMIZER, **_HYPERPARAMETERS}.items():
     _default, _users = described({owner: p.default for owner, p in _of.items()})
-    _annotation = next(iter(_of.values())).annotation
+    _annotation = _written_type(next(iter(_of.values())))
     _help = OPTIMIZER_HELP if _name in _OPTIMIZER else HYPERPARAMETER_HELP
-    _text = f"{_help[_name]} {_users}"
+    _text = f"{_help.get(_name, '')} {_users}".strip()
     if _name == "target_selection":
         define_choice(_name, _default, _CHOICES[_name], _text)
     else:
@@ -407,9 +415,7 @@ def define_own(arguments: Sequence[str]) -> None:
                 )
             _DEFINED.add(key)
             default = parameter.default
-            kind = default.__class__ if parameter.annotation is parameter.empty else None
-            annotation = parameter.annotation if kind is None else kind
-            text = annotation if isinstance(annotation, str) else annotation.__name__
+            text = _written_type(parameter)
             define(key, text, None if default is parameter.empty else default, f"({name})")
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[key])
 

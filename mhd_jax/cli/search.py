@@ -38,7 +38,7 @@ _SEARCH = flags.DEFINE_enum(
 _SPACE = flags.DEFINE_multi_string(
     "space",
     [],
-    "FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=VALUE,VALUE: a flag, and what --search may give it.",
+    "FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=VALUE,VALUE: a flag, and what --search may give it",
 )
 _TRIALS = flags.DEFINE_integer("trials", 20, "How many settings --search tries.", lower_bound=1)
 _AT_ONCE = flags.DEFINE_integer(

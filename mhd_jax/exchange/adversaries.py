@@ -38,6 +38,7 @@ from mhd_jax.core.trees import where_rows
 from mhd_jax.core.types import Outputs, Participants
 
 KINDS = ("nan", "inf", "constant", "uniform", "label_flip", "replay", "claim_all", "claim_some")
+FLIPPING = ("label_flip", "claim_all", "claim_some")  # whose predictions are those of label_flip
 # The honest have a number among those of kinds, so that states saved before the last two kinds keep
 # their meaning.
 HONEST = 6
@@ -138,9 +139,10 @@ def start(
             "with pool_size or teacher_delay snapshots teach in its place; choose another kind of "
             "adversary, or leave these out."
         )
-    if "label_flip" in clients.adversaries.values() and not clients.task.has_classes:
+    flipping = [kind for kind in FLIPPING if kind in clients.adversaries.values()]
+    if flipping and not clients.task.has_classes:
         raise ConfigError(
-            "label_flip is of classes, but clients predict numbers; choose another kind."
+            f"{flipping[0]} is of classes, but clients predict numbers; choose another kind."
         )
     kinds = np.full(clients.num_clients, HONEST, np.int32)
     for client, kind in clients.adversaries.items():
@@ -174,7 +176,7 @@ def _falsified(kinds: Array, logits: Array, earlier: Array) -> Array:
         "replay": earlier,
     }
     for kind, instead in false.items():
-        of_kind = [kind, "claim_all", "claim_some"] if kind == "label_flip" else [kind]
+        of_kind = FLIPPING if kind == "label_flip" else (kind,)
         logits = jnp.where(_are(of_kind, kinds, logits.ndim), instead, logits)
     return logits
 

@@ -11,7 +11,11 @@ from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs import locks
 from mhd_jax.runs.records import read_json
 
-_FILES = (".json", ".jsonl", ".npz", ".html", ".pickle", ".md", ".csv", ".png", ".svg", ".partial")
+_FILES = {
+    *("config.json", "split.npz", "metrics.jsonl", "summary.json", "models.pickle", "report.html"),
+    *("results.csv", "results.jsonl", "wandb.json", "lock"),
+}
+_IN_PAIRS = {".png": ".svg", ".svg": ".png", ".json": ".md", ".md": ".json"}  # figures and tables
 _OF_A_RUN = ("checkpoints", "wandb")  # the folders in a run's folder
 
 
@@ -27,10 +31,16 @@ def discard(folder: pathlib.Path) -> None:
     """
     if not folder.exists():
         return
-    runs = list(_runs(folder)) if folder.is_dir() else []
+    found = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+    runs = [path for path in found if _is_run(path)]
     if not runs and not _is_left_behind(folder):
         raise ConfigError(
             f"{folder} exists and holds no runs; nothing was removed. Choose another."
+        )
+    if (foreign := next(_foreign(folder), None)) is not None:
+        raise ConfigError(
+            f"{foreign} is of no run, so that nothing was removed; put it elsewhere, or choose another "
+            "workdir."
         )
     with contextlib.ExitStack() as held:
         for run in runs:
@@ -42,20 +52,26 @@ def discard(folder: pathlib.Path) -> None:
                 path.unlink()
 
 
-def _runs(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folders of runs in a folder; raises `ConfigError` at what no run leaves."""
+def _foreign(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields what no run leaves in a folder, and in those in it."""
     is_run = _is_run(folder)
-    if is_run:
-        yield folder
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             if not (is_run and path.name in _OF_A_RUN):
-                yield from _runs(path)
-        elif path.suffix not in _FILES and path.name != "lock" and ".tfevents." not in path.name:
-            raise ConfigError(
-                f"{path} is of no run, so that nothing was removed; put it elsewhere, or choose another "
-                "workdir."
-            )
+                yield from _foreign(path)
+        elif not _is_written(path):
+            yield path
+
+
+def _is_written(path: pathlib.Path) -> bool:
+    """Tells whether runs and studies write a file of this name."""
+    other = _IN_PAIRS.get(path.suffix)
+    return not path.is_symlink() and (
+        path.name in _FILES
+        or path.suffix == ".partial"
+        or ".tfevents." in path.name
+        or (other is not None and path.with_suffix(other).exists())
+    )
 
 
 def _is_run(folder: pathlib.Path) -> bool:

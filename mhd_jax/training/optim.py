@@ -119,7 +119,7 @@ class SGD(Recorded):
       learning_rate, schedule, warmup_steps, clip_norm: see `Recorded`.
       momentum: β; 0 keeps no buffer.
       nesterov: whether momentum is Nesterov's. None takes the form in the paper of the run's
-        algorithm: Nesterov's for gossip and CCL.
+        algorithm: Nesterov's for gossip, CCL and IDKD.
       weight_decay: added to the gradient as weight_decay · θ, before the momentum.
     """
 

@@ -10,6 +10,7 @@ import pytest
 
 from mhd_jax.cli import search
 from mhd_jax.cli.commands import sweep, train
+from mhd_jax.runs import removal
 
 pytestmark = pytest.mark.trackers
 
@@ -72,6 +73,7 @@ def test_a_search_goes_on_as_if_it_had_never_ended(output):
     assert read("v/table.json")["trials"] == whole["trials"][:6]
     output(sweep, *given, "--trials=12", "--workdir=v")
     assert read("v/table.json") == whole and kept.stat().st_mtime_ns == before
+    removal.discard(pathlib.Path("v"))  # nothing is there that --overwrite would not know
 
 
 @pytest.mark.parametrize(

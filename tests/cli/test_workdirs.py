@@ -100,5 +100,13 @@ def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):
     with pytest.raises(mhd.ConfigError, match="link is of no run"):
         removal.discard(tmp_path / "study")
     (tmp_path / "study/link").unlink()
+    # Of a kind that runs leave, too, but not by them.
+    for mine in ("thoughts.md", "a/numbers.csv", "a/client.npz", "own/photo.png", "a/more.json"):
+        path = tmp_path / "study" / mine
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(mhd.ConfigError, match=f"{path} is of no run, so that nothing was"):
+            removal.discard(tmp_path / "study")
+        path.unlink()
     removal.discard(tmp_path / "study")
     assert list((tmp_path / "study").iterdir()) == []

@@ -16,6 +16,7 @@ from experiments import ablation
 from mhd_jax.cli import cases
 from mhd_jax.cli.commands import sweep
 from mhd_jax.engine import joint_runs as joining
+from mhd_jax.runs import removal
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
@@ -79,6 +80,7 @@ def test_a_grid(output, programs):
     assert whole["beta_sh"]["main"]["half_width"] == pytest.approx((high - low) / 2)
     assert any("torus" in note and "refused" in note for note in table["notes"])
     assert pathlib.Path("w/sweep.png").exists() and "1.0" not in out.splitlines()[-1]
+    removal.discard(pathlib.Path("w"))  # nothing is there that --overwrite would not know
     page = pathlib.Path("w/report.html").read_text()  # of the finished study, with all its lines
     assert has_report(pathlib.Path("w")) and page.count('<tr><th scope="row"') == sum(
         max(len(row["beta_sh"]), 1) for row in table["rows"]
@@ -162,6 +164,7 @@ def test_an_ablation(output, programs):
     output(ablation, *arguments)
     assert pathlib.Path("w/table.md").read_text() == before
     assert not programs  # all are only read
+    removal.discard(pathlib.Path("w"))  # nothing is there that --overwrite would not know
 
 
 def test_an_interval_of_few():

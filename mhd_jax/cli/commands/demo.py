@@ -1,4 +1,4 @@
-"""A demo of under two minutes: isolated training, naive distillation and MHD on real digits.
+"""A demo of about two minutes: isolated training, naive distillation and MHD on real digits.
 
 MHD learns from the most confident teacher, as in its paper, or from all by who is fit to teach.
 

@@ -38,10 +38,10 @@ from mhd_jax.runs.figures import (
 from mhd_jax.studies import over_seeds
 
 _GRID = flags.DEFINE_multi_string(
-    "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids."
+    "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids"
 )
 _VARY = flags.DEFINE_multi_string(
-    "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves."
+    "vary", [], "FLAG=VALUE,VALUE: a flag and the values to try by themselves"
 )
 flags.adopt_module_key_flags(search)
 flags.adopt_module_key_flags(algorithm_flag)
