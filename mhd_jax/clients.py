@@ -260,7 +260,7 @@ class Clients:
         Raises:
           ConfigError: the clients with labels differ in architecture.
         """
-        groups = [group for group in self.groups if group.pretext is None]
+        groups = [group for group in self.groups if self.learns_labels[list(group.members)].any()]
         if len(groups) > 1:
             raise ConfigError(
                 "pooled training needs one architecture, but the clients have "

@@ -139,7 +139,12 @@ class _IDKD(Gossip):
         if "adversaries" in extra:
             reachable = None if batch.presence is None else batch.presence.reachable
             sent = extra["adversaries"].sent(outputs).logits
-            extra["adversaries"] = extra["adversaries"].after(outputs, reachable)
+            # Which of the joined runs ask, differs: who is not asked has said nothing.
+            extra["adversaries"] = jax.tree.map(
+                lambda now, kept: jnp.where(asks.any(), now, kept),
+                extra["adversaries"].after(outputs, reachable),
+                extra["adversaries"],
+            )
         known = state.label_sets
         sent = everywhere(
             self.labels_from(masked(sent, None if known is None else known[:, None, None]))

@@ -78,7 +78,15 @@ from mhd_jax.exchange import density as densities
 from mhd_jax.exchange.channel import Channel, travels_to_all
 from mhd_jax.exchange.density import Density
 from mhd_jax.exchange.messages import Messages
-from mhd_jax.exchange.selection import About, Candidates, TargetSelection, Who, joined, rows
+from mhd_jax.exchange.selection import (
+    About,
+    Candidates,
+    TargetSelection,
+    Who,
+    joined,
+    of_somebody,
+    rows,
+)
 from mhd_jax.exchange.teachers import Source, Teachers
 from mhd_jax.training import projection
 from mhd_jax.training.groups import (
@@ -168,7 +176,7 @@ class _MHD:
         if self.nu_emb is not None and self.embedding_projection == "none":
             projection.require_equal_widths(state, "nu_emb > 0 compares embeddings", _OTHER_WIDTHS)
         if self.embedding_projection == "linear":
-            state = projection.with_projections(state)
+            state = projection.with_projections(state, clients)
         state = start_optimizers(state)
         outputs = output_shapes(state.groups[0], sample_batch)
         extra |= adversaries.start(clients, outputs, self.source.num_snapshots)
@@ -272,16 +280,17 @@ class _MHD:
         if self.nu_aux is not None:
             candidates = self.candidates(sent, taught, valid, who)
             main_heads = self._main_heads(taught, valid, who)
+            students = own.logits[:, self.first_student :]
             targets = jax.lax.stop_gradient(self.select(key, candidates))
             seen["followed"] = diagnostics.followed(targets, candidates)
-            students = own.logits[:, self.first_student :]
+            targets = of_somebody(targets, candidates, students)
             learned = distillation(students, targets, self.temperature, label_set, task)
             terms["aux_loss"] = jnp.where(candidates.valid.any(), learned, 0)
             loss += self.nu_aux * terms["aux_loss"]
             if main_heads is not None and self.num_aux_heads > 0:
                 targets = self.select(jax.random.fold_in(key, 1), main_heads)
-                targets = jax.lax.stop_gradient(targets)
                 main = own.logits[:, :1]
+                targets = of_somebody(jax.lax.stop_gradient(targets), main_heads, main)
                 learned = distillation(main, targets, self.temperature, label_set, task)
                 relays: Array = who.unlabelled & valid.any()  # type: ignore[operator]
                 loss += self.nu_aux * jnp.where(relays, learned, 0)

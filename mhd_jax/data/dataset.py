@@ -14,7 +14,7 @@ import numpy as np
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import html_block, shortened
 from mhd_jax.core.tasks import CLASSES, Task
-from mhd_jax.core.validation import require_kind
+from mhd_jax.core.validation import require_counts, require_kind
 from mhd_jax.data import thumbnails
 from mhd_jax.data.kinds import (
     as_arrays,
@@ -289,6 +289,8 @@ def _named(
     """Returns the classes' names, which labels fit; raises `ConfigError` where they do not."""
     if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
         raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
+    if num_classes is not None:
+        require_counts(num_classes=num_classes)
     if class_names is None:
         if num_classes is None:
             num_classes = _num_classes(labels, test_labels)
@@ -328,17 +330,23 @@ def _column_statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float
 
 
 def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and the deviation of each channel, for pixels scaled to [0, 1]."""
+    """Returns the mean and the deviation of each channel, for pixels scaled to [0, 1].
+
+    The deviation of a channel of one value, like an opaque alpha channel, is 1.
+    """
     most = max(1, _MOST_BYTES // (int(np.prod(images.shape[1:])) * images.dtype.itemsize))
     rows = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
     total, squares, pixels = 0.0, 0.0, 0
+    low, high = np.inf, -np.inf
     for part in np.array_split(rows, -(-len(rows) // 1000)):
         values = np.asarray(scale(images[part]), np.float64)
         total += values.sum(axis=(0, 1, 2))
         squares += np.square(values).sum(axis=(0, 1, 2))
+        low = np.minimum(low, values.min(axis=(0, 1, 2)))
+        high = np.maximum(high, values.max(axis=(0, 1, 2)))
         pixels += values[..., 0].size
     mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - np.square(mean), 1e-12))
+    std = np.where(low == high, 1, np.sqrt(np.maximum(squares / pixels - np.square(mean), 1e-12)))
     return tuple(np.atleast_1d(mean).tolist()), tuple(np.atleast_1d(std).tolist())
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.tasks import Numbers
+from mhd_jax.core.validation import require_counts
 
 RANGES = 10
 
@@ -63,7 +64,12 @@ def checked(given: Any, name: str, like: np.ndarray | None = None) -> np.ndarray
     Raises:
       ConfigError: something else, numbers that are not finite, or as many as `like` has not.
     """
-    found = np.asarray(given)
+    try:
+        found = np.asarray(given)
+    except ValueError as error:  # lists of unequal lengths
+        raise ConfigError(
+            f"{name} of a regression must be numbers [N] or [N, D]: {error}."
+        ) from error
     if found.dtype.kind not in "iuf" or found.ndim not in (1, 2) or found.size == 0:
         raise ConfigError(
             f"{name} of a regression must be numbers [N] or [N, D], not {found.dtype} "
@@ -74,6 +80,11 @@ def checked(given: Any, name: str, like: np.ndarray | None = None) -> np.ndarray
         row = int(np.argmin(np.isfinite(found).all(axis=1)))
         raise ConfigError(
             f"{name} must be finite, but that of sample {row} is not; leave such samples out."
+        )
+    if np.abs(found).max() > np.finfo(np.float32).max:
+        raise ConfigError(
+            f"{name} go beyond {np.finfo(np.float32).max:.1e}, the largest number of float32, in which "
+            "clients predict; give them in other units."
         )
     if like is not None and found.shape[1] != like.shape[1]:
         raise ConfigError(
@@ -94,6 +105,8 @@ def edges_of(numbers: np.ndarray, count: int | None) -> np.ndarray:
     Raises:
       ConfigError: fewer than two ranges.
     """
+    if count is not None:
+        require_counts(num_classes=count)
     shares = np.linspace(0, 1, (RANGES if count is None else count) + 1)[1:-1]
     first = numbers[:, 0]
     edges = np.unique(np.quantile(first, shares, method="nearest")) if shares.size else first[:0]
@@ -129,6 +142,8 @@ def in_ranges(
     size = train.shape[1]
     if names is None:
         names = ["target"] if size == 1 else [f"target_{place}" for place in range(size)]
+    if not isinstance(names, Sequence | np.ndarray):
+        raise ConfigError(f"class_names must be a list of names, not {names!r}.")
     if len(names) != size:
         raise ConfigError(f"there are {len(names)} class_names, but {size} numbers a sample.")
     edges = edges_of(train, count)

@@ -112,7 +112,11 @@ def _of_rows(given: Mapping[Any, Any], num_samples: int, what: str) -> list[Any]
     """Returns the owner of each sample from the rows of each owner."""
     owner: list[Any] = [None] * num_samples
     for name, rows in given.items():
-        for row in np.asarray(rows).ravel().tolist():
+        try:
+            numbers = np.asarray(rows).ravel().tolist()
+        except ValueError as error:  # lists of unequal lengths
+            raise ConfigError(f"{what} of {name} must be a list of rows: {error}.") from error
+        for row in numbers:
             if not isinstance(row, int) or not 0 <= row < num_samples or owner[row] is not None:
                 raise ConfigError(
                     f"{what} give {name} the row {row!r}; rows are numbers in 0 … {num_samples - 1}, "

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,13 +73,18 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         if isinstance(train, tuple) and isinstance(test, tuple):
             return arrays(*train, *test, **options)
         return arrays(train, test, **options)
-    if source == "digits":
+    if isinstance(source, str) and source == "digits":
         _refuse_foreign(options, "digits", *options_of(source))
         pixels, labels = _digits()
         images = (pixels / 16).astype(np.float32)[..., None]
         return arrays(images, labels, name="digits", **options)
     if _is_path(source, options):
         return _from_path(expanded(source), options)
+    if hasattr(source, "shape") or isinstance(source, Mapping):
+        raise ConfigError(
+            f"samples {_shown(source)} have no labels; give (samples, labels). Of a public set, whose "
+            "labels nobody sees, any will do."
+        )
     if not isinstance(source, str) or not tfds.NAME.fullmatch(source):
         raise ConfigError(
             f"unknown dataset {_shown(source)}; choose {', '.join(EMBEDDED)} or a name of "
@@ -106,7 +111,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def options_of(source: Any, given: Iterable[str] = ()) -> tuple[str, ...]:
     """Returns the options that `load` takes for a name or a path, if these options are `given`."""
-    if source == "digits":
+    if isinstance(source, str) and source == "digits":
         return ("test_fraction",)
     if not _is_path(source, given):
         return _OF_PREPARED

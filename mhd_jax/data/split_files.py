@@ -167,9 +167,10 @@ def test_owners(given: Any, num_samples: int, num_clients: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source} must hold the client of each test sample: {error}.") from error
     if len(owner) != num_samples or owner.min() < -1 or owner.max() >= num_clients:
+        span = f" in {owner.min()} … {owner.max()}" if len(owner) else ""
         raise ConfigError(
             f"{source} must hold one of the clients 0 … {num_clients - 1}, or −1, for each of the "
-            f"{num_samples} test samples, but holds {len(owner)} in {owner.min()} … {owner.max()}."
+            f"{num_samples} test samples, but holds {len(owner)}{span}."
         )
     return owner
 

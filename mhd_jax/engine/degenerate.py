@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mhd_jax.algorithms.fedavg import steps_of_epochs
@@ -20,32 +20,38 @@ def warn_of(
     algorithm: Algorithm,
     clients: Clients,
     spec: BatchSpec,
-    optimizer: Any,
+    batch_size: int,
+    optimizers: Sequence[Any],
     steps: int,
     state: State,
 ) -> None:
     """Warns about each setting of a run with which its training makes little sense.
 
     Args:
-      algorithm, clients, spec, optimizer, steps: the run's; `clients` are those that train.
+      algorithm, clients, spec, batch_size, steps: the run's; `clients` are those that train.
+      optimizers: of its groups.
       state: shapes of the run's state.
     """
     sentences = [
-        *_of_batches(clients, spec),
+        *_of_batches(clients, spec, batch_size),
         *_of_batch_statistics(clients, spec, state),
-        *_of_intervals(algorithm.hyperparameters, clients, spec, optimizer, steps),
+        *_of_intervals(algorithm.hyperparameters, clients, spec, optimizers, steps),
     ]
     for sentence in sentences:
         warn(sentence)
 
 
-def _of_batches(clients: Clients, spec: BatchSpec) -> Iterator[str]:
-    """Yields a warning for each batch that is larger than the set it is drawn from."""
+def _of_batches(clients: Clients, spec: BatchSpec, batch_size: int) -> Iterator[str]:
+    """Yields a warning for each batch that is larger than the set it is drawn from.
+
+    In pooled training a private batch is that of several clients.
+    """
     largest = int(clients.label_counts().sum(axis=1).max())
     if spec.private > largest:
         yield (
             f"a private batch has {spec.private:,} samples, but no client has more than {largest:,}, so "
-            f"that every batch repeats samples; set batch_size to at most {largest:,}, or take fewer "
+            f"that every batch repeats samples; set batch_size to at most "
+            f"{max(1, largest * batch_size // spec.private):,}, or take fewer "
             "clients."
         )
     if spec.public > clients.num_public:
@@ -81,18 +87,25 @@ def _of_intervals(
     hyperparameters: Mapping[str, Any],
     clients: Clients,
     spec: BatchSpec,
-    optimizer: Any,
+    optimizers: Sequence[Any],
     steps: int,
 ) -> Iterator[str]:
     """Yields a warning for each interval that is longer than the run, so that nothing happens."""
     has_pool = bool(hyperparameters.get("pool_size"))
     averages = hyperparameters.get("ensembles") is not None
-    warmup = optimizer.warmup_steps if isinstance(optimizer, optim.Recorded) else 0
+    delay = hyperparameters.get("teacher_delay", 0)
+    warmup = max(
+        each.warmup_steps if isinstance(each, optim.Recorded) else 0 for each in optimizers
+    )
     epochs = hyperparameters.get("local_epochs")
-    local_steps = hyperparameters.get("local_steps", 0) if epochs is None else 0
+    has_rounds = epochs is None and hyperparameters.get("lambda_p") != 0
+    local_steps = hyperparameters.get("local_steps", 0) if has_rounds else 0
+    exchanged = (
+        "no prototypes are exchanged" if "lambda_p" in hyperparameters else "nobody averages"
+    )
     of_epochs = 0 if epochs is None else steps_of_epochs(epochs, clients, spec.private)
     due = (  # (name, value if it is used, least value that is too large, consequence)
-        ("teacher_delay", hyperparameters.get("teacher_delay", 0), steps, "teachers never change"),
+        ("teacher_delay", delay, max(1, steps - 1), "teachers never change"),
         (
             "pool_refresh",
             has_pool * hyperparameters.get("pool_refresh", 0),
@@ -105,7 +118,7 @@ def _of_intervals(
             steps + 1,
             "nobody averages",
         ),
-        ("local_steps", local_steps, steps + 1, "nobody averages"),
+        ("local_steps", local_steps, steps + 1, exchanged),
         ("start_step", hyperparameters.get("start_step", 0), steps, "nobody labels samples"),
         ("a round of local_epochs", of_epochs, steps + 1, "nobody averages"),
         ("warmup_steps", warmup, steps, "the schedule after the warm-up never begins"),

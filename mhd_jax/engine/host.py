@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core import multihost
@@ -28,6 +28,10 @@ def listed(callbacks: Watcher | Sequence[Watcher]) -> list[Watcher]:
     """Returns the watchers that are given as one, or as several."""
     if callable(callbacks) or isinstance(callbacks, Callback):
         return [callbacks]
+    if not isinstance(callbacks, Iterable):
+        raise ConfigError(
+            f"callbacks are functions or Callbacks, one or a list, not {callbacks!r}."
+        )
     return [*callbacks]
 
 

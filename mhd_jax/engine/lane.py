@@ -129,13 +129,13 @@ class Lane:
         return self.result(summary, state, self.run.steps)
 
     def _best(self, final: State | None) -> State | None:
-        """Returns the state of the checkpoint kept as the best one; None without `keep_best`."""
+        """Returns the state of the checkpoint kept as the best one; None if none was kept as such."""
         if self.folder is None or not self.host.keep_best:
             return None
         step = best(self.folder.checkpoints.scores())
-        if step is None or step == self.run.steps:
-            return final
-        return self._saved_state(step)
+        if step is None:  # the run has finished without `keep_best`
+            return None
+        return final if step == self.run.steps else self._saved_state(step)
 
     def _saved_state(self, step: int) -> State | None:
         """Returns the state of the checkpoint at `step`; None if there is none."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 
@@ -124,7 +124,7 @@ def _train(
         # Watchers come last: an error that they raise loses no evaluation and no checkpoint.
         watch.on_steps(step, pace.rate)
         for lane, part in going if evaluates else ():
-            _warn_of_collapse(lane.history[-1])
+            _warn_of_collapse(lane)
             with lane.seen_at(part) as view:
                 watch.on_evaluation(lane.history[-1], view)
         if step < plan.steps:
@@ -176,11 +176,16 @@ def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[
     return [(lane, part) for lane, part in parts if not lane.has_ended]
 
 
-def _warn_of_collapse(record: Mapping[str, Any]) -> None:
+def _warn_of_collapse(lane: Lane) -> None:
+    run, record = lane.run, lane.history[-1]
     entropy = record["train"].get("public_entropy")
-    if entropy is not None and entropy < _COLLAPSE_ENTROPY:
+    # Of fewer samples than classes the mean prediction says little about the others.
+    enough = run.spec.public >= run.clients.num_classes
+    if enough and entropy is not None and entropy < _COLLAPSE_ENTROPY:
+        known = run.algorithm.hyperparameters
+        lower = [name for name in ("nu_aux", "nu_naive", "num_targets") if name in known]
         warn(
             f"at step {record['step']} the clients answer nearly the same on all public samples "
             f"(entropy of the mean prediction {entropy:.2f} of its maximum): distillation has "
-            "collapsed. Lower nu_aux, num_targets or the learning rate."
+            f"collapsed. Lower {', '.join([*lower, 'or the learning rate'])}."
         )

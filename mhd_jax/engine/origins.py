@@ -14,7 +14,7 @@ from mhd_jax.clients import ClientGroup, Clients
 from mhd_jax.core import multihost
 from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import Algorithm, PyTree, State
+from mhd_jax.core.types import GroupState, PyTree, State
 from mhd_jax.engine.loading import load
 from mhd_jax.engine.result import Result
 from mhd_jax.models.pretrained import unmatched
@@ -24,7 +24,7 @@ _Found = list[dict[str, np.ndarray]]  # of each group its arrays [k, ...], by fl
 
 
 def starting_from(
-    clients: Clients, init: Any, algorithm: Algorithm
+    clients: Clients, init: Any, started: Sequence[GroupState]
 ) -> tuple[Clients, dict[str, Any] | None]:
     """Returns the clients with the arrays from which they start, and a record of their origin.
 
@@ -32,14 +32,14 @@ def starting_from(
       clients: the clients that train, without padding.
       init: a `Result`, a run folder, or parameters: a tree for each group, or one for all clients;
         None draws all parameters, but those of `mhd_jax.pretrained` models.
-      algorithm: decides how many heads there are.
+      started: the state of each group as the algorithm starts it, or its shapes.
 
     Raises:
       ConfigError: clients that have no counterpart, or nothing that fits.
     """
     if init is None and not any(group.weights for group in clients.groups):
         return clients, None
-    known = [_shapes(group, clients, algorithm) for group in clients.groups]
+    known = [_of_one(initial.named(group.params, group.stats)) for group in started]
     origin: dict[str, Any] = {}
     found: _Found = [{} for _ in clients.groups]
     init = opened(init)
@@ -91,11 +91,9 @@ def decisive(origin: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in origin.items() if not isinstance(value, list)}
 
 
-def _shapes(group: ClientGroup, clients: Clients, algorithm: Algorithm) -> dict[str, Any]:
-    """Returns the shapes of one client's arrays by flat names."""
-    model = group.client_model(algorithm.num_heads, clients.num_outputs)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return initial.named(*jax.eval_shape(model.init, key, clients.data.samples(2)))
+def _of_one(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the shapes of one client's arrays."""
+    return {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in arrays.items()}
 
 
 def _repeated(array: Any, count: int) -> np.ndarray:
@@ -150,6 +148,10 @@ def _of_trees(given: Any, clients: Clients) -> _Found:
         raise ConfigError(
             "init is a Result, a run folder, or parameters: a tree for all clients, or a list of "
             f"{len(clients.groups)} trees, one for each architecture."
+        )
+    if wrong := [tree for tree in given if not isinstance(tree, Mapping)]:
+        raise ConfigError(
+            f"parameters to start from are a tree for each architecture, a dict, not {wrong[0]!r}."
         )
     return [
         {name: np.asarray(a) for name, a in initial.named(multihost.fetch(tree), {}).items()}

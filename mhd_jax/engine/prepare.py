@@ -138,7 +138,7 @@ def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Setting
     if algorithm.public_batch and clients.num_public == 0:
         raise ConfigError(
             f"{algorithm.name} distills on public samples, but there are none; "
-            "set public_fraction above 0, or give a public data set."
+            "set public_fraction above 0, high enough for a sample, or give a public data set."
         )
     if algorithm.needs_classes and not clients.task.has_classes:
         raise ConfigError(
@@ -236,7 +236,6 @@ def _prepared(
     )
     own_type = None if chosen.compute_dtype == "float32" else chosen.compute_dtype
     clients = clients.with_defaults(optimizer, own_type, steps, nesterov=algorithm.nesterov)
-    clients, origin = starting_from(clients, init, algorithm)
     samples = _samples(clients, topology, algorithm, spec, chosen)
     carry = initial_carry(
         *(algorithm, samples.clients, samples.data_shapes, spec, chosen.seed, samples.execution),
@@ -244,8 +243,10 @@ def _prepared(
         quarantine=chosen.quarantine,
         abstract=True,
     )
+    clients, origin = starting_from(clients, init, carry.state.groups)
+    samples = dataclasses.replace(samples, clients=clients.padded(samples.execution.num_shards))
     _require_own_algorithm(algorithm, samples, carry)
-    degenerate.warn_of(algorithm, clients, spec, optimizer, steps, carry.state)
+    degenerate.warn_of(algorithm, clients, spec, chosen.batch_size, optimizers, steps, carry.state)
     has_server = any(count.ndim == 1 for count in carry.messages.values())
     require_sound(chosen.faults, chosen.quarantine, algorithm, has_server)
     plan = None
@@ -363,6 +364,10 @@ def _augmentation(
 ) -> Augmentation | None:
     """Returns the parsed augmentation after checking that samples and algorithm allow it."""
     augmentation = parse(given) if isinstance(given, str) else given
+    if not isinstance(augmentation, Augmentation | None):
+        raise ConfigError(
+            f"augmentation must be a text like 'flip,crop:4' or an Augmentation, not {given!r}."
+        )
     if augment_public and augmentation is None:
         raise ConfigError("augment_public needs an augmentation; give one, or leave it out.")
     if augment_public and not algorithm.public_batch:

@@ -115,7 +115,7 @@ class Run:
         if init is None:
             return self.start().state
         clients = self.clients.first(self.num_active)
-        clients, _ = starting_from(clients, init, self.algorithm)
+        clients, _ = starting_from(clients, init, self.carry.state.groups)
         clients = clients.padded(self.execution.num_shards)
         return dataclasses.replace(self, clients=clients).start().state
 
@@ -310,8 +310,9 @@ class Run:
         return {int(i): int(steps[i]) for i in np.flatnonzero(steps >= 0)}
 
     def diverged(self, sums: Terms) -> np.ndarray:
-        """Returns the numbers of the clients whose loss is not finite."""
-        losses = np.atleast_1d(multihost.fetch(sums["loss"]))[: self.num_active]
+        """Returns the numbers of the clients whose loss is not finite; of a loss of all, of all."""
+        losses = multihost.fetch(sums["loss"])
+        losses = np.broadcast_to(losses, (self.clients.num_clients,))[: self.num_active]
         return np.flatnonzero(~np.isfinite(losses))
 
     def per_class_accuracy(self, state: State, samples: ToEvaluate) -> np.ndarray:

@@ -201,6 +201,8 @@ def simulate_seeds(
     Returns:
       A `Result` for each seed, whose training time is its share of the joint time.
     """
+    if "seed" in settings:
+        raise ConfigError("seeds has the seed of each run; leave seed out.")
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
         raise ConfigError("topologies, clients and workdirs must be one for each seed.")
@@ -262,6 +264,13 @@ def simulate_many(
     """
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
+    for place, settings in enumerate(runs):
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"run {place} must be a dict of arguments, not {settings!r}.")
+        if "eval_every" in settings:
+            raise ConfigError("eval_every is that of all runs; give it once, beside them.")
+        if "workdir" in settings:
+            raise ConfigError("folders are given by workdirs, one for each run; leave workdir out.")
     host = HostSettings(
         workdirs=workdirs,
         eval_every=eval_every,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax import Array
 
 from mhd_jax.core.digests import require_pure
 from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.tasks import Task
 from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection
 
 
@@ -44,7 +46,8 @@ def checked(rule: TargetSelection) -> TargetSelection:
         has_density = candidates.density is not None
         calibrated = candidates.temperatures is not None
         with jax.ensure_compile_time_eval():  # evaluates the check while the step is traced
-            _try(rule, candidates.logits.shape, width, has_density, calibrated)
+            kinds: Any = (width, has_density, calibrated, candidates.task)
+            _try(rule, candidates.logits.shape, *kinds)
         return rule(key, candidates)
 
     return select
@@ -57,6 +60,7 @@ def _try(
     width: int | None,
     has_density: bool,
     calibrated: bool,
+    task: Task,
 ) -> None:
     """Raises `ConfigError` unless a selection makes valid targets from synthetic candidates.
 
@@ -66,12 +70,13 @@ def _try(
       width: the width of the candidates' embeddings; None if they have none.
       has_density: whether they have density ratios.
       calibrated: whether they have temperatures.
+      task: what they predict.
     """
     name = f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
     last = jnp.arange(shape[0]) == shape[0] - 1
     for number, valid in enumerate((last | True, last | True, last, last & False)):
         key = jax.random.fold_in(jax.random.key(0), number)
-        kinds = (width, has_density, calibrated)
+        kinds = (width, has_density, calibrated, task)
         candidates = _made_candidates(key, shape, *kinds, valid, spread=3.0**number)
         try:
             jax.eval_shape(rule, key, candidates)  # as the step will call it
@@ -84,7 +89,7 @@ def _try(
                 f"{name} fails for candidates with logits {list(shape)} ({in_a_line(error)}"
                 f"); it must be a function (key, candidates) of jax.numpy."
             ) from error
-        _require_probabilities(name, targets, candidates)
+        _require_targets(name, targets, candidates)
     require_pure(name, rule, key, candidates)
 
 
@@ -94,6 +99,7 @@ def _made_candidates(
     width: int | None,
     has_density: bool,
     calibrated: bool,
+    task: Task,
     valid: Array,
     spread: float,
 ) -> Candidates:
@@ -107,19 +113,22 @@ def _made_candidates(
         density = jnp.where(exist[..., 0], logits[..., 0], 0)
         counts = jnp.where(exist[:, 0, 0], jnp.ones((1, num_ranks)), 0)
     return Candidates(
-        *(logits, jax.nn.softmax(logits), embeddings, valid, density, counts),
+        *(logits, task.predictions(logits), embeddings, valid, density, counts),
         clients=jnp.arange(num_candidates, dtype=jnp.int32),
         client=jnp.zeros((), jnp.int32),
         step=jnp.zeros((), jnp.int32),
         temperatures=jnp.ones((num_candidates, num_ranks)) if calibrated else None,
+        task=task,
     )
 
 
-def _require_probabilities(name: str, targets: Array, candidates: Candidates) -> None:
+def _require_targets(name: str, targets: Array, candidates: Candidates) -> None:
+    """Raises `ConfigError` unless targets are probabilities, or in a regression numbers."""
     expected, count = candidates.logits.shape[1:], int(candidates.valid.sum())
+    has_classes = candidates.task.has_classes
     if targets.shape != expected:
         raise ConfigError(
-            f"{name} must return probabilities [P, R, C], here {list(expected)}, but returns shape "
+            f"{name} must return {'probabilities' if has_classes else 'numbers'} [P, R, C], here {list(expected)}, but returns shape "
             f"{list(targets.shape)}; the first axis of the candidates' [N, P, R, C] is to go, by a "
             "choice or a mean."
         )
@@ -130,7 +139,7 @@ def _require_probabilities(name: str, targets: Array, candidates: Candidates) ->
             "leave out those that candidates.valid does."
         )
     total, least = targets.sum(axis=-1), float(targets.min())
-    if count and not (least >= -1e-3 and jnp.allclose(total, 1, atol=1e-2)):
+    if has_classes and count and not (least >= -1e-3 and jnp.allclose(total, 1, atol=1e-2)):
         raise ConfigError(
             f"{name} must return probabilities, at least 0 and summing to 1 over the classes, but "
             f"its sums span {float(total.min()):.3g} … {float(total.max()):.3g} and its least number "

@@ -94,7 +94,8 @@ def by_client(slots: Array, teachers: Teachers, own_included: bool) -> Array:
 def of_step(seen: Terms, teachers: Teachers, own_included: bool) -> Terms:
     """A step's diagnostics by client: "followed" and "agreement" [K, K, …], "confidence" [K, H].
 
-    Numbers have no confidence.
+    Numbers have no confidence. "steps" [K] are those of which confidence is summed: not the one in
+    which a client diverges.
 
     Args:
       seen: the same by each client's candidates, [K, N, …].
@@ -102,6 +103,10 @@ def of_step(seen: Terms, teachers: Teachers, own_included: bool) -> Terms:
       own_included: whether a client itself is one of its candidates.
     """
     found = {**seen, "steps": jnp.ones(len(teachers.positions))}
+    if "confidence" in seen:
+        fine = jnp.isfinite(seen["confidence"]).all(axis=-1)
+        found["confidence"] = jnp.where(fine[:, None], seen["confidence"], 0)
+        found["steps"] = fine.astype(found["steps"].dtype)
     for name in sorted(seen.keys() - {"confidence"}):  # in one order, so that programs are one
         found[name] = by_client(seen[name], teachers, own_included)
     return found

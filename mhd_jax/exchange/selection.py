@@ -299,6 +299,23 @@ def knowledge(candidates: Candidates) -> Array:
     return candidates.counts[:, None] * jnp.exp(candidates.density)
 
 
+def of_somebody(targets: Array, candidates: Candidates, students: Array) -> Array:
+    """Returns targets from which a head learns nothing where nobody knows anything.
+
+    Selections by density ratios then return zeros. As probabilities these cost nothing, but as numbers
+    they would be a prediction; a head that is its own target learns nothing.
+
+    Args:
+      targets: of R heads, [P, R, C].
+      candidates: those selected from.
+      students: the outputs of the heads that learn, [P, R, C].
+    """
+    if candidates.task.has_classes or candidates.counts is None:
+        return targets
+    nobody = (candidates.counts == 0).all(axis=0) & (targets == 0).all(axis=(0, 2))
+    return jnp.where(nobody[:, None], jax.lax.stop_gradient(students), targets)
+
+
 def _by_rank(
     main: TargetSelection, auxiliary: TargetSelection, key: Array, candidates: Candidates
 ) -> Array:

@@ -27,7 +27,8 @@ def by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]
     Args:
       measured: what was measured on some samples, like the entry `validation` of a record.
     """
-    accuracies = {n: measured[n] for n in measured if n not in ("per_client", "metrics")}
+    apart = ("per_client", "metrics", "honest")
+    accuracies = {name: measured[name] for name in measured if name not in apart}
     return {**accuracies, **measured.get("metrics", {})}
 
 

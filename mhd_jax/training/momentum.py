@@ -105,10 +105,15 @@ def change(opt_state: PyTree, name: str, new: Callable[[Any, Any], Any], tree: P
 
 
 def emptied(opt_state: PyTree, empty: Callable[[Any], Any]) -> PyTree:
-    """Returns an optimizer's state with `empty` applied to its momentum and its moments, if any."""
+    """Returns an optimizer's state with `empty` applied to its momentum and its moments, if any.
+
+    It is also applied to the count of steps by which moments are corrected for their start at 0.
+    """
 
     def changed(state: Any) -> Any:
-        arrays = {name: getattr(state, name) for name in _kept_by(state)}
+        kept = _kept_by(state)
+        counted = ("count",) if kept == _MOMENTS and hasattr(state, "count") else ()
+        arrays = {name: getattr(state, name) for name in (*kept, *counted)}
         return state._replace(**{n: jax.tree.map(empty, a) for n, a in arrays.items()})
 
     return _map_states(changed, opt_state)

@@ -24,7 +24,8 @@ from jax import Array
 from mhd_jax.core import random
 from mhd_jax.core.client_axis import over_clients
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.types import GroupState, Outputs, PyTree, State
+from mhd_jax.core.types import GroupState, Outputs, Participants, PyTree, State
+from mhd_jax.training import initial
 from mhd_jax.training.groups import embedding_width, in_client_order, padded, take_members
 from mhd_jax.training.passes import PullBack
 
@@ -80,8 +81,13 @@ def require_equal_widths(state: State, why: str, instead: str) -> None:
         )
 
 
-def with_projections(state: State) -> State:
-    """Adds maps to the parameters of a new state; if all widths are equal, there are none."""
+def with_projections(state: State, clients: Participants) -> State:
+    """Adds maps to the parameters of a new state; if all widths are equal, there are none.
+
+    Args:
+      state: of the clients' start.
+      clients: the clients, which may have arrays to start from.
+    """
     targets = np.unique(widths(state))
     keys = random.client_keys(state.key, random.Purpose.PROJECTION, state.client_ids)
 
@@ -95,11 +101,12 @@ def with_projections(state: State) -> State:
         }
 
     groups = []
-    for group in state.groups:
+    for group, own in zip(state.groups, clients.groups, strict=True):
         width, dtype = embedding_width(group), group.params["heads"]["kernel"].dtype
         own_keys = take_members(keys, group.members, state.num_clients)
         maps = over_clients(lambda key, w=width, t=dtype: drawn(key, w, t))(own_keys)
-        params = {**group.params, "projections": maps} if maps else group.params
+        added, _ = initial.in_place({"projections": maps} if maps else {}, {}, own.start or {})
+        params = {**group.params, **added}
         groups.append(dataclasses.replace(group, params=params))
     return dataclasses.replace(state, groups=tuple(groups))
 

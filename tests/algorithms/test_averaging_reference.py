@@ -368,7 +368,8 @@ def test_optimizers_whose_momentum_is_unclear_are_refused(says):
 def test_a_round_of_fedavg_begins_without_momentum_in_any_part(float64):
     """Whether Adam's moments or the buffers of several optimizers."""
     parts = {"w": optax.adam(0.01), "v": told_sgd(0.1, BETA), "b": optax.sgd(0.1, momentum=BETA)}
-    for optimizer, count in ((optax.adam(0.01), 6), (optax.partition(parts, PARTS), 4)):
+    adam = optax.adam(0.01)
+    for optimizer, count in ((adam, 6), (optax.partition(parts, PARTS), 4)):
         for reset in (True, False):
             algorithm = mhd.algorithms.fedavg(local_steps=3, reset_momentum=reset)
             clients = tiny_clients(K, optimizer=optimizer)
@@ -383,6 +384,9 @@ def test_a_round_of_fedavg_begins_without_momentum_in_any_part(float64):
             ]
             assert len(found) == count
             assert all((array == 0).all() == reset for array in found)
+            if optimizer is adam:  # whose moments are corrected by the steps since they were 0
+                taken = optax.tree_utils.tree_get(states[-1].groups[0].opt_state, "count")
+                np.testing.assert_array_equal(taken, [0 if reset else 3] * K)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tests.builders import (
     take_steps,
     tiny_batch,
     tiny_clients,
+    tiny_dataset,
     with_params,
 )
 
@@ -140,6 +141,32 @@ def test_liars_send_false_labels_and_keep_their_own():
     np.testing.assert_allclose(stored[0], (said[0] + false) / 2, atol=1e-6)
     np.testing.assert_allclose(stored[1], said[:3].mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(stored[3], (said[0] + said[2] + said[3]) / 3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_who_replays_remembers_alike_in_company():
+    """Of two joined runs one may ask in a step and the other not."""
+    data = tiny_dataset(90)
+    who = [
+        mhd.make_clients(
+            data,
+            K,
+            Linear(),
+            partition="iid",
+            public_fraction=0.1,
+            seed=seed,
+            adversaries={3: "replay"},
+        )
+        for seed in (0, 1)
+    ]
+    algorithm = mhd.algorithms.idkd(start_step=0, threshold=0.0, mixing="metropolis_hastings")
+    how = {"batch_size": 4, "public_batch_size": 4, "steps": 9, "eval_every": 9}
+    how |= {"faults": mhd.Faults(offline=0.5, offline_steps=3)}
+    found = mhd.simulate_seeds(["complete"] * 2, who, algorithm, seeds=[3, 20], **how)
+    for own, seed, joined in zip(who, (3, 20), found, strict=True):
+        alone = mhd.simulate("complete", own, algorithm, seed=seed, **how)
+        one, other = (result.state.extra["adversaries"].earlier for result in (alone, joined))
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("choice", short(["mean", "most_samples"], "mean"))

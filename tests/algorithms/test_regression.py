@@ -1,6 +1,7 @@
 """Clients that learn numbers: losses, gradients and scores against NumPy, and what is refused."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -218,6 +219,10 @@ def test_a_users_algorithm_says_that_it_learns_numbers():
         (np.array(list("ab" * 10)), {}, "numbers"),
         (np.arange(20.0), {"num_classes": 1}, "two ranges"),
         (np.arange(20.0), {"class_names": ["a", "b"]}, "2 class_names"),
+        (np.arange(20.0), {"class_names": 5}, "list of names, not 5"),
+        (np.arange(20.0), {"num_classes": -3}, "num_classes must be .* not -3"),
+        ([[1.0]] * 19 + [[1.0, 2.0]], {}, "labels of a regression must be numbers"),
+        (np.arange(20.0) * 1e39, {}, "beyond 3.4e"),
     ],
 )
 def test_unsuitable_targets_are_refused(labels, options, words):
@@ -245,3 +250,35 @@ def test_a_table_has_numbers_to_predict(tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, data.targets, data.task.standardised(data.numbers.train)
     )
+
+
+def test_nothing_is_learned_where_nobody_knows_anything():
+    """With density ratios: heads stay as they are, and are not pulled to the number 0."""
+    who = made_clients(objectives={1: "unlabelled", 2: "unlabelled", 3: "unlabelled"})
+    algorithm = A.mhd(
+        num_aux_heads=2, num_targets="all", target_selection="density_ratio", nu_emb=0
+    )
+    chain = np.diag(np.ones(K - 1), 1) + np.diag(np.ones(K - 1), -1)
+    labelled = jnp.asarray(who.learns_labels)[:, None]
+    batches = [
+        batch.replace(mask=batch.mask * labelled) for batch in map(batch_of_numbers, range(3))
+    ]
+    states, _ = take_steps(
+        algorithm, who.with_defaults(SGD_OF_1), chain.astype(np.float32), batches
+    )
+    for before, after in itertools.pairwise(states):
+        known = np.asarray(after.extra["counts"])
+        still = np.array([~moved(before, after, i).any(axis=(1, 2)) for i in range(K)])
+        # Who is k steps from the only labels knows in its k-th head and those above.
+        np.testing.assert_array_equal(still[1:, 1:], known[1:, 1:] == 0)
+        assert still[2:, 0].all()  # no neighbour of theirs has labels to relay
+    assert (known[3] == 0).all() and (known[1:] > 0).any()
+
+
+def test_a_users_selection_may_return_any_numbers():
+    def shrunk(key, candidates):
+        kept = jnp.where(candidates.valid[:, None, None, None], candidates.probabilities, 0)
+        return 0.9 * kept.sum(axis=0) / jnp.maximum(candidates.valid.sum(), 1)
+
+    _, before, after, _ = one_step(A.mhd(target_selection=shrunk, num_targets="all", nu_emb=0))
+    assert moved(before, after, 0)[1].any()

@@ -190,3 +190,14 @@ def test_augmentations_that_do_not_fit_are_refused():
         flat.data.prepared(crop_size=2, standardize=True)
     with pytest.raises(mhd.ConfigError, match="crop_size must be in 1 … 8"):
         digits.data.prepared(crop_size=9)
+
+
+def test_a_channel_of_one_value_keeps_its_scale():
+    """As an opaque alpha channel: what a crop's border brings is then no giant."""
+    alpha = np.full((*IMAGE.shape[:2], 1), 255, np.uint8)
+    both = [np.concatenate([image, alpha], axis=-1) for image in (IMAGE, 255 - IMAGE)]
+    images = np.stack(both * 4)
+    preparation = mhd.data.arrays(images, np.arange(8) % 2).prepared(standardize=True).preparation
+    assert preparation.std[3] == 1 and preparation.mean[3] == pytest.approx(1)
+    black = np.asarray(preparation(jnp.zeros_like(jnp.asarray(images))))
+    np.testing.assert_allclose(black[..., 3], -1, rtol=1e-5)

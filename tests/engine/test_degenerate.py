@@ -48,7 +48,7 @@ def test_the_largest_sound_settings_are_told_nothing_of():
     assert told(clients(Normed()), batch_size=2, public_batch_size=2) == []
     assert told(algorithm=A.mhd(pool_size=2, pool_refresh=99)) == []
     assert told(algorithm=A.mhd(pool_refresh=1000, average_every=1000)) == []  # neither is in use
-    assert told(algorithm=A.mhd(ensembles=TWO, average_every=100, teacher_delay=99)) == []
+    assert told(algorithm=A.mhd(ensembles=TWO, average_every=100, teacher_delay=98)) == []
     assert told(algorithm=A.fedavg(local_steps=100)) == []
     assert told(algorithm=A.fedavg(local_epochs=100.0)) == []
     assert told(algorithm=A.idkd(start_step=99)) == []
@@ -65,7 +65,7 @@ def test_the_largest_sound_settings_are_told_nothing_of():
             ({"batch_size": 31}, "no client has more than 30, .* batch_size to at most 30"),
             (
                 {"algorithm": "supervised", "batch_size": 31},
-                "has 93 samples, but no client .* than 90",
+                "has 93 samples, but no client .* than 90, .* batch_size to at most 30",
             ),
             ({"public_batch_size": 31}, "is 31, but there are 30 public .* to at most 30"),
             ({"who": clients(Normed()), "batch_size": 1}, "but batch_size is 1, .* another norm"),
@@ -78,9 +78,14 @@ def test_the_largest_sound_settings_are_told_nothing_of():
                 {"algorithm": A.mhd(pool_size=2, pool_refresh=100)},
                 "pool_refresh is 100, .* lower it",
             ),
-            ({"algorithm": A.mhd(teacher_delay=100)}, "teacher_delay is 100, .* teachers never"),
+            # At the last of 100 steps, a teacher of 99 steps ago is the first one, still.
+            ({"algorithm": A.mhd(teacher_delay=99)}, "teacher_delay is 99, .* teachers never"),
             ({"algorithm": A.mhd(ensembles=TWO, average_every=101)}, "average_every is 101"),
             ({"algorithm": A.fedavg(local_steps=101)}, "local_steps is 101, .* nobody averages"),
+            (
+                {"algorithm": A.fedproto(local_steps=101)},
+                "local_steps is 101, .* no prototypes are exchanged",
+            ),
             (
                 {"algorithm": A.fedavg(local_epochs=101.0)},
                 "local_epochs is 101, .* nobody averages",
@@ -90,6 +95,10 @@ def test_the_largest_sound_settings_are_told_nothing_of():
                 {"optimizer": mhd.optim.SGD(warmup_steps=100)},
                 "warmup_steps is 100, .* never begins",
             ),
+            (
+                {"who": clients(optimizers={"linear": mhd.optim.SGD(warmup_steps=100)})},
+                "warmup_steps is 100, .* never begins",
+            ),
         ],
         2,
     ),
@@ -97,3 +106,9 @@ def test_the_largest_sound_settings_are_told_nothing_of():
 def test_what_makes_no_sense_is_told_once(settings, sentence):
     (found,) = told(**settings)
     assert re.search(sentence, found)
+
+
+def test_what_no_client_uses_is_not_told():
+    own = {"linear": mhd.optim.SGD(warmup_steps=99)}
+    assert told(clients(optimizers=own), optimizer=mhd.optim.SGD(warmup_steps=100)) == []
+    assert told(algorithm=A.fedproto(lambda_p=0.0, local_steps=101)) == []

@@ -300,3 +300,35 @@ def test_weights_that_cannot_be(make, says):
         who = mhd.make_clients("digits", 2, make())
         mhd.prepare("complete", who)
     assert len(str(raised.value).splitlines()) <= 3 and len(str(raised.value)) < 400
+
+
+class Wide(nn.Module):
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1)))
+
+
+@pytest.mark.parametrize(
+    ("widths", "settings"),
+    [
+        ((8, 8, 8), {"num_targets": "all", "target_selection": "density_ratio", "nu_emb": 0}),
+        pytest.param((8, 12, 12), {"embedding_projection": "linear"}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_algorithms_add_to_parameters_is_taken_too(widths, settings):
+    """Density outputs, and maps between embeddings."""
+    who = mhd.make_clients("digits", 3, [Wide(width) for width in widths])
+    algorithm = mhd.algorithms.mhd(num_aux_heads=1, **settings)
+    before = mhd.simulate("complete", who, algorithm, **HOW, steps=2)
+    run = mhd.prepare("complete", who, algorithm, init=before, batch_size=8, steps=4)
+    assert run.origin["left_out"] == run.origin["drawn"] == []
+    for state in (run.init(), run.init([group.params for group in before.state.groups])):
+        for client in range(3):
+            there, here = _arrays(before.state, client), _arrays(state, client)
+            assert here.keys() == there.keys() and any(
+                name.startswith(("density/", "projections/")) for name in here
+            )
+            for name in here:
+                np.testing.assert_array_equal(here[name], there[name])

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import signal
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -394,6 +395,14 @@ def test_supervised_pools_the_same_budget():
     assert result.summary["beta_sh"]["main"] > 0.85
 
 
+def test_who_has_no_labels_may_be_unlike_the_pooled():
+    who = mhd.make_clients(
+        tiny_dataset(), 3, [Linear(), Linear(), Biased()], objectives={2: "unlabelled"}
+    )
+    run = mhd.prepare("complete", who, "supervised", steps=1, batch_size=4)
+    assert run.clients.groups[0].name == "linear"
+
+
 def test_epochs_count_private_samples():
     who = clients()
     samples = int((who.owner >= 0).sum())
@@ -460,6 +469,18 @@ def test_collapse_is_warned_of():
         )
 
 
+def test_few_public_samples_tell_nothing_of_collapse():
+    """The mean prediction of one sample is as sure as its own."""
+    sure = mhd.optim.SGD(0.5, weight_decay=0.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*distillation has collapsed")
+        result = run(
+            mhd.algorithms.naive(nu_naive=0.1, label_smoothing=0.0),
+            **{"steps": 100, "eval_every": 100, "public_batch_size": 1, "optimizer": sure},
+        )
+    assert result.summary["beta_sh"]["main"] > 0.8
+
+
 class Biased(Linear):
     """Sees a constant beside its input, so that it can answer at all."""
 
@@ -488,11 +509,42 @@ class Biased(Linear):
         ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of stop, quarantine"),
         ({"data_placement": "disk"}, "data_placement must be one of auto, device, host"),
         ({"topology": mhd.topology.ring(5)}, "has 5 clients, but there are 4"),
+        (
+            {"augmentation": ["flip"]},
+            r"augmentation must be a text like 'flip,crop:4' .* not \['flip'\]",
+        ),
+        ({"callbacks": 3}, "callbacks are functions or Callbacks, one or a list, not 3"),
+        ({"init": [3]}, "are a tree for each architecture, a dict, not 3"),
     ],
 )
 def test_bad_settings_are_refused(settings, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         run(**settings)
+
+
+@pytest.mark.parametrize(
+    ("runs", "sentence"),
+    [
+        (["complete"], "run 0 must be a dict of arguments, not 'complete'"),
+        ([{}, {"eval_every": 2}], "eval_every is that of all runs"),
+        ([{"workdir": "w"}], "given by workdirs, one for each run"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(runs, sentence):
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        mhd.simulate_many(runs)
+
+
+def test_seeds_take_the_place_of_a_seed():
+    with pytest.raises(mhd.ConfigError, match="leave seed out"):
+        mhd.simulate_seeds(["ring"], [clients()], "isolated", seeds=[0], seed=3)
+
+
+@pytest.mark.parametrize("samples", [np.zeros((5, 2)), {"a": np.zeros((5, 2))}])
+def test_samples_without_labels_are_refused_as_data(samples):
+    for take in (mhd.data.load, lambda x: mhd.make_clients(tiny_dataset(), 2, public=x)):
+        with pytest.raises(mhd.ConfigError, match=r"have no labels; give \(samples, labels\)"):
+            take(samples)
 
 
 class Other(Linear):

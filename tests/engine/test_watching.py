@@ -167,6 +167,37 @@ def test_early_stopping_is_a_function_of_the_history(clients, tmp_path):
     np.testing.assert_array_equal(again.predict(X), result.predict(X))
 
 
+class Scored:
+    """A view of a run whose validation scores were these."""
+
+    has_validation = True
+
+    def __init__(self, *values):
+        self.history = [
+            {
+                "step": step,
+                "train": {},
+                "validation": {"beta_sh": of_main, "honest": {"beta_sh": of_main}},
+            }
+            for step, of_main in enumerate({"main": value} for value in values)
+        ]
+
+    def stop(self, why, best_step):
+        self.stopped = why, best_step
+
+
+def test_a_score_below_zero_keeps_its_sign():
+    view = Scored(-0.5, -0.35, -0.4, -0.6)
+    mhd.callbacks.EarlyStopping("beta_sh/main", patience=2).on_start([view], 0)
+    why, best_step = view.stopped
+    assert "-0.35 at step 1" in why and best_step == 1
+
+
+def test_what_has_no_heads_cannot_be_watched():
+    with pytest.raises(mhd.ConfigError, match=r"choose one of beta_sh/main\.$"):
+        mhd.callbacks.EarlyStopping("honest/beta_sh").on_start([Scored(0.1)], 0)
+
+
 @pytest.mark.slow
 def test_a_loss_is_to_fall(clients):
     stopping = mhd.callbacks.EarlyStopping("train/loss", patience=1, min_delta=100)

@@ -88,3 +88,15 @@ def test_a_summary_holds_shares(faults):
     confidence = np.array(found["confidence"])
     assert confidence.shape == (K, 3) and (confidence > 1 / NUM_CLASSES).all()
     assert (confidence <= 1).all()
+
+
+def test_a_step_without_numbers_counts_for_no_confidence():
+    """As that in which a client diverges."""
+    teachers = exchange.Teachers(jnp.asarray([[1], [0]]), jnp.ones((2, 1), bool))
+    seen = {
+        "confidence": jnp.array([[0.5, 0.25], [0.75, jnp.nan]]),
+        "followed": jnp.ones((2, 2, 1)),
+    }
+    found = diagnostics.of_step(seen, teachers, own_included=True)
+    np.testing.assert_array_equal(found["confidence"], [[0.5, 0.25], [0, 0]])
+    np.testing.assert_array_equal(found["steps"], [1, 0])

@@ -236,3 +236,9 @@ def test_a_full_disk_loses_nothing(small_disk, original):
     assert resumed.started_at in (5, 10)  # whether the second save came before the ballast
     assert_trees_equal(resumed.state, original[1].state)
     assert [record["step"] for record in resumed.history] == [5, 10, 15, 20]
+
+
+def test_a_run_that_kept_no_best_state_has_none(tmp_path):
+    who = clients(validation_fraction=0.3)
+    run(tmp_path, who=who)
+    assert run(tmp_path, who=who, keep_best=True).best is None

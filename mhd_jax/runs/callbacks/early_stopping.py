@@ -70,7 +70,8 @@ class EarlyStopping(Callback):
             better = value > values[best] + self.min_delta
             best, since = (place, 0) if better else (best, since + 1)
             if since >= self.patience:
-                step, reached = run.history[best]["step"], abs(values[best])
+                step = run.history[best]["step"]
+                reached = -values[best] if self._of_training else values[best]
                 run.stop(
                     f"{self.quantity} has not become better for {self.patience} evaluations, "
                     f"{reached:.4g} at step {step:,} being its best",
