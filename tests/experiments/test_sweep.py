@@ -80,7 +80,6 @@ def test_a_grid(output, programs):
     assert whole["beta_sh"]["main"]["half_width"] == pytest.approx((high - low) / 2)
     assert any("torus" in note and "refused" in note for note in table["notes"])
     assert pathlib.Path("w/sweep.png").exists() and "1.0" not in out.splitlines()[-1]
-    removal.discard(pathlib.Path("w"))  # nothing is there that --overwrite would not know
     page = pathlib.Path("w/report.html").read_text()  # of the finished study, with all its lines
     assert has_report(pathlib.Path("w")) and page.count('<tr><th scope="row"') == sum(
         max(len(row["beta_sh"]), 1) for row in table["rows"]
@@ -88,6 +87,7 @@ def test_a_grid(output, programs):
     assert f"{whole['beta_sh']['main']['mean']:.3f} ±" in page and all(
         markupsafe.escape(note) in page for note in table["notes"]
     )
+    removal.discard(pathlib.Path("w"))  # nothing is there that --overwrite would not know
 
 
 @pytest.mark.parametrize(
