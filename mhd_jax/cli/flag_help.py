@@ -133,9 +133,8 @@ def of_algorithm(name: str) -> str:
 
 def _flag(flag: flags.Flag) -> str:
     """Returns the lines of a flag."""
-    text = " ".join(
-        re.sub(r"^<[^>]*>: ", "", flag.help or "").split()
-    )  # without absl's form of choices
+    given = re.sub(r"^<[^>]*>: ", "", flag.help or "")  # without absl's form of choices
+    text = " ".join(given.split())
     choices = getattr(flag.parser, "enum_values", None)
     if choices:
         text += f" One of {', '.join(choices)}."

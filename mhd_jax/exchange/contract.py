@@ -127,8 +127,9 @@ def _require_targets(name: str, targets: Array, candidates: Candidates) -> None:
     expected, count = candidates.logits.shape[1:], int(candidates.valid.sum())
     has_classes = candidates.task.has_classes
     if targets.shape != expected:
+        what = "probabilities" if has_classes else "numbers"
         raise ConfigError(
-            f"{name} must return {'probabilities' if has_classes else 'numbers'} [P, R, C], here {list(expected)}, but returns shape "
+            f"{name} must return {what} [P, R, C], here {list(expected)}, but returns shape "
             f"{list(targets.shape)}; the first axis of the candidates' [N, P, R, C] is to go, by a "
             "choice or a mean."
         )

@@ -357,6 +357,7 @@ def test_on_the_complete_graph_all_learn_everybodys_mean():
         np.testing.assert_allclose(labels[seen[1].public_indices], mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_sharpens_by_one_or_keeps_for_one_step_changes_nothing():
     clients = clients_of()
     run = lambda **how: trajectory(mhd.algorithms.ds_fl(**SHORT, **how), clients)

@@ -112,6 +112,7 @@ def test_jitter_is_within_its_strength():
     np.testing.assert_allclose(factors.mean(), 1, atol=0.03)
 
 
+@pytest.mark.slow
 def test_a_step_of_rotation_prediction():
     """The gradient of its cross-entropy, in NumPy."""
     clients = clients_with("rotation")

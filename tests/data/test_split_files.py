@@ -75,6 +75,7 @@ def test_a_runs_split_repeats_the_run(tmp_path):
     assert settings["partition"] == "file" and "public_fraction" not in settings
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_split_gets_it_again(tmp_path):
     who = tiny_clients(public_fraction=0.3)
 

@@ -248,6 +248,7 @@ def test_models_are_told_what_they_break(model, sentence):
 LABELS = {"backbone": "no", "heads": "yes"}
 
 
+@pytest.mark.slow
 def test_masks_and_labels_may_be_trees():
     parts = {"yes": optax.sgd(0.1), "no": optax.set_to_zero()}
     run = prepared("mhd", optimizer=optax.multi_transform(parts, LABELS))

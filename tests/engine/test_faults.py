@@ -233,6 +233,7 @@ def test_a_summary_tells_what_has_failed(tmp_path):
         run("fedavg", LATE, workdir=tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_that_fails_changes_nothing():
     plain, none = (prepared("fedavg", what, on_nonfinite="stop") for what in (None, Faults()))
     assert plain.static() == none.static() and none.plan is None and none.carry.tally is None

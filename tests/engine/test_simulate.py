@@ -65,6 +65,7 @@ def results(history):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
+@pytest.mark.slow
 def test_two_arguments_suffice():
     data = mhd.data.load("digits")
     few = {"inputs": 300, "labels": 300, "test_inputs": 40, "test_labels": 40}
@@ -372,6 +373,7 @@ def test_the_run_folder_and_its_summary(tmp_path):
     assert result.summary == summary
 
 
+@pytest.mark.slow
 def test_the_consensus_model_is_the_mean_of_the_clients_parameters():
     having = {name for name, build in ALGORITHMS.items() if build().consensus is not None}
     assert having == {"dsgd", "qg_dsgd", "ccl", "idkd"}
@@ -406,8 +408,8 @@ def test_who_has_no_labels_may_be_unlike_the_pooled():
 def test_epochs_count_private_samples():
     who = clients()
     samples = int((who.owner >= 0).sum())
-    result = run(who=who, steps=None, epochs=3, eval_every=1000)
-    assert result.summary["steps"] == round(3 * samples / (4 * 4))
+    prepared = mhd.prepare("complete", who, "isolated", epochs=3, batch_size=4)
+    assert prepared.steps == round(3 * samples / (4 * 4))
 
 
 def test_graphs_and_seeds_share_one_program():
@@ -419,6 +421,7 @@ def test_graphs_and_seeds_share_one_program():
     assert steps.dispatch._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_seeds_and_splits_share_the_program_of_their_start():
     first = mhd.prepare("ring", clients(), "mhd", seed=0).init()
     compiled = start._compiled.cache_info().misses

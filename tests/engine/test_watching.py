@@ -79,6 +79,7 @@ def test_a_view_shows_the_run_at_its_step(clients):
     assert result.predict(X).shape == seen[4][0].shape
 
 
+@pytest.mark.slow
 def test_a_view_has_no_state_between_evaluations(clients):
     kept = []
     mhd.simulate("ring", clients, **HOW, steps=2, callbacks=lambda record, view: kept.append(view))

@@ -142,6 +142,7 @@ def test_counts_are_numbers_of_walks(own):
     np.testing.assert_array_equal(after.extra["counts"], np.stack(walks, axis=1))
 
 
+@pytest.mark.slow
 def test_who_is_away_keeps_its_counts_and_who_has_no_labels_claims_nothing():
     clients = tiny_clients(K, objectives={2: "unlabelled"})
     presence = Presence(jnp.arange(K) != 0, jnp.ones(K, bool))
@@ -198,6 +199,7 @@ def test_few_teachers_stand_for_all_neighbours(float64):
     np.testing.assert_allclose(jax.grad(loss)(d), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_bytes_of_densities_and_counts_are_counted():
     """P · m · (C + 1) numbers and m counts cross an edge in a step."""
     clients = tiny_clients(K, public_fraction=0.3)

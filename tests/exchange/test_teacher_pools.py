@@ -16,6 +16,7 @@ from tests.builders import (
     assert_trees_close,
     assert_trees_equal,
     of_client,
+    short,
     take_steps,
     tiny_batch,
     tiny_clients,
@@ -110,7 +111,7 @@ def test_a_pool_equals_a_loop_that_keeps_every_state():
     assert len(slots) == 2 and any(len(set(step)) > 1 for step in slots)
 
 
-@pytest.mark.parametrize("delay", [1, 3])
+@pytest.mark.parametrize("delay", short([1, 3], 3))
 def test_teachers_of_some_steps_ago(delay):
     algorithm = mhd.algorithms.mhd(teacher_delay=delay, num_targets="all", nu_emb=0.2)
     states, batches, _ = run(algorithm, RING, 5)

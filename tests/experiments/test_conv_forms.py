@@ -39,6 +39,7 @@ def test_forms_compute_one_thing(name, float64):
         np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_times_are_written_shape_by_shape(call, tmp_path):
     small = ["--clients=2", "--images=2", "--repetitions=1", "--dtypes=float32"]
     status, out, _ = call(conv_forms, "--shapes=4x2,2x4", *small, "--times=times.json")

@@ -104,6 +104,7 @@ def test_a_command_names_no_folder_of_a_machine(command, expected):
     assert kept.without_folders(command) == expected
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_kept_as_such_and_the_others_go_on(output):
     arguments = (*SMALL, FEW, "--seeds=1", "--workdir=w", "--nu_naive=1e38")
     output(paper, *arguments)

@@ -63,6 +63,7 @@ def test_a_teacher_that_knows_its_classes_shows():
     assert found["accuracy"]["random"] < found["accuracy"]["density"]
 
 
+@pytest.mark.slow
 def test_a_run_is_measured(output, tmp_path):
     clients = mhd.make_clients("digits", 4, "mlp_small", partition=mhd.partition.primary_labels(2))
     algorithm = mhd.algorithms.mhd(

@@ -150,6 +150,7 @@ def test_hyperparameters_that_a_folder_does_not_know_are_at_their_defaults(cut):
         run(cut, mhd.algorithms.isolated(label_smoothing=0.2))
 
 
+@pytest.mark.slow
 def test_other_packages_are_told_of_and_other_contents_refused(cut):
     folder = cut / "checkpoints" / "20"
     about = manifest.read(folder)["about"]

@@ -128,6 +128,7 @@ def test_a_page_that_cannot_be_written_ends_no_study(tmp_path, at_once):
     assert json.loads((tmp_path / "table.json").read_text())["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_runs_that_diverge_are_counted(tmp_path, at_once):
     clients = mhd.make_clients(tiny_dataset(), 4, Linear(), partition="iid")
     rates = {"small": 0.1, "large": 1e30}

@@ -79,6 +79,7 @@ def test_distributed_distillation_on_an_empty_graph_is_training_alone(net):
     assert_trees_close(params(together.state), params(alone.state), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @nets
 def test_fedmd_of_one_client_has_nothing_to_digest(net):
     algorithm, graph = A.fedmd(digest_steps=1, revisit_steps=1), jnp.zeros((1, 1))
@@ -89,6 +90,7 @@ def test_fedmd_of_one_client_has_nothing_to_digest(net):
     assert losses[0] == losses[2] == 0 < losses[1]
 
 
+@pytest.mark.slow
 @nets
 def test_a_pool_renewed_at_every_step_is_fresh_teachers(net):
     """Its only snapshot is a random neighbour as it is: the draw that is made without a pool."""
@@ -164,6 +166,7 @@ def with_presence(trains, reachable, seed=0):
     return tiny_batch(K, seed=seed).replace(presence=presence)
 
 
+@pytest.mark.slow
 def test_who_is_away_keeps_its_pool_hears_nobody_and_is_charged_nothing():
     """Client 0 comes at step 2 and is away again at step 4; client 1 trains off-line at step 3."""
     algorithm = A.mhd(pool_size=2, pool_refresh=2, num_targets="all")

@@ -41,6 +41,7 @@ def unequal(num_clients):
     return lambda labels, k, c, rng: np.resize(owners, len(labels))
 
 
+@pytest.mark.slow
 def test_a_hybrid_step_is_a_step_of_mhd_and_an_average():
     """Client by client, in two architectures; momentum stays at home, and so do those outside."""
     ensembles = [[4, 0, 5], [3, 1]]
