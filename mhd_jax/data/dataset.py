@@ -239,6 +239,10 @@ def arrays(
     if vocabulary_size is not None and not tokens:
         raise ConfigError("vocabulary_size is that of tokens; give tokens=True, or leave it out.")
     require_kind("regression", "bool", regression)
+    if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
+        raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
+    if num_classes is not None:
+        require_counts(num_classes=num_classes)
     images = as_arrays(images, "images")
     targets = None
     if regression:
@@ -287,10 +291,6 @@ def _named(
     class_names: Any, num_classes: int | None, labels: np.ndarray, test_labels: np.ndarray | None
 ) -> tuple[str, ...]:
     """Returns the classes' names, which labels fit; raises `ConfigError` where they do not."""
-    if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
-        raise ConfigError(f"class_names must be a list of names, not {class_names!r}.")
-    if num_classes is not None:
-        require_counts(num_classes=num_classes)
     if class_names is None:
         if num_classes is None:
             num_classes = _num_classes(labels, test_labels)

@@ -18,7 +18,6 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.tasks import Numbers
-from mhd_jax.core.validation import require_counts
 
 RANGES = 10
 
@@ -105,8 +104,6 @@ def edges_of(numbers: np.ndarray, count: int | None) -> np.ndarray:
     Raises:
       ConfigError: fewer than two ranges.
     """
-    if count is not None:
-        require_counts(num_classes=count)
     shares = np.linspace(0, 1, (RANGES if count is None else count) + 1)[1:-1]
     first = numbers[:, 0]
     edges = np.unique(np.quantile(first, shares, method="nearest")) if shares.size else first[:0]
@@ -142,8 +139,6 @@ def in_ranges(
     size = train.shape[1]
     if names is None:
         names = ["target"] if size == 1 else [f"target_{place}" for place in range(size)]
-    if not isinstance(names, Sequence | np.ndarray):
-        raise ConfigError(f"class_names must be a list of names, not {names!r}.")
     if len(names) != size:
         raise ConfigError(f"there are {len(names)} class_names, but {size} numbers a sample.")
     edges = edges_of(train, count)

@@ -31,13 +31,14 @@ def discard(folder: pathlib.Path) -> None:
     """
     if not folder.exists():
         return
-    found = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
-    runs = [path for path in found if _is_run(path)]
+    found = list(_folders(folder)) if folder.is_dir() else []
+    runs = [path for path, is_run in found if is_run]
     if not runs and not _is_left_behind(folder):
         raise ConfigError(
             f"{folder} exists and holds no runs; nothing was removed. Choose another."
         )
-    if (foreign := next(_foreign(folder), None)) is not None:
+    files = (file for path, _ in found for file in sorted(path.iterdir()) if not _is_folder(file))
+    if (foreign := next((file for file in files if not _is_written(file)), None)) is not None:
         raise ConfigError(
             f"{foreign} is of no run, so that nothing was removed; put it elsewhere, or choose another "
             "workdir."
@@ -46,21 +47,23 @@ def discard(folder: pathlib.Path) -> None:
         for run in runs:
             held.enter_context(locks.locked(run))
         for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
+            if _is_folder(path):
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
 
-def _foreign(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields what no run leaves in a folder, and in those in it."""
+def _folders(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, bool]]:
+    """Yields a folder and those in it, and whether each is a run's; not what is a run's own."""
     is_run = _is_run(folder)
+    yield folder, is_run
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            if not (is_run and path.name in _OF_A_RUN):
-                yield from _foreign(path)
-        elif not _is_written(path):
-            yield path
+        if _is_folder(path) and not (is_run and path.name in _OF_A_RUN):
+            yield from _folders(path)
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_written(path: pathlib.Path) -> bool:
