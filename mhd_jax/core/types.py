@@ -64,8 +64,8 @@ class Model(Protocol):
     ) -> tuple[Outputs, PyTree]:
         """Returns outputs on samples and the updated statistics; a `key` selects training mode."""
 
-    def is_random(self, params: PyTree, inputs: PyTree) -> bool:
-        """Returns whether a pass in training mode draws random numbers."""
+    def has_modes(self, params: PyTree, stats: PyTree, inputs: PyTree) -> bool:
+        """Returns whether a pass in training mode computes something else than one in evaluation."""
 
 
 class Participants(Protocol):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.errors import InvalidRngError
 
+from mhd_jax.core.digests import program_digest
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.label_sets import masked
 from mhd_jax.core.types import Outputs
@@ -137,20 +138,15 @@ class ClientModel:
             density = seen @ params["density"]["kernel"].T + params["density"]["bias"]
         return Outputs(masked(logits, label_set), embeddings, density), stats
 
-    def is_random(self, params: PyTree, inputs: PyTree) -> bool:
-        """Returns whether a pass in training mode draws random numbers, as dropout does.
+    def has_modes(self, params: PyTree, stats: PyTree, inputs: PyTree) -> bool:
+        """Returns whether a pass in training mode computes something else than one in evaluation mode.
 
-        The backbone must have no statistics; arguments are as for `apply`, or their shapes.
+        It does with statistics, with dropout, and with whatever else a backbone makes of `train`;
+        arguments are as for `apply`, or their shapes.
         """
-        try:
-            jax.eval_shape(
-                lambda p, x: self.backbone.apply({"params": p}, x, train=True),
-                params["backbone"],
-                inputs,
-            )
-        except InvalidRngError:  # the backbone needs a key, and there is none
-            return True
-        return False
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, inputs))
+        leaves, structure = jax.tree.flatten(shapes)
+        return bool(jax.tree.leaves(stats)) or _has_modes(self, structure, tuple(leaves))
 
     def _require_embedding(self, embeddings: Any, inputs: PyTree) -> None:
         num_samples = jax.tree.leaves(inputs)[0].shape[0]
@@ -166,6 +162,18 @@ class ClientModel:
             f"(here N = {num_samples}) in floating-point numbers, but it returned {found}; leave "
             "the classifier to the heads and return the last hidden activation."
         )
+
+
+@functools.lru_cache(32)  # several parts of a step ask, and tracing a deep backbone takes a while
+def _has_modes(model: ClientModel, structure: Any, shapes: tuple[Any, ...]) -> bool:
+    def digest(trains: bool) -> str:
+        def outputs(params: PyTree, inputs: PyTree, key: jax.Array) -> Outputs:
+            return model.apply(params, {}, inputs, key if trains else None)[0]
+
+        params, inputs = jax.tree.unflatten(structure, shapes)
+        return program_digest(outputs, params, inputs, jax.random.key(0))
+
+    return digest(trains=True) != digest(trains=False)
 
 
 def backbone_name(backbone: nn.Module) -> str:

@@ -188,10 +188,8 @@ def forward(
 
 
 def has_modes(group: GroupState, batch: Batch) -> bool:
-    """Returns whether training and evaluation mode differ, by batch statistics or by dropout."""
-    return bool(jax.tree.leaves(group.stats)) or group.model.is_random(
-        *of_one_client((group.params, batch.inputs))
-    )
+    """Returns whether a group's training and evaluation mode differ."""
+    return group.model.has_modes(*of_one_client((group.params, group.stats, batch.inputs)))
 
 
 def local_gradients(

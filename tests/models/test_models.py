@@ -262,7 +262,7 @@ def test_transformers_are_no_convolutional_clients_and_random_with_dropout_only(
         model = ClientModel(ViT(4, width=6, depth=1, dropout=dropout), 2, 3)
         params, _ = jax.eval_shape(model.init, jax.random.key(0), x)
         assert max(p.ndim for p in jax.tree.leaves(params)) == 3
-        assert model.is_random(params, x) == (dropout > 0)
+        assert model.has_modes(params, {}, x) == (dropout > 0)
 
 
 def test_halving_takes_maxima_and_gives_each_gradient_to_one_entry():

@@ -83,9 +83,9 @@ def test_arguments_tell_an_nnx_module_its_mode_and_bring_its_stream():
     np.testing.assert_array_equal(evaluated, x)
     one, two = (model.apply(params, stats, x, jax.random.key(i))[0].embeddings for i in (1, 2))
     assert (one != two).all() and (one != x).all()
-    assert model.is_random(params, x)
+    assert model.has_modes(params, stats, x)
     quiet = ClientModel(from_nnx(tower, 6), 1, NUM_CLASSES)
-    assert not quiet.is_random(jax.eval_shape(quiet.init, jax.random.key(0), x)[0], x)
+    assert not quiet.has_modes(*jax.eval_shape(quiet.init, jax.random.key(0), x), x)
 
 
 def test_an_nnx_module_computes_in_bfloat16_and_keeps_its_parameters():

@@ -32,6 +32,7 @@ class Net(nn.Module):
 
     batch_norm: bool = False
     dropout: bool = False
+    scale: float = 1.0  # in evaluation mode
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -40,7 +41,7 @@ class Net(nn.Module):
             h = nn.BatchNorm(use_running_average=not train, momentum=0.5)(h)
         if self.dropout:
             h = nn.Dropout(0.5, deterministic=not train)(h)
-        return nn.relu(h)
+        return nn.relu(h) * (1.0 if train else self.scale)
 
 
 NETS = {
@@ -48,11 +49,9 @@ NETS = {
     "batch statistics": Net(batch_norm=True),
     "dropout": Net(dropout=True),
     "both": Net(batch_norm=True, dropout=True),
+    "scaled": Net(scale=0.5),
 }
-nets = pytest.mark.parametrize(
-    "net",
-    short(["plain", "batch statistics", "dropout", "both"], "both"),
-)
+nets = pytest.mark.parametrize("net", short(list(NETS), "both", "scaled"))
 
 
 def params(state):
