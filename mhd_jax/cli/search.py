@@ -18,6 +18,7 @@ from absl import flags
 import mhd_jax as mhd
 from mhd_jax.cli import cases, study, workdirs
 from mhd_jax.cli.cases import Assignment, Axis
+from mhd_jax.cli.watching import watchers
 from mhd_jax.core import extras
 from mhd_jax.core.errors import in_a_line
 from mhd_jax.core.validation import require_validation
@@ -115,7 +116,7 @@ def carry_out(seeds: Sequence[int], workdir: pathlib.Path) -> list[Trial]:
     space = {axis[0]: _distribution(optuna, axis) for axis in _axes()}
     metric = _metric()
     base = cases.read_one(())
-    run = base.settings.prepared(base.algorithm, seeds[0])
+    run = base.settings.prepared(base.algorithm, seeds[0], watchers())
     require_validation("--search", len(run.clients.validation) > 0)
     workdirs.make_room(workdir)
 

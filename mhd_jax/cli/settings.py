@@ -18,10 +18,12 @@ from mhd_jax.data.augmentation import parse
 from mhd_jax.data.partition import Partition, PrimaryLabels
 from mhd_jax.data.sources import options_of
 from mhd_jax.engine import memory
+from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.origins import opened
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.settings import DEFAULT_STEPS, Settings
+from mhd_jax.engine.simulate import require_startable
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies.compare import settings_for
 from mhd_jax.training.optim import SGD, AdamW
@@ -171,21 +173,36 @@ class RunSettings:
         found = simulate_cases([(self, algorithm, seed) for seed in seeds], workdirs, callbacks)
         return [result for result in found if isinstance(result, mhd.Result)]
 
-    def check(self, algorithm: mhd.Algorithm, seed: int) -> dict[str, Any]:
+    def check(
+        self, algorithm: mhd.Algorithm, seed: int, callbacks: Sequence[Any] = ()
+    ) -> dict[str, Any]:
         """Returns the settings of a run as in its `config.json`.
 
-        Raises:
-          mhd.ConfigError: the run could not start.
-        """
-        return jsonable(self.prepared(algorithm, seed).settings)
-
-    def prepared(self, algorithm: mhd.Algorithm, seed: int) -> Run:
-        """Returns a run that is ready to start; nothing of it is computed.
+        Args:
+          algorithm: what the clients do.
+          seed: of data split and training.
+          callbacks: what is to watch the run.
 
         Raises:
-          mhd.ConfigError: the run could not start.
+          mhd.ConfigError: the run could not start, whatever its folder holds.
         """
-        return prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
+        return jsonable(self.prepared(algorithm, seed, callbacks).settings)
+
+    def prepared(self, algorithm: mhd.Algorithm, seed: int, callbacks: Sequence[Any] = ()) -> Run:
+        """Returns a run that is ready to start, as `check` finds; nothing of it is computed."""
+        run = prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
+        some = [
+            pathlib.Path()
+        ]  # a command's runs have a folder, whose content does not matter here
+        host = HostSettings(workdirs=some, callbacks=callbacks, **self.on_the_host)
+        require_startable(run, host)
+        return run
+
+    @property
+    def on_the_host(self) -> dict[str, Any]:
+        """The settings of all runs of one call: when they evaluate and save, and what they measure."""
+        own = {name: getattr(self, name) for name in _OF_THE_HOST}
+        return {**own, "metrics": _metrics(self.metrics), "progress": False}
 
     def data_bytes(self) -> int:
         """Returns the bytes of the training data in memory."""
@@ -349,14 +366,11 @@ def simulate_cases(
 
     The first case's settings determine when all runs evaluate and save.
     """
-    first = cases[0][0]
     return mhd.simulate_many(
         [settings.arguments(algorithm, seed) for settings, algorithm, seed in cases],
-        **{name: getattr(first, name) for name in _OF_THE_HOST},
-        metrics=_metrics(first.metrics),
+        **cases[0][0].on_the_host,
         workdirs=workdirs,
         callbacks=callbacks,
-        progress=False,
         keep_going=keep_going,
         write_reports=write_reports,
     )

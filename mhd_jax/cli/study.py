@@ -91,7 +91,7 @@ def run(
         other runs.
     """
     for case in cases:  # all of them, before the first trains for hours
-        case.settings.check(case.algorithm, seeds[0])
+        case.settings.check(case.algorithm, seeds[0], watchers())
     workdirs.make_room(workdir)
     distinct = {case.name: case for case in cases}
     found: dict[str, list[Summary]] = {name: [] for name in distinct}
@@ -128,7 +128,7 @@ def refusals(cases: Sequence[Case], seed: int) -> dict[str, mhd.ConfigError]:
     found = {}
     for case in cases:
         try:
-            case.settings.check(case.algorithm, seed)
+            case.settings.check(case.algorithm, seed, watchers())
         except mhd.ConfigError as error:
             found[case.name] = error
     return found
@@ -185,7 +185,7 @@ def keep(
         before the first run trains.
     """
     files = [kept.path(records, case.folder, seed) for case, seed in runs]
-    settings = [case.settings.check(case.algorithm, seed) for case, seed in runs]
+    settings = [case.settings.check(case.algorithm, seed, watchers()) for case, seed in runs]
     workdirs.make_room(workdir)
     found = {file: kept.read(file, own) for file, own in zip(files, settings, strict=True)}
     left = [place for place, file in enumerate(files) if found[file] is None]

@@ -12,6 +12,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.core.validation import require_counts, require_validation
+from mhd_jax.engine import memory
 from mhd_jax.engine.metrics import Metric, OwnMetrics
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.settings import Settings
@@ -60,14 +61,21 @@ class HostSettings:
         """The metrics, checked."""
         return OwnMetrics.checked(self.metrics)
 
-    def folders(self, runs: Sequence[Run]) -> list[RunFolder | None]:
-        """Returns the folder of each run; checking it writes nothing."""
+    def require_fit(self, runs: Sequence[Run]) -> None:
+        """Raises `ConfigError` for what does not fit these runs, or this machine."""
         require_counts(keep_checkpoints=self.keep_checkpoints)
         if self.keep_best:
             require_validation("keep_best", all(len(run.clients.validation) for run in runs))
-        if not self.workdirs:
-            if self.keep_best:
+            if not self.workdirs:
                 raise ConfigError("keep_best keeps a checkpoint in a folder; give a workdir.")
+        for run in runs:
+            memory.require_state_fits(run, saves=self.workdirs is not None)
+            clients = run.clients
+            self.own_metrics.try_out(run.num_active, clients.task, clients.num_outputs)
+
+    def folders(self, runs: Sequence[Run]) -> list[RunFolder | None]:
+        """Returns the folder of each run; checking it writes nothing."""
+        if not self.workdirs:
             return [None for _ in runs]
         paths = [folder_here(path, "workdir") for path in self.workdirs]
         if len({path.resolve() for path in paths}) < len(paths):

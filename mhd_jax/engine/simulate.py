@@ -16,7 +16,6 @@ from mhd_jax.core import modes
 from mhd_jax.core.errors import ConfigError, DivergedError, InterruptedRun
 from mhd_jax.core.types import Algorithm
 from mhd_jax.data.augmentation import Augmentation
-from mhd_jax.engine import memory
 from mhd_jax.engine.failures import explained
 from mhd_jax.engine.faults import Faults
 from mhd_jax.engine.host import HostSettings, Watcher
@@ -29,6 +28,8 @@ from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Plan
 from mhd_jax.engine.settings import Settings
+from mhd_jax.runs.callbacks import Callback
+from mhd_jax.runs.folder import RunFolder
 from mhd_jax.training import optim
 
 
@@ -291,18 +292,8 @@ def simulate_many(
 @modes.standard()
 def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | DivergedError]:
     """Takes prepared runs to their end, jointly if they can share a program."""
-    plans = [
-        Plan.checked(run.steps, host.eval_every, host.checkpoint_every, host.steps_per_dispatch)
-        for run in runs
-    ]
-    for run in runs:
-        memory.require_state_fits(run, saves=host.workdirs is not None)
     watch, folders = host.watcher(), host.folders(runs)
-    for run in runs:
-        clients = run.clients
-        host.own_metrics.try_out(run.num_active, clients.task, clients.num_outputs)
-    lanes = [Lane(*parts, host) for parts in zip(runs, folders, plans, strict=True)]
-    watch.check([lane.view for lane in lanes])
+    lanes = _lanes(runs, host, folders, watch)
     results: dict[int, Result | DivergedError] = {}
     unfinished: list[int] = []
     with explained([folder for folder in folders if folder is not None]):
@@ -320,6 +311,31 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
                 results.update(zip(who, found, strict=True))
                 _require_begun(lanes[who[0]], len(results), len(lanes))
     return [results[i] for i in range(len(lanes))]
+
+
+def require_startable(run: Run, host: HostSettings) -> None:
+    """Raises `ConfigError` if a prepared run could not start, whatever its folder holds by now."""
+    _lanes([run], host, [None], host.watcher())
+
+
+def _lanes(
+    runs: Sequence[Run], host: HostSettings, folders: Sequence[RunFolder | None], watch: Callback
+) -> list[Lane]:
+    """Returns the host's side of runs that can start; nothing has been written by then."""
+    lanes = [
+        Lane(
+            run,
+            folder,
+            Plan.checked(
+                run.steps, host.eval_every, host.checkpoint_every, host.steps_per_dispatch
+            ),
+            host,
+        )
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+    host.require_fit(runs)
+    watch.check([lane.view for lane in lanes])
+    return lanes
 
 
 def _require_begun(lane: Lane, done: int, count: int) -> None:

@@ -84,6 +84,28 @@ def test_overwrite_makes_a_comparison_of_a_run(output, refused):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("--patience=3", "--patience is about --early_stopping"),
+        ("--early_stopping=beta_sh/main", "EarlyStopping"),
+        ("--keep_best", "keep_best"),
+        ("--keep_checkpoints=0", "keep_checkpoints must be"),
+        ("--steps_per_dispatch=0", "steps_per_dispatch must be"),
+        ("--metrics=f1", "f1"),
+    ],
+)
+def test_what_no_run_can_have_is_refused_before_anything_is_removed(
+    refused, tmp_path, given, sentence
+):
+    tiny_run(tmp_path / "w")
+    how = [*SMALL, "--algorithm=isolated", "--workdir=w", given]
+    assert sentence in refused(train, *how, "--overwrite")
+    assert sentence in refused(train, *how[:-2], "--workdir=new", given, "--dry_run")
+    assert sentence in refused(compare, *SMALL, "--algorithms=isolated", *how[-2:], "--overwrite")
+    assert (tmp_path / "w/summary.json").exists()
+
+
 def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):
     removal.discard(tmp_path / "nothing")
     tiny_run(tmp_path / "study/a")

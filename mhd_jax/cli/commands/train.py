@@ -42,14 +42,15 @@ def main() -> None:
     algorithm = algorithm_flag.value()
     settings = run_flags.settings()
     workdir = workdirs.chosen(algorithm.name, settings.topology)
+    watchers = [LiveReport(), *watching.watchers()]
     if _DRY_RUN.value:
-        _run_dry(settings.prepared(algorithm, flags.FLAGS.seed), settings.eval_every, workdir)
+        run = settings.prepared(algorithm, flags.FLAGS.seed, watchers)
+        _run_dry(run, settings.eval_every, workdir)
         return
     if workdirs.overwrites():
-        settings.check(algorithm, flags.FLAGS.seed)  # before anything is lost
+        settings.check(algorithm, flags.FLAGS.seed, watchers)  # before anything is lost
         workdirs.make_room(workdir)
     finished, reported = (workdir / "summary.json").exists(), has_report(workdir)
-    watchers = [LiveReport(), *watching.watchers()]
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watchers)
 
     if json_flag.asked():
