@@ -21,7 +21,7 @@ import jax
 from absl import app, flags, logging
 
 import mhd_jax as mhd
-from mhd_jax.cli import flag_help, presets, watchdog
+from mhd_jax.cli import flag_help, presets, watchdog, workdirs
 from mhd_jax.cli.fellows import Fellows, fellows
 from mhd_jax.core import modes
 from mhd_jax.core.commands import by_mhd
@@ -34,6 +34,7 @@ _PATIENCE = 120  # seconds that processes wait for each other at the start
 _UNFORESEEN = 70  # the exit status of an internal error, as in sysexits.h
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _STATUS = {mhd.ConfigError: 2, mhd.DivergedError: 3, mhd.StorageError: 5}
+_STOPPED = 130  # the exit status of an interrupted run
 _formatted = warnings.formatwarning
 _INTERRUPTED = "interrupted; the same command goes on from what was saved"
 
@@ -105,14 +106,14 @@ def run(
             _exit(
                 f"error: {place} cannot be written ({error.strerror}). Make room, or see to it that "
                 "the folder may be written, and the same command goes on.",
-                5,
+                _STATUS[mhd.StorageError],
             )
         except mhd.LostProcessError:
             watchdog.end_alone()
         except mhd.InterruptedRun as stop:
-            _exit(str(stop), 130)
+            _exit(str(stop), _STOPPED)
         except KeyboardInterrupt:  # the second request to stop
-            _exit(_INTERRUPTED, 130)
+            _exit(_INTERRUPTED, _STOPPED)
 
     _end_by_signals()
     warnings.formatwarning = _as_line
@@ -307,8 +308,8 @@ def _end_by_signals() -> None:
                 _last_words.pop()()
         with contextlib.suppress(RuntimeError):  # interrupted while it was being written
             sys.stdout.flush()
-        os.write(sys.stderr.fileno(), f"{_INTERRUPTED}\n".encode())
-        os._exit(130)
+        os.write(sys.stderr.fileno(), f"{_to_go_on(_INTERRUPTED)}\n".encode())
+        os._exit(_STOPPED)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, end)
@@ -316,5 +317,13 @@ def _end_by_signals() -> None:
 
 
 def _exit(sentence: str, status: int) -> NoReturn:
-    print(sentence, file=sys.stderr)
+    goes_on = status in (_STATUS[mhd.StorageError], _STOPPED)
+    print(_to_go_on(sentence) if goes_on else sentence, file=sys.stderr)
     sys.exit(status)
+
+
+def _to_go_on(sentence: str) -> str:
+    """Returns a sentence about the same command with what that must leave out."""
+    if not workdirs.overwrites():
+        return sentence
+    return f"{sentence.removesuffix('.')}; leave out --overwrite then, which begins anew"

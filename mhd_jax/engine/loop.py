@@ -91,7 +91,7 @@ def _train(
 
     step = int(carry.state.step)
     pace = Pace(plan.per_dispatch)
-    if step:  # a run that was killed when a callback had stopped it
+    if 0 < step < plan.steps:  # a run that was killed when a callback had stopped it
         _stop_where_asked(lanes, program, carry)
     while step < plan.steps and not all(lane.has_ended for lane in lanes):
         num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)

@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.files import partial_of, written_whole
 from mhd_jax.core.warned import warn
 from mhd_jax.runs.decoration import decoration
 
@@ -195,12 +196,14 @@ def save_figure(make: Callable[[], Figure], path: pathlib.Path) -> Figure | None
                 layout.execute(figure)
                 figure.set_layout_engine("none")
             figure.set_dpi(_DPI)
-            FigureCanvasAgg(figure).print_png(files[0])
-            FigureCanvasSVG(figure).print_svg(files[1], metadata={"Date": None})
+            with written_whole(files[0]) as png, written_whole(files[1]) as svg:
+                FigureCanvasAgg(figure).print_png(png)
+                FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
             return figure
         except BaseException:
             for file in files:  # files of an earlier figure, or a half-written one
                 file.unlink(missing_ok=True)
+                partial_of(file).unlink(missing_ok=True)
             raise
     return None
 

@@ -84,11 +84,18 @@ def decisive_environment(carry: PyTree) -> dict[str, Any]:
 
 
 def command() -> str | None:
-    """Returns the command of this process; None if it runs no file, as in a notebook."""
+    """Returns the command that takes up what this process does; None if it runs no file.
+
+    A notebook runs none. `--overwrite` is left out: a run that has begun anew is to go on.
+    """
     started_from = getattr(sys.modules["__main__"], "__file__", None)
     if by_mhd():
-        return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
-    return shlex.join(["python", *sys.orig_argv[1:]]) if started_from else None
+        parts = [*sys.argv[0].split(), *sys.argv[1:]]
+    elif started_from:
+        parts = ["python", *sys.orig_argv[1:]]
+    else:
+        return None
+    return shlex.join(part for part in parts if part not in ("--overwrite", "-overwrite"))
 
 
 def git_commit() -> str | None:

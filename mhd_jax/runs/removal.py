@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.runs import locks
-from mhd_jax.runs.records import read_json
+from mhd_jax.runs.records import read_json, write_json
 
 _FILES = {
     *("config.json", "split.npz", "metrics.jsonl", "summary.json", "models.pickle", "report.html"),
@@ -17,6 +17,7 @@ _FILES = {
 }
 _IN_PAIRS = {".png": ".svg", ".svg": ".png", ".json": ".md", ".md": ".json"}  # figures and tables
 _OF_A_RUN = ("checkpoints", "wandb")  # the folders in a run's folder
+_BEGUN = "removal.partial"  # the files that a removal has begun to remove; it may be killed
 
 
 def discard(folder: pathlib.Path) -> None:
@@ -31,22 +32,31 @@ def discard(folder: pathlib.Path) -> None:
     """
     if not folder.exists():
         return
+    begun = folder / _BEGUN
+    known = set(read_json(begun)["files"]) if begun.exists() else set()
     found = list(_folders(folder)) if folder.is_dir() else []
     runs = [path for path, is_run in found if is_run]
-    if not runs and not _is_left_behind(folder):
+    if not runs and not known and not _is_left_behind(folder):
         raise ConfigError(
             f"{folder} exists and holds no runs; nothing was removed. Choose another."
         )
     files = (file for path, _ in found for file in sorted(path.iterdir()) if not _is_folder(file))
-    if (foreign := next((file for file in files if not _is_written(file)), None)) is not None:
+    foreign = (
+        file
+        for file in files
+        if not _is_written(file) and str(file.relative_to(folder)) not in known
+    )
+    if (first := next(foreign, None)) is not None:
         raise ConfigError(
-            f"{foreign} is of no run, so that nothing was removed; put it elsewhere, or choose another "
+            f"{first} is of no run, so that nothing was removed; put it elsewhere, or choose another "
             "workdir."
         )
     with contextlib.ExitStack() as held:
         for run in runs:
             held.enter_context(locks.locked(run))
-        for path in folder.iterdir():
+        inside = [path for path in folder.rglob("*") if not _is_folder(path)]
+        write_json(begun, {"files": [str(path.relative_to(folder)) for path in inside]})
+        for path in sorted(folder.iterdir(), key=lambda path: path == begun):
             if _is_folder(path):
                 shutil.rmtree(path)
             else:

@@ -1,7 +1,9 @@
 """Where commands leave their runs: a folder for each setting, and --overwrite."""
 
 import json
+import os
 import pathlib
+import shutil
 
 import pytest
 from absl import flags
@@ -104,6 +106,32 @@ def test_what_no_run_can_have_is_refused_before_anything_is_removed(
     assert sentence in refused(train, *how[:-2], "--workdir=new", given, "--dry_run")
     assert sentence in refused(compare, *SMALL, "--algorithms=isolated", *how[-2:], "--overwrite")
     assert (tmp_path / "w/summary.json").exists()
+
+
+def test_a_removal_that_is_killed_can_be_taken_up(tmp_path, monkeypatch):
+    tiny_run(tmp_path / "study/a/seed_0")
+    for name in ("table.json", "table.md", "a/seed_0/accuracy.png", "a/seed_0/accuracy.svg"):
+        (tmp_path / "study" / name).write_text("{}")
+    files = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
+    unlink = os.unlink
+    for survivors in range(1, len(files)):
+        folder = shutil.copytree(tmp_path / "study", tmp_path / "killed" / str(survivors))
+        left = len(files) - survivors
+
+        def killed(path, *given, folder=folder, **how):
+            nonlocal left
+            if pathlib.Path(path).name != "lock":
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+            unlink(path, *given, **how)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "unlink", killed)  # by which shutil and pathlib remove files
+            removal.discard(folder)
+        assert any(path.is_file() for path in folder.rglob("*"))
+        removal.discard(folder)
+        assert list(folder.iterdir()) == []
 
 
 def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):

@@ -310,13 +310,14 @@ def test_the_imagenet_preset_at_toy_size(output, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_interrupt_and_resume(tmp_path):
     command = ["-m", "experiments.train", *SMALL, "--workdir=w", "--checkpoint_every=5"]
-    command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01"]
+    command += ["--steps=1000000", "--eval_every=50", "--learning_rate=0.01", "--overwrite"]
     process = start_python(*command, cwd=tmp_path)
     wait_until((tmp_path / "w" / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
-    assert "the same command resumes it" in err
+    assert "the same command resumes it; leave out --overwrite" in err
+    assert "--overwrite" not in read(tmp_path / "w" / "config.json")["environment"]["command"]
     saved = max(int(d.name) for d in (tmp_path / "w" / "checkpoints").iterdir())
     assert f"stopped at step {saved} of 1000000" in err
 

@@ -107,7 +107,7 @@ class ShowProgress(Callback):
         stops = [
             f"{self._prefix(run)}stopped at step {run.step} of {self._steps}: {run.stopping.reason}"
             for run in self._runs
-            if run.stopping is not None
+            if run.stopping is not None and run.step < self._steps
         ]
         if stops and len(self._runs) == 1:
             self._state = stops[0]

@@ -31,17 +31,17 @@ class TensorBoard(Tracker):
         require("tensorboardX")
 
     def open(self, run: WatchedRun, step: int) -> Log:
-        """Opens the run's event files; TensorBoard hides older files' entries of later steps."""
+        """Opens an event file, which gets all evaluations; TensorBoard hides those of older files."""
         if run.folder is None:
             raise ConfigError("TensorBoard's files go to a run's folder; give the run a workdir.")
-        return _Events(run.folder / "tensorboard", run.settings, step)
+        return _Events(run.folder / "tensorboard", run.settings)
 
 
 class _Events(Log):
-    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], step: int):
-        self.last = step if any(folder.glob("events*")) else 0
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+        self.last = 0  # older files may lack an evaluation, where a process died before it was told
         writer = require("tensorboardX").SummaryWriter
-        self._writer = writer(str(folder), purge_step=self.last + 1 if self.last else 0)
+        self._writer = writer(str(folder), purge_step=1 if any(folder.glob("events*")) else 0)
         self._settings = settings
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
