@@ -168,6 +168,18 @@ def test_early_stopping_is_a_function_of_the_history(clients, tmp_path):
     np.testing.assert_array_equal(again.predict(X), result.predict(X))
 
 
+def test_who_would_stop_at_the_last_step_has_finished(clients, tmp_path, capfd):
+    """Also where a process died between the last checkpoint and the summary."""
+    still = mhd.optim.SGD(learning_rate=1e-9)
+    stopping = mhd.callbacks.EarlyStopping("beta_sh/main", patience=2)
+    how = {**HOW, "steps": 6, "optimizer": still, "progress": True, "callbacks": stopping}
+    for _ in range(2):
+        result = mhd.simulate("ring", clients, **how, workdir=tmp_path / "a")
+        assert result.summary["status"] == "finished" and "best_step" not in result.summary
+        (tmp_path / "a/summary.json").unlink()
+    assert result.started_at == 6 and "stopped" not in capfd.readouterr().err
+
+
 class Scored:
     """A view of a run whose validation scores were these."""
 

@@ -77,6 +77,25 @@ def test_tensorboard(tracked):
         assert started.hparams["hyperparameters.nu_aux"].number_value == pytest.approx(0.3)
 
 
+def test_no_evaluation_is_lost_where_a_process_dies_before_tensorboard_is_told(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    how = {"steps": 6, "eval_every": 2, "batch_size": 4, "workdir": tmp_path, "progress": False}
+
+    def cut(record):  # which has been saved by then
+        if record["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        callbacks = [cut, mhd.callbacks.TensorBoard()]
+        mhd.simulate("ring", tiny_clients(), "isolated", **how, callbacks=callbacks)
+    again = mhd.callbacks.TensorBoard()
+    assert mhd.simulate("ring", tiny_clients(), "isolated", **how, callbacks=again).started_at == 4
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("beta_sh/main")] == [2, 4, 6]
+
+
 def test_tensorboard_needs_a_folder():
     how = {"steps": 1, "batch_size": 4, "callbacks": mhd.callbacks.TensorBoard()}
     with pytest.raises(mhd.ConfigError, match="give the run a workdir"):
