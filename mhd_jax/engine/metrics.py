@@ -2,15 +2,17 @@
 
 A metric is a function `f(logits [N, C], labels [N]) -> float` of one client's head on a set of
 samples, called on the host with NumPy arrays: `simulate(..., metrics={"macro_f1": macro_f1})`. For
-a regression it gets predicted and true numbers [N, D], both in their own units. By
-the names of further parameters it may ask for `client`, the client's number; `everyone`, the same
-head's logits of all clients, [K, N, C]; and `graph`, A(t) of the evaluation's step, [K, K].
+a regression it gets predicted and true numbers [N, D], both in their own units. What it returns counts
+as unknown if it is not finite. By the names of further parameters it may ask for `client`, the client's
+number; `everyone`, the same head's logits of all clients, [K, N, C]; and `graph`, A(t) of the
+evaluation's step, [K, K].
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,6 +22,7 @@ import scipy.special
 
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.tasks import Task
+from mhd_jax.core.warned import warn
 from mhd_jax.training.metrics import (  # as mhd_jax.metrics had them, for one version
     beta_priv as beta_priv,
 )
@@ -132,6 +135,9 @@ def share_below(result: Any, isolated: Any, metric: str = "beta_priv", head: str
       metric: "beta_sh" or "beta_priv".
       head: the head of `result`; of `isolated` it is the main head.
 
+    Returns:
+      The share among the clients of whom both are known; NaN if there are none.
+
     Raises:
       ConfigError: the results are of other numbers of clients, or have no such metric or head.
     """
@@ -145,7 +151,8 @@ def share_below(result: Any, isolated: Any, metric: str = "beta_priv", head: str
             f"the results are of {len(own)} and of {len(alone)} clients; give isolated training of "
             "the same clients."
         )
-    return float((own < alone).mean())
+    known = ~(np.isnan(own) | np.isnan(alone))
+    return float((own < alone)[known].mean()) if known.any() else math.nan
 
 
 def _of_clients(summary: Mapping[str, Any], metric: str, head: str) -> np.ndarray:
@@ -221,7 +228,9 @@ class OwnMetrics:
                     own = {what: further[what] for what in asked}
                     who = f"the metric {name} of client {client}, head {head},"
                     values[client, rank] = _called(function, who, everyone[client], labels, own)
-            found[name] = values
+            if np.isinf(values).any():
+                warn(f"the metric {name} is infinite for some clients, which counts as unknown.")
+            found[name] = np.where(np.isinf(values), np.nan, values)
         return found
 
 

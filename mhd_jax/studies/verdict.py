@@ -74,7 +74,12 @@ def _of_metric(summaries: Summaries, metric: str, means: Mapping[str, float]) ->
     tested = {name: each for name, each in found.items() if isinstance(each, Difference)}
     untested = [name for name in found if name not in tested]
     parts = []
-    for verdict, phrase in (("ahead", "it is ahead of"), ("tie", "it ties with")):
+    phrases = {
+        "ahead": "it is ahead of",
+        "tie": "it ties with",
+        "behind": "on the seeds in common it is behind",  # where its mean is of others, too
+    }
+    for verdict, phrase in phrases.items():
         own = {name: each for name, each in tested.items() if each.verdict == verdict}
         if own:
             parts.append(f"{phrase} {_listed(own, summaries, best)}")

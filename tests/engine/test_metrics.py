@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -67,6 +68,21 @@ def test_fairness_of_a_summary():
     found = metrics.fairness(_summary(values))["beta_priv"]["main"]
     known = np.array([v for v in values if v is not None])
     assert found == {"worst": 0.1, "lowest_tenth": pytest.approx(0.3), "std": known.std()}
+
+
+def test_who_is_worse_off_than_alone_is_known_of_some_alone():
+    result, alone = (
+        types.SimpleNamespace(summary=_summary(values))
+        for values in ([0.5, 0.9, None, 0.1], [0.8, 0.8, 0.8, None])
+    )
+    assert metrics.share_below(result, alone) == 0.5
+
+
+def test_what_is_infinite_is_unknown():
+    own = {"mine": lambda logits, labels, client: -np.inf if client else 2.0}
+    with pytest.warns(UserWarning, match="the metric mine is infinite"):
+        found = metrics.OwnMetrics.checked(own).of(np.zeros((2, 3, 1, 2)), np.zeros(3, int), None)
+    np.testing.assert_array_equal(found["mine"], [[2.0], [np.nan]])
 
 
 @pytest.mark.parametrize(

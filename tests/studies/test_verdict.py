@@ -72,6 +72,13 @@ def test_every_row_may_be_the_baseline():
     assert list(verdict.differences(many)["beta_sh"]) == ["row_0"]
 
 
+def test_a_row_may_have_the_highest_mean_and_be_behind_on_the_seeds_in_common():
+    summaries = made(high=[*LOW, 0.99, 0.99], low=HIGH)
+    said, _ = verdict.in_words(summaries)
+    gap = np.mean(np.subtract(LOW, HIGH))
+    assert f"on the seeds in common it is behind low ({gap:+.3f}".replace("-", "−") in said
+
+
 def test_pairs_are_of_equal_seeds():
     summaries = made(high=HIGH, low=LOW)
     summaries["low"] = dict(reversed(summaries["low"].items()))
