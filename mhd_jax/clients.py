@@ -739,9 +739,7 @@ def _groups(
     choices = map(as_backbone, of_each(model, len(goals), "models", "resnet18:4,resnet34:4"))
     members: dict[Any, list[int]] = {}
     for client, (choice, goal) in enumerate(zip(choices, goals, strict=True)):
-        if not isinstance(
-            choice.model if isinstance(choice, Pretrained) else choice, str | nn.Module
-        ):
+        if not isinstance(_model_of(choice), str | nn.Module):
             raise ConfigError(
                 "a model is a name, a Flax module that returns an embedding, an NNX class of such "
                 "modules or mhd_jax.models.from_nnx(...) of one with arguments, or one of these "
@@ -791,11 +789,18 @@ def _groups(
                 frozen=frozen,
             )
         )
-    if initialization is not None and not any(group.initialization for group in groups):
-        raise ConfigError(
-            "initialization is that of models given by name, but there are none; leave it out."
-        )
+    if not any(isinstance(_model_of(choice), str) for choice, _ in members):
+        for what, given in (("norm", norm), ("initialization", initialization)):
+            if given is not None:
+                raise ConfigError(
+                    f"{what} is that of models given by name, but there are none; leave it out."
+                )
     return tuple(groups)
+
+
+def _model_of(choice: Any) -> Any:
+    """Returns a choice's model without the weights that it may start from."""
+    return choice.model if isinstance(choice, Pretrained) else choice
 
 
 def _initialization(name: str, given: Any) -> str | None:
@@ -812,6 +817,11 @@ def _initialization(name: str, given: Any) -> str | None:
 def _with_optimizers(
     groups: tuple[ClientGroup, ...], optimizers: Mapping[str, Optimizer]
 ) -> tuple[ClientGroup, ...]:
+    if not isinstance(optimizers, Mapping):
+        raise ConfigError(
+            "optimizers are those of some models by name, like {'resnet18': mhd.optim.SGD(0.1)}; one of "
+            "all clients is an argument of simulate."
+        )
     unknown = sorted(map(str, set(optimizers) - {group.name for group in groups}))
     if unknown:
         raise ConfigError(

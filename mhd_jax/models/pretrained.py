@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -64,8 +65,9 @@ def pretrained(
     """
     if frozen and trainable is not None:
         raise ConfigError("give frozen or trainable, not both: each is what the other is not.")
-    if isinstance(frozen, str) or isinstance(trainable, str):
-        raise ConfigError('frozen and trainable are lists of patterns, like ("backbone/*",).')
+    for patterns in (frozen, () if trainable is None else trainable):
+        if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+            raise ConfigError('frozen and trainable are lists of patterns, like ("backbone/*",).')
     kept = tuple(frozen) if trainable is None else ("!", *trainable)
     return Pretrained(as_backbone(model), _arrays(weights), kept)
 
@@ -116,11 +118,15 @@ def _arrays(weights: PyTree | str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "weights are a tree of arrays, an NNX module, or the path of an .npz file, not of type "
             f"{type(weights).__name__}."
         )
-    if not found or any(a.dtype.kind not in "fiu" for a in found.values()):
+    if not found or not all(_are_numbers(a.dtype) for a in found.values()):
         raise ConfigError(
             "weights must be arrays of numbers, with names like backbone/Dense_0/kernel."
         )
     return found
+
+
+def _are_numbers(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 def _of_nnx(module: nnx.Module | nnx.State) -> PyTree:

@@ -22,6 +22,7 @@ import numpy as np
 from flax import struct
 
 from mhd_jax.core import modes
+from mhd_jax.core.client_axis import is_traced
 from mhd_jax.core.digests import pure_program
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
@@ -74,7 +75,7 @@ class Topology:
         return self.schedule(self.adjacency, jnp.asarray(step))
 
     def __repr__(self) -> str:
-        if isinstance(jax.tree.leaves(self.adjacency)[0], jax.core.Tracer):
+        if is_traced(self.adjacency):
             return f"Topology {self.name}"
         edges = int((self.at(0) > 0).sum())
         static = self.schedule is cycle and len(self.adjacency) == 1
@@ -483,6 +484,7 @@ def _powers_of_two(num_clients: int) -> list[int]:
 def _ring_of_offsets(
     name: str, num_clients: int, offsets: Sequence[int], directed: bool
 ) -> Topology:
+    require_kind("directed", "bool", directed)
     matrix = _offset_matrix(num_clients, offsets, directed=directed)
     return from_array(matrix, f"directed {name}" if directed else name)
 
@@ -661,7 +663,19 @@ def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
 
     Args:
       parts: the first step of each topology, in ascending order from 0, and the topology.
+
+    Raises:
+      ConfigError: parts that are no such pairs, or topologies of unlike numbers of clients.
     """
+    parts = list(parts)
+    for part in parts:
+        if not (
+            isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Topology)
+        ):
+            raise ConfigError(
+                f"graphs that follow each other are pairs of a step and a Topology, like (0, ring(8)), "
+                f"not {part!r}."
+            )
     starts = [start for start, _ in parts]
     if not (
         starts
@@ -721,6 +735,8 @@ def named(name: str, num_clients: int, **given: Any) -> Topology:
       given: values for `options` of the topology; each graph of a switch takes the options that
         it has.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a topology's name is a text, like 'ring', not {name!r}.")
     if unknown := given.keys() - options(name).keys():
         raise ConfigError(f"the topology {name} does not use {', '.join(sorted(unknown))}.")
     if parts := _parts(name):
@@ -765,6 +781,9 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
     Raises:
       ConfigError: the topology is none of these, or has another number of clients.
     """
+    if any(topology is make for make in TOPOLOGIES.values()):
+        name = topology.__name__
+        raise ConfigError(f"{name} makes a graph when it is called: {name}({num_clients}).")
     if isinstance(topology, str):
         topology = named(topology, num_clients)
     elif isinstance(topology, os.PathLike):

@@ -15,6 +15,7 @@ from jax import Array
 
 from mhd_jax.core import modes, neighbour_devices
 from mhd_jax.core.client_axis import everywhere, first_of, neighbour_slots, over_clients
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import PyTree
 
 _GATHERING = 16  # gathering one neighbour is as slow as 16 clients of a matrix product
@@ -57,7 +58,15 @@ MIXINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def links(adjacency: jax.Array) -> jax.Array:
     """Returns 1 for each edge, whatever its weight, and 0 elsewhere, float32 [K, K]."""
+    _require_matrix(adjacency)
     return (jnp.asarray(adjacency) > 0).astype(jnp.float32)
+
+
+def _require_matrix(given: Any) -> None:
+    if hasattr(given, "adjacency"):
+        raise ConfigError(
+            "mixing matrices are of a graph's matrix at one step; give topology.at(0), not the topology."
+        )
 
 
 def spectral_gap(mixing: Any) -> float:
@@ -65,6 +74,7 @@ def spectral_gap(mixing: Any) -> float:
 
     The larger the gap, the faster gossip brings the clients to consensus.
     """
+    _require_matrix(mixing)
     matrix = np.asarray(mixing, np.float64)
     eigenvalues = np.linalg.eigvalsh if (matrix == matrix.T).all() else np.linalg.eigvals
     sizes = np.sort(np.abs(eigenvalues(matrix)))

@@ -31,7 +31,7 @@ class Recorded:
       learning_rate: the peak rate.
       weight_decay: see each record.
       schedule: "cosine" to 0 over the run, "constant", "step": divided by 10 at half and at three
-        quarters of the run, or "decreasing": η / (1 + t/100)^¾ whatever the length of the run,
+        quarters of the steps after the warm-up, or "decreasing": η / (1 + t/100)^¾ whatever the length of the run,
         rates whose sum diverges while the sum of their squares converges (Robbins and Monro,
         1951).
       warmup_steps: W steps of linear warm-up before the schedule: step t < W has (t + 1)/W of the
@@ -75,11 +75,14 @@ class Recorded:
         if self.schedule == "cosine":
             main = optax.cosine_decay_schedule(peak, steps)
         elif self.schedule == "step":
-            main = optax.piecewise_constant_schedule(peak, {steps // 2: 0.1, steps * 3 // 4: 0.1})
+            main = optax.piecewise_constant_schedule(
+                peak, {max(part, 1): 0.1 for part in (steps // 2, steps * 3 // 4)}
+            )
         elif self.schedule == "decreasing":
 
             def main(step: Any) -> Any:
-                return peak * (1 + step / 100) ** -0.75
+                # Before the end of a warm-up, where this does not count, the step is below 0.
+                return peak * (1 + jnp.maximum(step, 0) / 100) ** -0.75
         else:
             main = optax.constant_schedule(peak)
         if not self.warmup_steps:

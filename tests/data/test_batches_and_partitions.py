@@ -16,7 +16,7 @@ from mhd_jax.data.partition_statistics import label_entropy, mean_total_variatio
 from mhd_jax.data.preprocessing import PLAIN
 from mhd_jax.data.shuffle import shuffled
 from mhd_jax.engine.steps import device_data
-from tests.builders import thinned, tiny_clients, tiny_dataset
+from tests.builders import Linear, thinned, tiny_clients, tiny_dataset
 
 stream = jax.jit(shuffled)
 
@@ -389,6 +389,11 @@ def test_bad_data_is_refused(make, sentence):
             "than 20 of 43 samples; raise al",
         ),
         ({"partition": mhd.partition.shards(20)}, "80 shards need as many samples"),
+        ({"model": Linear(), "norm": "group"}, "norm is that of models given by name"),
+        (
+            {"model": "mlp_small", "optimizers": mhd.optim.SGD()},
+            "optimizers are those of some models",
+        ),
     ],
 )
 def test_bad_clients_are_refused(settings, sentence):

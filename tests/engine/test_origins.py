@@ -284,6 +284,12 @@ class WithWeights(nn.Module):
         (lambda: mhd.pretrained("mlp", 3), "not of type int"),
         (lambda: mhd.pretrained("mlp", {"w": [1.0]}, frozen=("a",), trainable=("b",)), "not both"),
         (lambda: mhd.pretrained("mlp", {"w": [1.0]}, frozen="a"), "lists of patterns"),
+        (lambda: mhd.pretrained("mlp", {"w": [1.0]}, frozen=None), "lists of patterns"),
+        (lambda: mhd.pretrained("mlp", {"w": np.array([1j])}), "must be arrays of numbers"),
+        (
+            lambda: mhd.pretrained("mlp_small", {"w": jnp.ones(3, jnp.bfloat16)}),
+            "fits an array of clients 0, 1",
+        ),
         (lambda: mhd.pretrained("mlp_small", {"w": np.ones(3)}), "fits an array of clients 0, 1"),
         (
             lambda: mhd.pretrained(

@@ -204,12 +204,23 @@ def _write(path, text):
         (lambda p: _write(p / "f.npy", "not numpy"), "not a readable .npy"),
         (lambda p: lambda t: np.zeros((3, 3)), r"returns shape \[3, 3\], but 4 clients"),
         (lambda p: lambda t: [1] if t else [2], "cannot be traced"),
+        (lambda p: mhd.topology.ring, r"ring makes a graph when it is called: ring\(4\)"),
+        (lambda p: mhd.topology.ring(4, directed="no"), "directed must be True or False"),
+        (lambda p: mhd.topology.named(4, 4), "a topology's name is a text, like 'ring', not 4"),
+        (lambda p: topologies.spectral_gap(mhd.topology.ring(4)), r"give topology\.at\(0\)"),
+        (lambda p: mhd.topology.metropolis_hastings(mhd.topology.ring(4)), r"give topology\.at"),
         (lambda p: _raising, r"_raising cannot be traced by JAX \(RuntimeError\); compute"),
     ],
 )
 def test_bad_graphs_are_refused(make, sentence, tmp_path):
     with pytest.raises(mhd.ConfigError, match=sentence):
         topologies.as_topology(make(tmp_path), 4)
+
+
+def test_a_graph_of_a_function_is_shown():
+    topology = mhd.topology.from_function(lambda step: jnp.ones((4, 4)) - jnp.eye(4), 4)
+    assert "4 clients, 12 directed edges" in repr(topology)
+    assert "12 directed edges" in topology._repr_html_()
 
 
 def test_rings_and_stars_need_enough_clients():

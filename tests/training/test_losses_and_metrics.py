@@ -105,6 +105,11 @@ def test_schedules():
     rates = np.array([decreasing.rate(10)(t) for t in (0, 100, 1500)])
     np.testing.assert_allclose(rates, [2, 2 / 2**0.75, 2 / 8], rtol=1e-6)
     assert decreasing.rate(10)(7) == decreasing.rate(10_000)(7)  # however long the run
+    for warmup in (99, 100, 300):
+        late = mhd.optim.SGD(2.0, schedule="decreasing", warmup_steps=warmup).rate(500)
+        rates = [late(0), late(warmup - 1), late(warmup), late(warmup + 100)]
+        np.testing.assert_allclose(rates, [2 / warmup, 2, 2, 2 / 2**0.75], rtol=1e-6)
+    assert mhd.optim.SGD(learning_rate=1.0, schedule="step").rate(1)(0) == 1
     warm = mhd.optim.SGD(learning_rate=1.0, schedule="constant", warmup_steps=10).rate(100)
     np.testing.assert_allclose([warm(t) for t in (0, 4, 9, 10, 99)], [0.1, 0.5, 1, 1, 1], rtol=1e-6)
     then = mhd.optim.SGD(learning_rate=2.0, warmup_steps=4).rate(104)  # the schedule is whole
