@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mhd_jax.algorithms import ALGORITHMS
+from mhd_jax.algorithms import hyperparameters as defaults_of
 from mhd_jax.algorithms.fedavg import steps_of_epochs
 from mhd_jax.clients import Clients
 from mhd_jax.core.types import Algorithm, State
@@ -14,6 +16,10 @@ from mhd_jax.data.batching import BatchSpec
 from mhd_jax.training import optim
 
 _MOST_NAMED = 10
+_OF_DENSITY = (
+    *("density_weights", "density_clip", "density_divides", "density_cap"),
+    "density_gradient",
+)
 
 
 def warn_of(
@@ -36,6 +42,7 @@ def warn_of(
         *_of_batches(clients, spec, batch_size),
         *_of_batch_statistics(clients, spec, state),
         *_of_intervals(algorithm.hyperparameters, clients, spec, optimizers, steps),
+        *_of_what_has_no_effect(algorithm, any(group.model.density for group in state.groups)),
     ]
     for sentence in sentences:
         warn(sentence)
@@ -126,3 +133,30 @@ def _of_intervals(
     for name, value, too_large, what in due:
         if is_integer(value) and value >= too_large:
             yield f"{name} is {value:,}, but the run has {steps:,} steps: {what}; lower it."
+
+
+def _of_what_has_no_effect(algorithm: Algorithm, has_density: bool) -> Iterator[str]:
+    """Yields a warning for each hyperparameter that was chosen, and that others leave without effect."""
+    if (
+        algorithm.factory not in ALGORITHMS.values()
+    ):  # a user's own may mean something else by a name
+        return
+    given, defaults = algorithm.hyperparameters, defaults_of(algorithm.factory)
+    heads, own = given.get("num_aux_heads", 0), given.get("include_self", False)
+    needs = (  # (names, whether they are used, when they are)
+        (
+            _OF_DENSITY,
+            has_density,
+            "with a density_weight, or a target_selection by density ratios",
+        ),
+        (("pool_refresh",), given.get("pool_size"), "with a pool_size above 0"),
+        (("average_every",), given.get("ensembles") is not None, "with ensembles"),
+        (("own_candidate",), heads and own, "with auxiliary heads and include_self"),
+        (("era_temperature",), given.get("aggregation") == "era", "with the aggregation era"),
+        (("era_exponent",), given.get("aggregation") == "enhanced_era", "with enhanced_era"),
+        (("weighting",), given.get("lambda_p") != 0, "with a lambda_p above 0"),
+    )
+    for names, is_used, when in needs:
+        for name in names:
+            if name in defaults and not is_used and given[name] != defaults[name]:
+                yield f"{name} is {given[name]!r}, which has no effect: it counts only {when}."

@@ -387,7 +387,11 @@ def outputs_of_models(
 
 
 def _pick_part(which: Array, *parts: Outputs) -> Outputs:
-    return jax.tree.map(lambda *arrays: jax.lax.select_n(which, *arrays), *parts)
+    def pick(*arrays: Array) -> Array:
+        dtype = jnp.result_type(*arrays)  # clients may compute in unlike types
+        return jax.lax.select_n(which, *(a.astype(dtype) for a in arrays))
+
+    return jax.tree.map(pick, *parts)
 
 
 def of_one_width(outputs: Sequence[Outputs]) -> list[Outputs]:

@@ -47,7 +47,6 @@ def test_the_largest_sound_settings_are_told_nothing_of():
     assert told() == []
     assert told(clients(Normed()), batch_size=2, public_batch_size=2) == []
     assert told(algorithm=A.mhd(pool_size=2, pool_refresh=99)) == []
-    assert told(algorithm=A.mhd(pool_refresh=1000, average_every=1000)) == []  # neither is in use
     assert told(algorithm=A.mhd(ensembles=TWO, average_every=100, teacher_delay=98)) == []
     assert told(algorithm=A.fedavg(local_steps=100)) == []
     assert told(algorithm=A.fedavg(local_epochs=100.0)) == []
@@ -99,6 +98,21 @@ def test_the_largest_sound_settings_are_told_nothing_of():
                 {"who": clients(optimizers={"linear": mhd.optim.SGD(warmup_steps=100)})},
                 "warmup_steps is 100, .* never begins",
             ),
+            ({"algorithm": A.mhd(pool_refresh=50)}, "pool_refresh is 50, which has no effect: it"),
+            ({"algorithm": A.mhd(density_cap=2.0)}, "density_cap is 2.0, .* by density ratios"),
+            ({"algorithm": A.mhd(average_every=5)}, "average_every is 5, .* only with ensembles"),
+            (
+                {"algorithm": A.mhd(own_candidate="main", include_self=False)},
+                "own_candidate is 'main', .* include_self",
+            ),
+            (
+                {"algorithm": A.ds_fl(aggregation="mean", era_exponent=3.0)},
+                "era_exponent is 3.0, .* only with enhanced_era",
+            ),
+            (
+                {"algorithm": A.fedproto(lambda_p=0.0, weighting="clients")},
+                "weighting is 'clients', .* lambda_p above 0",
+            ),
         ],
         2,
     ),
@@ -112,3 +126,6 @@ def test_what_no_client_uses_is_not_told():
     own = {"linear": mhd.optim.SGD(warmup_steps=99)}
     assert told(clients(optimizers=own), optimizer=mhd.optim.SGD(warmup_steps=100)) == []
     assert told(algorithm=A.fedproto(lambda_p=0.0, local_steps=101)) == []
+    weighted = A.mhd(target_selection="density_ratio", num_targets="all", density_cap=2.0)
+    assert told(algorithm=weighted) == told(algorithm=A.mhd(pool_size=1, pool_refresh=5)) == []
+    assert told(algorithm=A.ds_fl(era_temperature=0.2)) == []

@@ -214,3 +214,22 @@ def test_a_slot_is_renewed_only_when_its_client_is_there():
         params["heads"]["kernel"] for params, _ in (of_client(state, 1, "snapshots"), first)
     )
     assert not np.allclose(theirs, kept)
+
+
+class Half(nn.Module):
+    """With parameters, and so an embedding, in bfloat16."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dense(6, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)(x)
+
+
+def test_teachers_may_compute_in_other_types_on_a_students_own_samples():
+    """Each student's teacher is evaluated in all architectures, of which one is picked."""
+    clients = tiny_clients(K, groups=[(Net(), (0, 2)), (Half(), (1,))])
+    assert clients.groups[1].backbone == Half()
+    algorithm = A.mhd(num_aux_heads=1, public_batch="independent", nu_emb=0.0)
+    batch = tiny_batch(K, shared=False)
+    states, (metrics,) = take_steps(algorithm, clients, COMPLETE, [batch])
+    assert np.isfinite(metrics["aux_loss"]).all()
+    assert jax.tree.leaves(states[-1].groups[1].params["backbone"])[0].dtype == jnp.bfloat16
