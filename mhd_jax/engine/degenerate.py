@@ -42,7 +42,9 @@ def warn_of(
         *_of_batches(clients, spec, batch_size),
         *_of_batch_statistics(clients, spec, state),
         *_of_intervals(algorithm.hyperparameters, clients, spec, optimizers, steps),
-        *_of_what_has_no_effect(algorithm, any(group.model.density for group in state.groups)),
+        *_of_what_has_no_effect(
+            algorithm, any("density" in group.params for group in state.groups)
+        ),
     ]
     for sentence in sentences:
         warn(sentence)
@@ -137,11 +139,12 @@ def _of_intervals(
 
 def _of_what_has_no_effect(algorithm: Algorithm, has_density: bool) -> Iterator[str]:
     """Yields a warning for each hyperparameter that was chosen, and that others leave without effect."""
+    factory = algorithm.factory
     if (
-        algorithm.factory not in ALGORITHMS.values()
-    ):  # a user's own may mean something else by a name
+        factory is None or factory not in ALGORITHMS.values()
+    ):  # a user's own may mean something else
         return
-    given, defaults = algorithm.hyperparameters, defaults_of(algorithm.factory)
+    given, defaults = algorithm.hyperparameters, defaults_of(factory)
     heads, own = given.get("num_aux_heads", 0), given.get("include_self", False)
     needs = (  # (names, whether they are used, when they are)
         (
