@@ -26,11 +26,13 @@ from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Plan
 from mhd_jax.engine.steps import Carry
 from mhd_jax.engine.summary import executed, record_of, summarize
+from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.callbacks import WatchedRun
 from mhd_jax.runs.callbacks.base import Present
 from mhd_jax.runs.checkpoints import best
 from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.folder import RunFolder
+from mhd_jax.training.metrics import head_names
 
 
 @dataclasses.dataclass
@@ -53,8 +55,10 @@ class Lane:
     def view(self) -> WatchedRun:
         """The run as callbacks see it."""
         folder = None if self.folder is None else self.folder.path
-        has_validation = len(self.run.clients.validation) > 0
-        return WatchedRun(self.run.settings, folder, self.history, has_validation)
+        metrics = [*METRICS, *self.host.own_metrics.functions] if self.run.validation else []
+        heads = head_names(self.run.algorithm.num_heads)
+        scores = [f"{metric}/{head}" for metric in metrics for head in heads]
+        return WatchedRun(self.run.settings, folder, self.history, scores)
 
     @property
     def has_ended(self) -> bool:

@@ -91,6 +91,7 @@ def test_overwrite_makes_a_comparison_of_a_run(output, refused):
     [
         ("--patience=3", "--patience is about --early_stopping"),
         ("--early_stopping=beta_sh/main", "EarlyStopping"),
+        ("--early_stopping=beta_sh/aux_9 --validation_fraction=0.1", "there is no beta_sh/aux_9"),
         ("--keep_best", "keep_best"),
         ("--keep_checkpoints=0", "keep_checkpoints must be"),
         ("--steps_per_dispatch=0", "steps_per_dispatch must be"),
@@ -101,10 +102,11 @@ def test_what_no_run_can_have_is_refused_before_anything_is_removed(
     refused, tmp_path, given, sentence
 ):
     tiny_run(tmp_path / "w")
-    how = [*SMALL, "--algorithm=isolated", "--workdir=w", given]
-    assert sentence in refused(train, *how, "--overwrite")
-    assert sentence in refused(train, *how[:-2], "--workdir=new", given, "--dry_run")
-    assert sentence in refused(compare, *SMALL, "--algorithms=isolated", *how[-2:], "--overwrite")
+    how, given = [*SMALL, "--algorithm=isolated"], given.split()
+    assert sentence in refused(train, *how, "--workdir=w", *given, "--overwrite")
+    assert sentence in refused(train, *how, "--workdir=new", *given, "--dry_run")
+    how[-1] = "--algorithms=isolated"
+    assert sentence in refused(compare, *how, "--workdir=w", *given, "--overwrite")
     assert (tmp_path / "w/summary.json").exists()
 
 

@@ -183,7 +183,7 @@ def test_who_would_stop_at_the_last_step_has_finished(clients, tmp_path, capfd):
 class Scored:
     """A view of a run whose validation scores were these."""
 
-    has_validation = True
+    scores = ("beta_sh/main",)
 
     def __init__(self, *values):
         self.history = [

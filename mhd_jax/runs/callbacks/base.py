@@ -48,7 +48,7 @@ class WatchedRun:
       settings: the settings that determine the run's results, as in `config.json`.
       folder: the run folder; None for a run without a workdir.
       history: the evaluations so far, as in `metrics.jsonl`; it grows while the run goes on.
-      has_validation: whether evaluations are also on a validation set.
+      scores: what evaluations measure on the validation set, like "beta_sh/main"; none without one.
       present: returns the run at its present step; None between evaluations.
       stopping: set by `stop`; None while nobody has stopped the run.
     """
@@ -56,7 +56,7 @@ class WatchedRun:
     settings: Mapping[str, Any]
     folder: pathlib.Path | None
     history: Sequence[Record] = ()
-    has_validation: bool = False
+    scores: Sequence[str] = ()
     present: Callable[[], Present] | None = None
     stopping: Stop | None = None
 

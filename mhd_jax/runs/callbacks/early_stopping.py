@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
@@ -44,9 +44,11 @@ class EarlyStopping(Callback):
             raise ConfigError(f"min_delta must be at least 0, not {min_delta!r}.")
 
     def check(self, runs: Sequence[WatchedRun]) -> None:
-        """Raises `ConfigError` if a run has no validation set to look at."""
+        """Raises `ConfigError` if a run has no validation set to look at, or no such score."""
         if not self._of_training:
-            require_validation("EarlyStopping", all(run.has_validation for run in runs))
+            require_validation("EarlyStopping", all(run.scores for run in runs))
+            for run in runs:
+                self._require_among(run.scores)
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Stops the runs that had to stop at `step`, where they were cut."""
@@ -85,11 +87,14 @@ class EarlyStopping(Callback):
         if not self._of_training:
             for name, by_head in by_metric(record["validation"]).items():
                 values |= {f"{name}/{head}": value for head, value in by_head.items()}
-        if self.quantity not in values:
-            raise ConfigError(
-                f"there is no {self.quantity} to watch; choose one of {', '.join(values)}."
-            )
+        self._require_among(values)
         found = values[self.quantity]
         if found is None:
             return -math.inf
         return -found if self._of_training else found
+
+    def _require_among(self, known: Collection[str]) -> None:
+        if self.quantity not in known:
+            raise ConfigError(
+                f"there is no {self.quantity} to watch; choose one of {', '.join(known)}."
+            )
