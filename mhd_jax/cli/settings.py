@@ -37,7 +37,7 @@ _OF_THE_HOST = (
     "fall_back",
 )
 _IN_ROUNDS = ("fedmd", "selective_fd", "ds_fl")  # half of whose steps are on private samples
-_DATA_OPTIONS = (
+DATA_OPTIONS = (
     "data_dir",
     "train_split",
     "test_split",
@@ -300,7 +300,7 @@ class RunSettings:
         return {*options_of(self.public_dataset, given)} - {"owners"}
 
     def _data_options(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in _DATA_OPTIONS}
+        options = {name: getattr(self, name) for name in DATA_OPTIONS}
         return {name: value for name, value in options.items() if value is not None}
 
     def _topology(self, seed: int) -> mhd.Topology:
