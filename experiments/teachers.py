@@ -6,9 +6,9 @@ Isolated training, naive distillation and MHD learn the digits with several targ
 graph and with every skew; seeds are the same for all. The table has β_sh and β_priv of the last head,
 and the difference of β_sh to --reference, seed by seed, with its 95 % confidence interval. Where classes
 are held by few clients (--skews=inf), a second table has the last head's accuracy by hops to a client
-that holds the class. Algorithms that alternate between private and public steps take twice as many, so
-that all see as many private samples. Flags are those of experiments.train, with other defaults: no embedding
-distillation. The same command again resumes an interrupted study.
+that holds the class. Algorithms that alternate between private and public steps take the public ones
+on top, so that all see as many private samples. Flags are those of experiments.train, with other
+defaults: no embedding distillation. The same command again resumes an interrupted study.
 """
 
 from __future__ import annotations

@@ -165,6 +165,12 @@ def test_cases_differ_in_what_their_question_asks_alone():
     )
     assert asked["others"][""]["fedmd"].settings.steps == 8  # half of them on private samples
     assert asked["others"][""]["idkd"].settings.steps == 4
+    unequal = the_questions(
+        "--steps=60", "--private_steps=2", "--distill_steps=1", "--digest_steps=1"
+    )
+    others = {name: case.settings.steps for name, case in unequal["others"][""].items()}
+    assert (others["fedmd"], others["ds_fl"], others["selective_fd"]) == (72, 90, 90)
+    assert unequal["others"][""]["ds_fl"].settings.eval_every == 6  # of 4 elsewhere
     for case in asked["pilots"][""].values():
         assert (case.settings.steps, case.settings.validation_fraction) == (10, 0.1)
 
