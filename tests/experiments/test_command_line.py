@@ -331,6 +331,15 @@ def test_quickstart_at_toy_size(tmp_path):
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
+def test_an_odd_number_of_clients_makes_no_pairs(call, refused):
+    odd = ("--num_clients=5", "--small=none")
+    status, out, err = call(heterogeneous, *odd)  # all but the model of that name is as it must be
+    assert (status, out) == (2, "5 clients do not make pairs: the case pairs is left out.\n")
+    assert "unknown model 'none'" in err
+    assert "leave pairs out of --cases" in refused(heterogeneous, *odd, "--cases=small,pairs")
+    assert "unknown model 'none'" in refused(heterogeneous, *odd, "--cases=small")
+
+
 @pytest.mark.slow
 def test_studies_at_toy_size(output, tmp_path):
     """Who gains from whom, and who knows what at which distance."""
