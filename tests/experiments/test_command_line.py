@@ -364,6 +364,13 @@ def test_studies_at_toy_size(output, tmp_path):
 
 
 @pytest.mark.slow
+def test_distributed_distillation_knows_that_all_graphs_fit_before_it_trains_on_one(tmp_path):
+    flags = ("--graphs=ring,torus", "--num_clients=8", "--steps=1")
+    done = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and "torus" in done.stderr
+
+
+@pytest.mark.slow
 def test_distributed_distillation_converges_in_its_experiment(tmp_path):
     """Both quantities fall by an order of magnitude in 256 steps; the experiment goes on."""
     flags = ("--num_clients=3", "--steps=256", "--learning_rate=0.6", "--graphs=chain", "--rho=10")
