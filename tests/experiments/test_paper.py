@@ -121,6 +121,9 @@ def test_a_run_that_diverges_is_kept_as_such_and_the_others_go_on(output):
         (["--questions=main,what"], "not what"),
         (["--only=mhd_m=2"], "--only takes some of isolated"),  # which is a case of heads
         (["--algorithm=mhd"], "--algorithm is the study's own choice"),
+        (["--questions=models", "--model=mlp_small:2,mlp:2"], "models needs one model of this"),
+        (["--questions=models", "--other_model=my.py:net"], "models needs one model of this"),
+        (["--questions=main,graphs", "--partition=iid"], "graphs needs --partition=primary_labels"),
     ],
 )
 def test_what_cannot_be_asked(refused, arguments, said):
