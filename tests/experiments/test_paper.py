@@ -271,6 +271,9 @@ def test_tables_by_model_and_by_hops(output):
         if row["case"] == "one_mlp_mhd" and row["head"] == "aux_1"
     }
     assert gains == {"mlp_small": pytest.approx(0.2), "mlp": pytest.approx(0.1)}
+    # Accuracies by hops are of all clients, and so no model's own.
+    assert {len(row["by_hops"]) for row in table_rows()["models"]} == {0}
+    assert {len(row["by_hops"]) for row in table_rows()["graphs"]} == {2}
     lines = pathlib.Path("kept/tables.md").read_text().splitlines()
     assert "| graphs | graph | head | 0 hops | 2 hops |" in lines
     main = lines.index("| chain_mhd | chain | main | 0.600 | 0.300 |")
