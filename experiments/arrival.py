@@ -9,12 +9,13 @@ nearer ones much more often. For each head, and for each number of hops to the c
   among      the same where the head chooses among the classes at the sample's distance alone, as a
              multiple of a guess among these
   expected   the probability that it gives to the classes of this distance, on samples of them
-  elsewhere  the same on all other samples
+  elsewhere  the same on all other samples; nothing where all classes are at one distance
   balanced   accuracy of predictions that are divided by their mean over the test samples, so that all
              classes are expected alike; this needs no labels
 
-The run's clients predict the test samples of the data set that it names; one that is prepared needs
---data_dir. --numbers names a file that gets them as JSON.
+The run's clients predict the test samples of its data set, which is found by the flags that the run
+had for it: --data_dir for one that is prepared, --dataset for a path, and options like --test_fraction.
+--numbers names a file that gets the numbers as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import numpy as np
 import scipy.special
 from absl import flags
 
-import mhd_jax as mhd
 from experiments import measured_run
 from mhd_jax.cli import launch
 from mhd_jax.studies import tables
@@ -48,7 +48,9 @@ def measures(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> dict[s
       distances; NaN where there are none.
     """
     probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
-    balanced = probabilities / probabilities.mean(axis=0)
+    prior = probabilities.mean(axis=0)
+    # A class outside the label set, which has probability 0 throughout, is never named.
+    balanced = np.divide(probabilities, prior, out=np.zeros_like(probabilities), where=prior > 0)
     at_distance = hops[:, None] == hops  # [C, C]
     of_distance = probabilities @ at_distance  # [N, H, C]: of all classes as far as this one
     alike = np.where(at_distance[labels][:, None], probabilities, -1)
@@ -81,37 +83,38 @@ def by_hops(logits: np.ndarray, labels: np.ndarray, hops: np.ndarray) -> list[di
       logits: of all clients, [K, N, H, C].
       labels: the true classes, int [N].
       hops: the distances of classes, int [K, C]; −1 where no path leads to.
+
+    Returns:
+      Rows as those of `distances.accuracies`, with the means of all measures over their pairs;
+      "elsewhere" is over those of clients that have classes at other distances, and None without.
     """
     each = [measures(*one) for one in zip(logits, [labels] * len(logits), hops, strict=True)]
     heads = head_names(logits.shape[2])
-    found: list[dict[str, Any]] = []
-    for name in each[0]:
-        of_all = np.stack([one[name] for one in each])  # [K, H, C]
-        rows = distances.accuracies(of_all, hops, heads)
-        found = found or [{"hops": row["hops"], "pairs": row["pairs"]} for row in rows]
-        for row, means in zip(found, rows, strict=True):
-            row[name] = means["accuracy"]
-    return found
+    of_all = {name: np.stack([one[name] for one in each]) for name in each[0]}  # [K, H, C]
+    tested = np.isin(np.arange(hops.shape[1]), labels)
+    rows = distances.accuracies(of_all["accuracy"], hops, heads)
+    for row in rows:
+        counted = tested & (hops == (-1 if row["hops"] is None else row["hops"]))
+        for name, values in of_all.items():
+            row[name] = _mean_by_head(values.transpose(0, 2, 1)[counted], heads)
+    return rows
+
+
+def _mean_by_head(values: np.ndarray, heads: list[str]) -> dict[str, float | None]:
+    """Returns the means of values [P, H] by head, without those that are NaN; None of nothing."""
+    known = values[~np.isnan(values).any(axis=1)]
+    means = known.mean(axis=0).tolist() if len(known) else [None] * len(heads)
+    return dict(zip(heads, means, strict=True))
 
 
 def main() -> None:
     """Prints the measures of a run's heads by distance."""
     measured = measured_run.opened()
-    run, data = measured.run, measured.data
-    logits = measured.result.predict(data.test_inputs)
+    logits = measured.result.predict(measured.data.test_inputs)
     hops = distances.to_classes(measured.edges, measured.counts)
-    found = by_hops(logits, np.asarray(data.test_labels), hops)
-    if _pairs(found) != _pairs(run.summary["by_hops"]):  # who learns no labels holds no class
-        raise mhd.ConfigError(
-            f"classes of the run in {run.path} are held elsewhere than its links and samples say; "
-            "name a run whose clients all learn from their own labels, each with a model of its own."
-        )
+    found = by_hops(logits, np.asarray(measured.data.test_labels), hops)
     measured_run.keep(by_hops=found)
     _show(found)
-
-
-def _pairs(rows: list[dict[str, Any]]) -> list[tuple[int | None, int]]:
-    return [(row["hops"], row["pairs"]) for row in rows]
 
 
 def _show(found: list[dict[str, Any]]) -> None:
@@ -121,11 +124,14 @@ def _show(found: list[dict[str, Any]]) -> None:
     for head in found[0][columns[0]]:
         for row in found:
             far = "none" if row["hops"] is None else str(row["hops"])
-            cells = [
-                f"{row[c][head]:.2f}" if c == "among" else f"{row[c][head]:.3f}" for c in columns
-            ]
-            lines.append([head, far, *cells])
+            lines.append([head, far, *(_cell(name, row[name][head]) for name in columns)])
     launch.console().print(tables.rich(["head", "hops", *columns], lines))
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if name == "among" else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from mhd_jax.core.files import make_folder
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.core.types import Batch, PyTree, State
 from mhd_jax.engine.prepare import prepare
+from mhd_jax.engine.run import Run
 from mhd_jax.models import ClientModel, build_backbone
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import row_styles
@@ -105,9 +106,9 @@ def distances(state: State, batch: Batch, rho: Array) -> dict[str, Array]:
 _distances = jax.jit(distances)
 
 
-def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Record]:
-    """Trains one run and returns its distances after 1, 2, 4, … steps and at its end."""
-    run = prepare(
+def prepared(clients: Clients, graph: str, rho: float, schedule: str) -> Run:
+    """Returns a run that is ready to start; `mhd.ConfigError` if it could not."""
+    return prepare(
         graph,
         clients,
         mhd.algorithms.distributed_distillation(rho=rho, label_smoothing=0.0),
@@ -117,6 +118,11 @@ def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Reco
         seed=_SEED.value,
         num_devices=1,
     )
+
+
+def follow(clients: Clients, graph: str, rho: float, schedule: str) -> list[Record]:
+    """Trains one run and returns its distances after 1, 2, 4, … steps and at its end."""
+    run = prepared(clients, graph, rho, schedule)
     carry, records, batch = run.start(), [], everything(clients)
     stops = [2**n for n in range(_STEPS.value.bit_length())]
     for step in sorted({*stops, _STEPS.value}):
@@ -154,6 +160,8 @@ def main() -> None:
     cases = [(graph, _RHO, "decreasing") for graph in _GRAPHS.value]
     cases += [(first, rho, "decreasing") for rho in _RHOS.value if rho != _RHO]
     cases += [(first, _RHO, "constant")]
+    for case in cases:  # all of them, before the first trains for long
+        prepared(clients, *case)
     runs = []
     for number, (graph, rho, schedule) in enumerate(cases, 1):
         console.print(

@@ -42,6 +42,7 @@ flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 
+_PAIRS = "pairs"
 _OURS = ("model", "objectives", "ensembles")  # flags that the study sets itself
 
 
@@ -64,6 +65,8 @@ def ensembles(
     num_large: Sequence[int],
 ) -> list[Ensemble]:
     """Returns the study's ensembles; the first, to compare with, has small clients only.
+
+    An odd number of clients makes no pairs.
 
     Raises:
       mhd.ConfigError: a mixed ensemble without small or without large clients.
@@ -94,12 +97,13 @@ def ensembles(
     alone = mhd.algorithms.isolated()
     in_pairs = mhd.algorithms.mhd(**{**algorithm.hyperparameters, "ensembles": 2})
     all_small, all_large = ["small"] * count, ["large"] * count
+    pairs = [] if count % 2 else [ensemble(_PAIRS, all_small, in_pairs, model=small)]
     return [
         ensemble("small", all_small, model=small),
         ensemble("large", all_large, model=large),
         *map(mixed, dict.fromkeys(num_large)),
         *map(with_one, ("unlabelled", "rotation", "simclr")),
-        ensemble("pairs", all_small, in_pairs, model=small),
+        *pairs,
         ensemble("small_isolated", all_small, alone, model=small),
         ensemble("large_isolated", all_large, alone, model=large),
     ]
@@ -188,9 +192,16 @@ def main() -> None:
     known = ensembles(settings, algorithm, _SMALL.value, _LARGE.value, numbers)
     names = [each.name for each in known]
     unknown = [name for name in _CHOSEN.value if name not in names]
+    lacks_pairs = f"{settings.num_clients} clients do not make pairs"
+    if _PAIRS in unknown:
+        raise mhd.ConfigError(
+            f"{lacks_pairs}; leave {_PAIRS} out of --cases, or choose an even --num_clients."
+        )
     if unknown:
         raise mhd.ConfigError(f"--cases takes {', '.join(names)}; unknown: {', '.join(unknown)}.")
     chosen = [each for each in known if each.name in (_CHOSEN.value or names)]
+    if _PAIRS not in names and not _CHOSEN.value:
+        launch.console().print(f"{lacks_pairs}: the case {_PAIRS} is left out.")
     workdir = study.workdir("runs/heterogeneous")
     seeds = seed_flags.values()
     found = study.run(chosen, seeds, workdir)

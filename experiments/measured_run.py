@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ from absl import flags
 
 import mhd_jax as mhd
 from mhd_jax.cli import data_flags, kept  # noqa: F401
+from mhd_jax.cli.settings import DATA_OPTIONS
 from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.data.dataset import digest
 from mhd_jax.runs import environment
 from mhd_jax.runs.finished import FinishedRun, read_run
 from mhd_jax.runs.records import write_json
@@ -18,7 +22,8 @@ from mhd_jax.topology.graphs import linked
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run.")
 _NUMBERS = flags.DEFINE_string("numbers", None, "The JSON file that gets the numbers.")
-flags.declare_key_flag("data_dir")
+for _name in ("dataset", *DATA_OPTIONS):
+    flags.declare_key_flag(_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +52,8 @@ def opened() -> MeasuredRun:
     """Returns the run of --run.
 
     Raises:
-      mhd.ConfigError: there is none, or one without links between clients or without classes; or
-        --numbers cannot be written.
+      mhd.ConfigError: there is none, or one without links between clients or without classes; its
+        data set cannot be found; or --numbers cannot be written.
     """
     if _RUN.value is None:
         raise mhd.ConfigError("name the folder of a finished run by --run=DIR.")
@@ -56,16 +61,35 @@ def opened() -> MeasuredRun:
     if _NUMBERS.value is not None:
         make_folder(folder_here(_NUMBERS.value, "--numbers").parent, "folder of --numbers")
     links = run.summary["topology"].get("links")
-    if links is None or "targets" in run.summary["data"]:
-        raise mhd.ConfigError(
-            f"the run in {run.path} has no links between clients, or no classes; name a run of "
-            "clients that learn classes from neighbours."
-        )
     counts = np.array(run.summary["data"]["private_samples"])
-    where = flags.FLAGS.data_dir
-    options = {} if where is None else {"data_dir": where}
-    data = mhd.data.load(run.config["settings"]["clients"]["dataset"], **options)
-    return MeasuredRun(run, data, linked(links, len(counts)), counts)
+    is_pooled = len(run.summary["per_client"]) < len(counts)
+    if links is None or is_pooled or "targets" in run.summary["data"]:
+        raise mhd.ConfigError(
+            f"the run in {run.path} has no links between clients, one model for all of them, or no "
+            "classes; name a run of clients that learn classes from neighbours."
+        )
+    settings = run.config["settings"]["clients"]
+    goals = settings.get("objectives", ["supervised"] * len(counts))
+    counts[[goal != "supervised" for goal in goals]] = 0
+    return MeasuredRun(run, _data(run.path, settings), linked(links, len(counts)), counts)
+
+
+def _data(path: pathlib.Path, settings: Mapping[str, Any]) -> mhd.data.Dataset:
+    """Returns the data set of the run in a folder, by its settings of clients and the flags.
+
+    Raises:
+      mhd.ConfigError: it cannot be loaded, or has other samples than the run's.
+    """
+    given = {name: flags.FLAGS[name].value for name in DATA_OPTIONS}
+    named = flags.FLAGS.dataset if flags.FLAGS["dataset"].present else settings["dataset"]
+    data = mhd.data.load(named, **{name: x for name, x in given.items() if x is not None})
+    if digest(data) != settings["dataset_digest"]:
+        raise mhd.ConfigError(
+            f"{data.name} as it is loaded here has other samples, or another test split, than the data "
+            f"set of the run in {path}; give the flags of the run that say what its data is, like "
+            "--test_fraction, --test_split or --image_size."
+        )
+    return data
 
 
 def keep(**numbers: Any) -> None:

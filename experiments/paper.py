@@ -97,6 +97,11 @@ def _runs(
 ) -> list[tuple[study.Case, int]]:
     """Returns the runs that the flags choose, in their order."""
     unknown = [name for name in _QUESTIONS.value if name not in questions]
+    for name in filter(paper_cases.NEEDED.get, unknown):
+        raise mhd.ConfigError(
+            f"the question {name} needs {paper_cases.NEEDED[name]}; leave it out of --questions, or "
+            "change these flags."
+        )
     if unknown:
         raise mhd.ConfigError(
             f"--questions are some of {', '.join(questions)}, not {', '.join(unknown)}."

@@ -50,13 +50,20 @@ ASKED = {
     "pilots": "Which learning rates and weights are best on validation data, after few steps?",
 }
 
+# What the settings of some questions must be, in words.
+NEEDED = {
+    "labels": "--partition=primary_labels",
+    "graphs": "--partition=primary_labels",
+    "models": "one model of this library, by its name, in each of --model and --other_model",
+}
+
 
 def questions(
     settings: RunSettings, other_model: str, pilot_steps: int
 ) -> dict[str, dict[str, dict[str, Case]]]:
     """Returns the cases by question, group and name; equal ones are the first's.
 
-    Questions about primary labels are left out where labels are dealt otherwise.
+    Questions whose needs, see `NEEDED`, the settings do not meet are left out.
 
     Args:
       settings: the settings that all cases share.
@@ -91,7 +98,7 @@ def questions(
             }
         },
         **(_of_primary_labels() if isinstance(settings.partition, PrimaryLabels) else {}),
-        "models": _of_two_models(settings, other_model),
+        **_of_two_models(settings, other_model),
         "pools": {
             "": {
                 **_REFERENCES,
@@ -156,14 +163,18 @@ def _on_graph(name: str) -> Group:
     }
 
 
-def _of_two_models(settings: RunSettings, other_model: str) -> dict[str, Group]:
+def _of_two_models(settings: RunSettings, other_model: str) -> dict[str, dict[str, Group]]:
     """Returns one client of a model among those of another; widths of embeddings may differ."""
     models, rest = (settings.model, other_model), settings.num_clients - 1
+    if any(":" in model for model in models):  # several with their numbers, or users' own code
+        return {}
     return {
-        f"one {single}": _in_setting(
-            f"one_{single}", {"model": f"{many}:{rest},{single}:1", "nu_emb": "0"}
-        )
-        for many, single in (models, models[::-1])
+        "models": {
+            f"one {single}": _in_setting(
+                f"one_{single}", {"model": f"{many}:{rest},{single}:1", "nu_emb": "0"}
+            )
+            for many, single in (models, models[::-1])
+        }
     }
 
 

@@ -75,9 +75,10 @@ def of_records(
         figures[f"{FIGURES}/{question}_heads"] = partial(by_head, found)
         if question == "graphs":
             # Isolated clients, which all graphs are compared with, have no graph.
-            far = [row for row in found if row["topology"] == row["group"]]
-            tables[f"{question}_hops"] = _table_by_hops(question, far)
-            figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
+            far = [row for row in found if row["topology"] == row["group"] and row["by_hops"]]
+            if far:
+                tables[f"{question}_hops"] = _table_by_hops(question, far)
+                figures[f"{FIGURES}/{question}_hops"] = partial(by_hops, far)
     return Made(rows, tables, figures)
 
 
@@ -170,13 +171,16 @@ def _accuracies(record: Record, model: str | None, part: str) -> Mapping[str, di
 def _by_head(
     records: Sequence[Record], model: str | None, part: str
 ) -> Iterable[tuple[Row, BySeed]]:
-    """Yields the statistics of each head of a case, and its β_sh by seed."""
+    """Yields the statistics of each head of a case, and its β_sh by seed.
+
+    Accuracies by hops, which records have of all clients alone, are not in the rows of one model.
+    """
     found = {record["seed"]: _accuracies(record, model, part) for record in records}
     for head in records[0]["beta_sh"]:
         values = {seed: each["beta_sh"][head] for seed, each in found.items()}
         hops: dict[int, list[float]] = {}
         for entry in (entry for record in records for entry in record["by_hops"] or []):
-            if entry["hops"] is not None:
+            if entry["hops"] is not None and model is None:
                 hops.setdefault(entry["hops"], []).append(entry["accuracy"][head])
         yield (
             {

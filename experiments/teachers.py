@@ -6,9 +6,9 @@ Isolated training, naive distillation and MHD learn the digits with several targ
 graph and with every skew; seeds are the same for all. The table has β_sh and β_priv of the last head,
 and the difference of β_sh to --reference, seed by seed, with its 95 % confidence interval. Where classes
 are held by few clients (--skews=inf), a second table has the last head's accuracy by hops to a client
-that holds the class. Algorithms that alternate between private and public steps take twice as many, so
-that all see as many private samples. Flags are those of experiments.train, with other defaults: no embedding
-distillation. The same command again resumes an interrupted study.
+that holds the class. Algorithms that alternate between private and public steps take the public ones
+on top, so that all see as many private samples. Flags are those of experiments.train, with other
+defaults: no embedding distillation. The same command again resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
+from mhd_jax.cli import cases, launch, seed_flags, study
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli import launch, seed_flags, study
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import shown
+from mhd_jax.data.partition import PrimaryLabels
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import accuracy_axis, legend_above, row_styles
 from mhd_jax.studies import over_seeds
@@ -85,21 +86,23 @@ Place = tuple[str, str]  # a graph and a skew
 
 def main() -> None:
     """Runs the study that the flags describe, and writes its tables and its figure."""
-    for taken in ("topology", "skew"):
+    for taken, several in (("topology", "topologies"), ("skew", "skews")):
         if flags.FLAGS[taken].present:
-            raise mhd.ConfigError(f"this study takes several; give --{taken}s, not --{taken}.")
-    settings, rules = run_flags.settings(), _rules()
-    places = [(graph, skew) for graph in _TOPOLOGIES.value for skew in _SKEWS.value]
-    cases = {(place, rule): _case(settings, place, rule) for place in places for rule in rules}
+            raise mhd.ConfigError(f"this study takes several; give --{several}, not --{taken}.")
+    settings, rules = cases.on_graphs(_TOPOLOGIES.value), _rules()
+    places = [(graph, skew) for graph in settings for skew in dict.fromkeys(_SKEWS.value)]
+    asked = {
+        (place, rule): _case(settings[place[0]], place, rule) for place in places for rule in rules
+    }
     workdir, seeds = study.workdir("runs/teachers"), seed_flags.values()
     found: dict[str, list[study.Summary]] = {}
-    for outcome in study.explore(list(cases.values()), seeds, workdir):
+    for outcome in study.explore(list(asked.values()), seeds, workdir):
         if outcome.summary is None:
             raise mhd.ConfigError(f"{outcome.case.name}: {outcome.reason}")
         found.setdefault(outcome.case.name, []).append(outcome.summary)
     rows = [
         _row(
-            place, rule, found[cases[place, rule].name], found[cases[place, _REFERENCE.value].name]
+            place, rule, found[asked[place, rule].name], found[asked[place, _REFERENCE.value].name]
         )
         for place in places
         for rule in rules
@@ -121,16 +124,20 @@ def _rules() -> list[str]:
 
 
 def _case(settings: RunSettings, place: Place, rule: str) -> study.Case:
-    """Returns a rule's case on a graph with a skew."""
+    """Returns a rule's case on a graph with a skew, of settings on this graph."""
     (graph, skew), (name, options) = place, RULES[rule]
     algorithm, _ = run_flags.algorithm(name, strict=False, defaults={"nu_emb": 0.0, **options})
+    if not isinstance(settings.partition, PrimaryLabels):
+        raise mhd.ConfigError(
+            "this study deals primary labels, with the skews of --skews; leave --partition and --owners "
+            "out."
+        )
     try:
-        labels = mhd.partition.primary_labels(flags.FLAGS.labels_per_client, skew=float(skew))
+        labels = dataclasses.replace(settings.partition, skew=float(skew))
     except ValueError:
         raise mhd.ConfigError(f"--skews are numbers or inf, not {skew!r}.") from None
     own = dataclasses.replace(
         settings.of_equal_budget(algorithm),
-        topology=graph,
         partition=labels,
         augment_public=settings.augment_public and algorithm.may_augment_public,
     )

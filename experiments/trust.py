@@ -14,8 +14,9 @@ main head and each auxiliary one, as a teacher of the next rank, on test samples
              probabilities; of the one with the largest "confidence"; of the mean weighted by their
              "density" ratios; and of the one with the largest ratio by "labels"
 
-The run's clients predict the test samples of the data set that it names; one that is prepared needs
---data_dir. --numbers names a file that gets them as JSON.
+The run's clients predict the test samples of its data set, which is found by the flags that the run
+had for it: --data_dir for one that is prepared, --dataset for a path, and options like --test_fraction.
+--numbers names a file that gets the numbers as JSON.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from mhd_jax.core.tasks import Task
 from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
 from mhd_jax.core.warned import warn
 from mhd_jax.data import kinds, split_files
-from mhd_jax.data.dataset import Dataset, select, take
+from mhd_jax.data.dataset import Dataset, digest, select, take
 from mhd_jax.data.overlap import num_common, sample_keys
 from mhd_jax.data.owners import Owners
 from mhd_jax.data.partition import PARTITIONS, Partition, PrimaryLabels, named
@@ -540,10 +540,9 @@ def _described_models(
 ) -> dict[str, Any]:
     """Returns the settings of the data set and of the clients' models and tasks."""
     data, known = clients.data, clients.label_sets
-    contents = (data.inputs, data.targets, data.test_inputs, data.test_targets)
     found = {
         "dataset": data.name,
-        "dataset_digest": array_digest(*jax.tree.leaves(contents)),
+        "dataset_digest": digest(data),
         "preparation": dataclasses.asdict(data.preparation),
         "num_clients": clients.num_clients,
         "models": [f"{group.name}:{len(group.members)}" for group in clients.groups],

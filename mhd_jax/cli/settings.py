@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import functools
 import inspect
+import math
 import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -38,8 +40,13 @@ _OF_THE_HOST = (
     "keep_best",
     "fall_back",
 )
-_IN_ROUNDS = ("fedmd", "selective_fd", "ds_fl")  # half of whose steps are on private samples
-_DATA_OPTIONS = (
+# Of algorithms in rounds, the hyperparameters that count a round's private and its public steps.
+_IN_ROUNDS = {
+    "fedmd": ("revisit_steps", "digest_steps"),
+    "selective_fd": ("private_steps", "distill_steps"),
+    "ds_fl": ("private_steps", "distill_steps"),
+}
+DATA_OPTIONS = (
     "data_dir",
     "train_split",
     "test_split",
@@ -134,11 +141,16 @@ class RunSettings:
     def of_equal_budget(self, algorithm: mhd.Algorithm) -> RunSettings:
         """Returns the settings with which an algorithm sees as many private samples as others.
 
-        Algorithms that alternate between private and public steps take twice as many.
+        Algorithms that alternate between private and public steps take the public ones on top:
+        twice as many in all, where a round has as many of either.
         """
-        times = 2 if algorithm.name in _IN_ROUNDS else 1
-        steps = times * (self.steps or DEFAULT_STEPS)
-        return dataclasses.replace(self, steps=steps, eval_every=times * self.eval_every)
+        steps = self.steps or DEFAULT_STEPS
+        if algorithm.name not in _IN_ROUNDS:
+            return dataclasses.replace(self, steps=steps)
+        private, public = (algorithm.hyperparameters[key] for key in _IN_ROUNDS[algorithm.name])
+        times = fractions.Fraction(private + public, private)
+        every = math.ceil(times * self.eval_every)
+        return dataclasses.replace(self, steps=math.ceil(times * steps), eval_every=every)
 
     def clients(self, seed: int, data: mhd.data.Dataset | None = None) -> mhd.Clients:
         """Makes the clients, of the data set or of other `data`; the split derives from the seed."""
@@ -317,7 +329,7 @@ class RunSettings:
         return {*options_of(self.public_dataset, given)} - {"owners"}
 
     def _data_options(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in _DATA_OPTIONS}
+        options = {name: getattr(self, name) for name in DATA_OPTIONS}
         return {name: value for name, value in options.items() if value is not None}
 
     def _topology(self, seed: int) -> mhd.Topology:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import html_block, shortened
 from mhd_jax.core.tasks import CLASSES, Task
@@ -455,6 +456,12 @@ def _numbered(dtype: np.dtype, prefix: str) -> str:
         f"give {prefix}labels.astype(int) where they are classes, or regression=True to predict "
         "numbers"
     )
+
+
+def digest(data: Dataset) -> str:
+    """Returns a digest of all samples and their targets, of both splits, as runs record it."""
+    contents = (data.inputs, data.targets, data.test_inputs, data.test_targets)
+    return array_digest(*jax.tree.leaves(contents))
 
 
 def take(inputs: PyTree, rows: np.ndarray | slice) -> PyTree:

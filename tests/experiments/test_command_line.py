@@ -332,6 +332,15 @@ def test_quickstart_at_toy_size(tmp_path):
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
+def test_an_odd_number_of_clients_makes_no_pairs(call, refused):
+    odd = ("--num_clients=5", "--small=none")
+    status, out, err = call(heterogeneous, *odd)  # all but the model of that name is as it must be
+    assert (status, out) == (2, "5 clients do not make pairs: the case pairs is left out.\n")
+    assert "unknown model 'none'" in err
+    assert "leave pairs out of --cases" in refused(heterogeneous, *odd, "--cases=small,pairs")
+    assert "unknown model 'none'" in refused(heterogeneous, *odd, "--cases=small")
+
+
 @pytest.mark.slow
 def test_studies_at_toy_size(output, tmp_path):
     """Who gains from whom, and who knows what at which distance."""
@@ -353,6 +362,13 @@ def test_studies_at_toy_size(output, tmp_path):
     rows = read(table)["rows"]
     assert [row["hops"] for row in rows] == [0, 1, 2, 3, 4]
     assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
+
+
+@pytest.mark.slow
+def test_distributed_distillation_knows_that_all_graphs_fit_before_it_trains_on_one(tmp_path):
+    flags = ("--graphs=ring,torus", "--num_clients=8", "--steps=1")
+    done = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and "torus" in done.stderr
 
 
 @pytest.mark.slow

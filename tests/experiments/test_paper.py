@@ -121,6 +121,9 @@ def test_a_run_that_diverges_is_kept_as_such_and_the_others_go_on(output):
         (["--questions=main,what"], "not what"),
         (["--only=mhd_m=2"], "--only takes some of isolated"),  # which is a case of heads
         (["--algorithm=mhd"], "--algorithm is the study's own choice"),
+        (["--questions=models", "--model=mlp_small:2,mlp:2"], "models needs one model of this"),
+        (["--questions=models", "--other_model=my.py:net"], "models needs one model of this"),
+        (["--questions=main,graphs", "--partition=iid"], "graphs needs --partition=primary_labels"),
     ],
 )
 def test_what_cannot_be_asked(refused, arguments, said):
@@ -165,6 +168,12 @@ def test_cases_differ_in_what_their_question_asks_alone():
     )
     assert asked["others"][""]["fedmd"].settings.steps == 8  # half of them on private samples
     assert asked["others"][""]["idkd"].settings.steps == 4
+    unequal = the_questions(
+        "--steps=60", "--private_steps=2", "--distill_steps=1", "--digest_steps=1"
+    )
+    others = {name: case.settings.steps for name, case in unequal["others"][""].items()}
+    assert (others["fedmd"], others["ds_fl"], others["selective_fd"]) == (72, 90, 90)
+    assert unequal["others"][""]["ds_fl"].settings.eval_every == 6  # of 4 elsewhere
     for case in asked["pilots"][""].values():
         assert (case.settings.steps, case.settings.validation_fraction) == (10, 0.1)
 
@@ -262,6 +271,9 @@ def test_tables_by_model_and_by_hops(output):
         if row["case"] == "one_mlp_mhd" and row["head"] == "aux_1"
     }
     assert gains == {"mlp_small": pytest.approx(0.2), "mlp": pytest.approx(0.1)}
+    # Accuracies by hops are of all clients, and so no model's own.
+    assert {len(row["by_hops"]) for row in table_rows()["models"]} == {0}
+    assert {len(row["by_hops"]) for row in table_rows()["graphs"]} == {2}
     lines = pathlib.Path("kept/tables.md").read_text().splitlines()
     assert "| graphs | graph | head | 0 hops | 2 hops |" in lines
     main = lines.index("| chain_mhd | chain | main | 0.600 | 0.300 |")

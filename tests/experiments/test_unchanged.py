@@ -1,9 +1,13 @@
 """Whether runs are what they were: equal ones, rounding, and others."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments import unchanged
 
@@ -33,6 +37,36 @@ def test_a_run_is_equal_rounded_or_another(call, tmp_path):
     told.write_text(json.dumps(found))
     status, out, _ = call(unchanged, *against)
     assert status == 1 and "algorithm" in out
+
+
+NOT_FINITE = [1.0, math.nan, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("state", "accuracy", "count", "verdict"),
+    [
+        (NOT_FINITE, 0.9, 3, "equal"),
+        (NOT_FINITE, 0.9 + 1e-9, 3, "differs"),  # although the state is equal
+        ([1 + 1e-5, math.nan, math.inf], 0.9, 3, "rounding"),
+        ([1 + 1e-5, math.nan, math.inf], 0.88, 3, "rounding"),
+        ([1 + 1e-5, math.nan, math.inf], 0.1, 3, "differs"),
+        ([1 + 1e-5, math.nan, math.inf], math.nan, 3, "differs"),
+        ([1 + 1e-5, math.nan, math.inf], 0.9, 4, "differs"),
+        ([1.0, math.inf, math.inf], 0.9, 3, "differs"),
+        ([1.0, math.nan, -math.inf], 0.9, 3, "differs"),
+        ([1.0, math.nan, 2.0], 0.9, 3, "differs"),
+    ],
+)
+def test_what_rounding_may_change(tmp_path, state, accuracy, count, verdict):
+    def found(numbers, beta, count):
+        summary = {"beta_sh": {"main": beta}, "messages": count, "timing": 1.0}
+        return [SimpleNamespace(state=np.float32(numbers), history=[], summary=summary)]
+
+    unchanged.record(tmp_path, "run", found(NOT_FINITE, 0.9, 3))
+    with flagsaver.flagsaver():
+        flags.FLAGS(["unchanged", "--tolerance=1e-4"])
+        said, _ = unchanged.compared(tmp_path, "run", found(state, accuracy, count))
+    assert said == verdict
 
 
 def test_what_is_missing_is_said(refused):

@@ -1,0 +1,52 @@
+"""The cases of the study of teachers: what flags say of graphs and labels, each graph and skew has."""
+
+import math
+
+import pytest
+
+import mhd_jax as mhd
+from experiments import teachers
+from mhd_jax.cli import study
+from mhd_jax.data.partition import PrimaryLabels
+
+
+@pytest.fixture
+def cases(monkeypatch, refused):
+    """Gives the settings of the cases that flags ask for, by graph and skew, without running any."""
+
+    def run(*arguments):
+        found = {}
+
+        def seen(asked, *_):
+            for case in asked:
+                settings = case.settings
+                found[settings.topology, settings.partition.skew] = settings
+            raise mhd.ConfigError("seen.")
+
+        monkeypatch.setattr(study, "explore", seen)
+        assert "seen." in refused(teachers, "--rules=isolated", "--reference=isolated", *arguments)
+        return found
+
+    return run
+
+
+def test_each_graph_has_its_own_options(cases, refused):
+    graphs = ("--topologies=random_regular,islands,ring", "--skews=100")
+    found = cases(*graphs, "--degree=4", "--num_islands=4")
+    options = {graph: dict(settings.topology_options) for (graph, _), settings in found.items()}
+    assert options["random_regular"]["degree"] == 4 and options["islands"]["num_islands"] == 4
+    assert options["ring"] == {"directed": False}
+    said = refused(teachers, "--topologies=ring", "--degree=4")
+    assert "--degree is not used by any of the graphs" in said
+    assert "give --topologies, not --topology" in refused(teachers, "--topology=ring")
+
+
+def test_labels_are_dealt_as_the_flags_say(cases, refused):
+    found = cases(
+        "--topologies=ring", "--skews=10,inf", "--assignment=random", "--labels_per_client=3"
+    )
+    assert {settings.partition for settings in found.values()} == {
+        PrimaryLabels(3, skew, "random") for skew in (10, math.inf)
+    }
+    for other in ("--partition=dirichlet", "--partition=split.npz"):
+        assert "leave --partition and --owners out" in refused(teachers, other)
