@@ -46,6 +46,10 @@ def axes(texts: Sequence[str], flag: str) -> list[Axis]:
     for name in names:
         if name in _OF_THE_SWEEP:
             raise mhd.ConfigError(f"--{name} is the sweep's own; it cannot be in --{flag}.")
+        if name not in run_flags.of_a_run():
+            raise mhd.ConfigError(
+                f"--{name} is the same for all runs of a sweep; give it by itself, not in --{flag}."
+            )
         if names.count(name) > 1:
             raise mhd.ConfigError(f"--{name} is in two --{flag}; give all its values in one.")
     return found

@@ -319,6 +319,16 @@ def settings(*, strict: bool = True) -> RunSettings:
     )
 
 
+def of_a_run() -> set[str]:
+    """Returns the names of the flags that may differ between the runs of one command.
+
+    These are the ones of `RunSettings` and of its parts, and those of the algorithm.
+    """
+    parts = (_SETTINGS, data_flags.PARTITION_FLAGS, _OPTIMIZER, _FAULTS, _HYPERPARAMETERS)
+    own = {"algorithm", *TOPOLOGY_FLAGS, *_own_hyperparameters()}
+    return own.union(*parts)
+
+
 def algorithm(
     name: str, *, strict: bool, defaults: Mapping[str, Any] | None = None
 ) -> tuple[mhd.Algorithm, list[str]]:

@@ -99,6 +99,7 @@ def test_ranges(text, kind, ends):
         (["--space=nu_aux=0..1:log"], "is no range: "),
         (["--space=num_aux_heads=0.5..2"], "--num_aux_heads does not take '0.5'"),
         (["--space=seed=1..4"], "--seed is the sweep's own"),
+        (["--space=patience=1..4", "--early_stopping=beta_sh"], "give it by itself, not in --space"),
         (["--space=validation_fraction=0.1,0.2"], "it cannot be in its --space"),
         (["--space=nu_aux=0..1", "--objective=beta"], "there is no metric 'beta'; choose among beta_sh"),
         (["--space=nu_aux=0..1", "--validation_fraction=0"], "set validation_fraction. Nothing is chosen on"),

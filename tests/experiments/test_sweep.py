@@ -99,6 +99,8 @@ def test_a_grid(output, programs):
         (["--grid=nu_aux=1,1"], "names a value twice"),
         (["--grid=nu_aux=much"], "--nu_aux does not take 'much'"),
         (["--grid=seed=1,2"], "is the sweep's own"),
+        (["--grid=patience=1,3", "--early_stopping=train/loss"], "--patience is the same for all"),
+        (["--vary=tensorboard=true,false"], "--tensorboard is the same for all runs of a sweep"),
         (["--grid=skew=1,2", "--grid=skew=3"], "in two --grid"),
         (["--grid=skew=1,2", "--vary=skew=3"], "--grid and --vary are several ways"),
         (

@@ -1,4 +1,4 @@
-r"""Runs a grid over any flags and seeds, and writes the results as one tidy table and a plot.
+r"""Runs a grid over any settings and seeds, and writes the results as one tidy table and a plot.
 
   mhd sweep --grid=skew=0,10,100 --grid=algorithm=isolated,naive,mhd --seeds=3 \
       --workdir=runs/skew
