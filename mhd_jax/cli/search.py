@@ -144,7 +144,7 @@ def _outcomes(
 ) -> dict[str, list[study.Outcome]]:
     """Runs the cases of some trials after those that are done, and returns outcomes by case."""
     distinct = list({case.name: case for case in found}.values())
-    refused = study.refusals(distinct, seeds[0])
+    refused = study.refusals(distinct, seeds)
     label = f"{done + 1}–{done + len(found)} of {_TRIALS.value}"
     outcomes = study.attempt(distinct, seeds, workdir, refused, label)
     return {case.name: [each for each in outcomes if each.case is case] for case in distinct}

@@ -114,23 +114,23 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
       workdir: the folder that gets CASE/seed_N for each run.
 
     Raises:
-      mhd.ConfigError: no case can work, or a folder holds other runs.
+      mhd.ConfigError: no case can work with any seed, or a folder holds other runs.
     """
-    refused = refusals(cases, seeds[0])
-    if refused and len(refused) == len(cases):
+    refused = refusals(cases, seeds)
+    if refused and len(refused) == len(cases) * len(seeds):
         raise next(iter(refused.values()))
     workdirs.make_room(workdir)
     return attempt(cases, seeds, workdir, refused)
 
 
-def refusals(cases: Sequence[Case], seed: int) -> dict[str, mhd.ConfigError]:
-    """Returns the errors of cases that cannot work, by their names."""
+def refusals(cases: Sequence[Case], seeds: Sequence[int]) -> dict[tuple[str, int], mhd.ConfigError]:
+    """Returns the errors of runs that cannot work, by their case's name and their seed."""
     found = {}
-    for case in cases:
+    for case, seed in itertools.product(cases, seeds):
         try:
             case.settings.check(case.algorithm, seed)
         except mhd.ConfigError as error:
-            found[case.name] = error
+            found[case.name, seed] = error
     return found
 
 
@@ -138,10 +138,10 @@ def attempt(
     cases: Sequence[Case],
     seeds: Sequence[int],
     workdir: pathlib.Path,
-    refused: Mapping[str, mhd.ConfigError],
+    refused: Mapping[tuple[str, int], mhd.ConfigError],
     place: str = "",
 ) -> list[Outcome]:
-    """Runs the cases that are not refused, as `explore` does.
+    """Runs the cases with the seeds that are not refused, as `explore` does.
 
     Args:
       cases, seeds, workdir: as for `explore`.
@@ -150,13 +150,12 @@ def attempt(
     """
     outcomes: dict[tuple[str, int], Outcome] = {}
     pending: dict[str, list[tuple[Case, int]]] = {}
-    for case in cases:
-        if case.name not in refused:
-            pending.setdefault(_program(case), []).extend((case, seed) for seed in seeds)
+    for case, seed in itertools.product(cases, seeds):
+        if (case.name, seed) not in refused:
+            pending.setdefault(_program(case), []).append((case, seed))
             continue
-        for seed in seeds:
-            folder, why = case.run_folder(workdir, seed), str(refused[case.name])
-            outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
+        folder, why = case.run_folder(workdir, seed), str(refused[case.name, seed])
+        outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
     batches = [part for runs in pending.values() for part in _parts(runs)]
     options = {"keep_going": True, "write_reports": False}
     for outcome in _simulated(batches, workdir, place, **options):

@@ -22,6 +22,14 @@ from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
 
 SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")
+FITS_SEED_0 = """
+import numpy as np
+
+
+def late(num_clients, seed):
+    path = np.eye(num_clients + seed, k=1)
+    return path + path.T
+"""
 
 
 @pytest.fixture
@@ -41,32 +49,35 @@ def programs(monkeypatch):
 
 def test_a_grid(output, programs):
     """Numbers, data and graphs in one program; what diverges or cannot be is kept apart."""
+    pathlib.Path("my.py").write_text(FITS_SEED_0)
     arguments = [
         *("--steps=3", "--eval_every=3", "--seeds=2", "--workdir=w"),
         "--grid=algorithm=naive,isolated",
         "--grid=nu_naive=0.1,0.2",
-        "--grid=topology=chain,torus",  # three clients are no torus
+        "--grid=topology=chain,torus,my.py:late",  # three clients are no torus
         "--grid=learning_rate=0.03,1e30",
     ]
     out = output(sweep, *SMALL, *arguments)
-    # naive: 2 weights × 1 graph × 2 rates × 2 seeds; isolated uses no weight.
-    assert sorted(programs) == [4, 8]
+    # naive: 2 weights × 2 rates × (2 seeds of the chain, 1 of late); isolated uses no weight.
+    assert sorted(programs) == [6, 12]
     with pathlib.Path("w/results.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in pathlib.Path("w/results.jsonl").read_text().splitlines()]
     assert len(lines) == len(rows) and [line["case"] for line in lines] == [r["case"] for r in rows]
     status_of = {(r["case"], r["seed"]): r["status"] for r in rows}
-    assert len(status_of) == (2 * 2 * 2 + 2 * 2) * 2
-    for (case, _), said in status_of.items():
-        torus, fast = "topology=torus" in case, "learning_rate=1e30" in case
-        assert said == ("refused" if torus else "diverged" if fast else "finished")
+    assert len(status_of) == (2 * 2 * 2 + 2 * 2) * 3
+    for (case, seed), said in status_of.items():
+        fits = "topology=torus" not in case and not ("my.py:late" in case and seed == "1")
+        fast = "learning_rate=1e30" in case
+        assert said == ("refused" if not fits else "diverged" if fast else "finished")
     assert {r["nu_naive"] for r in rows if r["algorithm"] == "isolated"} == {""}
     for row in rows:
         if row["status"] == "finished":
             summary = json.loads((pathlib.Path(row["folder"]) / "summary.json").read_text())
             assert summary["beta_sh"][row["head"]] == float(row["beta_sh"])
             settings = summary["settings"]
-            assert settings["topology"]["name"] == row["topology"]
+            named = {"my.py:late": "custom"}.get(row["topology"], row["topology"])
+            assert settings["topology"]["name"] == named
             if row["algorithm"] == "naive":
                 assert settings["hyperparameters"]["nu_naive"] == float(row["nu_naive"])
         else:
