@@ -302,6 +302,7 @@ def publish(
       page_folder: the folder that gets the page, `report.html`, if it is there; by default the workdir.
     """
     page_folder = page_folder or workdir
+    drawn: Mapping[str, Any] = {}
     if multihost.is_main():
         write_json(workdir / f"{name}.json", content)
         parts = []
@@ -320,7 +321,7 @@ def publish(
         for note in table.notes:
             console.print(note, markup=False, soft_wrap=True)  # a command can be copied
     console.print(f"table: {workdir / name}.md", markup=False, soft_wrap=True)
-    for stem in figures:
+    for stem in (stem for stem, figure in drawn.items() if figure is not None):
         console.print(f"plot: {workdir / stem}.png", markup=False, soft_wrap=True)
     if page_folder.is_dir():
         launch.tell_report(page_folder)

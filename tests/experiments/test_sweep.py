@@ -13,10 +13,11 @@ from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import ablation
-from mhd_jax.cli import cases
+from mhd_jax.cli import cases, study
 from mhd_jax.cli.commands import sweep
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
+from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
@@ -189,3 +190,37 @@ def test_an_interval_of_few():
 def test_a_long_name_makes_a_folder_of_its_own():
     one, other = (folder_name("topology=" + "a/" * 100 + end) for end in "xy")
     assert one != other and "/" not in one and len(one) < 140
+
+
+def heads(**means):
+    return {head: over_seeds.interval([mean, mean]) for head, mean in means.items()}
+
+
+def test_a_figure_over_a_flag_whose_values_are_in_any_order():
+    """More heads or fewer, a line goes from left to right, with each case's own last head."""
+    found = {"3": heads(main=0.1, aux_3=0.3), "1": heads(main=-0.5, aux_1=0.2), "2": heads(main=0)}
+    rows = [
+        {
+            "given": {"num_aux_heads": number},
+            "algorithm": "mhd",
+            "beta_sh": by_head,
+            "beta_priv": by_head,
+        }
+        for number, by_head in found.items()
+    ]
+    panel = sweep.figure(rows, [("num_aux_heads", tuple(found))]).axes[0]
+    drawn = {bars.get_label(): bars.lines[0] for bars in panel.containers}
+    assert drawn.keys() == {"mhd, main", "mhd, last"}
+    assert drawn["mhd, main"].get_xydata().tolist() == [[0, -0.5], [1, 0], [2, 0.1]]
+    assert drawn["mhd, last"].get_xydata().tolist() == [[0, 0.2], [1, 0], [2, 0.3]]
+    assert panel.get_ylim()[0] < -0.5
+
+
+def test_a_figure_that_failed_is_not_said_to_be_there(capsys, tmp_path):
+    table = study.Table(("case",), [["base"]])
+    drawn = {"whole": Figure, "torn": lambda: 1 / 0}
+    with pytest.warns(UserWarning, match="division by zero"):
+        study.publish(tmp_path, {}, [table], drawn)
+    said = capsys.readouterr().out
+    assert f"plot: {tmp_path}/whole.png" in said and "torn.png" not in said
+    assert (tmp_path / "whole.png").exists()
