@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 import mhd_jax as mhd
-from mhd_jax.cli import launch, study, workdirs
+from mhd_jax.cli import flag_help, launch, study, workdirs
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import multihost
 from mhd_jax.data import split_files
@@ -19,8 +19,6 @@ from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies import folder as comparison_folder
 from mhd_jax.studies.rows import Row, shown, summarise
-
-_CHANGE_NO_RESULT = ("data_dir", "keep_checkpoints", "keep_best", "fall_back")
 
 
 def compare(
@@ -49,8 +47,9 @@ def compare(
     described = jsonable(
         {**dataclasses.asdict(settings), "partition": _described(settings.partition)}
     )
-    for name in _CHANGE_NO_RESULT:
-        del described[name]
+    for name in [*described]:  # of where and how, and of where the data lies
+        if name == "data_dir" or not flag_help.decides_results(name):
+            del described[name]
     if split_files.is_whole(settings.partition):  # the file determines these sets
         del described["public_fraction"], described["validation_fraction"]
     if not workdirs.overwrites():
