@@ -98,10 +98,7 @@ def read(assignments: Sequence[Assignment]) -> tuple[list[Case], list[str]]:
         case = read_one(given)
         cases.setdefault(content(case), case)
     named = {name for given in assignments for name, _ in given}
-    used = {name for case in cases.values() for name, _ in case.settings.topology_options}
-    for name in run_flags.TOPOLOGY_FLAGS:
-        if name not in used and (name in named or flags.FLAGS[name].present):
-            raise mhd.ConfigError(f"--{name} is not used by any of the graphs; leave it out.")
+    run_flags.require_used([case.settings for case in cases.values()], named)
     repeated = len(assignments) - len(cases)
     notes = [f"{repeated} combination(s) that repeat another were left out."] if repeated else []
     return list(cases.values()), notes

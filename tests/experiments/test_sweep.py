@@ -14,6 +14,7 @@ from absl.testing import flagsaver
 import mhd_jax as mhd
 from experiments import ablation
 from mhd_jax.cli import cases, study
+from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.commands import sweep
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
@@ -142,8 +143,12 @@ def test_options_of_one_graph_stand_beside_others():
         offsets = [dict(case.settings.topology_options).get("offsets") for case in found]
         assert offsets == [(1, 4), None]
         assert not notes
+        by_graph = run_flags.settings_by_graph(["circulant", "ring"])
+        assert by_graph == {case.settings.topology: case.settings for case in found}
         with pytest.raises(mhd.ConfigError, match="--degree is not used by any of the graphs"):
             cases.read(cases.grid(axes))
+        with pytest.raises(mhd.ConfigError, match="--offsets is not used by any of the graphs"):
+            run_flags.settings_by_graph(["ring", "chain"])
 
 
 @pytest.mark.slow
