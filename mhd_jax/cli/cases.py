@@ -228,6 +228,16 @@ def failures(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
+def stopped(outcomes: Sequence[Outcome]) -> list[str]:
+    """Returns a sentence on how many runs were stopped before their last step, if any were."""
+    count = sum(o.status == "stopped" for o in outcomes)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(outcomes)} runs were stopped before their last step; results.csv says why."
+    ]
+
+
 def write_runs(workdir: pathlib.Path, outcomes: Sequence[Outcome]) -> None:
     """Writes results.csv and results.jsonl, with the rows of `tidy`."""
     rows = tidy(outcomes)

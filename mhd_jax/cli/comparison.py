@@ -18,7 +18,7 @@ from mhd_jax.data import split_files
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies import folder as comparison_folder
-from mhd_jax.studies.rows import Row, shown, summarise
+from mhd_jax.studies.rows import Row, shown, stopped, summarise
 
 
 def compare(
@@ -27,7 +27,7 @@ def compare(
     seeds: Sequence[int],
     workdir: pathlib.Path,
     notes: Sequence[str] = (),
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """Runs every algorithm with every seed; a run that has finished before is only read.
 
     Args:
@@ -36,10 +36,10 @@ def compare(
       seeds: seeds of data split and training.
       workdir: the folder that gets NAME/seed_N for each run, table.json, table.md, plots and
         report.html.
-      notes: sentences to print below the table.
+      notes: sentences to stand below the table.
 
     Returns:
-      One row for each algorithm, as in table.json.
+      One row for each algorithm and all notes, as in table.json: also of runs that were stopped.
 
     Raises:
       mhd.ConfigError: settings that cannot work, or a workdir with other content.
@@ -57,14 +57,15 @@ def compare(
     cases = [study.Case(name, name, settings, each) for name, each in algorithms.items()]
     found = study.run(cases, seeds, workdir)
     rows = [summarise(name, summaries) for name, summaries in found.items()]
+    every = [*notes, *stopped(found)]
     if multihost.is_main():
         runs = {
             case.name: [read_run(case.run_folder(workdir, seed)) for seed in seeds]
             for case in cases
         }
         about = {"settings": described, "seeds": list(seeds)}
-        comparison_folder.write(workdir, rows, runs, notes, about)
-    return rows
+        comparison_folder.write(workdir, rows, runs, every, about)
+    return rows, every
 
 
 def _described(partition: Any) -> str:

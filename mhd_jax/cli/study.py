@@ -58,13 +58,16 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a case with one seed: a finished run's summary, or why there is none."""
+    """The outcome of a case with one seed: a run's summary, or why there is none.
+
+    The reason is also that of a run that was stopped before its last step.
+    """
 
     case: Case
     seed: int
     folder: pathlib.Path
     summary: Summary | None
-    status: str = "finished"  # or "diverged" or "refused"
+    status: str = "finished"  # or "stopped", "diverged" or "refused"
     reason: str = ""
 
 
@@ -207,7 +210,7 @@ def _kept(case: Case, seed: int, workdir: pathlib.Path, record: Summary | None) 
     folder = case.run_folder(workdir, seed)
     if record["status"] == "diverged":
         return Outcome(case, seed, folder, None, "diverged", record["reason"])
-    return Outcome(case, seed, folder, record)
+    return _ended(case, seed, folder, record)
 
 
 def _simulated(
@@ -243,7 +246,13 @@ def _outcome(
     """Returns the outcome of a run that has just ended."""
     if isinstance(result, mhd.DivergedError):
         return Outcome(case, seed, folder, None, "diverged", str(result))
-    return Outcome(case, seed, folder, result.summary)
+    return _ended(case, seed, folder, result.summary)
+
+
+def _ended(case: Case, seed: int, folder: pathlib.Path, summary: Summary) -> Outcome:
+    """Returns the outcome of a run that has come to its end, or was stopped before."""
+    why = summary.get("stopped_because", "")
+    return Outcome(case, seed, folder, summary, summary["status"], why)
 
 
 def _program(case: Case) -> str:

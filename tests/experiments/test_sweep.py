@@ -15,7 +15,7 @@ import mhd_jax as mhd
 from experiments import ablation
 from mhd_jax.cli import cases, study
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli.commands import sweep
+from mhd_jax.cli.commands import compare, report, sweep
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
 from mhd_jax.runs.drawing import Figure
@@ -229,3 +229,26 @@ def test_a_figure_that_failed_is_not_said_to_be_there(capsys, tmp_path):
     said = capsys.readouterr().out
     assert f"plot: {tmp_path}/whole.png" in said and "torn.png" not in said
     assert (tmp_path / "whole.png").exists()
+
+
+@pytest.mark.slow
+def test_what_was_stopped_is_said(output):
+    given = [*SMALL, "--steps=9", "--eval_every=1", "--seeds=2", "--learning_rate=9"]
+    given += ["--early_stopping=train/loss", "--patience=1"]  # at this rate a loss soon rises
+    output(sweep, *given, "--grid=algorithm=isolated", "--workdir=w")
+    with pathlib.Path("w/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    summaries = [
+        json.loads((pathlib.Path(row["folder"]) / "summary.json").read_text()) for row in rows
+    ]
+    assert [summary["status"] for summary in summaries] == ["stopped"] * 2
+    for row, summary in zip(rows, summaries, strict=True):
+        assert (row["status"], row["reason"]) == ("stopped", summary["stopped_because"])
+    assert "2 of 2 runs were stopped" in pathlib.Path("w/table.md").read_text()
+
+    said = f"isolated, seed 1, was stopped at step {summaries[1]['steps']}: "
+    for folder, told in (
+        ("c", output(compare, *given, "--algorithms=isolated", "--workdir=c")),
+        ("r", output(report, "c", "--output=r")),
+    ):
+        assert said in told and said in (pathlib.Path(folder) / "table.md").read_text()

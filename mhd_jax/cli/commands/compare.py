@@ -41,7 +41,7 @@ def main() -> None:
     settings = run_flags.settings()
     workdir = workdirs.chosen("compare", settings.topology)
     seeds = seed_flags.values()
-    rows = comparison.compare(settings, algorithms, seeds, workdir, notes)
+    rows, notes = comparison.compare(settings, algorithms, seeds, workdir, notes)
     if not json_flag.asked():
         comparison.show(rows, f"mean over clients, {len(seeds)} seed(s)", workdir, notes)
     elif multihost.is_main():

@@ -119,7 +119,7 @@ def _record(
     """Writes results.csv and results.jsonl, and returns seeds, rows and notes for table.json."""
     if multihost.is_main():
         cases.write_runs(workdir, outcomes)
-    notes = [*notes, *cases.failures(outcomes)]
+    notes = [*notes, *cases.failures(outcomes), *cases.stopped(outcomes)]
     return {"seeds": seeds, "rows": cases.by_case(outcomes), "notes": notes}
 
 

@@ -24,6 +24,7 @@ from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours, legend_above, row_styles
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
+from mhd_jax.studies.rows import stopped
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -137,6 +138,7 @@ def main() -> None:
     workdir = workdirs.chosen("topology")
     seeds = seed_flags.values()
     found = study.run(graphs, seeds, workdir)
+    notes += stopped(found)
     rows = [row for case in graphs for row in rows_of(case, found[case.name])]
     heads = max((list(row["accuracy"]) for row in rows), key=len)
     title = f"accuracy by distance, mean ± std over {len(seeds)} seed(s)"
