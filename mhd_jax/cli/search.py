@@ -271,7 +271,13 @@ def _value(outcome: study.Outcome, metric: tuple[str, str]) -> float | None:
         return None
     require_validation("--search", "validation" in outcome.summary)
     name, head = metric
-    by_head = by_metric(outcome.summary["validation"])[name]
+    measured = by_metric(outcome.summary["validation"])
+    if name not in measured:
+        raise mhd.ConfigError(
+            f"--objective={_OBJECTIVE.value}: {outcome.folder} holds a finished run that was not "
+            "measured by it; begin anew with --overwrite, or choose another --workdir."
+        )
+    by_head = measured[name]
     chosen = head or declared_head(name, list(by_head))
     if chosen not in by_head:
         raise mhd.ConfigError(

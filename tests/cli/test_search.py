@@ -110,3 +110,12 @@ def test_ranges(text, kind, ends):
 def test_what_cannot_be_searched(call, arguments, said):
     status, _, err = call(sweep, *SMALL, "--search=random", *arguments)
     assert status == 2 and said in err.splitlines()[-1]
+
+
+def test_a_metric_that_finished_runs_lack(output, call):
+    given = [*SMALL, "--search=random", "--space=learning_rate=0.01..0.1", "--trials=1"]
+    given += ["--algorithm=isolated", "--workdir=w"]
+    output(sweep, *given)
+    status, _, err = call(sweep, *given, "--metrics=macro_f1", "--objective=macro_f1")
+    said = "holds a finished run that was not measured by it; begin anew with --overwrite"
+    assert status == 2 and said in err.splitlines()[-1]

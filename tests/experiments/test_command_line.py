@@ -22,7 +22,7 @@ def read(path):
     return json.loads(pathlib.Path(path).read_text())
 
 
-def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, refused):
+def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, call, refused):
     arguments = [*SMALL, "--algorithm=mhd", "--topology=chain", "--nu_emb=0", "--workdir=w"]
     arguments += ["--num_aux_heads=2"]
     out = output(train, *arguments)
@@ -30,7 +30,13 @@ def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, refused):
     summary = read("w/summary.json")
     assert summary["steps"] == 6 and summary["settings"]["topology"]["name"] == "chain"
     assert summary["communication"]["by_type"].keys() == {"logits"}
-    assert "w holds this run, finished; nothing was changed." in output(train, *arguments)
+    status, out, err = call(train, *arguments)
+    assert status == 0 and "w holds this run, finished; nothing was changed." in out
+    assert "note" not in err
+    late = ["--metrics=macro_f1", "--early_stopping=train/loss", "--json"]
+    status, _, err = call(train, *arguments, *late)
+    said = "note: --metrics, --early_stopping have no effect on a run that has finished; begin anew"
+    assert status == 0 and said in err
     assert "w holds a run with other settings" in refused(train, *arguments, "--seed=1")
     assert "w holds a single run" in refused(compare, "--workdir=w")
 

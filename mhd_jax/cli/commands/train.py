@@ -12,12 +12,14 @@ line. --dry_run tells what the run would take, and trains nothing.
 from __future__ import annotations
 
 import pathlib
+import sys
 
 from absl import flags
 from rich.table import Table
 
 from mhd_jax.cli import algorithm_flag, dry_run, json_flag, launch, run_record, watching, workdirs
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.core import multihost
 from mhd_jax.engine.dry_run import dry_run as what_it_would_take
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.result import Result
@@ -51,6 +53,9 @@ def main() -> None:
     finished, reported = (workdir / "summary.json").exists(), has_report(workdir)
     watchers = [LiveReport(), *watching.watchers()]
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watchers)
+    vain = watching.in_vain(result.summary.get("metrics", ())) if finished else None
+    if vain and multihost.is_main():
+        print(f"note: {vain}", file=sys.stderr)
 
     if json_flag.asked():
         json_flag.say(run_record.record(workdir))
