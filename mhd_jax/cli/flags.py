@@ -246,12 +246,22 @@ def _parameters(
     return found
 
 
+_UNION = re.compile(r"(?:\w+\.)?(?:Optional|Union)\[(.*)\]")
+
+
 def _written_type(parameter: inspect.Parameter) -> str:
-    """Returns the annotation of a parameter as text; without one, the type of its default."""
+    """Returns the annotation of a parameter as text; without one, the type of its default.
+
+    Of a type or None, however that is written, it is the type.
+    """
     kind = parameter.annotation
     if kind is parameter.empty:
         kind = type(parameter.default)
-    return kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    union = _UNION.fullmatch(text)
+    types = {part.strip() for part in re.split("[|,]", union[1] if union else text)}
+    types -= {"None", "NoneType"}
+    return types.pop() if len(types) == 1 else text
 
 
 def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
