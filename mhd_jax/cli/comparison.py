@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 import mhd_jax as mhd
 from mhd_jax.cli import flag_help, launch, study, workdirs
 from mhd_jax.cli.settings import RunSettings
@@ -18,6 +16,7 @@ from mhd_jax.data import split_files
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies import folder as comparison_folder
+from mhd_jax.studies import tables
 from mhd_jax.studies.rows import Row, shown, stopped, summarise
 
 
@@ -77,10 +76,9 @@ def show(rows: Sequence[Row], title: str, folder: pathlib.Path, notes: Sequence[
     """Prints the table, the notes, and where the report is."""
     console = launch.console()
     headings, of_rows = shown(rows)
-    table = Table(*headings, title=title)
+    table = tables.rich(headings, [], title)
     for lines in of_rows:
-        for line in lines:
-            table.add_row(*line)
+        tables.add_lines(table, lines)
         table.add_section()
     console.print(table)
     for note in notes:

@@ -13,9 +13,9 @@ from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import ablation
-from mhd_jax.cli import cases, study
+from mhd_jax.cli import cases, comparison, study
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli.commands import compare, report, sweep
+from mhd_jax.cli.commands import compare, report, sweep, train
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
 from mhd_jax.runs.drawing import Figure
@@ -229,6 +229,26 @@ def test_a_figure_that_failed_is_not_said_to_be_there(capsys, tmp_path):
     said = capsys.readouterr().out
     assert f"plot: {tmp_path}/whole.png" in said and "torn.png" not in said
     assert (tmp_path / "whole.png").exists()
+
+
+def test_names_stand_in_tables_as_they_are(capsys, tmp_path):
+    """Neither rich's markup nor another column is made of them."""
+    name = "dataset=./a[b]|c[/i].npz"
+    table = study.Table((name, "β"), [[name, "1"]], title=name)
+    study.publish(tmp_path, {}, [table], {})
+    assert capsys.readouterr().out.count(name) == 3
+    heading, _, line = (tmp_path / "table.md").read_text().splitlines()
+    escaped = r"dataset=./a[b]\|c[/i].npz"
+    assert (heading, line) == (f"| {escaped} | β |", f"| {escaped} | 1 |")
+
+    value = {"main": {"mean": 0.5, "std": None}}
+    row = {"algorithm": name, "beta_sh": value, "beta_priv": value}
+    comparison.show([row | {"total_bytes": 0, "seconds_per_step": 0}], name, tmp_path)
+    assert capsys.readouterr().out.count(name) == 2
+    summary = {"status": "finished", "algorithm": name, "data": {}}
+    summary |= {"beta_sh": {name: 0.5}, "beta_priv": {name: None}}
+    train._show(mhd.Result(summary, [], None), tmp_path)
+    assert capsys.readouterr().out.count(name) == 2
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ import pathlib
 import sys
 
 from absl import flags
-from rich.table import Table
 
 from mhd_jax.cli import algorithm_flag, dry_run, json_flag, launch, run_record, watching, workdirs
 from mhd_jax.cli import flags as run_flags
@@ -26,6 +25,7 @@ from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.runs.callbacks import LiveReport
 from mhd_jax.runs.finished import has_report
+from mhd_jax.studies import tables
 
 flags.adopt_module_key_flags(algorithm_flag)
 _DRY_RUN = flags.DEFINE_bool(
@@ -77,11 +77,12 @@ def _show(result: Result, workdir: pathlib.Path) -> None:
     if summary["status"] == "stopped":
         asked, reason = summary["settings"]["steps"], summary["stopped_because"]
         console.print(f"stopped at step {summary['steps']} of {asked}: {reason}", markup=False)
+    lines = [
+        [head, f"{value:.3f}", "–" if own is None else f"{own:.3f}"]
+        for head, value, own in report.accuracy_lines(summary)
+    ]
     title = f"{summary['algorithm']}, mean over clients"
-    table = Table("head", "β_sh", "β_priv", title=title)
-    for head, value, own in report.accuracy_lines(summary):
-        table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
-    console.print(table)
+    console.print(tables.rich(("head", "β_sh", "β_priv"), lines, title))
     if "targets" in summary["data"]:
         console.print("Scores are shares of the targets' variance that predictions explain.")
     launch.tell_report(workdir)
