@@ -9,11 +9,10 @@ import grain  # noqa: F401  # defines flags, which must not go with those that a
 import numpy as np
 import pytest
 
-import mhd_jax as mhd
 from experiments import heterogeneous
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli.commands import compare, plan, train
+from mhd_jax.cli.commands import compare, train
 from mhd_jax.cli.commands import data as inspect_data
 from tests import made_images
 from tests.builders import ROOT, SMALL, python, start_python, wait_until
@@ -200,22 +199,6 @@ def test_compare_refuses_before_it_trains(refused, algorithms, sentence):
     models = "--model=mlp:2,cnn:1"
     assert sentence in refused(compare, *SMALL, models, f"--algorithms={algorithms}")
     assert not pathlib.Path("runs").exists()
-
-
-def test_a_plan_makes_as_many_images_as_are_set_aside_and_private(refused, monkeypatch):
-    def count(images, shape, num_classes):
-        raise mhd.ConfigError(f"{images} images.")
-
-    monkeypatch.setattr(plan, "made_images", count)
-    given = ["--num_clients=3", "--samples_per_client=6", "--algorithm=isolated"]
-    said = "--samples_per_client is of made images; give --num_classes too"
-    assert said in refused(plan, *given)
-    for shares, images in (
-        ([], 20),  # a tenth is public
-        (["--public_fraction=0"], 18),
-        (["--public_fraction=0.25", "--validation_fraction=0.25"], 36),
-    ):
-        assert f" {images} images" in refused(plan, *given, "--num_classes=4", *shares)
 
 
 @pytest.mark.slow

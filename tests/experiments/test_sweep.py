@@ -15,13 +15,14 @@ import mhd_jax as mhd
 from experiments import ablation
 from mhd_jax.cli import cases, comparison, study
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli.commands import compare, report, sweep, train
+from mhd_jax.cli.commands import compare, sweep, train
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
+from tests.builders import python
 
 SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")
 FITS_SEED_0 = """
@@ -252,7 +253,7 @@ def test_names_stand_in_tables_as_they_are(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_stopped_is_said(output):
+def test_what_was_stopped_is_said(output, tmp_path):
     given = [*SMALL, "--steps=9", "--eval_every=1", "--seeds=2", "--learning_rate=9"]
     given += ["--early_stopping=train/loss", "--patience=1"]  # at this rate a loss soon rises
     output(sweep, *given, "--grid=algorithm=isolated", "--workdir=w")
@@ -269,6 +270,6 @@ def test_what_was_stopped_is_said(output):
     said = f"isolated, seed 1, was stopped at step {summaries[1]['steps']}: "
     for folder, told in (
         ("c", output(compare, *given, "--algorithms=isolated", "--workdir=c")),
-        ("r", output(report, "c", "--output=r")),
+        ("r", python("-m", "experiments.report", "c", "--output=r", cwd=tmp_path).stdout),
     ):
         assert said in told and said in (pathlib.Path(folder) / "table.md").read_text()
