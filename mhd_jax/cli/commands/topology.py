@@ -4,8 +4,9 @@ r"""Measures transitive learning: accuracy on classes that are held one, two, th
 
 Each client holds classes that no other client has (--skew=inf), so that all its knowledge of other
 classes came along edges. Flags are those of mhd train, with other defaults: 5 clients,
-disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. The
-same command again resumes an interrupted study.
+disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. A
+hyperparameter, or an option of a graph, applies to what has it. The same command again resumes an
+interrupted study.
 """
 
 from __future__ import annotations
