@@ -20,8 +20,8 @@ from typing import Any
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import cases, launch, seed_flags, study
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli import launch, seed_flags, study
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import shown
 from mhd_jax.data.partition import PrimaryLabels
@@ -89,7 +89,7 @@ def main() -> None:
     for taken, several in (("topology", "topologies"), ("skew", "skews")):
         if flags.FLAGS[taken].present:
             raise mhd.ConfigError(f"this study takes several; give --{several}, not --{taken}.")
-    settings, rules = cases.on_graphs(_TOPOLOGIES.value), _rules()
+    settings, rules = run_flags.settings_by_graph(_TOPOLOGIES.value), _rules()
     places = [(graph, skew) for graph in settings for skew in dict.fromkeys(_SKEWS.value)]
     asked = {
         (place, rule): _case(settings[place[0]], place, rule) for place in places for rule in rules

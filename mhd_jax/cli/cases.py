@@ -10,7 +10,7 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -18,7 +18,6 @@ from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli.settings import RunSettings
 from mhd_jax.cli.study import Case, Outcome
 from mhd_jax.core.commands import typed
 from mhd_jax.runs.accuracies import METRICS
@@ -47,6 +46,10 @@ def axes(texts: Sequence[str], flag: str) -> list[Axis]:
     for name in names:
         if name in _OF_THE_SWEEP:
             raise mhd.ConfigError(f"--{name} is the sweep's own; it cannot be in --{flag}.")
+        if name not in run_flags.of_a_run():
+            raise mhd.ConfigError(
+                f"--{name} is the same for all runs of a sweep; give it by itself, not in --{flag}."
+            )
         if names.count(name) > 1:
             raise mhd.ConfigError(f"--{name} is in two --{flag}; give all its values in one.")
     return found
@@ -95,32 +98,10 @@ def read(assignments: Sequence[Assignment]) -> tuple[list[Case], list[str]]:
         case = read_one(given)
         cases.setdefault(content(case), case)
     named = {name for given in assignments for name, _ in given}
-    _require_used_options([case.settings for case in cases.values()], named)
+    run_flags.require_used([case.settings for case in cases.values()], named)
     repeated = len(assignments) - len(cases)
     notes = [f"{repeated} combination(s) that repeat another were left out."] if repeated else []
     return list(cases.values()), notes
-
-
-def on_graphs(names: Sequence[str]) -> dict[str, RunSettings]:
-    """Returns the command line's settings on each of several graphs, with the graph's own options.
-
-    Raises:
-      mhd.ConfigError: an option that no graph uses.
-    """
-    found = {}
-    for name in names:
-        with put((("topology", name),)):
-            found[name] = run_flags.settings(strict=False)
-    _require_used_options(list(found.values()))
-    return found
-
-
-def _require_used_options(settings: Sequence[RunSettings], named: Collection[str] = ()) -> None:
-    """Raises `mhd.ConfigError` for a graph's option that is given, or `named`, but never used."""
-    used = {name for each in settings for name, _ in each.topology_options}
-    for name in run_flags.TOPOLOGY_FLAGS:
-        if name not in used and (name in named or flags.FLAGS[name].present):
-            raise mhd.ConfigError(f"--{name} is not used by any of the graphs; leave it out.")
 
 
 def content(case: Case) -> str:
@@ -244,6 +225,16 @@ def failures(outcomes: Sequence[Outcome]) -> list[str]:
     return [
         f"{name} {said[status]}, seed {', '.join(map(str, seeds))}: {reason}"
         for (name, status, reason), seeds in by_reason.items()
+    ]
+
+
+def stopped(outcomes: Sequence[Outcome]) -> list[str]:
+    """Returns a sentence on how many runs were stopped before their last step, if any were."""
+    count = sum(o.status == "stopped" for o in outcomes)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(outcomes)} runs were stopped before their last step; results.csv says why."
     ]
 
 

@@ -8,19 +8,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 import mhd_jax as mhd
-from mhd_jax.cli import launch, study, workdirs
+from mhd_jax.cli import flag_help, launch, study, workdirs
 from mhd_jax.cli.settings import RunSettings
 from mhd_jax.core import multihost
 from mhd_jax.data import split_files
 from mhd_jax.runs.finished import read_run
 from mhd_jax.runs.records import jsonable
 from mhd_jax.studies import folder as comparison_folder
-from mhd_jax.studies.rows import Row, shown, summarise
-
-_CHANGE_NO_RESULT = ("data_dir", "keep_checkpoints", "keep_best", "fall_back")
+from mhd_jax.studies import tables
+from mhd_jax.studies.rows import Row, shown, stopped, summarise
 
 
 def compare(
@@ -29,7 +26,7 @@ def compare(
     seeds: Sequence[int],
     workdir: pathlib.Path,
     notes: Sequence[str] = (),
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """Runs every algorithm with every seed; a run that has finished before is only read.
 
     Args:
@@ -38,10 +35,10 @@ def compare(
       seeds: seeds of data split and training.
       workdir: the folder that gets NAME/seed_N for each run, table.json, table.md, plots and
         report.html.
-      notes: sentences to print below the table.
+      notes: sentences to stand below the table.
 
     Returns:
-      One row for each algorithm, as in table.json.
+      One row for each algorithm and all notes, as in table.json: also of runs that were stopped.
 
     Raises:
       mhd.ConfigError: settings that cannot work, or a workdir with other content.
@@ -49,8 +46,9 @@ def compare(
     described = jsonable(
         {**dataclasses.asdict(settings), "partition": _described(settings.partition)}
     )
-    for name in _CHANGE_NO_RESULT:
-        del described[name]
+    for name in [*described]:  # of where and how, and of where the data lies
+        if name == "data_dir" or not flag_help.decides_results(name):
+            del described[name]
     if split_files.is_whole(settings.partition):  # the file determines these sets
         del described["public_fraction"], described["validation_fraction"]
     if not workdirs.overwrites():
@@ -58,14 +56,15 @@ def compare(
     cases = [study.Case(name, name, settings, each) for name, each in algorithms.items()]
     found = study.run(cases, seeds, workdir)
     rows = [summarise(name, summaries) for name, summaries in found.items()]
+    every = [*notes, *stopped(found)]
     if multihost.is_main():
         runs = {
             case.name: [read_run(case.run_folder(workdir, seed)) for seed in seeds]
             for case in cases
         }
         about = {"settings": described, "seeds": list(seeds)}
-        comparison_folder.write(workdir, rows, runs, notes, about)
-    return rows
+        comparison_folder.write(workdir, rows, runs, every, about)
+    return rows, every
 
 
 def _described(partition: Any) -> str:
@@ -77,10 +76,9 @@ def show(rows: Sequence[Row], title: str, folder: pathlib.Path, notes: Sequence[
     """Prints the table, the notes, and where the report is."""
     console = launch.console()
     headings, of_rows = shown(rows)
-    table = Table(*headings, title=title)
+    table = tables.rich(headings, [], title)
     for lines in of_rows:
-        for line in lines:
-            table.add_row(*line)
+        tables.add_lines(table, lines)
         table.add_section()
     console.print(table)
     for note in notes:

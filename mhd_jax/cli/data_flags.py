@@ -74,7 +74,8 @@ _PARTITION_HELP = {
     },
     "shards": {"shards_per_client": "Shards of one label, mostly, that each client gets"},
 }
-_PARTITION_FLAGS = {name: defaults(cls) for name, cls in PARTITIONS.items()}
+_BY_PARTITION = {name: defaults(cls) for name, cls in PARTITIONS.items()}
+PARTITION_FLAGS = [field for fields in _BY_PARTITION.values() for field in fields]
 
 define_fields(RunSettings, _HELP, {"categories": CATEGORIES, "missing": MISSING})
 flags.DEFINE_string(
@@ -107,8 +108,8 @@ def _partition() -> Partition | pathlib.Path | None:
         return None
     is_own = own_code.is_own(chosen)
     partition = own_code.load(chosen) if is_own else named(chosen)
-    fields = _PARTITION_FLAGS.get(chosen, {})
-    for name, others in _PARTITION_FLAGS.items():
+    fields = _BY_PARTITION.get(chosen, {})
+    for name, others in _BY_PARTITION.items():
         for field in others:
             if FLAGS[field].present and field not in fields:
                 raise mhd.ConfigError(
@@ -129,8 +130,7 @@ def _partition() -> Partition | pathlib.Path | None:
 
 
 def _require_no_other_partition() -> None:
-    own = [field for fields in _PARTITION_FLAGS.values() for field in fields]
-    for name in ("partition", *own):
+    for name in ("partition", *PARTITION_FLAGS):
         if FLAGS[name].present:
             raise mhd.ConfigError(
                 f"--owners says who gets which samples, and so does --{name}; leave one of them out."

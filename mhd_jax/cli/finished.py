@@ -14,7 +14,7 @@ from mhd_jax.runs import settings as dotted
 from mhd_jax.runs.finished import FinishedRun, read_run, run_folders
 from mhd_jax.runs.records import read_json
 from mhd_jax.studies.folder import settings_of, write
-from mhd_jax.studies.rows import summarise
+from mhd_jax.studies.rows import stopped, summarise
 
 _MOST_TOLD = 3  # the most settings in a row's name
 
@@ -50,8 +50,17 @@ def compare(runs: Sequence[FinishedRun], output: pathlib.Path) -> list[dict[str,
     table = [summarise(name, [run.summary for run in each]) for name, each in rows.items()]
     paths = {name: [str(run.path) for run in each] for name, each in rows.items()}
     about = {"runs": paths, **settings_of(rows)}
-    write(output, table, rows, [], about)
+    write(output, table, rows, _stopped(rows), about)
     return table
+
+
+def notes(runs: Sequence[FinishedRun]) -> list[str]:
+    """Returns the sentences below the table of these runs: which of them were stopped."""
+    return _stopped(_named(_grouped(runs)))
+
+
+def _stopped(rows: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
+    return stopped({name: [run.summary for run in each] for name, each in rows.items()})
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:

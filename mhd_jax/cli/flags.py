@@ -6,12 +6,13 @@ those of the algorithm's factory. Only their help is written here.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -245,12 +246,22 @@ def _parameters(
     return found
 
 
+_UNION = re.compile(r"(?:\w+\.)?(?:Optional|Union)\[(.*)\]")
+
+
 def _written_type(parameter: inspect.Parameter) -> str:
-    """Returns the annotation of a parameter as text; without one, the type of its default."""
+    """Returns the annotation of a parameter as text; without one, the type of its default.
+
+    Of a type or None, however that is written, it is the type.
+    """
     kind = parameter.annotation
     if kind is parameter.empty:
         kind = type(parameter.default)
-    return kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    union = _UNION.fullmatch(text)
+    types = {part.strip() for part in re.split("[|,]", union[1] if union else text)}
+    types -= {"None", "NoneType"}
+    return types.pop() if len(types) == 1 else text
 
 
 def described(defaults: Mapping[str, Any]) -> tuple[Any, str]:
@@ -319,6 +330,41 @@ def settings(*, strict: bool = True) -> RunSettings:
     )
 
 
+def settings_by_graph(names: Sequence[str]) -> dict[str, RunSettings]:
+    """Returns the settings that the flags describe on each of several graphs, by the graphs' names.
+
+    Each has the options that its own graph uses.
+
+    Raises:
+      mhd.ConfigError: as `settings`, or an option that none of the graphs uses.
+    """
+    common = settings(strict=False)
+    found = {
+        name: dataclasses.replace(common, topology=name, topology_options=_options_of(name))
+        for name in names
+    }
+    require_used(found.values())
+    return found
+
+
+def require_used(every: Iterable[RunSettings], named: Collection[str] = ()) -> None:
+    """Raises `mhd.ConfigError` if an option of graphs is given or named that no settings' graph uses."""
+    used = {name for each in every for name, _ in each.topology_options}
+    for name in TOPOLOGY_FLAGS:
+        if name not in used and (name in named or FLAGS[name].present):
+            raise mhd.ConfigError(f"--{name} is not used by any of the graphs; leave it out.")
+
+
+def of_a_run() -> set[str]:
+    """Returns the names of the flags that may differ between the runs of one command.
+
+    These are the ones of `RunSettings` and of its parts, and those of the algorithm.
+    """
+    parts = (_SETTINGS, data_flags.PARTITION_FLAGS, _OPTIMIZER, _FAULTS, _HYPERPARAMETERS)
+    own = {"algorithm", *TOPOLOGY_FLAGS, *_own_hyperparameters()}
+    return own.union(*parts)
+
+
 def algorithm(
     name: str, *, strict: bool, defaults: Mapping[str, Any] | None = None
 ) -> tuple[mhd.Algorithm, list[str]]:
@@ -358,6 +404,15 @@ def algorithm(
             "leave out what does not apply, or choose another algorithm."
         )
     return built, unused
+
+
+def notes_on_unused(unused: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a sentence on the given flags that something does not use, for each name of such."""
+    return [
+        f"{name} does not use {', '.join('--' + flag for flag in own)}."
+        for name, own in unused.items()
+        if own
+    ]
 
 
 def _builder(name: str) -> Callable[..., mhd.Algorithm]:
@@ -499,9 +554,9 @@ def _ensembles(text: str) -> int | list[list[int]]:
         ) from None
 
 
-def unused_by_topology() -> list[str]:
-    """Returns the graph options that are given as flags but not used by the chosen graph."""
-    own = topologies.options(_flag("topology"))
+def unused_by_topology(chosen: str | None = None) -> list[str]:
+    """Returns the graph options that are given as flags but not used by a graph, or the chosen one."""
+    own = topologies.options(chosen or _flag("topology"))
     return [name for name in TOPOLOGY_FLAGS if FLAGS[name].present and name not in own]
 
 
@@ -512,7 +567,12 @@ def _topology_options(strict: bool) -> tuple[tuple[str, Any], ...]:
         raise mhd.ConfigError(
             f"--{unused[0]} is not used by --topology={chosen}; leave one of them out."
         )
-    own = [name for name in topologies.options(chosen) if name != "seed"]
+    return _options_of(chosen)
+
+
+def _options_of(topology: str) -> tuple[tuple[str, Any], ...]:
+    """Returns the values of the flags that are options of a topology."""
+    own = [name for name in topologies.options(topology) if name != "seed"]
     return tuple((name, _offsets() if name == "offsets" else _flag(name)) for name in own)
 
 

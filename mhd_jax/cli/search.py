@@ -145,7 +145,7 @@ def _outcomes(
 ) -> dict[str, list[study.Outcome]]:
     """Runs the cases of some trials after those that are done, and returns outcomes by case."""
     distinct = list({case.name: case for case in found}.values())
-    refused = study.refusals(distinct, seeds[0])
+    refused = study.refusals(distinct, seeds)
     label = f"{done + 1}–{done + len(found)} of {_TRIALS.value}"
     outcomes = study.attempt(distinct, seeds, workdir, refused, label)
     return {case.name: [each for each in outcomes if each.case is case] for case in distinct}
@@ -272,7 +272,13 @@ def _value(outcome: study.Outcome, metric: tuple[str, str]) -> float | None:
         return None
     require_validation("--search", "validation" in outcome.summary)
     name, head = metric
-    by_head = by_metric(outcome.summary["validation"])[name]
+    measured = by_metric(outcome.summary["validation"])
+    if name not in measured:
+        raise mhd.ConfigError(
+            f"--objective={_OBJECTIVE.value}: {outcome.folder} holds a finished run that was not "
+            "measured by it; begin anew with --overwrite, or choose another --workdir."
+        )
+    by_head = measured[name]
     chosen = head or declared_head(name, list(by_head))
     if chosen not in by_head:
         raise mhd.ConfigError(

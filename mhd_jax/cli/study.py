@@ -58,13 +58,16 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a case with one seed: a finished run's summary, or why there is none."""
+    """The outcome of a case with one seed: a run's summary, or why there is none.
+
+    The reason is also that of a run that was stopped before its last step.
+    """
 
     case: Case
     seed: int
     folder: pathlib.Path
     summary: Summary | None
-    status: str = "finished"  # or "diverged" or "refused"
+    status: str = "finished"  # or "stopped", "diverged" or "refused"
     reason: str = ""
 
 
@@ -114,23 +117,23 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
       workdir: the folder that gets CASE/seed_N for each run.
 
     Raises:
-      mhd.ConfigError: no case can work, or a folder holds other runs.
+      mhd.ConfigError: no case can work with any seed, or a folder holds other runs.
     """
-    refused = refusals(cases, seeds[0])
-    if refused and len(refused) == len(cases):
+    refused = refusals(cases, seeds)
+    if refused and len(refused) == len(cases) * len(seeds):
         raise next(iter(refused.values()))
     workdirs.make_room(workdir)
     return attempt(cases, seeds, workdir, refused)
 
 
-def refusals(cases: Sequence[Case], seed: int) -> dict[str, mhd.ConfigError]:
-    """Returns the errors of cases that cannot work, by their names."""
+def refusals(cases: Sequence[Case], seeds: Sequence[int]) -> dict[tuple[str, int], mhd.ConfigError]:
+    """Returns the errors of runs that cannot work, by their case's name and their seed."""
     found = {}
-    for case in cases:
+    for case, seed in itertools.product(cases, seeds):
         try:
             case.settings.check(case.algorithm, seed, watchers())
         except mhd.ConfigError as error:
-            found[case.name] = error
+            found[case.name, seed] = error
     return found
 
 
@@ -138,10 +141,10 @@ def attempt(
     cases: Sequence[Case],
     seeds: Sequence[int],
     workdir: pathlib.Path,
-    refused: Mapping[str, mhd.ConfigError],
+    refused: Mapping[tuple[str, int], mhd.ConfigError],
     place: str = "",
 ) -> list[Outcome]:
-    """Runs the cases that are not refused, as `explore` does.
+    """Runs the cases with the seeds that are not refused, as `explore` does.
 
     Args:
       cases, seeds, workdir: as for `explore`.
@@ -150,13 +153,12 @@ def attempt(
     """
     outcomes: dict[tuple[str, int], Outcome] = {}
     pending: dict[str, list[tuple[Case, int]]] = {}
-    for case in cases:
-        if case.name not in refused:
-            pending.setdefault(_program(case), []).extend((case, seed) for seed in seeds)
+    for case, seed in itertools.product(cases, seeds):
+        if (case.name, seed) not in refused:
+            pending.setdefault(_program(case), []).append((case, seed))
             continue
-        for seed in seeds:
-            folder, why = case.run_folder(workdir, seed), str(refused[case.name])
-            outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
+        folder, why = case.run_folder(workdir, seed), str(refused[case.name, seed])
+        outcomes[case.name, seed] = Outcome(case, seed, folder, None, "refused", why)
     batches = [part for runs in pending.values() for part in _parts(runs)]
     options = {"keep_going": True, "write_reports": False}
     for outcome in _simulated(batches, workdir, place, **options):
@@ -208,7 +210,7 @@ def _kept(case: Case, seed: int, workdir: pathlib.Path, record: Summary | None) 
     folder = case.run_folder(workdir, seed)
     if record["status"] == "diverged":
         return Outcome(case, seed, folder, None, "diverged", record["reason"])
-    return Outcome(case, seed, folder, record)
+    return _ended(case, seed, folder, record)
 
 
 def _simulated(
@@ -244,7 +246,13 @@ def _outcome(
     """Returns the outcome of a run that has just ended."""
     if isinstance(result, mhd.DivergedError):
         return Outcome(case, seed, folder, None, "diverged", str(result))
-    return Outcome(case, seed, folder, result.summary)
+    return _ended(case, seed, folder, result.summary)
+
+
+def _ended(case: Case, seed: int, folder: pathlib.Path, summary: Summary) -> Outcome:
+    """Returns the outcome of a run that has come to its end, or was stopped before."""
+    why = summary.get("stopped_because", "")
+    return Outcome(case, seed, folder, summary, summary["status"], why)
 
 
 def _program(case: Case) -> str:
@@ -303,6 +311,7 @@ def publish(
       page_folder: the folder that gets the page, `report.html`, if it is there; by default the workdir.
     """
     page_folder = page_folder or workdir
+    drawn: Mapping[str, Any] = {}
     if multihost.is_main():
         write_json(workdir / f"{name}.json", content)
         parts = []
@@ -321,7 +330,7 @@ def publish(
         for note in table.notes:
             console.print(note, markup=False, soft_wrap=True)  # a command can be copied
     console.print(f"table: {workdir / name}.md", markup=False, soft_wrap=True)
-    for stem in figures:
+    for stem in (stem for stem, figure in drawn.items() if figure is not None):
         console.print(f"plot: {workdir / stem}.png", markup=False, soft_wrap=True)
     if page_folder.is_dir():
         launch.tell_report(page_folder)

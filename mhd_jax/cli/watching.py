@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from absl import flags
 
 import mhd_jax as mhd
@@ -45,3 +47,25 @@ def watchers(label: str | None = None) -> list[mhd.Callback]:
     if _WANDB_PROJECT.value is not None:
         found.append(mhd.callbacks.WandB(_WANDB_PROJECT.value))
     return [*found, mhd.callbacks.ShowProgress(label)]
+
+
+def in_vain(measured: Collection[str]) -> str | None:
+    """Returns a sentence on the given flags that have no effect on a finished run; None without any.
+
+    Args:
+      measured: the names of the metrics of one's own that the run has.
+    """
+    wanted = [name.rpartition(":")[2] for name in (flags.FLAGS.metrics or "").split(",") if name]
+    given = {
+        "metrics": not {*wanted} <= {*measured},
+        _EARLY_STOPPING.name: _EARLY_STOPPING.value is not None,
+        _TENSORBOARD.name: _TENSORBOARD.value,
+        _WANDB_PROJECT.name: _WANDB_PROJECT.value is not None,
+    }
+    names = [f"--{name}" for name, is_given in given.items() if is_given]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect on a run that has "
+        "finished; begin anew with --overwrite, or in another --workdir."
+    )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
+import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 
 from mhd_jax.cli import flag_help, own_code
 from mhd_jax.core import multihost
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import folder_here
 from mhd_jax.runs import removal
 from mhd_jax.studies.folder import folder_name
 
 _DIGITS = 6  # of a folder's digest
+_OF_CASES = ("grid", "vary", "space")  # which name a flag and its values
 
 
 def chosen(*names: str) -> pathlib.Path:
@@ -34,9 +40,21 @@ def _digest() -> str:
         for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
         if flag.value != flag.default and flag_help.decides_results(flag.name)
     }
-    code = own_code.digests(*(value for value in given.values() if isinstance(value, str)))
+    code: dict[str, str] = {}
+    for text in (text for name, value in given.items() for text in _texts(name, value)):
+        with contextlib.suppress(ConfigError):  # it is said where the code is used
+            code |= own_code.digests(text)
     content = sorted(given.items()), sorted(code.items())
     return hashlib.sha256(repr(content).encode()).hexdigest()[:_DIGITS]
+
+
+def _texts(name: str, value: Any) -> Iterator[str]:
+    """Yields the parts of a flag's value that may name users' own code."""
+    if isinstance(value, str):
+        yield value
+    for text in value if isinstance(value, list) else ():
+        chosen = text.partition("=")[2] if name in _OF_CASES else text
+        yield from (part.strip() for part in re.split("[,;]", chosen))
 
 
 def overwrites() -> bool:

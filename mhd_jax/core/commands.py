@@ -9,7 +9,7 @@ import sys
 COMMANDS = {
     "train": "trains clients that learn from each other: one run",
     "compare": "runs several algorithms on the same clients and seeds, for one table",
-    "sweep": "runs a grid over any flags and seeds, or searches among them",
+    "sweep": "runs a grid over any settings and seeds, or searches among them",
     "topology": "measures what clients know of classes that are several hops away",
     "report": "compares finished runs in one report, or writes one run's report again",
     "show": "shows what run folders hold, here in the terminal",

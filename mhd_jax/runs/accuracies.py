@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 METRICS = {"beta_sh": "β_sh (uniform labels)", "beta_priv": "β_priv (own labels)"}
 
 
@@ -30,6 +32,16 @@ def by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]
     apart = ("per_client", "metrics", "honest")
     accuracies = {name: measured[name] for name in measured if name not in apart}
     return {**accuracies, **measured.get("metrics", {})}
+
+
+def band(mean: Any, deviation: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of mean ± deviation, within what scores can be.
+
+    Accuracies are in [0, 1]. Scores of a regression know no lower limit; they are told by means
+    below 0.
+    """
+    lowest = -np.inf if np.any(np.less(mean, 0)) else 0
+    return np.maximum(np.subtract(mean, deviation), lowest), np.minimum(np.add(mean, deviation), 1)
 
 
 def chance(summary: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mhd_jax.runs import curves, vega
-from mhd_jax.runs.accuracies import METRICS
+from mhd_jax.runs.accuracies import METRICS, band
 from mhd_jax.runs.palette import row_styles
 from mhd_jax.training.metrics import declared_head
 
@@ -87,9 +87,7 @@ def _panel(
         spread = values.std(axis=0, ddof=1) if len(chosen) > 1 else np.full(len(mean), np.nan)
         at.append([curves.rounded(x) for x in places.mean(axis=0)])
         lines.append([curves.rounded(x) for x in mean])
-        ranges.append(
-            [[curves.rounded(x) for x in np.clip(mean + s, 0, 1)] for s in (-spread, spread)]
-        )
+        ranges.append([[curves.rounded(x) for x in end] for end in band(mean, spread)])
     if axis == "bytes":
         _level(at, lines, ranges)
     judge = "main" if metric == "beta_priv" else "last"

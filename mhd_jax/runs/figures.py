@@ -11,7 +11,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import counted
-from mhd_jax.runs.accuracies import METRICS
+from mhd_jax.runs.accuracies import METRICS, band
 from mhd_jax.runs.drawing import (
     WIDTHS,
     Axes,
@@ -294,12 +294,12 @@ def _legend_of_heads(figure: Figure, chance: float | None) -> None:
 
 
 def _point(axis: Axes, y: float, value: Mapping[str, Any], style: Mapping[str, Any]) -> None:
-    """Draws a mean accuracy ± its deviation within [0, 1]; nothing where there is no mean."""
-    if value["mean"] is None:
+    """Draws a mean accuracy ± its deviation, as far as it can be; nothing where there is no mean."""
+    mean = value["mean"]
+    if mean is None:
         return
-    mean, std = value["mean"], value["std"] or 0.0
-    errors = [[min(std, mean)], [min(std, 1 - mean)]]
-    axis.errorbar(mean, y, xerr=errors, capsize=3, **style)
+    low, high = band(mean, value["std"] or 0.0)
+    axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], capsize=3, **style)
 
 
 def comparison_curves(
@@ -317,8 +317,7 @@ def comparison_curves(
         steps = [record["step"] for record in runs[0]]
         mean, std = values.mean(axis=0), _deviation(values)
         axis.plot(steps, mean, **style, markevery=max(1, len(steps) // 10))
-        low, high = np.clip([mean - std, mean + std], 0, 1)
-        axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.fill_between(steps, *band(mean, std), color=style["color"], alpha=0.15, linewidth=0)
 
     several = any(len(runs) > 1 for runs in histories.values())
     shade = [Patch(color="0.85", label="± std over seeds")] if several else []
@@ -476,9 +475,11 @@ def _chance_key(figure: Figure, chance: float | None) -> list[Line2D]:
 
 
 def accuracy_axis(axis: Axes, label: str) -> None:
-    """Sets the range [0, 1], the grid and the label of a vertical axis of accuracies."""
+    """Sets the range, [0, 1] or from scores below 0, the grid and the label of a vertical axis."""
     axis.set_ylabel(_in_style(label))
     axis.set_ylim(0, 1.02)
+    if axis.dataLim.intervaly[0] < 0:
+        _fit(axis, None)
     axis.grid(alpha=0.3)
 
 

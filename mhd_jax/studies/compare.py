@@ -24,6 +24,7 @@ from mhd_jax.engine.simulate import simulate, simulate_many
 from mhd_jax.runs.finished import read_run
 from mhd_jax.studies import folder as comparison_folder
 from mhd_jax.studies.comparison import Comparison
+from mhd_jax.studies.rows import stopped
 from mhd_jax.topology import Topology
 
 _OWN = ("topology", "clients", "algorithm", "seed", "workdir")  # what `compare` itself gives a run
@@ -104,7 +105,8 @@ def compare(
     results: dict[str, list[Result]] = {name: [] for name in algorithms}
     for (name, _), result in zip(cases, found, strict=True):
         results[name].append(cast(Result, result))  # a run that diverges has raised
-    comparison = Comparison(results, tuple(seeds), tuple(_notes(results, seeds)), path)
+    notes = stopped({name: [each.summary for each in of] for name, of in results.items()})
+    comparison = Comparison(results, tuple(seeds), tuple(notes), path)
     if path is not None and multihost.is_main():
         _write(path, comparison)
     return comparison
@@ -188,17 +190,6 @@ def _graph(topology: Any, seed: int) -> Any:
             "weights may be a function of the seed or of the step; call its argument seed or step."
         )
     return found
-
-
-def _notes(results: Mapping[str, Sequence[Result]], seeds: Sequence[int]) -> list[str]:
-    """Returns a sentence for each run that was stopped before its last step."""
-    return [
-        f"{name}, seed {seed}, was stopped at step {result.summary['steps']}: "
-        f"{result.summary['stopped_because']}."
-        for name, each in results.items()
-        for seed, result in zip(seeds, each, strict=True)
-        if result.summary["status"] == "stopped"
-    ]
 
 
 def _write(path: pathlib.Path, comparison: Comparison) -> None:

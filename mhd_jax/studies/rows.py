@@ -36,6 +36,21 @@ def summarise(name: str, summaries: Sequence[Mapping[str, Any]]) -> Row:
     }
 
 
+def stopped(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Returns a sentence for each run that was stopped before its last step.
+
+    Args:
+      runs: the summaries of the runs of each row, by the row's name.
+    """
+    return [
+        f"{name}, seed {summary['seed']}, was stopped at step {summary['steps']}: "
+        f"{summary['stopped_because']}."
+        for name, summaries in runs.items()
+        for summary in summaries
+        if summary["status"] == "stopped"
+    ]
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
     """Returns the table as Markdown, with a line for each algorithm and head."""
     lines = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 _LATEX = {
     "\\": r"\textbackslash ",
@@ -15,19 +16,27 @@ _LATEX = {
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Returns the table as Markdown."""
-    heading, *below = (f"| {' | '.join(row)} |\n" for row in (headings, *lines))
+    """Returns the table as Markdown; a | in a cell is none between cells."""
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in (headings, *lines))
+    heading, *below = (f"| {' | '.join(row)} |\n" for row in escaped)
     return "".join([heading, f"|{'---|' * len(headings)}\n", *below])
 
 
 def rich(
     headings: Sequence[str], lines: Sequence[Sequence[str]], title: str | None = None
 ) -> Table:
-    """Returns the table for the terminal."""
-    table = Table(*headings, title=title)
-    for line in lines:
-        table.add_row(*line)
+    """Returns the table for the terminal, with all texts as they are: [b] is no markup."""
+    table = Table(title=None if title is None else Text(title, "table.title"))
+    for heading in headings:
+        table.add_column(Text(heading))
+    add_lines(table, lines)
     return table
+
+
+def add_lines(table: Table, lines: Sequence[Sequence[str]]) -> None:
+    """Adds lines to a table for the terminal."""
+    for line in lines:
+        table.add_row(*map(Text, line))
 
 
 def latex(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

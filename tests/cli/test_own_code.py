@@ -4,8 +4,11 @@ import json
 import pathlib
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import mhd_jax as mhd
+from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import own_code
 from mhd_jax.cli.commands import compare, sweep, train
 from tests.builders import SMALL
@@ -119,6 +122,21 @@ def test_in_comparisons_and_sweeps(output, my_code):
     output(sweep, *SMALL, *grid, "--workdir=s")
     cases = [row["case"] for row in read("s/table.json")["rows"]]
     assert len(cases) == 3 and "algorithm=my.py:scaled scale=2" in cases
+
+
+@pytest.mark.parametrize("head", ["from __future__ import annotations\n", ""])
+def test_arguments_that_may_be_none_are_numbers(head, tmp_path):
+    arguments = (
+        "a: Optional[float] = None, b: Union[None, int] = 2, c: typing.Optional[bool] = None"
+    )
+    arguments += ", d: float | None = None, e: Optional[str] = None, f: Union[int, str] = 1"
+    code = f"import typing\nfrom typing import *\n\ndef maybe({arguments}):\n    pass\n"
+    (tmp_path / "maybe.py").write_text(head + code)
+    with flagsaver.flagsaver():
+        run_flags.define_own([f"--algorithm={tmp_path}/maybe.py:maybe"])
+        flags.FLAGS(["x", "--a=1", "--b=3", "--c=true", "--d=0.5", "--e=2", "--f=4"])
+        values = [flags.FLAGS[name].value for name in "abcdef"]
+    assert values == [1.0, 3, True, 0.5, "2", "4"] and isinstance(values[0], float)
 
 
 REFUSED = {

@@ -99,6 +99,7 @@ def test_ranges(text, kind, ends):
         (["--space=nu_aux=0..1:log"], "is no range: "),
         (["--space=num_aux_heads=0.5..2"], "--num_aux_heads does not take '0.5'"),
         (["--space=seed=1..4"], "--seed is the sweep's own"),
+        (["--space=patience=1..4", "--early_stopping=beta_sh"], "give it by itself, not in --space"),
         (["--space=validation_fraction=0.1,0.2"], "it cannot be in its --space"),
         (["--space=nu_aux=0..1", "--objective=beta"], "there is no metric 'beta'; choose among beta_sh"),
         (["--space=nu_aux=0..1", "--validation_fraction=0"], "set validation_fraction. Nothing is chosen on"),
@@ -108,4 +109,13 @@ def test_ranges(text, kind, ends):
 )  # fmt: skip
 def test_what_cannot_be_searched(call, arguments, said):
     status, _, err = call(sweep, *SMALL, "--search=random", *arguments)
+    assert status == 2 and said in err.splitlines()[-1]
+
+
+def test_a_metric_that_finished_runs_lack(output, call):
+    given = [*SMALL, "--search=random", "--space=learning_rate=0.01..0.1", "--trials=1"]
+    given += ["--algorithm=isolated", "--workdir=w"]
+    output(sweep, *given)
+    status, _, err = call(sweep, *given, "--metrics=macro_f1", "--objective=macro_f1")
+    said = "holds a finished run that was not measured by it; begin anew with --overwrite"
     assert status == 2 and said in err.splitlines()[-1]

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from mhd_jax.cli import workdirs
-from mhd_jax.cli.commands import compare, train
+from mhd_jax.cli.commands import compare, sweep, train
 from mhd_jax.runs import locks, removal
 from tests.builders import SMALL, tiny_run
 
@@ -48,6 +49,31 @@ def test_a_setting_has_its_own_folder_however_it_is_written(folder, tmp_path):
     before = folder("--algorithm=my.py:mine", "--num_clients=3")
     (tmp_path / "my.py").write_text(OWN + "# another thought\n")
     assert folder("--algorithm=my.py:mine", "--num_clients=3") != before
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [
+        (compare, "--algorithms=isolated,my.py:mine"),
+        (sweep, "--grid=algorithm=isolated;my.py:mine"),
+        (sweep, "--vary=topology=ring, my.py:mine"),
+    ],
+)
+def test_a_folder_is_of_the_code_that_lists_name(command, argument, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [command.__name__])
+
+    def folder(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS([command.__name__, *arguments])
+            return workdirs.chosen("x")
+
+    missing = folder(argument)
+    (tmp_path / "my.py").write_text(OWN)
+    before, beside = folder(argument), folder("--seeds=4")
+    assert folder(argument) == before
+    (tmp_path / "my.py").write_text(OWN + "# another thought\n")
+    assert len({missing, before, folder(argument)}) == 3 and folder("--seeds=4") == beside
 
 
 def test_a_command_without_overwrite_removes_nothing(monkeypatch):

@@ -22,7 +22,7 @@ def read(path):
     return json.loads(pathlib.Path(path).read_text())
 
 
-def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, refused):
+def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, call, refused):
     arguments = [*SMALL, "--algorithm=mhd", "--topology=chain", "--nu_emb=0", "--workdir=w"]
     arguments += ["--num_aux_heads=2"]
     out = output(train, *arguments)
@@ -30,7 +30,13 @@ def test_train_saves_resumes_and_leaves_a_finished_run_alone(output, refused):
     summary = read("w/summary.json")
     assert summary["steps"] == 6 and summary["settings"]["topology"]["name"] == "chain"
     assert summary["communication"]["by_type"].keys() == {"logits"}
-    assert "w holds this run, finished; nothing was changed." in output(train, *arguments)
+    status, out, err = call(train, *arguments)
+    assert status == 0 and "w holds this run, finished; nothing was changed." in out
+    assert "note" not in err
+    late = ["--metrics=macro_f1", "--early_stopping=train/loss", "--json"]
+    status, _, err = call(train, *arguments, *late)
+    said = "note: --metrics, --early_stopping have no effect on a run that has finished; begin anew"
+    assert status == 0 and said in err
     assert "w holds a run with other settings" in refused(train, *arguments, "--seed=1")
     assert "w holds a single run" in refused(compare, "--workdir=w")
 
@@ -165,7 +171,10 @@ def test_compare_puts_all_in_one_table(output, refused):
     page = pathlib.Path("c/report.html").read_text()
     assert page.count("<figure") == 3
     before = pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns
-    output(compare, *arguments, "--workdir=c")
+    # Where and how it is computed, and saved, changes no result.
+    how = ["--steps_per_dispatch=2", "--checkpoint_every=3", "--num_devices=1"]
+    how += ["--client_chunk=3", "--keep_checkpoints=1"]
+    output(compare, *arguments, *how, "--data_placement=host", "--workdir=c")
     assert pathlib.Path("c/mhd/seed_1/summary.json").stat().st_mtime_ns == before
     before = pathlib.Path("c/table.json").read_bytes()
     for change, sentence in (
@@ -355,13 +364,17 @@ def test_studies_at_toy_size(output, tmp_path):
     assert (folder / "table.md").read_text().count("\n| mixed_1 | 1 ") == 2
     assert (folder / "heterogeneous.png").exists()
 
-    chosen = ("--topologies=chain", "--algorithms=mhd")
-    done = python("-m", "experiments.topology", *toy, *chosen, cwd=tmp_path)
+    np.save(tmp_path / "all.npy", 1 - np.eye(5))
+    chosen = (f"--topologies=chain,circulant,{tmp_path}/all.npy", "--offsets=2")
+    done = python("-m", "experiments.topology", *toy, *chosen, "--algorithms=mhd", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (table,) = tmp_path.glob("runs/topology-*/table.json")
     rows = read(table)["rows"]
-    assert [row["hops"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["hops"] for row in rows] == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
     assert list(rows[0]["accuracy"]) == ["main", "aux_1"]
+    notes = ["chain does not use --offsets.", f"{tmp_path}/all.npy does not use --offsets."]
+    assert read(table)["notes"] == notes and notes[0] in done.stdout
+    assert len([*table.parent.glob("*/mhd/seed_0/summary.json")]) == 3  # below the study's folder
 
 
 @pytest.mark.slow

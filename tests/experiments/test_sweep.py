@@ -13,15 +13,26 @@ from absl.testing import flagsaver
 
 import mhd_jax as mhd
 from experiments import ablation
-from mhd_jax.cli import cases
-from mhd_jax.cli.commands import sweep
+from mhd_jax.cli import cases, comparison, study
+from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli.commands import compare, sweep, train
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
+from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.finished import has_report
 from mhd_jax.studies import over_seeds
 from mhd_jax.studies.folder import folder_name
+from tests.builders import python
 
 SMALL = ("--batch_size=4", "--public_batch_size=4", "--num_clients=3", "--model=mlp_small")
+FITS_SEED_0 = """
+import numpy as np
+
+
+def late(num_clients, seed):
+    path = np.eye(num_clients + seed, k=1)
+    return path + path.T
+"""
 
 
 @pytest.fixture
@@ -41,32 +52,35 @@ def programs(monkeypatch):
 
 def test_a_grid(output, programs):
     """Numbers, data and graphs in one program; what diverges or cannot be is kept apart."""
+    pathlib.Path("my.py").write_text(FITS_SEED_0)
     arguments = [
         *("--steps=3", "--eval_every=3", "--seeds=2", "--workdir=w"),
         "--grid=algorithm=naive,isolated",
         "--grid=nu_naive=0.1,0.2",
-        "--grid=topology=chain,torus",  # three clients are no torus
+        "--grid=topology=chain,torus,my.py:late",  # three clients are no torus
         "--grid=learning_rate=0.03,1e30",
     ]
     out = output(sweep, *SMALL, *arguments)
-    # naive: 2 weights × 1 graph × 2 rates × 2 seeds; isolated uses no weight.
-    assert sorted(programs) == [4, 8]
+    # naive: 2 weights × 2 rates × (2 seeds of the chain, 1 of late); isolated uses no weight.
+    assert sorted(programs) == [6, 12]
     with pathlib.Path("w/results.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in pathlib.Path("w/results.jsonl").read_text().splitlines()]
     assert len(lines) == len(rows) and [line["case"] for line in lines] == [r["case"] for r in rows]
     status_of = {(r["case"], r["seed"]): r["status"] for r in rows}
-    assert len(status_of) == (2 * 2 * 2 + 2 * 2) * 2
-    for (case, _), said in status_of.items():
-        torus, fast = "topology=torus" in case, "learning_rate=1e30" in case
-        assert said == ("refused" if torus else "diverged" if fast else "finished")
+    assert len(status_of) == (2 * 2 * 2 + 2 * 2) * 3
+    for (case, seed), said in status_of.items():
+        fits = "topology=torus" not in case and not ("my.py:late" in case and seed == "1")
+        fast = "learning_rate=1e30" in case
+        assert said == ("refused" if not fits else "diverged" if fast else "finished")
     assert {r["nu_naive"] for r in rows if r["algorithm"] == "isolated"} == {""}
     for row in rows:
         if row["status"] == "finished":
             summary = json.loads((pathlib.Path(row["folder"]) / "summary.json").read_text())
             assert summary["beta_sh"][row["head"]] == float(row["beta_sh"])
             settings = summary["settings"]
-            assert settings["topology"]["name"] == row["topology"]
+            named = {"my.py:late": "custom"}.get(row["topology"], row["topology"])
+            assert settings["topology"]["name"] == named
             if row["algorithm"] == "naive":
                 assert settings["hyperparameters"]["nu_naive"] == float(row["nu_naive"])
         else:
@@ -99,6 +113,8 @@ def test_a_grid(output, programs):
         (["--grid=nu_aux=1,1"], "names a value twice"),
         (["--grid=nu_aux=much"], "--nu_aux does not take 'much'"),
         (["--grid=seed=1,2"], "is the sweep's own"),
+        (["--grid=patience=1,3", "--early_stopping=train/loss"], "--patience is the same for all"),
+        (["--vary=tensorboard=true,false"], "--tensorboard is the same for all runs of a sweep"),
         (["--grid=skew=1,2", "--grid=skew=3"], "in two --grid"),
         (["--grid=skew=1,2", "--vary=skew=3"], "--grid and --vary are several ways"),
         (
@@ -128,8 +144,12 @@ def test_options_of_one_graph_stand_beside_others():
         offsets = [dict(case.settings.topology_options).get("offsets") for case in found]
         assert offsets == [(1, 4), None]
         assert not notes
+        by_graph = run_flags.settings_by_graph(["circulant", "ring"])
+        assert by_graph == {case.settings.topology: case.settings for case in found}
         with pytest.raises(mhd.ConfigError, match="--degree is not used by any of the graphs"):
             cases.read(cases.grid(axes))
+        with pytest.raises(mhd.ConfigError, match="--offsets is not used by any of the graphs"):
+            run_flags.settings_by_graph(["ring", "chain"])
 
 
 @pytest.mark.slow
@@ -176,3 +196,80 @@ def test_an_interval_of_few():
 def test_a_long_name_makes_a_folder_of_its_own():
     one, other = (folder_name("topology=" + "a/" * 100 + end) for end in "xy")
     assert one != other and "/" not in one and len(one) < 140
+
+
+def heads(**means):
+    return {head: over_seeds.interval([mean, mean]) for head, mean in means.items()}
+
+
+def test_a_figure_over_a_flag_whose_values_are_in_any_order():
+    """More heads or fewer, a line goes from left to right, with each case's own last head."""
+    found = {"3": heads(main=0.1, aux_3=0.3), "1": heads(main=-0.5, aux_1=0.2), "2": heads(main=0)}
+    rows = [
+        {
+            "given": {"num_aux_heads": number},
+            "algorithm": "mhd",
+            "beta_sh": by_head,
+            "beta_priv": by_head,
+        }
+        for number, by_head in found.items()
+    ]
+    panel = sweep.figure(rows, [("num_aux_heads", tuple(found))]).axes[0]
+    drawn = {bars.get_label(): bars.lines[0] for bars in panel.containers}
+    assert drawn.keys() == {"mhd, main", "mhd, last"}
+    assert drawn["mhd, main"].get_xydata().tolist() == [[0, -0.5], [1, 0], [2, 0.1]]
+    assert drawn["mhd, last"].get_xydata().tolist() == [[0, 0.2], [1, 0], [2, 0.3]]
+    assert panel.get_ylim()[0] < -0.5
+
+
+def test_a_figure_that_failed_is_not_said_to_be_there(capsys, tmp_path):
+    table = study.Table(("case",), [["base"]])
+    drawn = {"whole": Figure, "torn": lambda: 1 / 0}
+    with pytest.warns(UserWarning, match="division by zero"):
+        study.publish(tmp_path, {}, [table], drawn)
+    said = capsys.readouterr().out
+    assert f"plot: {tmp_path}/whole.png" in said and "torn.png" not in said
+    assert (tmp_path / "whole.png").exists()
+
+
+def test_names_stand_in_tables_as_they_are(capsys, tmp_path):
+    """Neither rich's markup nor another column is made of them."""
+    name = "dataset=./a[b]|c[/i].npz"
+    table = study.Table((name, "β"), [[name, "1"]], title=name)
+    study.publish(tmp_path, {}, [table], {})
+    assert capsys.readouterr().out.count(name) == 3
+    heading, _, line = (tmp_path / "table.md").read_text().splitlines()
+    escaped = r"dataset=./a[b]\|c[/i].npz"
+    assert (heading, line) == (f"| {escaped} | β |", f"| {escaped} | 1 |")
+
+    value = {"main": {"mean": 0.5, "std": None}}
+    row = {"algorithm": name, "beta_sh": value, "beta_priv": value}
+    comparison.show([row | {"total_bytes": 0, "seconds_per_step": 0}], name, tmp_path)
+    assert capsys.readouterr().out.count(name) == 2
+    summary = {"status": "finished", "algorithm": name, "data": {}}
+    summary |= {"beta_sh": {name: 0.5}, "beta_priv": {name: None}}
+    train._show(mhd.Result(summary, [], None), tmp_path)
+    assert capsys.readouterr().out.count(name) == 2
+
+
+@pytest.mark.slow
+def test_what_was_stopped_is_said(output, tmp_path):
+    given = [*SMALL, "--steps=9", "--eval_every=1", "--seeds=2", "--learning_rate=9"]
+    given += ["--early_stopping=train/loss", "--patience=1"]  # at this rate a loss soon rises
+    output(sweep, *given, "--grid=algorithm=isolated", "--workdir=w")
+    with pathlib.Path("w/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    summaries = [
+        json.loads((pathlib.Path(row["folder"]) / "summary.json").read_text()) for row in rows
+    ]
+    assert [summary["status"] for summary in summaries] == ["stopped"] * 2
+    for row, summary in zip(rows, summaries, strict=True):
+        assert (row["status"], row["reason"]) == ("stopped", summary["stopped_because"])
+    assert "2 of 2 runs were stopped" in pathlib.Path("w/table.md").read_text()
+
+    said = f"isolated, seed 1, was stopped at step {summaries[1]['steps']}: "
+    for folder, told in (
+        ("c", output(compare, *given, "--algorithms=isolated", "--workdir=c")),
+        ("r", python("-m", "experiments.report", "c", "--output=r", cwd=tmp_path).stdout),
+    ):
+        assert said in told and said in (pathlib.Path(folder) / "table.md").read_text()

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import mhd_jax as mhd
+from mhd_jax.runs import comparison_curves
 
 HEADS = ["main", "aux_1"]
 
@@ -122,3 +123,26 @@ def test_a_phone_shows_the_legend_without_scrolling():
             figure = make()
             figure.draw_without_rendering()
         assert figure.legends[0].get_window_extent().x1 < 358 / 640 * figure.bbox.width
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high"), [(-0.4, -1.4, 0.6), (0.4, 0, 1), (-0.1, -1.1, 0.9), (0.9, 0, 1)]
+)
+def test_deviations_reach_as_far_as_scores_can_be(mean, low, high):
+    """An accuracy is in [0, 1]; a score of numbers, which alone is below 0, knows no lower limit."""
+    value = {head: {"mean": mean, "std": 1.0} for head in HEADS}
+    figure = mhd.figures.comparison([{"algorithm": "mhd", "beta_sh": value, "beta_priv": value}])
+    for bars in figure.axes[0].collections:
+        np.testing.assert_allclose(bars.get_segments()[0][:, 0], [low, high])
+    assert len(figure.axes[0].collections) == 2
+
+    runs = {seed: history() for seed in (0, 1)}
+    for seed, records in runs.items():
+        for record in records:
+            scores = dict.fromkeys(HEADS, mean + (seed - 0.5) * 2**0.5)  # of deviation 1
+            record |= {"beta_sh": scores, "beta_priv": scores}
+    (shade,) = mhd.figures.comparison_curves({"mhd": list(runs.values())}).axes[0].collections
+    ends = shade.get_paths()[0].get_extents()
+    np.testing.assert_allclose([ends.y0, ends.y1], [low, high])
+    panel = comparison_curves.of({"mhd": runs}, None)["groups"][0]["panels"][0]
+    np.testing.assert_allclose(panel["ranges"], [[[low, low], [high, high]]], atol=1e-3)

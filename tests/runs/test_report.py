@@ -373,9 +373,14 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folders, tmp_path):
 
 def test_the_same_settings_on_other_graphs_are_other_rows(runs, tmp_path):
     others = [altered(run, topology={"name": "ring", "digest": "another"}) for run in runs]
+    stopped = {"status": "stopped", "stopped_because": "enough"}
+    others[1] = dataclasses.replace(others[1], summary={**others[1].summary, **stopped})
     rows = finished.compare([*runs, *others], tmp_path)
     assert [(row["algorithm"], row["seeds"]) for row in rows] == [("mhd 1", 2), ("mhd 2", 2)]
     assert set(read(tmp_path / "table.json")["differing"]) == {"topology.digest"}
+    said = finished.notes([*runs, *others])
+    assert said == ["mhd 2, seed 1, was stopped at step 4: enough."]
+    assert said[0] in (tmp_path / "table.md").read_text()
 
 
 def test_settings_in_common_and_those_that_differ(runs):

@@ -329,3 +329,19 @@ def test_the_binary_plans_for_made_images(call):
     assert status == 2 and "leave it or --dataset out" in err
     status, _, err = call(binary, "--sizes=3,many")
     assert status == 2 and "--sizes takes positive integers" in err
+
+
+def test_a_plan_makes_as_many_images_as_are_set_aside_and_private(refused, monkeypatch):
+    def count(images, shape, num_classes):
+        raise mhd.ConfigError(f"{images} images.")
+
+    monkeypatch.setattr("mhd_jax.cli.commands.plan.made_images", count)
+    given = ["--num_clients=3", "--samples_per_client=6", "--algorithm=isolated"]
+    said = "--samples_per_client is of made images; give --num_classes too"
+    assert said in refused(binary, *given)
+    for shares, images in (
+        ([], 20),  # a tenth is public
+        (["--public_fraction=0"], 18),
+        (["--public_fraction=0.25", "--validation_fraction=0.25"], 36),
+    ):
+        assert f" {images} images" in refused(binary, *given, "--num_classes=4", *shares)

@@ -31,18 +31,17 @@ def main() -> None:
     names = [name.strip() for name in _ALGORITHMS.value]
     if not names or len(set(names)) < len(names):
         raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")
-    algorithms, notes = {}, []
+    algorithms, unused = {}, {}
     for name in names:
-        built, unused = run_flags.algorithm(name, strict=False)
+        built, unused[name] = run_flags.algorithm(name, strict=False)
         if built.name in algorithms:
             raise mhd.ConfigError(f"two of --algorithms are called {built.name}; rename yours.")
         algorithms[built.name] = built
-        if unused:
-            notes.append(f"{name} does not use {', '.join('--' + flag for flag in unused)}.")
+    notes = run_flags.notes_on_unused(unused)
     settings = run_flags.settings()
     workdir = workdirs.chosen("compare", settings.topology)
     seeds = seed_flags.values()
-    rows = comparison.compare(settings, algorithms, seeds, workdir, notes)
+    rows, notes = comparison.compare(settings, algorithms, seeds, workdir, notes)
     if not json_flag.asked():
         comparison.show(rows, f"mean over clients, {len(seeds)} seed(s)", workdir, notes)
     elif multihost.is_main():

@@ -31,14 +31,14 @@ def main() -> None:
     }
     workdir = study.workdir("runs/demo")
     settings = RunSettings(steps=_STEPS.value)
-    rows = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
+    rows, notes = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
     note = (
         "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
         "digits. Auxiliary heads learn from the heads one rank below, the main head from the "
         "client's own labels. mhd_density_ratio weighs teachers by how dense samples like x are "
         "where each has its knowledge from (docs/density_ratio.md)."
     )
-    comparison.show(rows, "mean over 8 clients", workdir, [note])
+    comparison.show(rows, "mean over 8 clients", workdir, [note, *notes])
 
 
 def start() -> None:

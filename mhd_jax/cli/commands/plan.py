@@ -83,13 +83,18 @@ def _sizes(by_default: int) -> list[int]:
 def _made_images(settings: RunSettings) -> mhd.data.Dataset | None:
     """Returns images of no memory, if the flags ask for made ones."""
     if _NUM_CLASSES.value is None:
+        if _SAMPLES.present:
+            raise mhd.ConfigError(
+                "--samples_per_client is of made images; give --num_classes too, or leave it out."
+            )
         return None
     if flags.FLAGS["dataset"].present:
         raise mhd.ConfigError(
             "--num_classes is of made images, which stand for a data set; leave it or --dataset out."
         )
     side = settings.image_size or _MADE_SIDE
-    set_aside = (settings.public_fraction or 0.1) + settings.validation_fraction
+    public = 0.1 if settings.public_fraction is None else settings.public_fraction
+    set_aside = public + settings.validation_fraction
     count = round(settings.num_clients * _SAMPLES.value / max(1 - set_aside, 0.01))
     return made_images(count, (side, side, 3), _NUM_CLASSES.value)
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         folder = folder_here(_OUTPUT.value, "--output")
         rows = finished.compare(runs, folder)
-        comparison.show(rows, f"mean over clients, {len(runs)} runs", folder)
+        comparison.show(rows, f"mean over clients, {len(runs)} runs", folder, finished.notes(runs))
 
 
 def start() -> None:

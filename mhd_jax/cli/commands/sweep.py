@@ -1,4 +1,4 @@
-r"""Runs a grid over any flags and seeds, and writes the results as one tidy table and a plot.
+r"""Runs a grid over any settings and seeds, and writes the results as one tidy table and a plot.
 
   mhd sweep --grid=skew=0,10,100 --grid=algorithm=isolated,naive,mhd --seeds=3 \
       --workdir=runs/skew
@@ -15,7 +15,7 @@ resumes interrupted runs, and only reads finished ones.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.cases import Assignment, Axis, Row
 from mhd_jax.core import multihost
 from mhd_jax.runs.accuracies import METRICS
-from mhd_jax.runs.drawing import Figure
+from mhd_jax.runs.drawing import Axes, Figure
 from mhd_jax.runs.figures import (
     accuracy_axis,
     first_and_last,
@@ -35,7 +35,9 @@ from mhd_jax.runs.figures import (
     legend_above,
     row_styles,
 )
+from mhd_jax.runs.palette import Style
 from mhd_jax.studies import over_seeds
+from mhd_jax.studies.over_seeds import Statistic
 
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FLAG=VALUE,VALUE: a flag and the values to combine with those of the other grids"
@@ -117,7 +119,7 @@ def _record(
     """Writes results.csv and results.jsonl, and returns seeds, rows and notes for table.json."""
     if multihost.is_main():
         cases.write_runs(workdir, outcomes)
-    notes = [*notes, *cases.failures(outcomes)]
+    notes = [*notes, *cases.failures(outcomes), *cases.stopped(outcomes)]
     return {"seeds": seeds, "rows": cases.by_case(outcomes), "notes": notes}
 
 
@@ -174,30 +176,46 @@ def _over_numbers(rows: Sequence[Row], name: str) -> Figure:
     for row in rows:
         rest = " ".join(f"{k}={v}" for k, v in row["given"].items() if k != name)
         series.setdefault(rest or row["algorithm"], []).append(row)
+    # Equally spaced, so that close values can be distinguished.
     numbers = sorted({float(row["given"][name]) for row in rows if name in row["given"]})
+    styles = row_styles(list(series))
     for axis, (metric, label) in zip(panels, METRICS.items(), strict=True):
-        styles = row_styles(list(series))
         for rest, own in series.items():
-            style = styles[rest]
-            heads = list(own[0][metric])
-            for head in first_and_last(heads)[::-1]:
-                known = [row for row in own if row[metric][head]["mean"] is not None]
-                values = [row[metric][head] for row in known]
-                if any(name not in row["given"] for row in known):
-                    # Algorithms without this flag have one value for the whole axis.
-                    line = {"color": style["color"], "linestyle": ":", "label": rest}
-                    axis.axhline(values[0]["mean"], **line)
-                    break
-                # Equally spaced, so that close values can be distinguished.
-                xs = [numbers.index(float(row["given"][name])) for row in known]
-                dashes = "-" if head == heads[-1] else "--"
-                line = {**style, "linestyle": dashes, "label": f"{rest}, {head}"}
-                over_seeds.draw_line(axis, xs, values, **line)
+            places = [numbers.index(float(r["given"][name])) for r in own if name in r["given"]]
+            _draw_series(axis, places, [row[metric] for row in own], rest, styles[rest])
         axis.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
         axis.set_xlabel(name)
         accuracy_axis(axis, label)
     legend_above(drawn)
     return drawn
+
+
+def _draw_series(
+    axis: Axes,
+    places: Sequence[int],
+    accuracies: Sequence[Mapping[str, Statistic]],
+    name: str,
+    style: Style,
+) -> None:
+    """Draws the last and the main head of some cases, each with its place on the axis.
+
+    Cases without places are of an algorithm without the flag: one value is for the whole axis.
+    """
+    several = any(len(by_head) > 1 for by_head in accuracies)
+    for head, dashes in (("last", "-"), ("main", "--")) if several else (("main", "-"),):
+        values = [list(by_head.values())[0 if head == "main" else -1] for by_head in accuracies]
+        if not places:
+            level = values[0]["mean"]
+            if level is not None:
+                axis.axhline(level, color=style["color"], linestyle=":", label=name)
+            return
+        # Values of the flag may be given in any order.
+        order = sorted(range(len(places)), key=places.__getitem__)
+        known = [i for i in order if values[i]["mean"] is not None]
+        if known:
+            line = {**style, "linestyle": dashes, "label": f"{name}, {head}"}
+            xs, ys = [places[i] for i in known], [values[i] for i in known]
+            over_seeds.draw_line(axis, xs, ys, **line)
 
 
 def _case_by_case(rows: Sequence[Row]) -> Figure:

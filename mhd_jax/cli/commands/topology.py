@@ -4,13 +4,13 @@ r"""Measures transitive learning: accuracy on classes that are held one, two, th
 
 Each client holds classes that no other client has (--skew=inf), so that all its knowledge of other
 classes came along edges. Flags are those of mhd train, with other defaults: 5 clients,
-disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. The
-same command again resumes an interrupted study.
+disjoint classes, 4 auxiliary heads, all neighbours as teachers and no embedding distillation. A
+hyperparameter, or an option of a graph, applies to what has it. The same command again resumes an
+interrupted study.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +24,8 @@ from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours, legend_above, row_styles
 from mhd_jax.studies import over_seeds
+from mhd_jax.studies.folder import folder_name
+from mhd_jax.studies.rows import stopped
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["chain", "ring", "islands", "complete"], "Graphs to compare."
@@ -41,16 +43,18 @@ _HYPERPARAMETERS = {"num_aux_heads": 4, "nu_emb": 0.0, "num_targets": "all"}
 Row = dict[str, Any]
 
 
-def cases(settings: RunSettings, algorithms: Sequence[mhd.Algorithm]) -> list[study.Case]:
-    """Returns every algorithm on every graph."""
+def cases(
+    settings: Mapping[str, RunSettings], algorithms: Sequence[mhd.Algorithm]
+) -> list[study.Case]:
+    """Returns every algorithm on every graph, whose settings are by the graph's name."""
     return [
         study.Case(
             f"{name}, {algorithm.name}",
-            f"{name}/{algorithm.name}",
-            dataclasses.replace(settings, topology=name),
+            f"{folder_name(name)}/{folder_name(algorithm.name)}",  # a graph may be a path
+            own,
             algorithm,
         )
-        for name in dict.fromkeys(_TOPOLOGIES.value)
+        for name, own in settings.items()
         for algorithm in algorithms
     ]
 
@@ -125,19 +129,22 @@ def main() -> None:
         raise mhd.ConfigError(
             "this study takes --topologies, several of them; leave --topology out."
         )
-    names = [name.strip() for name in _ALGORITHMS.value]
-    algorithms = [
-        run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)[0] for name in names
-    ]
-    graphs = cases(run_flags.settings(), algorithms)
+    algorithms, unused = [], {}
+    for name in [name.strip() for name in _ALGORITHMS.value]:
+        algorithm, unused[name] = run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)
+        algorithms.append(algorithm)
+    unused |= {name: run_flags.unused_by_topology(name) for name in _TOPOLOGIES.value}
+    notes = run_flags.notes_on_unused(unused)
+    graphs = cases(run_flags.settings_by_graph(_TOPOLOGIES.value), algorithms)
     workdir = workdirs.chosen("topology")
     seeds = seed_flags.values()
     found = study.run(graphs, seeds, workdir)
+    notes += stopped(found)
     rows = [row for case in graphs for row in rows_of(case, found[case.name])]
     heads = max((list(row["accuracy"]) for row in rows), key=len)
     title = f"accuracy by distance, mean ± std over {len(seeds)} seed(s)"
-    table = study.Table(["graph", "algorithm", "hops", *heads], lines(rows, heads), title)
-    content = {"seeds": seeds, "rows": rows}
+    table = study.Table(["graph", "algorithm", "hops", *heads], lines(rows, heads), title, notes)
+    content = {"seeds": seeds, "rows": rows, "notes": notes}
     study.publish(workdir, content, [table], {"hops": lambda: figure(rows)})
 
 

@@ -12,18 +12,20 @@ line. --dry_run tells what the run would take, and trains nothing.
 from __future__ import annotations
 
 import pathlib
+import sys
 
 from absl import flags
-from rich.table import Table
 
 from mhd_jax.cli import algorithm_flag, dry_run, json_flag, launch, run_record, watching, workdirs
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.core import multihost
 from mhd_jax.engine.dry_run import dry_run as what_it_would_take
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.engine.result import Result
 from mhd_jax.engine.run import Run
 from mhd_jax.runs.callbacks import LiveReport
 from mhd_jax.runs.finished import has_report
+from mhd_jax.studies import tables
 
 flags.adopt_module_key_flags(algorithm_flag)
 _DRY_RUN = flags.DEFINE_bool(
@@ -52,6 +54,9 @@ def main() -> None:
         workdirs.make_room(workdir)
     finished, reported = (workdir / "summary.json").exists(), has_report(workdir)
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watchers)
+    vain = watching.in_vain(result.summary.get("metrics", ())) if finished else None
+    if vain and multihost.is_main():
+        print(f"note: {vain}", file=sys.stderr)
 
     if json_flag.asked():
         json_flag.say(run_record.record(workdir))
@@ -73,11 +78,12 @@ def _show(result: Result, workdir: pathlib.Path) -> None:
     if summary["status"] == "stopped":
         asked, reason = summary["settings"]["steps"], summary["stopped_because"]
         console.print(f"stopped at step {summary['steps']} of {asked}: {reason}", markup=False)
+    lines = [
+        [head, f"{value:.3f}", "–" if own is None else f"{own:.3f}"]
+        for head, value, own in report.accuracy_lines(summary)
+    ]
     title = f"{summary['algorithm']}, mean over clients"
-    table = Table("head", "β_sh", "β_priv", title=title)
-    for head, value, own in report.accuracy_lines(summary):
-        table.add_row(head, f"{value:.3f}", "–" if own is None else f"{own:.3f}")
-    console.print(table)
+    console.print(tables.rich(("head", "β_sh", "β_priv"), lines, title))
     if "targets" in summary["data"]:
         console.print("Scores are shares of the targets' variance that predictions explain.")
     launch.tell_report(workdir)
