@@ -144,13 +144,15 @@ class RunSettings:
         Algorithms that alternate between private and public steps take the public ones on top:
         twice as many in all, where a round has as many of either.
         """
-        steps = self.steps or DEFAULT_STEPS
-        if algorithm.name not in _IN_ROUNDS:
-            return dataclasses.replace(self, steps=steps)
-        private, public = (algorithm.hyperparameters[key] for key in _IN_ROUNDS[algorithm.name])
-        times = fractions.Fraction(private + public, private)
+        times = fractions.Fraction(1)
+        if algorithm.name in _IN_ROUNDS:
+            private, public = (algorithm.hyperparameters[key] for key in _IN_ROUNDS[algorithm.name])
+            times += fractions.Fraction(public, private)
         every = math.ceil(times * self.eval_every)
-        return dataclasses.replace(self, steps=math.ceil(times * steps), eval_every=every)
+        if self.epochs is not None:
+            return dataclasses.replace(self, epochs=float(times) * self.epochs, eval_every=every)
+        steps = math.ceil(times * (self.steps or DEFAULT_STEPS))
+        return dataclasses.replace(self, steps=steps, eval_every=every)
 
     def clients(self, seed: int, data: mhd.data.Dataset | None = None) -> mhd.Clients:
         """Makes the clients, of the data set or of other `data`; the split derives from the seed."""
