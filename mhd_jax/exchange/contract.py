@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -91,6 +92,20 @@ def _try(
             ) from error
         _require_targets(name, targets, candidates)
     require_pure(name, rule, key, candidates)
+    _require_valid_ones(name, rule, _made_candidates(key, shape, *kinds, last, spread=3.0))
+
+
+def _require_valid_ones(name: str, rule: TargetSelection, candidates: Candidates) -> None:
+    """Raises `ConfigError` if targets depend on probabilities of candidates that are not valid."""
+    key, valid = jax.random.key(1), candidates.valid[:, None, None, None]
+    junk = candidates.task.predictions(jax.random.normal(key, candidates.logits.shape))
+    probabilities = jnp.where(valid, candidates.probabilities, junk)
+    other = dataclasses.replace(candidates, probabilities=probabilities)
+    if not jnp.allclose(rule(key, candidates), rule(key, other), rtol=1e-3, atol=1e-4):
+        raise ConfigError(
+            f"{name} returns other targets where nothing differs but the probabilities of candidates that "
+            "are not valid; give them no weight, by candidates.valid [N]."
+        )
 
 
 def _made_candidates(

@@ -89,7 +89,7 @@ class Candidates:
         targets are made; for a regression, the predicted numbers.
       embeddings: [N, P, D], or None if they are not sent. Where widths differ, narrower ones are
         padded with zeros.
-      valid: which of the N rows are candidates, bool [N]; the other rows are zeros.
+      valid: which of the N rows are candidates, bool [N]; the other rows mean nothing.
       density: d, logarithms of the candidates' density ratios as the client uses them, [N, P, R];
         None if they are not sent (see `mhd_jax.exchange.density`).
       counts: c, how much knowledge each candidate has, [N, R]; None without density ratios.

@@ -119,6 +119,7 @@ RULES = {
         c.logits.sum(axis=0) * np.random.default_rng().random()
     ),
     r"fails for candidates .* \(ZeroDivisionError": lambda key, c: 1 / 0,
+    "candidates that are not valid": lambda key, c: c.probabilities.mean(axis=0),
 }
 
 
