@@ -39,10 +39,14 @@ def load(text: str) -> Any:
     place, _, name = text.rpartition(":")
     module = _of_file(place) if place.endswith(".py") else _of_package(place, text)
     if not hasattr(module, name):
-        own = [each for each in vars(module) if not each.startswith("_")]
+        own = [
+            each
+            for each, value in vars(module).items()
+            if not each.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        ]
         close = difflib.get_close_matches(name, own, n=1)
-        meant = f"did you mean {close[0]}" if close else f"it has {', '.join(own) or 'nothing'}"
-        raise ConfigError(f"there is no {name} in {place}; {meant}?")
+        meant = f"did you mean {close[0]}?" if close else f"it has {', '.join(own) or 'nothing'}."
+        raise ConfigError(f"there is no {name} in {place}; {meant}")
     return getattr(module, name)
 
 

@@ -6,6 +6,8 @@ import pathlib
 import re
 import sys
 
+from absl import flags
+
 COMMANDS = {
     "train": "trains clients that learn from each other: one run",
     "compare": "runs several algorithms on the same clients and seeds, for one table",
@@ -38,6 +40,11 @@ _CLONE = pathlib.Path(__file__).parents[2] / "experiments" / "RESULTS.md"
 def by_mhd() -> bool:
     """Tells whether this process is a command of `mhd`, which then is its name."""
     return sys.argv[0].startswith("mhd ")
+
+
+def is_command() -> bool:
+    """Tells whether this process is a command, whose settings are flags, and no program of a user's."""
+    return flags.FLAGS.is_parsed()
 
 
 def named(command: str) -> str:

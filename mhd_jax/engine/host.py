@@ -54,7 +54,7 @@ class HostSettings:
     progress: bool | None = None
     keep_going: bool = False
     write_reports: bool = True
-    metrics: Mapping[str, Metric] | None = None
+    metrics: Mapping[str, Metric] | Sequence[str] | None = None
 
     @functools.cached_property
     def own_metrics(self) -> OwnMetrics:

@@ -14,7 +14,7 @@ import dataclasses
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,15 +166,18 @@ class OwnMetrics:
     functions: Mapping[str, tuple[Metric, tuple[str, ...]]]
 
     @classmethod
-    def checked(cls, given: Mapping[str, Metric] | None) -> OwnMetrics:
-        """Checks names and functions; None gives no metrics.
+    def checked(cls, given: Mapping[str, Metric] | Sequence[str] | None) -> OwnMetrics:
+        """Checks names and functions; None gives no metrics, and a list names the library's.
 
         Raises:
           ConfigError: a name that is taken, or something that is no metric.
         """
-        if not isinstance(given or {}, Mapping):
+        if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+            given = named(given)
+        if given is not None and not isinstance(given, Mapping):
             raise ConfigError(
-                f"metrics are functions by name, like {{'macro_f1': f}}, not {given!r}."
+                f"metrics are functions by name, like {{'macro_f1': f}}, or names of the library's, like "
+                f"['macro_f1'], not {given!r}."
             )
         return cls({name: (f, _asked(name, f)) for name, f in (given or {}).items()})
 

@@ -15,6 +15,7 @@ from mhd_jax.core import multihost
 from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import GroupState, PyTree, State
+from mhd_jax.core.warned import warn
 from mhd_jax.engine.loading import load
 from mhd_jax.engine.result import Result
 from mhd_jax.models.pretrained import unmatched
@@ -146,7 +147,7 @@ def _of_trees(given: Any, clients: Clients) -> _Found:
         given = [given] * len(clients.groups)
     if not isinstance(given, Sequence) or len(given) != len(clients.groups):
         raise ConfigError(
-            "init is a Result, a run folder, or parameters: a tree for all clients, or a list of "
+            "init is a Result, a run folder, or parameters: a tree for all clients, like client.params, or a list of "
             f"{len(clients.groups)} trees, one for each architecture."
         )
     if wrong := [tree for tree in given if not isinstance(tree, Mapping)]:
@@ -169,6 +170,7 @@ def _matching(
     taken: dict[str, list[str]] = {"taken": [], "drawn": [], "left_out": []}
     for group, own, shapes in zip(clients.groups, found, known, strict=True):
         count = len(group.members)
+        unlike: list[str] = []
         for name, array in list(own.items()):
             expected = shapes.get(name)
             if expected is not None and initial.fits(name, array.shape, expected.shape):
@@ -185,10 +187,18 @@ def _matching(
                     )
                 del own[name]
                 taken["left_out"].append(name)
+                if expected is not None and name.startswith("backbone/"):
+                    unlike.append(name)
         if not any(name.startswith("backbone/") for name in own):
             raise ConfigError(
                 f"nothing to start from fits clients {', '.join(map(str, group.members[:10]))} "
                 f"({group.described}): its arrays are {_few(shapes)}."
+            )
+        if unlike:
+            warn(
+                f"{_few({name: shapes[name] for name in unlike})} of clients "
+                f"{', '.join(map(str, group.members[:10]))} ({group.described}) have other shapes in what they "
+                "start from, and begin anew: what was learned above them no longer fits."
             )
         taken["taken"] += own
         taken["drawn"] += [

@@ -61,7 +61,7 @@ def simulate(
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
     keep_best: bool = HostSettings.keep_best,
-    metrics: Mapping[str, Metric] | None = HostSettings.metrics,
+    metrics: Mapping[str, Metric] | Sequence[str] | None = HostSettings.metrics,
     fall_back: bool = HostSettings.fall_back,
     callbacks: Watcher | Sequence[Watcher] = HostSettings.callbacks,
     progress: bool | None = HostSettings.progress,
@@ -112,7 +112,7 @@ def simulate(
       keep_checkpoints: how many of the latest checkpoints stay; the last step's always stays.
       keep_best: whether the checkpoint with the highest β_sh of the last head on the validation
         set stays too. An evaluation that finds a better one saves it.
-      metrics: functions by name, `f(logits [N, C], labels [N]) -> float`, which are called at each
+      metrics: names of the library's, or functions by name, `f(logits [N, C], labels [N]) -> float`, which are called at each
         evaluation for each client and head with NumPy arrays; see `mhd_jax.engine.metrics`.
       fall_back: whether a run whose latest checkpoint is damaged resumes from the newest intact
         one, with a warning; otherwise it is refused.
@@ -180,7 +180,7 @@ def simulate_seeds(
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
     keep_best: bool = HostSettings.keep_best,
-    metrics: Mapping[str, Metric] | None = HostSettings.metrics,
+    metrics: Mapping[str, Metric] | Sequence[str] | None = HostSettings.metrics,
     fall_back: bool = HostSettings.fall_back,
     callbacks: Watcher | Sequence[Watcher] = HostSettings.callbacks,
     progress: bool | None = HostSettings.progress,
@@ -235,7 +235,7 @@ def simulate_many(
     checkpoint_every: int | None = HostSettings.checkpoint_every,
     keep_checkpoints: int = HostSettings.keep_checkpoints,
     keep_best: bool = HostSettings.keep_best,
-    metrics: Mapping[str, Metric] | None = HostSettings.metrics,
+    metrics: Mapping[str, Metric] | Sequence[str] | None = HostSettings.metrics,
     fall_back: bool = HostSettings.fall_back,
     callbacks: Watcher | Sequence[Watcher] = HostSettings.callbacks,
     progress: bool | None = HostSettings.progress,

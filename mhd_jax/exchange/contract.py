@@ -92,7 +92,8 @@ def _try(
             ) from error
         _require_targets(name, targets, candidates)
     require_pure(name, rule, key, candidates)
-    _require_valid_ones(name, rule, _made_candidates(key, shape, *kinds, last, spread=3.0))
+    alone = jnp.arange(shape[0]) == 0  # which is a client's own head, where that is a candidate
+    _require_valid_ones(name, rule, _made_candidates(key, shape, *kinds, alone, spread=3.0))
 
 
 def _require_valid_ones(name: str, rule: TargetSelection, candidates: Candidates) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
+from mhd_jax.core.commands import is_command
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import make_folder, partial_of, sync
 from mhd_jax.core.types import PyTree
@@ -89,6 +90,15 @@ class RunFolder:
         return any(path not in left for path in self.path.iterdir())
 
     @property
+    def _as_start(self) -> str:
+        start = str(self.path)
+        return f"--continue_from={start}" if is_command() else f"init={start!r}"
+
+    @property
+    def _remedy(self) -> str:
+        return "--overwrite removes it" if is_command() else "remove the folder to begin anew"
+
+    @property
     def _config(self) -> pathlib.Path:
         return self.path / "config.json"
 
@@ -147,8 +157,8 @@ class RunFolder:
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(differing)}. Choose another "
-                f"workdir (there, --continue_from={self.path} starts where this run is), or the same "
-                f"settings to resume it{_made_by(config)}; --overwrite removes it."
+                f"workdir (there, {self._as_start} starts where this run is), or the same "
+                f"settings to resume it{_made_by(config)}; {self._remedy}."
             )
         self._check_programs(config)
 
@@ -163,7 +173,8 @@ class RunFolder:
         if not elsewhere:
             raise ConfigError(
                 f"{self.path} holds a run of other code: its {what} computed something else than now. "
-                "Choose another workdir, or bring the code back; --overwrite removes the run."
+                "Choose another workdir, or bring the code back, or a hyperparameter if the algorithm "
+                f"records none; {self._remedy}."
             )
         if multihost.is_main():
             warn(

@@ -142,6 +142,7 @@ def test_arguments_that_may_be_none_are_numbers(head, tmp_path):
 REFUSED = {
     "--algorithm=none.py:f": "none.py cannot be read: No such file",
     "--algorithm=my.py:scalde": "there is no scalde in my.py; did you mean scaled?",
+    "--algorithm=my.py:xyz": "there is no xyz in my.py; it has scaled, Net, deal, line, first, half",
     "--algorithm=bad.py:f": "bad.py fails at line 3 (ZeroDivisionError: division by zero)",
     "--model=torn.py:f": "torn.py cannot be read at line 1 (SyntaxError",
     "--algorithm=no.such:f": "no.such cannot be imported (ModuleNotFoundError",

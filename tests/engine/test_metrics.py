@@ -78,6 +78,13 @@ def test_who_is_worse_off_than_alone_is_known_of_some_alone():
     assert metrics.share_below(result, alone) == 0.5
 
 
+def test_the_librarys_metrics_may_be_given_by_name():
+    (function, asked) = metrics.OwnMetrics.checked(["macro_f1"]).functions["macro_f1"]
+    assert function is metrics.macro_f1 and asked == ()
+    with pytest.raises(mhd.ConfigError, match="there is no metric f9; choose among"):
+        metrics.OwnMetrics.checked(["f9"])
+
+
 def test_what_is_infinite_is_unknown():
     own = {"mine": lambda logits, labels, client: -np.inf if client else 2.0}
     with pytest.warns(UserWarning, match="the metric mine is infinite"):

@@ -144,6 +144,14 @@ def test_what_nothing_can_start_from(clients, init, says):
     assert "\n" not in str(raised.value)
 
 
+def test_layers_of_another_shape_are_told(first):
+    wider = mhd.make_clients("digits", 4, "mlp_large:3,mlp:1")
+    said = r"backbone/Dense_0/kernel .* of clients 0, 1, 2 \(mlp_large\) have other shapes"
+    with pytest.warns(UserWarning, match=said) as told:
+        mhd.prepare("ring", wider, init=first)
+    assert len(told) == 1  # the last client's are as they were
+
+
 def test_other_clients_are_refused(first):
     with pytest.raises(mhd.ConfigError, match="has 4 clients, and this one 3"):
         mhd.prepare("ring", mhd.make_clients("digits", 3, "mlp_small"), init=first)
