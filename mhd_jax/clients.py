@@ -398,8 +398,8 @@ def make_clients(
         as an array, a list, or the path of a ``.npy`` or ``.csv`` file; or each client's rows, as
         a dict {client: rows} or a list of K arrays. Public and validation samples are then drawn
         from the samples without an owner.
-      public: the data set whose training samples, without labels, are the public set; None takes
-        samples of `data`.
+      public: the data set whose training samples, without labels, are the public set, of arrays without
+        a test split four fifths (`test_fraction` of `mhd.data.arrays`); None takes samples of `data`.
       public_fraction: γ, the share of the training samples set aside without labels; by default
         0.1, and 0 if `public` is given.
       public_size: the number of public samples to use, drawn from those available; the private

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, html_text
+from mhd_jax.core.shown import MOST_ROWS, aligned, counted, html_block, html_table, html_text
 
 _HEADINGS = ("head", "β_sh", "β_priv")
 
@@ -51,7 +51,7 @@ def _end(result: Any) -> list[str]:
     found = result.summary
     sent = decimal(int(found["communication"]["total_bytes"]))
     each = 1000 * found["timing"]["seconds_per_step"]
-    lines = [f"sent: {sent}; {each:.2f} ms a step; {len(result.history)} evaluations"]
+    lines = [f"sent: {sent}; {each:.2f} ms a step; {counted(len(result.history), 'evaluation')}"]
     if result.folder is not None:
         lines.append(f"folder: {result.folder}")
     return lines

@@ -44,10 +44,10 @@ class Difference:
 
     def __repr__(self) -> str:
         low, high = self.interval
+        found = f"{self.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
         return (
-            f"{self.first} ({self.heads[0]}) − {self.second} ({self.heads[1]}) in {self.metric}: "
-            f"{self.mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {self.p_value:.2g}, "
-            f"{len(self.seeds)} seeds: {self.verdict}"
+            f"{self.first} ({self.heads[0]}) − {self.second} ({self.heads[1]}) in {self.metric}: {found}, "
+            f"p = {self.p_value:.2g}, {len(self.seeds)} seeds: {self.verdict}"
         )
 
 

@@ -21,10 +21,16 @@ Summaries = Mapping[str, Mapping[Any, Mapping[str, Any]]]  # by row and seed
 
 
 def by_seed(runs: Mapping[str, Sequence[Any]]) -> Summaries:
-    """Returns the summaries of finished runs by row and by the seeds of training and split."""
+    """Returns the summaries of finished runs by row and by the seeds of training and split.
+
+    With adversaries, accuracies are those of the honest clients, by whom rows are judged.
+    """
     return {
         name: {
-            (run.summary["seed"], run.summary["settings"]["clients"].get("split_seed")): run.summary
+            (run.summary["seed"], run.summary["settings"]["clients"].get("split_seed")): {
+                **run.summary,
+                **run.summary.get("honest", {}),
+            }
             for run in each
         }
         for name, each in runs.items()
@@ -69,6 +75,7 @@ def _of_metric(summaries: Summaries, metric: str, means: Mapping[str, float]) ->
     best = max(means, key=lambda name: means[name])
     head = _head(summaries[best], metric)
     which = "main head" if metric == "beta_priv" else "last head"
+    which += ", of honest clients," if _has_adversaries(summaries[best]) else ""
     start = f"{SYMBOLS[metric]} of the {which} is highest for {best} ({head}), {means[best]:.3f}"
     found = {name: _difference(summaries, metric, best, name) for name in means if name != best}
     tested = {name: each for name, each in found.items() if isinstance(each, Difference)}
@@ -150,6 +157,10 @@ def _values(of: Mapping[Any, Mapping[str, Any]], metric: str, head: str) -> dict
 
 def _mean(of: Mapping[Any, Mapping[str, Any]], metric: str, head: str) -> float | None:
     return over_seeds.spread(_values(of, metric, head).values())["mean"]
+
+
+def _has_adversaries(of: Mapping[Any, Mapping[str, Any]]) -> bool:
+    return any("honest" in summary for summary in of.values())
 
 
 def _bytes(of: Mapping[Any, Mapping[str, Any]]) -> float:

@@ -1,5 +1,7 @@
 """What a comparison says: who is ahead, who ties, by which head, at what cost."""
 
+import types
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -77,6 +79,27 @@ def test_a_row_may_have_the_highest_mean_and_be_behind_on_the_seeds_in_common():
     said, _ = verdict.in_words(summaries)
     gap = np.mean(np.subtract(LOW, HIGH))
     assert f"on the seeds in common it is behind low ({gap:+.3f}".replace("-", "−") in said
+
+
+def test_rows_with_adversaries_are_judged_by_honest_clients():
+    runs = {
+        name: [
+            types.SimpleNamespace(
+                summary={
+                    "seed": seed,
+                    "settings": {"clients": {}},
+                    "communication": {"total_bytes": 0},
+                    **{m: {"main": 0.9 - value} for m in ("beta_sh", "beta_priv")},
+                    "honest": {m: {"main": value} for m in ("beta_sh", "beta_priv")},
+                }
+            )
+            for seed, value in enumerate(values)
+        ]
+        for name, values in {"high": HIGH, "low": LOW}.items()
+    }
+    said, _ = verdict.in_words(verdict.by_seed(runs))
+    assert said.startswith("β_sh of the last head, of honest clients, is highest for high (main), ")
+    assert "it is ahead of low" in said
 
 
 def test_pairs_are_of_equal_seeds():
