@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
+import traceback
 import warnings
 
 # On the way from a user's line to a warning's reason; `contextlib` runs decorated functions.
@@ -27,6 +29,15 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
         frame.f_globals.get("__name__"),
         frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+def line_of(error: BaseException) -> str:
+    """Returns the innermost place in the user's code that led to an error, like "my.py, line 12"."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if not _is_between(frame.f_globals.get("__name__", "")):
+            found = f"{pathlib.PurePath(frame.f_code.co_filename).name}, line {line}"
+    return found
 
 
 def _is_between(module: str) -> bool:

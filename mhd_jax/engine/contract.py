@@ -20,6 +20,7 @@ from mhd_jax.core.client_axis import Execution, current_execution, under
 from mhd_jax.core.digests import traced
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, Metrics, PyTree, State
+from mhd_jax.core.warned import line_of
 
 
 def shapes_of_step(
@@ -33,7 +34,13 @@ def shapes_of_step(
     name = algorithm.name
     if not isinstance(state, State):
         raise ConfigError(f"init of {name} must return a mhd_jax State, not {_kind(state)}.")
-    found: Any = traced_step(algorithm.train_step, state, batch, graph)[1]
+    try:
+        found: Any = traced_step(algorithm.train_step, state, batch, graph)[1]
+    except jax.errors.JAXTypeError as error:
+        raise ConfigError(
+            f"train_step of {name} asks for the value of an array that has none yet, since the step is traced "
+            f"({line_of(error)}); choose by jnp.where instead of if, and compute by jax.numpy."
+        ) from error
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
         raise ConfigError(
             f"train_step of {name} must return a state and a dictionary of metrics, not "
