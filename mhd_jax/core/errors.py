@@ -6,6 +6,11 @@ from __future__ import annotations
 class ConfigError(ValueError):
     """Settings are invalid; the message names the setting and says what to do."""
 
+    def add_note(self, note: str) -> None:
+        """Adds a note, but not JAX's on frames that it leaves out: the sentence is to stand last."""
+        if "JAX has removed its internal frames" not in note:
+            super().add_note(note)
+
 
 class DivergedError(RuntimeError):
     """Training diverged: a loss is no longer finite."""
