@@ -155,6 +155,9 @@ def test_a_run_is_shown(run_folder, output, refused):
     assert "w: isolated on digits, 3 clients, complete, seed 0\nfinished at step 6\n" in text
     sh, priv = (summary[metric]["main"] for metric in ("beta_sh", "beta_priv"))
     assert re.search(rf"main +│ {sh:.3f} │ {priv:.3f}", text)
+    pathlib.Path("table.md").write_text("| isolated | 0.5 |\n")  # as a comparison of runs has it
+    assert output(show, ".").startswith("table.md:\n\n| isolated | 0.5 |\n\nw: isolated on digits")
+    assert len(output(show, ".", "--json").splitlines()) == 1
 
     pathlib.Path("w/summary.json").unlink()  # as if it had not finished
     found = json.loads(output(show, "w", "--json"))

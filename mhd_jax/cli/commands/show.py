@@ -3,8 +3,8 @@
   mhd show runs/mhd
   mhd show runs/compare --json
 
-A folder holds a run, or several runs below it, like that of a comparison. A run that has not
-finished is shown as far as it got.
+A folder holds a run, or several runs below it, like that of a comparison, whose table comes first. A
+run that has not finished is shown as far as it got.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def main(arguments: Sequence[str]) -> None:
     """Shows the runs in the given folders."""
     if not arguments:
         raise mhd.ConfigError("name the folder of a run: mhd show runs/mhd.")
-    folders = run_folders([folder_here(argument, "folder") for argument in arguments])
+    given = [folder_here(argument, "folder") for argument in arguments]
+    folders = run_folders(given)
+    for table in (folder / "table.md" for folder in given):
+        if table.exists() and not json_flag.asked():
+            launch.say(f"{table}:\n\n{table.read_text(encoding='utf-8')}")
     for number, folder in enumerate(folders):
         found = record(folder)
         if json_flag.asked():
