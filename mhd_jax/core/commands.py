@@ -6,8 +6,6 @@ import pathlib
 import re
 import sys
 
-from absl import flags
-
 COMMANDS = {
     "train": "trains clients that learn from each other: one run",
     "compare": "runs several algorithms on the same clients and seeds, for one table",
@@ -44,6 +42,8 @@ def by_mhd() -> bool:
 
 def is_command() -> bool:
     """Tells whether this process is a command, whose settings are flags, and no program of a user's."""
+    from absl import flags  # late, as the overview of `mhd` needs nothing but Python
+
     return flags.FLAGS.is_parsed()
 
 
