@@ -18,6 +18,14 @@ _ASKED = re.compile(r"-h|--?help(short|full|=all)?")
 _ALL = re.compile(r"--?help=all|--?helpfull")
 _WIDEST, _NARROWEST = 120, 50
 _INDENT = 30  # columns of the flags' names
+_DEVICES = (
+    *("compute_dtype", "data_placement", "client_chunk", "num_devices", "steps_per_dispatch"),
+    *("coordinator_address", "num_processes", "process_id", "compilation_cache"),
+)
+_OUTPUT = (
+    *("workdir", "overwrite", "output", "checkpoint_every", "keep_checkpoints", "keep_best"),
+    *("fall_back", "tensorboard", "wandb_project", "json"),
+)
 
 
 def asked(arguments: Sequence[str]) -> bool:
@@ -59,10 +67,7 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 def decides_results(name: str) -> bool:
     """Tells whether a flag is of what a run computes, not of where and how, or for how long more."""
-    groups = _groups()
-    return name not in {*groups["devices"], *groups["output"], "dry_run", "trials"} - {
-        "compute_dtype"
-    }
+    return name == "compute_dtype" or name not in {*_DEVICES, *_OUTPUT, "dry_run", "trials"}
 
 
 def _groups() -> dict[str, list[str]]:
@@ -87,15 +92,8 @@ def _groups() -> dict[str, list[str]]:
         "algorithm": ["adversaries", *run_flags.HYPERPARAMETER_HELP],
         "optimizer": ["optimizer", *run_flags.OPTIMIZER_HELP, "learning_rates"],
         "faults": [*run_flags.FAULT_HELP, *run_flags.BY_CLIENT_HELP, "on_nonfinite"],
-        "devices": [
-            *("compute_dtype", "data_placement", "client_chunk", "num_devices"),
-            *("steps_per_dispatch", "coordinator_address", "num_processes", "process_id"),
-            "compilation_cache",
-        ],
-        "output": [
-            *("workdir", "overwrite", "output", "checkpoint_every", "keep_checkpoints"),
-            *("keep_best", "fall_back", "tensorboard", "wandb_project", "json"),
-        ],
+        "devices": [*_DEVICES],
+        "output": [*_OUTPUT],
     }
 
 
