@@ -37,7 +37,7 @@ def interrupted_after(monkeypatch, count):
     monkeypatch.setattr(
         study,
         "watchers",
-        lambda label=None: [
+        lambda label="": [
             *watchers(label),
             *([SignalAt(2, signal.SIGINT)] if label.startswith(f"[{count + 1}/") else []),
         ],
