@@ -13,6 +13,7 @@ from jax import Array
 from mhd_jax.core.digests import require_pure
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.tasks import Task
+from mhd_jax.core.warned import warn
 from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection
 
 
@@ -93,19 +94,19 @@ def _try(
         _require_targets(name, targets, candidates)
     require_pure(name, rule, key, candidates)
     alone = jnp.arange(shape[0]) == 0  # which is a client's own head, where that is a candidate
-    _require_valid_ones(name, rule, _made_candidates(key, shape, *kinds, alone, spread=3.0))
+    _warn_of_invalid_ones(name, rule, _made_candidates(key, shape, *kinds, alone, spread=3.0))
 
 
-def _require_valid_ones(name: str, rule: TargetSelection, candidates: Candidates) -> None:
-    """Raises `ConfigError` if targets depend on probabilities of candidates that are not valid."""
+def _warn_of_invalid_ones(name: str, rule: TargetSelection, candidates: Candidates) -> None:
+    """Warns if targets depend on candidates that are not valid, which a complete graph never has."""
     key, valid = jax.random.key(1), candidates.valid[:, None, None, None]
     junk = candidates.task.predictions(jax.random.normal(key, candidates.logits.shape))
     probabilities = jnp.where(valid, candidates.probabilities, junk)
     other = dataclasses.replace(candidates, probabilities=probabilities)
     if not jnp.allclose(rule(key, candidates), rule(key, other), rtol=1e-3, atol=1e-4):
-        raise ConfigError(
-            f"{name} returns other targets where nothing differs but the probabilities of candidates that "
-            "are not valid; give them no weight, by candidates.valid [N]."
+        warn(
+            f"{name} counts what candidates say that are not valid, as where a client has fewer neighbours "
+            "than others; give them no weight, by candidates.valid [N]."
         )
 
 

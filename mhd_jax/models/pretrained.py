@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -66,7 +66,8 @@ def pretrained(
     if frozen and trainable is not None:
         raise ConfigError("give frozen or trainable, not both: each is what the other is not.")
     for patterns in (frozen, () if trainable is None else trainable):
-        if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        listed = isinstance(patterns, Collection) and not isinstance(patterns, str)
+        if not listed or not all(isinstance(pattern, str) for pattern in patterns):
             raise ConfigError('frozen and trainable are lists of patterns, like ("backbone/*",).')
     kept = tuple(frozen) if trainable is None else ("!", *trainable)
     return Pretrained(as_backbone(model), _arrays(weights), kept)

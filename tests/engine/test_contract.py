@@ -1,6 +1,7 @@
 """Users' algorithms, target selections, models and optimizers: what breaks its contract is told at once."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,6 @@ RULES = {
         c.logits.sum(axis=0) * np.random.default_rng().random()
     ),
     r"fails for candidates .* \(ZeroDivisionError": lambda key, c: 1 / 0,
-    "candidates that are not valid": lambda key, c: c.probabilities.mean(axis=0),
 }
 
 
@@ -137,6 +137,20 @@ def test_target_selections_are_told_what_they_break(sentence, how):
     with pytest.raises(mhd.ConfigError, match=sentence) as raised:
         prepared(algorithm)
     assert not getattr(raised.value, "__notes__", [])  # such as JAX's on frames that it leaves out
+
+
+def test_a_target_selection_that_counts_who_is_not_valid_is_told():
+    def alike(key, candidates):
+        return candidates.probabilities.mean(axis=0)
+
+    def of_the_valid(key, candidates):
+        shares = candidates.valid / jnp.maximum(candidates.valid.sum(), 1)
+        return jnp.einsum("n,nprc->prc", shares, candidates.probabilities)
+
+    for rule, count in ((alike, 1), (of_the_valid, 0)):
+        with warnings.catch_warnings(record=True) as told:
+            prepared(mhd.algorithms.mhd(target_selection=rule, nu_emb=0))
+        assert sum("alike counts what candidates say" in str(w.message) for w in told) == count
 
 
 @pytest.mark.slow
