@@ -205,10 +205,8 @@ class RunSettings:
     def prepared(self, algorithm: mhd.Algorithm, seed: int, callbacks: Sequence[Any] = ()) -> Run:
         """Returns a run that is ready to start, as `check` finds; nothing of it is computed."""
         run = prepare(**self.arguments(algorithm, seed), eval_every=self.eval_every)
-        some = [
-            pathlib.Path()
-        ]  # a command's runs have a folder, whose content does not matter here
-        host = HostSettings(workdirs=some, callbacks=callbacks, **self.on_the_host)
+        # A command's runs have a folder; which one does not matter here.
+        host = HostSettings(workdirs=["run"], callbacks=callbacks, **self.on_the_host)
         require_startable(run, host)
         return run
 

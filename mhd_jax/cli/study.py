@@ -93,8 +93,9 @@ def run(
       mhd.ConfigError: a case that cannot work, before the first one trains; or a folder that holds
         other runs.
     """
+    callbacks = watchers()
     for case in cases:  # all of them, before the first trains for hours
-        case.settings.check(case.algorithm, seeds[0], watchers())
+        case.settings.check(case.algorithm, seeds[0], callbacks)
     workdirs.make_room(workdir)
     distinct = {case.name: case for case in cases}
     found: dict[str, list[Summary]] = {name: [] for name in distinct}
@@ -128,10 +129,10 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
 
 def refusals(cases: Sequence[Case], seeds: Sequence[int]) -> dict[tuple[str, int], mhd.ConfigError]:
     """Returns the errors of runs that cannot work, by their case's name and their seed."""
-    found = {}
+    found, callbacks = {}, watchers()
     for case, seed in itertools.product(cases, seeds):
         try:
-            case.settings.check(case.algorithm, seed, watchers())
+            case.settings.check(case.algorithm, seed, callbacks)
         except mhd.ConfigError as error:
             found[case.name, seed] = error
     return found
@@ -187,7 +188,8 @@ def keep(
         before the first run trains.
     """
     files = [kept.path(records, case.folder, seed) for case, seed in runs]
-    settings = [case.settings.check(case.algorithm, seed, watchers()) for case, seed in runs]
+    callbacks = watchers()
+    settings = [case.settings.check(case.algorithm, seed, callbacks) for case, seed in runs]
     workdirs.make_room(workdir)
     found = {file: kept.read(file, own) for file, own in zip(files, settings, strict=True)}
     left = [place for place, file in enumerate(files) if found[file] is None]

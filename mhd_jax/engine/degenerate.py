@@ -17,8 +17,7 @@ from mhd_jax.training import optim
 
 _MOST_NAMED = 10
 _OF_DENSITY = (
-    *("density_weights", "density_clip", "density_divides", "density_cap"),
-    "density_gradient",
+    *("density_weights", "density_clip", "density_divides", "density_cap", "density_gradient"),
 )
 
 
@@ -140,9 +139,8 @@ def _of_intervals(
 def _of_what_has_no_effect(algorithm: Algorithm, has_density: bool) -> Iterator[str]:
     """Yields a warning for each hyperparameter that was chosen, and that others leave without effect."""
     factory = algorithm.factory
-    if (
-        factory is None or factory not in ALGORITHMS.values()
-    ):  # a user's own may mean something else
+    # A user's own algorithm may mean something else by these names.
+    if factory is None or factory not in ALGORITHMS.values():
         return
     given, defaults = algorithm.hyperparameters, defaults_of(factory)
     heads, own = given.get("num_aux_heads", 0), given.get("include_self", False)

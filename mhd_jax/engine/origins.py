@@ -147,8 +147,8 @@ def _of_trees(given: Any, clients: Clients) -> _Found:
         given = [given] * len(clients.groups)
     if not isinstance(given, Sequence) or len(given) != len(clients.groups):
         raise ConfigError(
-            "init is a Result, a run folder, or parameters: a tree for all clients, like client.params, or a list of "
-            f"{len(clients.groups)} trees, one for each architecture."
+            "init is a Result, a run folder, or parameters: a tree for all clients, like client.params, "
+            f"or a list of {len(clients.groups)} trees, one for each architecture."
         )
     if wrong := [tree for tree in given if not isinstance(tree, Mapping)]:
         raise ConfigError(

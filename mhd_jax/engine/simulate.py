@@ -112,8 +112,9 @@ def simulate(
       keep_checkpoints: how many of the latest checkpoints stay; the last step's always stays.
       keep_best: whether the checkpoint with the highest β_sh of the last head on the validation
         set stays too. An evaluation that finds a better one saves it.
-      metrics: names of the library's, or functions by name, `f(logits [N, C], labels [N]) -> float`, which are called at each
-        evaluation for each client and head with NumPy arrays; see `mhd_jax.engine.metrics`.
+      metrics: names of the library's, or functions by name, `f(logits [N, C], labels [N]) -> float`,
+        which are called at each evaluation for each client and head with NumPy arrays; see
+        `mhd_jax.engine.metrics`.
       fall_back: whether a run whose latest checkpoint is damaged resumes from the newest intact
         one, with a warning; otherwise it is refused.
       callbacks: watchers, see `mhd_jax.runs.callbacks`; a function is called with each record.

@@ -42,12 +42,16 @@ class Difference:
     p_value: float
     verdict: str
 
-    def __repr__(self) -> str:
+    @property
+    def estimate(self) -> str:
+        """The mean and its interval as sentences have them: "+0.095 [+0.053, +0.137]"."""
         low, high = self.interval
-        found = f"{self.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+        return f"{self.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+    def __repr__(self) -> str:
         return (
-            f"{self.first} ({self.heads[0]}) − {self.second} ({self.heads[1]}) in {self.metric}: {found}, "
-            f"p = {self.p_value:.2g}, {len(self.seeds)} seeds: {self.verdict}"
+            f"{self.first} ({self.heads[0]}) − {self.second} ({self.heads[1]}) in {self.metric}: "
+            f"{self.estimate}, p = {self.p_value:.2g}, {len(self.seeds)} seeds: {self.verdict}"
         )
 
 

@@ -102,8 +102,7 @@ def _listed(found: Mapping[str, Difference], summaries: Summaries, best: str) ->
     if len(found) > _MOST_NAMED:
         return _some(list(found))
     return ", ".join(
-        f"{name} ({each.mean:+.3f} [{each.interval[0]:+.3f}, {each.interval[1]:+.3f}]"
-        f"{_times(summaries[best], summaries[name])})".replace("-", "−")
+        f"{name} ({each.estimate}{_times(summaries[best], summaries[name])})"
         for name, each in found.items()
     )
 

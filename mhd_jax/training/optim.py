@@ -31,9 +31,9 @@ class Recorded:
       learning_rate: the peak rate.
       weight_decay: see each record.
       schedule: "cosine" to 0 over the run, "constant", "step": divided by 10 at half and at three
-        quarters of the steps after the warm-up, or "decreasing": η / (1 + t/100)^¾ whatever the length of the run,
-        rates whose sum diverges while the sum of their squares converges (Robbins and Monro,
-        1951).
+        quarters of the steps after the warm-up, or "decreasing": η / (1 + t/100)^¾ whatever the
+        length of the run, rates whose sum diverges while the sum of their squares converges (Robbins
+        and Monro, 1951).
       warmup_steps: W steps of linear warm-up before the schedule: step t < W has (t + 1)/W of the
         peak rate, so that no step has rate 0, and step W is the first of the schedule.
       clip_norm: the largest norm of a client's gradient, to which a longer one is scaled down before
