@@ -58,8 +58,8 @@ def _texts(name: str, value: Any) -> Iterator[str]:
 
 
 def overwrites() -> bool:
-    """Tells whether --overwrite is given; not every study has the flag."""
-    return "overwrite" in flags.FLAGS and flags.FLAGS.overwrite
+    """Tells whether --overwrite is given; a study may lack the flag, a signal come before it."""
+    return "overwrite" in flags.FLAGS and bool(flags.FLAGS["overwrite"].value)
 
 
 def make_room(workdir: pathlib.Path) -> None:

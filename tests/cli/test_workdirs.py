@@ -81,6 +81,13 @@ def test_a_command_without_overwrite_removes_nothing(monkeypatch):
     assert not workdirs.overwrites()
 
 
+def test_a_signal_may_come_before_the_flags_are_parsed(monkeypatch):
+    unparsed = flags.FlagValues()
+    flags.DEFINE_bool("overwrite", False, "", flag_values=unparsed)
+    monkeypatch.setattr(flags, "FLAGS", unparsed)
+    assert not workdirs.overwrites()
+
+
 @pytest.mark.slow
 def test_overwrite_begins_anew_once_all_is_checked(output, refused):
     arguments = [*SMALL, "--algorithm=isolated", "--workdir=w"]
