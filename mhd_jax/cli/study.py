@@ -20,7 +20,7 @@ from mhd_jax.cli.watching import watchers
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
-from mhd_jax.runs import page, report
+from mhd_jax.runs import page, report, report_process
 from mhd_jax.runs.callbacks import LiveReport
 from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.drawing import Figure
@@ -100,9 +100,11 @@ def run(
     distinct = {case.name: case for case in cases}
     found: dict[str, list[Summary]] = {name: [] for name in distinct}
     batches = [[(case, seed) for seed in seeds] for case in distinct.values()]
-    for outcome in _simulated(batches, workdir):
-        assert outcome.summary is not None  # one that diverges has raised
-        found[outcome.case.name].append(outcome.summary)
+    num_runs = sum(map(len, batches))
+    with report_process.beside(num_runs) as reports, launch.last_words(reports.stop):
+        for outcome in _simulated(batches, workdir):
+            assert outcome.summary is not None  # one that diverges has raised
+            found[outcome.case.name].append(outcome.summary)
     return found
 
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from mhd_jax.core import multihost
-from mhd_jax.core.commands import typed
 from mhd_jax.core.errors import ConfigError, DivergedError
 from mhd_jax.core.types import State, Terms
 from mhd_jax.core.warned import warn
@@ -26,11 +25,11 @@ from mhd_jax.engine.run import Run
 from mhd_jax.engine.schedule import Plan
 from mhd_jax.engine.steps import Carry
 from mhd_jax.engine.summary import executed, record_of, summarize
+from mhd_jax.runs import report_process
 from mhd_jax.runs.accuracies import METRICS
 from mhd_jax.runs.callbacks import WatchedRun
 from mhd_jax.runs.callbacks.base import Present
 from mhd_jax.runs.checkpoints import best
-from mhd_jax.runs.decoration import decoration
 from mhd_jax.runs.folder import RunFolder
 from mhd_jax.training.metrics import head_names
 
@@ -197,13 +196,8 @@ class Lane:
 
     def _report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
         """Writes figures and a report page, if asked for; the results do not depend on it."""
-        if not (self.host.write_reports and multihost.is_main()):
-            return
-        again = f"The run has finished; {typed('report')} {folder.path} tries again."
-        with decoration(f"the report of {folder.path}", again):
-            from mhd_jax.runs import report
-
-            report.write(folder.finished_with(summary, self.history))
+        if self.host.write_reports and multihost.is_main():
+            report_process.write(folder.finished_with(summary, self.history))
 
     def look_after(self, sums: Terms, tally: Tally, step: int) -> None:
         """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it."""

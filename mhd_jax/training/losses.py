@@ -136,5 +136,11 @@ def embedding_distance(embeddings: Array, teachers: Array, valid: Array) -> Arra
     """
     own = normalise_embedding(embeddings)
     teachers = normalise_embedding(jnp.where(valid[:, None, None], teachers, 0))
-    distances = jnp.sum(jnp.square(own - teachers), axis=-1).mean(axis=-1)  # [T]
-    return jnp.where(valid, distances, 0).sum() / jnp.maximum(valid.sum(), 1)
+    weights = (valid / jnp.maximum(valid.sum(), 1)).astype(teachers.dtype)
+    if embeddings.ndim == teachers.ndim:
+        return jnp.einsum("t,tpd->pd", weights, jnp.square(own - teachers)).sum(axis=-1).mean()
+    # The distance to their mean and their spread around it: T times less to differentiate.
+    mean = jnp.einsum("t,tpd->pd", weights, teachers)
+    spread = jnp.einsum("t,tpd->pd", weights, jnp.square(teachers)) - jnp.square(mean)
+    distances = jnp.sum(jnp.square(own - mean) + spread, axis=-1)
+    return jnp.where(valid.any(), distances.mean(), 0)

@@ -1,4 +1,4 @@
-"""A demo of about two minutes: isolated training, naive distillation and MHD on real digits.
+"""A demo of about a minute: isolated training, naive distillation and MHD on real digits.
 
 MHD learns from the most confident teacher, as in its paper, or from all by who is fit to teach.
 
@@ -15,7 +15,7 @@ from mhd_jax.cli import comparison, launch, study
 from mhd_jax.cli.settings import RunSettings
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.", lower_bound=1)
 flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
 
 
