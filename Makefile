@@ -11,7 +11,7 @@ QUICK := test_mhd_reference or flipped_bit or streamed_run_that_was_cut or train
 
 .PHONY: demo test slow fuzz notebooks outputs trackers tpu docs browser extra lint wheel installed licences lock vendor newest clean
 
-demo: $(VENV)/installed  ## The main job on real digits, in two minutes.
+demo: $(VENV)/installed  ## The main job on real digits, in one to two minutes.
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/installed  ## The test suite, in under ten minutes on two cores; ARGS=tests/... for a part of it.

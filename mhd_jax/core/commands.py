@@ -17,7 +17,7 @@ COMMANDS = {
     "prepare": "downloads and prepares a data set, once",
     "presets": "lists the files of flags that come with this package",
     "plan": "tells whether a run would fit on a machine that is not here, and its step's time",
-    "demo": "isolated training, naive distillation and MHD on real digits, in two minutes",
+    "demo": "isolated training, naive distillation and MHD on real digits, in one to two minutes",
     "doctor": "looks at versions, devices, folders and optional packages",
 }
 # Those of `python -m experiments.NAME`, which only a clone has.

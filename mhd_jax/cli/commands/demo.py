@@ -1,4 +1,4 @@
-"""A demo of about a minute: isolated training, naive distillation and MHD on real digits.
+"""A demo of one to two minutes: isolated training, naive distillation and MHD on real digits.
 
 MHD learns from the most confident teacher, as in its paper, or from all by who is fit to teach.
 
@@ -30,7 +30,7 @@ def main() -> None:
         "mhd_density_ratio": by_density,
     }
     workdir = study.workdir("runs/demo")
-    settings = RunSettings(steps=_STEPS.value)
+    settings = RunSettings(steps=_STEPS.value, eval_every=100)
     rows, notes = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
     note = (
         "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
