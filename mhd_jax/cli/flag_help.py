@@ -110,10 +110,18 @@ def _algorithms(found: dict[str, Any], arguments: Sequence[str]) -> list[str] | 
 
 
 def of_algorithm(name: str) -> str:
-    """Returns an algorithm's paper and equations, its options as flags, and its source."""
+    """Returns an algorithm's paper and equations, its options as flags, and its source.
+
+    Args:
+      name: a key of `ALGORITHMS`, or users' own code.
+
+    Raises:
+      mhd.ConfigError: own code that cannot be loaded, or is no function.
+    """
     from mhd_jax.cli import flags as run_flags
 
-    build: Any = inspect.unwrap(ALGORITHMS[name])
+    made = run_flags.builder(name)
+    build: Any = inspect.unwrap(made)
     module = inspect.getmodule(build)
     opening = (inspect.getdoc(build) or "").partition("\nArgs:")[0]
     parts = [
@@ -121,9 +129,11 @@ def of_algorithm(name: str) -> str:
         (getattr(module, "__doc__", None) or "").strip(),
     ]
     options: list[str] = []
-    for option, default in hyperparameters(ALGORITHMS[name]).items():
-        text = f"{run_flags.HYPERPARAMETER_HELP[option]} (default: {default})"
-        options += _columns(f"--{option}", text)
+    for option, default in hyperparameters(made).items():
+        about = run_flags.HYPERPARAMETER_HELP.get(option, "")  # own arguments have none
+        needed = default is inspect.Parameter.empty
+        given = "(to be given)" if needed else f"(default: {default})"
+        options += _columns(f"--{option}", f"{about} {given}".strip())
     return "\n\n".join(
         [*parts, "\n".join(["options:", *options]), f"source: {inspect.getsourcefile(build)}"]
     )

@@ -382,7 +382,7 @@ def algorithm(
     Raises:
       mhd.ConfigError: an unknown name, a value that cannot work, or an unused flag.
     """
-    build = _builder(name)
+    build = builder(name)
     known = hyperparameters(build)
     given = [key for key in (*_HYPERPARAMETERS, *_own_hyperparameters()) if FLAGS[key].present]
     if "average_every" in given and "ensembles" not in given:
@@ -415,7 +415,7 @@ def notes_on_unused(unused: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def _builder(name: str) -> Callable[..., mhd.Algorithm]:
+def builder(name: str) -> Callable[..., mhd.Algorithm]:
     """Returns the factory of an algorithm: a key of `ALGORITHMS`, or users' own code."""
     if name in ALGORITHMS:
         return ALGORITHMS[name]
@@ -461,7 +461,7 @@ def define_own(arguments: Sequence[str]) -> None:
     texts = [match[1] for match in found if match]
     names = [name.strip() for text in texts for name in re.split("[,;]", text)]
     for name in filter(own_code.is_own, names):
-        for key, parameter in inspect.signature(_builder(name)).parameters.items():
+        for key, parameter in inspect.signature(builder(name)).parameters.items():
             if key in _HYPERPARAMETERS or key in _own_hyperparameters():
                 continue
             if key in FLAGS:

@@ -27,7 +27,7 @@ def main() -> None:
     elif command in COMMANDS:
         sys.argv = [f"mhd {command}", *rest]
         begin(command)
-    elif "--help" in rest and command in _algorithms():
+    elif "--help" in rest and (command in _algorithms() or _is_own(command)):
         _print_algorithm(command)
     elif "--help" in rest:
         _refuse("command or algorithm", command, [*COMMANDS, *_algorithms()])
@@ -49,10 +49,21 @@ def _algorithms() -> Collection[str]:
     return ALGORITHMS
 
 
+def _is_own(name: str) -> bool:
+    from mhd_jax.cli import own_code
+
+    return own_code.is_own(name)
+
+
 def _print_algorithm(name: str) -> None:
     from mhd_jax.cli import flag_help, launch
+    from mhd_jax.core.errors import ConfigError
 
-    launch.say(flag_help.of_algorithm(name))
+    try:
+        launch.say(flag_help.of_algorithm(name))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def overview() -> str:

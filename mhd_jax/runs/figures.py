@@ -131,7 +131,7 @@ def density(summary: Record, class_names: Sequence[str]) -> Figure:
     figure = _sized(width, height * len(values))
     axes = figure.subplots(len(values), 1, squeeze=False)[:, 0]
     for axis, (title, panel) in zip(axes, values.items(), strict=True):
-        image = _heat_map(axis, panel, class_names, "{:.1f}", "RdBu_r", Normalize(-most, most))
+        image = _heat_map(axis, panel, class_names, "{:z.1f}", "RdBu_r", Normalize(-most, most))
         axis.set_title(title)
     label = "log density ratio, mean over test samples"
     figure.colorbar(image, ax=axes, label=label, fraction=0.05, aspect=30)

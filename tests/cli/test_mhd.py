@@ -277,6 +277,20 @@ def test_help_of_an_algorithm(helped):
     assert set(listed(text)["options"]) == set(hyperparameters(ALGORITHMS["naive"]))
 
 
+@pytest.mark.slow
+def test_help_of_ones_own_algorithm(helped, tmp_path):
+    (tmp_path / "my.py").write_text(
+        '"""E = mc²"""\n\n'
+        "def mine(needed, speed=3.0, label_smoothing=0.1):\n"
+        '    """What is mine."""\n'
+    )
+    text = helped("help", f"{tmp_path}/my.py:mine")
+    assert "mine: What is mine." in text and "E = mc²" in text and "(default: 3.0)" in text
+    assert listed(text)["options"] == ["needed", "speed", "label_smoothing"]
+    done = python("-m", "mhd_jax", "help", f"{tmp_path}/my.py:min")
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no min in ")
+
+
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [

@@ -365,6 +365,9 @@ def test_studies_at_toy_size(output, tmp_path):
     assert (folder / "heterogeneous.png").exists()
 
     np.save(tmp_path / "all.npy", 1 - np.eye(5))
+    done = python("-m", "experiments.topology", "--topologies=", cwd=tmp_path)
+    said = "error: --topologies must name each of them once, and at least one.\n"
+    assert (done.returncode, done.stderr) == (2, said)
     chosen = (f"--topologies=chain,circulant,{tmp_path}/all.npy", "--offsets=2")
     done = python("-m", "experiments.topology", *toy, *chosen, "--algorithms=mhd", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
