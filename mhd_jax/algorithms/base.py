@@ -25,7 +25,8 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
     """
     signature = inspect.signature(build)
 
-    def build_named(**arguments: Any) -> Algorithm:
+    def build_named(kinds: Any, **arguments: Any) -> Algorithm:
+        del kinds  # which the cache keeps apart
         algorithm = build(**arguments)
         return dataclasses.replace(
             algorithm, name=build.__name__, hyperparameters=arguments, factory=wrapped
@@ -45,12 +46,13 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         arguments = {name: _frozen(value) for name, value in bound.arguments.items()}
         for name, value in arguments.items():
             require_kind(name, str(signature.parameters[name].annotation), value)
+        kinds = tuple(map(_kinds, arguments.values()))
         try:
-            return cached(**arguments)
+            return cached(kinds, **arguments)
         except TypeError as error:
             if "unhashable" not in str(error):
                 raise
-            return build_named(**arguments)
+            return build_named(kinds, **arguments)
 
     return wrapped
 
@@ -60,6 +62,13 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _kinds(value: Any) -> Any:
+    """Returns the types inside of nested tuples, since ((0, 1), (1, 0)) equals the same in floats."""
+    if not isinstance(value, tuple):
+        return None
+    return tuple(_kinds(each) if isinstance(each, tuple) else type(each) for each in value)
 
 
 def algorithm_of(parts: Any, **declared: Any) -> Algorithm:

@@ -469,7 +469,7 @@ def mhd(
     require_at_least(1, average_every=average_every)
     require_at_least(0, calibrate_every=calibrate_every)
     density = densities.configured(
-        *(target_selection, num_targets),
+        *(target_selection, num_targets, pool_size),
         weight=density_weight,
         weights=density_weights,
         clip=density_clip,

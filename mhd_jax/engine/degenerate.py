@@ -19,6 +19,10 @@ _MOST_NAMED = 10
 _OF_DENSITY = (
     *("density_weights", "density_clip", "density_divides", "density_cap", "density_gradient"),
 )
+_WITHOUT_CONFIDENCE = (
+    *("random", "mean", "median", "trimmed_mean", "agreement", "density_ratio", "densest"),
+    "density_robust",
+)
 
 
 def warn_of(
@@ -149,6 +153,16 @@ def _of_what_has_no_effect(algorithm: Algorithm, has_density: bool) -> Iterator[
             _OF_DENSITY,
             has_density,
             "with a density_weight, or a target_selection by density ratios",
+        ),
+        (
+            ("calibrate_every",),
+            given.get("target_selection") not in _WITHOUT_CONFIDENCE,
+            "with a target_selection that compares confidence",
+        ),
+        (
+            ("target_selection", "temperature", "own_candidate", "same_level"),
+            given.get("nu_aux", given.get("nu_naive")) != 0,
+            "where the distillation has a weight above 0",
         ),
         (("pool_refresh",), given.get("pool_size"), "with a pool_size above 0"),
         (("average_every",), given.get("ensembles") is not None, "with ensembles"),

@@ -2,8 +2,8 @@
 
 A metric is a function `f(logits [N, C], labels [N]) -> float` of one client's head on a set of
 samples, called on the host with NumPy arrays: `simulate(..., metrics={"macro_f1": macro_f1})`. For
-a regression it gets predicted and true numbers [N, D], both in their own units. What it returns counts
-as unknown if it is not finite. By the names of further parameters it may ask for `client`, the client's
+a regression it gets predicted and true numbers [N, D], both in their own units. Logits outside of a
+client's label set are −∞. What it returns counts as unknown if it is not finite. By the names of further parameters it may ask for `client`, the client's
 number; `everyone`, the same head's logits of all clients, [K, N, C]; and `graph`, A(t) of the
 evaluation's step, [K, K].
 """
@@ -21,6 +21,7 @@ import numpy as np
 import scipy.special
 
 from mhd_jax.core.errors import ConfigError, in_a_line
+from mhd_jax.core.label_sets import IMPOSSIBLE
 from mhd_jax.core.tasks import Task
 from mhd_jax.core.warned import warn
 from mhd_jax.training.metrics import (  # as mhd_jax.metrics had them, for one version
@@ -221,6 +222,8 @@ class OwnMetrics:
           ConfigError: a metric raises an error, or returns no number.
         """
         heads = head_names(logits.shape[2])
+        if labels.ndim == 1:  # classes outside of a label set have no probability at all
+            logits = np.where(logits <= IMPOSSIBLE, -np.inf, logits)
         found = {}
         for name, (function, asked) in self.functions.items():
             values = np.empty((len(logits), len(heads)))

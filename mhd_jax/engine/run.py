@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from mhd_jax.clients import Clients
-from mhd_jax.core import multihost
+from mhd_jax.core import modes, multihost
 from mhd_jax.core.client_axis import Execution, everywhere, is_traced, under
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Algorithm, Batch, LocalSteps, Metrics, Presence, PyTree, State, Terms
@@ -101,6 +101,7 @@ class Run:
         """The validation samples; None if there are none."""
         return self.samples.validation
 
+    @modes.standard()
     def init(self, init: Any = None) -> State:
         """The clients at step 0.
 
@@ -119,6 +120,7 @@ class Run:
         clients = clients.padded(self.execution.num_shards)
         return dataclasses.replace(self, clients=clients).start().state
 
+    @modes.standard()
     def batch(self, state: State) -> Batch:
         """The samples of a state's step: a pure function, which a jitted loop may call.
 
@@ -129,6 +131,7 @@ class Run:
         with under(self.execution):
             return draw_batch(self.data, state.key, state.client_ids, state.step, self.spec)
 
+    @modes.standard()
     def graph(self, step: Array | int) -> Array:
         """The adjacency matrix A(t) of a step, [K, K]; clients that only fill devices have no edge."""
         with under(self.execution):
@@ -136,17 +139,27 @@ class Run:
             inactive = self.clients.num_clients - graph.shape[0]
             return jnp.pad(everywhere(graph), (0, inactive))
 
+    @modes.standard()
     def train_step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
         """One step of all clients, as `simulate` takes it: pure, and with its choice of devices.
 
         Args:
           state: from `init`, or from the step before.
           batch: from `batch`, or a `mhd_jax.core.types.Batch` of your own arrays.
-          graph: A(t) [K, K], from `graph` or your own; A[i, j] > 0 where i may learn from j.
+          graph: A(t) [K, K], from `graph` or your own; A[i, j] > 0 where i may learn from j. Its
+            diagonal does not count: nobody is a neighbour of its own.
 
         Returns:
           The next state, and the step's `mhd_jax.core.types.Metrics`.
+
+        Raises:
+          ConfigError: the batch says who is there, which is `simulate`'s to do.
         """
+        if batch.presence is not None:
+            raise ConfigError(
+                "who is there at a step is simulate's to do, by faults or participation; leave "
+                "presence out of the batch."
+            )
         if self.execution.mesh is None or is_traced((state, batch, graph)):
             return self._step(state, batch, graph)
         return self._compiled_step(state, batch, graph)
@@ -156,13 +169,16 @@ class Run:
         return jax.jit(self._step)
 
     def _step(self, state: State, batch: Batch, graph: Array) -> tuple[State, Metrics]:
-        with under(dataclasses.replace(self.execution, near=None)):  # a graph may be the user's own
+        own = dataclasses.replace(self.execution, near=None, most_neighbours=None)
+        with under(own):  # a graph may be the user's own
+            graph = jnp.where(jnp.eye(len(graph), dtype=bool), 0, graph)
             after, found = self.algorithm.train_step(state, batch, graph)
             if self.execution.mesh is not None:
                 places = carry_shardings(self.carry, self.execution).state
                 after = jax.lax.with_sharding_constraint(after, places)
             return after, Metrics.of(found)
 
+    @modes.standard()
     def predict(self, state: State, inputs: PyTree) -> Array:
         """Logits [K, N, H, C] of all clients on samples as the data set stores them, [N, ...]."""
         with under(self.execution):
@@ -448,10 +464,7 @@ def _require_draws_by_hand(streams: bool, fails: bool) -> None:
             "data_placement='device', or make a mhd_jax.Batch of your own arrays."
         )
     if fails:
-        raise ConfigError(
-            "faults and quarantine are simulate's to do; leave them out, and say by "
-            "batch.replace(presence=...) which clients are there."
-        )
+        raise ConfigError("faults and quarantine are simulate's to do; leave them out.")
 
 
 def batch_shapes(carry: Carry, data: DeviceData | Block, spec: BatchSpec) -> Batch:

@@ -65,8 +65,8 @@ class Density:
       cap: the largest ratio that is believed: a number, "shares" for 1/π_j with client j's share
         π_j of all labelled private samples, or "none".
       gradient: whether the gradient of d at the embedding is "stopped" or "flowing".
-      samples_teachers: whether a step has some of the candidates only (Δ < all). Then the logarithm
-        of a step's mixture would be too low in the mean, and the mean is taken over ratios.
+      samples_teachers: whether a step has some of the candidates only (Δ < all, or a pool). Then the
+        logarithm of a step's mixture would be too low in the mean, and the mean is taken over ratios.
     """
 
     weight: float
@@ -127,7 +127,8 @@ class Density:
         """Returns what receivers take for the counts of their teachers, [K, T, H].
 
         No teacher has more than all walks of k steps in a graph of this degree could have brought
-        it. With Δ < all each of the teachers stands for as many neighbours as were not drawn.
+        it. Where a step has some of n neighbours only, each of its T teachers stands for n/T of them:
+        on a graph of unlike weights, by which teachers are drawn, the mixture is weighted by these.
         """
         counts = state.extra["counts"]
         if "adversaries" in state.extra:
@@ -139,7 +140,8 @@ class Density:
         if not self.samples_teachers:
             return found
         drawn = teachers.valid.sum(axis=1)
-        neighbours = jnp.maximum((graph > 0).sum(axis=1), drawn)  # in a pool, of some who are away
+        known = _different(jnp.where(teachers.valid, teachers.positions, len(counts)), len(counts))
+        neighbours = jnp.maximum((graph > 0).sum(axis=1), known)  # in a pool, of some who are away
         return found * (neighbours / jnp.maximum(drawn, 1))[:, None, None].astype(found.dtype)
 
     def loss(
@@ -201,9 +203,17 @@ def log_mixture(candidates: Candidates) -> Array:
     return jnp.log(jnp.where(counts > 0, total, 1) / jnp.where(counts > 0, counts, 1))
 
 
+def _different(positions: Array, none: int) -> Array:
+    """Returns how many different positions below `none` are in each row of int [K, T], [K]."""
+    ordered = jnp.sort(positions, axis=1)
+    first = jnp.ones_like(ordered, bool).at[:, 1:].set(ordered[:, 1:] != ordered[:, :-1])
+    return (first & (ordered < none)).sum(axis=1)
+
+
 def configured(
     selection: str | TargetSelection,
     num_targets: int | str,
+    pool_size: int,
     *,
     weight: float | None,
     weights: str,
@@ -216,7 +226,8 @@ def configured(
 
     Args:
       selection: the target selection, or its name.
-      num_targets: Δ, or "all".
+      num_targets: Δ, or "all" there are.
+      pool_size: the models in a pool from which teachers are drawn; 0 is none.
       weight: None is 1 for a selection that needs density ratios, and no density ratios for others.
       weights, clip, divides, cap, gradient: see `Density`.
 
@@ -243,7 +254,7 @@ def configured(
     rule = TARGET_SELECTIONS.get(selection) if isinstance(selection, str) else selection
     if weight is None and not any(rule is one for one in NEED_DENSITY):
         return None
-    every = num_targets == "all"
+    every = num_targets == "all" and pool_size == 0
     return Density(
         *(1.0 if weight is None else weight, weights, clip, divides, cap, gradient, not every)
     )

@@ -239,9 +239,13 @@ def agreement(key: Array, candidates: Candidates) -> Array:
 
 
 def median(key: Array, candidates: Candidates) -> Array:
-    """Returns the median of the candidates' probabilities of each class, divided by its sum."""
+    """Returns the median of the candidates' probabilities of each class, divided by its sum.
+
+    It is that of the candidates that say something of the class: outside of its label set a client
+    says 0.
+    """
     del key
-    rank, count = _ranks(candidates), candidates.valid.sum()
+    rank, count = _ranks(candidates)
     middle = (rank == (count - 1) // 2).astype(jnp.float32) + (rank == count // 2)
     return _mean_of_kept(candidates, middle)
 
@@ -249,10 +253,11 @@ def median(key: Array, candidates: Candidates) -> Array:
 def trimmed_mean(key: Array, candidates: Candidates, fraction: float = 0.25) -> Array:
     """Returns the trimmed mean of the candidates' probabilities of each class, divided by its sum.
 
-    Of n candidates, the ⌊`fraction` · n⌋ largest and as many smallest probabilities are left out.
+    Of the n candidates that say something of a class, as for `median`, the ⌊`fraction` · n⌋ largest
+    and as many smallest probabilities are left out.
     """
     del key
-    rank, count = _ranks(candidates), candidates.valid.sum()
+    rank, count = _ranks(candidates)
     cut = jnp.floor(fraction * count).astype(count.dtype)
     kept = (rank >= cut) & (rank < count - cut)
     return _mean_of_kept(candidates, kept.astype(jnp.float32))
@@ -344,17 +349,25 @@ def _weighted_mean(candidates: Candidates, weights: Array) -> Array:
     )
 
 
-def _ranks(candidates: Candidates) -> Array:
-    """Returns the ascending rank of each candidate's probability of a class, int [N, P, R, C].
+def _ranks(candidates: Candidates) -> tuple[Array, Array]:
+    """Returns the ascending rank of each candidate's probability of a class, and how many have one.
 
     Pairs are compared, which XLA computes faster than a sort of so few. Ties are in the order of
-    the candidates; rows that are not candidates rank last.
+    the candidates; rows that are not candidates, or say nothing of the class, rank last.
+
+    Returns:
+      Ranks, int [N, P, R, C], and counts, int [P, R, C].
     """
-    valid = candidates.valid[:, None, None, None]
-    values = jnp.where(valid, candidates.probabilities, jnp.inf)
+    counted = candidates.valid[:, None, None, None]
+    if candidates.task.has_classes:
+        counted = counted & (candidates.probabilities > 0)
+    else:
+        counted = jnp.broadcast_to(counted, candidates.probabilities.shape)
+    values = jnp.where(counted, candidates.probabilities, jnp.inf)
     earlier = jnp.tril(jnp.ones((len(values),) * 2, bool), -1)[..., None, None, None]
     one, other = values[:, None], values[None]
-    return ((other < one) | (earlier & (other == one))).sum(axis=1)
+    rank = ((other < one) | (earlier & (other == one))).sum(axis=1)
+    return rank, counted.sum(axis=0)
 
 
 def _mean_of_kept(candidates: Candidates, kept: Array) -> Array:

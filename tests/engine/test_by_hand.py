@@ -1,11 +1,13 @@
 """A run that its user's own loop takes, step by step, is the run that `simulate` takes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mhd_jax as mhd
-from tests.builders import Linear, assert_trees_close, tiny_dataset
+from mhd_jax.core.types import Presence
+from tests.builders import FEATURES, Linear, assert_trees_close, tiny_clients, tiny_dataset
 
 STEPS = 20
 SIZES = {"batch_size": 4, "public_batch_size": 8, "eval_batch_size": 5}
@@ -74,6 +76,38 @@ def test_a_run_starts_from_given_parameters_and_takes_own_batches():
         run.init([{"heads": 0}])
 
 
+@pytest.mark.slow
+def test_any_graph_will_do_whatever_the_run_was_prepared_with():
+    """One denser than the prepared one, of more clients than have slots each, and a full diagonal."""
+    number = 70
+    clients = tiny_clients(number, num_samples=2 * number)
+    how = {"algorithm": "dsgd", "batch_size": 2, "steps": 1, "num_devices": 1}
+    found = []
+    for prepared in ("ring", "complete"):
+        run = mhd.prepare(prepared, clients, **how)
+        state = run.init()
+        found.append(run.train_step(state, run.batch(state), jnp.ones((number, number))))
+    sparse, dense = found
+    assert_trees_close(sparse[0].groups[0].params, dense[0].groups[0].params)
+    for _, metrics in found:
+        np.testing.assert_array_equal(metrics["messages"]["weights"], 1 - np.eye(number))
+    expected = mhd.simulate("complete", clients, **how).state.groups[0].params
+    assert_trees_close(sparse[0].groups[0].params, expected)
+
+
+@pytest.mark.slow
+def test_steps_by_hand_run_in_strict_modes():
+    run = mhd.prepare(**settings("mhd"), num_devices=1)
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.transfer_guard("disallow"),
+    ):
+        state = run.init()
+        after, _ = run.train_step(state, run.batch(state), run.graph(state.step))
+        run.predict(after, np.zeros((2, FEATURES), np.float32))
+
+
 def test_what_only_simulate_does_is_said():
     streamed = mhd.prepare(**settings("mhd", data_placement="host"), num_devices=1)
     with pytest.raises(mhd.ConfigError, match="data_placement='device'"):
@@ -81,3 +115,8 @@ def test_what_only_simulate_does_is_said():
     faulty = mhd.prepare(**settings("mhd", faults=mhd.Faults(offline=0.5)), num_devices=1)
     with pytest.raises(mhd.ConfigError, match="faults and quarantine are simulate's"):
         faulty.batch(faulty.init())
+    run = mhd.prepare(**settings("mhd"), num_devices=1)
+    state = run.init()
+    there = run.batch(state).replace(presence=Presence(np.ones(4, bool), np.ones(4, bool)))
+    with pytest.raises(mhd.ConfigError, match="who is there at a step is simulate's to do"):
+        run.train_step(state, there, run.graph(0))

@@ -110,6 +110,19 @@ def test_the_largest_sound_settings_are_told_nothing_of():
                 "era_exponent is 3.0, .* only with enhanced_era",
             ),
             (
+                {"algorithm": A.mhd(nu_aux=0.0, target_selection="median")},
+                "target_selection is 'median', .* where the distillation has a weight",
+            ),
+            (
+                {
+                    "who": clients(validation_fraction=0.2),
+                    "algorithm": A.naive(calibrate_every=5, target_selection="mean"),
+                    "batch_size": 10,
+                    "public_batch_size": 10,
+                },
+                "calibrate_every is 5, .* that compares confidence",
+            ),
+            (
                 {"algorithm": A.fedproto(lambda_p=0.0, weighting="clients")},
                 "weighting is 'clients', .* lambda_p above 0",
             ),

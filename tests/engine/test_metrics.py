@@ -10,6 +10,7 @@ import pytest
 import sklearn.metrics
 
 import mhd_jax as mhd
+from mhd_jax.core.label_sets import IMPOSSIBLE
 from mhd_jax.core.tasks import CLASSES
 from mhd_jax.engine import metrics
 
@@ -35,6 +36,19 @@ def test_expected_calibration_error(bins):
             expected += inside.mean() * gap
     found = metrics.expected_calibration_error(LOGITS, LABELS, bins)
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_class_outside_of_a_label_set_has_no_probability():
+    logits = np.where(np.arange(7) < 3, LOGITS, IMPOSSIBLE).astype(np.float32)
+    own = metrics.OwnMetrics.checked(["negative_log_likelihood", "expected_calibration_error"])
+    with pytest.warns(UserWarning, match="negative_log_likelihood is infinite"):
+        found = own.of(logits[None, :, None], LABELS, np.zeros((1, 1)))
+    assert np.isnan(found["negative_log_likelihood"]).all()
+    assert 0 < found["expected_calibration_error"] < 1
+    known = LABELS < 3
+    found = own.of(logits[None, known, None], LABELS[known], np.zeros((1, 1)))
+    expected = metrics.negative_log_likelihood(LOGITS[known, :3], LABELS[known])
+    assert found["negative_log_likelihood"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_macro_f1():

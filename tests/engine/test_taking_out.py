@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import pickle
 import re
@@ -14,6 +15,7 @@ from flax import nnx
 
 import mhd_jax as mhd
 from mhd_jax.engine import loading
+from mhd_jax.training import groups
 
 X = np.random.default_rng(0).random((6, 8, 8, 1), np.float32)
 HOW = {"steps": 4, "eval_every": 2, "batch_size": 8, "public_batch_size": 8, "progress": False}
@@ -123,6 +125,42 @@ def test_a_model_that_cannot_be_found_is_given(result, tmp_path, monkeypatch):
     np.testing.assert_array_equal(loaded.predict(X), result.predict(X))
     with pytest.raises(mhd.ConfigError, match="there is no model other"):
         mhd.load(result.folder, models={"other": plain})
+
+
+@pytest.mark.slow
+def test_a_loaded_regression_tells_numbers_in_their_own_units(tmp_path):
+    numbers = 100 + 30 * X.reshape(6, -1)[:, :4].repeat(10, axis=0)
+    data = mhd.data.arrays(X.repeat(10, axis=0), numbers, regression=True)
+    clients = mhd.make_clients(data, 2, "mlp_small", partition="iid")
+    run = mhd.simulate("complete", clients, "isolated", **HOW, workdir=tmp_path / "run")
+    loaded = mhd.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.predict(X), run.predict(X))
+    np.testing.assert_array_equal(loaded.client(1).predict(X), run.client(1).predict(X))
+    assert loaded.predict(X).min() > 10
+
+
+@pytest.mark.slow
+def test_ones_own_predict_and_pretext_task_are_not_mistaken(tmp_path):
+    """Both are defined in a function, where pickle cannot find them again."""
+
+    def reversed_predict(state, inputs):
+        return groups.predict(state, inputs)[..., ::-1]
+
+    def reversed_outputs():
+        usual = mhd.algorithms.isolated()
+        return dataclasses.replace(usual, predict=reversed_predict, factory=reversed_outputs)
+
+    class Turned(mhd.pretext.Rotation):
+        """Another class than the library's."""
+
+    objectives = ["supervised", Turned()]
+    images = mhd.data.arrays(X.repeat(10, axis=0), np.arange(60) % 3)
+    clients = mhd.make_clients(images, 2, "mlp_small", partition="iid", objectives=objectives)
+    run = mhd.simulate("complete", clients, reversed_outputs(), **HOW, workdir=tmp_path / "run")
+    with pytest.raises(mhd.ConfigError, match=r"give it: mhd\.load\(path, predict=\.\.\.\)"):
+        mhd.load(tmp_path / "run")
+    loaded = mhd.load(tmp_path / "run", predict=reversed_predict)
+    np.testing.assert_array_equal(loaded.predict(X), run.predict(X))
 
 
 @pytest.mark.slow

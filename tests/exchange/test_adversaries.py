@@ -204,6 +204,22 @@ def test_robust_choices_equal_a_loop(name, float64):
     assert np.isfinite(select(jax.random.key(0), nobody)).all()
 
 
+def test_a_median_asks_those_who_know_the_class():
+    """Most of five clients with label sets say nothing of a class: no vote against it."""
+    knows = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
+    said = knows[:, None, None] * np.random.default_rng(0).random((5, 4, 1, 4))
+    said /= said.sum(axis=-1, keepdims=True)
+    candidates = Candidates(*map(jnp.asarray, (np.zeros_like(said), said)), None, jnp.ones(5, bool))
+    found = exchange.TARGET_SELECTIONS["median"](None, candidates)
+    expected = np.zeros((4, 1, 4))
+    for c in range(3):
+        expected[..., c] = np.median(said[knows[:, c] == 1][..., c], axis=0)
+    expected /= expected.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    trimmed = np.asarray(exchange.TARGET_SELECTIONS["trimmed_mean"](None, candidates))
+    assert (trimmed[..., :3] > 0).all() and (trimmed[..., 3] == 0).all()
+
+
 @pytest.mark.slow
 def test_a_summary_tells_honest_clients_apart(tmp_path):
     who = tiny_clients(K, public_fraction=0.3, adversaries={1: "nan", 3: "replay"})

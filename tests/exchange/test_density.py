@@ -142,6 +142,13 @@ def test_counts_are_numbers_of_walks(own):
     np.testing.assert_array_equal(after.extra["counts"], np.stack(walks, axis=1))
 
 
+@pytest.mark.parametrize("size", [2, 7])
+def test_a_pool_stands_for_all_neighbours(size):
+    """Of whom it holds some, or some more than once."""
+    after, _ = stepped(weighted(num_aux_heads=1, pool_size=size), 1 - jnp.eye(K), steps=1)
+    np.testing.assert_allclose(after.extra["counts"], [[1, K]] * K)
+
+
 @pytest.mark.slow
 def test_who_is_away_keeps_its_counts_and_who_has_no_labels_claims_nothing():
     clients = tiny_clients(K, objectives={2: "unlabelled"})

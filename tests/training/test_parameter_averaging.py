@@ -227,3 +227,15 @@ def test_what_cannot_be_averaged_is_refused(ensembles, sentence):
 def test_the_period_of_averages_is_checked():
     with pytest.raises(mhd.ConfigError, match="average_every must be at least 1, not 0"):
         mhd.algorithms.mhd(ensembles=2, average_every=0)
+
+
+def test_a_matrix_is_not_taken_for_lists_of_clients():
+    """((0, 1), (1, 0)) equals the same in floats, but these name weights, those clients."""
+    matrix = mhd.algorithms.mhd(ensembles=np.array([[0.0, 1.0], [1.0, 0.0]]))
+    lists = mhd.algorithms.mhd(ensembles=[[0, 1], [1, 0]])
+    assert matrix is not lists
+    assert lists is mhd.algorithms.mhd(ensembles=((0, 1), (1, 0)))
+    start = (jax.random.key(0), tiny_clients(2), tiny_batch(2))
+    matrix.init(*start)
+    with pytest.raises(mhd.ConfigError, match="a client sits in one ensemble"):
+        lists.init(*start)
