@@ -8,8 +8,8 @@ averaged into a consensus z̃(x) = mean_j z_j(x). Then every client
 
 The consensus is computed with a copy of the parameters from the start of the round, on the public
 samples that each digest step draws. Consensus and digest use evaluation mode. Clients without
-private data do not contribute to the consensus, nor do clients that cannot be reached at a digest
-step or whose logits are not finite. A server averages, so that the graph is not used;
+private labels learn the consensus and do not contribute to it, nor do clients that cannot be reached
+at a digest step or whose logits are not finite. A server averages, so that the graph is not used;
 architectures may differ. With label sets, the mean of the logits of a class is over the clients
 that have the class, and each client learns the logits of its own classes.
 
@@ -84,8 +84,9 @@ class _FedMD:
 
     def init(self, key: Array, clients: Participants, sample_batch: Batch) -> State:
         state = init_state(key, clients, sample_batch, num_heads=1)
-        speaks = jnp.asarray(clients.label_counts().sum(axis=1) > 0, jnp.float32)
-        extra = {"start": models(state), "speaks": speaks}
+        speaks = jnp.asarray(clients.labelled_counts().sum(axis=1) > 0, jnp.float32)
+        listens = jnp.asarray(clients.label_counts().sum(axis=1) > 0)  # all but those that pad
+        extra = {"start": models(state), "speaks": speaks, "listens": listens}
         extra |= adversaries.start(clients, output_shapes(state.groups[0], sample_batch))
         return dataclasses.replace(state, extra=extra)
 
@@ -94,20 +95,19 @@ class _FedMD:
         phase = state.step % self.round_steps
         state = with_start(state, phase == 0)
         extra = state.extra
-        has_data = extra["speaks"] > 0
         digests = phase < self.digest_steps
         gradients, stats, losses, finite, adversary = jax.lax.cond(
             digests, lambda: self.digest(state, batch), lambda: self.revisit(state, batch)
         )
         if adversary is not None:
             state = dataclasses.replace(state, extra={**extra, "adversaries": adversary})
-        speaks, each = has_data, jnp.int32(2)  # one message to the server and one back
+        speaks, listens = extra["speaks"] > 0, extra["listens"]
         if batch.presence is not None:
-            each = batch.presence.reachable.astype(jnp.int32) + batch.presence.trains
-            speaks = has_data & batch.presence.reachable
+            speaks, listens = speaks & batch.presence.reachable, listens & batch.presence.trains
+        each = speaks.astype(jnp.int32) + listens  # a message to the server and one back
         metrics = Metrics(
             losses,
-            {"predictions": jnp.where(digests & has_data, each, 0)},
+            {"predictions": jnp.where(digests, each, 0)},
             non_finite=(speaks & ~finite).astype(jnp.int32),
         )
         return apply_gradients(state, gradients, stats), metrics

@@ -338,6 +338,22 @@ def test_fedmd_counts_and_hears_who_can_be_reached(away, sets):
     assert not np.allclose(believed[0]["heads"]["kernel"], silent[0]["heads"]["kernel"])
 
 
+def test_who_has_no_labels_listens_to_fedmds_consensus_alone():
+    algorithm = mhd.algorithms.fedmd(digest_steps=1, revisit_steps=1)
+    batch, step, after = tiny_batch(K), jax.jit(algorithm.train_step), []
+    for objectives, weights in (({2: "unlabelled"}, None), ("supervised", [1.0, 1, 0, 1])):
+        clients = tiny_clients(K, objectives=objectives)
+        state = algorithm.init(jax.random.key(0), clients, batch)
+        if weights is not None:
+            state = state.replace(extra={**state.extra, "speaks": jnp.array(weights)})
+        moved, metrics = step(state, batch, COMPLETE)
+        np.testing.assert_array_equal(metrics["messages"]["predictions"], [2, 2, 1, 2])
+        kernels = [all_params(each)[0]["heads"]["kernel"] for each in (state, moved)]
+        assert (kernels[0] != kernels[1]).any(axis=(1, 2, 3)).all()
+        after.append(all_params(moved))
+    assert_trees_equal(*after)
+
+
 @pytest.mark.slow
 def test_who_is_away_says_nothing_that_could_be_replayed():
     """And faults do not hide what was not finite."""
