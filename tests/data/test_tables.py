@@ -243,6 +243,16 @@ def test_test_owners_of_a_given_split():
     assert data.owners.names == ("7", "9") and data.owners.of_test.tolist() == [1, -1, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, str])
+def test_test_owners_of_another_type_are_found(dtype):
+    owners, of_test = np.arange(12), np.array([11, 2, 10, 99]).astype(dtype)
+    x, y = np.zeros((12, 2), np.float32), np.arange(12) % 2
+    for given in (owners, owners.astype(str)):
+        data = mhd.data.arrays(x, y, x[:4], y[:4], owners=given, test_owners=of_test)
+        names = [data.owners.names[i] if i >= 0 else None for i in data.owners.of_test]
+        assert names == ["11", "2", "10", None]
+
+
 def test_public_tables_have_the_same_features(tmp_path):
     paths = [
         write(tmp_path / f"{name}.csv", **columns, outcome=OUTCOME)
