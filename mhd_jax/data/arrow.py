@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mhd_jax.core.extras import require
 from mhd_jax.data.table_files import SPLIT, StoredImages, Table, require_columns
 
 _OF_SPLITS, _OF_FILES = "dataset_dict.json", "state.json"
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls it; `datasets` keeps the name
 
 
 def read_parquet(path: pathlib.Path) -> Table:
@@ -88,7 +90,10 @@ def _table(found: Any, path: pathlib.Path) -> Table:
     names = found.column_names
     require_columns(names, len(found), str(path))
     columns = {name: _column(found.column(name)) for name in names}
-    return Table(path.name, columns, np.arange(len(found)), "row", _class_names(found.schema))
+    index = _index(found.schema)
+    return Table(
+        path.name, columns, np.arange(len(found)), "row", _class_names(found.schema), index
+    )
 
 
 def _column(column: Any) -> np.ndarray | StoredImages:
@@ -138,3 +143,13 @@ def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
         return {name: tuple(map(str, names)) for name, names in named.items()}
     except (TypeError, KeyError, ValueError, AttributeError):  # another writer
         return {}
+
+
+def _index(schema: Any) -> frozenset[str]:
+    """Returns the columns that were a frame's index in pandas."""
+    unnamed = {name for name in schema.names if _UNNAMED_INDEX.fullmatch(name)}
+    try:
+        noted = json.loads(schema.metadata[b"pandas"])["index_columns"]
+        return frozenset(unnamed.union(name for name in noted if name in schema.names))
+    except (TypeError, KeyError, ValueError):  # another writer
+        return frozenset(unnamed)

@@ -47,6 +47,7 @@ class Table:
       rows: where each row stands in the file, int [N].
       unit: what `rows` counts: "line" or "row".
       class_names: names of the numbers 0, 1, … in a column, where the file gives some.
+      index: the columns that number or name rows, and are features only if the user asks for them.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Table:
     rows: np.ndarray
     unit: str = "row"
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    index: frozenset[str] = frozenset()
 
     def absent(self, name: str) -> np.ndarray:
         """Returns which rows have no value in a column of numbers or of objects, bool [N]."""

@@ -47,8 +47,9 @@ def dataset(
       table: from `mhd_jax.data.table_files.read`.
       label: the column of the labels.
       features: the columns that make up a sample, as a list or separated by commas; by default all
-        others. Columns of numbers are one row [F]. A column of lists of equal lengths, or of
-        images, is an array; several such columns are a dict of arrays.
+        others but the index of a frame that pandas wrote. Columns of numbers are one row [F]. A
+        column of lists of equal lengths, or of images, is an array; several such columns are a
+        dict of arrays.
       owners: a column that names each sample's owner, see `mhd_jax.data.arrays`.
       categories: "one_hot" makes a feature of each text in a column of texts, 1 for samples with
         that text and 0 for others. Texts are those of the training samples. None refuses columns
@@ -168,7 +169,7 @@ def _feature_names(
 ) -> list[str]:
     """Returns the columns of features, which are none of those that are `beside` them."""
     if given is None:
-        names = [name for name in table.columns if name not in beside]
+        names = [name for name in table.columns if name not in beside and name not in table.index]
     else:
         listed = given.split(",") if isinstance(given, str) else given
         names = list(dict.fromkeys(str(name).strip() for name in listed))

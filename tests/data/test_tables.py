@@ -326,6 +326,26 @@ def test_parquet_is_read_like_text(tmp_path):
         mhd.data.load(tmp_path / "b.parquet", label="y")
 
 
+@pytest.mark.parametrize("name", [None, "patient"])
+def test_the_index_of_pandas_is_a_feature_only_on_request(tmp_path, name):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(COLUMNS).sort_values("outcome").rename_axis(name)
+    frame.to_parquet(tmp_path / "a.parquet")
+    data = mhd.data.load(tmp_path / "a.parquet", label="outcome")
+    assert data.feature_names == ("age", "dose")
+    column = name or "__index_level_0__"
+    asked = mhd.data.load(tmp_path / "a.parquet", label="outcome", features=f"{column},age")
+    assert asked.feature_names == (column, "age")
+    numbers = mhd.data.load(tmp_path / "a.parquet", label=column, features="age", regression=True)
+    assert sorted([*numbers.numbers.train, *numbers.numbers.test]) == list(range(SIZE))
+
+
+def test_a_saved_dataset_made_of_pandas_has_no_feature_of_its_index(tmp_path):
+    columns = {"x": DOSE, "__index_level_0__": np.arange(SIZE), "y": OUTCOME}
+    save_dataset(tmp_path / "own", arrow_table(columns))
+    assert mhd.data.load(tmp_path / "own", label="y").feature_names == ("x",)
+
+
 def test_a_saved_dataset_of_images(tmp_path):
     names = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     columns = {"image": [encoded(i) for i in range(20)], "label": np.arange(20) % 2}
