@@ -115,7 +115,16 @@ def _column(column: Any) -> np.ndarray | StoredImages:
             if found.dtype.kind in "iuf":
                 return found
         return _objects(values)
-    return _objects([None if value is None else str(value).strip() or None for value in values])
+    with contextlib.suppress(UnicodeDecodeError):  # bytes that are no text stay as they are
+        return _objects([_text(value) for value in values])
+    return _objects(values)
+
+
+def _text(value: Any) -> str | None:
+    """Returns a value's text, None if it has none; some writers keep texts as bytes, in UTF-8."""
+    if value is None:
+        return None
+    return (value.decode() if isinstance(value, bytes) else str(value)).strip() or None
 
 
 def _numbers(types: Any) -> tuple[Any, ...]:

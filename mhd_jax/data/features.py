@@ -127,8 +127,8 @@ class Features:
         where = f"{self.table.name}: the column {name} holds"
         if not is_text(column):
             raise ConfigError(
-                f"{where} lists of unequal lengths, or other objects; make them alike, or leave the "
-                "column out of features."
+                f"{where} lists of unequal lengths, bytes that are not UTF-8, or other objects; make them "
+                "alike, or leave the column out of features."
             )
         if self.categories is None:
             row = _first_text(column)

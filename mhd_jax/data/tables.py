@@ -194,8 +194,8 @@ def _complete(table: Table, name: str, what: str) -> np.ndarray:
         or not (column.dtype.kind == "f" or is_text(column))
     ):
         raise ConfigError(
-            f"{table.name}: {what} must be texts or numbers, but the column {name} holds lists, images "
-            "or other objects."
+            f"{table.name}: {what} must be texts or numbers, but the column {name} holds lists, images, "
+            "bytes that are not UTF-8, or other objects; give another column."
         )
     absent = np.flatnonzero(table.absent(name))
     if absent.size:

@@ -326,6 +326,21 @@ def test_parquet_is_read_like_text(tmp_path):
         mhd.data.load(tmp_path / "b.parquet", label="y")
 
 
+def test_texts_of_parquet_may_be_bytes(tmp_path):
+    from pyarrow import parquet
+
+    texts = np.array([name.encode() for name in ("Käse", "Öl")], object)[np.arange(SIZE) % 2]
+    split = np.array([b"train", b"test"], object)[np.arange(SIZE) // 2 % 2]
+    columns = {"x": DOSE, "y": pa.array(texts, pa.binary()), "split": pa.array(split, pa.binary())}
+    columns["code"] = pa.array([b"\xff\x00"] * SIZE, pa.binary())
+    parquet.write_table(pa.table(columns), tmp_path / "b.parquet")
+    data = mhd.data.load(tmp_path / "b.parquet", label="y", features="x")
+    assert data.class_names == ("Käse", "Öl") and len(data.test_labels) == SIZE // 2
+    for options in ({"label": "y"}, {"label": "code", "features": "x"}):
+        with pytest.raises(mhd.ConfigError, match=r"code holds [^\n]*bytes that are not UTF-8"):
+            mhd.data.load(tmp_path / "b.parquet", **options)
+
+
 @pytest.mark.parametrize("name", [None, "patient"])
 def test_the_index_of_pandas_is_a_feature_only_on_request(tmp_path, name):
     pandas = pytest.importorskip("pandas")
