@@ -90,10 +90,25 @@ def _table(found: Any, path: pathlib.Path) -> Table:
     names = found.column_names
     require_columns(names, len(found), str(path))
     columns = {name: _column(found.column(name)) for name in names}
-    index = _index(found.schema)
     return Table(
-        path.name, columns, np.arange(len(found)), "row", _class_names(found.schema), index
+        path.name,
+        columns,
+        np.arange(len(found)),
+        class_names=_class_names(found.schema),
+        texts={name: _texts(found.column(name)) for name in names if _is_long(found.column(name))},
+        index=_index(found.schema),
     )
+
+
+def _is_long(column: Any) -> bool:
+    """Returns whether a column has whole numbers that float64 does not tell from their neighbours."""
+    if not require("pyarrow").types.is_integer(column.type):
+        return False
+    return bool((np.abs(column.cast("float64", safe=False).to_numpy()) >= 2**53).any())
+
+
+def _texts(column: Any) -> np.ndarray:
+    return _objects([_text(value) for value in column.to_pylist()])
 
 
 def _column(column: Any) -> np.ndarray | StoredImages:
@@ -116,7 +131,7 @@ def _column(column: Any) -> np.ndarray | StoredImages:
                 return found
         return _objects(values)
     with contextlib.suppress(UnicodeDecodeError):  # bytes that are no text stay as they are
-        return _objects([_text(value) for value in values])
+        return _texts(column)
     return _objects(values)
 
 

@@ -38,8 +38,9 @@ def dataset(
 ) -> Dataset:
     """Makes a data set of a table.
 
-    Labels may be texts or whole numbers; sorted, they are the classes. For a regression they are any
-    numbers, which clients learn to predict. If a column `split` holds
+    Labels may be texts or whole numbers; sorted, they are the classes. A column of whole numbers
+    that are not all written as such, like 007 or 1e5, is one of texts where it holds labels or
+    owners. For a regression labels are any numbers, which clients learn to predict. If a column `split` holds
     train (or training) and test (or testing, val, valid, validation, dev: the first of these that
     is there), it determines the test split and is no feature; rows of other splits are left out.
 
@@ -71,7 +72,7 @@ def dataset(
         )
     table, num_test = _by_split(table, {label, owners})
     labels, class_names = (_numbers if regression else _labels)(table, label)
-    ids = None if owners is None else _complete(table, owners, "owners")
+    ids = None if owners is None else _named(table, owners, "owners")
     names = _feature_names(table, features, {label: "label", owners: "owners"})
     num_training = len(labels) - num_test
     train = np.arange(num_training)
@@ -121,7 +122,7 @@ def _by_split(table: Table, others: Collection[str | None]) -> tuple[Table, int]
 
 def _labels(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns each row's class, int [N] in 0 … C − 1, and the names of the C classes."""
-    column = _complete(table, name, "label")
+    column = _named(table, name, "label")
     if column.dtype.kind == "f":
         row = int(np.argmax(column % 1 != 0))
         raise ConfigError(
@@ -183,6 +184,12 @@ def _feature_names(
     if not names:
         raise ConfigError(f"{table.name}: no column is left for features; give some.")
     return names
+
+
+def _named(table: Table, name: str, what: str) -> np.ndarray:
+    """Returns a complete column of names: texts, or numbers unless they are written as codes are."""
+    column = _complete(table, name, what)
+    return table.texts[name].astype(str) if name in table.texts else column
 
 
 def _complete(table: Table, name: str, what: str) -> np.ndarray:

@@ -82,6 +82,34 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path):
     assert mhd.data.load(path, label="y").class_names == ("-5", "9", "10")
 
 
+@pytest.mark.parametrize(
+    "codes",
+    [("007", "7", "0070"), ("1e5", "100000", "2"), ("9007199254740993", "9007199254740992", "1")],
+)
+def test_codes_of_one_number_stay_apart_as_labels_and_owners(tmp_path, codes):
+    code = np.array(codes)[np.arange(SIZE) % 3]
+    path = write(tmp_path / "c.csv", dose=DOSE, code=code, owner=code)
+    data = mhd.data.load(path, label="code", owners="owner", features="dose")
+    assert data.class_names == data.owners.names == tuple(sorted(codes))
+    np.testing.assert_array_equal(data.labels, data.owners.of_training)
+    split = np.array(["train", "test"])[np.arange(SIZE) // 3 % 2]
+    path = write(tmp_path / "s.csv", dose=DOSE, code=code, split=split)
+    data = mhd.data.load(path, label="code", features="dose")
+    names = np.array(data.class_names)
+    np.testing.assert_array_equal(names[data.test_labels], code[split == "test"])
+    features = mhd.data.load(write(tmp_path / "f.csv", code=code, y=OUTCOME), label="y")
+    assert set(features.inputs.ravel()) == {np.float32(each) for each in codes}
+    numbers = mhd.data.load(path, label="code", features="dose", regression=True)
+    assert set(numbers.numbers.train.ravel()) == {float(each) for each in codes}
+
+
+def test_labels_written_as_numbers_are_numbers(tmp_path):
+    path = write(tmp_path / "n.csv", x=DOSE, y=np.array(["9.0", "10.0", "10"])[np.arange(SIZE) % 3])
+    assert mhd.data.load(path, label="y").class_names == ("9", "10")
+    path = write(tmp_path / "t.csv", x=DOSE, y=np.array(["True", "false"])[np.arange(SIZE) % 2])
+    assert mhd.data.load(path, label="y").class_names == ("0", "1")
+
+
 def test_missing_numbers_become_the_mean_of_training_samples(tmp_path):
     ages = [("NA", "", "nan", "?")[i % 4] if i % 5 == 0 else age for i, age in enumerate(AGE)]
     path = write(tmp_path / "m.csv", **COLUMNS | {"age": ages})
@@ -339,6 +367,16 @@ def test_texts_of_parquet_may_be_bytes(tmp_path):
     for options in ({"label": "y"}, {"label": "code", "features": "x"}):
         with pytest.raises(mhd.ConfigError, match=r"code holds [^\n]*bytes that are not UTF-8"):
             mhd.data.load(tmp_path / "b.parquet", **options)
+
+
+def test_long_codes_of_parquet_stay_apart(tmp_path):
+    from pyarrow import parquet
+
+    code = 2**53 + np.arange(SIZE) % 3
+    parquet.write_table(pa.table({"x": DOSE, "code": code, "owner": code}), tmp_path / "l.parquet")
+    data = mhd.data.load(tmp_path / "l.parquet", label="code", owners="owner", features="x")
+    assert data.class_names == data.owners.names == tuple(map(str, 2**53 + np.arange(3)))
+    np.testing.assert_array_equal(data.labels, data.owners.of_training)
 
 
 @pytest.mark.parametrize("name", [None, "patient"])
