@@ -24,14 +24,29 @@ def as_arrays(given: Any, name: str) -> PyTree:
     """Converts given samples to an array or a dict of arrays; `name` is for the error."""
     try:
         if isinstance(given, Mapping):
-            return jax.tree.map(np.asarray, dict(given))
-        found = given if isinstance(given, LazyImages) else np.asarray(given)
+            found, parts = jax.tree.map(np.asarray, dict(given)), named_leaves(dict(given), name)
+        else:
+            found = given if isinstance(given, LazyImages) else np.asarray(given)
+            parts = [(name, given)]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} must be arrays: {error}.") from error
+    for part, values in parts:
+        require_unmasked(values, part)
+    if isinstance(found, dict):
+        return found
     if found.shape == () and found.dtype == object:  # NumPy knows it for no array
         how = f"; give {name}.toarray()" if hasattr(given, "toarray") else ""
         raise ConfigError(f"{name} must be arrays, not of type {type(given).__name__}{how}.")
     return found
+
+
+def require_unmasked(given: Any, name: str) -> None:
+    """Raises `ConfigError` for an array of `numpy.ma` with masked entries, whose values are void."""
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ConfigError(
+            f"{name} have {np.ma.count_masked(given):,} masked entries, which have no value; leave their "
+            "samples out, or fill them in, as by numpy.ma.filled."
+        )
 
 
 def named_leaves(tree: PyTree, name: str) -> list[tuple[str, Any]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.tasks import Numbers
+from mhd_jax.data.kinds import require_unmasked
 
 RANGES = 10
 
@@ -63,6 +64,7 @@ def checked(given: Any, name: str, like: np.ndarray | None = None) -> np.ndarray
     Raises:
       ConfigError: something else, numbers that are not finite, or as many as `like` has not.
     """
+    require_unmasked(given, name)
     try:
         found = np.asarray(given)
     except ValueError as error:  # lists of unequal lengths

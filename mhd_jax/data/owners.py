@@ -10,6 +10,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import shortened
+from mhd_jax.data.kinds import require_unmasked
 from mhd_jax.data.split import SetAside, Split, assigned
 
 _MOST_NAMED = 6
@@ -95,6 +96,7 @@ def _ids(given: Any, num_samples: int, what: str) -> np.ndarray:
     """Returns the owner of each sample, integers or texts [N]."""
     if isinstance(given, Mapping):
         given = _of_rows(given, num_samples, what)
+    require_unmasked(given, what)
     try:
         found = np.asarray(given)
     except ValueError as error:  # lists of unequal lengths
