@@ -110,6 +110,40 @@ def test_labels_written_as_numbers_are_numbers(tmp_path):
     assert mhd.data.load(path, label="y").class_names == ("0", "1")
 
 
+TIMES = 1.7e9 + rng.permutation(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_coarse"),
+    [
+        (TIMES, True),
+        (-TIMES, True),
+        (TIMES - 1.7e9, False),
+        (TIMES * 128, True),
+        (TIMES.astype(np.float32).astype(np.float64), False),  # as exact as float32 is
+        (1.7e9 + 86400 * np.arange(SIZE), False),
+        (np.append(TIMES[:-1], 0), False),
+        (np.full(SIZE, 0.1), False),
+        (0.1 + 1e-17 * np.arange(SIZE) % 3e-17, False),
+    ],
+)
+def test_numbers_that_float32_does_not_tell_apart_are_refused(tmp_path, numbers, is_coarse):
+    path = write(tmp_path / "t.csv", age=AGE, time=map(repr, numbers.tolist()), outcome=OUTCOME)
+    rows, y = np.stack([AGE, numbers], axis=1), np.arange(SIZE) % 2
+    for make, sentence in (
+        (lambda: mhd.data.load(path, label="outcome"), "t.csv: the column time holds numbers that"),
+        (lambda: mhd.data.arrays(rows, y), "images hold numbers in column 1 that .* an offset"),
+        (lambda: mhd.data.arrays({"a": numbers}, y), r"images\['a'\] hold numbers that"),
+    ):
+        if is_coarse:
+            with pytest.raises(mhd.ConfigError, match=sentence):
+                make()
+        else:
+            make()
+    data = mhd.data.arrays(np.stack([AGE, np.append(TIMES[:-1], 0)], axis=1), y, rows, y)
+    assert len(data.test_labels) == SIZE  # what is only evaluated may be of a narrow range
+
+
 def test_missing_numbers_become_the_mean_of_training_samples(tmp_path):
     ages = [("NA", "", "nan", "?")[i % 4] if i % 5 == 0 else age for i, age in enumerate(AGE)]
     path = write(tmp_path / "m.csv", **COLUMNS | {"age": ages})
