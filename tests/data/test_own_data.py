@@ -212,6 +212,7 @@ def test_names_with_a_slash_are_folders_where_one_is_there(tmp_path, monkeypatch
         ),
         ("cifar10", {"channels": 1}, "channels cannot go with a prepared data set"),
         ((COLOUR, LABELS), {"channels": 1}, "channels cannot go with arrays"),
+        (((COLOUR, LABELS), (COLOUR, LABELS, LABELS)), {}, "two pairs, .* have 2 and 3 entries"),
         (mhd.data.arrays(COLOUR, LABELS), {"test_fraction": 0.5}, "which takes no options"),
     ],
 )
