@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mhd_jax.core.extras import require
 from mhd_jax.data.table_files import SPLIT, StoredImages, Table, require_columns
 
 _OF_SPLITS, _OF_FILES = "dataset_dict.json", "state.json"
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls it; `datasets` keeps the name
 
 
 def read_parquet(path: pathlib.Path) -> Table:
@@ -88,7 +90,25 @@ def _table(found: Any, path: pathlib.Path) -> Table:
     names = found.column_names
     require_columns(names, len(found), str(path))
     columns = {name: _column(found.column(name)) for name in names}
-    return Table(path.name, columns, np.arange(len(found)), "row", _class_names(found.schema))
+    return Table(
+        path.name,
+        columns,
+        np.arange(len(found)),
+        class_names=_class_names(found.schema),
+        texts={name: _texts(found.column(name)) for name in names if _is_long(found.column(name))},
+        index=_index(found.schema),
+    )
+
+
+def _is_long(column: Any) -> bool:
+    """Returns whether a column has whole numbers that float64 does not tell from their neighbours."""
+    if not require("pyarrow").types.is_integer(column.type):
+        return False
+    return bool((np.abs(column.cast("float64", safe=False).to_numpy()) >= 2**53).any())
+
+
+def _texts(column: Any) -> np.ndarray:
+    return _objects([_text(value) for value in column.to_pylist()])
 
 
 def _column(column: Any) -> np.ndarray | StoredImages:
@@ -110,7 +130,16 @@ def _column(column: Any) -> np.ndarray | StoredImages:
             if found.dtype.kind in "iuf":
                 return found
         return _objects(values)
-    return _objects([None if value is None else str(value).strip() or None for value in values])
+    with contextlib.suppress(UnicodeDecodeError):  # bytes that are no text stay as they are
+        return _texts(column)
+    return _objects(values)
+
+
+def _text(value: Any) -> str | None:
+    """Returns a value's text, None if it has none; some writers keep texts as bytes, in UTF-8."""
+    if value is None:
+        return None
+    return (value.decode() if isinstance(value, bytes) else str(value)).strip() or None
 
 
 def _numbers(types: Any) -> tuple[Any, ...]:
@@ -138,3 +167,13 @@ def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
         return {name: tuple(map(str, names)) for name, names in named.items()}
     except (TypeError, KeyError, ValueError, AttributeError):  # another writer
         return {}
+
+
+def _index(schema: Any) -> frozenset[str]:
+    """Returns the columns that were a frame's index in pandas."""
+    unnamed = {name for name in schema.names if _UNNAMED_INDEX.fullmatch(name)}
+    try:
+        noted = json.loads(schema.metadata[b"pandas"])["index_columns"]
+        return frozenset(unnamed.union(name for name in noted if name in schema.names))
+    except (TypeError, KeyError, ValueError):  # another writer
+        return frozenset(unnamed)

@@ -26,10 +26,10 @@ class Augmentation:
       crop: pixels of black border around the image, from which a random crop of the size that
         the model sees is taken (He et al., CVPR 2016; 4 for CIFAR-10). None crops none.
       flip: whether the image is mirrored, left to right, with probability ½.
-      cutout: side of a square that is blanked, anywhere, in part beyond the border (DeVries and
-        Taylor, 2017; 16 for CIFAR-10). 0 blanks none.
       jitter: by which share at most brightness, contrast and saturation change, in [0, 1) (as in
         Chen et al., ICML 2020; values are not cut off). 0 changes none.
+      cutout: side of a square that is blanked, anywhere, in part beyond the border (DeVries and
+        Taylor, 2017; 16 for CIFAR-10). 0 blanks none.
     """
 
     resized_crop: float | None = None
@@ -116,12 +116,14 @@ def _padded_crop(key: Array, image: Array, border: int, size: tuple[int, int]) -
 
 
 def _resized_crop(key: Array, image: Array, least: float, size: tuple[int, int]) -> Array:
-    """Returns a resized crop of random area and aspect, whose sides are at most the image's."""
+    """Returns a resized crop of random area, and of a random aspect with which it is in the image."""
     area_key, aspect_key, place_key = jax.random.split(key, 3)
     sides = jnp.asarray(image.shape[:2], jnp.float32)
     area = sides.prod() * jax.random.uniform(area_key, minval=least, maxval=1.0)
-    low, high = jnp.log(jnp.asarray(_ASPECTS))
+    fitting = area / sides[0] ** 2, sides[1] ** 2 / area  # for these a side is the image's
+    low, high = jnp.log(jnp.clip(jnp.asarray(_ASPECTS), *fitting))
     aspect = jnp.exp(jax.random.uniform(aspect_key, minval=low, maxval=high))  # width over height
+    # By rounding alone a side could be longer than the image's.
     crop = jnp.minimum(jnp.sqrt(jnp.stack([area / aspect, area * aspect])), sides)
     corner = jax.random.uniform(place_key, (2,)) * (sides - crop)
     factor = jnp.asarray(size) / crop

@@ -12,6 +12,7 @@ import numpy as np
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import shortened
 from mhd_jax.data import image_folders
+from mhd_jax.data.kinds import coarse
 from mhd_jax.data.table_files import StoredImages, Table, is_text, number
 
 CATEGORIES = ("one_hot",)
@@ -99,7 +100,15 @@ class Features:
             blocks.append(block)
             lacking += [(name, np.flatnonzero(absent))] if absent.any() else []
         rows = np.concatenate(blocks, axis=1)
-        return (self._completed(rows, lacking) if lacking else rows), tuple(titles)
+        rows = self._completed(rows, lacking) if lacking else rows
+        lost = coarse(rows)
+        if lost.size:
+            raise ConfigError(
+                f"{self.table.name}: the column {titles[lost[0]]} holds numbers that differ by less than "
+                "float32 tells at their size; subtract an offset, such as the smallest, in all of your "
+                "tables, or leave the column out of features."
+            )
+        return rows, tuple(titles)
 
     def _completed(self, rows: np.ndarray, lacking: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
         """Returns the rows with each column's mean over training samples for what is missing."""
@@ -127,8 +136,8 @@ class Features:
         where = f"{self.table.name}: the column {name} holds"
         if not is_text(column):
             raise ConfigError(
-                f"{where} lists of unequal lengths, or other objects; make them alike, or leave the "
-                "column out of features."
+                f"{where} lists of unequal lengths, bytes that are not UTF-8, or other objects; make them "
+                "alike, or leave the column out of features."
             )
         if self.categories is None:
             row = _first_text(column)

@@ -169,6 +169,8 @@ def decode(
 ) -> np.ndarray:
     """Decodes one image, turned by its EXIF orientation, without transparency.
 
+    Of colours of 16 bits a channel Pillow reads the upper 8.
+
     Args:
       path: a file that Pillow reads, or its content.
       image_size: the number of pixels to which the shorter side is resized (bilinear,
@@ -180,7 +182,7 @@ def decode(
       uint8 [H, W, channels].
 
     Raises:
-      ConfigError: a file that is damaged, not an image, or has more than 8 bits a channel.
+      ConfigError: a file that is damaged, not an image, or grey with more than 8 bits.
     """
     require_image_size(image_size)
     if channels not in (1, 3):

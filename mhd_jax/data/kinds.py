@@ -24,14 +24,29 @@ def as_arrays(given: Any, name: str) -> PyTree:
     """Converts given samples to an array or a dict of arrays; `name` is for the error."""
     try:
         if isinstance(given, Mapping):
-            return jax.tree.map(np.asarray, dict(given))
-        found = given if isinstance(given, LazyImages) else np.asarray(given)
+            found, parts = jax.tree.map(np.asarray, dict(given)), named_leaves(dict(given), name)
+        else:
+            found = given if isinstance(given, LazyImages) else np.asarray(given)
+            parts = [(name, given)]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} must be arrays: {error}.") from error
+    for part, values in parts:
+        require_unmasked(values, part)
+    if isinstance(found, dict):
+        return found
     if found.shape == () and found.dtype == object:  # NumPy knows it for no array
         how = f"; give {name}.toarray()" if hasattr(given, "toarray") else ""
         raise ConfigError(f"{name} must be arrays, not of type {type(given).__name__}{how}.")
     return found
+
+
+def require_unmasked(given: Any, name: str) -> None:
+    """Raises `ConfigError` for an array of `numpy.ma` with masked entries, whose values are void."""
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ConfigError(
+            f"{name} have {np.ma.count_masked(given):,} masked entries, which have no value; leave their "
+            "samples out, or fill them in, as by numpy.ma.filled."
+        )
 
 
 def named_leaves(tree: PyTree, name: str) -> list[tuple[str, Any]]:
@@ -51,7 +66,8 @@ def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
         a dict only uint8 does; a warning says so if that is unlikely.
 
     Raises:
-      ConfigError: values that are not numbers, not finite, or integers out of range.
+      ConfigError: values that are not numbers, not finite, or integers out of range; or rows of
+        numbers that float32 does not tell apart.
     """
     several = isinstance(inputs, dict)
     leaves = named_leaves(inputs, name)
@@ -63,7 +79,10 @@ def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
 
     def of_array(name: str, values: Any) -> Any:
         if values.dtype.kind not in "iu":
-            return _as_floats(values, name)
+            stored = _as_floats(values, name)
+            if values.ndim <= 2:
+                _require_fine(values, name)
+            return stored
         if pixels is False:
             return _as_integers(values, name)
         if pixels:
@@ -80,6 +99,27 @@ def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:
 
     found = [of_array(*leaf) for leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(inputs), found)
+
+
+def coarse(rows: np.ndarray) -> np.ndarray:
+    """Returns which columns float32 rounds by over a hundredth of their deviation, ascending.
+
+    Such are times since 1970 or long identifiers. A column of one value is none of them, nor is one
+    whose values differ by rounding errors of float64.
+
+    Args:
+      rows: finite floating-point numbers [N, F].
+    """
+    if rows.dtype.itemsize <= 4 or not rows.size:
+        return np.zeros(0, int)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    largest = np.maximum(high, -low)
+    # Few columns need more: a deviation is at least their span / √2N, an error at most largest / 2²⁴.
+    doubtful = np.flatnonzero(high - low < 100 * np.sqrt(2 * len(rows)) * largest / 2**24)
+    values = rows[:, doubtful]
+    deviation, lost = values.std(axis=0), (values - values.astype(np.float32)).std(axis=0)
+    noise = 8 * np.finfo(np.float64).eps * largest[doubtful]
+    return doubtful[(lost > deviation / 100) & (deviation > noise)]
 
 
 def kind_of(inputs: PyTree) -> PyTree:
@@ -199,6 +239,17 @@ def _as_integers(values: Any, name: str) -> np.ndarray:
             f"{name} holds integers beyond 32 bits; number them anew, or give float32."
         )
     return values.astype(np.int32)
+
+
+def _require_fine(values: np.ndarray, name: str) -> None:
+    """Raises `ConfigError` if float32, as which samples are stored, loses what is in a column."""
+    found = coarse(values.reshape(len(values), -1))
+    if found.size:
+        column = f" in column {found[0]}" if values.ndim == 2 else ""
+        raise ConfigError(
+            f"{name} hold numbers{column} that differ by less than float32 tells at their size; subtract "
+            "an offset, such as the smallest, from all of them, also from those of other splits."
+        )
 
 
 def _as_floats(values: Any, name: str) -> np.ndarray:

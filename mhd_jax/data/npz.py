@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ from mhd_jax.core.files import expanded
 
 _NAMES = ("images", "labels", "test_images", "test_labels", "class_names")
 _SPELLINGS = (_NAMES, ("x_train", "y_train", "x_test", "y_test", "class_names"))
+# As a word of a name, or after x or y: another array may well be called latest or values.
+_OF_TESTS = re.compile(r"(?<![a-wz])(test|(val|valid|validation|dev)(?![a-z]))", re.IGNORECASE)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -25,7 +30,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
       The arrays that the file holds, under the first of these names.
 
     Raises:
-      ConfigError: a file that cannot be read, or lacks images or labels.
+      ConfigError: a file that cannot be read, lacks images or labels, or has a split that would be
+        passed over.
     """
     try:
         stored = np.load(expanded(path), allow_pickle=False)
@@ -42,11 +48,26 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{path} needs the arrays images and labels (or x_train and y_train), but holds "
                 f"{', '.join(stored.files) or 'none'}."
             )
+        _require_all_read(stored.files, spelling, path)
         return {
             name: _array(stored, key, path)
             for name, key in zip(_NAMES, spelling, strict=True)
             if key in stored.files
         }
+
+
+def _require_all_read(
+    names: Sequence[str], spelling: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Raises `ConfigError` if arrays of another split or another spelling would be passed over."""
+    known = set(itertools.chain(*_SPELLINGS))
+    unread = [name for name in names if name in known or _OF_TESTS.search(name)]
+    unread = [name for name in unread if name not in spelling]
+    if unread:
+        raise ConfigError(
+            f"{path} holds {', '.join(unread)}, which would not be read beside {spelling[0]} and "
+            f"{spelling[1]}; call a test split {spelling[2]} and {spelling[3]}, and leave out the rest."
+        )
 
 
 def _array(stored: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.tasks import Numbers
+from mhd_jax.data.kinds import require_unmasked
 
 RANGES = 10
 
@@ -63,6 +64,7 @@ def checked(given: Any, name: str, like: np.ndarray | None = None) -> np.ndarray
     Raises:
       ConfigError: something else, numbers that are not finite, or as many as `like` has not.
     """
+    require_unmasked(given, name)
     try:
         found = np.asarray(given)
     except ValueError as error:  # lists of unequal lengths
@@ -107,11 +109,14 @@ def edges_of(numbers: np.ndarray, count: int | None) -> np.ndarray:
     shares = np.linspace(0, 1, (RANGES if count is None else count) + 1)[1:-1]
     first = numbers[:, 0]
     edges = np.unique(np.quantile(first, shares, method="nearest")) if shares.size else first[:0]
+    above = first[first > first.min()]
     edges = edges[edges > first.min()]
+    if not edges.size and shares.size and above.size:  # nearly all are the least, like 0 purchases
+        edges = above.min(keepdims=True)
     if not edges.size:
         raise ConfigError(
-            "the targets cannot be sorted into two ranges or more: nearly all are the same, or "
-            "num_classes, the number of ranges, is below 2."
+            "the targets cannot be sorted into two ranges or more: all are the same, or num_classes, "
+            "the number of ranges, is below 2."
         )
     return edges
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import shortened
+from mhd_jax.data.kinds import require_unmasked
 from mhd_jax.data.split import SetAside, Split, assigned
 
 _MOST_NAMED = 6
@@ -69,7 +70,8 @@ def owners_of(ids: Any, test_ids: Any, num_training: int, num_test: int | None) 
     Args:
       ids: the owner of each training sample, an array or a list of N numbers or texts; or a dict
         from owners to the rows of their samples, which names each row once.
-      test_ids: the same of the test samples; None if their owners are not known.
+      test_ids: the same of the test samples, where the text "7" is the owner of the number 7; None
+        if their owners are not known.
       num_training: N.
       num_test: the number of test samples; None if there are none.
 
@@ -83,17 +85,18 @@ def owners_of(ids: Any, test_ids: Any, num_training: int, num_test: int | None) 
     if num_test is None:
         raise ConfigError("test_owners are those of a test split; give one, or leave them out.")
     test = _ids(test_ids, num_test, "test_owners")
-    if test.dtype.kind != training.dtype.kind:
-        names, test = names.astype(str), test.astype(str)
-    places = np.searchsorted(names, test).clip(max=len(names) - 1)
-    of_test = np.where(names[places] == test, places, -1)
-    return Owners(tuple(map(str, names)), numbers, of_test)
+    # By their texts, as one may have numbers of another type, or numbers where the other has texts.
+    clients = {str(name): client for client, name in enumerate(names)}
+    found, of_found = np.unique(test, return_inverse=True)
+    of_test = np.array([clients.get(str(name), -1) for name in found], int)[of_found]
+    return Owners(tuple(clients), numbers, of_test)
 
 
 def _ids(given: Any, num_samples: int, what: str) -> np.ndarray:
     """Returns the owner of each sample, integers or texts [N]."""
     if isinstance(given, Mapping):
         given = _of_rows(given, num_samples, what)
+    require_unmasked(given, what)
     try:
         found = np.asarray(given)
     except ValueError as error:  # lists of unequal lengths

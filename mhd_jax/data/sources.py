@@ -71,6 +71,11 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
         _refuse_foreign(options, "arrays", *_OF_ARRAYS, *named)
         train, test = source
         if isinstance(train, tuple) and isinstance(test, tuple):
+            if (len(train), len(test)) != (2, 2):
+                raise ConfigError(
+                    f"two splits are two pairs, ((images, labels), (test_images, test_labels)), but these "
+                    f"have {len(train)} and {len(test)} entries; give images and labels of each."
+                )
             return arrays(*train, *test, **options)
         return arrays(train, test, **options)
     if isinstance(source, str) and source == "digits":

@@ -18,6 +18,7 @@ from mhd_jax.core.digests import array_digest
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import expanded, written_whole
 from mhd_jax.core.validation import require_clients
+from mhd_jax.data.kinds import require_unmasked
 from mhd_jax.data.split import SetAside, Split, completed
 
 FORMATS = (".npz", ".npy", ".csv")
@@ -92,6 +93,7 @@ def from_owners(owner: Any, labels: np.ndarray, num_clients: int, set_aside: Set
       ConfigError: owners that are not integers, not one for each sample, or not clients 0 … K − 1,
         or too few samples to draw from.
     """
+    require_unmasked(owner, "a partition's owners")
     try:
         found = np.asarray(owner)
     except (TypeError, ValueError) as error:  # e.g. lists of unequal lengths
@@ -162,6 +164,7 @@ def test_owners(given: Any, num_samples: int, num_clients: int) -> np.ndarray:
                 f"file with them, not {str(given)!r}."
             )
         source, given = str(path), _read(path)["owner"]
+    require_unmasked(given, source)
     try:
         owner = _integers(np.asarray(given))
     except (TypeError, ValueError) as error:

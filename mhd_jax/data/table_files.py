@@ -47,6 +47,9 @@ class Table:
       rows: where each row stands in the file, int [N].
       unit: what `rows` counts: "line" or "row".
       class_names: names of the numbers 0, 1, … in a column, where the file gives some.
+      texts: the cells, objects [N], of columns of whole numbers some of which are written unlike
+        numbers, as in 007 or 1e5, or beyond float64; they may be codes, several of one number.
+      index: the columns that number or name rows, and are features only if the user asks for them.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Table:
     rows: np.ndarray
     unit: str = "row"
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    texts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    index: frozenset[str] = frozenset()
 
     def absent(self, name: str) -> np.ndarray:
         """Returns which rows have no value in a column of numbers or of objects, bool [N]."""
@@ -65,7 +70,8 @@ class Table:
     def at(self, rows: np.ndarray) -> Table:
         """Returns the table of some rows, in their order."""
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return dataclasses.replace(self, columns=columns, rows=self.rows[rows])
+        texts = {name: column[rows] for name, column in self.texts.items()}
+        return dataclasses.replace(self, columns=columns, texts=texts, rows=self.rows[rows])
 
     def place(self, row: int) -> str:
         """Returns where a row stands, for errors."""
@@ -138,9 +144,14 @@ def _read_text(path: pathlib.Path, delimiter: str) -> Table:
                 f"{path}, line {line}: {len(row)} fields, but the first line names {len(names)} columns; "
                 "mend the line, and quote fields that hold a delimiter."
             )
-    columns = zip(*cells[1:], strict=True)
-    found = {name: _typed(column) for name, column in zip(names, columns, strict=True)}
-    return Table(path.name, found, np.array(lines[1:]), "line")
+    written = dict(zip(names, zip(*cells[1:], strict=True), strict=True))
+    columns = {name: _typed(column) for name, column in written.items()}
+    texts = {
+        name: np.array(written[name], object)
+        for name, column in columns.items()
+        if column.dtype.kind == "f" and _are_codes(written[name], column)
+    }
+    return Table(path.name, columns, np.array(lines[1:]), "line", texts=texts)
 
 
 def _decoded(path: pathlib.Path) -> str:
@@ -181,6 +192,18 @@ def _typed(cells: Sequence[str]) -> np.ndarray:
         return np.array([number(cell) for cell in cells])
     except ValueError:
         return np.array([cell or None for cell in cells], object)
+
+
+def _are_codes(cells: Sequence[str], numbers: np.ndarray) -> bool:
+    """Returns whether cells hold whole numbers, some of them written otherwise than a number is."""
+    there = ~np.isnan(numbers)
+    if not (np.isfinite(numbers[there]).all() and (numbers[there] % 1 == 0).all()):
+        return False
+    return any(
+        cell != str(int(number))
+        for cell, number in zip(cells, numbers.tolist(), strict=True)
+        if not (math.isnan(number) or "." in cell or cell.lower() in _TRUTHS)
+    )
 
 
 def number(cell: str) -> float:

@@ -38,8 +38,9 @@ def dataset(
 ) -> Dataset:
     """Makes a data set of a table.
 
-    Labels may be texts or whole numbers; sorted, they are the classes. For a regression they are any
-    numbers, which clients learn to predict. If a column `split` holds
+    Labels may be texts or whole numbers; sorted, they are the classes. A column of whole numbers
+    that are not all written as such, like 007 or 1e5, is one of texts where it holds labels or
+    owners. For a regression labels are any numbers, which clients learn to predict. If a column `split` holds
     train (or training) and test (or testing, val, valid, validation, dev: the first of these that
     is there), it determines the test split and is no feature; rows of other splits are left out.
 
@@ -47,8 +48,9 @@ def dataset(
       table: from `mhd_jax.data.table_files.read`.
       label: the column of the labels.
       features: the columns that make up a sample, as a list or separated by commas; by default all
-        others. Columns of numbers are one row [F]. A column of lists of equal lengths, or of
-        images, is an array; several such columns are a dict of arrays.
+        others but the index of a frame that pandas wrote. Columns of numbers are one row [F]. A
+        column of lists of equal lengths, or of images, is an array; several such columns are a
+        dict of arrays.
       owners: a column that names each sample's owner, see `mhd_jax.data.arrays`.
       categories: "one_hot" makes a feature of each text in a column of texts, 1 for samples with
         that text and 0 for others. Texts are those of the training samples. None refuses columns
@@ -70,7 +72,7 @@ def dataset(
         )
     table, num_test = _by_split(table, {label, owners})
     labels, class_names = (_numbers if regression else _labels)(table, label)
-    ids = None if owners is None else _complete(table, owners, "owners")
+    ids = None if owners is None else _named(table, owners, "owners")
     names = _feature_names(table, features, {label: "label", owners: "owners"})
     num_training = len(labels) - num_test
     train = np.arange(num_training)
@@ -120,7 +122,7 @@ def _by_split(table: Table, others: Collection[str | None]) -> tuple[Table, int]
 
 def _labels(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns each row's class, int [N] in 0 … C − 1, and the names of the C classes."""
-    column = _complete(table, name, "label")
+    column = _named(table, name, "label")
     if column.dtype.kind == "f":
         row = int(np.argmax(column % 1 != 0))
         raise ConfigError(
@@ -168,7 +170,7 @@ def _feature_names(
 ) -> list[str]:
     """Returns the columns of features, which are none of those that are `beside` them."""
     if given is None:
-        names = [name for name in table.columns if name not in beside]
+        names = [name for name in table.columns if name not in beside and name not in table.index]
     else:
         listed = given.split(",") if isinstance(given, str) else given
         names = list(dict.fromkeys(str(name).strip() for name in listed))
@@ -184,6 +186,12 @@ def _feature_names(
     return names
 
 
+def _named(table: Table, name: str, what: str) -> np.ndarray:
+    """Returns a complete column of names: texts, or numbers unless they are written as codes are."""
+    column = _complete(table, name, what)
+    return table.texts[name].astype(str) if name in table.texts else column
+
+
 def _complete(table: Table, name: str, what: str) -> np.ndarray:
     """Returns a column of texts or numbers without missing values; whole numbers are integers."""
     column = _column(table, name, what)
@@ -193,8 +201,8 @@ def _complete(table: Table, name: str, what: str) -> np.ndarray:
         or not (column.dtype.kind == "f" or is_text(column))
     ):
         raise ConfigError(
-            f"{table.name}: {what} must be texts or numbers, but the column {name} holds lists, images "
-            "or other objects."
+            f"{table.name}: {what} must be texts or numbers, but the column {name} holds lists, images, "
+            "bytes that are not UTF-8, or other objects; give another column."
         )
     absent = np.flatnonzero(table.absent(name))
     if absent.size:

@@ -171,6 +171,14 @@ def test_ranges_take_the_place_of_classes():
     np.testing.assert_allclose(data.task.in_own_units(data.targets), data.numbers.train, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_targets_that_are_nearly_all_one_number_have_two_ranges(sign):
+    targets = sign * np.maximum(np.arange(100.0) - 94, 0)  # 95 zeros, and 1 … 5
+    data = mhd.data.arrays(np.zeros((100, 3), np.float32), targets, regression=True)
+    assert data.num_classes == 2
+    np.testing.assert_array_equal(data.labels == (sign == 1), data.numbers.train[:, 0] != 0)
+
+
 REFUSED = {
     "confidence": (A.mhd(), {}),
     "agreement": (A.naive(target_selection="agreement"), {}),

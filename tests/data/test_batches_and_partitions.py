@@ -359,6 +359,32 @@ def test_bad_data_is_refused(make, sentence):
         make()
 
 
+FIRST_MASKED = np.arange(12) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda y: mhd.data.arrays(y[:, None], Y, pixels=False), "images"),
+        (lambda y: mhd.data.arrays({"a": {"b": y}}, Y), r"images\['a'\]\['b'\]"),
+        (lambda y: mhd.data.arrays(X, y), "labels"),
+        (lambda y: mhd.data.arrays(X, y, regression=True), "labels"),
+        (lambda y: mhd.data.arrays(X, Y, X, y), "test_labels"),
+        (lambda y: mhd.data.arrays(X, Y, owners=y), "owners"),
+        (
+            lambda y: mhd.make_clients(
+                mhd.data.arrays(X, Y, X + 1, Y), 3, partition=y, public_fraction=0.0
+            ),
+            "owners",
+        ),
+    ],
+)
+def test_masked_arrays_have_no_masked_entries(make, name):
+    with pytest.raises(mhd.ConfigError, match=f"^[^:]*{name} have 1 masked entries, .* fill them"):
+        make(np.ma.array(Y, mask=FIRST_MASKED))
+    make(np.ma.array(Y))
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -44,7 +44,7 @@ def test_an_npz_file_holds_both_splits(tmp_path, keys):
     path = tmp_path / "mine.npz"
     content = (COLOUR, LABELS, COLOUR[:4], LABELS[:4])
     named = dict(zip(keys.split(), content, strict=True))
-    np.savez_compressed(path, **named, class_names=["ant", "bee", "cat"], extra=[1])
+    np.savez_compressed(path, **named, class_names=["ant", "bee", "cat"], values=[1], latest=2)
     for source in (path, str(path)):
         data = mhd.data.load(source)
         np.testing.assert_array_equal(data.inputs, COLOUR)
@@ -128,6 +128,14 @@ TRAIN = {"x_train": COLOUR, "y_train": LABELS, "x_test": COLOUR}
         (TRAIN, {}, "both test_images and test"),
         (OWN | ABC, {"num_classes": 4}, "num_classes is 4, but there are 3 class_names"),
         (OWN, {"image_size": 8}, "image_size cannot go with an"),
+        (
+            OWN | {"x_test": COLOUR, "y_test": LABELS},
+            {},
+            "holds x_test, y_test, which .* images and labels; call .* test_images and test_labels",
+        ),
+        (OWN | TRAIN, {}, "holds x_train, y_train, x_test, which would not be read"),
+        (TRAIN | {"y_test": LABELS, "X_val": COLOUR}, {}, "holds X_val, .* x_test and y_test"),
+        (OWN | {"testX": COLOUR}, {}, "holds testX, which would not be read"),
     ],
 )
 def test_what_an_npz_file_lacks_is_named(tmp_path, content, options, sentence):
@@ -204,6 +212,7 @@ def test_names_with_a_slash_are_folders_where_one_is_there(tmp_path, monkeypatch
         ),
         ("cifar10", {"channels": 1}, "channels cannot go with a prepared data set"),
         ((COLOUR, LABELS), {"channels": 1}, "channels cannot go with arrays"),
+        (((COLOUR, LABELS), (COLOUR, LABELS, LABELS)), {}, "two pairs, .* have 2 and 3 entries"),
         (mhd.data.arrays(COLOUR, LABELS), {"test_fraction": 0.5}, "which takes no options"),
     ],
 )

@@ -82,6 +82,68 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path):
     assert mhd.data.load(path, label="y").class_names == ("-5", "9", "10")
 
 
+@pytest.mark.parametrize(
+    "codes",
+    [("007", "7", "0070"), ("1e5", "100000", "2"), ("9007199254740993", "9007199254740992", "1")],
+)
+def test_codes_of_one_number_stay_apart_as_labels_and_owners(tmp_path, codes):
+    code = np.array(codes)[np.arange(SIZE) % 3]
+    path = write(tmp_path / "c.csv", dose=DOSE, code=code, owner=code)
+    data = mhd.data.load(path, label="code", owners="owner", features="dose")
+    assert data.class_names == data.owners.names == tuple(sorted(codes))
+    np.testing.assert_array_equal(data.labels, data.owners.of_training)
+    split = np.array(["train", "test"])[np.arange(SIZE) // 3 % 2]
+    path = write(tmp_path / "s.csv", dose=DOSE, code=code, split=split)
+    data = mhd.data.load(path, label="code", features="dose")
+    names = np.array(data.class_names)
+    np.testing.assert_array_equal(names[data.test_labels], code[split == "test"])
+    features = mhd.data.load(write(tmp_path / "f.csv", code=code, y=OUTCOME), label="y")
+    assert set(features.inputs.ravel()) == {np.float32(each) for each in codes}
+    numbers = mhd.data.load(path, label="code", features="dose", regression=True)
+    assert set(numbers.numbers.train.ravel()) == {float(each) for each in codes}
+
+
+def test_labels_written_as_numbers_are_numbers(tmp_path):
+    path = write(tmp_path / "n.csv", x=DOSE, y=np.array(["9.0", "10.0", "10"])[np.arange(SIZE) % 3])
+    assert mhd.data.load(path, label="y").class_names == ("9", "10")
+    path = write(tmp_path / "t.csv", x=DOSE, y=np.array(["True", "false"])[np.arange(SIZE) % 2])
+    assert mhd.data.load(path, label="y").class_names == ("0", "1")
+
+
+TIMES = 1.7e9 + rng.permutation(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_coarse"),
+    [
+        (TIMES, True),
+        (-TIMES, True),
+        (TIMES - 1.7e9, False),
+        (TIMES * 128, True),
+        (TIMES.astype(np.float32).astype(np.float64), False),  # as exact as float32 is
+        (1.7e9 + 86400 * np.arange(SIZE), False),
+        (np.append(TIMES[:-1], 0), False),
+        (np.full(SIZE, 0.1), False),
+        (0.1 + 1e-17 * np.arange(SIZE) % 3e-17, False),
+    ],
+)
+def test_numbers_that_float32_does_not_tell_apart_are_refused(tmp_path, numbers, is_coarse):
+    path = write(tmp_path / "t.csv", age=AGE, time=map(repr, numbers.tolist()), outcome=OUTCOME)
+    rows, y = np.stack([AGE, numbers], axis=1), np.arange(SIZE) % 2
+    for make, sentence in (
+        (lambda: mhd.data.load(path, label="outcome"), "t.csv: the column time holds numbers that"),
+        (lambda: mhd.data.arrays(rows, y), "images hold numbers in column 1 that .* an offset"),
+        (lambda: mhd.data.arrays({"a": numbers}, y), r"images\['a'\] hold numbers that"),
+    ):
+        if is_coarse:
+            with pytest.raises(mhd.ConfigError, match=sentence):
+                make()
+        else:
+            make()
+    data = mhd.data.arrays(np.stack([AGE, np.append(TIMES[:-1], 0)], axis=1), y, rows, y)
+    assert len(data.test_labels) == SIZE  # what is only evaluated may be of a narrow range
+
+
 def test_missing_numbers_become_the_mean_of_training_samples(tmp_path):
     ages = [("NA", "", "nan", "?")[i % 4] if i % 5 == 0 else age for i, age in enumerate(AGE)]
     path = write(tmp_path / "m.csv", **COLUMNS | {"age": ages})
@@ -243,6 +305,16 @@ def test_test_owners_of_a_given_split():
     assert data.owners.names == ("7", "9") and data.owners.of_test.tolist() == [1, -1, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, str])
+def test_test_owners_of_another_type_are_found(dtype):
+    owners, of_test = np.arange(12), np.array([11, 2, 10, 99]).astype(dtype)
+    x, y = np.zeros((12, 2), np.float32), np.arange(12) % 2
+    for given in (owners, owners.astype(str)):
+        data = mhd.data.arrays(x, y, x[:4], y[:4], owners=given, test_owners=of_test)
+        names = [data.owners.names[i] if i >= 0 else None for i in data.owners.of_test]
+        assert names == ["11", "2", "10", None]
+
+
 def test_public_tables_have_the_same_features(tmp_path):
     paths = [
         write(tmp_path / f"{name}.csv", **columns, outcome=OUTCOME)
@@ -314,6 +386,51 @@ def test_parquet_is_read_like_text(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(mhd.ConfigError, match=r"b.parquet cannot be read as Parquet \(Arrow"):
         mhd.data.load(tmp_path / "b.parquet", label="y")
+
+
+def test_texts_of_parquet_may_be_bytes(tmp_path):
+    from pyarrow import parquet
+
+    texts = np.array([name.encode() for name in ("Käse", "Öl")], object)[np.arange(SIZE) % 2]
+    split = np.array([b"train", b"test"], object)[np.arange(SIZE) // 2 % 2]
+    columns = {"x": DOSE, "y": pa.array(texts, pa.binary()), "split": pa.array(split, pa.binary())}
+    columns["code"] = pa.array([b"\xff\x00"] * SIZE, pa.binary())
+    parquet.write_table(pa.table(columns), tmp_path / "b.parquet")
+    data = mhd.data.load(tmp_path / "b.parquet", label="y", features="x")
+    assert data.class_names == ("Käse", "Öl") and len(data.test_labels) == SIZE // 2
+    for options in ({"label": "y"}, {"label": "code", "features": "x"}):
+        with pytest.raises(mhd.ConfigError, match=r"code holds [^\n]*bytes that are not UTF-8"):
+            mhd.data.load(tmp_path / "b.parquet", **options)
+
+
+def test_long_codes_of_parquet_stay_apart(tmp_path):
+    from pyarrow import parquet
+
+    code = 2**53 + np.arange(SIZE) % 3
+    parquet.write_table(pa.table({"x": DOSE, "code": code, "owner": code}), tmp_path / "l.parquet")
+    data = mhd.data.load(tmp_path / "l.parquet", label="code", owners="owner", features="x")
+    assert data.class_names == data.owners.names == tuple(map(str, 2**53 + np.arange(3)))
+    np.testing.assert_array_equal(data.labels, data.owners.of_training)
+
+
+@pytest.mark.parametrize("name", [None, "patient"])
+def test_the_index_of_pandas_is_a_feature_only_on_request(tmp_path, name):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(COLUMNS).sort_values("outcome").rename_axis(name)
+    frame.to_parquet(tmp_path / "a.parquet")
+    data = mhd.data.load(tmp_path / "a.parquet", label="outcome")
+    assert data.feature_names == ("age", "dose")
+    column = name or "__index_level_0__"
+    asked = mhd.data.load(tmp_path / "a.parquet", label="outcome", features=f"{column},age")
+    assert asked.feature_names == (column, "age")
+    numbers = mhd.data.load(tmp_path / "a.parquet", label=column, features="age", regression=True)
+    assert sorted([*numbers.numbers.train, *numbers.numbers.test]) == list(range(SIZE))
+
+
+def test_a_saved_dataset_made_of_pandas_has_no_feature_of_its_index(tmp_path):
+    columns = {"x": DOSE, "__index_level_0__": np.arange(SIZE), "y": OUTCOME}
+    save_dataset(tmp_path / "own", arrow_table(columns))
+    assert mhd.data.load(tmp_path / "own", label="y").feature_names == ("x",)
 
 
 def test_a_saved_dataset_of_images(tmp_path):
