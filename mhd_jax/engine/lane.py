@@ -173,6 +173,8 @@ class Lane:
     ) -> Result:
         """Writes the summary and the report, and returns the result."""
         carry = self.stopped or carry
+        if self.folder is not None:
+            self.folder.wait()  # the last checkpoint may be the best one
         summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
         summary |= self._ending()
         summary["execution"] = executed(self.run, runs_at_once)
