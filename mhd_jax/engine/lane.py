@@ -47,6 +47,7 @@ class Lane:
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # clients in quarantine
     failure: DivergedError | None = None
     stopped: Carry | None = None  # where a callback or Ctrl-C has stopped the run
+    interrupted: bool = False  # whether Ctrl-C came, and its answer is the result of what there is
     best_score: float = -math.inf
     saved_at: int | None = None  # the step of the last checkpoint of this process
 

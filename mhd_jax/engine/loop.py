@@ -160,7 +160,7 @@ def _interrupt(
         raise InterruptedRun(
             f"{where}; everything is saved in {listed(folders)}, and the same command resumes it"
         )
-    requests.answered = True
+    _answer(requests, lanes)
     warn(
         f"{where} by {CTRL_C}: the result is of what there is; with a workdir the run could be "
         "resumed."
@@ -168,6 +168,13 @@ def _interrupt(
     for lane, part in going:
         if not lane.has_ended:
             lane.stop(part, CTRL_C)
+
+
+def _answer(requests: StopRequests, lanes: Sequence[Lane]) -> None:
+    """Notes that Ctrl-C is answered by the results of what there is, for runs yet to begin."""
+    requests.answered = True
+    for lane in lanes:
+        lane.interrupted = True
 
 
 def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[Lane, Carry]]:

@@ -310,7 +310,7 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
                 who = [indices[i] for i in part]
                 found = carry_out([lanes[i] for i in who], joined or runs[who[0]], start, watch)
                 results.update(zip(who, found, strict=True))
-                _require_begun(lanes[who[0]], len(results), len(lanes))
+                _require_begun([lanes[i] for i in who], len(results), len(lanes))
     return [results[i] for i in range(len(lanes))]
 
 
@@ -339,10 +339,9 @@ def _lanes(
     return lanes
 
 
-def _require_begun(lane: Lane, done: int, count: int) -> None:
-    """Raises `InterruptedRun` if Ctrl-C ended a run without a folder, and others have not begun."""
-    stop = lane.view.stopping
-    if stop is not None and stop.reason == CTRL_C and done < count:
+def _require_begun(lanes: Sequence[Lane], done: int, count: int) -> None:
+    """Raises `InterruptedRun` if Ctrl-C ended runs without folders, and others have not begun."""
+    if done < count and any(lane.interrupted for lane in lanes):
         raise InterruptedRun(
             f"stopped by {CTRL_C}, before {count - done} of {count} runs had begun; workdirs keep "
             "what there is"

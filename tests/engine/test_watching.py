@@ -264,6 +264,23 @@ def test_ctrl_c_returns_what_there_is(clients):
 
 
 @pytest.mark.slow
+def test_ctrl_c_before_others_have_begun_after_the_first_was_stopped(clients):
+    def stop_then_interrupt(record, view):
+        if view.settings["seed"] == 0 and record["step"] == 2:
+            raise StopIteration
+        if view.settings["seed"] == 1 and record["step"] == 4:
+            _interrupt(record)
+
+    common = {"topology": "ring", "clients": clients, "steps": 400, "batch_size": 8}
+    runs = [{**common, "algorithm": "isolated", "seed": seed} for seed in (0, 1)]
+    runs.append({**common, "algorithm": "supervised"})
+    with pytest.warns(UserWarning), pytest.raises(mhd.InterruptedRun, match="1 of 3 runs"):
+        mhd.simulate_many(
+            runs, eval_every=2, steps_per_dispatch=1, callbacks=stop_then_interrupt
+        )
+
+
+@pytest.mark.slow
 def test_ctrl_c_before_others_have_begun(clients):
     runs = [
         {"topology": "ring", "clients": clients, "algorithm": name, "steps": 400, "batch_size": 8}
