@@ -55,6 +55,7 @@ def carry_out(
         watch.on_start([lane.view for lane in lanes], started_at)
         with stop_requests(terminates=lanes[0].folder is None) as requests:
             parts, compile_seconds = _train(lanes, program, carry, watch, requests)
+            _answer_the_late(requests, lanes)
         if not all(lane.failure for lane in lanes):
             status = "finished"
     except (InterruptedRun, KeyboardInterrupt):
@@ -175,6 +176,14 @@ def _answer(requests: StopRequests, lanes: Sequence[Lane]) -> None:
     requests.answered = True
     for lane in lanes:
         lane.interrupted = True
+
+
+def _answer_the_late(requests: StopRequests, lanes: Sequence[Lane]) -> None:
+    """Answers Ctrl-C that came too late to stop runs without folders, whose results are complete."""
+    came = bool(multihost.from_each(requests.received).any())
+    if came and not requests.answered and lanes[0].folder is None:
+        _answer(requests, lanes)
+        warn(f"{CTRL_C} came after the last step: the result is complete.")
 
 
 def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[Lane, Carry]]:

@@ -264,6 +264,18 @@ def test_ctrl_c_returns_what_there_is(clients):
 
 
 @pytest.mark.slow
+def test_ctrl_c_at_the_last_step_loses_nothing(clients):
+    """The run has finished; only what has not begun is left out."""
+    run = {"topology": "ring", "clients": clients, "algorithm": "isolated", "steps": 2}
+    how = {"eval_every": 2, "callbacks": _interrupt}
+    with pytest.warns(UserWarning, match="Ctrl-C came after the last step"):
+        (result,) = mhd.simulate_many([run], **how)
+    assert result.summary["status"] == "finished" and result.summary["steps"] == 2
+    with pytest.warns(UserWarning), pytest.raises(mhd.InterruptedRun, match="1 of 2 runs"):
+        mhd.simulate_many([run, {**run, "algorithm": "supervised"}], **how)
+
+
+@pytest.mark.slow
 def test_ctrl_c_before_others_have_begun_after_the_first_was_stopped(clients):
     def stop_then_interrupt(record, view):
         if view.settings["seed"] == 0 and record["step"] == 2:
