@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError, DivergedError
@@ -202,23 +204,33 @@ class Lane:
         if self.host.write_reports and multihost.is_main():
             report_process.write(folder.finished_with(summary, self.history))
 
-    def look_after(self, sums: Terms, tally: Tally, step: int) -> None:
-        """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it."""
+    def look_after(self, sums: Terms, tally: Tally, finite: Sequence[Array], step: int) -> None:
+        """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it.
+
+        `finite` is which clients' models are, bool [k] for each group of clients.
+        """
         try:
-            self._require_finite(sums, step)
+            self._require_finite("loss", "is", self.run.diverged(sums), step)
             if self.run.quarantine:
                 self._report_quarantine(tally)
+            else:
+                self._require_finite("parameters", "are", self._overflown(finite), step)
         except DivergedError as error:
             if not self.host.keep_going:
                 raise
             self.failure = error
 
-    def _require_finite(self, sums: Terms, step: int) -> None:
-        bad = self.run.diverged(sums)
+    def _overflown(self, finite: Sequence[Array]) -> np.ndarray:
+        """Returns the numbers of the clients whose models are not finite."""
+        members = [i for group in self.run.carry.state.groups for i in group.members]
+        bad = np.sort(np.array(members)[~np.concatenate(multihost.fetch(list(finite)))])
+        return bad[bad < self.run.num_active]
+
+    def _require_finite(self, what: str, verb: str, bad: np.ndarray, step: int) -> None:
         if bad.size:
             raise DivergedError(
-                f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step "
-                f"{step} (seed {self.run.seed}); lower the learning rate or the distillation "
+                f"the {what} of client {', '.join(map(str, bad[:10]))} {verb} no longer finite at "
+                f"step {step} (seed {self.run.seed}); lower the learning rate or the distillation "
                 "weights."
             )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import DivergedError, InterruptedRun
+from mhd_jax.core.trees import all_finite
 from mhd_jax.core.types import PyTree
 from mhd_jax.core.warned import warn
 from mhd_jax.engine.failures import listed
@@ -101,11 +105,11 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        parts = program.split((carry.sums, carry.tally))
-        for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
+        parts = program.split((carry.sums, carry.tally, _finite(carry, axes=min(len(lanes), 2))))
+        for place, (lane, (sums, tally, finite)) in enumerate(zip(lanes, parts, strict=True)):
             if not lane.has_ended:
                 lane.seconds += elapsed / len(lanes)
-                lane.look_after(sums, tally, step)
+                lane.look_after(sums, tally, finite, step)
                 if lane.failure is not None:
                     watch.on_failure(place)
         if all(lane.has_ended for lane in lanes):
@@ -133,6 +137,19 @@ def _train(
         if interrupted:
             _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
     return program.split(carry), compile_seconds
+
+
+def _finite(carry: Carry, axes: int) -> list[Array]:
+    """Returns which clients' models are finite, bool [k] or, joined, [S, k] for each group."""
+    models = [jax.tree.leaves((group.params, group.stats)) for group in carry.state.groups]
+    return _all_finite(
+        [[a for a in model if jnp.issubdtype(a.dtype, jnp.inexact)] for model in models], axes=axes
+    )
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _all_finite(models: Sequence[PyTree], axes: int) -> list[Array]:
+    return [all_finite(model, axes) for model in models]
 
 
 def _stop_where_asked(lanes: Sequence[Lane], program: Program, carry: Carry) -> None:

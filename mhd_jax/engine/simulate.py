@@ -127,7 +127,8 @@ def simulate(
     Raises:
       ConfigError: settings that cannot work or do not fit in memory, a workdir of another run or
         in use, or a damaged checkpoint.
-      DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
+      DivergedError: a client's loss or parameters are no longer finite, or all clients are in
+        quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; the run has been saved.
       LostProcessError: another process of a run on several processes has ended.
       StorageError: the workdir cannot be written, for example because the disk is full.

@@ -459,6 +459,21 @@ def test_divergence_is_named():
         run("isolated", optimizer=optax.sgd(1e20), steps=40)
 
 
+@pytest.mark.slow
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(tmp_path):
+    overflowing = optax.chain(optax.scale(-3e38), optax.scale(1e3))
+    with pytest.raises(mhd.DivergedError, match=r"parameters of client 0, 1, 2 are .* at step 1 "):
+        run("isolated", "complete", clients(3), tmp_path, steps=1, optimizer=overflowing)
+    assert not list(tmp_path.glob("checkpoints/*"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+    rates = [mhd.optim.SGD(rate, weight_decay=1e3, schedule="constant") for rate in (3e38, 0.01)]
+    how = {"topology": "complete", "clients": clients(3), "algorithm": "isolated", "steps": 1}
+    several = [{**how, "batch_size": 4, "optimizer": rate} for rate in rates]
+    failed, fine = mhd.simulate_many(several, keep_going=True)
+    assert "parameters of client 0, 1, 2" in str(failed) and fine.summary["status"] == "finished"
+
+
 def test_collapse_is_warned_of():
     constant = np.zeros((60, FEATURES), np.float32)  # every sample alike: every answer alike
     data = mhd.data.arrays(constant, np.arange(60) % 3)
