@@ -46,10 +46,14 @@ class Lane:
     host: HostSettings
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    started_at: int = 0
+    compile_seconds: float = 0.0  # the run's share, like `seconds`
+    runs_at_once: int = 1
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # clients in quarantine
     failure: DivergedError | None = None
     stopped: Carry | None = None  # where a callback or Ctrl-C has stopped the run
     interrupted: bool = False  # whether Ctrl-C came, and its answer is the result of what there is
+    summary: dict[str, Any] | None = None  # of a run that has ended well
     best_score: float = -math.inf
     saved_at: int | None = None  # the step of the last checkpoint of this process
 
@@ -89,7 +93,10 @@ class Lane:
             self.view.present = None
 
     def stop(self, carry: Carry, reason: str) -> None:
-        """Ends the run at this step, as if it had been its last; evaluated and saved if it is not."""
+        """Ends the run at this step, as if it had been its last: evaluated, saved and summarized.
+
+        It has finished then, whatever becomes of the runs that share its program.
+        """
         step = int(carry.state.step)
         self.view.stop(reason)
         if not self.history or self.history[-1]["step"] != step:
@@ -98,6 +105,7 @@ class Lane:
             self.save(step, carry, due=True)
         self.stopped = carry
         self.run = dataclasses.replace(self.run, steps=step)
+        self.summary = self._concluded(carry)
 
     @property
     def starts(self) -> list[int]:
@@ -109,6 +117,7 @@ class Lane:
 
     def begin(self, step: int) -> Carry:
         """Returns the carry at `step`, one of `starts`, and opens the folder there."""
+        self.started_at = step
         if self.folder is None:
             return self.run.start()
         self.folder.create(self.run.everyone)
@@ -171,22 +180,27 @@ class Lane:
             self.folder.append(record)
         return record
 
-    def finish(
-        self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
-    ) -> Result:
-        """Writes the summary and the report, and returns the result."""
+    def finish(self, carry: Carry) -> Result:
+        """Writes the summary, unless the run was stopped before, and the report; returns the result."""
         carry = self.stopped or carry
+        if self.summary is None:
+            self.summary = self._concluded(carry)
+        if self.folder is not None:
+            self._report(self.folder, self.summary)
+        return self.result(self.summary, carry.state, self.started_at)
+
+    def _concluded(self, carry: Carry) -> dict[str, Any]:
+        """Returns the summary after writing it, which marks the run as finished."""
         if self.folder is not None:
             self.folder.wait()  # the last checkpoint may be the best one
-        summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
+        summary = summarize(self.run, carry, self.history, self.compile_seconds, self.seconds)
         summary |= self._ending()
-        summary["execution"] = executed(self.run, runs_at_once)
+        summary["execution"] = executed(self.run, self.runs_at_once)
         if self.folder is not None:
             if multihost.is_main():
                 keep_models(self.folder.path, carry.state, self._answers)
             self.folder.finish(summary)
-            self._report(self.folder, summary)
-        return self.result(summary, carry.state, started_at)
+        return summary
 
     def _ending(self) -> dict[str, Any]:
         """Returns why the run was stopped, for its summary, and the step that was its best."""

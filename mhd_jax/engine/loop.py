@@ -58,7 +58,7 @@ def carry_out(
     try:
         watch.on_start([lane.view for lane in lanes], started_at)
         with stop_requests(terminates=lanes[0].folder is None) as requests:
-            parts, compile_seconds = _train(lanes, program, carry, watch, requests)
+            parts = _train(lanes, program, carry, watch, requests)
             _answer_the_late(requests, lanes)
         if not all(lane.failure for lane in lanes):
             status = "finished"
@@ -67,10 +67,7 @@ def carry_out(
         raise
     finally:
         watch.on_end(status)
-    return [
-        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
-        for lane, part in zip(lanes, parts, strict=True)
-    ]
+    return [lane.failure or lane.finish(part) for lane, part in zip(lanes, parts, strict=True)]
 
 
 def _train(
@@ -79,20 +76,20 @@ def _train(
     carry: Carry,
     watch: Callback,
     requests: StopRequests,
-) -> tuple[list[Carry], float]:
+) -> list[Carry]:
     """Trains to the end of the lanes' common plan, or until all have diverged or were stopped.
 
-    Returns:
-      The carry of each run, and the seconds of compilation.
+    Returns the carry of each run.
     """
     plan = lanes[0].plan
     started = time.perf_counter()
     program = program.fitted(carry)
-    for lane, run in zip(lanes, program.runs, strict=True):
-        lane.run = run
     carry = jax.block_until_ready(program.advance(carry, 0))  # loads the program, takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
+    for lane, run in zip(lanes, program.runs, strict=True):
+        lane.run, lane.runs_at_once = run, len(lanes)
+        lane.compile_seconds = compile_seconds / len(lanes)
 
     step = int(carry.state.step)
     pace = Pace(plan.per_dispatch)
@@ -136,7 +133,7 @@ def _train(
             _stop_where_asked(lanes, program, carry)
         if interrupted:
             _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
-    return program.split(carry), compile_seconds
+    return program.split(carry)
 
 
 def _finite(carry: Carry, axes: int) -> list[Array]:

@@ -12,6 +12,7 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.algorithms.base import factory
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.engine.prepare import prepare
+from mhd_jax.runs.finished import has_report
 from tests.builders import (
     Linear,
     assert_trees_close,
@@ -267,6 +268,34 @@ def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, programs):
         mhd.simulate_many(runs, eval_every=6)
     (only,) = mhd.simulate_many(runs[1:2], eval_every=6, keep_going=True)
     assert isinstance(only, mhd.DivergedError)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_stays_so_if_the_others_are_cut(tmp_path, programs):
+    cut = True
+
+    def stop_or_cut(record):
+        if (record["seed"], record["step"]) == (SEEDS[0], 3):
+            raise StopIteration("good enough")
+        if cut and record["step"] == 9:
+            raise KeyboardInterrupt
+
+    def go():
+        several = [arguments("isolated", seed) for seed in SEEDS]
+        folders = [tmp_path / str(seed) for seed in SEEDS]
+        return mhd.simulate_many(several, eval_every=3, workdirs=folders, callbacks=stop_or_cut)
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    cut = False
+    programs.clear()
+    stopped, *others = go()
+    assert set(programs) == {2} and [result.started_at for result in others] == [9, 9]
+    assert (stopped.summary["status"], stopped.summary["steps"]) == ("stopped", 3)
+    assert stopped.summary["stopped_because"] == "good enough"
+    assert [result.summary["steps"] for result in others] == [12, 12]
+    for seed in SEEDS:
+        assert has_report(tmp_path / str(seed))
 
 
 def test_splitting_gives_back_what_was_joined():

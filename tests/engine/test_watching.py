@@ -287,9 +287,7 @@ def test_ctrl_c_before_others_have_begun_after_the_first_was_stopped(clients):
     runs = [{**common, "algorithm": "isolated", "seed": seed} for seed in (0, 1)]
     runs.append({**common, "algorithm": "supervised"})
     with pytest.warns(UserWarning), pytest.raises(mhd.InterruptedRun, match="1 of 3 runs"):
-        mhd.simulate_many(
-            runs, eval_every=2, steps_per_dispatch=1, callbacks=stop_then_interrupt
-        )
+        mhd.simulate_many(runs, eval_every=2, steps_per_dispatch=1, callbacks=stop_then_interrupt)
 
 
 @pytest.mark.slow
