@@ -85,11 +85,11 @@ class Together:
         return [_with_optimizers_of(run, part) for run, part in zip(self.runs, parts, strict=True)]
 
 
-def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
-    """Divides runs, by index, into parts that share one program; None marks a run on its own.
+def of_one_shape(runs: Sequence[Run]) -> list[list[int]]:
+    """Groups runs, by index, that may share a program.
 
-    Each run is in exactly one part. Runs whose data stream from the host, or whose clients are
-    computed in chunks (for the cache or the memory), are not joined, as this would not be faster.
+    Runs whose data stream from the host, or whose clients are computed in chunks (for the cache or
+    the memory), are not joined, as this would not be faster.
     """
     alike: list[list[int]] = []
     for i, run in enumerate(runs):
@@ -98,8 +98,16 @@ def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
             alike.append([i])
         else:
             mates.append(i)
+    return alike
+
+
+def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
+    """Divides runs, by index, into parts that share one program; None marks a run on its own.
+
+    Each run is in exactly one part, which fits in memory.
+    """
     parts: list[tuple[list[int], Together | None]] = []
-    for found in alike:
+    for found in of_one_shape(runs):
         most = _most_at_once(runs[found[0]])
         for start in range(0, len(found), most):
             indices = found[start : start + most]

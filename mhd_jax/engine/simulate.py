@@ -19,7 +19,7 @@ from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine.failures import explained
 from mhd_jax.engine.faults import Faults
 from mhd_jax.engine.host import HostSettings, Watcher
-from mhd_jax.engine.joint_runs import partition
+from mhd_jax.engine.joint_runs import of_one_shape, partition
 from mhd_jax.engine.lane import Lane
 from mhd_jax.engine.loop import CTRL_C, carry_out
 from mhd_jax.engine.metrics import Metric
@@ -306,7 +306,7 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
                 results[i] = lane.read()
             else:
                 unfinished.append(i)
-        for start, indices in _by_start(lanes, unfinished).items():
+        for start, indices in _by_start(lanes, unfinished):
             for part, joined in partition([lanes[i].run for i in indices]):
                 who = [indices[i] for i in part]
                 found = carry_out([lanes[i] for i in who], joined or runs[who[0]], start, watch)
@@ -349,15 +349,19 @@ def _require_begun(lanes: Sequence[Lane], done: int, count: int) -> None:
         )
 
 
-def _by_start(lanes: Sequence[Lane], indices: Sequence[int]) -> dict[int, list[int]]:
-    """Groups runs by the step at which they start or resume, a common one if possible.
+def _by_start(lanes: Sequence[Lane], unfinished: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Groups runs of one shape by the step at which they start or resume, a common one if possible.
 
-    A process that dies between two saves leaves one run a checkpoint ahead of the next.
+    A process that dies between two saves leaves one run a checkpoint ahead of the next, and only
+    that one is given up.
     """
-    common = set.intersection(*(set(lanes[i].starts) for i in indices)) if indices else set()
-    if common:
-        return {max(common): list(indices)}
-    found: dict[int, list[int]] = {}
-    for i in indices:
-        found.setdefault(lanes[i].starts[-1], []).append(i)
-    return found
+    groups: list[tuple[int, list[int]]] = []
+    for mates in of_one_shape([lanes[i].run for i in unfinished]):
+        starts = {unfinished[place]: lanes[unfinished[place]].starts for place in mates}
+        behind = min(steps[-1] for steps in starts.values())
+        if all(behind in steps[-2:] for steps in starts.values()):
+            groups.append((behind, list(starts)))
+            continue
+        for start in sorted({steps[-1] for steps in starts.values()}):
+            groups.append((start, [i for i, steps in starts.items() if steps[-1] == start]))
+    return groups

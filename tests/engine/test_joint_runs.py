@@ -151,6 +151,34 @@ def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
         assert_trees_close(params(one), params(other), rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_no_run_is_thrown_back_to_where_another_is(tmp_path, programs):
+    """Neither one of another shape, nor one that is more than a checkpoint ahead."""
+
+    def cut_at(step):
+        def cut(record):
+            if record["step"] == step:
+                raise KeyboardInterrupt
+
+        return cut
+
+    apart = [("isolated", 0, 3), ("supervised", 0, 9), ("isolated", 3, 9)]
+    how = {"eval_every": 3, "keep_checkpoints": 3}
+    for name, seed, step in apart:
+        folder = tmp_path / f"{name} {seed}"
+        with pytest.raises(KeyboardInterrupt):
+            given = arguments(name, seed)
+            mhd.simulate(**given, **how, workdir=folder, callbacks=cut_at(step))
+    programs.clear()
+    resumed = mhd.simulate_many(
+        [arguments(name, seed) for name, seed, _ in apart],
+        workdirs=[tmp_path / f"{name} {seed}" for name, seed, _ in apart],
+        write_reports=False,
+        **how,
+    )
+    assert [result.started_at for result in resumed] == [3, 9, 9] and not programs
+
+
 def test_branches_stay_branches():
     """A joined step count keeps `cond` from computing both sides of every run."""
     runs = prepared("fedavg")
