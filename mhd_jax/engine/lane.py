@@ -175,6 +175,7 @@ class Lane:
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds the record to the history and the folder."""
         record = record_of(self.run, carry, self.seconds, self.host.own_metrics)
+        record["seed"] = int(self.run.seed)  # which may be one of NumPy's, and is none of JSON's
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)

@@ -206,6 +206,7 @@ def simulate_seeds(
     """
     if "seed" in settings:
         raise ConfigError("seeds has the seed of each run; leave seed out.")
+    seeds = [*seeds]  # an array has no truth value
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
         raise ConfigError("topologies, clients and workdirs must be one for each seed.")
@@ -274,6 +275,12 @@ def simulate_many(
             raise ConfigError("eval_every is that of all runs; give it once, beside them.")
         if "workdir" in settings:
             raise ConfigError("folders are given by workdirs, one for each run; leave workdir out.")
+    for place, settings in enumerate(runs):
+        missing = [name for name in ("topology", "clients") if name not in settings]
+        if missing:
+            raise ConfigError(
+                f"run {place} has no {' and no '.join(missing)}; add what is missing."
+            )
     host = HostSettings(
         workdirs=workdirs,
         eval_every=eval_every,

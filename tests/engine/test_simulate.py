@@ -546,11 +546,20 @@ def test_bad_settings_are_refused(settings, sentence):
         (["complete"], "run 0 must be a dict of arguments, not 'complete'"),
         ([{}, {"eval_every": 2}], "eval_every is that of all runs"),
         ([{"workdir": "w"}], "given by workdirs, one for each run"),
+        ([{"topology": "complete"}], "run 0 has no clients; add"),
+        ([{"steps": 3}], "run 0 has no topology and no clients; add"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(runs, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         mhd.simulate_many(runs)
+
+
+@pytest.mark.slow
+def test_seeds_may_be_an_array(tmp_path):
+    how = {"steps": 1, "batch_size": 4, "workdirs": [tmp_path / "0", tmp_path / "1"]}
+    found = mhd.simulate_seeds(["ring"] * 2, [clients()] * 2, "isolated", seeds=np.arange(2), **how)
+    assert [result.history[-1]["seed"] for result in found] == [0, 1]
 
 
 def test_seeds_take_the_place_of_a_seed():
