@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import functools
+import gc
 import json
 import pickle
 import shutil
 import signal
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -433,6 +435,22 @@ def test_seeds_and_splits_share_the_program_of_their_start():
     for who in owned:  # sizes of clients are constants of the start
         found = mhd.prepare("ring", who, "fedavg").init().extra["sizes"]
         np.testing.assert_array_equal(found, who.labelled_counts().sum(axis=1))
+
+
+def test_the_program_of_a_start_keeps_no_samples(monkeypatch):
+    """It stays for later runs; its constants, among them this run's public samples, do not."""
+    constants, traced_start = [], start.traced_start
+
+    def seen(*args):
+        traced, shapes = traced_start(*args)
+        constants.extend(map(weakref.ref, traced.consts))
+        return traced, shapes
+
+    monkeypatch.setattr(start, "traced_start", seen)
+    sizes = {"batch_size": 4, "public_batch_size": 8}
+    mhd.prepare("ring", clients(), "distributed_distillation", **sizes).init()
+    gc.collect()
+    assert constants and all(constant() is None for constant in constants)
 
 
 def test_the_hot_loop_moves_nothing_to_the_host():
