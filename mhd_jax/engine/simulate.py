@@ -318,6 +318,8 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
                 who = [indices[i] for i in part]
                 found = carry_out([lanes[i] for i in who], joined or runs[who[0]], start, watch)
                 results.update(zip(who, found, strict=True))
+                for i in who:
+                    lanes[i].run.samples.release()
                 _require_begun([lanes[i] for i in who], len(results), len(lanes))
     return [results[i] for i in range(len(lanes))]
 

@@ -1,6 +1,7 @@
 """Several runs in one program are what each of them is by itself."""
 
 import dataclasses
+import gc
 import shutil
 
 import jax
@@ -24,6 +25,7 @@ from tests.builders import (
 
 SEEDS = (3, 0, 5)
 SETTINGS = {"batch_size": 4, "public_batch_size": 8, "steps": 12}
+WIDTH = 41  # of samples that no other array is as wide as
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -179,6 +181,30 @@ def test_no_run_is_thrown_back_to_where_another_is(tmp_path, programs):
     assert [result.started_at for result in resumed] == [3, 9, 9] and not programs
 
 
+@pytest.mark.slow
+def test_only_the_data_of_runs_that_go_on_are_on_the_device(monkeypatch):
+    """One part's own, and stacked, however many parts there are."""
+    kept = []
+
+    class Watch(mhd.Callback):
+        def on_compiled(self, seconds):
+            gc.collect()
+            wide = [a for a in jax.live_arrays() if a.shape[-1:] == (WIDTH,)]
+            kept.append(sum(a.nbytes for a in wide))
+
+    inputs = np.random.default_rng(0).normal(size=(60, WIDTH)).astype(np.float32)
+    data = mhd.data.arrays(inputs, np.arange(60) % 3)
+    who = mhd.make_clients(data, 2, Linear(), partition="iid", public_fraction=0)
+    monkeypatch.setattr(joining, "_most_at_once", lambda run: 2)
+    runs = [
+        {"topology": "complete", "clients": who, "algorithm": name, "seed": seed}
+        for name in ("isolated", "fedavg")
+        for seed in range(4)
+    ]
+    mhd.simulate_many([{**run, "steps": 1, "batch_size": 4} for run in runs], callbacks=Watch())
+    assert len(kept) == 4 and len(set(kept)) == 1 and kept[0] > 0
+
+
 def test_branches_stay_branches():
     """A joined step count keeps `cond` from computing both sides of every run."""
     runs = prepared("fedavg")
@@ -190,14 +216,14 @@ def test_branches_stay_branches():
 
 def together(runs):
     """The runs as one, where all of them are."""
-    indices, joined = joining.partition(runs)[0]
+    indices, joined = next(joining.partition(runs))
     return joined if len(indices) == len(runs) else None
 
 
 def test_what_cannot_or_should_not_go_together(monkeypatch):
     runs = prepared("mhd")
     assert together(runs) is not None
-    assert joining.partition(runs[:1]) == [([0], None)]
+    assert list(joining.partition(runs[:1])) == [([0], None)]
     other = prepare(**arguments("mhd", batch_size=5))
     parts = joining.partition([runs[0], other, *prepared("naive"), runs[1]])
     assert [part for part, _ in parts] == [[0, 5], [1], [2, 3, 4]]
