@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax.core import multihost
-from mhd_jax.core.errors import DivergedError, InterruptedRun
+from mhd_jax.core.errors import ConfigError, DivergedError, InterruptedRun
 from mhd_jax.core.trees import all_finite
 from mhd_jax.core.types import PyTree
 from mhd_jax.core.warned import warn
@@ -93,7 +93,9 @@ def _train(
 
     step = int(carry.state.step)
     pace = Pace(plan.per_dispatch)
-    if 0 < step < plan.steps:  # a run that was killed when a callback had stopped it
+    if step == 0:
+        _require_unstopped(lanes)
+    elif step < plan.steps:  # a run that was killed when a callback had stopped it
         _stop_where_asked(lanes, program, carry)
     while step < plan.steps and not all(lane.has_ended for lane in lanes):
         num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
@@ -134,6 +136,19 @@ def _train(
         if interrupted:
             _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
     return program.split(carry)
+
+
+def _require_unstopped(lanes: Sequence[Lane]) -> None:
+    """Raises `ConfigError` if a callback of the first process has stopped a run that is new."""
+
+    def check() -> None:
+        if any(lane.view.stopping is not None for lane in lanes):
+            raise ConfigError(
+                "a callback stops a run before its first step, when there is nothing to evaluate; "
+                "stop it in on_steps or on_evaluation, or raise a ConfigError in check to refuse it."
+            )
+
+    multihost.first_does(check, otherwise="a callback of the first process stops a run too early.")
 
 
 def _finite(carry: Carry, axes: int) -> list[Array]:

@@ -206,6 +206,16 @@ def test_a_score_below_zero_keeps_its_sign():
     assert "-0.35 at step 1" in why and best_step == 1
 
 
+def test_a_new_run_cannot_be_stopped_before_its_first_step(clients):
+    class Early(mhd.Callback):
+        def on_start(self, runs, step):
+            runs[0].stop("at once")
+
+    with pytest.raises(mhd.ConfigError, match=r"before its first step.* in on_steps") as raised:
+        mhd.simulate("ring", clients, "isolated", steps=2, batch_size=8, callbacks=Early())
+    assert "\n" not in str(raised.value)
+
+
 def test_what_has_no_heads_cannot_be_watched():
     with pytest.raises(mhd.ConfigError, match=r"choose one of beta_sh/main\.$"):
         mhd.callbacks.EarlyStopping("honest/beta_sh").on_start([Scored(0.1)], 0)
