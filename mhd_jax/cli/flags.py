@@ -188,8 +188,8 @@ _RUN_HELP = {
     "client_chunk": "Clients of one device that are computed together; fewer take less memory. By "
     "default chosen by model and backend.",
     "num_devices": "Devices that share the clients; by default all, at most one a client.",
-    "on_nonfinite": "When a client's loss is no longer finite: stop, or quarantine the client and go "
-    "on with the others.",
+    "on_nonfinite": "When a client's loss or parameters are no longer finite: stop, or quarantine the "
+    "client and go on with the others.",
 }
 OPTIMIZER_HELP = {
     "learning_rate": "Peak learning rate.",

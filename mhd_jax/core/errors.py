@@ -13,7 +13,7 @@ class ConfigError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """Training diverged: a loss is no longer finite."""
+    """Training diverged: a loss, or a client's parameters, are no longer finite."""
 
 
 class InterruptedRun(KeyboardInterrupt):

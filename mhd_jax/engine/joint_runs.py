@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,10 +38,16 @@ class Together:
     """
 
     runs: tuple[Run, ...]
-    data: DeviceData
     adjacency: PyTree
     plan: PyTree
     numbers: PyTree  # {"algorithm": {name: [S]}, "optimizers": ({name: [S]}, ...)}, if they differ
+
+    @functools.cached_property
+    def data(self) -> DeviceData:
+        """The runs' training data, which is placed when first used."""
+        held = [run.data for run in self.runs if isinstance(run.data, DeviceData)]
+        most = max(data.labels.shape[1] for data in held)
+        return _stack([_padded(data, most) for data in held])
 
     def join(self, carries: Sequence[Carry]) -> Carry:
         """Stacks the runs' carries, which must be at the same step, into one carry."""
@@ -85,11 +91,11 @@ class Together:
         return [_with_optimizers_of(run, part) for run, part in zip(self.runs, parts, strict=True)]
 
 
-def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
-    """Divides runs, by index, into parts that share one program; None marks a run on its own.
+def of_one_shape(runs: Sequence[Run]) -> list[list[int]]:
+    """Groups runs, by index, that may share a program.
 
-    Each run is in exactly one part. Runs whose data stream from the host, or whose clients are
-    computed in chunks (for the cache or the memory), are not joined, as this would not be faster.
+    Runs whose data stream from the host, or whose clients are computed in chunks (for the cache or
+    the memory), are not joined, as this would not be faster.
     """
     alike: list[list[int]] = []
     for i, run in enumerate(runs):
@@ -98,14 +104,20 @@ def partition(runs: Sequence[Run]) -> list[tuple[list[int], Together | None]]:
             alike.append([i])
         else:
             mates.append(i)
-    parts: list[tuple[list[int], Together | None]] = []
-    for found in alike:
+    return alike
+
+
+def partition(runs: Sequence[Run]) -> Iterator[tuple[list[int], Together | None]]:
+    """Divides runs, by index, into parts that share one program; None marks a run on its own.
+
+    Each run is in exactly one part, which fits in memory. Parts are made one after another, so that
+    the data of one is gone before those of the next are placed.
+    """
+    for found in of_one_shape(runs):
         most = _most_at_once(runs[found[0]])
         for start in range(0, len(found), most):
             indices = found[start : start + most]
-            joined = _joined([runs[i] for i in indices]) if len(indices) > 1 else None
-            parts.append((indices, joined))
-    return parts
+            yield indices, _joined([runs[i] for i in indices]) if len(indices) > 1 else None
 
 
 def _most_at_once(run: Run) -> int:
@@ -125,11 +137,8 @@ def _joined(runs: Sequence[Run]) -> Together:
     places = schedules.largest([run.execution.most_neighbours for run in runs])
     near = _near([run.execution.near for run in runs])
     runs = [_with_neighbours(run, places, near) for run in runs]
-    held = [run.data for run in runs if isinstance(run.data, DeviceData)]
-    most = max(data.labels.shape[1] for data in held)
     return Together(
         tuple(runs),
-        _stack([_padded(data, most) for data in held]),
         _stack([run.topology.adjacency for run in runs]),
         _stack([run.plan for run in runs]),
         {

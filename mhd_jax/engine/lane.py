@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError, DivergedError
@@ -44,9 +46,14 @@ class Lane:
     host: HostSettings
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    started_at: int = 0
+    compile_seconds: float = 0.0  # the run's share, like `seconds`
+    runs_at_once: int = 1
     reported: dict[int, int] = dataclasses.field(default_factory=dict)  # clients in quarantine
     failure: DivergedError | None = None
     stopped: Carry | None = None  # where a callback or Ctrl-C has stopped the run
+    interrupted: bool = False  # whether Ctrl-C came, and its answer is the result of what there is
+    summary: dict[str, Any] | None = None  # of a run that has ended well
     best_score: float = -math.inf
     saved_at: int | None = None  # the step of the last checkpoint of this process
 
@@ -86,7 +93,10 @@ class Lane:
             self.view.present = None
 
     def stop(self, carry: Carry, reason: str) -> None:
-        """Ends the run at this step, as if it had been its last; evaluated and saved if it is not."""
+        """Ends the run at this step, as if it had been its last: evaluated, saved and summarized.
+
+        It has finished then, whatever becomes of the runs that share its program.
+        """
         step = int(carry.state.step)
         self.view.stop(reason)
         if not self.history or self.history[-1]["step"] != step:
@@ -95,6 +105,7 @@ class Lane:
             self.save(step, carry, due=True)
         self.stopped = carry
         self.run = dataclasses.replace(self.run, steps=step)
+        self.summary = self._concluded(carry)
 
     @property
     def starts(self) -> list[int]:
@@ -106,6 +117,7 @@ class Lane:
 
     def begin(self, step: int) -> Carry:
         """Returns the carry at `step`, one of `starts`, and opens the folder there."""
+        self.started_at = step
         if self.folder is None:
             return self.run.start()
         self.folder.create(self.run.everyone)
@@ -168,20 +180,27 @@ class Lane:
             self.folder.append(record)
         return record
 
-    def finish(
-        self, carry: Carry, started_at: int, compile_seconds: float, runs_at_once: int
-    ) -> Result:
-        """Writes the summary and the report, and returns the result."""
+    def finish(self, carry: Carry) -> Result:
+        """Writes the summary, unless the run was stopped before, and the report; returns the result."""
         carry = self.stopped or carry
-        summary = summarize(self.run, carry, self.history, compile_seconds, self.seconds)
+        if self.summary is None:
+            self.summary = self._concluded(carry)
+        if self.folder is not None:
+            self._report(self.folder, self.summary)
+        return self.result(self.summary, carry.state, self.started_at)
+
+    def _concluded(self, carry: Carry) -> dict[str, Any]:
+        """Returns the summary after writing it, which marks the run as finished."""
+        if self.folder is not None:
+            self.folder.wait()  # the last checkpoint may be the best one
+        summary = summarize(self.run, carry, self.history, self.compile_seconds, self.seconds)
         summary |= self._ending()
-        summary["execution"] = executed(self.run, runs_at_once)
+        summary["execution"] = executed(self.run, self.runs_at_once)
         if self.folder is not None:
             if multihost.is_main():
                 keep_models(self.folder.path, carry.state, self._answers)
             self.folder.finish(summary)
-            self._report(self.folder, summary)
-        return self.result(summary, carry.state, started_at)
+        return summary
 
     def _ending(self) -> dict[str, Any]:
         """Returns why the run was stopped, for its summary, and the step that was its best."""
@@ -199,23 +218,33 @@ class Lane:
         if self.host.write_reports and multihost.is_main():
             report_process.write(folder.finished_with(summary, self.history))
 
-    def look_after(self, sums: Terms, tally: Tally, step: int) -> None:
-        """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it."""
+    def look_after(self, sums: Terms, tally: Tally, finite: Sequence[Array], step: int) -> None:
+        """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it.
+
+        `finite` is which clients' models are, bool [k] for each group of clients.
+        """
         try:
-            self._require_finite(sums, step)
+            self._require_finite("loss", "is", self.run.diverged(sums), step)
             if self.run.quarantine:
                 self._report_quarantine(tally)
+            else:
+                self._require_finite("parameters", "are", self._overflown(finite), step)
         except DivergedError as error:
             if not self.host.keep_going:
                 raise
             self.failure = error
 
-    def _require_finite(self, sums: Terms, step: int) -> None:
-        bad = self.run.diverged(sums)
+    def _overflown(self, finite: Sequence[Array]) -> np.ndarray:
+        """Returns the numbers of the clients whose models are not finite."""
+        members = [i for group in self.run.carry.state.groups for i in group.members]
+        bad = np.sort(np.array(members)[~np.concatenate(multihost.fetch(list(finite)))])
+        return bad[bad < self.run.num_active]
+
+    def _require_finite(self, what: str, verb: str, bad: np.ndarray, step: int) -> None:
         if bad.size:
             raise DivergedError(
-                f"the loss of client {', '.join(map(str, bad[:10]))} is no longer finite at step "
-                f"{step} (seed {self.run.seed}); lower the learning rate or the distillation "
+                f"the {what} of client {', '.join(map(str, bad[:10]))} {verb} no longer finite at "
+                f"step {step} (seed {self.run.seed}); lower the learning rate or the distillation "
                 "weights."
             )
 

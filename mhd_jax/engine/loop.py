@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 from mhd_jax.core import multihost
-from mhd_jax.core.errors import DivergedError, InterruptedRun
+from mhd_jax.core.errors import ConfigError, DivergedError, InterruptedRun
+from mhd_jax.core.trees import all_finite
 from mhd_jax.core.types import PyTree
 from mhd_jax.core.warned import warn
 from mhd_jax.engine.failures import listed
@@ -54,7 +58,8 @@ def carry_out(
     try:
         watch.on_start([lane.view for lane in lanes], started_at)
         with stop_requests(terminates=lanes[0].folder is None) as requests:
-            parts, compile_seconds = _train(lanes, program, carry, watch, requests)
+            parts = _train(lanes, program, carry, watch, requests)
+            _answer_the_late(requests, lanes)
         if not all(lane.failure for lane in lanes):
             status = "finished"
     except (InterruptedRun, KeyboardInterrupt):
@@ -62,10 +67,7 @@ def carry_out(
         raise
     finally:
         watch.on_end(status)
-    return [
-        lane.failure or lane.finish(part, started_at, compile_seconds / len(lanes), len(lanes))
-        for lane, part in zip(lanes, parts, strict=True)
-    ]
+    return [lane.failure or lane.finish(part) for lane, part in zip(lanes, parts, strict=True)]
 
 
 def _train(
@@ -74,24 +76,26 @@ def _train(
     carry: Carry,
     watch: Callback,
     requests: StopRequests,
-) -> tuple[list[Carry], float]:
+) -> list[Carry]:
     """Trains to the end of the lanes' common plan, or until all have diverged or were stopped.
 
-    Returns:
-      The carry of each run, and the seconds of compilation.
+    Returns the carry of each run.
     """
     plan = lanes[0].plan
     started = time.perf_counter()
     program = program.fitted(carry)
-    for lane, run in zip(lanes, program.runs, strict=True):
-        lane.run = run
     carry = jax.block_until_ready(program.advance(carry, 0))  # loads the program, takes no step
     compile_seconds = time.perf_counter() - started
     watch.on_compiled(compile_seconds)
+    for lane, run in zip(lanes, program.runs, strict=True):
+        lane.run, lane.runs_at_once = run, len(lanes)
+        lane.compile_seconds = compile_seconds / len(lanes)
 
     step = int(carry.state.step)
     pace = Pace(plan.per_dispatch)
-    if 0 < step < plan.steps:  # a run that was killed when a callback had stopped it
+    if step == 0:
+        _require_unstopped(lanes)
+    elif step < plan.steps:  # a run that was killed when a callback had stopped it
         _stop_where_asked(lanes, program, carry)
     while step < plan.steps and not all(lane.has_ended for lane in lanes):
         num_steps = min(int(multihost.from_each(pace.steps())[0]), plan.next_stop(step) - step)
@@ -100,11 +104,11 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        parts = program.split((carry.sums, carry.tally))
-        for place, (lane, (sums, tally)) in enumerate(zip(lanes, parts, strict=True)):
+        parts = program.split((carry.sums, carry.tally, _finite(carry, axes=min(len(lanes), 2))))
+        for place, (lane, (sums, tally, finite)) in enumerate(zip(lanes, parts, strict=True)):
             if not lane.has_ended:
                 lane.seconds += elapsed / len(lanes)
-                lane.look_after(sums, tally, step)
+                lane.look_after(sums, tally, finite, step)
                 if lane.failure is not None:
                     watch.on_failure(place)
         if all(lane.has_ended for lane in lanes):
@@ -131,7 +135,33 @@ def _train(
             _stop_where_asked(lanes, program, carry)
         if interrupted:
             _interrupt(lanes, going, requests, f"stopped at step {step} of {plan.steps}")
-    return program.split(carry), compile_seconds
+    return program.split(carry)
+
+
+def _require_unstopped(lanes: Sequence[Lane]) -> None:
+    """Raises `ConfigError` if a callback of the first process has stopped a run that is new."""
+
+    def check() -> None:
+        if any(lane.view.stopping is not None for lane in lanes):
+            raise ConfigError(
+                "a callback stops a run before its first step, when there is nothing to evaluate; "
+                "stop it in on_steps or on_evaluation, or raise a ConfigError in check to refuse it."
+            )
+
+    multihost.first_does(check, otherwise="a callback of the first process stops a run too early.")
+
+
+def _finite(carry: Carry, axes: int) -> list[Array]:
+    """Returns which clients' models are finite, bool [k] or, joined, [S, k] for each group."""
+    models = [jax.tree.leaves((group.params, group.stats)) for group in carry.state.groups]
+    return _all_finite(
+        [[a for a in model if jnp.issubdtype(a.dtype, jnp.inexact)] for model in models], axes=axes
+    )
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _all_finite(models: Sequence[PyTree], axes: int) -> list[Array]:
+    return [all_finite(model, axes) for model in models]
 
 
 def _stop_where_asked(lanes: Sequence[Lane], program: Program, carry: Carry) -> None:
@@ -160,7 +190,7 @@ def _interrupt(
         raise InterruptedRun(
             f"{where}; everything is saved in {listed(folders)}, and the same command resumes it"
         )
-    requests.answered = True
+    _answer(requests, lanes)
     warn(
         f"{where} by {CTRL_C}: the result is of what there is; with a workdir the run could be "
         "resumed."
@@ -168,6 +198,21 @@ def _interrupt(
     for lane, part in going:
         if not lane.has_ended:
             lane.stop(part, CTRL_C)
+
+
+def _answer(requests: StopRequests, lanes: Sequence[Lane]) -> None:
+    """Notes that Ctrl-C is answered by the results of what there is, for runs yet to begin."""
+    requests.answered = True
+    for lane in lanes:
+        lane.interrupted = True
+
+
+def _answer_the_late(requests: StopRequests, lanes: Sequence[Lane]) -> None:
+    """Answers Ctrl-C that came too late to stop runs without folders, whose results are complete."""
+    came = bool(multihost.from_each(requests.received).any())
+    if came and not requests.answered and lanes[0].folder is None:
+        _answer(requests, lanes)
+        warn(f"{CTRL_C} came after the last step: the result is complete.")
 
 
 def _going(lanes: Sequence[Lane], program: Program, carry: Carry) -> list[tuple[Lane, Carry]]:

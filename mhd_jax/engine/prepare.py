@@ -156,6 +156,7 @@ def _checked(given: Settings, clients: Clients, algorithm: Algorithm) -> Setting
         steps=steps,
         epochs=None,
         optimizer=optimizer,
+        seed=int(given.seed),  # which may be one of NumPy's, and is none of JSON's
         augmentation=_augmentation(given.augmentation, given.augment_public, clients, algorithm),
         faults=None if given.faults == Faults() else given.faults,  # where nothing fails
     )

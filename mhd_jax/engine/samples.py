@@ -79,6 +79,11 @@ class Samples:
         """The validation samples; None if there are none."""
         return self._to_evaluate(*self._labelled()[1]) if len(self.clients.validation) else None
 
+    def release(self) -> None:
+        """Lets go of what is on the devices; what is used again is placed again."""
+        for name in ("stream", "_on_devices", "test", "validation"):
+            self.__dict__.pop(name, None)
+
     def shapes(self) -> list[PyTree]:
         """Returns shapes, types and shardings of all that is on the devices throughout the run."""
         if self.on_host:

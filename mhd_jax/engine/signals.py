@@ -22,8 +22,8 @@ class StopRequests:
 def stop_requests(terminates: bool) -> Iterator[StopRequests]:
     """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
 
-    A request that the block has not answered, because it came in the last steps, is raised again
-    for the previous handlers.
+    A request that the block has not answered, because it came in the last steps of runs that are
+    saved, is raised again for the previous handlers.
 
     Args:
       terminates: whether SIGTERM ends the process as usual: nothing is saved that could be resumed.

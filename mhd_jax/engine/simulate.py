@@ -19,7 +19,7 @@ from mhd_jax.data.augmentation import Augmentation
 from mhd_jax.engine.failures import explained
 from mhd_jax.engine.faults import Faults
 from mhd_jax.engine.host import HostSettings, Watcher
-from mhd_jax.engine.joint_runs import partition
+from mhd_jax.engine.joint_runs import of_one_shape, partition
 from mhd_jax.engine.lane import Lane
 from mhd_jax.engine.loop import CTRL_C, carry_out
 from mhd_jax.engine.metrics import Metric
@@ -127,7 +127,8 @@ def simulate(
     Raises:
       ConfigError: settings that cannot work or do not fit in memory, a workdir of another run or
         in use, or a damaged checkpoint.
-      DivergedError: a client's loss is no longer finite, or all clients are in quarantine.
+      DivergedError: a client's loss or parameters are no longer finite, or all clients are in
+        quarantine.
       InterruptedRun: Ctrl-C or SIGTERM during a run with a workdir; the run has been saved.
       LostProcessError: another process of a run on several processes has ended.
       StorageError: the workdir cannot be written, for example because the disk is full.
@@ -205,6 +206,7 @@ def simulate_seeds(
     """
     if "seed" in settings:
         raise ConfigError("seeds has the seed of each run; leave seed out.")
+    seeds = [*seeds]  # an array has no truth value
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
         raise ConfigError("topologies, clients and workdirs must be one for each seed.")
@@ -273,6 +275,12 @@ def simulate_many(
             raise ConfigError("eval_every is that of all runs; give it once, beside them.")
         if "workdir" in settings:
             raise ConfigError("folders are given by workdirs, one for each run; leave workdir out.")
+    for place, settings in enumerate(runs):
+        missing = [name for name in ("topology", "clients") if name not in settings]
+        if missing:
+            raise ConfigError(
+                f"run {place} has no {' and no '.join(missing)}; add what is missing."
+            )
     host = HostSettings(
         workdirs=workdirs,
         eval_every=eval_every,
@@ -305,12 +313,14 @@ def _simulated(runs: Sequence[Run], host: HostSettings) -> list[Result | Diverge
                 results[i] = lane.read()
             else:
                 unfinished.append(i)
-        for start, indices in _by_start(lanes, unfinished).items():
+        for start, indices in _by_start(lanes, unfinished):
             for part, joined in partition([lanes[i].run for i in indices]):
                 who = [indices[i] for i in part]
                 found = carry_out([lanes[i] for i in who], joined or runs[who[0]], start, watch)
                 results.update(zip(who, found, strict=True))
-                _require_begun(lanes[who[0]], len(results), len(lanes))
+                for i in who:
+                    lanes[i].run.samples.release()
+                _require_begun([lanes[i] for i in who], len(results), len(lanes))
     return [results[i] for i in range(len(lanes))]
 
 
@@ -339,25 +349,28 @@ def _lanes(
     return lanes
 
 
-def _require_begun(lane: Lane, done: int, count: int) -> None:
-    """Raises `InterruptedRun` if Ctrl-C ended a run without a folder, and others have not begun."""
-    stop = lane.view.stopping
-    if stop is not None and stop.reason == CTRL_C and done < count:
+def _require_begun(lanes: Sequence[Lane], done: int, count: int) -> None:
+    """Raises `InterruptedRun` if Ctrl-C ended runs without folders, and others have not begun."""
+    if done < count and any(lane.interrupted for lane in lanes):
         raise InterruptedRun(
             f"stopped by {CTRL_C}, before {count - done} of {count} runs had begun; workdirs keep "
             "what there is"
         )
 
 
-def _by_start(lanes: Sequence[Lane], indices: Sequence[int]) -> dict[int, list[int]]:
-    """Groups runs by the step at which they start or resume, a common one if possible.
+def _by_start(lanes: Sequence[Lane], unfinished: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Groups runs of one shape by the step at which they start or resume, a common one if possible.
 
-    A process that dies between two saves leaves one run a checkpoint ahead of the next.
+    A process that dies between two saves leaves one run a checkpoint ahead of the next, and only
+    that one is given up.
     """
-    common = set.intersection(*(set(lanes[i].starts) for i in indices)) if indices else set()
-    if common:
-        return {max(common): list(indices)}
-    found: dict[int, list[int]] = {}
-    for i in indices:
-        found.setdefault(lanes[i].starts[-1], []).append(i)
-    return found
+    groups: list[tuple[int, list[int]]] = []
+    for mates in of_one_shape([lanes[i].run for i in unfinished]):
+        starts = {unfinished[place]: lanes[unfinished[place]].starts for place in mates}
+        behind = min(steps[-1] for steps in starts.values())
+        if all(behind in steps[-2:] for steps in starts.values()):
+            groups.append((behind, list(starts)))
+            continue
+        for start in sorted({steps[-1] for steps in starts.values()}):
+            groups.append((start, [i for i, steps in starts.items() if steps[-1] == start]))
+    return groups

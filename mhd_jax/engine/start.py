@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from mhd_jax.clients import Clients
 from mhd_jax.core.client_axis import AT_ONCE, Execution, under
@@ -57,7 +57,9 @@ def initial_carry(
             lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places
         )
     program = _compiled(
-        _Program(form_digest(traced), execution.platform, tuple(jax.tree.leaves(places)), traced)
+        _Program(
+            form_digest(traced), execution.platform, tuple(jax.tree.leaves(places)), traced.jaxpr
+        )
     )
     arrays = program(traced.consts, jax.tree.leaves(arguments))
     return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
@@ -117,13 +119,13 @@ class _Program:
       form: the digest of the program without the values of its constants.
       platform: the platform for which it is compiled.
       places: the shardings of its results.
-      traced: the program.
+      jaxpr: the program without its constants, which may be as large as a data set.
     """
 
     form: str
     platform: str | None
     places: tuple[Any, ...]
-    traced: ClosedJaxpr = dataclasses.field(compare=False)
+    jaxpr: Jaxpr = dataclasses.field(compare=False)
 
 
 @functools.lru_cache(maxsize=64)
@@ -134,9 +136,8 @@ def _compiled(program: _Program) -> Callable[[list[Any], list[Any]], list[Array]
     level, options = "xla_backend_optimization_level", {}
     if program.platform == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
         options = {level: 1}
-    jaxpr = program.traced.jaxpr
 
     def start(constants: list[Any], arguments: list[Any]) -> list[Array]:
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(*arguments)
+        return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, constants))(*arguments)
 
     return jax.jit(start, out_shardings=list(program.places), compiler_options=options)

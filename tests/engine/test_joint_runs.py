@@ -1,6 +1,7 @@
 """Several runs in one program are what each of them is by itself."""
 
 import dataclasses
+import gc
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from mhd_jax.algorithms import ALGORITHMS
 from mhd_jax.algorithms.base import factory
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.engine.prepare import prepare
+from mhd_jax.runs.finished import has_report
 from tests.builders import (
     Linear,
     assert_trees_close,
@@ -23,6 +25,7 @@ from tests.builders import (
 
 SEEDS = (3, 0, 5)
 SETTINGS = {"batch_size": 4, "public_batch_size": 8, "steps": 12}
+WIDTH = 41  # of samples that no other array is as wide as
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -150,6 +153,58 @@ def test_a_stop_and_a_seed_that_is_ahead(tmp_path, programs):
         assert_trees_close(params(one), params(other), rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_no_run_is_thrown_back_to_where_another_is(tmp_path, programs):
+    """Neither one of another shape, nor one that is more than a checkpoint ahead."""
+
+    def cut_at(step):
+        def cut(record):
+            if record["step"] == step:
+                raise KeyboardInterrupt
+
+        return cut
+
+    apart = [("isolated", 0, 3), ("supervised", 0, 9), ("isolated", 3, 9)]
+    how = {"eval_every": 3, "keep_checkpoints": 3}
+    for name, seed, step in apart:
+        folder = tmp_path / f"{name} {seed}"
+        with pytest.raises(KeyboardInterrupt):
+            given = arguments(name, seed)
+            mhd.simulate(**given, **how, workdir=folder, callbacks=cut_at(step))
+    programs.clear()
+    resumed = mhd.simulate_many(
+        [arguments(name, seed) for name, seed, _ in apart],
+        workdirs=[tmp_path / f"{name} {seed}" for name, seed, _ in apart],
+        write_reports=False,
+        **how,
+    )
+    assert [result.started_at for result in resumed] == [3, 9, 9] and not programs
+
+
+@pytest.mark.slow
+def test_only_the_data_of_runs_that_go_on_are_on_the_device(monkeypatch):
+    """One part's own, and stacked, however many parts there are."""
+    kept = []
+
+    class Watch(mhd.Callback):
+        def on_compiled(self, seconds):
+            gc.collect()
+            wide = [a for a in jax.live_arrays() if a.shape[-1:] == (WIDTH,)]
+            kept.append(sum(a.nbytes for a in wide))
+
+    inputs = np.random.default_rng(0).normal(size=(60, WIDTH)).astype(np.float32)
+    data = mhd.data.arrays(inputs, np.arange(60) % 3)
+    who = mhd.make_clients(data, 2, Linear(), partition="iid", public_fraction=0)
+    monkeypatch.setattr(joining, "_most_at_once", lambda run: 2)
+    runs = [
+        {"topology": "complete", "clients": who, "algorithm": name, "seed": seed}
+        for name in ("isolated", "fedavg")
+        for seed in range(4)
+    ]
+    mhd.simulate_many([{**run, "steps": 1, "batch_size": 4} for run in runs], callbacks=Watch())
+    assert len(kept) == 4 and len(set(kept)) == 1 and kept[0] > 0
+
+
 def test_branches_stay_branches():
     """A joined step count keeps `cond` from computing both sides of every run."""
     runs = prepared("fedavg")
@@ -161,14 +216,14 @@ def test_branches_stay_branches():
 
 def together(runs):
     """The runs as one, where all of them are."""
-    indices, joined = joining.partition(runs)[0]
+    indices, joined = next(joining.partition(runs))
     return joined if len(indices) == len(runs) else None
 
 
 def test_what_cannot_or_should_not_go_together(monkeypatch):
     runs = prepared("mhd")
     assert together(runs) is not None
-    assert joining.partition(runs[:1]) == [([0], None)]
+    assert list(joining.partition(runs[:1])) == [([0], None)]
     other = prepare(**arguments("mhd", batch_size=5))
     parts = joining.partition([runs[0], other, *prepared("naive"), runs[1]])
     assert [part for part, _ in parts] == [[0, 5], [1], [2, 3, 4]]
@@ -267,6 +322,34 @@ def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, programs):
         mhd.simulate_many(runs, eval_every=6)
     (only,) = mhd.simulate_many(runs[1:2], eval_every=6, keep_going=True)
     assert isinstance(only, mhd.DivergedError)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_stays_so_if_the_others_are_cut(tmp_path, programs):
+    cut = True
+
+    def stop_or_cut(record):
+        if (record["seed"], record["step"]) == (SEEDS[0], 3):
+            raise StopIteration("good enough")
+        if cut and record["step"] == 9:
+            raise KeyboardInterrupt
+
+    def go():
+        several = [arguments("isolated", seed) for seed in SEEDS]
+        folders = [tmp_path / str(seed) for seed in SEEDS]
+        return mhd.simulate_many(several, eval_every=3, workdirs=folders, callbacks=stop_or_cut)
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    cut = False
+    programs.clear()
+    stopped, *others = go()
+    assert set(programs) == {2} and [result.started_at for result in others] == [9, 9]
+    assert (stopped.summary["status"], stopped.summary["steps"]) == ("stopped", 3)
+    assert stopped.summary["stopped_because"] == "good enough"
+    assert [result.summary["steps"] for result in others] == [12, 12]
+    for seed in SEEDS:
+        assert has_report(tmp_path / str(seed))
 
 
 def test_splitting_gives_back_what_was_joined():

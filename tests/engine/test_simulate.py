@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import functools
+import gc
 import json
 import pickle
 import shutil
 import signal
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -435,6 +437,22 @@ def test_seeds_and_splits_share_the_program_of_their_start():
         np.testing.assert_array_equal(found, who.labelled_counts().sum(axis=1))
 
 
+def test_the_program_of_a_start_keeps_no_samples(monkeypatch):
+    """It stays for later runs; its constants, among them this run's public samples, do not."""
+    constants, traced_start = [], start.traced_start
+
+    def seen(*args):
+        traced, shapes = traced_start(*args)
+        constants.extend(map(weakref.ref, traced.consts))
+        return traced, shapes
+
+    monkeypatch.setattr(start, "traced_start", seen)
+    sizes = {"batch_size": 4, "public_batch_size": 8}
+    mhd.prepare("ring", clients(), "distributed_distillation", **sizes).init()
+    gc.collect()
+    assert constants and all(constant() is None for constant in constants)
+
+
 def test_the_hot_loop_moves_nothing_to_the_host():
     who, topology, spec = clients(), mhd.topology.ring(4), BatchSpec(4, 8)
     algorithm, data = mhd.algorithms.mhd(), steps.device_data(who)
@@ -457,6 +475,21 @@ def test_the_hot_loop_moves_nothing_to_the_host():
 def test_divergence_is_named():
     with pytest.raises(mhd.DivergedError, match=r"client 0, 1, 2, 3 is no longer finite at step"):
         run("isolated", optimizer=optax.sgd(1e20), steps=40)
+
+
+@pytest.mark.slow
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(tmp_path):
+    overflowing = optax.chain(optax.scale(-3e38), optax.scale(1e3))
+    with pytest.raises(mhd.DivergedError, match=r"parameters of client 0, 1, 2 are .* at step 1 "):
+        run("isolated", "complete", clients(3), tmp_path, steps=1, optimizer=overflowing)
+    assert not list(tmp_path.glob("checkpoints/*"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+    rates = [mhd.optim.SGD(rate, weight_decay=1e3, schedule="constant") for rate in (3e38, 0.01)]
+    how = {"topology": "complete", "clients": clients(3), "algorithm": "isolated", "steps": 1}
+    several = [{**how, "batch_size": 4, "optimizer": rate} for rate in rates]
+    failed, fine = mhd.simulate_many(several, keep_going=True)
+    assert "parameters of client 0, 1, 2" in str(failed) and fine.summary["status"] == "finished"
 
 
 def test_collapse_is_warned_of():
@@ -531,11 +564,20 @@ def test_bad_settings_are_refused(settings, sentence):
         (["complete"], "run 0 must be a dict of arguments, not 'complete'"),
         ([{}, {"eval_every": 2}], "eval_every is that of all runs"),
         ([{"workdir": "w"}], "given by workdirs, one for each run"),
+        ([{"topology": "complete"}], "run 0 has no clients; add"),
+        ([{"steps": 3}], "run 0 has no topology and no clients; add"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(runs, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         mhd.simulate_many(runs)
+
+
+@pytest.mark.slow
+def test_seeds_may_be_an_array(tmp_path):
+    how = {"steps": 1, "batch_size": 4, "workdirs": [tmp_path / "0", tmp_path / "1"]}
+    found = mhd.simulate_seeds(["ring"] * 2, [clients()] * 2, "isolated", seeds=np.arange(2), **how)
+    assert [result.history[-1]["seed"] for result in found] == [0, 1]
 
 
 def test_seeds_take_the_place_of_a_seed():

@@ -206,6 +206,16 @@ def test_a_score_below_zero_keeps_its_sign():
     assert "-0.35 at step 1" in why and best_step == 1
 
 
+def test_a_new_run_cannot_be_stopped_before_its_first_step(clients):
+    class Early(mhd.Callback):
+        def on_start(self, runs, step):
+            runs[0].stop("at once")
+
+    with pytest.raises(mhd.ConfigError, match=r"before its first step.* in on_steps") as raised:
+        mhd.simulate("ring", clients, "isolated", steps=2, batch_size=8, callbacks=Early())
+    assert "\n" not in str(raised.value)
+
+
 def test_what_has_no_heads_cannot_be_watched():
     with pytest.raises(mhd.ConfigError, match=r"choose one of beta_sh/main\.$"):
         mhd.callbacks.EarlyStopping("honest/beta_sh").on_start([Scored(0.1)], 0)
@@ -261,6 +271,33 @@ def test_ctrl_c_returns_what_there_is(clients):
     assert result.summary["stopped_because"] == "Ctrl-C"
     assert 2 <= result.summary["steps"] == result.history[-1]["step"] < 10
     assert result.predict(X).shape == (3, 5, 4, 10)
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_last_step_loses_nothing(clients):
+    """The run has finished; only what has not begun is left out."""
+    run = {"topology": "ring", "clients": clients, "algorithm": "isolated", "steps": 2}
+    how = {"eval_every": 2, "callbacks": _interrupt}
+    with pytest.warns(UserWarning, match="Ctrl-C came after the last step"):
+        (result,) = mhd.simulate_many([run], **how)
+    assert result.summary["status"] == "finished" and result.summary["steps"] == 2
+    with pytest.warns(UserWarning), pytest.raises(mhd.InterruptedRun, match="1 of 2 runs"):
+        mhd.simulate_many([run, {**run, "algorithm": "supervised"}], **how)
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_others_have_begun_after_the_first_was_stopped(clients):
+    def stop_then_interrupt(record, view):
+        if view.settings["seed"] == 0 and record["step"] == 2:
+            raise StopIteration
+        if view.settings["seed"] == 1 and record["step"] == 4:
+            _interrupt(record)
+
+    common = {"topology": "ring", "clients": clients, "steps": 400, "batch_size": 8}
+    runs = [{**common, "algorithm": "isolated", "seed": seed} for seed in (0, 1)]
+    runs.append({**common, "algorithm": "supervised"})
+    with pytest.warns(UserWarning), pytest.raises(mhd.InterruptedRun, match="1 of 3 runs"):
+        mhd.simulate_many(runs, eval_every=2, steps_per_dispatch=1, callbacks=stop_then_interrupt)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def programs(monkeypatch):
     carry_out = joining.partition
 
     def counted(runs):
-        parts = carry_out(runs)
+        parts = list(carry_out(runs))
         found.extend(len(indices) for indices, _ in parts)
         return parts
 

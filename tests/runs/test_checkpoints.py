@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import subprocess
+import time
 import warnings
 
 import pytest
@@ -206,6 +207,24 @@ def test_the_best_state_on_the_validation_set_is_kept(tmp_path):
     assert_trees_equal(run(tmp_path, **options).best, result.best)
     with pytest.raises(mhd.ConfigError, match="there is none; set validation_fraction"):
         run(tmp_path / "without", keep_best=True)
+
+
+@pytest.mark.slow
+def test_the_best_step_may_be_the_last_on_a_slow_disk(tmp_path, monkeypatch):
+    write = manifest.write
+
+    def slowly(*args):
+        time.sleep(0.3)
+        write(*args)
+
+    monkeypatch.setattr(manifest, "write", slowly)
+    options = {"keep_checkpoints": 1, "keep_best": True, "who": clients(validation_fraction=0.3)}
+    options["optimizer"] = mhd.optim.SGD(0.02, schedule="constant")
+    result = run(tmp_path, **options)
+    scores = {r["step"]: r["validation"]["beta_sh"]["main"] for r in result.history}
+    *others, last = scores.values()
+    assert last > max(others)
+    assert result.summary["best_step"] == int(result.best.step) == STEPS == saved(tmp_path)[0]
 
 
 @pytest.fixture

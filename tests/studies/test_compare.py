@@ -52,7 +52,7 @@ def shapes(monkeypatch):
     found, partition = [], joint_runs.partition
 
     def counted(runs):
-        parts = partition(runs)
+        parts = list(partition(runs))
         found.extend(len(indices) for indices, _ in parts)
         return parts
 

@@ -83,6 +83,8 @@ class WatchedRun:
     def stop(self, reason: str = "a callback", best_step: int | None = None) -> None:
         """Stops the run at its present step, where it counts as finished.
 
+        A run that has taken no step cannot be stopped, but refused with a `ConfigError`.
+
         Args:
           reason: the text of `summary["stopped_because"]`.
           best_step: the step with the best parameters, for `summary["best_step"]`.

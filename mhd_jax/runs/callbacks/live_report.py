@@ -20,7 +20,7 @@ class LiveReport(LivePage):
         for place, run in enumerate(self.runs):
             why = ended
             if place in self.diverged:
-                why = "The run has diverged: a client's loss is no longer finite."
+                why = "The run has diverged: a client's loss or parameters are no longer finite."
             if run.folder is not None:
                 news = "" if why else self.news
                 unfinished.write(run.folder, run.history, self.step, news=news, ended=why)
