@@ -446,6 +446,12 @@ def _own_hyperparameters() -> list[str]:
     return sorted(name for name in _DEFINED if name in FLAGS)
 
 
+def require_distinct(name: str, given: Sequence[str], each: str = "of them") -> None:
+    """Raises `ConfigError` if a flag that lists things to compare names one twice, or none."""
+    if not given or len(set(given)) < len(given):
+        raise mhd.ConfigError(f"--{name} must name each {each} once, and at least one.")
+
+
 def define_own(arguments: Sequence[str]) -> None:
     """Defines flags of the arguments of users' own factories that a command line names.
 

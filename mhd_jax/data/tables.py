@@ -40,7 +40,8 @@ def dataset(
 
     Labels may be texts or whole numbers; sorted, they are the classes. A column of whole numbers
     that are not all written as such, like 007 or 1e5, is one of texts where it holds labels or
-    owners. For a regression labels are any numbers, which clients learn to predict. If a column `split` holds
+    owners. For a regression labels are any numbers, which clients learn to predict. If a column
+    `split` holds
     train (or training) and test (or testing, val, valid, validation, dev: the first of these that
     is there), it determines the test split and is no feature; rows of other splits are left out.
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -218,27 +218,22 @@ class Lane:
         if self.host.write_reports and multihost.is_main():
             report_process.write(folder.finished_with(summary, self.history))
 
-    def look_after(self, sums: Terms, tally: Tally, finite: Sequence[Array], step: int) -> None:
+    def look_after(self, sums: Terms, tally: Tally, finite: Array, step: int) -> None:
         """Raises `DivergedError` if the run has diverged or, with `keep_going`, keeps it.
 
-        `finite` is which clients' models are, bool [k] for each group of clients.
+        `finite` is which clients' models are, bool [K].
         """
         try:
             self._require_finite("loss", "is", self.run.diverged(sums), step)
             if self.run.quarantine:
                 self._report_quarantine(tally)
             else:
-                self._require_finite("parameters", "are", self._overflown(finite), step)
+                overflown = ~multihost.fetch(finite)[: self.run.num_active]
+                self._require_finite("parameters", "are", np.flatnonzero(overflown), step)
         except DivergedError as error:
             if not self.host.keep_going:
                 raise
             self.failure = error
-
-    def _overflown(self, finite: Sequence[Array]) -> np.ndarray:
-        """Returns the numbers of the clients whose models are not finite."""
-        members = [i for group in self.run.carry.state.groups for i in group.members]
-        bad = np.sort(np.array(members)[~np.concatenate(multihost.fetch(list(finite)))])
-        return bad[bad < self.run.num_active]
 
     def _require_finite(self, what: str, verb: str, bad: np.ndarray, step: int) -> None:
         if bad.size:

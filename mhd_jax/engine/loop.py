@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError, DivergedError, InterruptedRun
-from mhd_jax.core.trees import all_finite
-from mhd_jax.core.types import PyTree
+from mhd_jax.core.types import GroupState, PyTree, State
 from mhd_jax.core.warned import warn
 from mhd_jax.engine.failures import listed
 from mhd_jax.engine.lane import Lane
@@ -24,6 +23,7 @@ from mhd_jax.engine.schedule import Pace
 from mhd_jax.engine.signals import StopRequests, stop_requests
 from mhd_jax.engine.steps import Carry
 from mhd_jax.runs.callbacks import Callback
+from mhd_jax.training.groups import finite_params
 
 CTRL_C = "Ctrl-C"
 _COLLAPSE_ENTROPY = 0.1
@@ -104,7 +104,8 @@ def _train(
         elapsed = time.perf_counter() - started
         pace.observe(num_steps, elapsed)
         step += num_steps
-        parts = program.split((carry.sums, carry.tally, _finite(carry, axes=min(len(lanes), 2))))
+        finite = _finite(carry.state, joined=len(lanes) > 1)
+        parts = program.split((carry.sums, carry.tally, finite))
         for place, (lane, (sums, tally, finite)) in enumerate(zip(lanes, parts, strict=True)):
             if not lane.has_ended:
                 lane.seconds += elapsed / len(lanes)
@@ -151,17 +152,14 @@ def _require_unstopped(lanes: Sequence[Lane]) -> None:
     multihost.first_does(check, otherwise="a callback of the first process stops a run too early.")
 
 
-def _finite(carry: Carry, axes: int) -> list[Array]:
-    """Returns which clients' models are finite, bool [k] or, joined, [S, k] for each group."""
-    models = [jax.tree.leaves((group.params, group.stats)) for group in carry.state.groups]
-    return _all_finite(
-        [[a for a in model if jnp.issubdtype(a.dtype, jnp.inexact)] for model in models], axes=axes
-    )
+@functools.partial(jax.jit, static_argnames="joined")
+def _finite(state: State, joined: bool) -> Array:
+    """Returns which clients' models are finite, bool [K] or, of S joined runs, [S, K]."""
 
+    def of(groups: tuple[GroupState, ...]) -> Array:
+        return finite_params(dataclasses.replace(state, groups=groups))
 
-@functools.partial(jax.jit, static_argnames="axes")
-def _all_finite(models: Sequence[PyTree], axes: int) -> list[Array]:
-    return [all_finite(model, axes) for model in models]
+    return jax.vmap(of)(state.groups) if joined else of(state.groups)
 
 
 def _stop_where_asked(lanes: Sequence[Lane], program: Program, carry: Carry) -> None:

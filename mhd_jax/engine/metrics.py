@@ -3,9 +3,9 @@
 A metric is a function `f(logits [N, C], labels [N]) -> float` of one client's head on a set of
 samples, called on the host with NumPy arrays: `simulate(..., metrics={"macro_f1": macro_f1})`. For
 a regression it gets predicted and true numbers [N, D], both in their own units. Logits outside of a
-client's label set are −∞. What it returns counts as unknown if it is not finite. By the names of further parameters it may ask for `client`, the client's
-number; `everyone`, the same head's logits of all clients, [K, N, C]; and `graph`, A(t) of the
-evaluation's step, [K, K].
+client's label set are −∞. What it returns counts as unknown if it is not finite. By the names of
+further parameters it may ask for `client`, the client's number; `everyone`, the same head's logits of
+all clients, [K, N, C]; and `graph`, A(t) of the evaluation's step, [K, K].
 """
 
 from __future__ import annotations

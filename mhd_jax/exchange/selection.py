@@ -356,13 +356,11 @@ def _ranks(candidates: Candidates) -> tuple[Array, Array]:
     the candidates; rows that are not candidates, or say nothing of the class, rank last.
 
     Returns:
-      Ranks, int [N, P, R, C], and counts, int [P, R, C].
+      Ranks, int [N, P, R, C], and counts, int [P, R, C], or [1, 1, 1] of numbers.
     """
     counted = candidates.valid[:, None, None, None]
     if candidates.task.has_classes:
         counted = counted & (candidates.probabilities > 0)
-    else:
-        counted = jnp.broadcast_to(counted, candidates.probabilities.shape)
     values = jnp.where(counted, candidates.probabilities, jnp.inf)
     earlier = jnp.tril(jnp.ones((len(values),) * 2, bool), -1)[..., None, None, None]
     one, other = values[:, None], values[None]

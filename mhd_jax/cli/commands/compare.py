@@ -29,8 +29,7 @@ flags.adopt_module_key_flags(launch)
 def main() -> None:
     """Runs the comparison that the flags describe."""
     names = [name.strip() for name in _ALGORITHMS.value]
-    if not names or len(set(names)) < len(names):
-        raise mhd.ConfigError("--algorithms must name each algorithm once, and at least one.")
+    run_flags.require_distinct("algorithms", names, each="algorithm")
     algorithms, unused = {}, {}
     for name in names:
         built, unused[name] = run_flags.algorithm(name, strict=False)

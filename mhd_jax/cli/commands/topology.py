@@ -129,9 +129,8 @@ def main() -> None:
         raise mhd.ConfigError(
             "this study takes --topologies, several of them; leave --topology out."
         )
-    for name, given in (("topologies", _TOPOLOGIES.value), ("algorithms", _ALGORITHMS.value)):
-        if not given or len(set(given)) < len(given):
-            raise mhd.ConfigError(f"--{name} must name each of them once, and at least one.")
+    run_flags.require_distinct("topologies", _TOPOLOGIES.value)
+    run_flags.require_distinct("algorithms", _ALGORITHMS.value)
     algorithms, unused = [], {}
     for name in [name.strip() for name in _ALGORITHMS.value]:
         algorithm, unused[name] = run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)
