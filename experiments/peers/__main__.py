@@ -108,7 +108,7 @@ class Side:
             self.end()
             raise
         self.first = time.perf_counter() - start
-        self._signal(signal.SIGSTOP)
+        self._stop()
 
     def turn(self) -> float:
         """Returns the seconds of one piece of work."""
@@ -116,7 +116,7 @@ class Side:
         self._process.stdin.write("\n")  # type: ignore[union-attr]
         self._process.stdin.flush()  # type: ignore[union-attr]
         seconds = self._answer()["seconds"]
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return seconds
 
     def megabytes(self) -> float:
@@ -136,6 +136,11 @@ class Side:
     def _processes(self) -> list[psutil.Process]:
         own = psutil.Process(self._process.pid)
         return [own, *own.children(recursive=True)]
+
+    def _stop(self) -> None:
+        """Stops the process and its children, and waits until its threads stand still."""
+        self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: int) -> None:
         os.killpg(self._process.pid, number)
