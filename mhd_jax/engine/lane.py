@@ -56,6 +56,7 @@ class Lane:
     summary: dict[str, Any] | None = None  # of a run that has ended well
     best_score: float = -math.inf
     saved_at: int | None = None  # the step of the last checkpoint of this process
+    per_class: tuple[int, np.ndarray] | None = None  # of the last evaluation, and its step
 
     @functools.cached_property
     def view(self) -> WatchedRun:
@@ -174,7 +175,8 @@ class Lane:
 
     def record(self, carry: Carry) -> dict[str, Any]:
         """Evaluates, and adds the record to the history and the folder."""
-        record = record_of(self.run, carry, self.seconds, self.host.own_metrics)
+        per_class = self._per_class(carry)
+        record = record_of(self.run, carry, per_class, self.seconds, self.host.own_metrics)
         self.history.append(record)
         if self.folder is not None:
             self.folder.append(record)
@@ -193,7 +195,8 @@ class Lane:
         """Returns the summary after writing it, which marks the run as finished."""
         if self.folder is not None:
             self.folder.wait()  # the last checkpoint may be the best one
-        summary = summarize(self.run, carry, self.history, self.compile_seconds, self.seconds)
+        taken, per_class = (self.compile_seconds, self.seconds), self._per_class(carry)
+        summary = summarize(self.run, carry, per_class, self.history, *taken)
         summary |= self._ending()
         summary["execution"] = executed(self.run, self.runs_at_once)
         if self.folder is not None:
@@ -201,6 +204,13 @@ class Lane:
                 keep_models(self.folder.path, carry.state, self._answers)
             self.folder.finish(summary)
         return summary
+
+    def _per_class(self, carry: Carry) -> np.ndarray:
+        """Returns accuracies on test samples by class, [K, H, C], evaluated once at a step."""
+        step = int(carry.state.step)
+        if self.per_class is None or self.per_class[0] != step:
+            self.per_class = step, self.run.per_class_accuracy(carry.state, self.run.test)
+        return self.per_class[1]
 
     def _ending(self) -> dict[str, Any]:
         """Returns why the run was stopped, for its summary, and the step that was its best."""

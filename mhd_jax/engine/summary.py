@@ -28,11 +28,17 @@ _MOST_BY_CLASS = 4000  # clients times classes up to which records hold accuraci
 
 
 def record_of(
-    run: Run, carry: Carry, seconds: float, metrics: OwnMetrics = NO_METRICS
+    run: Run,
+    carry: Carry,
+    per_class: np.ndarray,
+    seconds: float,
+    metrics: OwnMetrics = NO_METRICS,
 ) -> dict[str, Any]:
-    """Evaluates a run and returns the record, after `seconds` of training, for its history."""
+    """Returns an evaluation's record for the history, after `seconds` of training.
+
+    `per_class` are the accuracies on test samples by class, [K, H, C].
+    """
     sent = communication.total(run.messages(carry), run.senders)
-    per_class = run.per_class_accuracy(carry.state, run.test)
     record = {
         "step": int(carry.state.step),
         "seed": run.seed,
@@ -108,13 +114,13 @@ def _add(means: dict[str, Any], each: dict[str, Any], found: Mapping[str, np.nda
 def summarize(
     run: Run,
     carry: Carry,
+    per_class: np.ndarray,
     history: Sequence[Mapping[str, Any]],
     compile_seconds: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """Returns the content of `summary.json` for a finished run."""
+    """Returns the content of `summary.json` for a finished run; `per_class` as in `record_of`."""
     last = history[-1]
-    per_class = run.per_class_accuracy(carry.state, run.test)
     consensus = run.consensus(carry.state)
     few = len(per_class) <= diagnostics.MOST_CLIENTS
     return jsonable(
