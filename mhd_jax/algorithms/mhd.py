@@ -202,10 +202,11 @@ class _MHD:
         mapped = None
         if self._is_mapped(state):
             mapped, pull_back_all = projection.mapped(state, outputs, teachers.positions, pull_back)
-        known = sent
+        known, heard = sent, graph * finite
         if self.density is not None:
+            state = self.density.met(state, teachers, heard)
             known, taught = self.density.as_read(state, sent, taught, teachers)
-        who = self._who(state, teachers, graph * finite)
+        who = self._who(state, teachers, heard)
         # Teachers are constants: each client's gradient starts at its own outputs.
         gradient = jax.grad(self.public_loss, argnums=(0, 1), has_aux=True)
         at_outputs, (terms, seen) = over_clients(gradient)(

@@ -35,7 +35,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mhd_jax.core.client_axis import neighbour_slots
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import Outputs, Participants, Presence, State
 from mhd_jax.core.validation import is_number
@@ -78,7 +77,10 @@ class Density:
     samples_teachers: bool
 
     def start(self, clients: Participants, num_heads: int) -> dict[str, Array]:
-        """Returns what is kept in `State.extra`: "counts", c [K, H], and "most", the caps [K]."""
+        """Returns what is kept in `State.extra`: "counts", c [K, H], and "most", the caps [K].
+
+        With adversaries also "degree", the most neighbours that each client has had, [K].
+        """
         samples = jnp.asarray(clients.labelled_counts().sum(axis=1), jnp.float32)
         of_main = samples if self.weights == "samples" else (samples > 0).astype(jnp.float32)
         counts = jnp.zeros((len(samples), num_heads)).at[:, 0].set(of_main)
@@ -87,6 +89,8 @@ class Density:
             kept["most"] = samples.sum() / jnp.maximum(samples, 1)
         elif self.cap != "none":
             kept["most"] = jnp.full(len(samples), float(self.cap))
+        if clients.adversaries:
+            kept["degree"] = jnp.zeros(len(samples))
         return kept
 
     def read(self, density: Array, most: Array | None) -> Array:
@@ -123,26 +127,32 @@ class Density:
             for one, limit in ((sent, most), (taught, of_teachers))
         )
 
+    def met(self, state: State, teachers: Teachers, graph: Array) -> State:
+        """Returns the state after clients have met the neighbours of a step, see `start`."""
+        if "degree" not in state.extra:
+            return state
+        neighbours = _neighbours(teachers, graph).astype(jnp.float32)
+        degree = jnp.maximum(state.extra["degree"], neighbours)
+        return dataclasses.replace(state, extra={**state.extra, "degree": degree})
+
     def counts_of(self, state: State, teachers: Teachers, graph: Array) -> Array:
         """Returns what receivers take for the counts of their teachers, [K, T, H].
 
-        No teacher has more than all walks of k steps in a graph of this degree could have brought
-        it. Where a step has some of n neighbours only, each of its T teachers stands for n/T of them:
+        No teacher has more than all walks of k steps could have brought it, if every client had as
+        many neighbours as any has had so far. Where a step has some of n neighbours only, each of its T teachers stands for n/T of them:
         on a graph of unlike weights, by which teachers are drawn, the mixture is weighted by these.
         """
         counts = state.extra["counts"]
         if "adversaries" in state.extra:
             counts = state.extra["adversaries"].counts(counts)
-            ranks, degree = jnp.arange(counts.shape[1]), neighbour_slots(len(counts))
-            longest = (1.0 + degree) ** ranks * state.extra["counts"][:, 0].max()
+            ranks, degree = jnp.arange(counts.shape[1]), state.extra["degree"].max()
+            longest = (1 + degree) ** ranks * state.extra["counts"][:, 0].max()
             counts = jnp.minimum(counts, longest)
         found = counts[teachers.positions] * teachers.valid[..., None]
         if not self.samples_teachers:
             return found
-        drawn = teachers.valid.sum(axis=1)
-        known = _different(jnp.where(teachers.valid, teachers.positions, len(counts)), len(counts))
-        neighbours = jnp.maximum((graph > 0).sum(axis=1), known)  # in a pool, of some who are away
-        return found * (neighbours / jnp.maximum(drawn, 1))[:, None, None].astype(found.dtype)
+        drawn = jnp.maximum(teachers.valid.sum(axis=1), 1)
+        return found * (_neighbours(teachers, graph) / drawn)[:, None, None].astype(found.dtype)
 
     def loss(
         self,
@@ -201,6 +211,13 @@ def log_mixture(candidates: Candidates) -> Array:
     total = knowledge(candidates).sum(axis=0)
     counts = candidates.counts.sum(axis=0)  # type: ignore[union-attr]
     return jnp.log(jnp.where(counts > 0, total, 1) / jnp.where(counts > 0, counts, 1))
+
+
+def _neighbours(teachers: Teachers, graph: Array) -> Array:
+    """Returns how many neighbours each client has, int [K]; in a pool there may be some who are away."""
+    none = graph.shape[1]
+    known = _different(jnp.where(teachers.valid, teachers.positions, none), none)
+    return jnp.maximum((graph > 0).sum(axis=1), known)
 
 
 def _different(positions: Array, none: int) -> Array:

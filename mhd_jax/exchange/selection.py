@@ -371,12 +371,14 @@ def _ranks(candidates: Candidates) -> tuple[Array, Array]:
 def _mean_of_kept(candidates: Candidates, kept: Array) -> Array:
     """Returns the mean of what is kept, with weights [N, P, R, C]; 0 if nothing is.
 
-    That of probabilities is divided by its sum over the classes instead, to be a distribution.
+    Those of probabilities are divided by their sum over the classes, to be a distribution.
     """
-    sums = (kept * candidates.probabilities).sum(axis=0)
-    has_classes = candidates.task.has_classes
-    total = sums.sum(axis=-1, keepdims=True) if has_classes else kept.sum(axis=0)
-    return sums / jnp.where(total > 0, total, 1)
+    weights = kept.sum(axis=0)
+    means = (kept * candidates.probabilities).sum(axis=0) / jnp.where(weights > 0, weights, 1)
+    if not candidates.task.has_classes:
+        return means
+    total = means.sum(axis=-1, keepdims=True)
+    return means / jnp.where(total > 0, total, 1)
 
 
 def _require_classes(candidates: Candidates, what: str) -> None:

@@ -186,8 +186,12 @@ class Checkpoints:
         Raises:
           ConfigError: the checkpoint is damaged.
         """
+        import orbax.checkpoint as ocp
+
         self._require_whole(step)
-        return self._orbax().restore(self.folder(step))
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # who saved may have more
+        args = ocp.args.StandardRestore(fallback_sharding=here)
+        return self._orbax().restore(self.folder(step), args=args)
 
     def _require_whole(self, step: int) -> None:
         if damage := self.damage(step):

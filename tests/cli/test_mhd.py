@@ -9,9 +9,11 @@ import sys
 import tomllib
 import zipfile
 
+import numpy as np
 import pytest
 from absl.flags import FLAGS
 
+import mhd_jax
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import main, presets
@@ -94,6 +96,15 @@ def test_mhd_trains(run_folder):
     assert read(run_folder / "summary.json")["steps"] == 6
     command = read(run_folder / "config.json")["environment"]["command"]
     assert command.startswith("mhd train --steps=6 ") and command.endswith(" --workdir=w")
+
+
+def test_python_loads_what_the_command_has_trained(run_folder):
+    """On one device, where the command has one for each core."""
+    loaded, data = mhd_jax.load(run_folder), mhd_jax.data.load("digits")
+    decisions = loaded.predict(data.test_inputs)[:, :, 0].argmax(axis=-1)
+    right = decisions == data.test_labels
+    by_class = [right[:, data.test_labels == c].mean() for c in range(10)]
+    assert loaded.summary["beta_sh"]["main"] == pytest.approx(np.mean(by_class), abs=1e-6)
 
 
 @pytest.mark.parametrize("command", commands.BINARIES)

@@ -370,6 +370,8 @@ def test_a_checkpoint_moves_to_another_number_of_devices(elsewhere, tmp_path):
     found = elsewhere(POOLS, MOVED)
     assert_rounded(found, whole(POOLS))
     assert found["places"] == [2, [2]]
+    loaded = mhd.load(elsewhere.folder / "moved")  # on one device
+    assert_trees_equal(parameters(loaded), found["parameters"])
     shutil.copytree(elsewhere.folder / "stopped", tmp_path / "run")
     with pytest.warns(UserWarning, match="devices 5 there, 1 now"):
         result = simulate(POOLS, workdir=tmp_path / "run")

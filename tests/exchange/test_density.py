@@ -169,8 +169,10 @@ def test_counts_of_liars_are_cut_to_what_walks_could_bring():
     counts = jnp.asarray([[1, 5, 9], [1, 2, 6], [1, 2, 6], [1, 2, 6], [1, 2, 6.0]])
     state = state.replace(extra={**state.extra, "counts": counts})
     teachers = Teachers(jnp.array([[1, 2]]), jnp.array([[True, True]]))
-    claimed = USUAL.counts_of(state, teachers, STAR[:1])[0]
-    np.testing.assert_array_equal(claimed, [[1, K, K**2], [1, 2, 6]])
+    for graph, most in ((CHAIN, 3), (STAR, K), (CHAIN, K)):  # as many as there have been
+        state = USUAL.met(state, teachers, graph)
+        claimed = USUAL.counts_of(state, teachers, graph)[0]
+        np.testing.assert_array_equal(claimed, [[1, most, most**2], [1, 2, 6]])
 
 
 @pytest.mark.slow
