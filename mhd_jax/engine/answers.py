@@ -12,6 +12,7 @@ from jax import Array
 from mhd_jax.core import multihost
 from mhd_jax.core.client_axis import Execution
 from mhd_jax.core.types import PyTree, State
+from mhd_jax.data import tokens
 from mhd_jax.data.dataset import take
 from mhd_jax.data.kinds import kept_as
 from mhd_jax.data.preprocessing import Preparation
@@ -28,6 +29,7 @@ class Answers:
       execution: how the client axis is computed.
       kind: the shape and type of one sample as the data set stores it.
       dataset: the data set's name.
+      vocabulary_size: V of samples that are tokens in 0 … V − 1; None for others.
     """
 
     predict: Callable[[State, PyTree], Array]
@@ -35,6 +37,7 @@ class Answers:
     execution: Execution
     kind: PyTree
     dataset: str
+    vocabulary_size: int | None = None
 
     def __call__(self, state: State, inputs: PyTree) -> np.ndarray:
         """Returns logits [K, N, H, C] of all clients on samples in the data set's input form.
@@ -42,17 +45,27 @@ class Answers:
         For a regression they are the predicted numbers [K, N, H, D] in their own units.
 
         Raises:
-          ConfigError: samples of other shapes or types than the data set's.
+          ConfigError: samples as `stored` refuses them.
         """
-        stored = kept_as(self.kind, inputs, "inputs", self.dataset)
-        count = len(jax.tree.leaves(stored)[0])
-        if count == 0:
+        stored = self.stored(inputs)
+        if len(jax.tree.leaves(stored)[0]) == 0:
             one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), self.kind)
             logits = jax.eval_shape(self._answer, state, one)
             return np.zeros((logits.shape[0], 0, *logits.shape[2:]), logits.dtype)
-        # `take` reads lazily stored images.
-        found = multihost.fetch(self._answer(state, take(stored, np.arange(count))))
-        return state.task.in_own_units(found)
+        return state.task.in_own_units(multihost.fetch(self._answer(state, stored)))
+
+    def stored(self, inputs: PyTree) -> PyTree:
+        """Returns samples [N, ...] as the data set stores its own, images of files read.
+
+        Raises:
+          ConfigError: samples of other shapes or types than the data set's, or tokens beyond its
+            vocabulary.
+        """
+        found = kept_as(self.kind, inputs, "inputs", self.dataset)
+        count = len(jax.tree.leaves(found)[0])
+        if count and self.vocabulary_size is not None:
+            tokens.vocabulary_size([found], self.vocabulary_size)
+        return take(found, np.arange(count))  # which reads lazily stored images
 
     def _answer(self, state: State, inputs: PyTree) -> Array:
         return steps.answers(

@@ -17,8 +17,6 @@ from mhd_jax.core.shown import shortened
 from mhd_jax.core.tasks import Task
 from mhd_jax.core.types import PyTree, State
 from mhd_jax.core.validation import is_integer
-from mhd_jax.data.dataset import take
-from mhd_jax.data.kinds import kept_as
 from mhd_jax.engine.answers import Answers
 from mhd_jax.models.client_model import ClientModel, backbone_name
 from mhd_jax.training import initial
@@ -62,11 +60,10 @@ class Client:
         """Returns samples, as the data set stores or was given them, as the model takes them.
 
         Raises:
-          ConfigError: samples of other shapes or types than the data set's.
+          ConfigError: samples of other shapes or types than the data set's, or tokens beyond its
+            vocabulary.
         """
-        stored = kept_as(self._answers.kind, inputs, "inputs", self._answers.dataset)
-        count = len(jax.tree.leaves(stored)[0])
-        return self._answers.preparation(take(stored, np.arange(count)))
+        return self._answers.preparation(self._answers.stored(inputs))
 
     @modes.standard()
     def apply(self, inputs: PyTree, head: str | None = "main") -> np.ndarray:

@@ -283,4 +283,5 @@ class Lane:
             self.run.execution,
             data.kind,
             data.name,
+            data.vocabulary_size,
         )

@@ -7,6 +7,7 @@ import pytest
 import mhd_jax as mhd
 from mhd_jax.models import build_backbone
 from mhd_jax.models.norms import normalise
+from tests.builders import simulate_in
 
 rng = np.random.default_rng(0)
 LABELS = np.arange(60) % 3
@@ -69,6 +70,20 @@ def test_a_bag_of_tokens_is_the_mean_of_their_embeddings():
     mean = np.asarray(of_tokens["embedding"])[TOKENS].mean(axis=1)
     expected = normalise("none", False)(mean @ dense["kernel"] + dense["bias"])
     np.testing.assert_allclose(model.apply(params, TOKENS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("beyond", [60, -1])
+def test_tokens_beyond_the_vocabulary_are_not_answered(beyond, tmp_path):
+    clients = mhd.make_clients(
+        mhd.data.arrays(TOKENS, LABELS, tokens=True), 2, "bag_of_tokens", partition="iid"
+    )
+    simulate_in(tmp_path, "complete", clients, "isolated", steps=1, batch_size=4)
+    result = mhd.load(tmp_path)
+    client, wrong = result.client(0), np.append(TOKENS, [[beyond] * 5], axis=0)
+    for ask in (result.predict, client.prepared, client.apply, client.predict):
+        assert len(ask(TOKENS)) and ask(TOKENS[:0]).size == 0
+        with pytest.raises(mhd.ConfigError, match=r"from 0 … 59 \(vocabulary_size is 60\)"):
+            ask(wrong)
 
 
 @pytest.mark.slow
