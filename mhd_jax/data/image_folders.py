@@ -27,7 +27,7 @@ _OF_NOTES = (
 _OF_SYSTEMS = ("__macosx", "@eadir", "desktop.ini", "thumbs.db")
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
-_SPLIT_NAMES = (
+SPLIT_NAMES = (
     f"{TRAIN_NAMES[0]} (or {TRAIN_NAMES[1]}) and {TEST_NAMES[0]} (or {', '.join(TEST_NAMES[1:])})"
 )
 _GREY_MODES = ("1", "L", "LA", "La")
@@ -312,7 +312,7 @@ def _classes(folder: pathlib.Path) -> tuple[ImageFiles, list[pathlib.Path]]:
         if deeper:
             raise ConfigError(
                 f"the class folder {path} has folders of its own ({', '.join(deeper[:5])}); put a "
-                f"class's images directly into its folder, or name the splits {_SPLIT_NAMES}."
+                f"class's images directly into its folder, or name the splits {SPLIT_NAMES}."
             )
         files = [entry for entry in inside if entry.suffix.lower() in _SUFFIXES]
         for entry in files:

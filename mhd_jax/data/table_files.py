@@ -22,6 +22,7 @@ SUFFIXES = (*_DELIMITERS, ".parquet")
 SPLIT = "split"  # the column that may name each row's split
 # Texts that stand for a missing number, in lower case; in columns of texts only empty cells do.
 _MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?")
+_LONGEST_FIELD = 2**31 - 1  # characters; Python's own limit is 2¹⁷
 _TRUTHS = {"true": 1.0, "false": 0.0}
 
 
@@ -123,6 +124,7 @@ def _read_text(path: pathlib.Path, delimiter: str) -> Table:
         strict=True,
     )
     cells, lines, start = [], [], 1
+    limit = csv.field_size_limit(_LONGEST_FIELD)  # of the whole process
     try:
         for row in reader:
             if row:  # not an empty line
@@ -133,6 +135,8 @@ def _read_text(path: pathlib.Path, delimiter: str) -> Table:
         raise ConfigError(
             f"{path}, line {start}: {error}; quote fields that hold quotes, and double these."
         ) from error
+    finally:
+        csv.field_size_limit(limit)
     if not cells:
         raise ConfigError(f"{path} is empty; its first line must name the columns.")
     names = cells[0]

@@ -12,9 +12,10 @@ import numpy as np
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import shortened
 from mhd_jax.core.validation import require_kind
+from mhd_jax.core.warned import warn
 from mhd_jax.data.dataset import Dataset, arrays, held_out, take
 from mhd_jax.data.features import Features
-from mhd_jax.data.image_folders import TEST_NAMES, TRAIN_NAMES
+from mhd_jax.data.image_folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES
 from mhd_jax.data.numbers import in_ranges
 from mhd_jax.data.table_files import SPLIT, StoredImages, Table, is_text
 
@@ -43,7 +44,8 @@ def dataset(
     owners. For a regression labels are any numbers, which clients learn to predict. If a column
     `split` holds
     train (or training) and test (or testing, val, valid, validation, dev: the first of these that
-    is there), it determines the test split and is no feature; rows of other splits are left out.
+    is there), it determines the test split and is no feature; rows of other splits are left out,
+    with a warning where they have other names than these.
 
     Args:
       table: from `mhd_jax.data.table_files.read`.
@@ -118,6 +120,12 @@ def _by_split(table: Table, others: Collection[str | None]) -> tuple[Table, int]
         return table, 0
     columns = {name: each for name, each in table.columns.items() if name != SPLIT}
     rows = train if test is None else np.concatenate([train, test])
+    unused = np.setdiff1d(splits, [*splits[rows], *TEST_NAMES])
+    if unused.size:
+        warn(
+            f"{table.name}: {np.isin(splits, unused).sum():,} of {len(splits):,} rows are left out, whose "
+            f"split is {', '.join(shortened(unused))}; call splits {SPLIT_NAMES}."
+        )
     return dataclasses.replace(table, columns=columns).at(rows), len(rows) - len(train)
 
 

@@ -1,7 +1,9 @@
 """Tables as data sets: text files, Parquet, folders of Hugging Face's library."""
 
+import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -75,6 +77,13 @@ def test_quotes_spaces_empty_lines_and_truths(tmp_path):
     assert data.class_names == ("a, b", 'said "x"') and data.feature_names == ("n", "t")
     np.testing.assert_array_equal(data.inputs[:, 0] % 2 == 0, data.labels)
     np.testing.assert_array_equal(data.inputs[:, 0] % 3 == 0, data.inputs[:, 1])
+
+
+def test_a_field_may_be_long(tmp_path):
+    path, limit = tmp_path / "long.csv", csv.field_size_limit()
+    notes = ["x" * (limit + 1), *["short"] * (SIZE - 1)]
+    data = mhd.data.load(write(path, **COLUMNS, note=notes), label="outcome", features="dose")
+    assert data.inputs.shape == (48, 1) and csv.field_size_limit() == limit
 
 
 def test_whole_numbers_are_classes_in_their_order(tmp_path):
@@ -193,6 +202,18 @@ def test_a_column_determines_the_test_split(tmp_path):
     np.testing.assert_allclose(shown, [[1e6 - 30, -1]] * 20)
     with pytest.raises(mhd.ConfigError, match="a test split already; leave test_fraction out"):
         mhd.data.load(path, **options, test_fraction=0.5)
+
+
+def test_rows_of_unknown_splits_are_told_of(tmp_path):
+    split = np.array(["train", "val", "test", "holdout", "", "training"])[np.arange(SIZE) % 6]
+    path = write(tmp_path / "s.csv", **COLUMNS, split=split)
+    sentence = r"^s.csv: 30 of 60 rows are left out, whose split is holdout, none, training; call"
+    with pytest.warns(UserWarning, match=sentence):
+        data = mhd.data.load(path, label="outcome")
+    assert len(data.labels) == len(data.test_labels) == 10
+    path = write(tmp_path / "k.csv", **COLUMNS, split=np.resize(["train", "val", "test"], SIZE))
+    with warnings.catch_warnings(action="error"):
+        mhd.data.load(path, label="outcome")
 
 
 SOUND = [f"{i},{'ab'[i % 2]}" for i in range(20)]
