@@ -118,6 +118,11 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
+def names() -> list[str]:
+    """Returns the names of the models that `mhd_jax.make_clients` builds, like "resnet18"."""
+    return list(MODELS)
+
+
 def build_backbone(
     name: str,
     norm: str | None,
@@ -132,7 +137,7 @@ def build_backbone(
       ConfigError: an unknown name, a norm that the backbone does not know, or unsuitable inputs.
     """
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")
+        raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(names())}.")
     spec = MODELS[name]
     norm = norm or spec.norms[0]
     if norm not in spec.norms:
