@@ -21,7 +21,13 @@ from mhd_jax.core.label_sets import LabelSets, resolved
 from mhd_jax.core.machine import require_devices
 from mhd_jax.core.shown import MOST_ROWS, aligned, html_block, html_table, shortened
 from mhd_jax.core.tasks import Task
-from mhd_jax.core.validation import is_integer, require_clients, require_counts, require_kind
+from mhd_jax.core.validation import (
+    is_integer,
+    require_clients,
+    require_counts,
+    require_hashable,
+    require_kind,
+)
 from mhd_jax.core.warned import warn
 from mhd_jax.data import kinds, split_files
 from mhd_jax.data.dataset import Dataset, digest, select, take
@@ -33,7 +39,7 @@ from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.exchange import adversaries as misbehaviour
 from mhd_jax.models import MODELS, ClientModel, Pretrained, build_backbone
-from mhd_jax.models.check import require_backbone
+from mhd_jax.models.check import require_backbone, require_pretext
 from mhd_jax.models.client_model import backbone_name
 from mhd_jax.models.from_nnx import as_backbone
 from mhd_jax.training import optim
@@ -44,6 +50,7 @@ OBJECTIVES = ("supervised", "unlabelled", *PRETEXTS)
 _NUM_CLIENTS = 8
 _PUBLIC_FRACTION = 0.1
 _MOST_DIGITS = 9
+_TRIED = 16  # images of which a user's pretext task makes labels, to see if they fit
 _MOST_SHOWN = 100  # clients in a notebook's table
 ModelChoice = str | nn.Module | type | Sequence[Any] | Mapping[int, Any]
 
@@ -705,9 +712,12 @@ def _objectives(given: Any, num_clients: int, data: Dataset) -> tuple[str | Pret
         require_clients("objectives must name clients", given, num_clients)
         given = [given.get(client, "supervised") for client in range(num_clients)]
     goals = of_each(given, num_clients, "objectives", "supervised:7,unlabelled:1")
-    goals = [PRETEXTS[goal]() if goal in PRETEXTS else goal for goal in goals]
+    goals = [
+        PRETEXTS[goal]() if isinstance(goal, str) and goal in PRETEXTS else goal for goal in goals
+    ]
     for goal in goals:
         if isinstance(goal, Pretext):
+            require_hashable(f"the objective {goal.name}", goal)
             _require_images(goal, data)
         elif goal not in OBJECTIVES:
             raise ConfigError(f"unknown objective {goal!r}; choose one of {', '.join(OBJECTIVES)}.")
@@ -777,17 +787,18 @@ def _groups(
                 samples = kinds.shown(data.inputs)
                 error.add_note(f"It was raised in the model of {who}, whose samples are {samples}.")
                 raise
-        groups.append(
-            ClientGroup(
-                name,
-                backbone,
-                tuple(positions),
-                pretext=pretext,
-                initialization=start,
-                weights=weights,
-                frozen=frozen,
-            )
+        group = ClientGroup(
+            name,
+            backbone,
+            tuple(positions),
+            pretext=pretext,
+            initialization=start,
+            weights=weights,
+            frozen=frozen,
         )
+        if pretext is not None and type(pretext) not in PRETEXTS.values():
+            require_pretext(group.client_model(1, data.num_outputs), data.samples(_TRIED))
+        groups.append(group)
     if not any(isinstance(_model_of(choice), str) for choice, _ in members):
         for what, given in (("norm", norm), ("initialization", initialization)):
             if given is not None:

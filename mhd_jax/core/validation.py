@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from mhd_jax.core.errors import ConfigError
+from mhd_jax.core.errors import ConfigError, in_a_line
 
 MAX_SEED = 2**32
 _MOST = 2**31  # integers on the device are int32
@@ -76,6 +76,17 @@ def require_kinds(record: Any, but: Collection[str] = ()) -> None:
     for field in dataclasses.fields(record):
         if field.name not in but:
             require_kind(field.name, str(field.type), getattr(record, field.name))
+
+
+def require_hashable(what: str, value: Any) -> None:
+    """Raises `ConfigError` unless a user's object can be hashed, by which programs are shared."""
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ConfigError(
+            f"{what} cannot be hashed ({in_a_line(error)}); make its dataclass frozen, with numbers, texts "
+            "or tuples in its fields, or its class hashable."
+        ) from error
 
 
 def require_counts(**values: Any) -> None:

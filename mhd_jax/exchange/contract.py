@@ -13,6 +13,7 @@ from jax import Array
 from mhd_jax.core.digests import require_pure
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.tasks import Task
+from mhd_jax.core.validation import require_hashable
 from mhd_jax.core.warned import warn
 from mhd_jax.exchange.selection import TARGET_SELECTIONS, Candidates, TargetSelection
 
@@ -21,9 +22,10 @@ def selection(given: str | TargetSelection) -> TargetSelection:
     """A target selection of the library by its name, or a user's own, which is `checked`.
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: an unknown name, or a selection that cannot be hashed.
     """
     if callable(given):
+        require_hashable(_name_of(given), given)
         return checked(given)
     if not isinstance(given, str) or given not in TARGET_SELECTIONS:
         raise ConfigError(
@@ -74,7 +76,7 @@ def _try(
       calibrated: whether they have temperatures.
       task: what they predict.
     """
-    name = f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
+    name = _name_of(rule)
     last = jnp.arange(shape[0]) == shape[0] - 1
     for number, valid in enumerate((last | True, last | True, last, last & False)):
         key = jax.random.fold_in(jax.random.key(0), number)
@@ -95,6 +97,10 @@ def _try(
     require_pure(name, rule, key, candidates)
     alone = jnp.arange(shape[0]) == 0  # which is a client's own head, where that is a candidate
     _warn_of_invalid_ones(name, rule, _made_candidates(key, shape, *kinds, alone, spread=3.0))
+
+
+def _name_of(rule: TargetSelection) -> str:
+    return f"the target selection {getattr(rule, '__name__', type(rule).__name__)}"
 
 
 def _warn_of_invalid_ones(name: str, rule: TargetSelection, candidates: Candidates) -> None:

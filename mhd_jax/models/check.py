@@ -1,4 +1,4 @@
-"""Checks of users' own backbones, mostly by shapes alone, before anything is trained."""
+"""Checks of users' own backbones and pretext tasks, mostly by shapes alone, before training."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from flax.errors import (
     ScopeParamNotFoundError,
     ScopeVariableNotFoundError,
 )
+from jax import Array
 from jax.extend.core import Var
 
-from mhd_jax.core.digests import is_pure
+from mhd_jax.core.digests import is_pure, require_pure
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.warned import warn
 from mhd_jax.data.kinds import wrong_layout
@@ -89,6 +90,52 @@ def require_backbone(backbone: nn.Module, samples: PyTree, num_outputs: int) -> 
             "classes: a classifier that ends in a softmax? Return the hidden activation before its "
             "last layer, for heads are added."
         )
+
+
+def require_pretext(model: ClientModel, images: Any) -> None:
+    """Raises `ConfigError` unless a user's pretext task fits its model and its own logits.
+
+    It must be computed by jax.numpy, draw nothing with NumPy, and make an integer label for each
+    row of its logits, in 0 … the number of these − 1, which is seen on random images.
+
+    Args:
+      model: the model of clients that have the task.
+      images: the shape of a few images as models see them, [B, h, w, c].
+    """
+    task: Any = model.pretext
+    name, key = f"the objective {task.name}", jax.random.key(0)
+
+    def learned(key: Array, images: Array) -> tuple[Array, Array]:
+        params, stats = model.init(key, images)
+        inputs, labels = task.samples(key, images)
+        outputs, _ = model.apply(params, stats, inputs, key)
+        found = task.head.apply({"params": params["pretext"]}, outputs.embeddings)
+        return task.logits(found), labels
+
+    try:
+        logits, labels = jax.eval_shape(learned, key, images)
+        *rows, count = logits.shape
+        fit = list(labels.shape) == rows and jnp.issubdtype(labels.dtype, jnp.integer)
+        _, made = task.samples(key, jax.random.uniform(key, images.shape))
+    except ConfigError:
+        raise
+    except Exception as error:  # users' functions may raise any exception
+        raise ConfigError(
+            f"{name} fails for images {list(images.shape)} ({in_a_line(error)}); its samples and logits "
+            "must be functions of jax.numpy, and its images such as the model takes."
+        ) from error
+    if not fit:
+        raise ConfigError(
+            f"{name} must make one integer label for each row of its logits, but labels are "
+            f"{labels.dtype} {list(labels.shape)}, and logits {list(logits.shape)}."
+        )
+    least, most = int(made.min()), int(made.max())
+    if least < 0 or most >= count:
+        raise ConfigError(
+            f"{name} has {count} logits, for labels in 0 … {count - 1}, but makes labels in {least} … "
+            f"{most}; give its head as many outputs as there are labels."
+        )
+    require_pure(name, learned, key, images)
 
 
 def _initialised(

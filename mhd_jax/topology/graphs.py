@@ -28,7 +28,7 @@ from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.files import expanded
 from mhd_jax.core.shown import html_block
 from mhd_jax.core.types import PyTree
-from mhd_jax.core.validation import is_integer, require_kind, require_seed
+from mhd_jax.core.validation import is_integer, require_hashable, require_kind, require_seed
 from mhd_jax.topology import drawn, schedules
 from mhd_jax.topology.mixing import MIXINGS, links, spectral_gap
 from mhd_jax.topology.schedules import Schedule, cycle
@@ -271,8 +271,8 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
     be 0. `require_sound` checks the values.
 
     Raises:
-      ConfigError: the function cannot be traced, gives another program at each trace, or returns
-        a wrong shape.
+      ConfigError: the function cannot be traced or hashed, gives another program at each trace, or
+        returns a wrong shape.
     """
     name = _name_of(function)
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -298,13 +298,8 @@ def from_function(function: Callable[[jax.Array], jax.Array], num_clients: int) 
             "frozen into one graph for the whole run: draw with jax.random from the step, as in "
             "jax.random.permutation(jax.random.fold_in(key, step), K), not with NumPy or Python."
         )
-    try:
-        return Topology((), _schedule_of(function, digest), name)
-    except TypeError as error:
-        raise ConfigError(
-            f"the topology function {name} cannot be hashed ({in_a_line(error)}); give a plain "
-            "function."
-        ) from error
+    require_hashable(f"the topology function {name}", function)
+    return Topology((), _schedule_of(function, digest), name)
 
 
 @functools.lru_cache(maxsize=64)  # one schedule per function, so that programs compile once

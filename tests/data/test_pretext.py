@@ -196,6 +196,65 @@ def test_averages_of_parameters_name_who_has_another_head():
         mhd.algorithms.fedavg().init(jax.random.key(0), clients, batch_of(clients))
 
 
+@dataclasses.dataclass(frozen=True)
+class Bright:
+    """Tells which images are brighter than a number, or breaks what a task promises."""
+
+    fault: str = ""
+    name = "bright"
+    views = 1
+    square = False
+
+    @property
+    def head(self):
+        return nn.Dense(2)
+
+    def samples(self, key, images):
+        labels = (images.mean(axis=(1, 2, 3)) > 0.5).astype(jnp.int32)
+        return {
+            "beyond": lambda: (images, labels + 1),
+            "frozen": lambda: (images * np.random.default_rng().random(), labels),
+            "unequal": lambda: (images, labels[1:]),
+            "floats": lambda: (images, labels / 2),
+            "cut": lambda: (images[:, 1:], labels),
+            "alone": lambda: images,
+        }.get(self.fault, lambda: (images, labels))()
+
+    def logits(self, outputs):
+        return outputs
+
+
+class Melted(Bright):
+    """Cannot be hashed, as a dataclass that is not frozen."""
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("objective", "sentence"),
+    [
+        (
+            Bright("beyond"),
+            r"bright has 2 logits, for labels in 0 … 1, but makes labels in \d … 2;",
+        ),
+        (Bright("frozen"), "bright is another one each time it is called"),
+        (Bright("unequal"), r"one integer label .* are int32 \[15\], and logits \[16, 2\]"),
+        (Bright("floats"), r"one integer label .* are float32 \[16\]"),
+        (Bright("cut"), r"bright fails for images \[16, 4, 4, 1\] \(.*; its samples and logits"),
+        (Bright("alone"), "bright fails for images"),
+        (Melted(), "the objective bright cannot be hashed .* make its dataclass frozen"),
+        ([1], r"unknown objective \[1\]; choose one of"),
+        (Bright(), None),
+    ],
+)
+def test_tasks_of_ones_own_are_told_what_they_break(objective, sentence):
+    if sentence is None:
+        assert clients_with(objective).objectives[1] == "bright"
+    else:
+        with pytest.raises(mhd.ConfigError, match=sentence):
+            clients_with(objective)
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"width": 0}])
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(mhd.ConfigError):

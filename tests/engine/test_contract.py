@@ -139,6 +139,28 @@ def test_target_selections_are_told_what_they_break(sentence, how):
     assert not getattr(raised.value, "__notes__", [])  # such as JAX's on frames that it leaves out
 
 
+@dataclasses.dataclass
+class Scaled:
+    """Cannot be hashed, as it is not frozen."""
+
+    scale: float = 1.0
+
+    def __call__(self, *_):
+        return self.scale * (jnp.ones((4, 4)) - jnp.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        ("target selection", lambda: mhd.algorithms.mhd(target_selection=Scaled())),
+        ("topology function", lambda: prepare(Scaled(), clients(), "isolated", **SETTINGS)),
+    ],
+)
+def test_what_programs_are_shared_by_can_be_hashed(what, make):
+    with pytest.raises(mhd.ConfigError, match=f"the {what} Scaled cannot be hashed .* frozen"):
+        make()
+
+
 def test_a_target_selection_that_counts_who_is_not_valid_is_told():
     def alike(key, candidates):
         return candidates.probabilities.mean(axis=0)
