@@ -45,7 +45,7 @@ def factory(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         bound.apply_defaults()
         arguments = {name: _frozen(value) for name, value in bound.arguments.items()}
         for name, value in arguments.items():
-            require_kind(name, str(signature.parameters[name].annotation), value)
+            require_kind(name, signature.parameters[name].annotation, value)
         kinds = tuple(map(_kinds, arguments.values()))
         try:
             return cached(kinds, **arguments)

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.tasks import CLASSES, Task
 
 PyTree = Any
@@ -358,6 +359,13 @@ class Algorithm:
     name: str = "unnamed"
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     factory: Callable[..., Algorithm] | None = None
+
+    def __post_init__(self):
+        if self.public_batch not in ("shared", "independent", None):
+            raise ConfigError(
+                f"public_batch of {self.name} must be 'shared', 'independent' or None, not "
+                f"{self.public_batch!r}."
+            )
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())

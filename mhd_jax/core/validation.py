@@ -58,13 +58,14 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def require_kind(name: str, annotation: str, value: Any) -> None:
+def require_kind(name: str, annotation: Any, value: Any) -> None:
     """Raises `ConfigError` unless a value has the type of an annotation ("int", "float | None").
 
-    Only annotations of numbers and texts are checked.
+    Only annotations of numbers and texts are checked; they may be texts or types.
     """
-    kind = annotation.removesuffix(" | None")
-    if kind not in _KINDS or (value is None and kind != annotation):
+    written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    kind = written.removesuffix(" | None")
+    if kind not in _KINDS or (value is None and kind != written):
         return
     fits, what = _KINDS[kind]
     if not fits(value):
@@ -75,7 +76,7 @@ def require_kinds(record: Any, but: Collection[str] = ()) -> None:
     """Raises `ConfigError` unless a dataclass's fields, except `but`, match their annotations."""
     for field in dataclasses.fields(record):
         if field.name not in but:
-            require_kind(field.name, str(field.type), getattr(record, field.name))
+            require_kind(field.name, field.type, getattr(record, field.name))
 
 
 def require_hashable(what: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 import mhd_jax as mhd
+from mhd_jax.algorithms.base import factory
 from mhd_jax.engine.prepare import prepare
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from tests.builders import (
@@ -108,6 +109,28 @@ def noisy(state, metrics):
 def test_algorithms_are_told_what_they_break(algorithm, sentence):
     with pytest.raises(mhd.ConfigError, match=sentence):
         prepared(algorithm)
+
+
+@factory
+def weighted(weight: float = 1.0, count: int | None = None):
+    return ALONE
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: edited(public_batch="each"),
+            "of mine must be 'shared', 'independent' or None, no",
+        ),
+        (lambda: weighted(weight="abc"), "weight must be a finite number, not 'abc'"),
+        (lambda: weighted(count=0.5), "count must be an integer"),
+    ],
+)
+def test_declarations_and_hyperparameters_of_other_kinds_are_refused(make, sentence):
+    weighted(2, count=None)
+    with pytest.raises(mhd.ConfigError, match=sentence):
+        make()
 
 
 RULES = {
