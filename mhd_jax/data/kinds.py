@@ -24,7 +24,8 @@ def as_arrays(given: Any, name: str) -> PyTree:
     """Converts given samples to an array or a dict of arrays; `name` is for the error."""
     try:
         if isinstance(given, Mapping):
-            found, parts = jax.tree.map(np.asarray, dict(given)), named_leaves(dict(given), name)
+            found = jax.tree.map(np.asarray, dict(given), is_leaf=_is_list)
+            parts = named_leaves(dict(given), name)
         else:
             found = given if isinstance(given, LazyImages) else np.asarray(given)
             parts = [(name, given)]
@@ -50,10 +51,13 @@ def require_unmasked(given: Any, name: str) -> None:
 
 
 def named_leaves(tree: PyTree, name: str) -> list[tuple[str, Any]]:
-    """Returns the arrays of samples, each with its name for errors."""
-    return [
-        (name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
+    """Returns the arrays of samples, or lists that become some, each with its name for errors."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=_is_list)
+    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list)
 
 
 def kept(inputs: PyTree, name: str, pixels: bool | None) -> PyTree:

@@ -227,6 +227,15 @@ X, Y = np.zeros((12, 2), np.float32), np.arange(12) % 3
 TOKENS = np.arange(48).reshape(12, 4)
 
 
+def test_parts_of_samples_may_be_lists():
+    parts = {"t": TOKENS, "u": {"v": TOKENS / 3}}
+    listed = {"t": TOKENS.tolist(), "u": {"v": [row / 3 for row in TOKENS]}}
+    ours, theirs = (mhd.data.arrays(given, Y).inputs for given in (parts, listed))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with pytest.raises(mhd.ConfigError, match="images must be arrays"):
+        mhd.data.arrays({"t": [[1.0]] * 11 + [[1.0, 2.0]]}, Y)
+
+
 @pytest.mark.parametrize("pixels", [True, False])
 @pytest.mark.filterwarnings("error:.*taken for pixels")
 def test_what_integers_are_can_be_said(pixels, tmp_path):
