@@ -31,12 +31,11 @@ from mhd_jax.data.lazy_images import LazyImages
 from mhd_jax.data.numbers import Targets, in_ranges
 from mhd_jax.data.owners import Owners, owners_of
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
-from mhd_jax.data.stratified import stratified_split
+from mhd_jax.data.stratified import TEST_FRACTION, stratified_split
 from mhd_jax.data.tokens import vocabulary_size as vocabulary_size_of
 
 PyTree = Any
 _MOST_CLASSES = 2**20
-_TEST_FRACTION = 0.2
 _MOST_BYTES = 2**28  # of images over which channels' means and deviations are computed
 
 
@@ -211,7 +210,8 @@ def arrays(
         is set aside, stratified by class; it is the same in every call.
       test_fraction: in (0, 1), by default 0.2; not allowed with a test split.
       num_classes: C; by default the number of `class_names`, or the largest label plus one, and
-        then every class must have samples. For a regression, the number of ranges, by default 10.
+        then every class must have samples. For a regression, the number of ranges, by default 10;
+        there are fewer where numbers repeat, or samples are too few for a test split of all.
       class_names: C names, by default the labels; for a regression, the D names of the numbers.
       pixels: the meaning of integers. True: pixels in 0 … 255, scaled to [0, 1] on the device.
         False: tokens, categories or counts, which stay integers. None: an array in 0 … 255 (in a
@@ -248,7 +248,7 @@ def arrays(
     targets = None
     if regression:
         targets, labels, test_labels, class_names = in_ranges(
-            labels, test_labels, num_classes, class_names
+            labels, test_labels, num_classes, class_names, test_fraction
         )
         num_classes = None
     labels = _checked(images, labels, "")
@@ -383,7 +383,7 @@ def held_out(
     Raises:
       ConfigError: a class with too few samples, or a fraction that leaves one of them none.
     """
-    test_fraction = _TEST_FRACTION if test_fraction is None else test_fraction
+    test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction must be in (0, 1), not {test_fraction}.")
     present, counts = np.unique(labels, return_counts=True)

@@ -19,6 +19,7 @@ import numpy as np
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.tasks import Numbers
 from mhd_jax.data.kinds import require_unmasked
+from mhd_jax.data.stratified import TEST_FRACTION, sizes
 
 RANGES = 10
 
@@ -121,8 +122,31 @@ def edges_of(numbers: np.ndarray, count: int | None) -> np.ndarray:
     return edges
 
 
+def _splittable(numbers: np.ndarray, count: int | None, test_fraction: float) -> np.ndarray:
+    """Returns edges between ranges of which a stratified split can set aside a share.
+
+    There are no more ranges than samples in either split, and a range of a single sample is joined
+    to the smaller of its neighbours; two are left in any case.
+    """
+    most = max(min(sizes(len(numbers), test_fraction)), 2)
+    edges = edges_of(numbers, count)
+    if len(edges) >= most:
+        edges = edges_of(numbers, most)
+    counts = np.bincount(ranges_of(numbers, edges))
+    while len(edges) > 1 and counts.min() < 2:
+        single = int(counts.argmin())
+        below, _, above = np.array([np.inf, *counts, np.inf])[single : single + 3]
+        edges = np.delete(edges, single if above < below else single - 1)
+        counts = np.bincount(ranges_of(numbers, edges))
+    return edges
+
+
 def in_ranges(
-    given: Any, test: Any = None, count: int | None = None, names: Any = None
+    given: Any,
+    test: Any = None,
+    count: int | None = None,
+    names: Any = None,
+    test_fraction: float | None = None,
 ) -> tuple[Targets, np.ndarray, np.ndarray | None, tuple[str, ...]]:
     """Checks the targets of a regression, and sorts samples into ranges of them.
 
@@ -131,6 +155,8 @@ def in_ranges(
       test: those of a test split; None without one.
       count: the number of ranges, by default `RANGES`.
       names: the D names of the numbers; None for "target", or "target_0", "target_1", ….
+      test_fraction: the share of the samples that will be set aside where there is no test split;
+        None is the default.
 
     Returns:
       The targets, of which those of the test samples are the same as `given` without a split; the
@@ -146,7 +172,10 @@ def in_ranges(
         names = ["target"] if size == 1 else [f"target_{place}" for place in range(size)]
     if len(names) != size:
         raise ConfigError(f"there are {len(names)} class_names, but {size} numbers a sample.")
-    edges = edges_of(train, count)
+    if held is None:
+        edges = _splittable(train, count, test_fraction or TEST_FRACTION)
+    else:
+        edges = edges_of(train, count)
     return (
         Targets(train, train if held is None else held, tuple(map(str, names))),
         ranges_of(train, edges),

@@ -6,6 +6,14 @@ import math
 
 import numpy as np
 
+TEST_FRACTION = 0.2  # by default
+
+
+def sizes(num_samples: int, test_fraction: float) -> tuple[int, int]:
+    """Returns how many training and test samples a split has."""
+    num_test = math.ceil(test_fraction * num_samples)
+    return num_samples - num_test, num_test
+
 
 def stratified_split(
     labels: np.ndarray, test_fraction: float, seed: int = 0
@@ -24,8 +32,7 @@ def stratified_split(
       ValueError: one of the two splits is too small to hold each class once.
     """
     _, of_sample, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    num_test = math.ceil(test_fraction * len(labels))
-    num_train = len(labels) - num_test
+    num_train, num_test = sizes(len(labels), test_fraction)
     for split, size in {"training": num_train, "test": num_test}.items():
         if size < len(counts):
             raise ValueError(f"{size} {split} samples cannot hold each of {len(counts)} classes")

@@ -82,7 +82,7 @@ def dataset(
     if not num_test:
         strata, of_strata = labels, class_names
         if regression:
-            _, strata, _, of_strata = in_ranges(labels)
+            _, strata, _, of_strata = in_ranges(labels, test_fraction=test_fraction)
         train, _ = held_out(strata, test_fraction, of_strata)
     chosen = Features(table, train, categories, missing, image_size, channels)
     samples, feature_names = chosen.samples(names)

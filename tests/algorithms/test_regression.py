@@ -179,6 +179,27 @@ def test_targets_that_are_nearly_all_one_number_have_two_ranges(sign):
     np.testing.assert_array_equal(data.labels == (sign == 1), data.numbers.train[:, 0] != 0)
 
 
+@pytest.mark.parametrize(
+    ("targets", "options", "count"),
+    [
+        (np.arange(15.0) ** 2, {}, 3),  # as many as there are test samples
+        (np.repeat([0.0, 1.0, 2.0], [50, 1, 50]), {}, 2),
+        (np.arange(19.0), {"num_classes": 8, "test_fraction": 0.5}, 8),
+        (np.arange(46.0), {}, 10),
+        (np.arange(45.0), {}, 9),
+    ],
+)
+def test_ranges_are_as_many_as_a_test_split_can_hold(targets, options, count, tmp_path):
+    data = mhd.data.arrays(targets[:, None], targets, regression=True, **options)
+    assert len(data.class_names) == count
+    assert (np.bincount(data.labels) > 0).all() and len(np.unique(data.test_labels)) > 1
+    if not options:
+        lines = ["x,y", *(f"{target},{target}" for target in targets)]
+        (tmp_path / "t.csv").write_text("\n".join(lines))
+        table = mhd.data.load(tmp_path / "t.csv", label="y", regression=True)
+        np.testing.assert_array_equal(table.numbers.test, data.numbers.test)
+
+
 REFUSED = {
     "confidence": (A.mhd(), {}),
     "agreement": (A.naive(target_selection="agreement"), {}),
