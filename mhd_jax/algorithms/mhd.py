@@ -284,15 +284,13 @@ class _MHD:
             students = own.logits[:, self.first_student :]
             targets = jax.lax.stop_gradient(self.select(key, candidates))
             seen["followed"] = diagnostics.followed(targets, candidates)
-            targets = of_somebody(targets, candidates, students)
-            learned = distillation(students, targets, self.temperature, label_set, task)
+            learned = self._distilled(students, targets, candidates, label_set)
             terms["aux_loss"] = jnp.where(candidates.valid.any(), learned, 0)
             loss += self.nu_aux * terms["aux_loss"]
             if main_heads is not None and self.num_aux_heads > 0:
                 targets = self.select(jax.random.fold_in(key, 1), main_heads)
-                main = own.logits[:, :1]
-                targets = of_somebody(jax.lax.stop_gradient(targets), main_heads, main)
-                learned = distillation(main, targets, self.temperature, label_set, task)
+                main, targets = own.logits[:, :1], jax.lax.stop_gradient(targets)
+                learned = self._distilled(main, targets, main_heads, label_set)
                 relays: Array = who.unlabelled & valid.any()  # type: ignore[operator]
                 loss += self.nu_aux * jnp.where(relays, learned, 0)
             if self.density is not None:
@@ -305,6 +303,13 @@ class _MHD:
             last = sent.logits[:, -1]
             terms["public_entropy"] = diagnostics.prediction_entropy(last, label_set)
         return loss, ({"public_loss": loss, **terms}, seen)
+
+    def _distilled(
+        self, students: Array, targets: Array, candidates: Candidates, label_set: Array | None
+    ) -> Array:
+        """The distillation of targets, which were selected from candidates, into R heads."""
+        targets = of_somebody(targets, candidates, students)
+        return distillation(students, targets, self.temperature, label_set, candidates.task)
 
     def candidates(self, own: Outputs, taught: Outputs, valid: Array, who: Who) -> Candidates:
         """Candidates of one client: its teachers, itself, and its teachers' heads of the same level."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,7 @@ class Channel:
         """
         outputs = self._sent(state, outputs, senders)
         label_sets = state.label_sets if senders is None else take_rows(state.label_sets, senders)
-        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
-        parts = {
-            name: coding.arrived(values, everywhere if travels else _stay, known.get(name))
-            for name, (coding, values) in self._parts(state, outputs).items()
-        }
-        return Outputs(parts["logits"], parts.get("embeddings"), parts.get("density"))
+        return self._arrived(state, outputs, everywhere if travels else _stay, label_sets)
 
     def gathered(self, state: State, received: Outputs, positions: Array) -> Outputs:
         """What each client receives from teachers, [K, T, P, …], of what all send, [K, P, …].
@@ -78,14 +74,8 @@ class Channel:
         def travel(sent: PyTree) -> PyTree:
             return neighbour_devices.rows_of_neighbours(sent, positions)
 
-        label_sets = take_rows(state.label_sets, positions)
-        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
         # What has been received is coded once more, as it is the code that crosses devices.
-        parts = {
-            name: coding.arrived(values, travel, known.get(name))
-            for name, (coding, values) in self._parts(state, received).items()
-        }
-        return Outputs(parts["logits"], parts.get("embeddings"), parts.get("density"))
+        return self._arrived(state, received, travel, take_rows(state.label_sets, positions))
 
     def after(self, state: State, outputs: Outputs, presence: Presence | None) -> State:
         """The state once `outputs` [K, P, …] have been sent: adversaries may remember theirs."""
@@ -115,6 +105,21 @@ class Channel:
         if adversaries is None:
             return outputs
         return adversaries.sent(outputs, senders)
+
+    def _arrived(
+        self,
+        state: State,
+        outputs: Outputs,
+        travel: Callable[[PyTree], PyTree],
+        label_sets: Array | None,
+    ) -> Outputs:
+        """Outputs once their code has travelled; `label_sets` [..., C] are of those who sent them."""
+        known = {"logits": None if label_sets is None else label_sets[..., None, None, :]}
+        parts = {
+            name: coding.arrived(values, travel, known.get(name))
+            for name, (coding, values) in self._parts(state, outputs).items()
+        }
+        return Outputs(parts["logits"], parts.get("embeddings"), parts.get("density"))
 
     def _parts(self, state: State, outputs: Outputs) -> dict[str, tuple[Compression, Array]]:
         """What is sent of outputs [..., P, H, C], [..., P, D] and [..., P, H], and each part's code."""
