@@ -124,7 +124,7 @@ def _by_split(table: Table, others: Collection[str | None]) -> tuple[Table, int]
     if unused.size:
         warn(
             f"{table.name}: {np.isin(splits, unused).sum():,} of {len(splits):,} rows are left out, whose "
-            f"split is {', '.join(shortened(unused))}; call splits {SPLIT_NAMES}."
+            f"split is {', '.join(shortened(unused.tolist()))}; call splits {SPLIT_NAMES}."
         )
     return dataclasses.replace(table, columns=columns).at(rows), len(rows) - len(train)
 
