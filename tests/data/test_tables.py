@@ -483,7 +483,8 @@ def test_a_saved_dataset_of_splits_and_several_parts(tmp_path):
     (tmp_path / "d" / "dataset_dict.json").write_text(
         json.dumps({"splits": ["train", "test", "unsupervised"]})
     )
-    data = mhd.data.load(tmp_path / "d", label="y")
+    with pytest.warns(UserWarning, match="^d: 4 of 30 rows .* whose split is unsupervised"):
+        data = mhd.data.load(tmp_path / "d", label="y")
     np.testing.assert_array_equal(data.inputs["input_ids"], ids)
     np.testing.assert_array_equal(data.test_inputs["mask"], mask[:6])
     assert data.inputs["mask"].dtype == np.int32
