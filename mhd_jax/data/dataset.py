@@ -410,6 +410,8 @@ def held_out(
 def _checked(images: PyTree, labels: Any, prefix: str) -> np.ndarray:
     """Returns labels as int32 [N] after checking that they match the samples."""
     labels = as_arrays(labels, f"{prefix}labels")
+    if isinstance(labels, dict):
+        raise ConfigError(f"{prefix}labels must be one array, not a dict; give one of its parts.")
     named = named_leaves(images, f"{prefix}images")
     if not named:
         raise ConfigError(f"{prefix}images hold no array.")

@@ -345,6 +345,7 @@ class Trainless(nn.Module):
         (lambda: mhd.data.arrays(X, Y[:, None]), r"not \[12, 1\]; give labels\[:, 0\]"),
         (lambda: mhd.data.arrays(scipy.sparse.csr_array(X), Y), r"give images\.toarray\(\)"),
         (lambda: mhd.data.arrays(X, None), "labels must be arrays, not of type NoneType"),
+        (lambda: mhd.data.arrays(X, {"y": Y}), "labels must be one array, not a dict"),
         (lambda: mhd.data.arrays(X, Y - 1), "count classes from 0"),
         (lambda: mhd.data.arrays(X, Y + 1, num_classes=3), "in 0 … 2, but they span 1 … 3"),
         (lambda: mhd.data.arrays(X * np.nan, Y), "NaN or infinity"),
