@@ -84,8 +84,8 @@ def one_at_a_time(axes: Sequence[Axis]) -> list[Assignment]:
 def read(assignments: Sequence[Assignment]) -> tuple[list[Case], list[str]]:
     """Returns the distinct cases of assignments of flags, and notes about omitted ones.
 
-    A hyperparameter that a case's algorithm does not use is left out of the case, and so is an
-    option that its graph does not use.
+    A flag that a case's algorithm does not use is left out of the case, and so is an option that its
+    graph does not use.
 
     Args:
       assignments: the flags that each case sets, with their values as text.
@@ -93,9 +93,12 @@ def read(assignments: Sequence[Assignment]) -> tuple[list[Case], list[str]]:
     Raises:
       mhd.ConfigError: a value that the flag does not take, or an option that no case's graph uses.
     """
-    cases: dict[str, Case] = {}
+    by_name: dict[str, Case] = {}
     for given in assignments:
         case = read_one(given)
+        by_name.setdefault(case.name, case)  # names leave out what a run does not use
+    cases: dict[str, Case] = {}
+    for case in by_name.values():
         cases.setdefault(content(case), case)
     named = {name for given in assignments for name, _ in given}
     run_flags.require_used([case.settings for case in cases.values()], named)

@@ -152,6 +152,38 @@ def test_options_of_one_graph_stand_beside_others():
             run_flags.settings_by_graph(["ring", "chain"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "names"),
+    [
+        (["algorithm=isolated,naive", "nu_naive=1,2"], "grid", ["isolated", "naive 1", "naive 2"]),
+        (
+            ["algorithm=isolated,mhd", "public_batch_size=4,8"],
+            "grid",
+            ["isolated", "mhd 4", "mhd 8"],
+        ),
+        (
+            ["algorithm=supervised,mhd", "link_loss=0.1,0"],
+            "grid",
+            ["supervised", "mhd 0.1", "mhd 0"],
+        ),
+        (["algorithm=isolated", "augment_public=true"], "vary", ["base", "isolated"]),
+        (["learning_rate=0.1,1e-1"], "grid", ["0.1"]),
+    ],
+)
+def test_a_run_is_one_case_whatever_it_leaves_unused(arguments, kind, names):
+    with flagsaver.flagsaver():
+        for name in flags.FLAGS:
+            flags.FLAGS[name].present = 0
+        flags.FLAGS(["sweep", "--algorithm=supervised"])
+        axes = cases.axes(arguments, kind)
+        assignments = cases.grid(axes) if kind == "grid" else cases.one_at_a_time(axes)
+        found, notes = cases.read(assignments)
+    values = [" ".join(value for _, value in case.given) or "base" for case in found]
+    assert values == names
+    repeated = len(assignments) - len(names)
+    assert notes == [f"{repeated} combination(s) that repeat another were left out."]
+
+
 @pytest.mark.slow
 def test_an_ablation(output, programs):
     arguments = [*SMALL, "--steps=2", "--eval_every=2", "--seeds=2", "--workdir=w"]
