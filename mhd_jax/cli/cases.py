@@ -21,7 +21,7 @@ from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.study import Case, Outcome
 from mhd_jax.core.commands import typed
 from mhd_jax.runs.accuracies import METRICS
-from mhd_jax.studies.folder import folder_name
+from mhd_jax.studies.folder import folder_name, require_folders
 from mhd_jax.studies.over_seeds import accuracies, interval, spread
 
 _OF_THE_SWEEP = (
@@ -68,6 +68,7 @@ def _axis(text: str, flag: str) -> Axis:
         raise mhd.ConfigError(f"--{flag}={text}: there is no flag --{name}; see --help.")
     if len(set(found)) < len(found):
         raise mhd.ConfigError(f"--{flag}={text} names a value twice; name each once.")
+    require_folders([f"{name}={value}" for value in found], f"--{flag}")
     return name, found
 
 

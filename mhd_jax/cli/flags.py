@@ -36,6 +36,7 @@ from mhd_jax.exchange import density
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
 from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
+from mhd_jax.studies.folder import require_folders
 from mhd_jax.topology.graphs import TOPOLOGIES
 from mhd_jax.training.optim import OPTIMIZERS, SCHEDULES
 from mhd_jax.training.projection import EMBEDDING_PROJECTIONS
@@ -404,6 +405,34 @@ def algorithm(
             "leave out what does not apply, or choose another algorithm."
         )
     return built, unused
+
+
+def algorithms(
+    names: Sequence[str], defaults: Mapping[str, Any] | None = None
+) -> tuple[dict[str, mhd.Algorithm], dict[str, list[str]]]:
+    """Returns the algorithms that --algorithms lists, with the hyperparameters given as flags.
+
+    Args:
+      names: as the flag lists them.
+      defaults: as for `algorithm`.
+
+    Returns:
+      The algorithms by the names of their rows and folders; and the given flags that an algorithm
+      does not use, by the name by which it is listed.
+
+    Raises:
+      mhd.ConfigError: as `algorithm`, or algorithms that share a name or a folder.
+    """
+    names = [name.strip() for name in names]
+    require_distinct("algorithms", names, each="algorithm")
+    found, unused = {}, {}
+    for name in names:
+        built, unused[name] = algorithm(name, strict=False, defaults=defaults)
+        if built.name in found:
+            raise mhd.ConfigError(f"two of --algorithms are called {built.name}; rename yours.")
+        found[built.name] = built
+    require_folders(found, "--algorithms")
+    return found, unused
 
 
 def notes_on_unused(unused: Mapping[str, Sequence[str]]) -> list[str]:

@@ -82,7 +82,7 @@ def run(
     """Runs every case with every seed; a run that has finished before is only read.
 
     Args:
-      cases: the study's cases.
+      cases: the study's cases, of distinct names.
       seeds: seeds of data split and training.
       workdir: the folder that gets CASE/seed_N for each run.
 
@@ -90,22 +90,31 @@ def run(
       The runs' summaries, one for each seed, by the case's name.
 
     Raises:
-      mhd.ConfigError: a case that cannot work, before the first one trains; or a folder that holds
-        other runs.
+      mhd.ConfigError: two cases of one name, or a case that cannot work, before the first one
+        trains; or a folder that holds other runs.
     """
+    _require_distinct(cases)
     callbacks = watchers()
     for case in cases:  # all of them, before the first trains for hours
         case.settings.check(case.algorithm, seeds[0], callbacks)
     workdirs.make_room(workdir)
-    distinct = {case.name: case for case in cases}
-    found: dict[str, list[Summary]] = {name: [] for name in distinct}
-    batches = [[(case, seed) for seed in seeds] for case in distinct.values()]
+    found: dict[str, list[Summary]] = {case.name: [] for case in cases}
+    batches = [[(case, seed) for seed in seeds] for case in cases]
     num_runs = sum(map(len, batches))
     with report_process.beside(num_runs) as reports, launch.last_words(reports.stop):
         for outcome in _simulated(batches, workdir):
             assert outcome.summary is not None  # one that diverges has raised
             found[outcome.case.name].append(outcome.summary)
     return found
+
+
+def _require_distinct(cases: Sequence[Case]) -> None:
+    """Raises `ConfigError` for two cases of one name, whose results would be one another's."""
+    names: set[str] = set()
+    for case in cases:
+        if case.name in names:
+            raise mhd.ConfigError(f"two cases are called {case.name!r}; name each once.")
+        names.add(case.name)
 
 
 def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) -> list[Outcome]:
@@ -120,8 +129,10 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
       workdir: the folder that gets CASE/seed_N for each run.
 
     Raises:
-      mhd.ConfigError: no case can work with any seed, or a folder holds other runs.
+      mhd.ConfigError: two cases of one name, no case that can work with any seed, or a folder that
+        holds other runs.
     """
+    _require_distinct(cases)
     refused = refusals(cases, seeds)
     if refused and len(refused) == len(cases) * len(seeds):
         raise next(iter(refused.values()))

@@ -143,13 +143,7 @@ def _checked_algorithms(algorithms: Any) -> dict[str, Algorithm]:
     for name in algorithms:
         if not isinstance(name, str) or not name.strip(" .") or not name.isprintable():
             raise ConfigError(f"the name of an algorithm is a word for its row, not {name!r}.")
-    folders: dict[str, str] = {}
-    for name in algorithms:
-        other = folders.setdefault(comparison_folder.folder_name(name), name)
-        if other != name:
-            raise ConfigError(
-                f"the algorithms {other!r} and {name!r} would share a folder; rename one of them."
-            )
+    comparison_folder.require_folders(algorithms, "algorithms")
     return {name: resolved_algorithm(given) for name, given in algorithms.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
@@ -17,6 +17,11 @@ from mhd_jax.studies import rows as table
 from mhd_jax.studies import verdict
 
 _LONGEST_NAME = 120  # characters of a folder's name
+_FIGURES = ("comparison", "accuracy", "communication")
+_OWN = {  # the files beside the folders of runs, and that by which a single run's folder is known
+    *("table.json", "table.md", "report.html", "config.json"),
+    *(f"{figure}.{ending}" for figure in _FIGURES for ending in ("png", "svg")),
+}
 
 
 def folder_name(name: str) -> str:
@@ -25,6 +30,27 @@ def folder_name(name: str) -> str:
     if len(plain) <= _LONGEST_NAME:
         return plain
     return f"{plain[:_LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def require_folders(names: Iterable[str], what: str) -> None:
+    """Raises `ConfigError` unless each name has a folder of its own, beside a study's own files.
+
+    Args:
+      names: of rows or cases, each once.
+      what: the setting that gives them.
+    """
+    by_folder: dict[str, str] = {}
+    for name in names:
+        folder = folder_name(name)
+        if folder in _OWN:
+            raise ConfigError(
+                f"{what}: {name!r} would be a folder in the place of the file {folder}; rename it."
+            )
+        other = by_folder.setdefault(folder, name)
+        if other != name:
+            raise ConfigError(
+                f"{what}: {other!r} and {name!r} would share a folder; rename one of them."
+            )
 
 
 def run_folder(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:

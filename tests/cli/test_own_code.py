@@ -11,7 +11,7 @@ import mhd_jax as mhd
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli import own_code
 from mhd_jax.cli.commands import compare, sweep, train
-from tests.builders import SMALL
+from tests.builders import SMALL, python
 
 CODE = """
 import flax.linen as nn
@@ -122,6 +122,14 @@ def test_in_comparisons_and_sweeps(output, my_code):
     output(sweep, *SMALL, *grid, "--workdir=s")
     cases = [row["case"] for row in read("s/table.json")["rows"]]
     assert len(cases) == 3 and "algorithm=my.py:scaled scale=2" in cases
+
+
+def test_two_algorithms_of_one_name_are_refused(refused, my_code, tmp_path):
+    my_code.write_text("import mhd_jax as mhd\ndef isolated(): return mhd.algorithms.dsgd()\n")
+    given, said = "--algorithms=isolated, my.py:isolated", "called isolated; rename yours"
+    assert said in refused(compare, given)
+    done = python("-m", "experiments.topology", given, "--steps=1", "--seeds=1", cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr
 
 
 @pytest.mark.parametrize("head", ["from __future__ import annotations\n", ""])

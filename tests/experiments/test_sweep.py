@@ -16,6 +16,7 @@ from experiments import ablation
 from mhd_jax.cli import cases, comparison, study
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.commands import compare, sweep, train
+from mhd_jax.cli.settings import RunSettings
 from mhd_jax.engine import joint_runs as joining
 from mhd_jax.runs import removal
 from mhd_jax.runs.drawing import Figure
@@ -113,6 +114,7 @@ def test_a_grid(output, programs):
         (["--grid=nu_aux=1,1"], "names a value twice"),
         (["--grid=nu_aux=much"], "--nu_aux does not take 'much'"),
         (["--grid=seed=1,2"], "is the sweep's own"),
+        (["--grid=topology=a/g,a_g"], "'topology=a/g' and 'topology=a_g' would share a folder"),
         (["--grid=patience=1,3", "--early_stopping=train/loss"], "--patience is the same for all"),
         (["--vary=tensorboard=true,false"], "--tensorboard is the same for all runs of a sweep"),
         (["--grid=skew=1,2", "--grid=skew=3"], "in two --grid"),
@@ -217,6 +219,15 @@ def test_an_ablation(output, programs):
     assert pathlib.Path("w/table.md").read_text() == before
     assert not programs  # all are only read
     removal.discard(pathlib.Path("w"))  # nothing is there that --overwrite would not know
+
+
+@pytest.mark.parametrize("carry_out", [study.run, study.explore])
+def test_two_cases_of_one_name_are_refused(carry_out, tmp_path):
+    of_one_name = [
+        study.Case("base", folder, RunSettings(), mhd.algorithms.isolated()) for folder in "ab"
+    ]
+    with pytest.raises(mhd.ConfigError, match="two cases are called 'base'; name each once"):
+        carry_out(of_one_name, [0], tmp_path)
 
 
 def test_an_interval_of_few():

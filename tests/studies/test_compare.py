@@ -240,6 +240,7 @@ GIVEN = {"algorithms": {"a": "isolated"}, "topology": "ring", "clients_by_seed":
         ({"algorithms": {"a": "mdh"}}, "unknown algorithm 'mdh'"),
         ({"algorithms": {"a/b": "mhd", "a b": "mhd"}}, "would share a folder"),
         ({"algorithms": {"..": "mhd"}}, "a word for its row"),
+        ({"algorithms": {"table.json": "mhd"}}, "in the place of the file table.json; rename it"),
         ({"seeds": []}, "seeds must be some"),
         ({"seeds": [1, 1]}, "each named once"),
         ({"seeds": 3}, "a list or a range"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from absl import flags
 
-import mhd_jax as mhd
 from mhd_jax.cli import comparison, json_flag, launch, seed_flags, workdirs
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.core import multihost
@@ -28,14 +27,7 @@ flags.adopt_module_key_flags(launch)
 
 def main() -> None:
     """Runs the comparison that the flags describe."""
-    names = [name.strip() for name in _ALGORITHMS.value]
-    run_flags.require_distinct("algorithms", names, each="algorithm")
-    algorithms, unused = {}, {}
-    for name in names:
-        built, unused[name] = run_flags.algorithm(name, strict=False)
-        if built.name in algorithms:
-            raise mhd.ConfigError(f"two of --algorithms are called {built.name}; rename yours.")
-        algorithms[built.name] = built
+    algorithms, unused = run_flags.algorithms(_ALGORITHMS.value)
     notes = run_flags.notes_on_unused(unused)
     settings = run_flags.settings()
     workdir = workdirs.chosen("compare", settings.topology)

@@ -24,7 +24,7 @@ from mhd_jax.cli.settings import RunSettings
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import head_colours, legend_above, row_styles
 from mhd_jax.studies import over_seeds
-from mhd_jax.studies.folder import folder_name
+from mhd_jax.studies.folder import folder_name, require_folders
 from mhd_jax.studies.rows import stopped
 
 _TOPOLOGIES = flags.DEFINE_list(
@@ -130,14 +130,11 @@ def main() -> None:
             "this study takes --topologies, several of them; leave --topology out."
         )
     run_flags.require_distinct("topologies", _TOPOLOGIES.value)
-    run_flags.require_distinct("algorithms", _ALGORITHMS.value)
-    algorithms, unused = [], {}
-    for name in [name.strip() for name in _ALGORITHMS.value]:
-        algorithm, unused[name] = run_flags.algorithm(name, strict=False, defaults=_HYPERPARAMETERS)
-        algorithms.append(algorithm)
+    require_folders(_TOPOLOGIES.value, "--topologies")
+    algorithms, unused = run_flags.algorithms(_ALGORITHMS.value, _HYPERPARAMETERS)
     unused |= {name: run_flags.unused_by_topology(name) for name in _TOPOLOGIES.value}
     notes = run_flags.notes_on_unused(unused)
-    graphs = cases(run_flags.settings_by_graph(_TOPOLOGIES.value), algorithms)
+    graphs = cases(run_flags.settings_by_graph(_TOPOLOGIES.value), list(algorithms.values()))
     workdir = workdirs.chosen("topology")
     seeds = seed_flags.values()
     found = study.run(graphs, seeds, workdir)
