@@ -122,8 +122,13 @@ def read_one(given: Assignment) -> Case:
     with put(given):
         algorithm, unused = _algorithm()
         used = tuple(pair for pair in given if pair[0] not in unused)
-        name = " ".join(f"{flag}={value}" for flag, value in used) or "base"
+        name = name_of(used)
         return Case(name, folder_name(name), run_flags.settings(strict=False), algorithm, used)
+
+
+def name_of(given: Assignment) -> str:
+    """Returns the name of the case of an assignment of flags."""
+    return " ".join(f"{flag}={value}" for flag, value in given) or "base"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from mhd_jax.core.errors import in_a_line
 from mhd_jax.core.validation import require_validation
 from mhd_jax.runs.accuracies import METRICS, by_metric
 from mhd_jax.studies import over_seeds
+from mhd_jax.studies.folder import folder_name
 from mhd_jax.training.metrics import declared_head
 
 _SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
@@ -129,9 +130,9 @@ def carry_out(seeds: Sequence[int], workdir: pathlib.Path) -> list[Trial]:
         proposed = [
             optuna_study.ask(space) for _ in range(min(_AT_ONCE.value, _TRIALS.value - len(trials)))
         ]
-        found = [cases.read_one(_as_text(each.params)) for each in proposed]
+        found = [_read(_as_text(each.params), base) for each in proposed]
         outcomes = _outcomes(found, seeds, workdir, done=len(trials))
-        for asked, case in zip(proposed, found, strict=True):
+        for asked, (case, _) in zip(proposed, found, strict=True):
             values = [_value(outcome, metric) for outcome in outcomes[case.name]]
             trial = Trial(len(trials) + 1, outcomes[case.name], values)
             failed = optuna.trial.TrialState.FAIL if trial.value is None else None
@@ -140,12 +141,36 @@ def carry_out(seeds: Sequence[int], workdir: pathlib.Path) -> list[Trial]:
     return trials
 
 
+def _read(given: Assignment, base: study.Case) -> tuple[study.Case, mhd.ConfigError | None]:
+    """Returns a proposed case, and why there is none if its algorithm or its optimizer refuses it.
+
+    In the place of one that is refused stands the base with its name.
+    """
+    try:
+        return cases.read_one(given), None
+    except mhd.ConfigError as error:
+        name = cases.name_of(given)
+        called = dict(given).get("algorithm", base.algorithm.name)
+        algorithm = dataclasses.replace(base.algorithm, name=called)
+        return study.Case(name, folder_name(name), base.settings, algorithm, given), error
+
+
 def _outcomes(
-    found: Sequence[study.Case], seeds: Sequence[int], workdir: pathlib.Path, done: int
+    found: Sequence[tuple[study.Case, mhd.ConfigError | None]],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    done: int,
 ) -> dict[str, list[study.Outcome]]:
     """Runs the cases of some trials after those that are done, and returns outcomes by case."""
-    distinct = list({case.name: case for case in found}.values())
-    refused = study.refusals(distinct, seeds)
+    by_name = {case.name: (case, error) for case, error in found}
+    distinct = [case for case, _ in by_name.values()]
+    refused = study.refusals([case for case, error in by_name.values() if error is None], seeds)
+    refused |= {
+        (name, seed): error
+        for name, (_, error) in by_name.items()
+        for seed in seeds
+        if error is not None
+    }
     label = f"{done + 1}–{done + len(found)} of {_TRIALS.value}"
     outcomes = study.attempt(distinct, seeds, workdir, refused, label)
     return {case.name: [each for each in outcomes if each.case is case] for case in distinct}
