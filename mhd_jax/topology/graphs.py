@@ -12,7 +12,7 @@ import itertools
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -378,7 +378,7 @@ def from_file(path: str | os.PathLike, num_clients: int | None = None) -> Topolo
         except Exception as error:  # NumPy and zipfile raise exceptions of many types
             raise ConfigError(f"{path} is not a readable .npy array: {error}.") from error
     graph = nx.DiGraph(name=name)
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.split("#")[0].replace("->", " -> ").split()
             if not fields:
@@ -662,7 +662,7 @@ def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
     Raises:
       ConfigError: parts that are no such pairs, or topologies of unlike numbers of clients.
     """
-    parts = list(parts)
+    parts = list(parts) if isinstance(parts, Iterable) else [parts]  # which is no pair either
     for part in parts:
         if not (
             isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Topology)
@@ -682,7 +682,8 @@ def switch(parts: Sequence[tuple[int, Topology]]) -> Topology:
             f"graphs that follow each other start at step 0 and at ever later steps, not at "
             f"{', '.join(map(str, starts))}."
         )
-    graphs = [check_size(graph, parts[0][1].num_clients) for _, graph in parts]
+    num_clients = _with_matrices(parts[0][1]).num_clients
+    graphs = [check_size(graph, num_clients) for _, graph in parts]
     return Topology(
         (jnp.asarray(starts, jnp.int32), tuple(graph.adjacency for graph in graphs)),
         schedules.Switch(tuple(graph.schedule for graph in graphs)),
@@ -794,7 +795,35 @@ def as_topology(topology: Any, num_clients: int) -> Topology:
 
 def check_size(topology: Topology, num_clients: int) -> Topology:
     """Returns the topology; raises `ConfigError` unless it has `num_clients` clients."""
+    topology = _with_matrices(topology)
     _require_equal(topology.name, topology.num_clients, num_clients)
+    return topology
+
+
+@modes.standard()
+def _with_matrices(topology: Topology) -> Topology:
+    """Returns a topology, which may be made by hand, with JAX's arrays.
+
+    Raises:
+      ConfigError: its schedule does not return a matrix [K, K].
+    """
+    remedy = (
+        "adjacency holds the arrays of the schedule, for cycle an array [T, K, K]; "
+        "mhd.topology.from_array makes a Topology of weights [K, K], too."
+    )
+    try:
+        arrays = jax.tree.map(jnp.asarray, topology.adjacency)
+        topology = topology.replace(adjacency=arrays)  # type: ignore[attr-defined]
+        shape = jax.eval_shape(topology.at, 0).shape
+    except Exception as error:  # users' schedules may raise any exception
+        raise ConfigError(
+            f"the topology {topology.name} has no graph at step 0 ({in_a_line(error)}): {remedy}"
+        ) from error
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ConfigError(
+            f"the topology {topology.name} must have a graph [K, K] at each step, not "
+            f"{list(shape)}: {remedy}"
+        )
     return topology
 
 

@@ -143,6 +143,8 @@ def test_files(tmp_path):
     np.testing.assert_array_equal(topology.at(0), expected)
     assert topology.name == "mine"
     assert not mhd.topology.named(str(edges), 6).at(0)[4:].any()  # clients without edges
+    edges.write_text("\ufeff0 1\n", encoding="utf-8")  # as editors on Windows begin files
+    np.testing.assert_array_equal(mhd.topology.named(str(edges), 2).at(0), [[0, 1], [1, 0]])
     np.save(tmp_path / "m.npy", expected)
     np.testing.assert_array_equal(mhd.topology.named(str(tmp_path / "m.npy"), 4).at(0), expected)
 
@@ -160,7 +162,8 @@ def test_files_of_the_home_folder(tmp_path, monkeypatch):
 def test_everything_a_user_may_pass():
     ring = nx.to_numpy_array(nx.cycle_graph(5))
     arrays = (ring, ring.tolist(), ring[None], scipy.sparse.csr_array(ring))
-    for given in ("ring", *arrays, nx.cycle_graph(5), lambda t: ring):
+    by_hand = (mhd.Topology(ring[None]), mhd.Topology(jnp.asarray(ring[None])))
+    for given in ("ring", *arrays, *by_hand, nx.cycle_graph(5), lambda t: ring):
         np.testing.assert_array_equal(topologies.as_topology(given, 5).at(0), ring)
 
 
@@ -193,6 +196,16 @@ def _write(path, text):
         (lambda p: nx.Graph([("1", "4"), ("4", "3")]), r"of which graph.add_node\(2\) would"),
         (lambda p: nx.Graph([(1, "1")]), "2 nodes are 1, '1'; give"),
         (lambda p: nx.Graph([(7, 8)]), "2 nodes are 7, 8; give"),
+        (
+            lambda p: mhd.Topology(1 - jnp.eye(4)),
+            r"graph \[K, K\] at each step, not \[4\]: .*\[T, K",
+        ),
+        (
+            lambda p: mhd.Topology(1 - np.eye(4)),
+            r"graph \[K, K\] at each step, not \[4\]: .*\[T, K",
+        ),
+        (lambda p: mhd.Topology(jnp.zeros((0, 4, 4))), r"no graph at step 0 .*from_array makes"),
+        (lambda p: mhd.Topology("ring"), r"no graph at step 0 .*from_array makes"),
         (lambda p: "rign", "unknown topology 'rign'; choose one of complete"),
         (lambda p: str(p / "none.txt"), "no topology file"),
         (lambda p: _write(p / "a.txt", "0 1\n1 x\n"), "line 2: expected two clients"),

@@ -198,6 +198,7 @@ def test_a_graph_that_changes_in_numbers():
         (lambda: mhd.topology.switch([]), "start at step 0"),
         (lambda: mhd.topology.switch([(0, "ring")]), r"a Topology, like \(0, ring\(8\)\), not \(0"),
         (lambda: mhd.topology.switch([mhd.topology.ring(4)]), r"like \(0, ring\(8\)\)"),
+        (lambda: mhd.topology.switch(5), r"like \(0, ring\(8\)\), not 5"),
         (lambda: mhd.topology.named("ring@1,complete@2", 4), "start at step 0"),
         (lambda: mhd.topology.named("ring@0,star@5,chain@5", 4), "later steps, not at 0, 5, 5"),
         (lambda: mhd.topology.named(f"ring@0,star@{2**31}", 4), "at ever later steps"),
