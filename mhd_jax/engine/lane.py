@@ -65,7 +65,8 @@ class Lane:
         metrics = [*METRICS, *self.host.own_metrics.functions] if self.run.validation else []
         heads = head_names(self.run.algorithm.num_heads)
         scores = [f"{metric}/{head}" for metric in metrics for head in heads]
-        return WatchedRun(self.run.settings, folder, self.history, scores)
+        terms = [f"train/{name}" for name in self.run.carry.sums]
+        return WatchedRun(self.run.settings, folder, self.history, scores, terms)
 
     @property
     def has_ended(self) -> bool:

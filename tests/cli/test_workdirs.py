@@ -125,6 +125,7 @@ def test_overwrite_makes_a_comparison_of_a_run(output, refused):
         ("--patience=3", "--patience is about --early_stopping"),
         ("--early_stopping=beta_sh/main", "EarlyStopping"),
         ("--early_stopping=beta_sh/aux_9 --validation_fraction=0.1", "there is no beta_sh/aux_9"),
+        ("--early_stopping=train/nope", "there is no train/nope to watch"),
         ("--keep_best", "keep_best"),
         ("--keep_checkpoints=0", "keep_checkpoints must be"),
         ("--steps_per_dispatch=0", "steps_per_dispatch must be"),

@@ -237,6 +237,10 @@ def test_a_loss_is_to_fall(clients):
         (lambda: mhd.callbacks.EarlyStopping("beta_sh/main", min_delta="1"), "min_delta"),
         (lambda: mhd.callbacks.EarlyStopping("beta_sh/aux_9"), "beta_sh/aux_3"),
         (lambda: mhd.callbacks.EarlyStopping("val_accuracy/main"), "no val_accuracy/main to watch"),
+        (
+            lambda: mhd.callbacks.EarlyStopping("train/nope"),
+            "no train/nope to watch; .* train/loss",
+        ),
         (lambda: mhd.callbacks.EarlyStopping, r"give EarlyStopping\(\.\.\.\)"),
         (lambda: 3, "a callback is a function of the record"),
         (lambda: lambda: None, r"the record and the view, not \(\)"),
@@ -244,9 +248,10 @@ def test_a_loss_is_to_fall(clients):
     ],
 )
 def test_what_cannot_watch_is_refused(clients, given, says):
+    trained = []
     with pytest.raises(mhd.ConfigError, match=says) as raised:
-        mhd.simulate("ring", clients, **HOW, steps=4, callbacks=[given()])
-    assert "\n" not in str(raised.value)
+        mhd.simulate("ring", clients, **HOW, steps=4, callbacks=[trained.append, given()])
+    assert "\n" not in str(raised.value) and not trained
 
 
 def test_early_stopping_needs_a_validation_set(tmp_path):

@@ -49,6 +49,7 @@ class WatchedRun:
       folder: the run folder; None for a run without a workdir.
       history: the evaluations so far, as in `metrics.jsonl`; it grows while the run goes on.
       scores: what evaluations measure on the validation set, like "beta_sh/main"; none without one.
+      terms: what training reports, like "train/loss".
       present: returns the run at its present step; None between evaluations.
       stopping: set by `stop`; None while nobody has stopped the run.
     """
@@ -57,6 +58,7 @@ class WatchedRun:
     folder: pathlib.Path | None
     history: Sequence[Record] = ()
     scores: Sequence[str] = ()
+    terms: Sequence[str] = ()
     present: Callable[[], Present] | None = None
     stopping: Stop | None = None
 

@@ -44,11 +44,11 @@ class EarlyStopping(Callback):
             raise ConfigError(f"min_delta must be at least 0, not {min_delta!r}.")
 
     def check(self, runs: Sequence[WatchedRun]) -> None:
-        """Raises `ConfigError` if a run has no validation set to look at, or no such score."""
+        """Raises `ConfigError` if a run has no validation set to look at, or no such quantity."""
         if not self._of_training:
             require_validation("EarlyStopping", all(run.scores for run in runs))
-            for run in runs:
-                self._require_among(run.scores)
+        for run in runs:
+            self._require_among(run.terms if self._of_training else run.scores)
 
     def on_start(self, runs: Sequence[WatchedRun], step: int) -> None:
         """Stops the runs that had to stop at `step`, where they were cut."""
