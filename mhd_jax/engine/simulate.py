@@ -8,7 +8,7 @@ the running time.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from mhd_jax.clients import Clients
@@ -171,11 +171,11 @@ def simulate(
 
 
 def simulate_seeds(
-    topologies: Sequence[Any],
-    clients: Sequence[Clients],
+    topologies: Iterable[Any],
+    clients: Iterable[Clients],
     algorithm: Algorithm | str | None = None,
     *,
-    seeds: Sequence[int],
+    seeds: Iterable[int],
     eval_every: int = HostSettings.eval_every,
     steps_per_dispatch: int | None = HostSettings.steps_per_dispatch,
     workdirs: Sequence[str | pathlib.Path] | None = HostSettings.workdirs,
@@ -206,7 +206,8 @@ def simulate_seeds(
     """
     if "seed" in settings:
         raise ConfigError("seeds has the seed of each run; leave seed out.")
-    seeds = [*seeds]  # an array has no truth value
+    seeds, workdirs = _each("seeds", seeds), _each("workdirs", workdirs or ())
+    topologies, clients = _each("topologies", topologies), _each("clients", clients)
     lengths = {len(seeds), len(topologies), len(clients), len(workdirs or seeds)}
     if lengths != {len(seeds)} or not seeds:
         raise ConfigError("topologies, clients and workdirs must be one for each seed.")
@@ -230,7 +231,7 @@ def simulate_seeds(
 
 
 def simulate_many(
-    runs: Sequence[Mapping[str, Any]],
+    runs: Iterable[Mapping[str, Any]],
     *,
     eval_every: int = HostSettings.eval_every,
     steps_per_dispatch: int | None = HostSettings.steps_per_dispatch,
@@ -266,6 +267,7 @@ def simulate_many(
       A `Result` for each run, whose training time is its share of the joint time; with
       `keep_going`, the `DivergedError` of a run that diverged.
     """
+    runs, workdirs = _each("runs", runs), _each("workdirs", workdirs or ())
     if len(workdirs or runs) != len(runs) or not runs:
         raise ConfigError("runs must be some, and workdirs one for each.")
     for place, settings in enumerate(runs):
@@ -296,6 +298,15 @@ def simulate_many(
         write_reports=write_reports,
     )
     return _simulated([prepare(**settings, eval_every=eval_every) for settings in runs], host)
+
+
+def _each(name: str, given: Iterable[Any]) -> list[Any]:
+    """Returns what is given one for each run, in any iterable, as a list."""
+    if not isinstance(given, Iterable):
+        raise ConfigError(
+            f"{name} are a list, one for each run, not of type {type(given).__name__}."
+        )
+    return list(given)
 
 
 @modes.standard()

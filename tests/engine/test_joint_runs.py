@@ -237,7 +237,9 @@ def test_what_cannot_or_should_not_go_together(monkeypatch):
     monkeypatch.setattr(joining.memory, "capacity_bytes", lambda: 1)
     assert together(runs) is None
     with pytest.raises(mhd.ConfigError, match="must be one for each seed"):
-        mhd.simulate_seeds([graph(0)], [clients(0)], seeds=[0, 1])
+        mhd.simulate_seeds(iter([graph(0)]), iter([clients(0)]), seeds=[0, 1])
+    with pytest.raises(mhd.ConfigError, match="one for each run, not of type Clients"):
+        mhd.simulate_seeds([graph(0)], clients(0), seeds=[0])
     with pytest.raises(mhd.ConfigError, match="runs must be some"):
         mhd.simulate_many([])
 

@@ -561,6 +561,9 @@ def test_bad_settings_are_refused(settings, sentence):
 @pytest.mark.parametrize(
     ("runs", "sentence"),
     [
+        (3, "runs are a list, one for each run, not of type int"),
+        (iter([]), "runs must be some"),
+        (iter([{"topology": "complete"}]), "run 0 has no clients; add"),
         (["complete"], "run 0 must be a dict of arguments, not 'complete'"),
         ([{}, {"eval_every": 2}], "eval_every is that of all runs"),
         ([{"workdir": "w"}], "given by workdirs, one for each run"),
