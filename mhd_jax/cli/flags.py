@@ -591,7 +591,7 @@ def _ensembles(text: str) -> int | list[list[int]]:
 
 def unused_by_topology(chosen: str | None = None) -> list[str]:
     """Returns the graph options that are given as flags but not used by a graph, or the chosen one."""
-    own = topologies.options(chosen or _flag("topology"))
+    own = _known_options(chosen or _flag("topology"))
     return [name for name in TOPOLOGY_FLAGS if FLAGS[name].present and name not in own]
 
 
@@ -607,8 +607,13 @@ def _topology_options(strict: bool) -> tuple[tuple[str, Any], ...]:
 
 def _options_of(topology: str) -> tuple[tuple[str, Any], ...]:
     """Returns the values of the flags that are options of a topology."""
-    own = [name for name in topologies.options(topology) if name != "seed"]
+    own = [name for name in _known_options(topology) if name != "seed"]
     return tuple((name, _offsets() if name == "offsets" else _flag(name)) for name in own)
+
+
+def _known_options(topology: str) -> Collection[str]:
+    """Returns the names of a topology's options; users' own code has none, whatever its path holds."""
+    return () if own_code.is_own(topology) else topologies.options(topology)
 
 
 def _offsets() -> tuple[int, ...]:

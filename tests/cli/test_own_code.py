@@ -124,6 +124,15 @@ def test_in_comparisons_and_sweeps(output, my_code):
     assert len(cases) == 3 and "algorithm=my.py:scaled scale=2" in cases
 
 
+def test_a_graph_of_ones_own_is_no_schedule_whatever_its_path(my_code):
+    (my_code.parent / "x@y").mkdir()
+    moved = my_code.rename(my_code.parent / "x@y" / "my.py")
+    with flagsaver.flagsaver(topology=f"{moved}:line", num_clients=3):
+        assert run_flags.unused_by_topology() == []
+        graph = run_flags.settings().arguments(mhd.algorithms.isolated(), 0)["topology"]
+    assert graph.at(0).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
 def test_two_algorithms_of_one_name_are_refused(refused, my_code, tmp_path):
     my_code.write_text("import mhd_jax as mhd\ndef isolated(): return mhd.algorithms.dsgd()\n")
     given, said = "--algorithms=isolated, my.py:isolated", "called isolated; rename yours"
