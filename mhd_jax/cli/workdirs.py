@@ -15,7 +15,7 @@ from absl import flags
 from mhd_jax.cli import flag_help, own_code
 from mhd_jax.core import multihost
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import expanded, folder_here
 from mhd_jax.runs import removal
 from mhd_jax.studies.folder import folder_name
 
@@ -66,9 +66,16 @@ def make_room(workdir: pathlib.Path) -> None:
     """Removes the runs that a folder holds, if --overwrite says so; call it when all is checked.
 
     Raises:
-      mhd.ConfigError: the folder holds something else, too, or a process uses it.
+      mhd.ConfigError: the folder holds something else, too, or the run that is to be continued, or a
+        process uses it.
     """
     if overwrites():
+        origin = flags.FLAGS["continue_from"].value if "continue_from" in flags.FLAGS else None
+        if origin and expanded(origin).resolve().is_relative_to(workdir.resolve()):
+            raise ConfigError(
+                f"--overwrite would remove {origin}, from which --continue_from starts; choose another "
+                "--workdir."
+            )
         multihost.first_does(
             lambda: removal.discard(workdir),
             otherwise=f"the first process cannot empty {workdir}, and says why.",

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def command() -> str | None:
         parts = ["python", *sys.orig_argv[1:]]
     else:
         return None
-    return shlex.join(part for part in parts if part not in ("--overwrite", "-overwrite"))
+    return shlex.join(part for part in parts if not re.fullmatch(r"--?overwrite(=.*)?", part))
 
 
 def git_commit() -> str | None:

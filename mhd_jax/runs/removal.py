@@ -89,7 +89,10 @@ def _is_written(path: pathlib.Path) -> bool:
 
 def _is_run(folder: pathlib.Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and {"format", "settings"} <= read_json(config).keys()
+    try:
+        return config.is_file() and {"format", "settings"} <= read_json(config).keys()
+    except ConfigError:  # it is damaged, and what a run writes next tells
+        return (folder / "split.npz").is_file()
 
 
 def _is_left_behind(folder: pathlib.Path) -> bool:

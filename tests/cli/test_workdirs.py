@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 import mhd_jax as mhd
 from mhd_jax.cli import workdirs
 from mhd_jax.cli.commands import compare, sweep, train
-from mhd_jax.runs import locks, removal
+from mhd_jax.runs import environment, locks, removal
 from tests.builders import SMALL, tiny_run
 
 OWN = """
@@ -168,6 +168,32 @@ def test_a_removal_that_is_killed_can_be_taken_up(tmp_path, monkeypatch):
         assert any(path.is_file() for path in folder.rglob("*"))
         removal.discard(folder)
         assert list(folder.iterdir()) == []
+
+
+def test_overwrite_keeps_the_run_that_is_continued(tmp_path):
+    tiny_run(tmp_path / "study/a")
+    with flagsaver.flagsaver(overwrite=True, continue_from=str(tmp_path / "study/a")):
+        for workdir in ("study", "study/a"):
+            with pytest.raises(mhd.ConfigError, match=r"--overwrite would remove .*/study/a, from"):
+                workdirs.make_room(tmp_path / workdir)
+        workdirs.make_room(tmp_path / "study/b")
+    assert (tmp_path / "study/a/summary.json").exists()
+
+
+@pytest.mark.parametrize("given", ["--overwrite", "-overwrite", "--overwrite=true", "-overwrite=1"])
+def test_a_command_is_recorded_without_overwrite(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mhd train", "--workdir=w", given])
+    assert environment.command() == "mhd train --workdir=w"
+
+
+def test_a_run_with_damaged_settings_is_removed(tmp_path):
+    tiny_run(tmp_path / "w")
+    (tmp_path / "w/config.json").write_text("{")
+    removal.discard(tmp_path / "w")
+    assert list((tmp_path / "w").iterdir()) == []
+    (tmp_path / "w/config.json").write_text("{")  # of somebody's program
+    with pytest.raises(mhd.ConfigError, match="holds no runs; nothing was removed"):
+        removal.discard(tmp_path / "w")
 
 
 def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):
