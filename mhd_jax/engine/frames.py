@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mhd_jax.core.errors import ConfigError
+from mhd_jax.runs.accuracies import by_metric
 
 Row = dict[str, Any]
-_METRICS = ("beta_sh", "beta_priv", "beta_own")
 
 
 def frame(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], of: str) -> Any:
@@ -47,12 +47,6 @@ def as_frame(rows: list[Row]) -> Any:
     except ImportError:
         return rows
     return pandas.DataFrame(rows)
-
-
-def by_metric(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Returns values by head of each metric in a record or in a client's entry of a summary."""
-    own = {metric: found[metric] for metric in _METRICS if metric in found}
-    return {**own, **found.get("metrics", {})}
 
 
 def _history(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[Row]:

@@ -23,14 +23,14 @@ def accuracy_lines(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return lines
 
 
-def by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Returns all means over clients, own metrics too, by metric and head.
+def by_metric(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns what was measured by metric and head, own metrics too.
 
     Args:
-      measured: what was measured on some samples, like the entry `validation` of a record.
+      measured: means over clients, like a record or its entry `validation`, or a client's entry of a
+        summary.
     """
-    apart = ("per_client", "metrics", "honest")
-    accuracies = {name: measured[name] for name in measured if name not in apart}
+    accuracies = {name: measured[name] for name in (*METRICS, "beta_own") if name in measured}
     return {**accuracies, **measured.get("metrics", {})}
 
 

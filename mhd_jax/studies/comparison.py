@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.shown import aligned, html_block, html_table, html_text
-from mhd_jax.engine.frames import as_frame, by_metric
+from mhd_jax.engine.frames import as_frame
 from mhd_jax.engine.result import Result
+from mhd_jax.runs.accuracies import by_metric
 from mhd_jax.studies import over_seeds, tables, verdict
 from mhd_jax.studies.differences import FEWEST_SEEDS, Difference, in_pairs
 from mhd_jax.studies.rows import Row, caption, shown, summarise
