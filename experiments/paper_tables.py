@@ -344,7 +344,7 @@ def _fitted_axis(axis: Axes, label: str) -> None:
     """Lets a vertical axis of accuracies end at the highest: of many classes, all may be low."""
     accuracy_axis(axis, label)
     axis.autoscale(axis="y")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.04 * axis.get_ylim()[1])  # the highest marker is whole
 
 
 def _method(row: Row) -> str:

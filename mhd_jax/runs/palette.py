@@ -26,7 +26,7 @@ ALGORITHMS = {
     "fedavg": (PURPLE, "p"),
     "ccl": (SKY, "v"),
     "dsgd": (BROWN, "P"),
-    "qg_dsgd": (BROWN, "<"),
+    "qg_dsgd": (PURPLE, "<"),
     "distributed_distillation": (ORANGE, ">"),
     "idkd": (PURPLE, "h"),
     "ds_fl": (GREEN, "v"),

@@ -333,7 +333,12 @@ def test_a_page_without_a_place_for_tables_is_refused(refused, page, said):
 
 
 @pytest.mark.parametrize(
-    ("preset", "results"), [("tiny_imagenet", "tiny_imagenet"), ("cifar10_paper", "cifar10")]
+    ("preset", "results"),
+    [
+        ("tiny_imagenet", "tiny_imagenet"),
+        ("cifar10_paper", "cifar10"),
+        ("cifar10_ccl_short", "cifar10_ccl"),
+    ],
 )
 def test_the_page_of_results_is_made_of_its_records(preset, results):
     questions = the_questions(shared=[f"--flagfile={ROOT / 'experiments/presets' / preset}.flags"])
