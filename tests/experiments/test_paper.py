@@ -333,15 +333,17 @@ def test_a_page_without_a_place_for_tables_is_refused(refused, page, said):
 
 
 @pytest.mark.parametrize(
-    ("preset", "results"),
+    ("results", "preset", "others"),
     [
-        ("tiny_imagenet", "tiny_imagenet"),
-        ("cifar10_paper", "cifar10"),
-        ("cifar10_ccl_short", "cifar10_ccl"),
+        ("tiny_imagenet", "tiny_imagenet", []),
+        ("tiny_imagenet_long", "tiny_imagenet", ["--steps=10000", "--eval_every=2000"]),
+        ("cifar10", "cifar10_paper", []),
+        ("cifar10_ccl", "cifar10_ccl_short", []),
     ],
 )
-def test_the_page_of_results_is_made_of_its_records(preset, results):
-    questions = the_questions(shared=[f"--flagfile={ROOT / 'experiments/presets' / preset}.flags"])
+def test_the_page_of_results_is_made_of_its_records(results, preset, others):
+    flagfile = f"--flagfile={ROOT / 'experiments/presets' / preset}.flags"
+    questions = the_questions(shared=[flagfile, *others])
     seeds = dict.fromkeys(questions, range(3))
     made = paper_tables.of_records(ROOT / "experiments/results" / results, questions, seeds)
     text = (ROOT / "experiments/RESULTS.md").read_text(encoding="utf-8")
