@@ -196,8 +196,10 @@ class Lane:
         """Returns the summary after writing it, which marks the run as finished."""
         if self.folder is not None:
             self.folder.wait()  # the last checkpoint may be the best one
-        taken, per_class = (self.compile_seconds, self.seconds), self._per_class(carry)
-        summary = summarize(self.run, carry, per_class, self.history, *taken)
+        per_class = self._per_class(carry)
+        summary = summarize(
+            self.run, carry, per_class, self.history, self.compile_seconds, self.seconds
+        )
         summary |= self._ending()
         summary["execution"] = executed(self.run, self.runs_at_once)
         if self.folder is not None:
