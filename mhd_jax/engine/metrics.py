@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
+import scipy  # its parts load when they are used
 
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.label_sets import IMPOSSIBLE

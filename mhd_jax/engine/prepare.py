@@ -244,8 +244,10 @@ def _prepared(
         quarantine=chosen.quarantine,
         abstract=True,
     )
-    clients, origin = starting_from(clients, init, carry.state.groups)
-    samples = dataclasses.replace(samples, clients=clients.padded(samples.execution.num_shards))
+    starting, origin = starting_from(clients, init, carry.state.groups)
+    if starting is not clients:  # what was traced of the others holds for them alone
+        padded = starting.padded(samples.execution.num_shards)
+        samples = dataclasses.replace(samples, clients=padded)
     _require_own_algorithm(algorithm, samples, carry)
     degenerate.warn_of(algorithm, clients, spec, chosen.batch_size, optimizers, steps, carry.state)
     has_server = any(count.ndim == 1 for count in carry.messages.values())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.special
+import scipy  # its parts load when they are used
 
 from mhd_jax.training.metrics import SYMBOLS
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
+import scipy  # its parts load when they are used
 
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.types import PyTree
@@ -39,7 +39,9 @@ def require_ways_back(topology: Topology, why: str, steps: int) -> None:
       steps: the number of steps of the run.
     """
     edges = edges_of(topology, steps)
-    _, part = sparse.csgraph.connected_components(sparse.csr_array(edges), connection="strong")
+    _, part = scipy.sparse.csgraph.connected_components(
+        scipy.sparse.csr_array(edges), connection="strong"
+    )
     one_way = np.argwhere(edges & (part[:, None] != part))
     if len(one_way):
         i, j = one_way[0]
@@ -78,10 +80,10 @@ def to_classes(edges: np.ndarray, counts: np.ndarray) -> np.ndarray:
       Numbers of edges, int [K, C]; −1 if no path leads to the class.
     """
     held = holds(counts)
-    travels = sparse.csr_array(edges.T.astype(np.int8))  # knowledge flows from j to i
+    travels = scipy.sparse.csr_array(edges.T.astype(np.int8))  # knowledge flows from j to i
     hops = np.full(counts.shape, -1)
     for label in np.flatnonzero(held.any(axis=0)):
-        far = sparse.csgraph.dijkstra(
+        far = scipy.sparse.csgraph.dijkstra(
             travels, unweighted=True, indices=np.flatnonzero(held[:, label]), min_only=True
         )
         hops[:, label] = np.where(np.isfinite(far), far, -1)

@@ -359,3 +359,15 @@ def test_a_start_traces_the_step_once_for_contract_and_digest(tmp_path):
 
     mhd.simulate("ring", clients(), stepping(look), workdir=tmp_path, **SETTINGS)
     assert len(traced) == 4  # once for both, twice to see that it is pure, once for the program
+
+
+def test_a_start_is_traced_once_for_its_check_and_its_program():
+    traced, plain = [], mhd.algorithms.isolated()
+
+    def init(key, who, sample_batch):
+        traced.append(who)
+        return plain.init(key, who, sample_batch)
+
+    own = dataclasses.replace(plain, init=init)
+    mhd.prepare("ring", clients(), own, **SETTINGS).init()
+    assert len(traced) == 1
