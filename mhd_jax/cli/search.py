@@ -119,7 +119,7 @@ def carry_out(seeds: Sequence[int], workdir: pathlib.Path) -> list[Trial]:
     base = cases.read_one(())
     run = base.settings.prepared(base.algorithm, seeds[0], watchers())
     require_validation("--search", len(run.clients.validation) > 0)
-    workdirs.make_room(workdir)
+    workdirs.make_room(workdir, [base.settings.continue_from])
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = getattr(optuna.samplers, _SAMPLERS[flags.FLAGS.search])(seed=seeds[0])

@@ -97,7 +97,7 @@ def run(
     callbacks = watchers()
     for case in cases:  # all of them, before the first trains for hours
         case.settings.check(case.algorithm, seeds[0], callbacks)
-    workdirs.make_room(workdir)
+    workdirs.make_room(workdir, [case.settings.continue_from for case in cases])
     found: dict[str, list[Summary]] = {case.name: [] for case in cases}
     batches = [[(case, seed) for seed in seeds] for case in cases]
     num_runs = sum(map(len, batches))
@@ -136,7 +136,7 @@ def explore(cases: Sequence[Case], seeds: Sequence[int], workdir: pathlib.Path) 
     refused = refusals(cases, seeds)
     if refused and len(refused) == len(cases) * len(seeds):
         raise next(iter(refused.values()))
-    workdirs.make_room(workdir)
+    workdirs.make_room(workdir, [case.settings.continue_from for case in cases])
     return attempt(cases, seeds, workdir, refused)
 
 
@@ -203,7 +203,7 @@ def keep(
     files = [kept.path(records, case.folder, seed) for case, seed in runs]
     callbacks = watchers()
     settings = [case.settings.check(case.algorithm, seed, callbacks) for case, seed in runs]
-    workdirs.make_room(workdir)
+    workdirs.make_room(workdir, [case.settings.continue_from for case, _ in runs])
     found = {file: kept.read(file, own) for file, own in zip(files, settings, strict=True)}
     left = [place for place, file in enumerate(files) if found[file] is None]
     batches = [[runs[place]] for place in left]

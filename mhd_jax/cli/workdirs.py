@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
@@ -62,20 +62,24 @@ def overwrites() -> bool:
     return "overwrite" in flags.FLAGS and bool(flags.FLAGS["overwrite"].value)
 
 
-def make_room(workdir: pathlib.Path) -> None:
+def make_room(workdir: pathlib.Path, origins: Iterable[str | None]) -> None:
     """Removes the runs that a folder holds, if --overwrite says so; call it when all is checked.
 
+    Args:
+      workdir: the folder.
+      origins: the folders of runs that are to be continued; None for a start from nothing.
+
     Raises:
-      mhd.ConfigError: the folder holds something else, too, or the run that is to be continued, or a
+      mhd.ConfigError: the folder holds something else, too, or a run that is to be continued, or a
         process uses it.
     """
     if overwrites():
-        origin = flags.FLAGS["continue_from"].value if "continue_from" in flags.FLAGS else None
-        if origin and expanded(origin).resolve().is_relative_to(workdir.resolve()):
-            raise ConfigError(
-                f"--overwrite would remove {origin}, from which --continue_from starts; choose another "
-                "--workdir."
-            )
+        for origin in filter(None, origins):
+            if expanded(origin).resolve().is_relative_to(workdir.resolve()):
+                raise ConfigError(
+                    f"--overwrite would remove {origin}, from which continue_from starts; choose "
+                    "another --workdir."
+                )
         multihost.first_does(
             lambda: removal.discard(workdir),
             otherwise=f"the first process cannot empty {workdir}, and says why.",

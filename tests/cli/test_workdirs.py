@@ -172,11 +172,21 @@ def test_a_removal_that_is_killed_can_be_taken_up(tmp_path, monkeypatch):
 
 def test_overwrite_keeps_the_run_that_is_continued(tmp_path):
     tiny_run(tmp_path / "study/a")
-    with flagsaver.flagsaver(overwrite=True, continue_from=str(tmp_path / "study/a")):
+    origins = [None, str(tmp_path / "study/a")]
+    with flagsaver.flagsaver(overwrite=True):
         for workdir in ("study", "study/a"):
             with pytest.raises(mhd.ConfigError, match=r"--overwrite would remove .*/study/a, from"):
-                workdirs.make_room(tmp_path / workdir)
-        workdirs.make_room(tmp_path / "study/b")
+                workdirs.make_room(tmp_path / workdir, origins)
+        workdirs.make_room(tmp_path / "study/b", origins)
+    assert (tmp_path / "study/a/summary.json").exists()
+
+
+@pytest.mark.slow
+def test_overwrite_keeps_the_run_that_a_case_continues(tmp_path, output, refused):
+    output(train, *SMALL, "--algorithm=isolated", "--workdir=study/a")
+    own = ["--algorithm=isolated", "--grid=continue_from=study/a", "--workdir=study", "--seeds=1"]
+    said = refused(sweep, *SMALL, *own, "--overwrite")
+    assert "--overwrite would remove study/a, from which continue_from starts" in said
     assert (tmp_path / "study/a/summary.json").exists()
 
 

@@ -51,7 +51,7 @@ def main() -> None:
         return
     if workdirs.overwrites():
         settings.check(algorithm, flags.FLAGS.seed, watchers)  # before anything is lost
-        workdirs.make_room(workdir)
+        workdirs.make_room(workdir, [settings.continue_from])
     finished, reported = (workdir / "summary.json").exists(), has_report(workdir)
     (result,) = settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], watchers)
     vain = watching.in_vain(result.summary.get("metrics", ())) if finished else None
