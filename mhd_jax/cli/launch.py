@@ -146,10 +146,9 @@ def _as_line(
 
 def _define_own_flags(arguments: Sequence[str]) -> None:
     """Defines the flags of users' own algorithms that the arguments, or files of flags, name."""
-    if "topology" not in flags.FLAGS:  # a command without runs
+    run_flags = sys.modules.get("mhd_jax.cli.flags")
+    if run_flags is None:  # a command without runs, which may have flags of the same names
         return
-    from mhd_jax.cli import flags as run_flags  # which defines flags of runs
-
     with contextlib.suppress(flags.Error):  # which parsing reports
         run_flags.define_own(flags.FLAGS.read_flags_from_files(list(arguments)))
 

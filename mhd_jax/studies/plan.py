@@ -22,6 +22,7 @@ from mhd_jax.clients import Clients
 from mhd_jax.core.errors import ConfigError, in_a_line
 from mhd_jax.core.machine import Machine, machine, prepared_for
 from mhd_jax.core.types import Algorithm
+from mhd_jax.core.validation import require_counts
 from mhd_jax.data.dataset import Dataset, arrays
 from mhd_jax.engine import memory
 from mhd_jax.engine.arithmetic import alone_of, step_flops
@@ -165,7 +166,13 @@ def plan(
 
 
 def made_images(num_images: int, shape: tuple[int, int, int], num_classes: int) -> Dataset:
-    """Returns images [height, width, channels] for plans, all alike, which take no memory."""
+    """Returns images [height, width, channels] for plans, all alike, which take no memory.
+
+    Raises:
+      ConfigError: no image, a side or channels below 1, or fewer than two classes.
+    """
+    height, width, channels = shape
+    require_counts(num_images=num_images, height=height, width=width, channels=channels)
     sets: list[np.ndarray] = []
     for shade, count in enumerate((num_images, num_classes)):  # test images differ from the others
         sets += [np.broadcast_to(np.uint8(shade), (count, *shape)), np.arange(count) % num_classes]

@@ -284,6 +284,22 @@ def test_help_tells_a_newcomer():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        path.stem
+        for path in sorted((ROOT / "experiments").glob("*.py"))
+        if re.search(r"launch\.run\(|stand_in\(__name__", path.read_text())
+    ],
+)
+def test_a_binary_starts_in_a_process_of_its_own(name):
+    """Flags of one command must not meet those of another, as they may in a process of tests."""
+    found = python("-m", f"experiments.{name}", "--nonsense")
+    assert found.returncode == 1 and "nonsense" in found.stderr
+    assert "Traceback" not in found.stderr and not found.stdout
+
+
+@pytest.mark.slow
 def test_help_of_the_data_names_its_flags_alone():
     text = python("-m", "experiments.inspect_data", "--help").stdout
     assert "python -m experiments.inspect_data --dataset=digits" in text

@@ -325,10 +325,25 @@ def test_the_binary_plans_for_made_images(call):
     few, many = map(json.loads, out.splitlines())
     assert (few["num_clients"], many["num_clients"]) == (3, 6)
     assert many["memory"]["parameters"] == 2 * few["memory"]["parameters"]
-    status, _, err = call(binary, "--num_classes=5", "--dataset=digits")
-    assert status == 2 and "leave it or --dataset out" in err
+    status, out, _ = call(binary, "--target=cpu", *small, *made, "--json", "--crop_size=4")
+    cropped = json.loads(out.splitlines()[0])
+    assert cropped["memory"]["parameters"] < few["memory"]["parameters"]  # models see 4 × 4 pixels
     status, _, err = call(binary, "--sizes=3,many")
     assert status == 2 and "--sizes takes positive integers" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--dataset=digits", "leave it or --dataset out"),
+        ("--regression", "leave it or --regression out"),
+        ("--test_fraction=7", "leave it or --test_fraction out"),
+        ("--image_size=0", "image_size must be an integer and at least 1"),
+        ("--image_size=-4", "image_size must be an integer and at least 1"),
+    ],
+)
+def test_what_made_images_cannot_be_is_refused(refused, given, said):
+    assert said in refused(binary, "--target=cpu", "--num_classes=5", given)
 
 
 def test_a_plan_makes_as_many_images_as_are_set_aside_and_private(refused, monkeypatch):

@@ -19,7 +19,8 @@ from rich.filesize import decimal
 import mhd_jax as mhd
 from mhd_jax.cli import algorithm_flag, json_flag, launch
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli.settings import RunSettings
+from mhd_jax.cli.settings import DATA_OPTIONS, RunSettings
+from mhd_jax.core.validation import require_counts
 from mhd_jax.studies import tables
 from mhd_jax.studies.plan import Plan, made_images
 
@@ -88,15 +89,18 @@ def _made_images(settings: RunSettings) -> mhd.data.Dataset | None:
                 "--samples_per_client is of made images; give --num_classes too, or leave it out."
             )
         return None
-    if flags.FLAGS["dataset"].present:
-        raise mhd.ConfigError(
-            "--num_classes is of made images, which stand for a data set; leave it or --dataset out."
-        )
-    side = settings.image_size or _MADE_SIDE
+    for name in ("dataset", *DATA_OPTIONS):
+        if name != "image_size" and flags.FLAGS[name].present:
+            raise mhd.ConfigError(
+                f"--num_classes is of made images, which stand for a data set; leave it or --{name} out."
+            )
+    side = _MADE_SIDE if settings.image_size is None else settings.image_size
+    require_counts(image_size=side)
     public = 0.1 if settings.public_fraction is None else settings.public_fraction
     set_aside = public + settings.validation_fraction
     count = round(settings.num_clients * _SAMPLES.value / max(1 - set_aside, 0.01))
-    return made_images(count, (side, side, 3), _NUM_CLASSES.value)
+    made = made_images(count, (side, side, 3), _NUM_CLASSES.value)
+    return made.prepared(crop_size=settings.crop_size, standardize=bool(settings.standardize))
 
 
 def _lines(plans: Sequence[Plan]) -> list[list[str]]:
