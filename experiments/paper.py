@@ -80,12 +80,21 @@ def main() -> None:
     page = pathlib.Path(_PAGE.value) if _PAGE.value else None
     if page:
         filled_page.read(page, results.name)  # refused before hours of runs
-    if not _TABLES.value:
+    if _TABLES.value:
+        _require_records(results)
+    else:
         study.keep(_runs(questions, seeds), workdir, results)
     made = paper_tables.of_records(results, questions, seeds)
     if page and multihost.is_main():
         filled_page.fill(page, results.name, made.tables)
     paper_tables.publish(made, results, workdir)
+
+
+def _require_records(results: pathlib.Path) -> None:
+    if next(results.rglob("seed_*.json"), None) is None:
+        raise mhd.ConfigError(
+            f"{results} holds no record of a run; name the folder of the records, or leave out --tables."
+        )
 
 
 def _seeds(question: str) -> list[int]:
@@ -96,6 +105,7 @@ def _runs(
     questions: Mapping[str, paper_tables.Groups], seeds: Mapping[str, Sequence[int]]
 ) -> list[tuple[study.Case, int]]:
     """Returns the runs that the flags choose, in their order."""
+    run_flags.require_distinct("questions", _QUESTIONS.value)
     unknown = [name for name in _QUESTIONS.value if name not in questions]
     for name in filter(paper_cases.NEEDED.get, unknown):
         raise mhd.ConfigError(

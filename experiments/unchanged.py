@@ -7,8 +7,9 @@ Between the two commands the code is changed in a way that should change no resu
 if its state, history and summary are equal bit for bit (without times). It is "rounding" if arrays of
 the state differ, but none by more than `--tolerance` times its largest number; if numbers of history
 and summary, which follow the state, differ by at most 1 % or 0.03 (a test sample of 35 that is predicted
-otherwise); and if all else is the same, such as counts. Both must run on the same machine with the same
-versions of JAX, as other processors round differently. The exit status is 1 if a run differs.
+otherwise); and if all else is the same, such as counts. A run is "new" if it was not recorded, and "gone" if it was
+but is none any more. Both must run on the same machine with the same versions of JAX, as other processors round
+differently. The exit status is 1 if a run differs or is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -294,6 +295,12 @@ def compared(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> tupl
     return ("rounding" if distance <= _TOLERANCE.value and not changed else "differs"), said
 
 
+def gone(folder: pathlib.Path, parts: Sequence[str]) -> list[str]:
+    """Returns the recorded runs, with one of `parts` in their names, that there are no longer."""
+    names = [json.loads(path.read_text())["name"] for path in sorted(folder.glob("*.json"))]
+    return [name for name in names if name not in matrix() and any(part in name for part in parts)]
+
+
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the largest difference over the largest number; inf if what is not finite differs."""
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f"):
@@ -346,16 +353,23 @@ def main() -> None:
         raise mhd.ConfigError(f"there is no folder {folder}; make it by --record={folder}.")
     parts = _RUNS.value or [""]
     chosen = {name: run for name, run in matrix().items() if any(part in name for part in parts)}
+    known = [name for name in chosen if path_of(folder, name).with_suffix(".json").exists()]
+    if _AGAINST.value and chosen and not known:
+        raise mhd.ConfigError(
+            f"{folder} has a record of none of these runs; name the folder that --record wrote."
+        )
     if not chosen:
         raise mhd.ConfigError(
             f"no run has {' or '.join(parts)} in its name: {', '.join(matrix())}."
         )
     found = list(verdicts(chosen, folder))
+    if _AGAINST.value:
+        found += [(name, "gone", "") for name in gone(folder, parts)]
     table = Table("run", "", "what differs")
     for row in found:
         table.add_row(*row)
     launch.console().print(table)
-    if any(verdict == "differs" for _, verdict, _ in found):
+    if any(verdict in ("differs", "gone") for _, verdict, _ in found):
         sys.exit(1)
 
 

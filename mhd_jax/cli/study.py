@@ -20,6 +20,7 @@ from mhd_jax.cli.watching import watchers
 from mhd_jax.core import multihost
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
+from mhd_jax.engine.host import HostSettings
 from mhd_jax.runs import page, report, report_process
 from mhd_jax.runs.callbacks import LiveReport
 from mhd_jax.runs.decoration import decoration
@@ -96,7 +97,10 @@ def run(
     _require_distinct(cases)
     callbacks = watchers()
     for case in cases:  # all of them, before the first trains for hours
-        case.settings.check(case.algorithm, seeds[0], callbacks)
+        run = case.settings.prepared(case.algorithm, seeds[0], callbacks)
+        folder = case.run_folder(workdir, seeds[0])
+        if folder.exists() and not workdirs.overwrites():
+            HostSettings(workdirs=[folder]).folders([run])  # refuses a run with other settings
     workdirs.make_room(workdir, [case.settings.continue_from for case in cases])
     found: dict[str, list[Summary]] = {case.name: [] for case in cases}
     batches = [[(case, seed) for seed in seeds] for case in cases]

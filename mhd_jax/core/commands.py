@@ -40,11 +40,11 @@ def by_mhd() -> bool:
     return sys.argv[0].startswith("mhd ")
 
 
-def is_command() -> bool:
-    """Tells whether this process is a command, whose settings are flags, and no program of a user's."""
+def takes_flag(name: str) -> bool:
+    """Tells whether this process is a command that has a flag; a program of a user's has none."""
     from absl import flags  # late, as the overview of `mhd` needs nothing but Python
 
-    return flags.FLAGS.is_parsed()
+    return flags.FLAGS.is_parsed() and name in flags.FLAGS
 
 
 def named(command: str) -> str:

@@ -61,6 +61,17 @@ def make_folder(path: pathlib.Path, name: str) -> None:
 
 
 @contextlib.contextmanager
+def refused_where_unwritable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raises `ConfigError` in place of an `OSError` of writing a file that a user has named."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}); give a file in a folder that is there."
+        ) from error
+
+
+@contextlib.contextmanager
 def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path to write to, which atomically replaces `path` once it is on disk."""
     partial = partial_of(path)

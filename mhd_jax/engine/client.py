@@ -12,7 +12,7 @@ import numpy as np
 
 from mhd_jax.core import modes, multihost
 from mhd_jax.core.errors import ConfigError
-from mhd_jax.core.files import expanded, written_whole
+from mhd_jax.core.files import expanded, refused_where_unwritable, written_whole
 from mhd_jax.core.shown import shortened
 from mhd_jax.core.tasks import Task
 from mhd_jax.core.types import PyTree, State
@@ -84,10 +84,12 @@ class Client:
                 "or None for all."
             )
         known = None if self.label_set is None else jnp.asarray(self.label_set)
-        outputs, _ = self.model.apply(
-            self.params, self.stats, self.prepared(inputs), label_set=known
-        )
-        logits = self.task.in_own_units(np.asarray(outputs.logits))
+        x = self.prepared(inputs)
+        count = len(jax.tree.leaves(x)[0])
+        if not count:  # of nothing a model cannot tell what its layers' shapes are
+            x = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), x)
+        outputs, _ = self.model.apply(self.params, self.stats, x, label_set=known)
+        logits = self.task.in_own_units(np.asarray(outputs.logits))[:count]
         return logits if head is None else logits[:, self.heads.index(head)]
 
     def predict(self, inputs: PyTree, head: str = "main") -> np.ndarray:
@@ -112,13 +114,12 @@ class Client:
           ConfigError: the file cannot be written.
         """
         arrays: Any = initial.named(self.params, self.stats)
-        try:
-            with written_whole(expanded(path)) as partial, partial.open("wb") as file:
-                np.savez(file, **arrays)
-        except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be written ({error.strerror}); give a file in a folder that is there."
-            ) from error
+        with (
+            refused_where_unwritable(path),
+            written_whole(expanded(path)) as partial,
+            partial.open("wb") as file,
+        ):
+            np.savez(file, **arrays)
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 from mhd_jax.core.errors import ConfigError, in_a_line
-from mhd_jax.core.files import partial_of, written_whole
+from mhd_jax.core.files import partial_of, refused_where_unwritable, written_whole
 from mhd_jax.core.warned import warn
 from mhd_jax.runs.decoration import decoration
 
@@ -154,11 +154,14 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> list[pathlib.Path]:
 
     Returns:
       The files.
+
+    Raises:
+      ConfigError: the files cannot be written.
     """
     stem = pathlib.Path(path).expanduser()
     stem = stem.with_suffix("") if stem.suffix in _FORMATS else stem
     files = [stem.with_name(stem.name + ending) for ending in _FORMATS]
-    with own_style():
+    with own_style(), refused_where_unwritable(path):
         for file, (canvas, about) in zip(files, _FORMATS.values(), strict=True):
             canvas(figure)
             figure.savefig(file, dpi=_TWICE, metadata=about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,11 @@ def accuracy(
       history: the evaluations.
       chance: the accuracy of a guess, which is drawn where the axis reaches it.
       ax: the two panels to draw in, without a legend; None makes a figure.
+
+    Raises:
+      ConfigError: no evaluations.
     """
+    _require_some(history, "evaluations")
     figure, axes = _panels(2, (9.5, 3.9), ax)
     heads = list(history[-1]["beta_sh"])
     steps = [record["step"] for record in history]
@@ -259,7 +263,11 @@ def comparison(
       table: the rows.
       chance: the accuracy of a guess.
       ax: the two panels to draw in, without a legend; None makes a figure.
+
+    Raises:
+      ConfigError: no rows.
     """
+    _require_some(table, "rows")
     row_height = 0.5 if paper_width() is None else 0.3
     figure, axes = _panels(2, (8.5, 1.4 + row_height * len(table)), ax, sharey=True)
     styles = row_styles([row["algorithm"] for row in table])
@@ -311,6 +319,9 @@ def comparison_curves(
       histories: the runs' histories by row.
       chance: the accuracy of a guess.
       ax: the two panels to draw in, without a legend; None makes a figure.
+
+    Raises:
+      ConfigError: no rows, or a row without runs or evaluations.
     """
 
     def draw(axis: Axes, runs: Sequence[Sequence[Record]], values: np.ndarray, style: Any) -> None:
@@ -378,6 +389,11 @@ def _curves(
       ax: the two panels to draw in; None makes a figure.
       further: entries of the legend beside the rows.
     """
+    _require_some(histories, "rows")
+    for name, runs in histories.items():
+        _require_some(runs, f"runs of {name}")
+        for run in runs:
+            _require_some(run, f"evaluations of {name}")
     figure, axes = _panels(2, (9, 3.6 + 0.19 * -(-len(histories) // 2)), ax)
     styles = row_styles(list(histories))
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
@@ -392,6 +408,11 @@ def _curves(
     if ax is None:
         legend_above(figure, chance, *further)
     return figure
+
+
+def _require_some(given: Sized, what: str) -> None:
+    if not len(given):
+        raise ConfigError(f"there are no {what} to draw; give some.")
 
 
 def _panels(

@@ -26,7 +26,7 @@ from typing import Any
 
 from mhd_jax.clients import Clients
 from mhd_jax.core import multihost
-from mhd_jax.core.commands import is_command
+from mhd_jax.core.commands import takes_flag
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.files import make_folder, partial_of, sync
 from mhd_jax.core.types import PyTree
@@ -92,11 +92,13 @@ class RunFolder:
     @property
     def _as_start(self) -> str:
         start = str(self.path)
-        return f"--continue_from={start}" if is_command() else f"init={start!r}"
+        return f"--continue_from={start}" if takes_flag("continue_from") else f"init={start!r}"
 
     @property
     def _remedy(self) -> str:
-        return "--overwrite removes it" if is_command() else "remove the folder to begin anew"
+        if takes_flag("overwrite"):
+            return "--overwrite removes it"
+        return "remove the folder to begin anew"
 
     @property
     def _config(self) -> pathlib.Path:

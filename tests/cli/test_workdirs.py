@@ -232,3 +232,11 @@ def test_only_folders_of_runs_are_removed_and_none_in_use(tmp_path):
         path.unlink()
     removal.discard(tmp_path / "study")
     assert list((tmp_path / "study").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_with_other_settings_is_refused_before_others_train(output, refused):
+    output(train, *SMALL, "--algorithm=naive", "--workdir=w/naive/seed_0")
+    given = [*SMALL, "--algorithms=isolated,naive", "--seeds=1", "--workdir=w"]
+    assert "w/naive/seed_0 holds a run with other settings" in refused(compare, *given, "--steps=4")
+    assert not pathlib.Path("w/isolated").exists()

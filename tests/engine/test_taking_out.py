@@ -63,6 +63,12 @@ def test_a_client_predicts_as_in_the_run(result):
         assert (client.predict(X) == logits[k, :, 0].argmax(-1)).all()
 
 
+def test_a_client_answers_to_no_samples(result):
+    client, expected = result.client(1), result.client(1).apply(X, None)
+    assert client.apply(X[:0], None).shape == (0, *expected.shape[1:])
+    assert client.predict(X[:0]).shape == (0,)
+
+
 def test_a_client_is_plain_flax(result):
     client = result.client(2)
     variables = {"params": client.params["backbone"], **client.stats}

@@ -124,6 +124,8 @@ def test_a_run_that_diverges_is_kept_as_such_and_the_others_go_on(output):
         (["--questions=models", "--model=mlp_small:2,mlp:2"], "models needs one model of this"),
         (["--questions=models", "--other_model=my.py:net"], "models needs one model of this"),
         (["--questions=main,graphs", "--partition=iid"], "graphs needs --partition=primary_labels"),
+        (["--questions="], "--questions must name each of them once, and at least one"),
+        (["--tables", "--results=missing"], "missing holds no record of a run"),
     ],
 )
 def test_what_cannot_be_asked(refused, arguments, said):

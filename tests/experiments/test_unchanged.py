@@ -38,6 +38,16 @@ def test_a_run_is_equal_rounded_or_another(call, tmp_path):
     status, out, _ = call(unchanged, *against)
     assert status == 1 and "algorithm" in out
 
+    before = unchanged.path_of(tmp_path / "before", "isolated, once").with_suffix(".json")
+    before.write_text(json.dumps(found | {"name": "isolated, once"}))
+    assert unchanged.gone(tmp_path / "before", ["isolated"]) == ["isolated, once"]
+    assert unchanged.gone(tmp_path / "before", ["mhd"]) == []
+
+
+def test_a_folder_without_records_is_refused(refused, tmp_path):
+    said = "has a record of none of these runs; name the folder that --record wrote"
+    assert said in refused(unchanged, f"--against={tmp_path}", "--runs=isolated")
+
 
 NOT_FINITE = [1.0, math.nan, math.inf]
 

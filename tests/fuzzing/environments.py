@@ -140,8 +140,9 @@ def styles_of_matplotlib(given):
         before = dict(matplotlib.rcParams)
         with matplotlib.rc_context():
             matplotlib.rcParams.update(given)
+            own = dict(matplotlib.rcParams)
             assert _drawn() == plain, given
-            assert all(matplotlib.rcParams[name] == matplotlib.rcParams[name] for name in given)
+            assert dict(matplotlib.rcParams) == own
         matplotlib.rcParams["backend"] = before["backend"]
     return True
 

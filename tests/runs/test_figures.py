@@ -80,6 +80,25 @@ def test_maps_have_a_papers_width_too(make):
     assert not panel.texts and bool(on_screen.axes[0].texts) == (make is MAPS["split"])
 
 
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda: mhd.figures.accuracy([]), "no evaluations to draw"),
+        (lambda: mhd.figures.comparison([]), "no rows to draw"),
+        (lambda: mhd.figures.comparison_curves({}), "no rows to draw"),
+        (lambda: mhd.figures.communication_curves({"mhd": []}), "no runs of mhd to draw"),
+        (lambda: mhd.figures.comparison_curves({"mhd": [[]]}), "no evaluations of mhd to draw"),
+        (
+            lambda: mhd.figures.save(mhd.figures.Figure(), "missing/x"),
+            "missing/x cannot be written",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(draw, said):
+    with pytest.raises(mhd.ConfigError, match=said):
+        draw()
+
+
 def test_files_for_papers_and_screens(tmp_path):
     for name in ("one.png", "two"):
         with mhd.figures.style("paper", "column"):
