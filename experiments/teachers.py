@@ -28,6 +28,7 @@ from mhd_jax.data.partition import PrimaryLabels
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.figures import accuracy_axis, legend_above, row_styles
 from mhd_jax.studies import over_seeds
+from mhd_jax.studies.folder import folder_name, require_folders
 
 # The rules: an algorithm and its hyperparameters by the names of the table's lines.
 _ALL: dict[str, Any] = {"num_targets": "all"}
@@ -89,8 +90,11 @@ def main() -> None:
     for taken, several in (("topology", "topologies"), ("skew", "skews")):
         if flags.FLAGS[taken].present:
             raise mhd.ConfigError(f"this study takes several; give --{several}, not --{taken}.")
+    for listed in (_TOPOLOGIES, _SKEWS):
+        run_flags.require_distinct(listed.name, listed.value)
+    require_folders(_TOPOLOGIES.value, "--topologies")
     settings, rules = run_flags.settings_by_graph(_TOPOLOGIES.value), _rules()
-    places = [(graph, skew) for graph in settings for skew in dict.fromkeys(_SKEWS.value)]
+    places = [(graph, skew) for graph in settings for skew in _SKEWS.value]
     asked = {
         (place, rule): _case(settings[place[0]], place, rule) for place in places for rule in rules
     }
@@ -141,7 +145,8 @@ def _case(settings: RunSettings, place: Place, rule: str) -> study.Case:
         partition=labels,
         augment_public=settings.augment_public and algorithm.may_augment_public,
     )
-    folder = f"{graph}/skew_{skew}/{rule.replace(' ', '_').replace(',', '').replace('=', '')}"
+    of_rule = rule.replace(" ", "_").replace(",", "").replace("=", "")
+    folder = f"{folder_name(graph)}/skew_{skew}/{of_rule}"  # a graph may be a path
     return study.Case(f"{graph}, skew {skew}, {rule}", folder, own, algorithm)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 import mhd_jax as mhd
@@ -19,6 +20,7 @@ def cases(monkeypatch, refused):
 
         def seen(asked, *_):
             for case in asked:
+                assert not case.folder.startswith("/") and ".." not in case.folder.split("/")
                 settings = case.settings
                 found[settings.topology, settings.partition.skew] = settings
             raise mhd.ConfigError("seen.")
@@ -39,6 +41,22 @@ def test_each_graph_has_its_own_options(cases, refused):
     said = refused(teachers, "--topologies=ring", "--degree=4")
     assert "--degree is not used by any of the graphs" in said
     assert "give --topologies, not --topology" in refused(teachers, "--topology=ring")
+
+
+def test_a_graph_of_ones_own_stays_in_the_folder_of_the_study(cases, refused, tmp_path):
+    np.save(tmp_path / "all.npy", 1 - np.eye(8))
+    (tmp_path / "below").mkdir()
+    graphs = (f"{tmp_path}/all.npy", "below/../all.npy")
+    assert [graph for graph, _ in cases(f"--topologies={','.join(graphs)}")] == [*graphs]
+    said = refused(teachers, "--topologies=below/all.npy,below_all.npy")
+    assert "--topologies: 'below/all.npy' and 'below_all.npy' would share a folder" in said
+
+
+@pytest.mark.parametrize("flag", ["topologies", "skews"])
+def test_there_is_something_to_compare(flag, refused):
+    assert f"--{flag} must name each of them once, and at least one" in refused(
+        teachers, f"--{flag}="
+    )
 
 
 def test_labels_are_dealt_as_the_flags_say(cases, refused):
