@@ -14,6 +14,7 @@ defaults: no embedding distillation. The same command again resumes an interrupt
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,8 @@ _DEFAULT = [
     "density ratio",
     "density ratio, own main head",
 ]
+# Hyperparameters that the rules' names tell, also where a rule leaves them as they are by default.
+_NAMED = ("num_targets", "target_selection", "own_candidate", "aggregation")
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["complete", "ring"], "Graphs to compare.")
 _SKEWS = flags.DEFINE_list("skews", ["100"], "Skews of the private labels, like 10,100,inf.")
 _RULES = flags.DEFINE_string(
@@ -93,7 +96,7 @@ def main() -> None:
     for listed in (_TOPOLOGIES, _SKEWS):
         run_flags.require_distinct(listed.name, listed.value)
     require_folders(_TOPOLOGIES.value, "--topologies")
-    settings, rules = run_flags.settings_by_graph(_TOPOLOGIES.value), _rules()
+    rules, settings = _rules(), run_flags.settings_by_graph(_TOPOLOGIES.value)
     places = [(graph, skew) for graph in settings for skew in _SKEWS.value]
     asked = {
         (place, rule): _case(settings[place[0]], place, rule) for place in places for rule in rules
@@ -124,7 +127,10 @@ def _rules() -> list[str]:
     for name in [*rules, _REFERENCE.value]:
         if name not in RULES:
             raise mhd.ConfigError(f"unknown rule {name!r}; choose among {'; '.join(RULES)}.")
-    return list(dict.fromkeys([*rules, _REFERENCE.value]))
+    chosen = list(dict.fromkeys([*rules, _REFERENCE.value]))
+    own = {*_NAMED, *(name for rule in chosen for name in RULES[rule][1])}
+    run_flags.require_not_given(sorted(own - _NAIVE.keys()))  # a weight has no part in the names
+    return chosen
 
 
 def _case(settings: RunSettings, place: Place, rule: str) -> study.Case:
@@ -162,7 +168,7 @@ def _row(
     ]
     by_hops: dict[int, list[float]] = {}
     for row in (row for summary in summaries for row in summary["by_hops"] or []):
-        if row["hops"] is not None and place[1] == "inf":
+        if row["hops"] is not None and math.isinf(float(place[1])):
             by_hops.setdefault(row["hops"], []).append(row["accuracy"][last])
     return {
         "topology": place[0],

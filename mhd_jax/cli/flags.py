@@ -481,6 +481,13 @@ def require_distinct(name: str, given: Sequence[str], each: str = "of them") -> 
         raise mhd.ConfigError(f"--{name} must name each {each} once, and at least one.")
 
 
+def require_not_given(names: Iterable[str]) -> None:
+    """Raises `ConfigError` if flags are given that a study sets itself."""
+    given = [f"--{name}" for name in names if FLAGS[name].present]
+    if given:
+        raise mhd.ConfigError(f"{', '.join(given)}: the study sets these itself; leave them out.")
+
+
 def define_own(arguments: Sequence[str]) -> None:
     """Defines flags of the arguments of users' own factories that a command line names.
 

@@ -59,6 +59,24 @@ def test_there_is_something_to_compare(flag, refused):
     )
 
 
+def test_flags_do_not_make_rules_other_than_their_names_say(cases, refused):
+    chosen = ("--rules=mean;densest", "--reference=mean", "--target_selection=mean")
+    said = refused(teachers, *chosen, "--num_targets=2", "--nu_aux=0.1")
+    assert "--num_targets, --target_selection: the study sets these itself" in said
+    calibrated = "--calibrate_every=20"
+    said = refused(teachers, "--rules=confident;confident, calibrated", calibrated)
+    assert "--calibrate_every: the study sets these itself" in said
+    assert cases("--nu_naive=0.3", "--nu_emb=0.1", calibrated)
+
+
+def test_classes_that_few_hold_are_known_however_infinity_is_written():
+    accuracies = {metric: {"main": 0.5} for metric in ("beta_sh", "beta_priv")}
+    summary = {**accuracies, "by_hops": [{"hops": 1, "accuracy": {"main": 0.25}}]}
+    for skew, hops in (("inf", [1]), ("INF", [1]), ("Infinity", [1]), ("100", [])):
+        row = teachers._row(("ring", skew), "isolated", [summary], [summary])
+        assert list(row["by_hops"]) == hops
+
+
 def test_labels_are_dealt_as_the_flags_say(cases, refused):
     found = cases(
         "--topologies=ring", "--skews=10,inf", "--assignment=random", "--labels_per_client=3"
