@@ -43,7 +43,7 @@ flags.adopt_module_key_flags(seed_flags)
 flags.adopt_module_key_flags(launch)
 
 _PAIRS = "pairs"
-_OURS = ("model", "objectives", "ensembles")  # flags that the study sets itself
+_OURS = ("model", "objectives", "ensembles", "average_every")  # flags that the study sets itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def ensembles(
         goals = f"supervised:{count - 1},{objective}:1"
         return ensemble(objective, kinds, model=small, objectives=goals)
 
-    alone = mhd.algorithms.isolated()
+    alone = mhd.algorithms.isolated(algorithm.hyperparameters["label_smoothing"])
     in_pairs = mhd.algorithms.mhd(**{**algorithm.hyperparameters, "ensembles": 2})
     all_small, all_large = ["small"] * count, ["large"] * count
     pairs = [] if count % 2 else [ensemble(_PAIRS, all_small, in_pairs, model=small)]
@@ -179,11 +179,13 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def main() -> None:
     """Trains the ensembles that the flags choose, and writes the table and the plot."""
-    given = [f"--{name}" for name in _OURS if flags.FLAGS[name].present]
-    if given:
-        raise mhd.ConfigError(f"{', '.join(given)}: the study sets these itself; leave them out.")
+    run_flags.require_not_given(_OURS)
     algorithm, _ = run_flags.algorithm("mhd", strict=True)
     settings = run_flags.settings()
+    if settings.num_clients < 2:
+        raise mhd.ConfigError(
+            "the study mixes small and large clients; give --num_clients=2 or more."
+        )
     half = settings.num_clients // 2
     try:
         numbers = [int(number) for number in _NUM_LARGE.value] or sorted({1, half})
@@ -200,15 +202,15 @@ def main() -> None:
     if unknown:
         raise mhd.ConfigError(f"--cases takes {', '.join(names)}; unknown: {', '.join(unknown)}.")
     chosen = [each for each in known if each.name in (_CHOSEN.value or names)]
-    if _PAIRS not in names and not _CHOSEN.value:
-        launch.console().print(f"{lacks_pairs}: the case {_PAIRS} is left out.")
+    is_short = _PAIRS not in names and not _CHOSEN.value
+    notes = [f"{lacks_pairs}: the case {_PAIRS} is left out."] if is_short else []
     workdir = study.workdir("runs/heterogeneous")
     seeds = seed_flags.values()
     found = study.run(chosen, seeds, workdir)
     first = found[chosen[0].name]
     rows = [row for each in chosen for row in rows_of(each, found[each.name], first)]
     title = f"MHD, mean ± std over {len(seeds)} seed(s); gain over the ensemble {chosen[0].name}"
-    table = study.Table(_HEADINGS, lines(rows), title)
+    table = study.Table(_HEADINGS, lines(rows), title, notes)
     content = {"seeds": seeds, "rows": rows}
     study.publish(workdir, content, [table], {"heterogeneous": lambda: figure(rows)})
 

@@ -9,11 +9,14 @@ import grain  # noqa: F401  # defines flags, which must not go with those that a
 import numpy as np
 import pytest
 
+import mhd_jax as mhd
 from experiments import heterogeneous
 from mhd_jax.algorithms import ALGORITHMS, hyperparameters
 from mhd_jax.cli import flags as run_flags
+from mhd_jax.cli import study
 from mhd_jax.cli.commands import compare, train
 from mhd_jax.cli.commands import data as inspect_data
+from mhd_jax.cli.settings import RunSettings
 from tests import made_images
 from tests.builders import ROOT, SMALL, python, start_python, wait_until
 
@@ -357,13 +360,35 @@ def test_quickstart_at_toy_size(tmp_path):
     assert "aux_3" in done.stdout and "report: runs/demo/report.html" in done.stdout
 
 
-def test_an_odd_number_of_clients_makes_no_pairs(call, refused):
+def test_an_odd_number_of_clients_makes_no_pairs(refused):
     odd = ("--num_clients=5", "--small=none")
-    status, out, err = call(heterogeneous, *odd)  # all but the model of that name is as it must be
-    assert (status, out) == (2, "5 clients do not make pairs: the case pairs is left out.\n")
-    assert "unknown model 'none'" in err
+    assert "unknown model 'none'" in refused(heterogeneous, *odd)  # all else is as it must be
     assert "leave pairs out of --cases" in refused(heterogeneous, *odd, "--cases=small,pairs")
     assert "unknown model 'none'" in refused(heterogeneous, *odd, "--cases=small")
+
+
+def test_pairs_that_are_left_out_are_told_with_the_results(output, monkeypatch, tmp_path):
+    client = {metric: {"main": 0.5} for metric in ("beta_sh", "beta_priv")}
+    summaries = [{"per_client": [client] * 3}]
+    monkeypatch.setattr(study, "run", lambda cases, *_: {each.name: summaries for each in cases})
+    (tmp_path / "runs" / "heterogeneous").mkdir(parents=True)
+    output(heterogeneous, "--num_clients=3", "--seeds=1")
+    said = "3 clients do not make pairs: the case pairs is left out.\n"
+    assert pathlib.Path("runs/heterogeneous/table.md").read_text().endswith(said)
+
+
+def test_what_a_study_of_unlike_clients_sets_itself(refused):
+    for given in (["--average_every=5"], ["--ensembles=2", "--average_every=5"]):
+        said = refused(heterogeneous, *given)
+        assert f"{', '.join(each.split('=')[0] for each in given)}: the study sets these" in said
+    assert "give --num_clients=2 or more" in refused(heterogeneous, "--num_clients=1")
+
+
+def test_all_ensembles_smooth_their_labels_alike():
+    given = mhd.algorithms.mhd(label_smoothing=0.3)
+    found = heterogeneous.ensembles(RunSettings(num_clients=2), given, "mlp", "cnn", [1])
+    assert {case.algorithm.name for case in found} == {"mhd", "isolated"}
+    assert {case.algorithm.hyperparameters["label_smoothing"] for case in found} == {0.3}
 
 
 @pytest.mark.slow
