@@ -153,8 +153,9 @@ def message_bytes() -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the study and writes its tables and its plot."""
     console = launch.console()
+    if not _GRAPHS.value:
+        raise mhd.ConfigError("--graphs must name one graph at least, like ring.")
     workdir = study.workdir("runs/distributed_distillation")
-    make_folder(workdir, "workdir")  # fails before the runs, which take long
     clients = mhd.make_clients("digits", _CLIENTS.value, seed=_SEED.value)
     first = _GRAPHS.value[0]
     cases = [(graph, _RHO, "decreasing") for graph in _GRAPHS.value]
@@ -162,6 +163,7 @@ def main() -> None:
     cases += [(first, _RHO, "constant")]
     for case in cases:  # all of them, before the first trains for long
         prepared(clients, *case)
+    make_folder(workdir, "workdir")
     runs = []
     for number, (graph, rho, schedule) in enumerate(cases, 1):
         console.print(

@@ -43,16 +43,7 @@ def compare(
     Raises:
       mhd.ConfigError: settings that cannot work, or a workdir with other content.
     """
-    described = jsonable(
-        {**dataclasses.asdict(settings), "partition": _described(settings.partition)}
-    )
-    for name in [*described]:  # of where and how, and of where the data lies
-        if name == "data_dir" or not flag_help.decides_results(name):
-            del described[name]
-    if split_files.is_whole(settings.partition):  # the file determines these sets
-        del described["public_fraction"], described["validation_fraction"]
-    if not workdirs.overwrites():
-        comparison_folder.require_own(workdir, list(algorithms), seeds, described)
+    described = require_own(settings, list(algorithms), seeds, workdir)
     cases = [study.Case(name, name, settings, each) for name, each in algorithms.items()]
     found = study.run(cases, seeds, workdir)
     rows = [summarise(name, summaries) for name, summaries in found.items()]
@@ -65,6 +56,31 @@ def compare(
         about = {"settings": described, "seeds": list(seeds)}
         comparison_folder.write(workdir, rows, runs, every, about)
     return rows, every
+
+
+def require_own(
+    settings: RunSettings, names: Sequence[str], seeds: Sequence[int], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Returns the settings of a comparison as its folder keeps them.
+
+    Args:
+      settings, seeds, workdir: as for `compare`.
+      names: the names of the algorithms.
+
+    Raises:
+      mhd.ConfigError: a workdir with other content.
+    """
+    described = jsonable(
+        {**dataclasses.asdict(settings), "partition": _described(settings.partition)}
+    )
+    for name in [*described]:  # of where and how, and of where the data lies
+        if name == "data_dir" or not flag_help.decides_results(name):
+            del described[name]
+    if split_files.is_whole(settings.partition):  # the file determines these sets
+        del described["public_fraction"], described["validation_fraction"]
+    if not workdirs.overwrites():
+        comparison_folder.require_own(workdir, names, seeds, described)
+    return described
 
 
 def _described(partition: Any) -> str:

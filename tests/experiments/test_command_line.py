@@ -351,6 +351,13 @@ def test_interrupt_and_resume(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_demo_that_is_refused_says_nothing_else(tmp_path):
+    (tmp_path / "config.json").touch()
+    done = python("-m", "experiments.quickstart", "--workdir=.", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and "holds a single run" in done.stderr
+
+
+@pytest.mark.slow
 def test_quickstart_at_toy_size(tmp_path):
     done = python("-m", "experiments.quickstart", "--steps=4", "--seeds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -426,6 +433,9 @@ def test_distributed_distillation_knows_that_all_graphs_fit_before_it_trains_on_
     flags = ("--graphs=ring,torus", "--num_clients=8", "--steps=1")
     done = python("-m", "experiments.distributed_distillation", *flags, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and "torus" in done.stderr
+    assert not [*tmp_path.iterdir()]
+    done = python("-m", "experiments.distributed_distillation", "--graphs=", cwd=tmp_path)
+    assert done.returncode == 2 and "--graphs must name one graph at least" in done.stderr
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ flags.DEFINE_string("workdir", "runs/demo", "Folder of the comparison.")
 
 def main() -> None:
     """Runs the demo and prints its table."""
-    launch.console().print(__doc__, markup=False)
     by_density = mhd.algorithms.mhd(num_targets="all", target_selection="density_ratio")
     algorithms = {
         "isolated": mhd.algorithms.isolated(),
@@ -31,7 +30,10 @@ def main() -> None:
     }
     workdir = study.workdir("runs/demo")
     settings = RunSettings(steps=_STEPS.value, eval_every=100)
-    rows, notes = comparison.compare(settings, algorithms, range(_SEEDS.value), workdir)
+    seeds = range(_SEEDS.value)
+    comparison.require_own(settings, list(algorithms), seeds, workdir)
+    launch.console().print(__doc__, markup=False)
+    rows, notes = comparison.compare(settings, algorithms, seeds, workdir)
     note = (
         "β_sh: accuracy on all ten digits alike. β_priv: accuracy on the client's own mix of "
         "digits. Auxiliary heads learn from the heads one rank below, the main head from the "
