@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import mhd_jax as mhd
-from mhd_jax.cli import cases, launch, seed_flags, study
+from mhd_jax.cli import cases, launch, search, seed_flags, study
 from mhd_jax.cli import flags as run_flags
 from mhd_jax.cli.commands import sweep
 from mhd_jax.runs.drawing import Figure
@@ -60,8 +60,12 @@ class Ordering(NamedTuple):
     smaller: tuple[str, str]
 
 
-def orderings(num_aux_heads: int) -> list[Ordering]:
-    """Returns the MHD paper's claims that an ablation can test, and two on naive distillation."""
+def orderings(num_aux_heads: int, target_selection: str) -> list[Ordering]:
+    """Returns the MHD paper's claims that an ablation can test, and two on naive distillation.
+
+    Args:
+      num_aux_heads, target_selection: those of the base.
+    """
 
     def sh(claim: str, larger: tuple[str, str], smaller: tuple[str, str]) -> Ordering:
         return Ordering(claim, "beta_sh", larger, smaller)
@@ -77,6 +81,8 @@ def orderings(num_aux_heads: int) -> list[Ordering]:
         for m in range(1, num_aux_heads + 2)
     ]
     pairs = list(itertools.pairwise(ranks))
+    is_confident = target_selection == "most_confident"
+    confident = [sh("3. β_sh: confident over random selection", last, random)]
     return [
         sh("1. β_sh: the last head over isolated", last, isolated),
         priv("1. β_priv: the main head over isolated", main, isolated),
@@ -86,7 +92,7 @@ def orderings(num_aux_heads: int) -> list[Ordering]:
             sh(f"2. β_sh of the last head: m = {m + 1} over m = {m}", more, fewer)
             for m, (fewer, more) in enumerate(itertools.pairwise(sizes), 1)
         ),
-        sh("3. β_sh: confident over random selection", last, random),
+        *(confident if is_confident else ()),
         sh("3. β_sh: with over without embeddings", last, ("nu_emb=0", "last")),
         sh("β_sh: the last head over naive distillation", last, naive),
         priv("β_priv: the main head over naive distillation", main, naive),
@@ -145,15 +151,17 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Runs the ablation that the flags describe."""
-    if flags.FLAGS["algorithm"].value != "mhd" or flags.FLAGS.grid:  # the sweep's flags
+    # The sweep's flags.
+    if flags.FLAGS["algorithm"].value != "mhd" or flags.FLAGS.grid or search.asked():
         raise mhd.ConfigError(
-            "an ablation is of mhd, one flag at a time; leave --algorithm and --grid out, or take "
-            "experiments.sweep."
+            "an ablation is of mhd, one flag at a time; leave --algorithm, --grid and --search out, or "
+            "take experiments.sweep."
         )
     axes = cases.axes(flags.FLAGS.vary or _CASES, "vary")
     workdir = study.workdir("runs/ablation")
     outcomes, content, table = sweep.carry_out(cases.one_at_a_time(axes), workdir)
-    compared = margins(outcomes, orderings(flags.FLAGS.num_aux_heads))
+    claims = orderings(flags.FLAGS.num_aux_heads, flags.FLAGS.target_selection)
+    compared = margins(outcomes, claims)
     title = "differences between runs of one seed, 95 % interval"
     shown = [table, study.Table(_HEADINGS, lines(compared), title)]
     drawn = {"ablation": lambda: sweep.figure(content["rows"], [])}

@@ -221,6 +221,16 @@ def test_an_ablation(output, programs):
     removal.discard(pathlib.Path("w"))  # nothing is there that --overwrite would not know
 
 
+def test_an_ablation_tells_of_confident_selection_where_the_base_has_it(refused):
+    for selection, number in (("most_confident", 1), ("mean", 0)):
+        claims = [each.claim for each in ablation.orderings(2, selection)]
+        assert sum("confident over random" in claim for claim in claims) == number
+        assert len(claims) == len({*claims}) == 11 + number
+    for other in (["--grid=nu_aux=1,2"], ["--search=tpe", "--space=nu_aux=1..2"]):
+        assert "leave --algorithm, --grid and --search out" in refused(ablation, *other)
+    assert "--trials is about --search" in refused(ablation, "--trials=3")
+
+
 @pytest.mark.parametrize("carry_out", [study.run, study.explore])
 def test_two_cases_of_one_name_are_refused(carry_out, tmp_path):
     of_one_name = [
