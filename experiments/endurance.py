@@ -6,7 +6,7 @@ r"""Tests a long run for growth of memory, arrays, threads, open files and compi
 Trains like experiments.train with the same flags, and counts at every evaluation what the process
 holds. Counts vary between evaluations, as a save may be in progress, but their median in the run's
 last quarter must not exceed that in its second; otherwise the exit status is 1. The folder gets
-endurance.json with all counts, endurance.png and .svg.
+endurance.json with all counts, endurance.md, .png and .svg.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import psutil
 from absl import flags
 
 import mhd_jax as mhd
+from mhd_jax.cli import algorithm_flag, launch, watching, workdirs
 from mhd_jax.cli import flags as run_flags
-from mhd_jax.cli import launch, watching
 from mhd_jax.cli.commands import train
+from mhd_jax.core import shown
 from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
 from mhd_jax.engine import steps as engine
 from mhd_jax.runs import drawing
 from mhd_jax.runs.drawing import Figure
-from mhd_jax.runs.records import write_json
+from mhd_jax.runs.records import write_json, write_text
 from mhd_jax.studies import tables
 
 flags.adopt_module_key_flags(train)
@@ -133,15 +134,26 @@ def figure(counts: Sequence[Counts]) -> Figure:
 
 def main() -> None:
     """Trains by the flags, counts, and exits with status 1 if a count has grown."""
-    algorithm, _ = run_flags.algorithm(flags.FLAGS.algorithm, strict=True)
-    settings = run_flags.settings()
+    for name in ("dry_run", "json"):
+        if flags.FLAGS[name].value:
+            raise mhd.ConfigError(f"--{name} is for mhd train; leave it out.")
+    algorithm, settings = algorithm_flag.value(), run_flags.settings()
     workdir = folder_here(flags.FLAGS.workdir or "runs/endurance", "--workdir")
-    watch = Watch()
-    settings.simulate(algorithm, [flags.FLAGS.seed], [workdir], [watch, *watching.watchers()])
+    watch, seed = Watch(), flags.FLAGS.seed
+    callbacks = [watch, *watching.watchers()]
+    steps = settings.prepared(algorithm, seed, callbacks).steps
+    evaluations = -(-steps // settings.eval_every)
+    if evaluations < _FEWEST:
+        raise mhd.ConfigError(
+            f"{shown.counted(evaluations, 'evaluation')} cannot tell growth; take more steps or a "
+            f"lower eval_every for {_FEWEST} or more."
+        )
+    workdirs.make_room(workdir, [settings.continue_from])
+    settings.simulate(algorithm, [seed], [workdir], callbacks)
     if len(watch.counts) < _FEWEST:
         raise mhd.ConfigError(
             f"this process has evaluated {len(watch.counts)} times, of which nothing can be told; "
-            f"take a new workdir, and more steps or a lower eval_every for {_FEWEST} times or more."
+            f"take a new workdir, or --overwrite, for {_FEWEST} times or more."
         )
     found, more = medians(watch.counts), grown(watch.counts)
     content = {
@@ -153,8 +165,10 @@ def main() -> None:
     write_json(workdir / "endurance.json", content)
     drawing.save_figure(lambda: figure(watch.counts), workdir / "endurance")
     console = launch.console()
+    headings = ["median", "second quarter", "last quarter"]
     lines = [[name.replace("_", " "), f"{a:,.0f}", f"{b:,.0f}"] for name, (a, b) in found.items()]
-    console.print(tables.rich(["median", "second quarter", "last quarter"], lines))
+    write_text(workdir / "endurance.md", tables.markdown(headings, lines))
+    console.print(tables.rich(headings, lines))
     console.print(
         f"resident memory: {slope(watch.counts) / 1e3:+.1f} kB in 1,000 steps; "
         f"grown: {', '.join(more) or 'nothing'}",

@@ -1,12 +1,13 @@
 """What a run holds does not grow with its steps, evaluations and checkpoints."""
 
 import dataclasses
+import json
 
 import pytest
 
 import mhd_jax as mhd
 from experiments import endurance
-from tests.builders import simulate_in, tiny_clients
+from tests.builders import SMALL, simulate_in, tiny_clients
 
 
 @pytest.mark.slow
@@ -29,6 +30,28 @@ def test_a_run_holds_no_more_at_its_end(tmp_path):
     held = {(c.arrays, c.array_bytes, c.programs) for c in watch.counts[2:]}
     assert len(held) == 1
     assert watch.counts[0].resident_bytes > watch.counts[0].array_bytes > 0
+
+
+def test_what_cannot_tell_growth_is_refused_before_it_trains(refused, tmp_path):
+    for flag in ("dry_run", "json"):
+        assert f"--{flag} is for mhd train; leave it out" in refused(endurance, f"--{flag}")
+    short = ("--steps=70", "--eval_every=10", "--workdir=w")
+    said = refused(endurance, *SMALL, *short, "--algorithm=isolated")
+    assert "7 evaluations cannot tell growth; take more steps or a lower eval_every" in said
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_what_is_there_is_overwritten_where_that_is_asked_for(call, tmp_path):
+    run = (*SMALL, "--algorithm=isolated", "--steps=8", "--eval_every=1", "--workdir=w")
+    for seed in (0, 1):
+        status, _, err = call(endurance, *run, f"--seed={seed}", "--overwrite")
+        assert status in (0, 1) and err.count("error") == 0, err
+        settings = json.loads((tmp_path / "w" / "config.json").read_text())["settings"]
+        assert settings["seed"] == seed
+        assert "second quarter" in (tmp_path / "w" / "endurance.md").read_text()
+    status, _, err = call(endurance, *run, "--seed=1")
+    assert status == 2 and "evaluated 0 times" in err
 
 
 @pytest.mark.parametrize("name", ["arrays", "array_bytes", "threads", "open_files", "programs"])
