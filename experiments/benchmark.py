@@ -53,7 +53,7 @@ from mhd_jax.core.client_axis import (
     over_clients,
     under,
 )
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import file_here
 from mhd_jax.core.trees import num_bytes
 from mhd_jax.data.batching import draw_batch
 from mhd_jax.engine.memory import estimate
@@ -935,8 +935,8 @@ def main() -> None:
     unknown = [name for name in _ROWS.value if name not in ROWS]
     if unknown or not _ROWS.value:
         raise mhd.ConfigError(f"--rows takes {', '.join(ROWS)}; unknown: {', '.join(unknown)}.")
-    output = folder_here(_OUTPUT.value, "--output") if _OUTPUT.value else None
     earlier = speed.read(pathlib.Path(_COMPARE.value)) if _COMPARE.value else None
+    output = file_here(_OUTPUT.value, "--output") if _OUTPUT.value else None
     rows: list[Row] = []
     for name in _ROWS.value:
         rows.append(ROWS[name]())

@@ -1,7 +1,7 @@
 r"""Times the forms that the convolutions of many clients may take on this machine's device.
 
   python -m experiments.conv_forms --clients=8 --images=32 --dtypes=float32,bfloat16 \
-      --times=experiments/results/conv_forms/h200.json
+      --times=runs/conv_forms/h200.json
 
 Each client convolves its own images with its own kernel, and the gradients of both are taken. The
 forms compute the same. A table of them is what the choice of a form on a platform rests on. The
@@ -24,7 +24,7 @@ import mhd_jax as mhd
 from experiments import speed
 from experiments.timing import in_turn
 from mhd_jax.cli import launch
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import file_here
 from mhd_jax.models.conv import conv_general_dilated
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
@@ -36,9 +36,8 @@ _SHAPES = flags.DEFINE_list(
 )
 _CLIENTS = flags.DEFINE_integer("clients", 8, "Clients.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer("images", 32, "Images of each client.", lower_bound=1)
-_DTYPES = flags.DEFINE_multi_enum(
-    "dtypes", ["float32", "bfloat16"], ["float32", "bfloat16"], "Types of the numbers."
-)
+_KNOWN = ["float32", "bfloat16"]
+_DTYPES = flags.DEFINE_list("dtypes", _KNOWN, f"Types of the numbers: {', '.join(_KNOWN)}.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of the forms.", lower_bound=1)
 _TIMES = flags.DEFINE_string("times", None, "JSON file for the times.")
 
@@ -99,13 +98,17 @@ FORMS: dict[str, Convolution] = {
 
 def main() -> None:
     """Times all forms of the shapes and types that the flags name."""
-    file = folder_here(_TIMES.value, "--times") if _TIMES.value else None
+    shapes, dtypes = [_read(shape) for shape in _SHAPES.value], _DTYPES.value
+    if not shapes:
+        raise mhd.ConfigError("--shapes must name one shape at least, like 32x16.")
+    if not dtypes or not set(dtypes) <= {*_KNOWN}:
+        raise mhd.ConfigError(f"--dtypes takes {', '.join(_KNOWN)}, not {','.join(dtypes)!r}.")
+    file = file_here(_TIMES.value, "--times") if _TIMES.value else None
     found: list[dict[str, Any]] = []
-    for side, channels in map(_read, _SHAPES.value):
-        for dtype in _DTYPES.value:
-            found.append(_timed(side, channels, dtype))
-            if file is not None:
-                write_json(file, {"machine": speed.machine(), "shapes": found})
+    for (side, channels), dtype in itertools.product(shapes, dtypes):
+        found.append(_timed(side, channels, dtype))
+        if file is not None:
+            write_json(file, {"machine": speed.machine(), "shapes": found})
     lines = [
         [f"{one['side']}² × {one['channels']}", one["dtype"], *map("{:.3f}".format, times.values())]
         for one in found

@@ -13,7 +13,7 @@ from absl import flags
 import mhd_jax as mhd
 from mhd_jax.cli import data_flags, kept  # noqa: F401
 from mhd_jax.cli.settings import DATA_OPTIONS
-from mhd_jax.core.files import folder_here, make_folder
+from mhd_jax.core.files import file_here, folder_here
 from mhd_jax.data.dataset import digest
 from mhd_jax.runs import environment
 from mhd_jax.runs.finished import FinishedRun, read_run
@@ -59,7 +59,7 @@ def opened() -> MeasuredRun:
         raise mhd.ConfigError("name the folder of a finished run by --run=DIR.")
     run = read_run(folder_here(_RUN.value, "--run"))
     if _NUMBERS.value is not None:
-        make_folder(folder_here(_NUMBERS.value, "--numbers").parent, "folder of --numbers")
+        file_here(_NUMBERS.value, "--numbers")
     links = run.summary["topology"].get("links")
     counts = np.array(run.summary["data"]["private_samples"])
     is_pooled = len(run.summary["per_client"]) < len(counts)

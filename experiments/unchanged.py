@@ -32,7 +32,7 @@ from rich.table import Table
 
 import mhd_jax as mhd
 from mhd_jax.cli import launch
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import folder_here, make_folder
 
 STEPS = 20
 Verdict = tuple[str, str, str]  # a run's name, the verdict, the largest difference
@@ -261,7 +261,6 @@ def path_of(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 def record(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> None:
     """Writes a run's arrays and records to files."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, name)
     np.savez_compressed(path.with_suffix(".npz"), **arrays_of(results))  # type: ignore[arg-type]
     path.with_suffix(".json").write_text(
@@ -362,6 +361,8 @@ def main() -> None:
         raise mhd.ConfigError(
             f"no run has {' or '.join(parts)} in its name: {', '.join(matrix())}."
         )
+    if _RECORD.value:
+        make_folder(folder, "folder of --record")
     found = list(verdicts(chosen, folder))
     if _AGAINST.value:
         found += [(name, "gone", "") for name in gone(folder, parts)]

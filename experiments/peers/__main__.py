@@ -33,7 +33,7 @@ import mhd_jax as mhd
 from experiments import speed, timing
 from experiments.timing import Processors, Ratio
 from mhd_jax.cli import launch
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import file_here
 from mhd_jax.runs.records import write_json
 from mhd_jax.studies import tables
 
@@ -226,7 +226,7 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
 
 def main() -> None:
     """Runs the races whose peers are there, and prints their table."""
-    path = folder_here(_FILE.value, "--races") if _FILE.value else None
+    path = file_here(_FILE.value, "--races") if _FILE.value else None
     found: list[dict[str, Any]] = []
     for each in RACES:
         interpreter = _interpreter_with(each.needs)

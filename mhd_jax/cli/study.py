@@ -18,7 +18,7 @@ from mhd_jax.cli import kept, launch, workdirs
 from mhd_jax.cli.settings import RunSettings, simulate_cases
 from mhd_jax.cli.watching import watchers
 from mhd_jax.core import multihost
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.engine import memory
 from mhd_jax.engine.host import HostSettings
 from mhd_jax.runs import page, report, report_process
@@ -201,12 +201,13 @@ def keep(
       The runs' outcomes; a summary is a part of the run's own, see `kept.record`.
 
     Raises:
-      mhd.ConfigError: a case that cannot work, or a record of a run with other settings; both
-        before the first run trains.
+      mhd.ConfigError: a case that cannot work, a record of a run with other settings, or a folder of
+        records that cannot be made; all before the first run trains.
     """
     files = [kept.path(records, case.folder, seed) for case, seed in runs]
     callbacks = watchers()
     settings = [case.settings.check(case.algorithm, seed, callbacks) for case, seed in runs]
+    make_folder(records, "folder of records")
     workdirs.make_room(workdir, [case.settings.continue_from for case, _ in runs])
     found = {file: kept.read(file, own) for file, own in zip(files, settings, strict=True)}
     left = [place for place, file in enumerate(files) if found[file] is None]

@@ -60,6 +60,28 @@ def make_folder(path: pathlib.Path, name: str) -> None:
         raise ConfigError(f"cannot make the {name} {path}: {error.strerror}.") from error
 
 
+def file_here(path: object, name: str) -> pathlib.Path:
+    """Returns the path of a local file that is to be written later, in a folder that it makes.
+
+    Args:
+      path, name: as for `folder_here`.
+
+    Raises:
+      ConfigError: as `folder_here`, or the file cannot be written.
+    """
+    found = folder_here(path, name)
+    if found.is_dir():
+        raise ConfigError(f"{name} {str(path)!r} is a folder; name a file.")
+    make_folder(found.parent, f"folder of {name}")
+    try:
+        with partial_of(found).open("w"):
+            pass
+        partial_of(found).unlink()
+    except OSError as error:
+        raise ConfigError(f"{name} {str(path)!r} cannot be written: {error.strerror}.") from error
+    return found
+
+
 @contextlib.contextmanager
 def refused_where_unwritable(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raises `ConfigError` in place of an `OSError` of writing a file that a user has named."""

@@ -140,6 +140,8 @@ def test_a_client_without_labels_is_no_teacher(output, run_folder, tmp_path):
 
 def test_what_has_no_hops_is_refused(refused, run_folder, tmp_path):
     assert "--run=DIR" in refused(arrival)
+    said = refused(arrival, f"--run={run_folder}", f"--numbers={tmp_path}")
+    assert "is a folder; name a file" in said
     assert "does not hold a run" in refused(arrival, f"--run={tmp_path}")
     run = changed(run_folder, tmp_path / "changing", lambda it: it["topology"].pop("links"))
     assert "no links between clients" in refused(arrival, run)

@@ -41,14 +41,28 @@ def test_forms_compute_one_thing(name, float64):
 
 @pytest.mark.slow
 def test_times_are_written_shape_by_shape(call, tmp_path):
-    small = ["--clients=2", "--images=2", "--repetitions=1", "--dtypes=float32"]
-    status, out, _ = call(conv_forms, "--shapes=4x2,2x4", *small, "--times=times.json")
+    small = ["--clients=2", "--images=2", "--repetitions=1", "--dtypes=float32,bfloat16"]
+    status, out, _ = call(conv_forms, "--shapes=4x2,2x4", *small, "--times=new/times.json")
     assert status == 0 and "2² × 4" in out
-    found = json.loads((tmp_path / "times.json").read_text())["shapes"]
-    assert [(one["side"], one["channels"]) for one in found] == [(4, 2), (2, 4)]
+    found = json.loads((tmp_path / "new" / "times.json").read_text())["shapes"]
+    expected = [(4, 2, "float32"), (4, 2, "bfloat16"), (2, 4, "float32"), (2, 4, "bfloat16")]
+    assert [(one["side"], one["channels"], one["dtype"]) for one in found] == expected
     assert all(one["milliseconds"].keys() == conv_forms.FORMS.keys() for one in found)
-    status, _, err = call(conv_forms, "--shapes=4")
-    assert status == 2 and "--shapes takes sides and channels like 32x16, not '4'" in err
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--shapes=4x2,4", "--shapes takes sides and channels like 32x16, not '4'"),
+        ("--shapes=", "--shapes must name one shape at least"),
+        ("--dtypes=", "--dtypes takes float32, bfloat16, not ''"),
+        ("--dtypes=float32,int8", "--dtypes takes float32, bfloat16, not 'float32,int8'"),
+        ("--times=.", "--times '.' is a folder; name a file"),
+    ],
+)
+def test_what_is_not_timed(argument, sentence, refused, monkeypatch):
+    monkeypatch.setattr(conv_forms, "_timed", None)  # it is refused before the first shape
+    assert sentence in refused(conv_forms, argument)
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")

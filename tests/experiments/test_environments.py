@@ -16,7 +16,7 @@ from mhd_jax.cli.commands import compare, train
 from mhd_jax.cli.commands import data as inspect_data
 from mhd_jax.cli.fellows import fellows
 from mhd_jax.core import modes
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import file_here, folder_here
 from mhd_jax.topology.graphs import TOPOLOGIES
 from tests.builders import ROOT, SMALL, python, simulate_in, thinned, tiny_clients
 
@@ -222,6 +222,20 @@ def test_paths_as_people_write_them(monkeypatch, tmp_path):
         with pytest.raises(mhd.ConfigError, match=r"^workdir ") as raised:
             folder_here(odd, "workdir")
         assert "\n" not in str(raised.value)
+
+
+def test_files_that_cannot_be_written_are_refused_beforehand(tmp_path):
+    (tmp_path / "there").write_text("kept")
+    assert file_here(tmp_path / "new/below/x.json", "--output").parent.is_dir()
+    assert file_here(tmp_path / "there", "--output").read_text() == "kept"
+    assert not any(path.is_file() for path in (tmp_path / "new").rglob("*"))
+    for path, sentence in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "there/x", "cannot make the folder of --output"),
+        ("/proc/x", "cannot be written"),
+    ):
+        with pytest.raises(mhd.ConfigError, match=sentence):
+            file_here(path, "--output")
 
 
 def test_matplotlib_starts_whatever_it_is_told(tmp_path):

@@ -132,6 +132,13 @@ def test_what_cannot_be_asked(refused, arguments, said):
     assert said in refused(paper, *SMALL, *arguments)
 
 
+def test_records_that_cannot_be_written_are_refused_before_anything_trains(refused):
+    pathlib.Path("file").touch()
+    said = refused(paper, *SMALL, "--only=isolated", "--results=file/kept", "--workdir=w")
+    assert "cannot make the folder of records file/kept" in said
+    assert not pathlib.Path("w").exists()
+
+
 def the_questions(*arguments, shared=(*SMALL, "--pilot_steps=10")):
     with flagsaver.flagsaver():
         for name in flags.FLAGS:

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from experiments.peers import turns
+from experiments.peers import __main__, turns
 from experiments.peers.__main__ import EndedError, _side
 
 FOLDER = pathlib.Path(turns.__file__).parent
@@ -50,6 +50,11 @@ def test_the_side_that_waits_is_stopped(tmp_path):
             assert set(log.read_text().split()) <= {name}
         assert a.megabytes() > 0
         assert a.processor_seconds() > 0
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_races(refused):
+    pathlib.Path("file").touch()
+    assert "cannot make the folder of --races" in refused(__main__, "--races=file/x.json")
 
 
 def test_a_side_that_ends_tells_why(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 import mhd_jax as mhd
 from experiments import speed
+from tests.builders import python
 
 
 def row(name, value, spread=None):
@@ -44,6 +45,13 @@ def test_other_files_are_refused_by_their_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(mhd.ConfigError, match=r"other\.json"):
         speed.read(path)
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_written_is_refused_before_rows_are_measured(tmp_path):
+    done = python("-m", "experiments.benchmark", "--output=.", cwd=tmp_path, timeout=100)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--output '.' is a folder; name a file" in done.stderr
 
 
 def test_a_file_is_named_by_version_and_machine():

@@ -83,6 +83,7 @@ def test_what_is_missing_is_said(refused):
     for arguments, sentence in (
         ((), "give one of --record and --against"),
         (("--against=nowhere",), "make it by --record="),
+        (("--record=/proc/x",), "cannot make the folder of --record /proc/x"),
         (("--record=x", "--runs=no such run"), "no run has no such run in its name"),
     ):
         assert sentence in refused(unchanged, *arguments)
