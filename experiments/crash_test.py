@@ -2,7 +2,7 @@ r"""Kills a run again and again at random moments, and compares its results with
 
   python -m experiments.crash_test --kills=50 --workdir=runs/crash_test
 
-Each run of experiments.train is a process that gets SIGKILL: half of the times at a random moment
+Each run of mhd train is a process that gets SIGKILL: half of the times at a random moment
 between its start and its end; otherwise right after a save has begun, after a checkpoint or its
 manifest has been written, after a line was added to the metrics, or after the report was begun. The
 same command restarts the run until it ends; then another run begins, until there were enough kills.
@@ -35,7 +35,7 @@ from absl import flags
 
 import mhd_jax as mhd
 from mhd_jax.cli import launch
-from mhd_jax.core.files import folder_here
+from mhd_jax.core.files import folder_here, make_folder
 from mhd_jax.runs import manifest
 from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints
 from mhd_jax.runs.finished import has_report
@@ -51,12 +51,27 @@ _TRAIN = flags.DEFINE_string(
     "--link_loss=0.1 --offline=0.2 --offline_steps=5 --on_nonfinite=quarantine "
     "--validation_fraction=0.1 --keep_best --steps=240 --eval_every=20 --checkpoint_every=30 "
     "--steps_per_dispatch=5",
-    "Flags of the run, as for experiments.train.",
+    "Flags of the run, as for mhd train.",
 )
 _ROOT = pathlib.Path(__file__).parent.parent
 _LONGEST = 600  # seconds that an undisturbed process may take
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+_REFUSED = (1, 2)  # the exit statuses of mhd train for flags that cannot work
 _WATCH = 0.002  # seconds between two checks of a process
+
+
+class EndedError(Exception):
+    """A process failed, or ended with a wrong status; what it said.
+
+    Attributes:
+      status: the exit status.
+      said: its output.
+    """
+
+    def __init__(self, status: int, said: str):
+        """Keeps both."""
+        super().__init__(f"a process ended with {status}: {said[-3000:]}")
+        self.status, self.said = status, said
 
 
 @dataclasses.dataclass
@@ -112,9 +127,9 @@ def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) 
       Whether the process ended by itself.
 
     Raises:
-      RuntimeError: the process failed, or ended with a wrong status.
+      EndedError: the process failed, or ended with a wrong status.
     """
-    command = [sys.executable, "-m", "experiments.train", *shlex.split(_TRAIN.value)]
+    command = [sys.executable, "-m", "mhd_jax", "train", *shlex.split(_TRAIN.value)]
     command += [f"--workdir={folder.path}", f"--compilation_cache={cache}"]
     log = folder.path.with_suffix(".log")
     number, allowed = _SIGNALS[_SIGNAL.value], {0}
@@ -134,7 +149,7 @@ def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) 
             process.wait()
     text = log.read_text()
     if process.returncode not in allowed or "Traceback" in text:
-        raise RuntimeError(f"a process ended with {process.returncode}: {text[-3000:]}")
+        raise EndedError(process.returncode, text)
     return process.returncode == 0
 
 
@@ -178,12 +193,19 @@ def main() -> None:
     workdir = folder_here(_WORKDIR.value, "--workdir").absolute()
     if workdir.exists():
         raise mhd.ConfigError(f"{workdir} exists; choose another workdir, or delete it.")
-    workdir.mkdir(parents=True)
+    make_folder(workdir, "workdir")
     cache = workdir / "cache"
     console = launch.console()
     alone = Folder(workdir / "alone")
     begun = time.monotonic()
-    live(alone, workdir / "cache of the run alone", None)
+    try:
+        live(alone, workdir / "cache of the run alone", None)
+    except EndedError as error:
+        if error.status not in _REFUSED:
+            raise
+        shutil.rmtree(workdir)  # so that the mended command finds nothing there
+        why = error.said.splitlines()[-1].removeprefix("error: ")
+        raise mhd.ConfigError(f"--train_flags: {why}") from error
     life = time.monotonic() - begun
     expected = outcome(alone)
     compared = expected.keys() - ({"checkpoints"} if _SIGNAL.value == "term" else set())

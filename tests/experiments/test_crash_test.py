@@ -13,6 +13,24 @@ RUN = (
 )
 
 
+def refused(cwd, *arguments):
+    done = python("-m", "experiments.crash_test", *arguments, cwd=cwd)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_tested_is_refused_and_nothing_stays(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot make the workdir" in refused(tmp_path, "--workdir=file/w")
+    for given, sentence in (
+        ("--stepz=3", "--train_flags: there is no flag --stepz; did you mean --steps?"),
+        ("--offline_steps=5", "--train_flags: --offline_steps needs --offline"),
+    ):
+        assert sentence in refused(tmp_path, f"--train_flags={given}", "--workdir=w")
+        assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "seed"),
