@@ -346,6 +346,7 @@ def test_a_page_without_a_place_for_tables_is_refused(refused, page, said):
     [
         ("tiny_imagenet", "tiny_imagenet", []),
         ("tiny_imagenet_long", "tiny_imagenet", ["--steps=10000", "--eval_every=2000"]),
+        ("tiny_imagenet_longest", "tiny_imagenet", ["--steps=20000", "--eval_every=4000"]),
         ("cifar10", "cifar10_paper", []),
         ("cifar10_ccl", "cifar10_ccl_short", []),
     ],
