@@ -81,8 +81,9 @@ def orderings(num_aux_heads: int, target_selection: str) -> list[Ordering]:
         for m in range(1, num_aux_heads + 2)
     ]
     pairs = list(itertools.pairwise(ranks))
-    is_confident = target_selection == "most_confident"
-    confident = [sh("3. β_sh: confident over random selection", last, random)]
+    confident = []
+    if target_selection == "most_confident":
+        confident = [sh("3. β_sh: confident over random selection", last, random)]
     return [
         sh("1. β_sh: the last head over isolated", last, isolated),
         priv("1. β_priv: the main head over isolated", main, isolated),
@@ -92,7 +93,7 @@ def orderings(num_aux_heads: int, target_selection: str) -> list[Ordering]:
             sh(f"2. β_sh of the last head: m = {m + 1} over m = {m}", more, fewer)
             for m, (fewer, more) in enumerate(itertools.pairwise(sizes), 1)
         ),
-        *(confident if is_confident else ()),
+        *confident,
         sh("3. β_sh: with over without embeddings", last, ("nu_emb=0", "last")),
         sh("β_sh: the last head over naive distillation", last, naive),
         priv("β_priv: the main head over naive distillation", main, naive),

@@ -296,8 +296,10 @@ def compared(folder: pathlib.Path, name: str, results: list[mhd.Result]) -> tupl
 
 def gone(folder: pathlib.Path, parts: Sequence[str]) -> list[str]:
     """Returns the recorded runs, with one of `parts` in their names, that there are no longer."""
-    names = [json.loads(path.read_text())["name"] for path in sorted(folder.glob("*.json"))]
-    return [name for name in names if name not in matrix() and any(part in name for part in parts)]
+    names, there = [], matrix()
+    for path in sorted(folder.glob("*.json")):
+        names.append(json.loads(path.read_text())["name"])
+    return [name for name in names if name not in there and any(part in name for part in parts)]
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -352,14 +354,15 @@ def main() -> None:
         raise mhd.ConfigError(f"there is no folder {folder}; make it by --record={folder}.")
     parts = _RUNS.value or [""]
     chosen = {name: run for name, run in matrix().items() if any(part in name for part in parts)}
-    known = [name for name in chosen if path_of(folder, name).with_suffix(".json").exists()]
-    if _AGAINST.value and chosen and not known:
-        raise mhd.ConfigError(
-            f"{folder} has a record of none of these runs; name the folder that --record wrote."
-        )
     if not chosen:
         raise mhd.ConfigError(
             f"no run has {' or '.join(parts)} in its name: {', '.join(matrix())}."
+        )
+    if _AGAINST.value and not any(
+        path_of(folder, name).with_suffix(".json").exists() for name in chosen
+    ):
+        raise mhd.ConfigError(
+            f"{folder} has a record of none of these runs; name the folder that --record wrote."
         )
     if _RECORD.value:
         make_folder(folder, "folder of --record")

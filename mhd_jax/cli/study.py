@@ -97,10 +97,10 @@ def run(
     _require_distinct(cases)
     callbacks = watchers()
     for case in cases:  # all of them, before the first trains for hours
-        run = case.settings.prepared(case.algorithm, seeds[0], callbacks)
+        prepared = case.settings.prepared(case.algorithm, seeds[0], callbacks)
         folder = case.run_folder(workdir, seeds[0])
         if folder.exists() and not workdirs.overwrites():
-            HostSettings(workdirs=[folder]).folders([run])  # refuses a run with other settings
+            HostSettings(workdirs=[folder]).folders([prepared])  # refuses a run with other settings
     workdirs.make_room(workdir, [case.settings.continue_from for case in cases])
     found: dict[str, list[Summary]] = {case.name: [] for case in cases}
     batches = [[(case, seed) for seed in seeds] for case in cases]
