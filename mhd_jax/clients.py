@@ -38,7 +38,7 @@ from mhd_jax.data.pretext import PRETEXTS, Pretext
 from mhd_jax.data.sources import load
 from mhd_jax.data.split import SetAside, Split, dealt
 from mhd_jax.exchange import adversaries as misbehaviour
-from mhd_jax.models import MODELS, ClientModel, Pretrained, build_backbone
+from mhd_jax.models import MODELS, ClientModel, Pretrained, build_backbone, default_name
 from mhd_jax.models.check import require_backbone, require_pretext
 from mhd_jax.models.client_model import backbone_name
 from mhd_jax.models.from_nnx import as_backbone
@@ -370,7 +370,7 @@ class Clients:
 def make_clients(
     data: Dataset | str | os.PathLike[str],
     num_clients: int | None = None,
-    model: ModelChoice = "mlp",
+    model: ModelChoice | None = None,
     *,
     partition: Partition | str | os.PathLike[str] | Sequence[Any] | Mapping[int, Any] | None = None,
     public: Dataset | str | os.PathLike[str] | None = None,
@@ -393,7 +393,7 @@ def make_clients(
       data: a data set from `mhd_jax.data.load`, or an argument of that function.
       num_clients: K, the number of clients; by default 8, or the number of owners, where samples
         have owners and `partition` is None.
-      model: a name ("mlp"), names with counts ("resnet18:4,resnet34:4"), an NNX class whose
+      model: None takes "mlp", or "bag_of_tokens" where samples are tokens; or a name, names with counts ("resnet18:4,resnet34:4"), an NNX class whose
         modules return an embedding (with arguments: ``mhd_jax.models.from_nnx(MyNet, 64)``), a Linen
         module that does, or one of these for each client, as a list or a dict by client.
       partition: the rule that deals private samples to clients: a partition, its name ("iid"), or
@@ -462,6 +462,8 @@ def make_clients(
     fraction = _public_fraction(public_fraction, others, partition)
     set_aside = SetAside(fraction, validation_fraction, seed)
     goals = _objectives(objectives, num_clients, data)
+    if model is None:
+        model = default_name(data.vocabulary_size is not None)
     groups = _with_optimizers(_groups(model, goals, norm, initialization, data), optimizers or {})
     false = misbehaviour.checked(adversaries or {}, num_clients)
 
@@ -770,10 +772,8 @@ def _groups(
         if isinstance(choice, Pretrained):
             weights, frozen, choice = choice.weights, choice.frozen, choice.model
         if isinstance(choice, str):
-            name, backbone = (
-                choice,
-                build_backbone(choice, norm, data.input_shape, data.vocabulary_size),
-            )
+            tokens = data.vocabulary_size, data.padding
+            name, backbone = choice, build_backbone(choice, norm, data.input_shape, *tokens)
             start = _initialization(choice, initialization)
         else:
             start = None

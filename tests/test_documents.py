@@ -64,13 +64,23 @@ def test_tables_and_data_sets_of_torch(tmp_path, monkeypatch):
     assert clients.num_clients == 3 and data.owners.names == ("A", "B", "C")
     images = np.random.default_rng(0).random((30, 5))
     dataset = [(image, i % 3) for i, image in enumerate(images)]
-    bridged = run("docs/bringing_data.md", 2, found | {"dataset": dataset})["data"]
+    bridged = run("docs/bringing_data.md", 3, found | {"dataset": dataset})["data"]
     assert bridged.num_classes == 3 and bridged.inputs.shape == (24, 5)
 
 
 @pytest.mark.slow
-def test_numbers_to_predict():
+def test_texts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = run("docs/bringing_data.md", 1)
+    assert capsys.readouterr().out.endswith("['travel', 'money']\n")
+    alone = mhd.simulate("complete", names["clients"], "isolated", **names["settings"]).summary
+    found = names["result"].summary["beta_sh"]
+    assert max(found.values()) > alone["beta_sh"]["main"] + 0.05
+
+
+@pytest.mark.slow
+def test_numbers_to_predict():
+    names = run("docs/bringing_data.md", 2)
     clients = names["clients"]
     alone = mhd.simulate(
         "complete", clients, "isolated", steps=400, metrics=names["metrics"]
@@ -82,7 +92,7 @@ def test_numbers_to_predict():
 
 @pytest.mark.slow
 def test_bringing_data():
-    found = run("docs/bringing_data.md", 3)
+    found = run("docs/bringing_data.md", 4)
     assert found["data"].inputs.dtype == np.int32 and found["data"].vocabulary_size == 17
     assert found["result"].summary["beta_sh"]["main"] > 0.5
 
@@ -185,7 +195,7 @@ def test_every_program_is_run():
         "README.md": 2,
         "docs/adding_an_algorithm.md": 1,
         "docs/bringing_a_model.md": 3,
-        "docs/bringing_data.md": 4,
+        "docs/bringing_data.md": 5,
         "docs/by_hand.md": 3,
         "docs/continuing.md": 4,
         "docs/coming_from.md": 3,

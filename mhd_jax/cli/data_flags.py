@@ -35,12 +35,16 @@ _HELP = {
     "such columns are refused.",
     "missing": "mean puts the training samples' mean for a table's missing values; without it they are "
     "refused.",
+    "text": "Column of a table's texts, which are the samples, numbered word by word.",
+    "text_length": "How many words of a text are read; by default as many as the longest has, at most "
+    "256.",
     "pixels": "Whether integers of an .npz file or a table's lists are pixels, divided by 255, or stay integers; by "
     "default those in 0 … 255 are pixels.",
     "tokens": "Whether integers of an .npz file or a table's lists are tokens, which models embed.",
     "regression": "Whether the labels of a table or an .npz file are numbers to predict, instead of "
     "classes.",
-    "vocabulary_size": "How many different tokens there are; by default the largest one plus one.",
+    "vocabulary_size": "How many different tokens there are; by default the largest one plus one, and "
+    "of texts the most frequent ones, at most 10,000.",
     "crop_size": "Side of the middle of images that models see; by default all of it.",
     "standardize": "Whether each channel of images, or each feature of a table, is brought to mean 0 "
     "and deviation 1 over the training samples; by default, features are.",

@@ -35,7 +35,7 @@ from mhd_jax.engine.settings import COMPUTE_DTYPES, DATA_PLACEMENTS
 from mhd_jax.exchange import density
 from mhd_jax.exchange.adversaries import KINDS
 from mhd_jax.exchange.selection import TARGET_SELECTIONS
-from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS
+from mhd_jax.models import INITIALIZATIONS, MODELS, NORMS, default_name
 from mhd_jax.studies.folder import require_folders
 from mhd_jax.topology.graphs import TOPOLOGIES
 from mhd_jax.training.optim import OPTIMIZERS, SCHEDULES
@@ -148,7 +148,7 @@ _RUN_HELP = {
     "topology": f"Who may learn from whom: {', '.join(TOPOLOGIES)}, or the path of an edge list or of "
     "a .npy matrix; or several with the steps at which they start, like ring@0,complete@1000.",
     "model": f"Backbone: {', '.join(MODELS)}; or one for each group of clients, like "
-    "resnet18:4,resnet34:4.",
+    "resnet18:4,resnet34:4; of texts and tokens bag_of_tokens, unless this flag is given.",
     "objectives": f"What clients learn from their private data: {', '.join(OBJECTIVES)}. All but "
     "supervised have no labels, and learn these from others; one for all, or for each group of "
     "clients, like supervised:6,unlabelled:1,simclr:1.",
@@ -322,6 +322,8 @@ def settings(*, strict: bool = True) -> RunSettings:
     data = data_flags.values()
     derived = (*data, "optimizer", "topology_options", "faults")
     values = {name: _flag(name) for name in _SETTINGS if name not in derived}
+    if not FLAGS["model"].present:
+        values["model"] = default_name(bool(data["tokens"] or data["text"]))
     return RunSettings(
         **data,
         **values,

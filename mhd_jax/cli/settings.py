@@ -61,6 +61,8 @@ DATA_OPTIONS = (
     "owners",
     "categories",
     "missing",
+    "text",
+    "text_length",
 )
 # Cases and seeds share loaded data, and the run that they continue.
 _load = functools.lru_cache(maxsize=2)(mhd.data.load)
@@ -98,6 +100,8 @@ class RunSettings:
     owners: str | None = None
     categories: str | None = None
     missing: str | None = None
+    text: str | None = None
+    text_length: int | None = None
     num_clients: int = 8
     topology: str = "complete"
     topology_options: tuple[tuple[str, Any], ...] = ()
@@ -154,12 +158,17 @@ class RunSettings:
         steps = math.ceil(times * (self.steps or DEFAULT_STEPS))
         return dataclasses.replace(self, steps=steps, eval_every=every)
 
-    def clients(self, seed: int, data: mhd.data.Dataset | None = None) -> mhd.Clients:
-        """Makes the clients, of the data set or of other `data`; the split derives from the seed."""
+    def clients(
+        self, seed: int, data: mhd.data.Dataset | None = None, model: Any = None
+    ) -> mhd.Clients:
+        """Makes the clients, of other `data` or another `model` where these are given.
+
+        The split derives from the seed.
+        """
         return mhd.make_clients(
             self._data() if data is None else data,
             self.num_clients,
-            self._model(),
+            self._model() if model is None else model,
             partition=self.partition,
             public=self._public_data(),
             public_fraction=self.public_fraction,
@@ -322,6 +331,8 @@ class RunSettings:
             raise mhd.ConfigError(
                 f"public_split is of prepared data sets, which {self.public_dataset} is not; leave it out."
             )
+        if "text" in options and (vocabulary := self._data().vocabulary) is not None:
+            options |= {"vocabulary": vocabulary, "vocabulary_size": None, "text_length": None}
         return _load(self.public_dataset, **options)
 
     def _known_of_public(self, given: Collection[str]) -> set[str]:

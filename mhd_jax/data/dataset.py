@@ -32,6 +32,7 @@ from mhd_jax.data.numbers import Targets, in_ranges
 from mhd_jax.data.owners import Owners, owners_of
 from mhd_jax.data.preprocessing import PLAIN, Preparation, scale
 from mhd_jax.data.stratified import TEST_FRACTION, stratified_split
+from mhd_jax.data.texts import PADDING, Vocabulary
 from mhd_jax.data.tokens import vocabulary_size as vocabulary_size_of
 
 PyTree = Any
@@ -57,6 +58,7 @@ class Dataset:
       owners: the natural owner of each sample, where samples have one.
       vocabulary_size: V of samples that are tokens in 0 … V − 1; None for others.
       numbers: the targets of a regression; None for classification.
+      vocabulary: what numbers the words of texts, where samples are texts; None for others.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Dataset:
     owners: Owners | None = None
     vocabulary_size: int | None = None
     numbers: Targets | None = None
+    vocabulary: Vocabulary | None = None
 
     @property
     def task(self) -> Task:
@@ -94,6 +97,11 @@ class Dataset:
         found = self.numbers
         return self.test_labels if found is None else found.task.standardised(found.test)
 
+    @property
+    def padding(self) -> int | None:
+        """The token that fills texts up; None for other samples."""
+        return None if self.vocabulary is None else PADDING
+
     def samples(self, count: int) -> PyTree:
         """Returns the shapes and types of `count` samples as models see them."""
         stored = jax.tree.map(
@@ -111,7 +119,9 @@ class Dataset:
         sizes = f"{len(self.labels):,} training and {len(self.test_labels):,} test samples"
         names = ", ".join(shortened(self.class_names, 10))
         kind = shown(self.inputs)
-        if self.vocabulary_size is not None:
+        if self.vocabulary is not None:
+            kind = f"texts, in {self.vocabulary.length:,} tokens below {self.vocabulary_size:,}"
+        elif self.vocabulary_size is not None:
             kind += f" (tokens below {self.vocabulary_size:,})"
         learned = f"{self.num_classes} classes: {names}"
         if self.numbers is not None:
@@ -147,6 +157,11 @@ class Dataset:
 
     def require_alike(self, others: Dataset) -> None:
         """Raises `ConfigError` unless the samples of `others` have the same meaning as these."""
+        if others.vocabulary != self.vocabulary:
+            raise ConfigError(
+                f"words are numbered by one vocabulary in {self.name}, and by another, or none, in "
+                f"{others.name}; load one of them with vocabulary=data.vocabulary of the other."
+            )
         require_alike(others.inputs, self.inputs, others.name, self.name)
         if self.vocabulary_size is not None:
             vocabulary_size_of([others.inputs], self.vocabulary_size)

@@ -144,7 +144,7 @@ class Features:
             raise ConfigError(
                 f"{where} texts, like {column[row]!r:.60} in {self.table.place(row)}; turn them into "
                 "numbers, leave the column out of features, or give categories='one_hot', which makes "
-                "a feature of each text."
+                f"a feature of each text, or text={name!r}, which reads their words."
             )
         texts = sorted({text for text in column[self.train] if text is not None})
         if len(texts) > _MOST_CATEGORIES:

@@ -18,6 +18,7 @@ from mhd_jax.data.features import Features
 from mhd_jax.data.image_folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES
 from mhd_jax.data.numbers import in_ranges
 from mhd_jax.data.table_files import SPLIT, StoredImages, Table, is_text
+from mhd_jax.data.texts import Vocabulary, vocabulary_of
 
 
 def dataset(
@@ -36,6 +37,9 @@ def dataset(
     regression: bool | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    text: str | None = None,
+    text_length: int | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Dataset:
     """Makes a data set of a table.
 
@@ -64,11 +68,22 @@ def dataset(
         over the training samples; by default rows. What is stored are the table's own numbers.
       test_fraction, pixels, tokens, vocabulary_size, regression: see `mhd_jax.data.arrays`.
       image_size, channels: for images, see `mhd_jax.data.image_folders.read`.
+      text: a column of texts, which are the samples, as tokens: see `mhd_jax.data.texts`. Their
+        vocabulary is that of the training samples, with V = `vocabulary_size` or less.
+      text_length: L, how many tokens a text has; by default as many as the longest text of the
+        training samples, and at most 256.
+      vocabulary: the `Dataset.vocabulary` of another table, for texts that its clients are to read.
 
     Raises:
       ConfigError: columns or values that do not fit, with their place in the file.
     """
     require_kind("standardize", "bool | None", standardize)
+    of_features: dict[str, Any] = {
+        **{"features": features, "categories": categories, "missing": missing},
+        **{"standardize": standardize, "image_size": image_size, "channels": channels},
+    }
+    of_texts = {"text_length": text_length, "vocabulary": vocabulary}
+    _require_one_kind(table, text, of_features, of_texts)
     if label is None:
         raise ConfigError(
             f"{table.name}: give label, the column of the labels; the columns are {_listed(table)}."
@@ -76,7 +91,9 @@ def dataset(
     table, num_test = _by_split(table, {label, owners})
     labels, class_names = (_numbers if regression else _labels)(table, label)
     ids = None if owners is None else _named(table, owners, "owners")
-    names = _feature_names(table, features, {label: "label", owners: "owners"})
+    beside = {label: "label", owners: "owners"}
+    names = _feature_names(table, features, beside) if text is None else []
+    written = None if text is None else _texts(table, text, beside)
     num_training = len(labels) - num_test
     train = np.arange(num_training)
     if not num_test:
@@ -84,8 +101,13 @@ def dataset(
         if regression:
             _, strata, _, of_strata = in_ranges(labels, test_fraction=test_fraction)
         train, _ = held_out(strata, test_fraction, of_strata)
-    chosen = Features(table, train, categories, missing, image_size, channels)
-    samples, feature_names = chosen.samples(names)
+    if written is None:
+        chosen = Features(table, train, categories, missing, image_size, channels)
+        samples, feature_names = chosen.samples(names)
+    else:
+        vocabulary = _vocabulary(written[train], vocabulary, vocabulary_size, text_length)
+        samples, feature_names = vocabulary(written), None
+        tokens, vocabulary_size = True, len(vocabulary.words)
     content = {"images": samples, "labels": labels, "owners": ids}
     if num_test:
         test = take(content, slice(num_training, None))
@@ -102,8 +124,59 @@ def dataset(
         name=table.name,
     )
     is_rows = feature_names is not None
-    data = dataclasses.replace(data, feature_names=feature_names)
+    data = dataclasses.replace(data, feature_names=feature_names, vocabulary=vocabulary)
     return data.prepared(standardize=is_rows if standardize is None else standardize)
+
+
+def _require_one_kind(
+    table: Table, text: str | None, of_features: Mapping[str, Any], of_texts: Mapping[str, Any]
+) -> None:
+    """Raises `ConfigError` for options of features beside a text, or of texts without one."""
+    options = of_texts if text is None else of_features
+    given = [name for name, value in options.items() if value is not None]
+    if given and text is None:
+        raise ConfigError(
+            f"{', '.join(given)} of {table.name} is of texts; give text, the column that holds them, or "
+            "leave it out."
+        )
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} of {table.name} is of features, but samples are the texts of the column "
+            f"{text}; leave it or text out."
+        )
+
+
+def _texts(table: Table, name: str, beside: Mapping[str | None, str]) -> np.ndarray:
+    """Returns a column of texts [N], which is none of those that are `beside` the samples."""
+    column = _complete(table, name, "text")
+    if name in beside:
+        raise ConfigError(
+            f"{table.name}: the column {name} is the {beside[name]}, and cannot be the text as well; give "
+            "another column."
+        )
+    if name in table.texts or column.dtype.kind in "if":
+        raise ConfigError(
+            f"{table.name}: the column {name} holds numbers, like {column[0]}, but text is a column of "
+            "texts; give another column, or features instead of text."
+        )
+    return column
+
+
+def _vocabulary(
+    texts: np.ndarray, given: Vocabulary | None, size: int | None, length: int | None
+) -> Vocabulary:
+    """Returns the vocabulary that is given, or that of training texts [N]."""
+    if given is None:
+        return vocabulary_of(texts, size, length)
+    if (size, length) != (None, None):
+        raise ConfigError(
+            "a vocabulary brings its size and its length; leave vocabulary_size and text_length out."
+        )
+    if not isinstance(given, Vocabulary):
+        raise ConfigError(
+            f"vocabulary must be that of another data set, data.vocabulary, not {given!r:.60}."
+        )
+    return given
 
 
 def _by_split(table: Table, others: Collection[str | None]) -> tuple[Table, int]:

@@ -16,6 +16,7 @@ from mhd_jax.data import tokens
 from mhd_jax.data.dataset import take
 from mhd_jax.data.kinds import kept_as
 from mhd_jax.data.preprocessing import Preparation
+from mhd_jax.data.texts import Vocabulary, texts_in
 from mhd_jax.engine import steps
 
 
@@ -30,6 +31,7 @@ class Answers:
       kind: the shape and type of one sample as the data set stores it.
       dataset: the data set's name.
       vocabulary_size: V of samples that are tokens in 0 … V − 1; None for others.
+      vocabulary: what numbers the words of texts, where samples are texts; None for others.
     """
 
     predict: Callable[[State, PyTree], Array]
@@ -38,6 +40,7 @@ class Answers:
     kind: PyTree
     dataset: str
     vocabulary_size: int | None = None
+    vocabulary: Vocabulary | None = None
 
     def __call__(self, state: State, inputs: PyTree) -> np.ndarray:
         """Returns logits [K, N, H, C] of all clients on samples in the data set's input form.
@@ -55,12 +58,14 @@ class Answers:
         return state.task.in_own_units(multihost.fetch(self._answer(state, stored)))
 
     def stored(self, inputs: PyTree) -> PyTree:
-        """Returns samples [N, ...] as the data set stores its own, images of files read.
+        """Returns samples [N, ...] as the data set stores its own: images read, texts as tokens.
 
         Raises:
           ConfigError: samples of other shapes or types than the data set's, or tokens beyond its
             vocabulary.
         """
+        if self.vocabulary is not None and (texts := texts_in(inputs)) is not None:
+            inputs = self.vocabulary(texts)
         found = kept_as(self.kind, inputs, "inputs", self.dataset)
         count = len(jax.tree.leaves(found)[0])
         if count and self.vocabulary_size is not None:

@@ -287,4 +287,5 @@ class Lane:
             data.kind,
             data.name,
             data.vocabulary_size,
+            data.vocabulary,
         )

@@ -6,7 +6,14 @@ from mhd_jax.models.from_nnx import from_nnx
 from mhd_jax.models.initialization import INITIALIZATIONS
 from mhd_jax.models.mobilenet import MobileNetV2
 from mhd_jax.models.pretrained import Pretrained, pretrained
-from mhd_jax.models.registry import MODELS, NORMS, ModelSpec, build_backbone, names
+from mhd_jax.models.registry import (
+    MODELS,
+    NORMS,
+    ModelSpec,
+    build_backbone,
+    default_name,
+    names,
+)
 from mhd_jax.models.resnet import ResNet
 from mhd_jax.models.small import CNN, MLP, BagOfTokens, LeNet5, StridedCNN
 from mhd_jax.models.vgg import VGG

@@ -28,7 +28,8 @@ class ModelSpec:
     """The builder of a named backbone, and the choices that it allows.
 
     Attributes:
-      build: `(norm, input_shape) -> module`; of tokens, `(norm, vocabulary_size) -> module`.
+      build: `(norm, input_shape) -> module`; of tokens, `(norm, vocabulary_size) -> module`, which
+        has an attribute `padding`.
       norms: the norms that the backbone knows, the default first.
       images: whether inputs must be [height, width, channels].
       tokens: whether inputs must be tokens, [length].
@@ -123,15 +124,22 @@ def names() -> list[str]:
     return list(MODELS)
 
 
+def default_name(of_tokens: bool) -> str:
+    """Returns the name of the model that clients have by default, of tokens or of other samples."""
+    return "bag_of_tokens" if of_tokens else "mlp"
+
+
 def build_backbone(
     name: str,
     norm: str | None,
     input_shape: tuple[int, ...] | None,
     vocabulary_size: int | None = None,
+    padding: int | None = None,
 ) -> nn.Module:
     """Builds the backbone of that name for samples of `input_shape` (None: of several arrays).
 
-    Samples are tokens in 0 … V − 1 if there is a `vocabulary_size`, V.
+    Samples are tokens in 0 … V − 1 if there is a `vocabulary_size`, V; if there is a `padding`, this
+    token fills up samples of fewer than others.
 
     Raises:
       ConfigError: an unknown name, a norm that the backbone does not know, or unsuitable inputs.
@@ -155,7 +163,7 @@ def build_backbone(
                 f"{'' if vocabulary_size else ' and are not said to be tokens'}; give integers with "
                 "tokens=True, or choose another model."
             )
-        return spec.build(norm, vocabulary_size)
+        return spec.build(norm, vocabulary_size).clone(padding=padding)
     if vocabulary_size is not None:
         raise ConfigError(
             f"{name} would take tokens for quantities; use bag_of_tokens or your own module, which embeds "

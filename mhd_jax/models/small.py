@@ -47,17 +47,24 @@ class BagOfTokens(nn.Module):
       vocabulary_size: V; tokens are in 0 … V − 1.
       width: the width of both embeddings, of a token and of a sample.
       norm: the norm of the dense layer.
+      padding: the token that fills samples up, and is left out of the mean; None if none does.
     """
 
     vocabulary_size: int
     width: int = 64
     norm: str = "layer"
+    padding: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Maps tokens [N, L] to embeddings [N, width]."""
-        x = nn.Embed(self.vocabulary_size, self.width)(x).mean(axis=1)
-        return normalise(self.norm, train)(nn.Dense(self.width)(x))
+        embedded = nn.Embed(self.vocabulary_size, self.width)(x)
+        if self.padding is None:
+            mean = embedded.mean(axis=1)
+        else:
+            counts = (x != self.padding)[..., None]
+            mean = embedded.sum(axis=1, where=counts) / jnp.maximum(counts.sum(axis=1), 1)
+        return normalise(self.norm, train)(nn.Dense(self.width)(mean))
 
 
 class CNN(nn.Module):

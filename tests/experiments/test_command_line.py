@@ -261,6 +261,35 @@ def test_a_table_is_seen_and_trained_on_by_its_owners(output, refused):
 
 
 @pytest.mark.slow
+def test_texts_and_tokens_are_seen_and_trained_on(output):
+    for name, word in (("t.csv", "day"), ("others.csv", "night")):
+        rows = [
+            f"a {('cold', 'warm')[i % 2]} {word} {i % 5},{('winter', 'summer')[i % 2]}"
+            for i in range(60)
+        ]
+        pathlib.Path(name).write_text("\n".join(["said,season", *rows]))
+    columns = ["--text=said", "--label=season"]
+    deal = ["--num_clients=2", "--partition=iid"]
+    seen = output(inspect_data, "t.csv", *columns, *deal)
+    assert "48 training and 12 test samples of texts, in 4 tokens below 11" in seen
+    public = "--public_dataset=others.csv"
+    train_it = [
+        *columns,
+        *deal,
+        public,
+        "--dataset=t.csv",
+        "--algorithm=fedmd",
+        "--vocabulary_size=9",
+    ]
+    output(train, "--steps=2", "--batch_size=4", "--public_batch_size=8", *train_it, "--workdir=w")
+    clients = read("w/summary.json")["settings"]["clients"]
+    assert clients["models"] == ["bag_of_tokens:2"] and clients["public_dataset"] == "others.csv"
+    tokens = np.arange(180).reshape(60, 3) % 7
+    np.savez("t.npz", images=tokens, labels=np.arange(60) % 2)
+    assert "(tokens below 7)" in output(inspect_data, "t.npz", "--tokens", *deal)
+
+
+@pytest.mark.slow
 def test_a_comparison_on_a_saved_split_of_the_home_folder(output, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))  # where this is
     output(inspect_data, "--num_clients=3", "--output=~/seen")

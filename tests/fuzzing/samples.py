@@ -210,6 +210,8 @@ def text_tables(draw):
     for name, known in (("categories", "one_hot"), ("missing", "mean"), ("owners", "n")):
         if draw(one_in(3)):
             options[name] = draw(st.sampled_from([known, known, known, known, known, "none"]))
+    if draw(one_in(4)):
+        options["text"] = draw(st.sampled_from(["y", "n", "x", "z"]))
     return [header, *rows], options, draw(damages())
 
 
@@ -227,6 +229,9 @@ def tables_of_text(case):
     if why:
         return False
     found = np.concatenate([data.inputs, data.test_inputs])
+    if "text" in options:
+        assert found.dtype == np.int32 and 0 <= found.min() <= found.max() < data.vocabulary_size
+        return True
     assert found.dtype == np.float32 and np.isfinite(found).all()
     assert len(data.feature_names) == found.shape[1] and len(data.class_names) >= 2
     if whole:

@@ -15,7 +15,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import flags
+from flax import linen as nn
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -37,6 +40,15 @@ _NUMBERS = "statistics.json"
 _MOST_COLUMNS = 20  # classes up to which the table of counts has readable names
 
 
+class _OfAnySamples(nn.Module):
+    """A backbone for clients that only hold samples, whatever these are."""
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> jax.Array:
+        """Maps samples, arrays [N, ...], to embeddings [N, 1]."""
+        return jnp.zeros((len(jax.tree.leaves(x)[0]), 1))
+
+
 def main(arguments: Sequence[str] = ()) -> None:
     """Splits the data by the flags, or that of a path beside them, and shows the result."""
     output = folder_here(_OUTPUT.value, "--output")
@@ -44,7 +56,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     settings = data_flags.values()
     if arguments:
         settings["dataset"] = _only(arguments)
-    clients = RunSettings(**settings).clients(flags.FLAGS.seed)
+    clients = RunSettings(**settings).clients(flags.FLAGS.seed, model=_OfAnySamples())
     found = partition_statistics.describe(clients.label_counts())
     if multihost.is_main():
         write(output, clients, found)
