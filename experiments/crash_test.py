@@ -190,6 +190,12 @@ def _arrays(checkpoint: pathlib.Path) -> dict[str, tuple[Any, ...]]:
 
 def main() -> None:
     """Runs the test that the flags describe."""
+    try:
+        shlex.split(_TRAIN.value)
+    except ValueError as error:
+        raise mhd.ConfigError(
+            f"--train_flags cannot be read: {error}; close what is quoted."
+        ) from error
     workdir = folder_here(_WORKDIR.value, "--workdir").absolute()
     if workdir.exists():
         raise mhd.ConfigError(f"{workdir} exists; choose another workdir, or delete it.")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from mhd_jax.core.files import folder_here
 from mhd_jax.engine import memory
 from mhd_jax.engine import steps as engine
 from mhd_jax.runs import drawing
+from mhd_jax.runs.checkpoints import KEEP_LAST, Checkpoints
 from mhd_jax.runs.drawing import Figure
 from mhd_jax.runs.records import write_json, write_text
 from mhd_jax.studies import tables
@@ -132,6 +134,10 @@ def figure(counts: Sequence[Counts]) -> Figure:
     return plot
 
 
+def _checkpoints(workdir: pathlib.Path) -> Checkpoints:
+    return Checkpoints(workdir / "checkpoints", KEEP_LAST)
+
+
 def main() -> None:
     """Trains by the flags, counts, and exits with status 1 if a count has grown."""
     for name in ("dry_run", "json"):
@@ -142,18 +148,20 @@ def main() -> None:
     watch, seed = Watch(), flags.FLAGS.seed
     callbacks = [watch, *watching.watchers()]
     steps = settings.prepared(algorithm, seed, callbacks).steps
-    evaluations = -(-steps // settings.eval_every)
+    begun = 0 if workdirs.overwrites() else max(_checkpoints(workdir).steps, default=0)
+    evaluations = -(-steps // settings.eval_every) - begun // settings.eval_every
     if evaluations < _FEWEST:
+        there = f", of those left after step {begun} in {workdir}," if begun else ""
         raise mhd.ConfigError(
-            f"{shown.counted(evaluations, 'evaluation')} cannot tell growth; take more steps or a "
-            f"lower eval_every for {_FEWEST} or more."
+            f"{shown.counted(evaluations, 'evaluation')}{there} cannot tell growth; take more steps or a "
+            f"lower eval_every for {_FEWEST} or more{', or a new workdir' if begun else ''}."
         )
     workdirs.make_room(workdir, [settings.continue_from])
     settings.simulate(algorithm, [seed], [workdir], callbacks)
     if len(watch.counts) < _FEWEST:
         raise mhd.ConfigError(
-            f"this process has evaluated {len(watch.counts)} times, of which nothing can be told; "
-            f"take a new workdir, or --overwrite, for {_FEWEST} times or more."
+            f"the run has stopped after {shown.counted(len(watch.counts), 'evaluation')}, which cannot "
+            f"tell growth; let it go on for {_FEWEST} or more, in a new workdir or with --overwrite."
         )
     found, more = medians(watch.counts), grown(watch.counts)
     content = {

@@ -25,6 +25,7 @@ def test_what_cannot_be_tested_is_refused_and_nothing_stays(tmp_path):
     assert "cannot make the workdir" in refused(tmp_path, "--workdir=file/w")
     for given, sentence in (
         ("--stepz=3", "--train_flags: there is no flag --stepz; did you mean --steps?"),
+        ("--algorithm='isolated", "--train_flags cannot be read: No closing quotation; close what"),
         ("--offline_steps=5", "--train_flags: --offline_steps needs --offline"),
     ):
         assert sentence in refused(tmp_path, f"--train_flags={given}", "--workdir=w")
