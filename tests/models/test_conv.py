@@ -31,6 +31,9 @@ CASES = {
     "many samples": ((3, 3), (1, 1), "SAME", (1, 1), 1, (8, 8), 4, 30),
     "many samples, stride 2": ((3, 2), (2, 1), "SAME", (1, 1), 1, (10, 12), 3, 33),
     "more padding than kernel": ((2, 2), (1, 1), ((3, 2), (0, 3)), (1, 1), 1, (4, 4), 2, 3),
+    "small image": ((3, 3), (1, 1), "SAME", (1, 1), 1, (2, 2), 4, 6),
+    "small image, uneven": ((4, 5), (1, 1), ((3, 1), (0, 4)), (1, 1), 1, (3, 2), 4, 6),
+    "small image, stride 2": ((3, 3), (2, 2), "SAME", (1, 1), 1, (2, 2), 4, 6),
 }
 # Many clients on CPUs are a loop over one, so one alone, and what clients share (folded into one
 # wider convolution, but broadcast where there are groups), are tried in few of the cases.
@@ -90,6 +93,18 @@ def test_one_client_and_many(case, axes, float64):
     x, w = (a if axis == 0 else a[0] for a, axis in zip((x, w), axes, strict=True))
     mapped = (lambda f: jax.vmap(f, axes)) if 0 in axes else lambda f: f
     found, expected = (jax.jit(mapped(up_to_second_order(conv)))(x, w) for conv in (ours, plain))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("small image")])
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0)])
+def test_forms_for_tpus(case, axes, float64):
+    ours, plain, x, w = functions(case)
+    x, w = (a if axis == 0 else a[0] for a, axis in zip((x, w), axes, strict=True))
+    with under(Execution(platform="tpu")):
+        found = jax.jit(jax.vmap(up_to_second_order(ours), axes))(x, w)
+    expected = jax.jit(jax.vmap(up_to_second_order(plain), axes))(x, w)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
 

@@ -10,7 +10,7 @@ form that runs 10 to 40 times slower. Therefore the convolution here
 - computes both of its gradients on CPUs in forms that are fast there
   (`mhd_jax/models/conv/forms.py`): plain convolutions (kernel flipped for the input's gradient;
   batch and channels swapped for the kernel's), convolutions over blocks of pixels, matrix
-  products, sums over taps.
+  products, sums over taps; and on TPUs swaps kernel and image where the image is the smaller one.
 
 The three maps y(x, w), dx(g, w) and dw(x, g) are the partial derivatives of one trilinear
 form ⟨g, y(x, w)⟩, so that the gradients of each map are the other two, to any order.
@@ -29,7 +29,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from mhd_jax.core.client_axis import target_platform
-from mhd_jax.models.conv.forms import NHWC, TRANSPOSED, cpu_form
+from mhd_jax.models.conv.forms import NHWC, TRANSPOSED, Form, cpu_form, tpu_form
 from mhd_jax.models.conv.geometry import Geometry, Pair
 
 
@@ -123,6 +123,13 @@ def _pull_back(
 _map.defvjp(lambda kind, geometry, a, b: (_map(kind, geometry, a, b), (a, b)), _pull_back)
 
 
+def _form(kind: str, geometry: Geometry) -> Form:
+    """Returns the fastest form of a map for one client on the target platform."""
+    if geometry.platform == "cpu":
+        return cpu_form(kind, geometry)
+    return tpu_form(kind, geometry) if geometry.platform == "tpu" else TRANSPOSED[kind]
+
+
 # The maps for many clients.
 
 
@@ -130,11 +137,8 @@ _map.defvjp(lambda kind, geometry, a, b: (_map(kind, geometry, a, b), (a, b)), _
 def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
     """Returns one of the three maps for one client, with a custom batching rule for `vmap`."""
 
-    @jax.custom_batching.custom_vmap
-    def one_client(a: Array, b: Array) -> Array:
-        if geometry.platform != "cpu":
-            return TRANSPOSED[kind](geometry, a, b)
-        return cpu_form(kind, geometry)(geometry, a, b)
+    form = functools.partial(_form(kind, geometry), geometry)
+    one_client = jax.custom_batching.custom_vmap(form)
 
     @one_client.def_vmap
     def many_clients(
@@ -147,7 +151,7 @@ def _mapped(kind: str, geometry: Geometry) -> Callable[[Array, Array], Array]:
             )
             if geometry.platform == "cpu":
                 return lax.map(lambda ab: one_client(*ab), (a, b)), True
-            return jax.vmap(functools.partial(TRANSPOSED[kind], geometry))(a, b), True
+            return jax.vmap(form)(a, b), True
         return _FOLDS[kind, in_batched[0]](axis_size, geometry, a, b), True
 
     return one_client
