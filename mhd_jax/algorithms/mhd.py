@@ -75,7 +75,7 @@ from mhd_jax.core.types import (
 from mhd_jax.exchange import adversaries, calibration, contract, diagnostics, teacher_sources
 from mhd_jax.exchange import compression as compressions
 from mhd_jax.exchange import density as densities
-from mhd_jax.exchange.channel import Channel, travels_to_all
+from mhd_jax.exchange.channel import Channel, known_finite, travels_to_all
 from mhd_jax.exchange.density import Density
 from mhd_jax.exchange.messages import Messages
 from mhd_jax.exchange.selection import (
@@ -193,7 +193,7 @@ class _MHD:
         )
         sent = evaluated(state, batch, outputs)
         received = self.channel.received(state, sent, travels=travels_to_all(batch))
-        finite = exchange.all_finite(received)
+        finite = known_finite(received)
         state, teachers, taught = self.source.teach(
             state, batch, graph, finite, received, self.channel
         )

@@ -92,6 +92,25 @@ def sum_over_neighbours(tree: PyTree, weights: Array) -> PyTree:
     return on_devices(on_one_device, (PartitionSpec(AXIS),) * 2)(tree, weights)
 
 
+def seen_by_neighbours(values: Array) -> Array:
+    """Returns values [K] that are split by client as each client sees them, [K, K].
+
+    Row i has the values of client i and of its neighbours; those of others are either theirs or 0.
+    """
+    near, num_devices = _near()
+
+    def on_one_device(values: Array) -> Array:
+        size, here = len(values), jax.lax.axis_index(AXIS)
+        seen = jnp.zeros(size * num_devices, values.dtype)
+        for distance in near:
+            first = (here + distance) % num_devices * size
+            block = _block(values, distance, num_devices)
+            seen = jax.lax.dynamic_update_slice_in_dim(seen, block, first, axis=0)
+        return jnp.broadcast_to(seen, (size, len(seen)))
+
+    return on_devices(on_one_device, (PartitionSpec(AXIS),))(values)
+
+
 def _near() -> tuple[tuple[int, ...], int]:
     execution = current_execution()
     assert execution.near is not None

@@ -11,7 +11,7 @@ from jax import Array
 
 from mhd_jax.core import neighbour_devices
 from mhd_jax.core.client_axis import everywhere
-from mhd_jax.core.trees import of_one_client, take_rows
+from mhd_jax.core.trees import all_finite, of_one_client, take_rows
 from mhd_jax.core.types import Batch, GroupState, Outputs, Presence, PyTree, State
 from mhd_jax.exchange.compression import Compression
 from mhd_jax.exchange.messages import Message
@@ -138,6 +138,17 @@ class Channel:
 def travels_to_all(batch: Batch) -> bool:
     """Returns whether predictions on public samples that all share go to all devices at once."""
     return batch.public_is_shared and not neighbour_devices.are_chosen()
+
+
+def known_finite(received: Outputs) -> Array:
+    """Which clients' messages are finite, bool [K].
+
+    If only neighbours' devices exchange: as each client sees it, [K, K], of itself and its neighbours.
+    """
+    finite = all_finite(received)
+    if neighbour_devices.are_chosen():
+        finite = neighbour_devices.seen_by_neighbours(finite)
+    return finite
 
 
 def _stay(sent: PyTree) -> PyTree:

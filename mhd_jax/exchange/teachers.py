@@ -49,7 +49,7 @@ class Source(Protocol):
 
         Args:
           state, batch, graph: of this step.
-          available: which clients can teach, bool [K].
+          available: which clients can teach, bool [K]; or by client, [K, K] with rows of students.
           received: what all clients send now about their own public samples, [K, P, …].
           channel: on which other outputs are sent.
         """
@@ -79,7 +79,8 @@ def draw_teachers(
     Args:
       state: gives the step and the clients' keys.
       adjacency: non-negative weights [K, K]; A[i, j] > 0 if i may learn from j.
-      available: which clients can teach at this step, bool [K].
+      available: which clients can teach at this step, bool [K]; or by client, [K, K] with rows of
+        students.
       num_targets: Δ, or "all" for the whole neighbourhood.
 
     Returns:
@@ -92,7 +93,7 @@ def draw_teachers(
     keys = random.client_keys(state.key, random.Purpose.TEACHERS, state.client_ids, state.step)
     # The noise depends on the ids of the two clients, not on their positions.
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_clients,)))(keys)
-    may_teach = (adjacency > 0) & available[None, :]
+    may_teach = (adjacency > 0) & available
     weights = jnp.where(may_teach, adjacency, 1)
     scores = jnp.where(may_teach, jnp.log(weights) + noise[:, state.client_ids], -jnp.inf)
     best, positions = jax.lax.top_k(scores, slots)

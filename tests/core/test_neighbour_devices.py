@@ -29,8 +29,11 @@ weights = jnp.asarray(graph * rng.uniform(size=(8, 8)) + np.eye(8), jnp.float32)
 with client_axis.under(execution):
     rows = jax.jit(neighbour_devices.rows_of_neighbours)(tree, positions)
     sums = jax.jit(neighbour_devices.sum_over_neighbours)(tree["a"], weights)
+    seen = jax.jit(neighbour_devices.seen_by_neighbours)(tree["b"])
 for name, given in tree.items():
     np.testing.assert_array_equal(rows[name], np.asarray(given)[np.asarray(positions)])
+are_seen = (graph > 0) | np.eye(8, dtype=bool)
+np.testing.assert_array_equal(seen[are_seen], np.nonzero(are_seen)[1])
 expected = np.einsum("ij,j...->i...", weights, tree["a"])
 np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
 print(json.dumps(near))
@@ -47,6 +50,7 @@ def build(name):
     aux = {"num_aux_heads": 1}
     several = {
         "mhd": lambda: mhd.algorithms.mhd(**aux),
+        "mhd, nan": lambda: mhd.algorithms.mhd(num_targets="all", **aux),
         "coded": lambda: mhd.algorithms.mhd(compression="int8", num_targets="all", **aux),
         "late": lambda: mhd.algorithms.mhd(teacher_delay=2, **aux),
         "dsgd": mhd.algorithms.dsgd,
@@ -60,10 +64,12 @@ for name in sys.argv[1:]:
     results = []
     for near in (choice, lambda *_: None):
         neighbour_devices.distances = near
-        clients = tiny_clients(8, public_fraction=0.3, num_samples=120)
+        liars = {2: "nan", 5: "inf"} if name.endswith("nan") else None
+        clients = tiny_clients(8, public_fraction=0.3, num_samples=120, adversaries=liars)
         run = mhd.prepare("ring", clients, build(name), steps=4, **sizes)
         result = mhd.simulate("ring", clients, build(name), steps=4, **sizes)
-        results.append([a.tolist() for a in jax.tree.leaves(result.state.groups[0].params)])
+        ignored = [result.history[-1].get("non_finite", 0)]
+        results.append([*(a.tolist() for a in jax.tree.leaves(result.state.groups[0].params)), ignored])
         text = run.lower(run.carry).compile().as_text()
         kinds = r"= \\(?\\w+\\[([\\d,]*)\\]\\S* .*?(all-gather|collective-permute)(?:-start)?\\("
         results.append(sorted({(kind, shape) for shape, kind in re.findall(kinds, text)}))
@@ -95,7 +101,9 @@ def test_rows_and_sums_equal_those_of_all():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["mhd", "dsgd"], ["coded", "late", "distributed_distillation"]])
+@pytest.mark.parametrize(
+    "names", [["mhd", "mhd, nan", "dsgd"], ["coded", "late", "distributed_distillation"]]
+)
 def test_runs_are_the_same_and_nothing_goes_to_all_devices(names):
     found = json.loads(python("-c", RUNS_ON_FOUR, *names).stdout)
     for name, (near, crossing, anywhere, crossing_anywhere) in found.items():
