@@ -120,6 +120,15 @@ def moments(folder: Folder) -> dict[str, Callable[[], bool]]:
     }
 
 
+def _train_flags() -> list[str]:
+    try:
+        return shlex.split(_TRAIN.value)
+    except ValueError as error:
+        raise mhd.ConfigError(
+            f"--train_flags cannot be read: {error}; close what is quoted."
+        ) from error
+
+
 def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) -> bool:
     """Runs one process of the run, killed once `until` returns True.
 
@@ -129,7 +138,7 @@ def live(folder: Folder, cache: pathlib.Path, until: Callable[[], bool] | None) 
     Raises:
       EndedError: the process failed, or ended with a wrong status.
     """
-    command = [sys.executable, "-m", "mhd_jax", "train", *shlex.split(_TRAIN.value)]
+    command = [sys.executable, "-m", "mhd_jax", "train", *_train_flags()]
     command += [f"--workdir={folder.path}", f"--compilation_cache={cache}"]
     log = folder.path.with_suffix(".log")
     number, allowed = _SIGNALS[_SIGNAL.value], {0}
@@ -190,12 +199,7 @@ def _arrays(checkpoint: pathlib.Path) -> dict[str, tuple[Any, ...]]:
 
 def main() -> None:
     """Runs the test that the flags describe."""
-    try:
-        shlex.split(_TRAIN.value)
-    except ValueError as error:
-        raise mhd.ConfigError(
-            f"--train_flags cannot be read: {error}; close what is quoted."
-        ) from error
+    _train_flags()  # refused before a folder is made
     workdir = folder_here(_WORKDIR.value, "--workdir").absolute()
     if workdir.exists():
         raise mhd.ConfigError(f"{workdir} exists; choose another workdir, or delete it.")

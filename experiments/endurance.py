@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -134,10 +133,6 @@ def figure(counts: Sequence[Counts]) -> Figure:
     return plot
 
 
-def _checkpoints(workdir: pathlib.Path) -> Checkpoints:
-    return Checkpoints(workdir / "checkpoints", KEEP_LAST)
-
-
 def main() -> None:
     """Trains by the flags, counts, and exits with status 1 if a count has grown."""
     for name in ("dry_run", "json"):
@@ -148,7 +143,8 @@ def main() -> None:
     watch, seed = Watch(), flags.FLAGS.seed
     callbacks = [watch, *watching.watchers()]
     steps = settings.prepared(algorithm, seed, callbacks).steps
-    begun = 0 if workdirs.overwrites() else max(_checkpoints(workdir).steps, default=0)
+    kept = [] if workdirs.overwrites() else Checkpoints(workdir / "checkpoints", KEEP_LAST).steps
+    begun = max(kept, default=0)
     evaluations = -(-steps // settings.eval_every) - begun // settings.eval_every
     if evaluations < _FEWEST:
         there = f", of those left after step {begun} in {workdir}," if begun else ""

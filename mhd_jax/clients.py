@@ -393,9 +393,10 @@ def make_clients(
       data: a data set from `mhd_jax.data.load`, or an argument of that function.
       num_clients: K, the number of clients; by default 8, or the number of owners, where samples
         have owners and `partition` is None.
-      model: None takes "mlp", or "bag_of_tokens" where samples are tokens; or a name, names with counts ("resnet18:4,resnet34:4"), an NNX class whose
-        modules return an embedding (with arguments: ``mhd_jax.models.from_nnx(MyNet, 64)``), a Linen
-        module that does, or one of these for each client, as a list or a dict by client.
+      model: None takes "mlp", or "bag_of_tokens" where samples are tokens; or a name, names with
+        counts ("resnet18:4,resnet34:4"), an NNX class whose modules return an embedding (with
+        arguments: ``mhd_jax.models.from_nnx(MyNet, 64)``), a Linen module that does, or one of these
+        for each client, as a list or a dict by client.
       partition: the rule that deals private samples to clients: a partition, its name ("iid"), or
         a function `(labels [N], num_clients, num_classes, rng) -> owner [N]`; by default each
         owner's samples go to one client, where the data has owners; otherwise primary labels, 2 for

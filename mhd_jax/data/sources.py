@@ -54,10 +54,11 @@ def load(source: Any = "digits", **options: Any) -> Dataset:
       source: a name, a path, or arrays.
       **options: for a prepared data set, `data_dir`, `train_split`, `test_split`, `image_size`
         and `in_memory` (see `mhd_jax.data.tfds.read`); for a folder, `image_size`, `channels` and
-        `in_memory` (see `mhd_jax.data.image_folders.read`); for a table, `label`, `features` or `text`,
-        and others (see `mhd_jax.data.tables.dataset`); for all but prepared data sets, `test_fraction`, and for
-        arrays and ``.npz`` files, `num_classes`, `pixels`, `tokens`, `vocabulary_size` and
-        `regression` (see `arrays`); for arrays, also `class_names`, `owners`, `test_owners` and `name`.
+        `in_memory` (see `mhd_jax.data.image_folders.read`); for a table, `label`, `features` or
+        `text`, and others (see `mhd_jax.data.tables.dataset`); for all but prepared data sets,
+        `test_fraction`, and for arrays and ``.npz`` files, `num_classes`, `pixels`, `tokens`,
+        `vocabulary_size` and `regression` (see `arrays`); for arrays, also `class_names`, `owners`,
+        `test_owners` and `name`.
 
     Raises:
       ConfigError: an unknown name, a path that does not exist, unsuitable content, or options of

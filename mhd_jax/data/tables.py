@@ -78,9 +78,13 @@ def dataset(
       ConfigError: columns or values that do not fit, with their place in the file.
     """
     require_kind("standardize", "bool | None", standardize)
-    of_features: dict[str, Any] = {
-        **{"features": features, "categories": categories, "missing": missing},
-        **{"standardize": standardize, "image_size": image_size, "channels": channels},
+    of_features = {
+        "features": features,
+        "categories": categories,
+        "missing": missing,
+        "standardize": standardize,
+        "image_size": image_size,
+        "channels": channels,
     }
     of_texts = {"text_length": text_length, "vocabulary": vocabulary}
     _require_one_kind(table, text, of_features, of_texts)
