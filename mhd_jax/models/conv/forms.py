@@ -112,49 +112,83 @@ def _dw_swapped(geometry: Geometry, x: Array, g: Array) -> Array:
     """Computes the kernel's gradient as one convolution with samples and channels swapped."""
     if geometry.groups > 1:
         return _dw_transposed(geometry, x, g)
+    pads = []
+    for i, (low, _) in enumerate(geometry.padding):
+        seen = (g.shape[1 + i] - 1) * geometry.strides[i] + geometry.span(i)
+        used = min(max(seen - low, 0), x.shape[1 + i])  # the last pixels may reach no output
+        x = lax.slice_in_dim(x, 0, used, axis=1 + i)
+        pads.append((low, seen - low - used))
     return lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
-        _spread(geometry, g).transpose(1, 2, 0, 3),
+        g.transpose(1, 2, 0, 3),
         geometry.dilation,
-        geometry.padding,
+        pads,
+        rhs_dilation=geometry.strides,
         dimension_numbers=NHWC,
         precision=geometry.precision,
     ).transpose(1, 2, 0, 3)
 
 
 def _dw_product(geometry: Geometry, x: Array, g: Array) -> Array:
-    """Computes the kernel's gradient as one matrix product with the taps of all positions."""
-    seen = jnp.concatenate(list(_taps(geometry, x)), axis=-1)
-    return jnp.einsum("nhwc,nhwo->co", seen, g, precision=geometry.precision).reshape(
-        geometry.kernel
-    )
+    """Computes the gradient of a kernel of one pixel as one matrix product."""
+    (seen,) = _taps(geometry, x)
+    dw = jnp.einsum("nhwc,nhwo->co", seen, g, precision=geometry.precision)
+    return dw.reshape(geometry.kernel)
 
 
 def _dw_in_parts(geometry: Geometry, x: Array, g: Array) -> Array:
     """Computes the kernel's gradient of a few samples at a time, whose copies stay in the cache."""
-    floats = math.prod(geometry.output()) * max(geometry.kernel[2:])  # of one sample
-    most = min(16, max(_CACHED // floats, 1))
-    part = even_part(x.shape[0], most)
-    form = _dw_product if geometry.strides != (1, 1) else _dw_swapped
-    small = _CACHED if x.shape[0] <= 32 else _SMALL  # so few numbers gain nothing
-    if x.shape[0] * floats <= small or max(geometry.kernel[:2]) == 1 or part == x.shape[0]:
+    if max(geometry.kernel[:2]) == 1:
+        return _dw_product(geometry, x, g)
+    part = x.shape[0] if x.size < _SMALL else _part(geometry, x.shape[0])
+    form = _dw_pairs if part <= 10 and _is_thin(geometry) else _dw_swapped
+    if part == x.shape[0]:
         return form(geometry, x, g)
     parts = [a.reshape(-1, part, *a.shape[1:]) for a in (x, g)]
     return lax.map(lambda xg: form(geometry, *xg), parts).sum(axis=0)
 
 
+def _part(geometry: Geometry, count: int) -> int:
+    """Returns how many of the samples are computed together.
+
+    They are the channels of swapped convolutions, which are fast in multiples of four, and slow
+    in odd numbers.
+    """
+    floats = math.prod(geometry.output()) * max(geometry.kernel[2:])  # of one sample
+    most = min(16, max(_CACHED // floats, 2))
+    if count % 4 == 0:
+        return 8 if count % 8 == 0 and most == 16 else 4
+    return count if count % 2 else 2 * even_part(count // 2, most // 2)
+
+
+def _in_pairs(geometry: Geometry) -> Geometry:
+    """The geometry of neighbouring columns of the output as channels of one wider kernel."""
+    height, width, fan_in, features = geometry.kernel
+    by_row, by_column = geometry.strides
+    return dataclasses.replace(
+        geometry,
+        strides=(by_row, 2 * by_column),
+        kernel=(height, width + by_column, fan_in, 2 * features),
+    )
+
+
 def _y_pairs(geometry: Geometry, x: Array, w: Array) -> Array:
     """Computes neighbouring columns of the output together, as channels of one wider kernel."""
-    stride = geometry.strides[1]
+    stride, pairs = geometry.strides[1], _in_pairs(geometry)
     shifted = [
         lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0), (left, stride - left, 0), *[(0, 0, 0)] * 2])
         for left in (0, stride)
     ]
-    height, width, fan_in, features = geometry.kernel
-    kernel = (height, width + stride, fan_in, 2 * features)
-    pairs = dataclasses.replace(geometry, strides=(geometry.strides[0], 2 * stride), kernel=kernel)
-    y = _y(pairs, x, jnp.stack(shifted, axis=3).reshape(kernel))
-    return y.reshape(x.shape[0], *geometry.output(), features)
+    y = _y(pairs, x, jnp.stack(shifted, axis=3).reshape(pairs.kernel))
+    return y.reshape(x.shape[0], *geometry.output(), w.shape[-1])
+
+
+def _dw_pairs(geometry: Geometry, x: Array, g: Array) -> Array:
+    """Computes the kernel's gradient by that of the wider kernel, whose halves are its shifts."""
+    stride, pairs = geometry.strides[1], _in_pairs(geometry)
+    dw = _dw_swapped(pairs, x, g.reshape(x.shape[0], *pairs.output(), -1))
+    dw = dw.reshape(*pairs.kernel[:3], 2, geometry.kernel[3])
+    return dw[:, : geometry.kernel[1], :, 0] + dw[:, stride:, :, 1]
 
 
 def _y_blocks(geometry: Geometry, x: Array, w: Array) -> Array:
@@ -258,7 +292,7 @@ def tpu_form(kind: str, geometry: Geometry) -> Form:
 _FEW_CHANNELS = 64  # with fewer channels, XLA's gradient is faster than sums over positions
 _THIN = 16  # with about as many channels, blocks or pairs of pixels are faster
 _CACHED = 2**18  # numbers of one array that should stay in the cache
-_SMALL = 2**16
+_SMALL = 2**16  # inputs so small are not worth parts
 _DEPTHWISE = {"y": _y_depthwise, "dx": _dx_depthwise, "dw": _dw_depthwise}
 _PLAIN: dict[str, Form] = {"y": _y, "dx": _dx_flipped, "dw": _dw_swapped}
 
@@ -270,6 +304,12 @@ def cpu_form(kind: str, geometry: Geometry) -> Form:
     if geometry.groups > 1 or geometry.dilation != (1, 1) or not geometry.has_outputs:
         return _PLAIN[kind]
     return {"y": _y_cpu, "dx": _dx_cpu, "dw": _dw_in_parts}[kind]
+
+
+def _is_thin(geometry: Geometry) -> bool:
+    """Whether the kernel's gradient has so few channels that pairs of columns are faster."""
+    few = geometry.kernel[3] <= _THIN and max(geometry.kernel[:2]) <= 3
+    return few and geometry.strides == (1, 1) and geometry.output()[1] % 2 == 0
 
 
 def _y_cpu(geometry: Geometry, x: Array, w: Array) -> Array:
