@@ -141,7 +141,8 @@ def _dw_in_parts(geometry: Geometry, x: Array, g: Array) -> Array:
     if max(geometry.kernel[:2]) == 1:
         return _dw_product(geometry, x, g)
     part = x.shape[0] if x.size < _SMALL else _part(geometry, x.shape[0])
-    form = _dw_pairs if part <= 10 and _is_thin(geometry) else _dw_swapped
+    few = part <= 10  # of more samples, pairs no longer stay in the cache
+    form = _dw_pairs if few and _is_thin(geometry) else _dw_swapped
     if part == x.shape[0]:
         return form(geometry, x, g)
     parts = [a.reshape(-1, part, *a.shape[1:]) for a in (x, g)]
