@@ -1,6 +1,6 @@
 """Races this package against others on the same work: each side works while the other is stopped.
 
-  python -m venv build/torch && build/torch/bin/pip install torch blazefl tqdm  # Python 3.12 or later
+  python -m venv build/torch && build/torch/bin/pip install torch blazefl numpy tqdm  # Python 3.12 or later
   python -m venv build/fedjax && build/fedjax/bin/pip install fedjax "jax[cpu]"
   python -m experiments.peers --interpreters=build/torch/bin/python,build/fedjax/bin/python
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -178,22 +179,64 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
             one_client = jax.checkpoint(fn)
         elif execution.chunk is not None:
             one_client = jax.checkpoint(fn, prevent_cse=False, policy=_are_products)
+        chunked = functools.partial(_in_chunks, one_client, _stacked(axes), execution.chunk)
+        return _by_device(chunked, axes)(*arguments)
 
-        def on_one_device(*local: Any) -> Any:
+    return mapped
+
+
+def one_after_the_other(fn: Callable, in_axes: Sequence[Axis]) -> Callable:
+    """Maps a function that updates what a client has over the client axis, in place.
+
+    Each device takes its clients one after the other. Unlike `over_clients`, no second array of
+    all clients' results is filled; what all clients have can be as large as the memory.
+
+    Args:
+      fn: takes the arguments of one client and returns the first of them, updated.
+      in_axes: as for `over_clients`; the first is 0.
+
+    Returns:
+      A function of stacked arguments that returns the first of them, updated.
+    """
+    axes = _stacked(in_axes)
+
+    def on_one_device(everyone: Any, *others: Any) -> Any:
+        def update(i: jax.Array, everyone: Any) -> Any:
             own = [
+                jax.tree.map(lambda a: a[i], part) if axis == 0 else part
+                for part, axis in zip((everyone, *others), axes, strict=True)
+            ]
+            return jax.tree.map(lambda a, new: a.at[i].set(new), everyone, fn(*own))
+
+        size = jax.tree.leaves(everyone)[0].shape[0]
+        return jax.lax.fori_loop(0, size, update, everyone)
+
+    return _by_device(on_one_device, in_axes)
+
+
+def _stacked(axes: Sequence[Axis]) -> list[int | None]:
+    """Returns, for each argument as a device has it, 0 if it is stacked by client, and else None."""
+    return [0 if axis == 0 else None for axis in axes]
+
+
+def _by_device(fn: Callable, axes: Sequence[Axis]) -> Callable:
+    """Returns what calls `fn` on each device with its own part of the arguments."""
+
+    def on_one_device(*local: Any) -> Any:
+        return fn(
+            *(
                 jax.tree.map(lambda a: a[0], part) if axis == BY_DEVICE else part
                 for part, axis in zip(local, axes, strict=True)
-            ]
-            return _in_chunks(
-                one_client, [0 if axis == 0 else None for axis in axes], execution.chunk, own
             )
+        )
 
-        if execution.mesh is None:
+    def called(*arguments: Any) -> Any:
+        if _current.get().mesh is None:
             return on_one_device(*arguments)
         specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
         return on_devices(on_one_device, specs)(*arguments)
 
-    return mapped
+    return called
 
 
 def on_devices(function: Callable, specs: tuple[PartitionSpec, ...]) -> Callable:
@@ -231,9 +274,7 @@ def _are_products(primitive: Primitive, *_: Any, **__: Any) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated", "custom_vjp_call")
 
 
-def _in_chunks(
-    fn: Callable, axes: Sequence[int | None], chunk: int | None, arguments: Sequence[Any]
-) -> Any:
+def _in_chunks(fn: Callable, axes: Sequence[int | None], chunk: int | None, *arguments: Any) -> Any:
     stacked = [a for a, axis in zip(arguments, axes, strict=True) if axis == 0]
     size = jax.tree.leaves(stacked)[0].shape[0]
     if size == 1 and target_platform() == "tpu":

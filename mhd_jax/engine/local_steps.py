@@ -18,7 +18,7 @@ from mhd_jax.core.client_axis import (
     BATCH_AXIS,
     BY_DEVICE,
     Execution,
-    over_clients,
+    one_after_the_other,
     under,
 )
 from mhd_jax.core.trees import num_bytes
@@ -74,9 +74,15 @@ def take_local_steps(
     for group in state.groups:
 
         def one_client(
-            own: PyTree, inputs: PyTree, labels: Array, common: PyTree, group: GroupState = group
+            changing: PyTree,
+            own: PyTree,
+            inputs: PyTree,
+            labels: Array,
+            common: PyTree,
+            group: GroupState = group,
         ) -> PyTree:
-            models, client_id, label_set, sums, rows = jax.tree.map(lambda a: a[None], own)
+            models, sums = jax.tree.map(lambda a: a[None], changing)
+            client_id, label_set, rows = jax.tree.map(lambda a: a[None], own)
             inputs, labels = jax.tree.map(lambda a: a[None], (inputs, labels))
             key, first, num_steps, public_inputs = common
             mine = dataclasses.replace(group, **models, members=(0,))
@@ -94,12 +100,12 @@ def take_local_steps(
             return jax.tree.map(lambda a: a[0], (_models(after.groups[0]), sums))
 
         rows = {"starts": data.starts, "sizes": data.sizes, "has_labels": data.has_labels}
-        own: Any = (state.client_ids, state.label_sets, sums, rows)
-        own = (_models(group), *take_members(own, group.members, state.num_clients))
+        own: Any = (state.client_ids, state.label_sets, rows, sums)
+        *own, own_sums = take_members(own, group.members, state.num_clients)
         common = (state.key, state.step, num_steps, data.public_inputs)
-        with under(dataclasses.replace(execution, chunk=1)):
-            models, found = over_clients(one_client, (0, BY_DEVICE, BY_DEVICE, None))(
-                own, data.inputs, data.labels, common
+        with under(execution):
+            models, found = one_after_the_other(one_client, (0, 0, BY_DEVICE, BY_DEVICE, None))(
+                (_models(group), own_sums), own, data.inputs, data.labels, common
             )
         groups.append(dataclasses.replace(group, **models))
         new_sums.append(found)

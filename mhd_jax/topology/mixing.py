@@ -82,15 +82,15 @@ def spectral_gap(mixing: Any) -> float:
 
 
 def average(tree: PyTree, weights: Array) -> PyTree:
-    """Returns Σ_j W[i, j] a_j for arrays a [K, …] and W [K, K]; integers are rounded."""
+    """Returns Σ_j W[i, j] a_j for arrays a [K, …] and W [K, K], or [1, K]; integers are rounded."""
+    # Of a single average, devices add up what each has; of many, all devices need all clients.
+    sent = (lambda tree: tree) if len(weights) == 1 else everywhere
 
     def mixed(tree: PyTree, weights: Array) -> PyTree:
         # By default, accelerators would round the parameters to fewer bits at every average.
         return jax.tree.map(
-            lambda a: jnp.einsum(
-                "ij,j...->i...", weights.astype(a.dtype), everywhere(a), precision="highest"
-            ),
-            tree,
+            lambda a: jnp.einsum("ij,j...->i...", weights.astype(a.dtype), a, precision="highest"),
+            sent(tree),
         )
 
     return _rounded(mixed, tree, weights)

@@ -5,6 +5,7 @@ test_determinism's.
 """
 
 import json
+import math
 import re
 
 import pytest
@@ -27,7 +28,7 @@ sizes = dict(steps=12, batch_size=8, public_batch_size=16)
 def collectives(algorithm):
     clients = mhd.make_clients(data, 8, "mlp_small", partition="iid")
     run = prepare("random_matching", clients, algorithm, **sizes)
-    collective = r"= (\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    collective = r"= (\\(.*?\\)|\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
     return re.findall(collective, run.lower(run.carry).compile().as_text())
 
 def own_samples_on_own_device():
@@ -57,7 +58,7 @@ hands = {
     "ccl": by_hand("ccl", ["mlp_small"] * 3),
     "unlike models": by_hand("mhd", ["mlp_small"] * 2 + ["mlp"] * 2),
 }
-results = {name: collectives(name) for name in ("mhd", "isolated")}
+results = {name: collectives(name) for name in ("mhd", "isolated", "fedavg")}
 print(json.dumps({**results, "by hand": hands, "own samples on own device": bool(own_samples_on_own_device())}))
 """
 
@@ -75,6 +76,14 @@ def test_only_predictions_cross_devices(results):
     assert set(crossing) <= {"f32[8,16,3,10]", "f32[8,16,64]", "f32[8,8]", "pred[8,8]"}
     assert {"f32[8,16,3,10]", "f32[8,16,64]"} <= set(crossing)
     assert results["isolated"] == []
+
+
+def test_a_mean_of_all_models_crosses_as_one_model(results):
+    """Devices add up the parameters of their own clients, which stay there."""
+    assert {kind for _, kind in results["fedavg"]} == {"all-reduce"}
+    shapes = re.findall(r"f32\[([\d,]*)\]", " ".join(shape for shape, _ in results["fedavg"]))
+    numbers = [math.prod(map(int, shape.split(","))) for shape in shapes if shape]
+    assert sum(numbers) == (64 * 8 + 8) + 2 * 8 + (8 * 64 + 64) + 2 * 64 + (64 * 10 + 10)
 
 
 def test_private_samples_live_on_their_own_clients_device(results):
