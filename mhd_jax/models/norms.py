@@ -15,6 +15,83 @@ from mhd_jax.core.client_axis import target_platform
 Layer = Callable[[Array], Array]
 
 
+def relu(x: Array) -> Array:
+    """Returns max(x, 0), as `jax.nn.relu`; on CPUs in a form that is kept for the backward pass.
+
+    XLA's CPU backend computes a maximum again in each operation that uses it, with everything since
+    the last convolutions: several blocks of a residual network. A selection it computes once.
+    """
+    return _selected(x) if target_platform() == "cpu" else nn.relu(x)
+
+
+@jax.custom_jvp
+def _selected(x: Array) -> Array:
+    return jnp.where(x <= 0, 0, x)  # NaN stays NaN
+
+
+@_selected.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = _selected(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)  # of x, all that makes x would be computed again
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., 2016) over the last axis, as `flax.linen.LayerNorm`.
+
+    The same function of the same parameters; on CPUs its gradient adds up by matrix products,
+    which makes the step of a small MLP a tenth shorter.
+
+    Attributes:
+      epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises x."""
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        exact = jnp.promote_types(x.dtype, jnp.float32)
+        rows = x.reshape(-1, features).astype(exact)
+        normalised = _layer_norm if target_platform() == "cpu" else _layer_norm_of_rows
+        y = normalised(self.epsilon, rows, scale.astype(exact), bias.astype(exact))
+        return y.reshape(x.shape).astype(jnp.result_type(x, scale, bias))
+
+
+def _layer_norm_of_rows(epsilon: float, x: Array, scale: Array, bias: Array) -> Array:
+    return _layer_norm_forward(epsilon, x, scale, bias)[0]
+
+
+_layer_norm = jax.custom_vjp(_layer_norm_of_rows, nondiff_argnums=(0,))
+
+
+def _layer_norm_forward(
+    epsilon: float, x: Array, scale: Array, bias: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    mean = x.mean(axis=1, keepdims=True)
+    square = jnp.square(x).mean(axis=1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + epsilon)
+    return (x - mean) * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(
+    epsilon: float, kept: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array]:
+    del epsilon
+    x, mean, inverse, scale = kept
+    centred = dy * (x - mean)
+    weights = (scale / scale.size)[:, None]
+    first = dy @ weights
+    second = jnp.square(inverse) * (centred @ weights)
+    dx = inverse * (dy * scale - first - (x - mean) * second)
+    return dx, (inverse.T @ centred)[0], dy.sum(axis=0)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
 class EvoNormS0(nn.Module):
     """EvoNorm-S0 (Liu et al., 2020): normalisation and activation in one, for [N, …, channels].
 
@@ -98,7 +175,7 @@ def _group_moments(x: Array, num_groups: int) -> tuple[Array, Array]:
 
 
 def normalise(
-    kind: str, train: bool, *, num_groups: int = 8, activation: Layer | None = nn.relu
+    kind: str, train: bool, *, num_groups: int = 8, activation: Layer | None = relu
 ) -> Layer:
     """Returns a normalisation with its activation, for use inside a compact module.
 
@@ -112,7 +189,7 @@ def normalise(
         return EvoNormS0("hard" if kind == "evonorm" else "sigmoid", num_groups)
     layers: dict[str, Callable[[], Layer]] = {
         "none": lambda: lambda x: x,
-        "layer": nn.LayerNorm,
+        "layer": LayerNorm,
         "group": lambda: GroupNorm(num_groups),
         "batch": lambda: nn.BatchNorm(use_running_average=not train, momentum=0.9),
     }

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax import Array
 
 from mhd_jax.models.conv import Conv
-from mhd_jax.models.norms import normalise
+from mhd_jax.models.norms import normalise, relu
 
 _EXPANSION = 4  # the ratio of a bottleneck's output to its inner channels
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
         def convolve(x: Array, channels: int, side: int, stride: int, activate: bool) -> Array:
             sides, strides = (side, side), (stride, stride)
             x = Conv(channels, sides, strides, padding=side // 2, use_bias=False)(x)
-            activation = nn.relu if activate else None
+            activation = relu if activate else None
             return normalise(self.norm, train, num_groups=self.num_groups, activation=activation)(x)
 
         if self.bottleneck:
@@ -54,7 +54,7 @@ class Block(nn.Module):
             y = convolve(y, self.channels, 3, 1, activate=False)
         if x.shape != y.shape:
             x = convolve(x, y.shape[-1], 1, self.stride, activate=False)
-        return x + y if self.norm.startswith("evonorm") else nn.relu(x + y)
+        return x + y if self.norm.startswith("evonorm") else relu(x + y)
 
 
 class ResNet(nn.Module):

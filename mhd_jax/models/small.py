@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from mhd_jax.models.conv import Conv
-from mhd_jax.models.norms import normalise
+from mhd_jax.models.norms import normalise, relu
 
 
 def halve(x: Array) -> Array:
@@ -81,7 +81,7 @@ class CNN(nn.Module):
             x = Conv(channels, (3, 3), use_bias=self.norm == "none")(x)
             x = normalise(self.norm, train)(x)
             x = halve(x)
-        return nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
+        return relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
 
 
 class StridedCNN(nn.Module):
@@ -118,8 +118,8 @@ class LeNet5(nn.Module):
         if x.shape[1:3] != (height, width):
             x = jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear")
         # The activation of maxima is the maximum of activations, of which there are four times as many.
-        x = nn.relu(halve(Conv(6, (5, 5), padding="SAME")(x)))
-        x = nn.relu(halve(Conv(16, (5, 5), padding="VALID")(x)))
+        x = relu(halve(Conv(6, (5, 5), padding="SAME")(x)))
+        x = relu(halve(Conv(16, (5, 5), padding="VALID")(x)))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(120)(x))
-        return nn.relu(nn.Dense(84)(x))
+        x = relu(nn.Dense(120)(x))
+        return relu(nn.Dense(84)(x))

@@ -14,7 +14,7 @@ import mhd_jax as mhd
 from mhd_jax.core.client_axis import Execution, under
 from mhd_jax.models import CNN, MODELS, VGG, ClientModel, MobileNetV2, ResNet, ViT, build_backbone
 from mhd_jax.models.mobilenet import InvertedResidual
-from mhd_jax.models.norms import EvoNormS0, GroupNorm
+from mhd_jax.models.norms import EvoNormS0, GroupNorm, LayerNorm, relu
 from mhd_jax.models.resnet import Block
 from mhd_jax.models.small import halve
 from tests.builders import assert_trees_close, short, thinned
@@ -169,9 +169,16 @@ def test_evonorm_equals_its_equation(gate):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+NORMS = {
+    "group": (GroupNorm(num_groups=4), nn.GroupNorm(num_groups=4)),
+    "layer": (LayerNorm(), nn.LayerNorm()),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("shape", "dtype"), [((3, 4, 5, 8), "float32"), ((3, 8), "bfloat16")])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_group_norm_is_flaxs(shape, dtype, platform):
+def test_group_and_layer_norm_are_flaxs(norm, shape, dtype, platform):
     rng = np.random.default_rng(0)
     x, cotangent = (jnp.asarray(rng.normal(1, 2, size=shape), dtype) for _ in range(2))
     scale, bias = (jnp.asarray(rng.normal(size=8), dtype) for _ in range(2))
@@ -184,7 +191,7 @@ def test_group_norm_is_flaxs(shape, dtype, platform):
         return y, *pull_back(cotangent)
 
     with under(Execution(platform=platform)):
-        own, theirs = all_of(GroupNorm(num_groups=4)), all_of(nn.GroupNorm(num_groups=4))
+        own, theirs = map(all_of, NORMS[norm])
     tolerance = 2e-5 if dtype == "float32" else 3e-2
     for found, expected in zip(own, theirs, strict=True):
         assert found.dtype == expected.dtype
@@ -192,6 +199,17 @@ def test_group_norm_is_flaxs(shape, dtype, platform):
         np.testing.assert_allclose(
             *(a.astype("float32") for a in (found, expected)), atol=tolerance * scale
         )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_relu_is_the_positive_part(platform):
+    x = jnp.asarray([-2.0, -0.0, 0.0, 3.0, jnp.inf, -jnp.inf, jnp.nan])
+    with under(Execution(platform=platform)):
+        y, pull_back = jax.vjp(relu, x)
+        _, tangent = jax.jvp(relu, (x,), (jnp.full(7, 5.0),))
+    np.testing.assert_array_equal(y, [0, 0, 0, 3, np.inf, 0, np.nan])  # NaN is not hidden
+    for gradient in (*pull_back(jnp.full(7, 5.0)), tangent):
+        np.testing.assert_array_equal(gradient, [0, 0, 0, 5, 5, 0, 0])
 
 
 @pytest.mark.parametrize("name", short(["resnet18", "resnet50", "mobilenetv2"], "resnet50"))

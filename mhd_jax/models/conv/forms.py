@@ -146,7 +146,11 @@ def _dw_in_parts(geometry: Geometry, x: Array, g: Array) -> Array:
     if part == x.shape[0]:
         return form(geometry, x, g)
     parts = [a.reshape(-1, part, *a.shape[1:]) for a in (x, g)]
-    return lax.map(lambda xg: form(geometry, *xg), parts).sum(axis=0)
+
+    def add(total: Array, part: list[Array]) -> tuple[Array, None]:
+        return total + form(geometry, *part), None
+
+    return lax.scan(add, jnp.zeros(geometry.kernel, x.dtype), parts)[0]
 
 
 def _part(geometry: Geometry, count: int) -> int:
