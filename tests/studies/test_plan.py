@@ -201,7 +201,8 @@ def test_the_arithmetic_and_the_memory_of_a_matrix():
     assert found.memory["parameters"] == 4 * 4 * (features * width + width * 3 + 3)
     samples = memory.on_each_device(mhd.prepare("empty", clients, "isolated").samples.data_shapes)
     assert found.memory["training data"] == samples
-    assert found.memory["temporaries"] > 4 * 4 * features * width  # a gradient for each parameter
+    # Clients this large take their steps one after the other: the gradients of one, not of all four.
+    assert 4 * features * width < found.memory["temporaries"] < 4 * 4 * features * width
     assert found.fits and sum(found.memory.values()) < found.capacity
     assert found.crossings == () and found.step_seconds is None
 
