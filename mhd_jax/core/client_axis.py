@@ -188,8 +188,8 @@ def over_clients(fn: Callable, in_axes: int | Sequence[Axis] = 0) -> Callable:
 def one_after_the_other(fn: Callable, in_axes: Sequence[Axis]) -> Callable:
     """Maps a function that updates what a client has over the client axis, in place.
 
-    Each device takes its clients one after the other. Unlike `over_clients`, no second array of
-    all clients' results is filled; what all clients have can be as large as the memory.
+    Each device takes its clients one after the other. Unlike with `over_clients`, no second array
+    of all clients is filled.
 
     Args:
       fn: takes the arguments of one client and returns the first of them, updated.
