@@ -114,11 +114,7 @@ class _FedAvg:
         sizes = state.extra["sizes"]
         (group,) = state.groups
         models = group.params, group.stats
-        average = jax.tree.map(
-            lambda mean, own: jnp.broadcast_to(mean, own.shape),
-            exchange.average(models, (sizes / sizes.sum())[None]),
-            models,
-        )
+        average = exchange.average_for_all(models, sizes / sizes.sum())
         state = self.restarted(_with_models(state, average), jnp.ones(state.num_clients, bool))
         # One message from every client with labels to the server, and one back to every client.
         return state, {"weights": state.extra["takes_part"] + (sizes > 0)}

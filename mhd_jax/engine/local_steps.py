@@ -103,10 +103,9 @@ def take_local_steps(
         own: Any = (state.client_ids, state.label_sets, rows, sums)
         *own, own_sums = take_members(own, group.members, state.num_clients)
         common = (state.key, state.step, num_steps, data.public_inputs)
-        with under(execution):
-            models, found = one_after_the_other(one_client, (0, 0, BY_DEVICE, BY_DEVICE, None))(
-                (_models(group), own_sums), own, data.inputs, data.labels, common
-            )
+        models, found = one_after_the_other(one_client, (0, 0, BY_DEVICE, BY_DEVICE, None))(
+            (_models(group), own_sums), own, data.inputs, data.labels, common
+        )
         groups.append(dataclasses.replace(group, **models))
         new_sums.append(found)
     after = dataclasses.replace(state, step=state.step + num_steps, groups=tuple(groups))

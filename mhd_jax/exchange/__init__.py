@@ -25,7 +25,13 @@ from mhd_jax.exchange.teachers import (
     gather,
     neighbours,
 )
-from mhd_jax.topology.mixing import along_edges, among, average, average_neighbours
+from mhd_jax.topology.mixing import (
+    along_edges,
+    among,
+    average,
+    average_for_all,
+    average_neighbours,
+)
 
 __all__ = [
     "TARGET_SELECTIONS",
@@ -37,6 +43,7 @@ __all__ = [
     "along_edges",
     "among",
     "average",
+    "average_for_all",
     "average_neighbours",
     "confidence_cap",
     "densest",

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from mhd_jax.models.norms import LayerNorm
+
 _normal = nn.initializers.truncated_normal(0.02)
 _Dense = functools.partial(nn.Dense, kernel_init=_normal)
 
@@ -27,8 +29,8 @@ class EncoderBlock(nn.Module):
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=not train)
         attend = nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=_normal)
-        x = x + drop(attend(nn.LayerNorm()(x)))
-        y = nn.gelu(_Dense(4 * width)(nn.LayerNorm()(x)), approximate=False)
+        x = x + drop(attend(LayerNorm()(x)))
+        y = nn.gelu(_Dense(4 * width)(LayerNorm()(x)), approximate=False)
         return x + drop(_Dense(width)(drop(y)))
 
 
@@ -64,4 +66,4 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for _ in range(self.depth):
             x = EncoderBlock(self.num_heads, self.dropout)(x, train)
-        return nn.LayerNorm()(x[:, 0])
+        return LayerNorm()(x[:, 0])

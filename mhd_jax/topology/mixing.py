@@ -83,17 +83,23 @@ def spectral_gap(mixing: Any) -> float:
 
 def average(tree: PyTree, weights: Array) -> PyTree:
     """Returns Σ_j W[i, j] a_j for arrays a [K, …] and W [K, K], or [1, K]; integers are rounded."""
-    # Of a single average, devices add up what each has; of many, all devices need all clients.
-    sent = (lambda tree: tree) if len(weights) == 1 else everywhere
 
     def mixed(tree: PyTree, weights: Array) -> PyTree:
+        if len(weights) > 1:  # of a single average, devices add up what each has
+            tree = everywhere(tree)
         # By default, accelerators would round the parameters to fewer bits at every average.
         return jax.tree.map(
             lambda a: jnp.einsum("ij,j...->i...", weights.astype(a.dtype), a, precision="highest"),
-            sent(tree),
+            tree,
         )
 
     return _rounded(mixed, tree, weights)
+
+
+def average_for_all(tree: PyTree, weights: Array) -> PyTree:
+    """Returns the same average Σ_j w[j] a_j for each client, [K, …], for arrays a [K, …] and w [K]."""
+    mean = average(tree, weights[None])
+    return jax.tree.map(lambda one, own: jnp.broadcast_to(one, own.shape), mean, tree)
 
 
 def _rounded(mixed: Callable[[PyTree, Array], PyTree], tree: PyTree, weights: Array) -> PyTree:

@@ -21,7 +21,7 @@ from mhd_jax.core.client_axis import over_clients, part_of
 from mhd_jax.core.errors import ConfigError
 from mhd_jax.core.trees import all_finite, of_one_client, take_rows, where_rows
 from mhd_jax.core.types import Batch, GroupState, Outputs, Participants, PyTree, State, Terms
-from mhd_jax.topology.mixing import average
+from mhd_jax.topology.mixing import average, average_for_all
 from mhd_jax.training import initial
 from mhd_jax.training.losses import pretext_cross_entropy, private_loss
 
@@ -527,5 +527,9 @@ def consensus(state: State, weigh: Callable[[State], Array], num_active: int) ->
       weigh: returns the clients' weights in the mean, see `Algorithm.consensus`.
       num_active: the number of active clients; later ones only pad the client axis.
     """
+    (group,) = state.groups
     weights = jnp.where(jnp.arange(state.num_clients) < num_active, weigh(state), 0)
-    return averaged(state, jnp.broadcast_to(weights / weights.sum(), (state.num_clients,) * 2))
+    params, stats = average_for_all((group.params, group.stats), weights / weights.sum())
+    return dataclasses.replace(
+        state, groups=(dataclasses.replace(group, params=params, stats=stats),)
+    )
